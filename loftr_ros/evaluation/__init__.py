@@ -1,0 +1,1 @@
+"""Measuring: rendered truth, pose errors, trajectories."""

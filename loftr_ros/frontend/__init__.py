@@ -1,0 +1,1 @@
+"""The streaming front end: keyframes, two-view geometry and the pipeline, over the matcher."""

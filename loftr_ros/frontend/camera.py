@@ -1,0 +1,202 @@
+"""Camera models: pixels of the raw image to rays of the optical frame, and back.
+
+The models are those of `sensor_msgs/CameraInfo` (REP 104): `plumb_bob`, `rational_polynomial`,
+`equidistant` (fisheye), and none for images that are already undistorted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from loftr_ros.frontend.distortion import EquidistantLens, PolynomialLens
+
+Array = NDArray[np.float64]
+
+PLUMB_BOB = "plumb_bob"
+RATIONAL_POLYNOMIAL = "rational_polynomial"
+EQUIDISTANT = "equidistant"
+NO_DISTORTION = "none"
+
+# How many coefficients each model takes. CameraInfo's rational polynomial has 8; OpenCV adds a thin prism (12) and a
+# tilted sensor (14), which some drivers publish under the same name. Zeros after these are padding.
+_COEFFICIENT_COUNTS: dict[str, tuple[int, ...]] = {
+    PLUMB_BOB: (4, 5),
+    RATIONAL_POLYNOMIAL: (8, 12, 14),
+    EQUIDISTANT: (4,),
+    NO_DISTORTION: (0,),
+}
+# `fisheye` is what some drivers write for the same four-coefficient model of Kannala and Brandt.
+_ALIASES = {"": NO_DISTORTION, "fisheye": EQUIDISTANT}
+
+
+class CameraError(ValueError):
+    """A calibration that cannot be used; the message says why and what was expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class CameraModel:
+    """Intrinsics and distortion of one camera at one image size.
+
+    Pixels are (u, v) with (0, 0) at the centre of the top-left pixel. Rays are (x / z, y / z) in the
+    optical frame (REP 103: x right, y down, z forward), which holds for what lies in front of the camera.
+
+    Attributes:
+        width, height: image size in pixels that the calibration refers to.
+        matrix: (3, 3) float64 camera matrix K of the raw (distorted) image; a skew is honoured.
+        distortion_model: `plumb_bob`, `rational_polynomial`, `equidistant` or `none`.
+        distortion: (D,) float64 coefficients, in the order of CameraInfo and OpenCV. All zeros mean no distortion,
+            except with `equidistant`, where they are the ideal fisheye (angle proportional to radius).
+
+    Raises:
+        CameraError: what was given is no calibration.
+    """
+
+    width: int
+    height: int
+    matrix: Array
+    distortion_model: str = NO_DISTORTION
+    distortion: Array = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        model = _ALIASES.get(self.distortion_model, self.distortion_model)
+        matrix = np.array(self.matrix, dtype=np.float64)
+        coefficients = np.array(self.distortion, dtype=np.float64).ravel()
+        if self.width < 1 or self.height < 1:
+            raise CameraError(f"image size {self.width}x{self.height} in the calibration; expected the images' size")
+        if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+            raise CameraError(f"camera matrix K must be 3x3 and finite, got {matrix.tolist()}")
+        if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+            raise CameraError(
+                f"focal lengths in K are {matrix[0, 0]:g} and {matrix[1, 1]:g} px; expected positive values "
+                "(an uncalibrated camera publishes zeros: calibrate it, or publish its calibration)"
+            )
+        if matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
+            raise CameraError(f"camera matrix K must be [fx s cx; 0 fy cy; 0 0 1], got {matrix.tolist()}")
+        if model not in _COEFFICIENT_COUNTS:
+            known = ", ".join(_COEFFICIENT_COUNTS)
+            raise CameraError(f"distortion model '{model}' is not known; expected one of {known}")
+        if not np.isfinite(coefficients).all():
+            raise CameraError(f"distortion coefficients D are not finite: {coefficients.tolist()}")
+        if not coefficients.any() and model != EQUIDISTANT:
+            model, coefficients = NO_DISTORTION, np.zeros(0)
+        counts = _COEFFICIENT_COUNTS[model]
+        if coefficients.size > counts[-1] and not coefficients[counts[-1] :].any():
+            coefficients = coefficients[: counts[-1]]
+        if coefficients.size not in counts:
+            raise CameraError(
+                f"distortion model '{model}' came with {coefficients.size} coefficients in D; "
+                f"expected {' or '.join(map(str, counts))}"
+            )
+        for name, value in (("distortion_model", model), ("matrix", matrix), ("distortion", coefficients)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_camera_info(cls, info: Any) -> CameraModel:
+        """The model in a `sensor_msgs/CameraInfo`-like message (k, d, width, height of the raw image).
+
+        Binning and region of interest are honoured, in the message's own order (the region is given in the unbinned,
+        full-resolution image): the result is for the image as it is published.
+
+        Raises:
+            CameraError: the message holds no usable calibration.
+        """
+        if np.size(info.k) != 9:
+            raise CameraError(f"camera matrix K has {np.size(info.k)} entries; expected 9")
+        matrix = np.array(info.k, dtype=np.float64).reshape(3, 3)
+        width, height = int(info.width), int(info.height)
+        model, coefficients = str(info.distortion_model), np.asarray(info.d, dtype=np.float64)
+        if _ALIASES.get(model, model) == EQUIDISTANT and coefficients.size and not coefficients.any():
+            # The formula says ideal fisheye, image_geometry takes it as undistorted: rays differ by tens of degrees.
+            raise CameraError(
+                f"distortion model '{model}' with coefficients of zero has two meanings; for undistorted images "
+                f"publish '{PLUMB_BOB}' with zeros, for an ideal fisheye a first coefficient of 1e-12"
+            )
+        roi = info.roi
+        if roi.x_offset or roi.y_offset or roi.width or roi.height:
+            right, bottom = int(roi.x_offset) + int(roi.width), int(roi.y_offset) + int(roi.height)
+            if not (roi.width and roi.height) or right > width or bottom > height:
+                raise CameraError(
+                    f"region of interest of {roi.width}x{roi.height} at ({roi.x_offset}, {roi.y_offset}) in an image "
+                    f"of {width}x{height}; expected a part of the full-resolution image, or zeros for all of it"
+                )
+            matrix[0, 2] -= int(roi.x_offset)
+            matrix[1, 2] -= int(roi.y_offset)
+            width, height = int(roi.width), int(roi.height)
+        binning = (max(int(info.binning_x), 1), max(int(info.binning_y), 1))
+        # A binned pixel's centre lies between the centres of the pixels it was made of.
+        matrix = _scaled(matrix, 1 / binning[0], 1 / binning[1])
+        return cls(width // binning[0], height // binning[1], matrix, model, coefficients)
+
+    @property
+    def focal_length(self) -> float:
+        """Mean of the two focal lengths, in pixels: turns an angle in the image's middle into pixels."""
+        return float(self.matrix[0, 0] + self.matrix[1, 1]) / 2
+
+    def unproject(self, pixels: ArrayLike) -> Array:
+        """Undistorted rays of pixels.
+
+        Args:
+            pixels: (N, 2) pixels of the raw image.
+
+        Returns:
+            (N, 2) float64 normalised coordinates (x / z, y / z). NaN where the model has no ray in front of the
+            camera for the pixel: 90 degrees or more off the axis, or past where the distortion folds back on itself.
+        """
+        u, v = np.asarray(pixels, dtype=np.float64).reshape(-1, 2).T
+        k = self.matrix
+        y = (v - k[1, 2]) / k[1, 1]
+        x = (u - k[0, 2] - k[0, 1] * y) / k[0, 0]
+        if self._lens is not None:
+            x, y = self._lens.undistort(x, y)
+        return np.stack([x, y], axis=1)
+
+    def project(self, points: ArrayLike) -> Array:
+        """Pixels of points in the optical frame.
+
+        Args:
+            points: (N, 3) points, any unit.
+
+        Returns:
+            (N, 2) float64 pixels of the raw image, inside of it or not. NaN where a point is not in front of the
+            camera (z <= 0), or is past where the distortion folds back on itself.
+        """
+        x, y, z = np.asarray(points, dtype=np.float64).reshape(-1, 3).T
+        z = np.where(z > 0, z, np.nan)
+        x, y = x / z, y / z
+        if self._lens is not None:
+            x, y = self._lens.distort(x, y)
+        k = self.matrix
+        return np.stack([k[0, 0] * x + k[0, 1] * y + k[0, 2], k[1, 1] * y + k[1, 2]], axis=1)
+
+    def resized(self, width: int, height: int) -> CameraModel:
+        """The same camera at another image size, half-pixel correct: what `cv2.resize` makes of its images."""
+        matrix = _scaled(self.matrix, width / self.width, height / self.height)
+        return CameraModel(width, height, matrix, self.distortion_model, self.distortion)
+
+    def same_as(self, other: CameraModel | None) -> bool:
+        """Whether both map the same pixels to the same rays."""
+        return (
+            other is not None
+            and (self.width, self.height, self.distortion_model) == (other.width, other.height, other.distortion_model)
+            and np.array_equal(self.matrix, other.matrix)
+            and np.array_equal(self.distortion, other.distortion)
+        )
+
+    @cached_property
+    def _lens(self) -> PolynomialLens | EquidistantLens | None:
+        if self.distortion_model == NO_DISTORTION:
+            return None
+        return (EquidistantLens if self.distortion_model == EQUIDISTANT else PolynomialLens)(self.distortion)
+
+
+def _scaled(matrix: Array, scale_u: float, scale_v: float) -> Array:
+    """K of the image resized by these factors; (0, 0) stays the centre of the top-left pixel."""
+    matrix = np.diag([scale_u, scale_v, 1.0]) @ matrix
+    matrix[0, 2] += 0.5 * scale_u - 0.5
+    matrix[1, 2] += 0.5 * scale_v - 0.5
+    return matrix

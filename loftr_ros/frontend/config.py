@@ -1,0 +1,132 @@
+"""What the front end can be told: one frozen dataclass a stage, each field with its meaning, unit and range.
+
+The ROS parameters are declared from these fields, and config/front_end.yaml mirrors them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting out of its range or of the wrong type; the message says which and what is allowed."""
+
+
+def setting(
+    default: T, description: str, *, unit: str = "", low: float | None = None, high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> T:
+    """A dataclass field that says what it means.
+
+    Args:
+        default: its value where nothing is said.
+        description: one sentence without the unit and range.
+        unit: SI symbol or px; empty for a pure number.
+        low, high: the closed range of a number; give both.
+        choices: what a string may be; empty for any.
+    """
+    metadata = {"description": description, "unit": unit, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)  # type: ignore[no-any-return,call-overload]
+
+
+def check(config: Any) -> None:
+    """Hold every field of a settings dataclass against its type, range and choices.
+
+    Raises:
+        ConfigError: one is out.
+    """
+    for item in dataclasses.fields(config):
+        value, about = getattr(config, item.name), item.metadata
+        if type(value) is not type(item.default) and not (type(item.default) is float and type(value) is int):
+            raise ConfigError(f"{item.name} is {value!r}; expected {type(item.default).__name__}")
+        if about["low"] is not None and not (about["low"] <= value <= about["high"] and math.isfinite(value)):
+            raise ConfigError(f"{item.name} is {value}; expected {about['low']} to {about['high']} {about['unit']}".rstrip())
+        if about["choices"] and value not in about["choices"]:
+            raise ConfigError(f"{item.name} is '{value}'; expected one of {', '.join(about['choices'])}")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What the network sees of an image."""
+
+    max_side: int = setting(
+        1280, "Longer side of what the network sees; larger images are shrunk to it", unit="px", low=64, high=8192
+    )
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Pyramidal Lucas-Kanade from the coarse match, for networks without a fine stage."""
+
+    window: int = setting(21, "Side of the patch that is tracked", unit="px", low=5, high=63)
+    levels: int = setting(2, "Pyramid levels above the image", low=0, high=6)
+    iterations: int = setting(20, "Iterations per level, at most", low=1, high=100)
+    max_forward_backward: float = setting(
+        0.5, "Distance between a keyframe point and where tracking there and back ends", unit="px", low=0.01, high=10.0
+    )
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class GeometryConfig:
+    """Two-view geometry."""
+
+    threshold: float = setting(
+        1.0, "Distance from its epipolar line beyond which a match is an outlier", unit="px", low=0.05, high=20.0
+    )
+    confidence: float = setting(
+        0.9999, "Probability that a sample without outliers is drawn before the search ends", low=0.5, high=0.999999
+    )
+    max_iterations: int = setting(1000, "Samples that the search draws, at most", low=10, high=100000)
+    min_matches: int = setting(16, "Matches below which no pose is estimated", low=8, high=10000)
+    min_inliers: int = setting(12, "Inliers below which a pose is not trusted", low=6, high=10000)
+    min_parallax: float = setting(
+        0.5,
+        "Median motion, without the rotation's part, below which the translation's direction counts as unobserved",
+        unit="px", low=0.0, high=100.0,
+    )
+    planar_ratio: float = setting(
+        0.95, "Part of the inliers that one homography must explain for the scene to count as a plane", low=0.5, high=1.0
+    )
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class KeyframeConfig:
+    """When keyframes come and go."""
+
+    capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000)
+    max_matched: int = setting(2, "Keyframes matched with each frame, at most (K)", low=1, high=16)
+    min_coverage: float = setting(
+        0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
+    )
+    max_parallax: float = setting(
+        0.1, "Median parallax, as a part of the image's width; above it a new keyframe comes", low=0.001, high=1.0
+    )
+    max_rotation: float = setting(
+        20.0, "Angle to the reference keyframe; above it a new keyframe comes", unit="deg", low=0.1, high=180.0
+    )
+    max_age: float = setting(
+        10.0, "Age of the reference keyframe; above it a new keyframe comes; 0 for never", unit="s", low=0.0, high=86400.0
+    )
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """Everything that `FrontEnd` can be told."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    keyframe: KeyframeConfig = field(default_factory=KeyframeConfig)

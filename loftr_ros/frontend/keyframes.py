@@ -1,0 +1,231 @@
+"""The buffer of keyframes, and the policies that add, pick and drop them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.config import KeyframeConfig
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.matcher.loftr import ImageFeatures
+
+# The image is divided into this many columns and rows to see how much of it matches cover.
+COVERAGE_GRID = (8, 6)
+
+
+class KeyframeReason(IntEnum):
+    """Why a keyframe came or went; the numbers are those of msg/Keyframe."""
+
+    FIRST = 0
+    LOW_COVERAGE = 1
+    HIGH_PARALLAX = 2
+    HIGH_ROTATION = 3
+    AGE = 4
+    LOST = 5
+    FORCED = 6
+    EVICTED = 16
+    RESET = 17
+    CAMERA_CHANGED = 18
+    TIME_JUMPED = 19
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """A frame with all that is computed from it alone; becomes a keyframe without computing anything again.
+
+    Attributes:
+        frame: the image and its origin.
+        features: the network's, on its device.
+        scale: (u, v) pixels of the raw image per pixel of the image that was encoded.
+        cell_size: side of a coarse cell, in pixels of the encoded image.
+    """
+
+    frame: Frame
+    features: ImageFeatures
+    scale: tuple[float, float]
+    cell_size: int
+
+    @cached_property
+    def cell_points(self) -> NDArray[np.float32]:
+        """(L, 2) float32 raw pixels of the coarse cells' centres."""
+        rows, columns = self.features.grid
+        cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+        return raw_pixels((cells * self.cell_size + (self.cell_size - 1) / 2).astype(np.float32), self.scale)
+
+    @cached_property
+    def cell_rays(self) -> NDArray[np.float64] | None:
+        """(L, 2) rays of the cells' centres, NaN where there is none; None without calibration."""
+        return None if self.frame.camera is None else self.frame.camera.unproject(self.cell_points)
+
+
+@dataclass
+class Keyframe:
+    """A kept frame, and what is remembered of its use.
+
+    Attributes:
+        id: never used twice.
+        encoded: the frame.
+        coverage: part of the newest frame matched with it that its inliers covered, 0 to 1.
+        last_matched: number of the frame it was last matched with.
+    """
+
+    id: int
+    encoded: EncodedFrame
+    coverage: float = 1.0
+    last_matched: int = 0
+
+    @property
+    def frame(self) -> Frame:
+        return self.encoded.frame
+
+
+@dataclass(frozen=True)
+class KeyframeEvent:
+    """A keyframe came (`added`) or went.
+
+    Attributes:
+        keyframe: the one.
+        added: whether it came.
+        reason: why.
+        num_keyframes: keyframes held after it.
+    """
+
+    keyframe: Keyframe
+    added: bool
+    reason: KeyframeReason
+    num_keyframes: int
+
+
+class KeyframeBuffer:
+    """At most `capacity` keyframes, one of them the reference that new frames are judged by.
+
+    When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference.
+    """
+
+    def __init__(self, config: KeyframeConfig) -> None:
+        self._config = config
+        self._keyframes: list[Keyframe] = []
+        self._next_id = 1
+        self._frame_number = 0
+        self.reference: Keyframe | None = None
+
+    def __len__(self) -> int:
+        return len(self._keyframes)
+
+    @property
+    def keyframes(self) -> tuple[Keyframe, ...]:
+        """The keyframes held, oldest first."""
+        return tuple(self._keyframes)
+
+    def choose(self) -> list[Keyframe]:
+        """The keyframes to match the next frame with, at most `max_matched`, the reference first.
+
+        Then come those that covered the newest frame they were matched with best; the last place goes to
+        whichever has waited longest for a match, so that a place seen again is found again.
+        """
+        if self.reference is None:
+            return []
+        others = [keyframe for keyframe in self._keyframes if keyframe is not self.reference]
+        others.sort(key=lambda keyframe: keyframe.coverage, reverse=True)
+        places = self._config.max_matched - 1
+        if len(others) <= places:
+            return [self.reference, *others]
+        if places == 0:
+            return [self.reference]
+        best, rest = others[: places - 1], others[places - 1 :]
+        return [self.reference, *best, min(rest, key=lambda keyframe: keyframe.last_matched)]
+
+    def record_match(self, keyframe: Keyframe, coverage: float) -> None:
+        """Remember how well a keyframe covered the newest frame; the best one becomes the reference.
+
+        A challenger must cover a tenth more than the reference, so that two equals do not take turns.
+        """
+        keyframe.coverage = coverage
+        keyframe.last_matched = self._frame_number
+        if self.reference is not None and coverage > 1.1 * self.reference.coverage:
+            self.reference = keyframe
+
+    def next_frame(self) -> None:
+        """Count a frame."""
+        self._frame_number += 1
+
+    def add(self, encoded: EncodedFrame, reason: KeyframeReason) -> list[KeyframeEvent]:
+        """Keep a frame and make it the reference, evicting if there is no room."""
+        events = []
+        if len(self._keyframes) >= self._config.capacity:
+            candidates = [k for k in self._keyframes if k is not self.reference] or self._keyframes
+            gone = min(candidates, key=lambda keyframe: keyframe.last_matched)
+            self._keyframes.remove(gone)
+            events.append(KeyframeEvent(gone, False, KeyframeReason.EVICTED, len(self._keyframes)))
+        keyframe = Keyframe(self._next_id, encoded, last_matched=self._frame_number)
+        self._next_id += 1
+        self._keyframes.append(keyframe)
+        self.reference = keyframe
+        events.append(KeyframeEvent(keyframe, True, reason, len(self._keyframes)))
+        return events
+
+    def clear(self, reason: KeyframeReason) -> list[KeyframeEvent]:
+        """Drop every keyframe; ids go on."""
+        events = []
+        while self._keyframes:
+            gone = self._keyframes.pop(0)
+            events.append(KeyframeEvent(gone, False, reason, len(self._keyframes)))
+        self.reference = None
+        return events
+
+
+def raw_pixels(points: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:
+    """(N, 2) pixels of the encoded image to pixels of the raw image, half-pixel correct.
+
+    Args:
+        points: (N, 2) float32, (0, 0) at the centre of the top-left pixel.
+        scale: raw pixels per encoded pixel, (u, v).
+    """
+    if scale == (1.0, 1.0):
+        return points
+    factor = np.asarray(scale, dtype=np.float32)
+    return (points + np.float32(0.5)) * factor - np.float32(0.5)
+
+
+def coverage(points: NDArray[np.float32], size: tuple[int, int]) -> float:
+    """Part of the image's grid blocks that hold at least one point.
+
+    Args:
+        points: (N, 2) pixels.
+        size: (width, height) of the image.
+    """
+    columns, rows = COVERAGE_GRID
+    block = (points * (columns / size[0], rows / size[1])).astype(np.int64)
+    block = np.clip(block, 0, (columns - 1, rows - 1))
+    return len(np.unique(block[:, 1] * columns + block[:, 0])) / (columns * rows)
+
+
+def reason_for_keyframe(
+    reference: Keyframe, coverage: float, pose: RelativePose, frame: Frame, config: KeyframeConfig
+) -> KeyframeReason | None:
+    """Why the frame should become a keyframe, judged against the reference; None where it should not.
+
+    Args:
+        reference: the keyframe that covers the frame best.
+        coverage: how much of the frame its inliers cover, 0 to 1.
+        pose: of the frame relative to it.
+        frame: the current one.
+        config: the limits.
+    """
+    if coverage == 0:
+        return KeyframeReason.LOST
+    if coverage < config.min_coverage:
+        return KeyframeReason.LOW_COVERAGE
+    if pose.has_direction and pose.median_parallax > config.max_parallax * frame.size[0]:
+        return KeyframeReason.HIGH_PARALLAX
+    if pose.has_rotation and pose.rotation_angle > config.max_rotation:
+        return KeyframeReason.HIGH_ROTATION
+    age = (frame.stamp_ns - reference.frame.stamp_ns) / 1e9
+    if config.max_age > 0 and age > config.max_age:
+        return KeyframeReason.AGE
+    return None

@@ -1,0 +1,209 @@
+"""The streaming front end: one frame in, correspondences and poses against keyframes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import (
+    EncodedFrame,
+    Keyframe,
+    KeyframeBuffer,
+    KeyframeEvent,
+    KeyframeReason,
+    coverage,
+    raw_pixels,
+    reason_for_keyframe,
+)
+from loftr_ros.frontend.refinement import refine
+from loftr_ros.frontend.relative_pose import (
+    PoseStatus,
+    RelativePose,
+    estimate_relative_pose,
+    uncalibrated_inliers,
+    without_pose,
+)
+from loftr_ros.frontend.stream import StreamGuard
+from loftr_ros.matcher.loftr import LoFTR, Matches
+
+STAGES = ("encode", "match", "refine", "geometry", "keyframe")
+
+
+@dataclass(frozen=True)
+class Correspondences:
+    """Matches of the current frame with one keyframe, in raw pixels.
+
+    Attributes:
+        track_id: (N,) uint32, the keyframe's cell; with the keyframe's id it names a scene point.
+        keyframe_points, current_points: (N, 2) float32 pixels (u, v).
+        confidence: (N,) float32 in [0, 1], the matcher's.
+    """
+
+    track_id: NDArray[np.uint32]
+    keyframe_points: NDArray[np.float32]
+    current_points: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.track_id)
+
+
+@dataclass(frozen=True)
+class KeyframeMatch:
+    """What the current frame and one keyframe have in common."""
+
+    keyframe: Keyframe
+    correspondences: Correspondences
+    pose: RelativePose
+
+
+@dataclass(frozen=True)
+class FrontEndResult:
+    """What `FrontEnd.process` found.
+
+    Attributes:
+        frame: the frame it was given.
+        matches: one entry a keyframe matched, the reference first; empty for the first frame.
+        events: keyframes that came and went.
+        latencies: seconds spent in each of STAGES.
+    """
+
+    frame: Frame
+    matches: tuple[KeyframeMatch, ...]
+    events: tuple[KeyframeEvent, ...]
+    latencies: dict[str, float] = field(default_factory=dict)
+
+
+class FrontEnd:
+    """Keyframes and the matcher behind one method. Not thread-safe: one thread calls it."""
+
+    def __init__(self, matcher: LoFTR, config: FrontEndConfig | None = None) -> None:
+        self.config = config or FrontEndConfig()
+        self.matcher = matcher
+        self.buffer = KeyframeBuffer(self.config.keyframe)
+        self._stream = StreamGuard()
+        self._forced = False
+
+    def process(self, frame: Frame) -> FrontEndResult:
+        """Match a frame with the keyframes, find its relative poses, decide whether it becomes a keyframe.
+
+        Args:
+            frame: the stream's next image.
+
+        Raises:
+            FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
+        """
+        timer = _Timer()
+        events = self._admit(frame)
+        with timer("encode"):
+            current = self._encode(frame)
+        keyframes = self.buffer.choose()
+        with timer("match"):
+            found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
+        with timer("refine"):
+            correspondences = [self._to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
+        with timer("geometry"):
+            matches = [
+                KeyframeMatch(k, c, self._relative_pose(k.encoded, current, c))
+                for k, c in zip(keyframes, correspondences, strict=True)
+            ]
+        with timer("keyframe"):
+            events += self._update_keyframes(current, matches)
+        return FrontEndResult(frame, tuple(matches), tuple(events), timer.seconds)
+
+    def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
+        """Drop every keyframe and forget the stream; the next frame is the first of a new one."""
+        self._stream.reset()
+        self._forced = False
+        return tuple(self.buffer.clear(reason))
+
+    def force_keyframe(self) -> None:
+        """Make the next frame a keyframe whatever the policies say."""
+        self._forced = True
+
+    def _admit(self, frame: Frame) -> list[KeyframeEvent]:
+        changed = self._stream.admit(frame)
+        self.buffer.next_frame()
+        return [] if changed is None else self.buffer.clear(changed)
+
+    def _encode(self, frame: Frame) -> EncodedFrame:
+        """Everything that is computed from the frame alone."""
+        width, height = frame.size
+        shrink = min(1.0, self.config.image.max_side / max(width, height))
+        image = frame.image
+        if shrink < 1:
+            # INTER_AREA averages whole pixels, which is half-pixel correct and does not alias.
+            size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        features = self.matcher.encode(torch.from_numpy(np.ascontiguousarray(image)))
+        scale = (width / features.size[0], height / features.size[1])
+        return EncodedFrame(frame, features, scale, self.matcher.cell_size)
+
+    def _to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
+        """Matches in pixels of the incoming images, refined where the network has no fine stage."""
+        cell, confidence = matches.cell.numpy(), matches.confidence.numpy()
+        points0 = raw_pixels(matches.points0.numpy(), keyframe.scale)
+        points1 = raw_pixels(matches.points1.numpy(), current.scale)
+        if not self.matcher.has_fine_stage:
+            # A coarse match says by how much the cell moved; the patch around its centre tells more than one
+            # around its corner, which the published weights call the cell's point.
+            centres = keyframe.cell_points[cell]
+            points1, trusted = refine(
+                keyframe.frame.image, current.frame.image, centres, centres + (points1 - points0), self.config.refine
+            )
+            points0 = centres
+            cell, confidence, points0, points1 = (a[trusted] for a in (cell, confidence, points0, points1))
+        return Correspondences(cell.astype(np.uint32), points0, points1, confidence)
+
+    def _relative_pose(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Correspondences) -> RelativePose:
+        camera = current.frame.camera
+        if camera is None or keyframe.cell_rays is None or keyframe.frame.camera is None:
+            inliers = uncalibrated_inliers(matches.keyframe_points, matches.current_points, self.config.geometry)
+            return without_pose(PoseStatus.NO_CALIBRATION, inliers)
+        rays_keyframe = keyframe.cell_rays[matches.track_id]
+        rays_current = camera.unproject(matches.current_points)
+        return estimate_relative_pose(
+            rays_keyframe, rays_current, keyframe.frame.camera.focal_length, self.config.geometry
+        )
+
+    def _update_keyframes(self, current: EncodedFrame, matches: list[KeyframeMatch]) -> list[KeyframeEvent]:
+        """Let the best-covering keyframe be the reference, and add the frame where it has gone too far from it."""
+        covered = {}
+        for match in matches:
+            points = match.correspondences.current_points[match.pose.inliers]
+            covered[match.keyframe.id] = coverage(points, current.frame.size)
+            self.buffer.record_match(match.keyframe, covered[match.keyframe.id])
+        reference = self.buffer.reference
+        if reference is None:
+            reason: KeyframeReason | None = KeyframeReason.FIRST
+        elif self._forced:
+            reason = KeyframeReason.FORCED
+        else:
+            pose = next(match.pose for match in matches if match.keyframe is reference)
+            reason = reason_for_keyframe(
+                reference, covered[reference.id], pose, current.frame, self.config.keyframe
+            )
+        self._forced = False
+        return [] if reason is None else self.buffer.add(current, reason)
+
+
+class _Timer:
+    """Seconds spent in named blocks."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start

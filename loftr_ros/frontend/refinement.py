@@ -1,0 +1,49 @@
+"""Coarse matches to sub-pixel by pyramidal Lucas-Kanade, for networks without a fine stage."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.config import RefineConfig
+
+Image = NDArray[np.uint8]
+Points = NDArray[np.float32]
+
+
+def refine(
+    keyframe: Image, current: Image, points0: Points, points1: Points, config: RefineConfig
+) -> tuple[Points, NDArray[np.bool_]]:
+    """Move the current image's points to where the keyframe's patches really are.
+
+    The keyframe's points do not move. Tracking runs forward from the coarse match and back from its result;
+    what does not come back to where it started is refused.
+
+    Args:
+        keyframe, current: (H, W) raw images.
+        points0: (N, 2) float32 pixels in the keyframe's image.
+        points1: (N, 2) float32 pixels in the current image, off by up to about a coarse cell.
+        config: window, levels and the forward-backward limit.
+
+    Returns:
+        (N, 2) float32 refined pixels in the current image, and (N,) bool: which are to be trusted.
+    """
+    if not len(points0):
+        return points1.copy(), np.zeros(0, dtype=np.bool_)
+    options = dict(
+        winSize=(config.window, config.window),
+        maxLevel=config.levels,
+        criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, config.iterations, 0.01),
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+    )
+    # OpenCV writes the result over the initial guess.
+    forward, found, _ = cv2.calcOpticalFlowPyrLK(keyframe, current, points0, points1.copy(), **options)
+    # The way back starts as far off as the way there did, so that it has to find the point by itself.
+    guess = points0 + (points1 - forward)
+    backward, found_back, _ = cv2.calcOpticalFlowPyrLK(current, keyframe, forward, guess, **options)
+    distance = np.linalg.norm(backward - points0, axis=1)
+    height, width = current.shape
+    inside = (forward >= 0).all(axis=1) & (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)
+    trusted = (found[:, 0] > 0) & (found_back[:, 0] > 0) & (distance < config.max_forward_backward) & inside
+    return forward, trusted

@@ -1,0 +1,243 @@
+"""Two-view geometry: the relative pose of two calibrated images, what it rests on, and when it cannot be had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.config import GeometryConfig
+from loftr_ros.frontend.epipolar import (
+    cheirality_vote,
+    depth_signs,
+    fit_rotation,
+    homogeneous,
+    refine_pose,
+    rotated_residual,
+    sampson_distance,
+)
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# Variance of what the images do not tell: so large that no filter takes the value for a measurement.
+UNKNOWN_VARIANCE = 1e6
+
+
+class PoseStatus(IntEnum):
+    """What a relative pose is worth; the numbers are those of msg/RelativePose."""
+
+    OK = 0
+    TOO_FEW_MATCHES = 1
+    LOW_PARALLAX = 2
+    PURE_ROTATION = 3
+    PLANAR = 4
+    NO_CALIBRATION = 5
+
+
+@dataclass(frozen=True)
+class RelativePose:
+    """T_keyframe_current, up to scale, and how it came about.
+
+    Attributes:
+        status: what of it is observed.
+        rotation: (3, 3) float64, current to keyframe optical axes.
+        translation: (3,) float64 position of the current camera in the keyframe's optical frame: a unit vector,
+            or zero where its direction is not observed.
+        covariance: (6, 6) float64 of (x, y, z, rotation about x, y, z) in keyframe axes; rotation in rad,
+            translation relative to its unit length.
+        inliers: (N,) bool, one entry a match given.
+        median_parallax: px of the keyframe's image, the inliers' motion without the rotation's part; NaN without
+            a pose.
+        scale_known: whether the translation is in metres.
+    """
+
+    status: PoseStatus
+    rotation: Array
+    translation: Array
+    covariance: Array
+    inliers: Flags
+    median_parallax: float
+    scale_known: bool = False
+
+    @property
+    def has_rotation(self) -> bool:
+        """Whether the rotation is observed."""
+        return self.status not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
+
+    @property
+    def has_direction(self) -> bool:
+        """Whether the translation's direction is observed."""
+        return self.status in (PoseStatus.OK, PoseStatus.PLANAR)
+
+    @property
+    def matrix(self) -> Array:
+        """(4, 4) T_keyframe_current."""
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = self.rotation, self.translation
+        return matrix
+
+    @property
+    def rotation_angle(self) -> float:
+        """Angle of the rotation, in degrees."""
+        return float(np.degrees(np.linalg.norm(cv2.Rodrigues(self.rotation)[0])))
+
+
+def without_pose(status: PoseStatus, inliers: Flags) -> RelativePose:
+    """A result that says why there is no pose."""
+    return RelativePose(status, np.eye(3), np.zeros(3), np.eye(6) * UNKNOWN_VARIANCE, inliers, float("nan"))
+
+
+def uncalibrated_inliers(points0: NDArray[np.float32], points1: NDArray[np.float32], config: GeometryConfig) -> Flags:
+    """Inliers of the fundamental matrix by MAGSAC++, for images without intrinsics.
+
+    Args:
+        points0, points1: (N, 2) pixels.
+        config: threshold in pixels.
+
+    Returns:
+        (N,) bool; all false with fewer matches than `min_matches`.
+    """
+    if len(points0) < max(config.min_matches, 8):
+        return np.zeros(len(points0), dtype=np.bool_)
+    _, mask = cv2.findFundamentalMat(
+        points0, points1, cv2.USAC_MAGSAC, config.threshold, config.confidence, config.max_iterations
+    )
+    return np.zeros(len(points0), dtype=np.bool_) if mask is None else mask.ravel() > 0
+
+
+def estimate_relative_pose(
+    rays_keyframe: Array, rays_current: Array, focal_length: float, config: GeometryConfig
+) -> RelativePose:
+    """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
+
+    What follows from too few matches, from a rotation without translation and from a plane is told by `status`.
+
+    Args:
+        rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
+        focal_length: pixels; thresholds in pixels are divided by it.
+        config: thresholds.
+
+    Returns:
+        The pose with one inlier flag a match.
+    """
+    usable = np.isfinite(rays_keyframe).all(axis=1) & np.isfinite(rays_current).all(axis=1)
+    nothing = np.zeros(len(usable), dtype=np.bool_)
+    if usable.sum() < max(config.min_matches, 5):
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
+    x0, x1 = rays_keyframe[usable], rays_current[usable]
+    solver = _Solver(x0, x1, focal_length, config)
+    result = solver.solve()
+    inliers = nothing.copy()
+    inliers[usable] = result.inliers
+    return RelativePose(
+        result.status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax
+    )
+
+
+class _Solver:
+    """One estimation; holds what its steps share. Everything is in normalised coordinates."""
+
+    def __init__(self, x0: Array, x1: Array, focal_length: float, config: GeometryConfig) -> None:
+        self.x0, self.x1 = x0, x1
+        self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
+        self.focal_length = focal_length
+        self.threshold = config.threshold / focal_length
+        self.config = config
+
+    def solve(self) -> RelativePose:
+        config = self.config
+        rough = self._essential_pose()
+        if rough is None:
+            return self._rotation_only(np.zeros(len(self.x0), dtype=np.bool_))
+        rotation, translation, inliers = rough
+        if (degenerate := self._rotation_only(inliers)).status != PoseStatus.OK:
+            return degenerate
+        status = PoseStatus.OK
+        candidates = [(rotation, translation)]
+        if planar := self._plane_poses(inliers):
+            status = PoseStatus.PLANAR
+            candidates += planar
+        best = None
+        for candidate in candidates:
+            refined = refine_pose(self.p0[inliers], self.p1[inliers], *candidate, self.threshold)
+            if best is None or refined.cost < best.cost:
+                best = refined
+        assert best is not None
+        inliers = self._inliers(best.rotation, best.translation)
+        if inliers.sum() < config.min_inliers:
+            return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+        parallax = self._median_parallax(best.rotation, inliers)
+        return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)
+
+    def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
+        """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
+        # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
+        essential, mask = cv2.findEssentialMat(
+            self.x1, self.x0, np.eye(3), cv2.USAC_MAGSAC, self.config.confidence, self.threshold, self.config.max_iterations
+        )
+        if essential is None or essential.shape != (3, 3) or mask.sum() < self.config.min_inliers:
+            return None
+        inliers = mask.ravel() > 0
+        rotation_a, rotation_b, direction = cv2.decomposeEssentialMat(essential)
+        t = direction.ravel()
+        candidates = [(r, s * t) for r in (rotation_a, rotation_b) for s in (1.0, -1.0)]
+        p0, p1 = self.p0[inliers], self.p1[inliers]
+        rotation, translation = max(candidates, key=lambda c: cheirality_vote(p0, p1, *c, self.threshold))
+        return rotation, translation, inliers
+
+    def _rotation_only(self, inliers: Flags) -> RelativePose:
+        """The pose without translation where that explains the matches as well; else one with status OK."""
+        rotation = fit_rotation(self.p0, self.p1, self.threshold)
+        residual = rotated_residual(self.p0, self.p1, rotation)
+        agreeing = residual < self.threshold
+        needed = max(self.config.min_inliers, 0.8 * inliers.sum())
+        limit = self.config.min_parallax / self.focal_length
+        if agreeing.sum() < needed or np.median(residual[agreeing | inliers]) > limit:
+            if not inliers.any():
+                return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+            return without_pose(PoseStatus.OK, inliers)
+        noise = max(float(np.median(residual[agreeing])) / 1.18, 1e-9)  # of a 2-D Gaussian's median radius
+        points = homogeneous(self.x0[agreeing])
+        # Each match tells of the two rotations across its ray: sum of |p|^2 I - p p^T over unit rays.
+        unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+        information = (len(unit) * np.eye(3) - unit.T @ unit) / noise**2
+        covariance = np.eye(6) * UNKNOWN_VARIANCE
+        covariance[3:, 3:] = np.linalg.inv(information)
+        moved = np.median(np.linalg.norm(self.x0[agreeing] - self.x1[agreeing], axis=1))
+        status = PoseStatus.LOW_PARALLAX if moved < 3 * limit else PoseStatus.PURE_ROTATION
+        parallax = float(np.median(residual[agreeing])) * self.focal_length
+        return RelativePose(status, rotation, np.zeros(3), covariance, agreeing, parallax)
+
+    def _plane_poses(self, inliers: Flags) -> list[tuple[Array, Array]]:
+        """The poses that a homography allows where one explains the inliers; empty where the scene has depth."""
+        x0, x1 = self.x0[inliers], self.x1[inliers]
+        homography, mask = cv2.findHomography(
+            x1, x0, cv2.USAC_MAGSAC, self.threshold, maxIters=200, confidence=0.999
+        )
+        if homography is None or mask.sum() < self.config.planar_ratio * len(x0):
+            return []
+        _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, np.eye(3))
+        poses = []
+        p0, p1 = self.p0[inliers], self.p1[inliers]
+        for rotation, translation in zip(rotations, translations, strict=True):
+            length = np.linalg.norm(translation)
+            if length < 1e-9:
+                continue
+            t = translation.ravel() / length
+            if depth_signs(p0, p1, rotation, t).mean() > 0.5:
+                poses.append((rotation, t))
+        return poses
+
+    def _inliers(self, rotation: Array, translation: Array) -> Flags:
+        """Close to the epipolar line, and in front of both cameras unless too far off to tell."""
+        close = sampson_distance(self.p0, self.p1, rotation, translation) < self.threshold
+        far = rotated_residual(self.p0, self.p1, rotation) < 2 * self.threshold
+        flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
+        return flags
+
+    def _median_parallax(self, rotation: Array, inliers: Flags) -> float:
+        return float(np.median(rotated_residual(self.p0[inliers], self.p1[inliers], rotation))) * self.focal_length

@@ -1,0 +1,80 @@
+"""Which precision a device computes in: half where its hardware has it, full elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# x86: AVX512-BF16 and AMX; Arm: the bf16 extension.
+_BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+class DeviceError(RuntimeError):
+    """The device or precision asked for is not to be had; the message says what is."""
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies bfloat16 in hardware; emulated, it is slower than fp32."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()[2:]}
+    return bool(flags & _BF16_CPU_FLAGS)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device '{name}' is not known; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise DeviceError(f"device '{name}' is not supported; expected auto, cpu, cuda or cuda:N")
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device '{name}' is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use device cpu, or install a CUDA build of torch and the driver"
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a precision's name on a device.
+
+    Args:
+        name: `float32`, `bfloat16`, `float16`, or `auto`: fp16 on CUDA, bf16 on a CPU that has it in hardware,
+            fp32 elsewhere.
+        device: where it will run.
+
+    Raises:
+        DeviceError: the name is not known, or the precision cannot be used on the device.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    if name not in PRECISIONS:
+        raise DeviceError(f"precision '{name}' is not known; expected auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The name that `resolve_precision` takes for a dtype."""
+    return str(dtype).removeprefix("torch.")

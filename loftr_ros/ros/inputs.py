@@ -1,0 +1,193 @@
+"""Images and their calibrations as they come in: subscribed, paired, accounted for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from loftr_ros.frontend.camera import CameraError, CameraModel
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.ros.images import decode_compressed, decode_image
+from loftr_ros.ros.messages import to_nanoseconds
+from loftr_ros.ros.parameters import InputParameters
+from loftr_ros.ros.statistics import Statistics
+from loftr_ros.ros.synchronizer import Subscriber, TimeSynchronizer
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image message that is ready to be worked on.
+
+    Attributes:
+        image: `sensor_msgs/Image` or `CompressedImage`.
+        camera_info: its calibration; None where none is asked for.
+        received: monotonic seconds at which the image came.
+    """
+
+    image: Image | CompressedImage
+    camera_info: CameraInfo | None
+    received: float
+
+
+class ImageInput:
+    """Subscriptions to one camera.
+
+    Every image that reaches the node is either handed on by `on_arrival` or reported by `on_unpaired`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        parameters: InputParameters,
+        statistics: Statistics,
+        on_arrival: Callable[[Arrival], None],
+        on_unpaired: Callable[[str, str], None],
+    ) -> None:
+        """Subscribe.
+
+        Args:
+            node: who subscribes.
+            parameters: transport, and how calibrations come.
+            statistics: counts what is received.
+            on_arrival: called with each image that has its calibration.
+            on_unpaired: called with kind and message for each image that will not get one.
+        """
+        self._node = node
+        self._parameters = parameters
+        self._statistics = statistics
+        self._on_arrival = on_arrival
+        self._on_unpaired = on_unpaired
+        # Stamps of images that wait for their CameraInfo, and when they came: mirrors the synchronizer's queue,
+        # which forgets the oldest without a word.
+        self._waiting: dict[int, float] = {}
+        self._latest: CameraInfo | None = None
+        self._subscriptions: list[Any] = []
+        compressed = parameters.image_transport == "compressed"
+        image_type: type = CompressedImage if compressed else Image
+        image_topic = "image/compressed" if compressed else "image"
+        if parameters.camera_info == "synchronized":
+            images = Subscriber(node, image_type, image_topic, **_input_options(1))
+            infos = Subscriber(node, CameraInfo, "camera_info", **_input_options(parameters.queue_size))
+            images.registerCallback(self._wait_for_partner)
+            synchronizer = TimeSynchronizer([images, infos], parameters.queue_size)
+            synchronizer.registerCallback(self._paired)
+            self._subscriptions = [images.sub, infos.sub]
+        else:
+            self._subscriptions.append(
+                node.create_subscription(image_type, image_topic, self._unsynchronized, **_input_options(1))
+            )
+        if parameters.camera_info == "latest":
+            self._subscriptions.append(
+                node.create_subscription(CameraInfo, "camera_info", self._remember, **_input_options(1))
+            )
+
+    @property
+    def pending(self) -> int:
+        """Images that wait for their calibration."""
+        return len(self._waiting)
+
+    @property
+    def topic(self) -> str:
+        """Resolved name of the image topic."""
+        return str(self._subscriptions[0].topic_name)
+
+    def close(self) -> None:
+        """Unsubscribe; images still waiting are dropped, and counted as that."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+        for _ in self._waiting:
+            self._statistics.dropped()
+        self._waiting = {}
+
+    def _wait_for_partner(self, image: Image | CompressedImage) -> None:
+        self._statistics.received(image.header.frame_id)
+        stamp = to_nanoseconds(image.header.stamp)
+        if stamp in self._waiting:
+            self._on_unpaired("time", f"two images with the stamp {stamp / 1e9:.3f}; the driver must stamp each anew")
+        self._waiting[stamp] = time.monotonic()
+        while len(self._waiting) > self._parameters.queue_size:
+            lost = min(self._waiting)
+            del self._waiting[lost]
+            topic = self._node.resolve_topic_name("camera_info")
+            publishers = self._node.count_publishers("camera_info")
+            self._on_unpaired(
+                "camera_info",
+                f"no CameraInfo with the image's stamp {lost / 1e9:.3f} came on {topic} ({publishers} publishers). "
+                "Publish the calibration with each image's stamp, or set the parameter input.camera_info to 'latest' "
+                "(published seldom) or 'none' (no poses)",
+            )
+
+    def _paired(self, image: Image | CompressedImage, info: CameraInfo) -> None:
+        received = self._waiting.pop(to_nanoseconds(image.header.stamp), None)
+        self._on_arrival(Arrival(image, info, time.monotonic() if received is None else received))
+
+    def _remember(self, info: CameraInfo) -> None:
+        self._latest = info
+
+    def _unsynchronized(self, image: Image | CompressedImage) -> None:
+        self._statistics.received(image.header.frame_id)
+        if self._parameters.camera_info == "latest" and self._latest is None:
+            topic = self._node.resolve_topic_name("camera_info")
+            self._on_unpaired(
+                "camera_info",
+                f"no CameraInfo came yet on {topic}. Publish the calibration, or set the parameter input.camera_info "
+                "to 'none' (no poses)",
+            )
+            return
+        self._on_arrival(Arrival(image, self._latest, time.monotonic()))
+
+
+class FrameDecoder:
+    """Messages to frames; remembers the last calibration, so that an unchanged one costs nothing."""
+
+    def __init__(self, white_level: int) -> None:
+        self._white_level = white_level
+        self._key: tuple[Any, ...] = ()
+        self._camera: CameraModel | None = None
+
+    def __call__(self, arrival: Arrival) -> Frame:
+        """Decode an image and its calibration.
+
+        Raises:
+            ImageError: the image cannot be decoded.
+            CameraError: the calibration cannot be used, or is of another image size.
+        """
+        message = arrival.image
+        if isinstance(message, CompressedImage):
+            image = decode_compressed(message)
+        else:
+            image = decode_image(message, white_level=self._white_level)
+        camera = None if arrival.camera_info is None else self._camera_of(arrival.camera_info)
+        height, width = image.shape
+        if camera is not None and (camera.width, camera.height) != (width, height):
+            raise CameraError(
+                f"CameraInfo is of {camera.width}x{camera.height} px, its image is {width}x{height}; "
+                "calibrate at the resolution that is published"
+            )
+        return Frame(image, to_nanoseconds(message.header.stamp), message.header.frame_id, camera)
+
+    def _camera_of(self, info: CameraInfo) -> CameraModel:
+        roi = info.roi
+        key = (
+            info.width, info.height, info.distortion_model, np.asarray(info.k).tobytes(), np.asarray(info.d).tobytes(),
+            info.binning_x, info.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height,
+        )
+        if self._camera is None or key != self._key:
+            self._camera = CameraModel.from_camera_info(info)
+            self._key = key
+        return self._camera
+
+
+def _input_options(depth: int) -> dict[str, Any]:
+    """Best effort, newest only, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it."""
+    profile = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+    return {"qos_profile": profile, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}

@@ -1,0 +1,126 @@
+"""Results to messages; arrays are filled in one copy, never element by element."""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import KeyframeEvent
+from loftr_ros.frontend.pipeline import KeyframeMatch
+from loftr_ros.msg import Correspondences, Keyframe, RelativePose
+
+_TYPE_CODES = {"uint8": "B", "uint32": "I", "uint64": "Q", "float32": "f", "float64": "d"}
+
+
+def to_time(stamp_ns: int) -> Time:
+    """Nanoseconds since the epoch as a message."""
+    return Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000)
+
+
+def to_nanoseconds(stamp: Time) -> int:
+    """A message's stamp in nanoseconds."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def to_header(frame: Frame) -> Header:
+    """Stamp and optical frame of the image."""
+    return Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
+
+
+def to_array(values: NDArray[Any]) -> array.array[Any]:
+    """A primitive message array of an ndarray of the same type, in one copy."""
+    result: array.array[Any] = array.array(_TYPE_CODES[values.dtype.name])
+    result.frombytes(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)
+    return result
+
+
+def correspondences_message(match: KeyframeMatch, current: Frame) -> Correspondences:
+    """Matches with one keyframe."""
+    keyframe, found = match.keyframe.frame, match.correspondences
+    return Correspondences(
+        header=to_header(current),
+        keyframe_id=match.keyframe.id,
+        keyframe_stamp=to_time(keyframe.stamp_ns),
+        keyframe_frame_id=keyframe.frame_id,
+        keyframe_width=keyframe.size[0],
+        keyframe_height=keyframe.size[1],
+        width=current.size[0],
+        height=current.size[1],
+        track_id=to_array(found.track_id),
+        keyframe_points=to_array(found.keyframe_points),
+        current_points=to_array(found.current_points),
+        confidence=to_array(found.confidence),
+        inlier=to_array(match.pose.inliers.astype(np.uint8)),
+    )
+
+
+def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
+    """The pose relative to one keyframe, and what it is worth."""
+    keyframe, pose = match.keyframe.frame, match.pose
+    num_matches, num_inliers = len(match.correspondences), int(pose.inliers.sum())
+    x, y, z, w = quaternion(pose.rotation)
+    covariance = np.ascontiguousarray(pose.covariance, dtype=np.float64).reshape(36)
+    return RelativePose(
+        header=to_header(current),
+        keyframe_id=match.keyframe.id,
+        keyframe_stamp=to_time(keyframe.stamp_ns),
+        keyframe_frame_id=keyframe.frame_id,
+        status=int(pose.status),
+        pose=PoseWithCovariance(
+            pose=Pose(
+                position=Point(**dict(zip("xyz", map(float, pose.translation), strict=True))),
+                orientation=Quaternion(x=x, y=y, z=z, w=w),
+            ),
+            covariance=covariance,
+        ),
+        scale_known=pose.scale_known,
+        num_matches=num_matches,
+        num_inliers=num_inliers,
+        inlier_ratio=num_inliers / num_matches if num_matches else 0.0,
+        median_parallax=pose.median_parallax,
+    )
+
+
+def keyframe_message(event: KeyframeEvent, current: Frame | None) -> Keyframe:
+    """A keyframe came or went; `current` is the frame at which it did, None where none was at hand."""
+    frame = event.keyframe.frame
+    return Keyframe(
+        header=to_header(current or frame),
+        id=event.keyframe.id,
+        stamp=to_time(frame.stamp_ns),
+        frame_id=frame.frame_id,
+        event=Keyframe.ADDED if event.added else Keyframe.REMOVED,
+        reason=int(event.reason),
+        num_keyframes=event.num_keyframes,
+    )
+
+
+def image_message(picture: NDArray[np.uint8], frame: Frame) -> Image:
+    """(H, W, 3) BGR uint8 as a bgr8 image with the frame's header."""
+    height, width = picture.shape[:2]
+    return Image(
+        header=to_header(frame),
+        height=height,
+        width=width,
+        encoding="bgr8",
+        is_bigendian=0,
+        step=3 * width,
+        data=to_array(picture),
+    )
+
+
+def quaternion(rotation: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """A (3, 3) rotation as (x, y, z, w) with w >= 0."""
+    from scipy.spatial.transform import Rotation
+
+    x, y, z, w = Rotation.from_matrix(rotation).as_quat()
+    sign = -1.0 if w < 0 else 1.0
+    return sign * float(x), sign * float(y), sign * float(z), sign * float(w)

@@ -1,0 +1,140 @@
+"""ROS parameters, declared from the settings dataclasses with description, unit and range."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from loftr_ros.frontend.config import ConfigError, FrontEndConfig, check, setting
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class MatcherParameters:
+    """Which network runs, and where."""
+
+    network: str = setting("coarse_lite", "Preset of the network")
+    weights: str = setting("", "Weights file of that network")
+    device: str = setting("auto", "auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N")
+    precision: str = setting(
+        "auto",
+        "auto is float16 on CUDA, bfloat16 on CPUs that have it in hardware, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    threads: int = setting(0, "CPU threads of the network; 0 leaves it to torch", low=0, high=256)
+    warm_up_width: int = setting(640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192)
+    warm_up_height: int = setting(480, "Height of the image that the network is warmed up with", unit="px", low=0, high=8192)
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class InputParameters:
+    """How images and calibrations come in."""
+
+    image_transport: str = setting(
+        "raw",
+        "raw subscribes to sensor_msgs/Image on `image`, compressed to sensor_msgs/CompressedImage on `image/compressed`",
+        choices=("raw", "compressed"),
+    )
+    camera_info: str = setting(
+        "synchronized",
+        "synchronized pairs each image with the CameraInfo of its stamp; latest takes the newest CameraInfo, for drivers "
+        "that publish it seldom; none does without poses",
+        choices=("synchronized", "latest", "none"),
+    )
+    queue_size: int = setting(10, "Images and CameraInfos that wait for their partner, at most", low=1, high=1000)
+    white_level: int = setting(
+        65535,
+        "Value of 16-bit images that counts as white (4095 for a 12-bit sensor); 0 stretches each image by its own range",
+        low=0, high=65535,
+    )
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class OutputParameters:
+    """What goes out, and how often."""
+
+    status_period: float = setting(1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0)
+    status_window: int = setting(300, "Frames that the status's latencies are taken over", low=1, high=100000)
+    error_period: float = setting(5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0)
+    max_lines: int = setting(300, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything that the node can be told."""
+
+    matcher: MatcherParameters = field(default_factory=MatcherParameters)
+    input: InputParameters = field(default_factory=InputParameters)
+    output: OutputParameters = field(default_factory=OutputParameters)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+
+
+# The matcher's settings stand at the top, since they are what a user sets first; every other group has its name.
+_TOP_LEVEL = ("matcher", "front_end")
+
+
+def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    """Every parameter's ROS name and the field it is declared from."""
+    names: list[tuple[str, dataclasses.Field[Any]]] = []
+    for item in dataclasses.fields(config or Parameters()):
+        value = getattr(config or Parameters(), item.name)
+        if dataclasses.is_dataclass(value):
+            inner = prefix if item.name in _TOP_LEVEL else f"{prefix}{item.name}."
+            names += parameter_names(value, inner)
+        else:
+            names.append((prefix + item.name, item))
+    return names
+
+
+def declare(node: Node) -> None:
+    """Declare every parameter on a node; rclpy then holds values against type and range by itself."""
+    for name, item in parameter_names():
+        node.declare_parameter(name, item.default, descriptor(item))
+
+
+def descriptor(item: dataclasses.Field[Any]) -> ParameterDescriptor:
+    """What `ros2 param describe` shows of a setting."""
+    about = item.metadata
+    unit = f" [{about['unit']}]" if about["unit"] else ""
+    choices = f" (one of: {', '.join(about['choices'])})" if about["choices"] else ""
+    result = ParameterDescriptor(description=f"{about['description']}{unit}{choices}")
+    if about["low"] is not None and isinstance(item.default, float):
+        result.floating_point_range = [FloatingPointRange(from_value=float(about["low"]), to_value=float(about["high"]))]
+    elif about["low"] is not None:
+        result.integer_range = [IntegerRange(from_value=int(about["low"]), to_value=int(about["high"]), step=1)]
+    return result
+
+
+def read(node: Node) -> Parameters:
+    """The node's parameters as typed settings.
+
+    Raises:
+        ConfigError: one is out of its choices; the message names it.
+    """
+    return _read(node, Parameters(), "")
+
+
+def _read(node: Node, config: Config, prefix: str) -> Config:
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            inner = prefix if item.name in _TOP_LEVEL else f"{prefix}{item.name}."
+            values[item.name] = _read(node, value, inner)
+        else:
+            values[item.name] = node.get_parameter(prefix + item.name).value
+    try:
+        return type(config)(**values)
+    except ConfigError as error:
+        raise ConfigError(f"parameter {prefix}{error}") from error

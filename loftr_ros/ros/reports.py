@@ -1,0 +1,157 @@
+"""Status and diagnostics, and log lines that do not repeat themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+from loftr_ros.msg import FrontEndStatus
+from loftr_ros.ros.messages import to_array
+from loftr_ros.ros.statistics import STAGES, Snapshot, Statistics
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FrontEndState:
+    """What the status says beyond the counters."""
+
+    lifecycle: str
+    network: str = ""
+    device: str = ""
+    precision: str = ""
+    pending: int = 0
+    keyframes_held: int = 0
+    keyframe_capacity: int = 0
+    reference_keyframe_id: int = 0
+
+
+class ErrorLog:
+    """Logs and counts errors: the first of a kind at once, then one line a period with how many were left out."""
+
+    def __init__(self, node: Node, statistics: Statistics, period: float) -> None:
+        self._logger = node.get_logger()
+        self._statistics = statistics
+        self._period = period
+        self._silent_until: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+
+    def frame_failed(self, kind: str, message: str) -> None:
+        """A frame was refused."""
+        self._statistics.failed(kind, message)
+        self._log(kind, message)
+
+    def error(self, kind: str, message: str) -> None:
+        """Something else went wrong."""
+        self._statistics.error(kind, message)
+        self._log(kind, message)
+
+    def _log(self, kind: str, message: str) -> None:
+        now = time.monotonic()
+        if now < self._silent_until.get(kind, 0.0):
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return
+        self._silent_until[kind] = now + self._period
+        left_out = self._left_out.pop(kind, 0)
+        self._logger.error(f"[{kind}] {message}" + (f" ({left_out} more of this kind before)" if left_out else ""))
+
+
+class Reporter:
+    """Publishes ~/status and /diagnostics once a period, whatever state the node is in."""
+
+    def __init__(self, node: Node, statistics: Statistics, period: float, state: Callable[[], FrontEndState]) -> None:
+        self._node = node
+        self._statistics = statistics
+        self._state = state
+        self._previous: Snapshot | None = None
+        self._status = node.create_publisher(FrontEndStatus, "~/status", QoSProfile(depth=10))
+        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
+        self._timer = node.create_timer(period, self.publish)
+
+    def publish(self) -> None:
+        """Publish both now."""
+        state, snapshot = self._state(), self._statistics.snapshot()
+        self._status.publish(self._status_message(state, snapshot))
+        self._diagnostics.publish(self._diagnostics_message(state, snapshot))
+        self._previous = snapshot
+
+    def _status_message(self, state: FrontEndState, now: Snapshot) -> FrontEndStatus:
+        message = FrontEndStatus(
+            network=state.network,
+            device=state.device,
+            precision=state.precision,
+            frames_received=now.received,
+            frames_decoded=now.decoded,
+            frames_dropped=now.dropped,
+            frames_failed=now.failed,
+            frames_processed=now.processed,
+            frames_pending=state.pending,
+            error_kinds=list(now.errors),
+            error_counts=to_array(np.asarray(list(now.errors.values()), dtype=np.uint64)),
+            last_error=now.last_error,
+            rate=now.rate,
+            window=now.window,
+            stages=list(STAGES),
+            latency_median=to_array(np.asarray(now.latency_median, dtype=np.float32)),
+            latency_p99=to_array(np.asarray(now.latency_p99, dtype=np.float32)),
+            keyframes_held=state.keyframes_held,
+            keyframe_capacity=state.keyframe_capacity,
+            reference_keyframe_id=state.reference_keyframe_id,
+        )
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.frame_id = now.last_frame_id
+        return message
+
+    def _diagnostics_message(self, state: FrontEndState, now: Snapshot) -> DiagnosticArray:
+        level, text = self._verdict(state, now)
+        values = {
+            "lifecycle": state.lifecycle,
+            "network": state.network,
+            "device": state.device,
+            "precision": state.precision,
+            "frames received": now.received,
+            "frames decoded": now.decoded,
+            "frames processed": now.processed,
+            "frames dropped": now.dropped,
+            "frames failed": now.failed,
+            "rate [1/s]": f"{now.rate:.1f}",
+            "keyframes": f"{state.keyframes_held} of {state.keyframe_capacity}",
+            "last error": now.last_error,
+        }
+        values |= {f"errors: {kind}": count for kind, count in now.errors.items()}
+        values |= {
+            f"latency {stage} [ms]": f"{1e3 * median:.1f} (p99 {1e3 * p99:.1f})"
+            for stage, median, p99 in zip(STAGES, now.latency_median, now.latency_p99, strict=True)
+        }
+        status = DiagnosticStatus(
+            level=level,
+            name=f"{self._node.get_fully_qualified_name()}: front end",
+            message=text,
+            hardware_id=now.last_frame_id,
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        return message
+
+    def _verdict(self, state: FrontEndState, now: Snapshot) -> tuple[bytes, str]:
+        """Level and summary, by what happened since the last message."""
+        before = self._previous
+        new_errors = sum(now.errors.values()) - (sum(before.errors.values()) if before else 0)
+        progressed = now.processed - (before.processed if before else 0)
+        if state.lifecycle != "active":
+            if now.last_error and not now.received:
+                return DiagnosticStatus.ERROR, f"{state.lifecycle}: {now.last_error}"
+            return DiagnosticStatus.OK, state.lifecycle
+        if new_errors and not progressed:
+            return DiagnosticStatus.ERROR, f"no frame processed: {now.last_error}"
+        if new_errors:
+            return DiagnosticStatus.WARN, f"{new_errors} errors since the last report: {now.last_error}"
+        if not progressed:
+            return DiagnosticStatus.STALE, "no image came since the last report"
+        return DiagnosticStatus.OK, f"{now.rate:.1f} frames/s"

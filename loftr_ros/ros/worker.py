@@ -1,0 +1,86 @@
+"""One thread that works on the newest frame; what a newer one displaces is counted, never queued."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class NewestWorker(Generic[T]):
+    """A one-place slot and the thread that empties it.
+
+    `put` never blocks. Commands given by `call` run on the same thread, before the next item, so that what the
+    thread owns needs no lock.
+    """
+
+    def __init__(self, work: Callable[[T], None], on_displaced: Callable[[T], None], name: str) -> None:
+        """Start the thread.
+
+        Args:
+            work: called with each item that is not displaced; must not raise.
+            on_displaced: called, on the thread that puts, with each item that a newer one took the place of.
+            name: the thread's.
+        """
+        self._work = work
+        self._on_displaced = on_displaced
+        self._condition = threading.Condition()
+        self._slot: T | None = None
+        self._commands: deque[Callable[[], None]] = deque()
+        self._busy = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Items waiting or in work."""
+        with self._condition:
+            return int(self._slot is not None) + int(self._busy)
+
+    def put(self, item: T) -> None:
+        """Make the item the next one to be worked on."""
+        with self._condition:
+            displaced, self._slot = self._slot, item
+            self._condition.notify()
+        if displaced is not None:
+            self._on_displaced(displaced)
+
+    def call(self, command: Callable[[], None]) -> None:
+        """Run a command on the thread, before the next item."""
+        with self._condition:
+            self._commands.append(command)
+            self._condition.notify()
+
+    def stop(self) -> None:
+        """Finish what is in work, drop what waits, end the thread."""
+        with self._condition:
+            displaced, self._slot = self._slot, None
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join()
+        if displaced is not None:
+            self._on_displaced(displaced)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._stopping or self._commands or self._slot is not None)
+                command = self._commands.popleft() if self._commands else None
+                item = None
+                if command is None:
+                    if self._stopping:
+                        return
+                    item, self._slot = self._slot, None
+                    self._busy = True
+            if command is not None:
+                command()
+            elif item is not None:
+                self._work(item)
+                # Not held through the next wait, or the last image would stay in memory for as long.
+                item = None
+                with self._condition:
+                    self._busy = False

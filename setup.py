@@ -1,0 +1,97 @@
+"""Builds loftr_ros for pip with the CMakeLists.txt that colcon builds it with: see cmake/build_backend.py."""
+
+import os
+import shutil
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "cmake"))
+
+import build_backend  # noqa: E402
+
+# What the code imports, apart from ROS; package.xml says the same with rosdep's keys.
+REQUIREMENTS = [
+    "PyYAML>=5.4",
+    "matplotlib>=3.5",
+    "numpy>=1.26,<3",
+    "opencv-python-headless>=4.6,<5",  # ROS distributions have OpenCV 4
+    "rosbags>=0.10",
+    "scipy>=1.8",
+    "torch>=2.2,<2.14",  # bounded: a newer one fetches gigabytes of CUDA, on machines without a GPU too
+    "tqdm>=4.57",
+    "typer>=0.9",
+]
+EXTRAS = {
+    "parquet": ["pyarrow>=14"],
+    "test": [
+        "mypy>=1.10",
+        "onnxruntime>=1.17",
+        "pyarrow>=14",
+        "pytest>=8",
+        "pytest-timeout>=2.2",
+        "ruff>=0.6",
+        "types-PyYAML",
+        "types-tqdm",
+    ],
+}
+
+# The wheels set LD_LIBRARY_PATH whenever Python starts, but not AMENT_PREFIX_PATH, without which nothing is found in
+# the ament index, neither our launch and configuration files nor anyone's messages. This does it in the same way.
+AMENT_PREFIX_PTH = (
+    'import os, sys; p = list(filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))); '
+    "sys.prefix in p or os.environ.update(AMENT_PREFIX_PATH=os.pathsep.join([sys.prefix, *p]))\n"
+)
+
+
+class BuildWithCMake(build_py):
+    """Takes the package from CMake's staging folder; what is not Python there becomes data files of the prefix."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            raise SystemExit("An editable install would lack the generated messages. Use `make install`: it is quick.")
+        staged = build_backend.stage(Path(self.get_finalized_command("build").build_base))
+        # What vanished from the tree must not live on in the wheel.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        data: dict[str, list[str]] = {}
+        for scheme, source, relative in build_backend.staged_files(staged):
+            if scheme == "data":
+                data.setdefault(str(relative.parent), []).append(os.path.relpath(source, ROOT))
+            else:
+                target = Path(self.build_lib, relative)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        Path(self.build_lib, "loftr_ros_ament_prefix.pth").write_text(AMENT_PREFIX_PTH)
+        self.distribution.data_files = list(data.items())
+
+
+class BinaryDistribution(Distribution):
+    """The generated messages are compiled: the wheel is one for this platform and this Python."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+manifest = xml.etree.ElementTree.parse(ROOT / "package.xml").getroot()
+readme = ROOT / "README.md"
+distro = build_backend.wheels_distro()
+
+setup(
+    name=build_backend.PACKAGE,
+    version=manifest.findtext("version"),
+    description=manifest.findtext("description"),
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else None,
+    long_description_content_type="text/markdown",
+    license=manifest.findtext("license"),
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["loftr_ros", "loftr_ros.*"]),
+    install_requires=[*REQUIREMENTS, *(build_backend.RUN_WHEELS[distro] if distro else [])],
+    extras_require=EXTRAS,
+    cmdclass={"build_py": BuildWithCMake},
+    distclass=BinaryDistribution,
+)
