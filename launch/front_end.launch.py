@@ -76,7 +76,8 @@ def start_front_end(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     arguments = {name: LaunchConfiguration(name).perform(context).strip() for name, _, _ in ARGUMENTS}
     # An including launch file may have pushed a namespace of its own.
     pushed = context.launch_configurations.get("ros_namespace")
-    path = f"{make_namespace_absolute(prefix_namespace(pushed, arguments['namespace'])).rstrip('/')}/{arguments['name']}"
+    namespace = make_namespace_absolute(prefix_namespace(pushed, arguments["namespace"]))
+    path = f"{namespace.rstrip('/')}/{arguments['name']}"
     node = LifecycleNode(
         package="loftr_ros",
         executable="front_end",
@@ -141,6 +142,7 @@ def remappings(arguments: dict[str, str]) -> list[tuple[str, str]]:
 
 def autostart(node: LifecycleNode, path: str) -> list[LaunchDescriptionEntity]:
     """Handlers that activate the node once it is configured, and that say what to do when it refuses."""
+
     def on(start: str, goal: str, *actions: LaunchDescriptionEntity) -> RegisterEventHandler:
         return RegisterEventHandler(
             OnStateTransition(target_lifecycle_node=node, start_state=start, goal_state=goal, entities=list(actions))

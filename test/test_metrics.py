@@ -58,8 +58,8 @@ def test_an_estimate_that_points_backwards_is_wrong_by_half_a_turn() -> None:
 
 
 def test_the_auc_of_a_hand_computed_example() -> None:
-    # Recall rises in straight lines from (0, 0) to (1, 1/4), (2, 1/2), (4, 3/4) and stays from there to the threshold of 5:
-    # 1/8 + 3/8 + 5/4 + 3/4 = 2.5 of 5. At 10, the fourth error counts: + (3/4 + 1) / 2 * 4 + 2 in place of the last 3/4.
+    # Recall rises in straight lines from (0, 0) to (1, 1/4), (2, 1/2), (4, 3/4) and stays from there to the threshold
+    # of 5: 1/8 + 3/8 + 5/4 + 3/4 = 2.5. At 10 the fourth error counts: (3/4 + 1) / 2 * 4 + 2 in place of the last 3/4.
     errors = [4.0, 1.0, 8.0, 2.0]
     assert pose_auc(errors, (5.0, 10.0)) == pytest.approx([100 * 2.5 / 5, 100 * (1.75 + 3.5 + 2) / 10])
 

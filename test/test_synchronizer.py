@@ -26,7 +26,10 @@ needs_ros = pytest.mark.skipif(not HAS_ROS, reason="rclpy is not installed")
 
 def ours():
     return SimpleNamespace(
-        filter=LocalFilter, exact=LocalTimeSynchronizer, approximate=LocalApproximateTimeSynchronizer, subscriber=LocalSubscriber
+        filter=LocalFilter,
+        exact=LocalTimeSynchronizer,
+        approximate=LocalApproximateTimeSynchronizer,
+        subscriber=LocalSubscriber,
     )
 
 
@@ -178,7 +181,7 @@ def test_oldest_means_by_stamp_so_a_full_queue_is_deaf_after_a_jump_back(exact):
 
 def test_no_queue_grows_beyond_its_bound(exact):
     rig = exact(queue_size=5)
-    rig.send(0, *range(0, 1000))
+    rig.send(0, *range(1000))
     rig.send(1, *range(5000, 6000))
     assert [len(queue) for queue in rig.synchronizer.queues] == [5, 5]
 
@@ -334,7 +337,9 @@ def test_two_threads_that_feed_it_lose_no_pair_and_mix_none(api, kind):
 # what message_filters does not promise
 
 
-@pytest.mark.parametrize("make", [lambda fs: LocalTimeSynchronizer(fs, 5), lambda fs: LocalApproximateTimeSynchronizer(fs, 5, 0.1)])
+@pytest.mark.parametrize(
+    "make", [lambda fs: LocalTimeSynchronizer(fs, 5), lambda fs: LocalApproximateTimeSynchronizer(fs, 5, 0.1)]
+)
 def test_ours_goes_on_after_a_callback_that_raised(make):
     sources = [LocalFilter(), LocalFilter()]
     synchronizer_ = make(sources)
@@ -395,7 +400,8 @@ def test_images_and_calibrations_that_were_really_sent_are_paired(api):
         infos = api.subscriber(node, CameraInfo, "test_camera_info", qos_profile=qos)
         pairs = []
         api.exact([images, infos], 10).registerCallback(
-            lambda image, info, tag: pairs.append((image.header.stamp.sec, info.header.stamp.sec, image.width, tag)), "tag"
+            lambda image, info, tag: pairs.append((image.header.stamp.sec, info.header.stamp.sec, image.width, tag)),
+            "tag",
         )
         image_publisher = node.create_publisher(Image, "test_image", qos)
         info_publisher = node.create_publisher(CameraInfo, "test_camera_info", qos)

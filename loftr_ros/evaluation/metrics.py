@@ -33,11 +33,11 @@ def pose_auc(errors: ArrayLike, thresholds: Sequence[float] = (5.0, 10.0, 20.0))
 
     Args:
         errors: (N,) pose errors in degrees: the larger of rotation and translation-direction error; inf
-            for a pair without a pose.
-        thresholds: upper ends of the integration, in degrees.
+            or NaN for a pair without a pose.
+        thresholds: upper ends of the integration, in degrees, greater than 0.
 
     Returns:
-        (len(thresholds),) percentages.
+        (len(thresholds),) percentages; NaN where there are no pairs.
     """
     ordered = np.sort(np.asarray(errors, dtype=np.float64))
     if not ordered.size:

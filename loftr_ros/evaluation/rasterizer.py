@@ -74,7 +74,8 @@ class Atlas:
         # Level 0 on top, below it level 1, and to the right of that all others, each below the last.
         levels = [base]
         for _ in range(_LEVELS - 1):
-            levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+            half = cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            levels.append(np.asarray(half, np.uint8))
         # Every level is exactly half of the last, so the others stack up to no more than level 1's height.
         self.image = np.zeros((height + height // 2, width), np.uint8)
         self.level_corner = np.zeros((_LEVELS, 2), np.float32)

@@ -15,7 +15,7 @@ _AMBIENT = 0.42
 _LAMPS = ((-2.0, -0.9), (2.1, 0.8))  # m, x and y of the lamps' centres, on the ceiling
 _LAMP_SIZE = (1.3, 0.45)  # m
 _LAMP_PARTS = ((-0.4, -0.2), (0.05, 0.35), (0.4, -0.15))  # each throws its own shadow: together a soft one
-_LAMP_POWER = 5.0  # light of one lamp at one metre, on a surface that faces it
+_LAMP_POWER = 4.5  # light of one lamp at one metre, on a surface that faces it
 
 Vector = NDArray[np.float64]
 
@@ -104,7 +104,9 @@ class _Furniture:
         inner = radius * 0.8
         self.solids.append(Solid(np.array([x, y, ROOM[2] / 2]), np.eye(3), np.array([inner, inner, ROOM[2] / 2])))
         angles = np.linspace(0, 2 * np.pi, sides + 1)
-        corners = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles), np.full(sides + 1, ROOM[2])], axis=1)
+        corners = np.stack(
+            [x + radius * np.cos(angles), y + radius * np.sin(angles), np.full(sides + 1, ROOM[2])], axis=1
+        )
         down = np.array([0, 0, -ROOM[2]])
         self.surfaces += [
             Surface(corners[k], corners[k + 1] - corners[k], down, style, 0.0025, (k, sides)) for k in range(sides)
@@ -129,7 +131,12 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
         Surface(-half_x - half_y + top, depth * y, -top, str(walls[3]), 0.0035),
     ]
     # Each wall in its own frame: `along` it, and its yaw so that a box's front faces the room.
-    for yaw, wall_length, away in ((0.0, width, depth / 2), (180.0, width, depth / 2), (-90.0, depth, width / 2), (90.0, depth, width / 2)):
+    for yaw, wall_length, away in (
+        (0.0, width, depth / 2),
+        (180.0, width, depth / 2),
+        (-90.0, depth, width / 2),
+        (90.0, depth, width / 2),
+    ):
         _along_wall(room, rng, yaw, wall_length, away)
     for side_x, side_y in ((1, 1), (-1, -1), (1, -1)):
         at_x, at_y = side_x * rng.uniform(2.75, 3.0), side_y * rng.uniform(1.8, 2.0)
@@ -140,7 +147,13 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
     for place in (-0.3, 0.02, 0.32):
         size = rng.uniform(0.12, 0.26, 3)
         at = _turn(turn).T @ np.array([place, rng.uniform(-0.12, 0.12), 0.0])
-        room.box((at[0], at[1], 0.72 + size[2] / 2), tuple(size), str(rng.choice(["collage", "blobs", "poster"])), rng.uniform(0, 90), texel=0.002)
+        room.box(
+            (at[0], at[1], 0.72 + size[2] / 2),
+            tuple(size),
+            str(rng.choice(["collage", "blobs", "poster"])),
+            rng.uniform(0, 90),
+            texel=0.002,
+        )
     room.box((rng.uniform(-0.3, 0.3), 0, 0.006), (3.4, 2.2, 0.012), "blobs", rng.uniform(-8, 8), texel=0.003)
     for beam in (-1.9, 0.2, 2.2):
         room.box((beam + rng.uniform(-0.2, 0.2), 0, height - 0.1), (0.16, depth, 0.2), "wood")
@@ -151,7 +164,16 @@ def _along_wall(room: _Furniture, rng: np.random.Generator, yaw: float, length: 
     """Furniture, pictures and relief along one wall, at most 0.75 m deep."""
     axes = _turn(yaw)
 
-    def put(along: float, off: float, z: float, size: tuple[float, float, float], styles: str | tuple[str, str], turn: float = 0.0, tilt: float = 0.0, texel: float = 0.0025) -> None:
+    def put(
+        along: float,
+        off: float,
+        z: float,
+        size: tuple[float, float, float],
+        styles: str | tuple[str, str],
+        turn: float = 0.0,
+        tilt: float = 0.0,
+        texel: float = 0.0025,
+    ) -> None:
         at = along * axes[0] + (away - off) * axes[1]
         room.box((at[0], at[1], z), size, styles, yaw + turn, tilt, texel, back=bool(turn))
 
@@ -192,7 +214,13 @@ def _along_wall(room: _Furniture, rng: np.random.Generator, yaw: float, length: 
             put(centre, 0.012, rng.uniform(1.7, 1.9), (wide * 0.9, 0.024, 0.7), ("poster", "wood"))
         at += wide + rng.uniform(0.1, 0.5)
     for _ in range(3):  # pictures high up
-        put(rng.uniform(-length / 2 + 0.5, length / 2 - 0.5), 0.012, rng.uniform(2.2, 2.35), (rng.uniform(0.4, 0.8), 0.024, 0.42), ("poster", "wood"))
+        put(
+            rng.uniform(-length / 2 + 0.5, length / 2 - 0.5),
+            0.012,
+            rng.uniform(2.2, 2.35),
+            (rng.uniform(0.4, 0.8), 0.024, 0.42),
+            ("poster", "wood"),
+        )
 
 
 def light(surface: Surface, solids: Sequence[Solid], height: int, width: int) -> NDArray[np.float32]:
@@ -220,7 +248,7 @@ def light(surface: Surface, solids: Sequence[Solid], height: int, width: int) ->
                 clear = reached[~_blocked(points[reached], lamp, solids)]
                 total[clear] += _LAMP_POWER / len(_LAMP_PARTS) * cosines[clear] / square[clear] ** 0.5
     grid = total.reshape(rows, columns).astype(np.float32)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from loftr_ros.evaluation.textures import paint
 from loftr_ros.frontend.camera import NO_DISTORTION, CameraModel
 
 NOISE = 1.5  # gray levels, standard deviation of the sensor's noise
-_EXPOSURE = 235.0  # gray level of a white surface in full light
+_EXPOSURE = 1.25
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def _build(seed: int) -> tuple[tuple[Solid, ...], Rectangles, Atlas]:
             painting = paint(surface.style, height, width * pieces, surface.texel, rng)
         albedo = painting[:, piece * width : (piece + 1) * width]
         lit = albedo * light(surface, solids, height, width)
-        textures.append(np.clip(lit * _EXPOSURE, 0, 255).astype(np.uint8))
+        # A film's shoulder: what is close to a lamp keeps its texture instead of being blown out.
+        textures.append((255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8))
     rectangles = Rectangles(
         np.array([s.origin for s in surfaces]),
         np.array([s.side_s for s in surfaces]),
@@ -126,7 +127,7 @@ def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]
     def wave(amplitude: float, periods: tuple[float, ...]) -> NDArray[np.float64]:
         phases = rng.uniform(0, 2 * np.pi, len(periods))
         waves = [np.sin(2 * np.pi * time / period + phase) for period, phase in zip(periods, phases, strict=True)]
-        return amplitude * np.mean(waves, axis=0)
+        return np.asarray(amplitude * np.mean(waves, axis=0))
 
     # The walk: an ellipse that breathes, so that no two rounds are the same.
     radius_x, radius_y = 2.25 + wave(0.2, (7.3, 11.9)), 1.5 + wave(0.12, (5.9, 9.7))
@@ -137,7 +138,9 @@ def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]
         around[i] = angle
         angle += direction * speed[i] * step / np.hypot(radius_x[i] * np.sin(angle), radius_y[i] * np.cos(angle))
     bounce = wave(0.012, (0.53, 0.9))  # steps
-    position = np.stack([radius_x * np.cos(around), radius_y * np.sin(around), 1.45 + bounce + wave(0.12, (6.1, 3.7))], axis=1)
+    position = np.stack(
+        [radius_x * np.cos(around), radius_y * np.sin(around), 1.45 + bounce + wave(0.12, (6.1, 3.7))], axis=1
+    )
     position += np.stack([wave(0.006, (0.31, 0.67)) for _ in range(3)], axis=1)
 
     tangent = around + direction * np.pi / 2
@@ -147,9 +150,7 @@ def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]
     roll = np.radians(wave(3.5, (2.9, 4.7)) + wave(0.5, (0.33, 0.77)))
 
     moments = np.arange(n) / rate
-    x, y, z, yaw, pitch, roll = (
-        np.interp(moments, time, values) for values in (*position.T, yaw, pitch, roll)
-    )
+    x, y, z, yaw, pitch, roll = (np.interp(moments, time, values) for values in (*position.T, yaw, pitch, roll))
     return np.stack([_pose(np.array(p), a, b, c) for *p, a, b, c in zip(x, y, z, yaw, pitch, roll, strict=True)])
 
 

@@ -33,7 +33,9 @@ def paint(style: str, height: int, width: int, texel: float, rng: np.random.Gene
     return np.clip(texture, 0.03, 0.97, out=texture)
 
 
-def noise(height: int, width: int, cell: float, octaves: int, rng: np.random.Generator, stretch: float = 1.0) -> Texture:
+def noise(
+    height: int, width: int, cell: float, octaves: int, rng: np.random.Generator, stretch: float = 1.0
+) -> Texture:
     """Fractal noise, (height, width) float32, roughly in [-1, 1].
 
     Args:
@@ -60,7 +62,7 @@ def _octaves(
     coarse = [(cell / 2, amplitude) for cell, amplitude in layers if cell >= 8]
     if coarse:
         half = _octaves(height // 2 + 1, width // 2 + 1, coarse, rng, stretch)
-        total = cv2.resize(half, (width, height), interpolation=cv2.INTER_LINEAR)
+        total = np.asarray(cv2.resize(half, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     else:
         total = np.zeros((height, width), np.float32)
     for cell, amplitude in layers[len(coarse) :]:
@@ -70,7 +72,8 @@ def _octaves(
         shift = 1 + rng.random(2)
         affine = np.array([[1 / (cell * stretch), 0, shift[0]], [0, 1 / cell, shift[1]]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        total += cv2.warpAffine(grid, affine, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        layer = cv2.warpAffine(grid, affine, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        total += np.asarray(layer, np.float32)
     return total
 
 
@@ -84,19 +87,21 @@ def _cells(height: int, width: int, spacing: float, rng: np.random.Generator) ->
     seeds[v[inside].astype(int), u[inside].astype(int)] = 0
     seeds[0, 0] = 0  # never without a seed
     distance, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    return labels, distance
+    return np.asarray(labels, np.int32), np.asarray(distance, np.float32)
 
 
 def _edges_of(labels: NDArray[np.int32], thickness: int) -> NDArray[np.bool_]:
-    edges = np.zeros(labels.shape, np.uint8)
+    edges: NDArray[np.uint8] = np.zeros(labels.shape, np.uint8)
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:, :] |= labels[1:, :] != labels[:-1, :]
     if thickness > 1:
-        edges = cv2.dilate(edges, np.ones((thickness, thickness), np.uint8))
+        edges = np.asarray(cv2.dilate(edges, np.ones((thickness, thickness), np.uint8)), np.uint8)
     return edges.astype(bool)
 
 
-def _write(canvas: Texture, text: str, at: tuple[float, float], size: float, shade: float, rng: np.random.Generator) -> None:
+def _write(
+    canvas: Texture, text: str, at: tuple[float, float], size: float, shade: float, rng: np.random.Generator
+) -> None:
     """Letters about `size` texels tall, at (u, v), in one of OpenCV's stroke fonts."""
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_DUPLEX]))
     stroke = max(1, round(size * rng.uniform(0.08, 0.22)))
@@ -119,7 +124,9 @@ def _plaster(height: int, width: int, texel: float, rng: np.random.Generator) ->
         if rng.random() < 0.5:
             radius = rng.uniform(0.004, 0.03) / texel
             centre = (int(at[0]), int(at[1]))
-            cv2.ellipse(texture, centre, (int(radius) + 1, int(radius * 0.7) + 1), rng.uniform(0, 180), 0, 360, shade, -1)
+            cv2.ellipse(
+                texture, centre, (int(radius) + 1, int(radius * 0.7) + 1), rng.uniform(0, 180), 0, 360, shade, -1
+            )
         else:
             _write(texture, _word(rng, 5), (at[0], at[1]), rng.uniform(0.03, 0.12) / texel, shade, rng)
     return texture
@@ -178,7 +185,9 @@ def _tiles(height: int, width: int, texel: float, rng: np.random.Generator) -> T
     texture = shades[row[:, None], column[None, :]].copy()
     chips, _ = _cells(height, width, 0.022 / texel, rng)  # terrazzo: stone chips in cement
     chip_shades = rng.choice(
-        np.array([0.0, 0.0, 0.22, -0.28, 0.12, -0.14], np.float32), int(chips.max()) + 1, p=[0.3, 0.2, 0.12, 0.12, 0.13, 0.13]
+        np.array([0.0, 0.0, 0.22, -0.28, 0.12, -0.14], np.float32),
+        int(chips.max()) + 1,
+        p=[0.3, 0.2, 0.12, 0.12, 0.13, 0.13],
     )
     texture += chip_shades[chips]
     texture += 0.12 * noise(height, width, 0.5 / texel, 5, rng)
@@ -242,7 +251,9 @@ def _poster(height: int, width: int, texel: float, rng: np.random.Generator) -> 
         text = " ".join(_word(rng) for _ in range(int(0.2 / size) + 1))
         tall = max(size * height, 0.012 / texel)
         line += 1.5 * tall
-        _write(texture, text, (rng.uniform(0.02, 0.2) * width, line % height), tall, float(rng.choice([0.06, 0.94])), rng)
+        _write(
+            texture, text, (rng.uniform(0.02, 0.2) * width, line % height), tall, float(rng.choice([0.06, 0.94])), rng
+        )
     border = max(2, int(0.012 / texel))
     cv2.rectangle(texture, (0, 0), (width - 1, height - 1), float(rng.choice([0.1, 0.9])), border)
     return texture
@@ -255,7 +266,9 @@ def _collage(height: int, width: int, texel: float, rng: np.random.Generator) ->
     _shapes(texture, int(40 + 60 * area), 0.35 / texel, rng)
     for _ in range(int(6 + 14 * area)):
         at = rng.random(2) * (width, height)
-        _write(texture, _word(rng), (at[0] - 0.1 * width, at[1]), rng.uniform(0.015, 0.12) / texel, rng.uniform(0, 1), rng)
+        _write(
+            texture, _word(rng), (at[0] - 0.1 * width, at[1]), rng.uniform(0.015, 0.12) / texel, rng.uniform(0, 1), rng
+        )
     return texture
 
 

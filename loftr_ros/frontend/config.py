@@ -55,7 +55,7 @@ class ImageConfig:
     """What the network sees of an image."""
 
     max_side: int = setting(
-        1280, "Longer side of what the network sees; larger images are shrunk to it", unit="px", low=64, high=8192
+        960, "Longer side of what the network sees; larger images are shrunk to it", unit="px", low=64, high=8192
     )
 
     __post_init__ = check
@@ -67,7 +67,7 @@ class RefineConfig:
 
     window: int = setting(21, "Side of the patch that is tracked", unit="px", low=5, high=63)
     levels: int = setting(2, "Pyramid levels above the image", low=0, high=6)
-    iterations: int = setting(20, "Iterations per level, at most", low=1, high=100)
+    iterations: int = setting(10, "Iterations per level, at most", low=1, high=100)
     max_forward_backward: float = setting(
         0.5, "Distance between a keyframe point and where tracking there and back ends", unit="px", low=0.01, high=10.0
     )
@@ -94,7 +94,7 @@ class GeometryConfig:
         unit="px", low=0.0, high=100.0,
     )
     planar_ratio: float = setting(
-        0.95, "Part of the inliers that one homography must explain for the scene to count as a plane", low=0.5, high=1.0
+        0.85, "Part of the inliers that one homography must explain for the scene to count as a plane", low=0.5, high=1.0
     )
 
     __post_init__ = check

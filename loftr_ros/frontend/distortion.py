@@ -142,5 +142,6 @@ def _tilt_matrix(tau_x: float, tau_y: float) -> Array:
 
 
 def _transform(homography: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    u, v, w = homography @ np.stack([x, y, np.ones_like(x)])
-    return u / w, v / w
+    with np.errstate(invalid="ignore"):
+        u, v, w = homography @ np.stack([x, y, np.ones_like(x)])
+        return u / w, v / w

@@ -46,9 +46,9 @@ def rotated_residual(p0: Array, p1: Array, rotation: Array) -> Array:
 
 def sampson_distance(p0: Array, p1: Array, rotation: Array, translation: Array) -> Array:
     """(N,) first-order distance to the epipolar constraint, in normalised units."""
-    numerator, denominator, _ = _epipolar_terms(p0, p1, rotation, translation)
-    distance: Array = np.abs(numerator) / denominator
-    return distance
+    essential = _skew(translation) @ rotation
+    numerator = ((p0 @ essential) * p1).sum(axis=1)
+    return np.asarray(np.abs(numerator) / _sampson_denominator(p0, p1, essential))
 
 
 def depth_signs(p0: Array, p1: Array, rotation: Array, translation: Array) -> Flags:
@@ -85,22 +85,18 @@ def refine_pose(p0: Array, p1: Array, rotation: Array, translation: Array, thres
     Returns:
         The refined pose and its covariance.
     """
-    scale = threshold / 2
+    problem = _SampsonProblem(p0, p1, threshold / 2)
     damping = 1e-4
-
-    def cost_of(r: Array, t: Array) -> float:
-        return float(np.mean(np.log1p((sampson_distance(p0, p1, r, t) / scale) ** 2)))
-
-    cost = cost_of(rotation, translation)
+    cost = problem.cost(rotation, translation)
     for _ in range(10):
-        hessian, gradient, tangent = _normal_equations(p0, p1, rotation, translation, scale)[:3]
+        hessian, gradient, tangent, _ = problem.normal_equations(rotation, translation)
         step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)) + 1e-12 * np.eye(5), gradient)
         new_rotation = cv2.Rodrigues(step[2:])[0] @ rotation
         new_translation = translation + tangent @ step[:2]
         new_translation /= np.linalg.norm(new_translation)
-        new_cost = cost_of(new_rotation, new_translation)
+        new_cost = problem.cost(new_rotation, new_translation)
         if new_cost < cost:
-            converged = cost - new_cost < 1e-6 * cost
+            converged = cost - new_cost < 1e-5 * cost
             rotation, translation, cost = new_rotation, new_translation, new_cost
             damping = max(damping / 10, 1e-9)
             if converged:
@@ -109,7 +105,7 @@ def refine_pose(p0: Array, p1: Array, rotation: Array, translation: Array, thres
             damping *= 10
             if damping > 1e2:
                 break
-    hessian, _, tangent, variance = _normal_equations(p0, p1, rotation, translation, scale)
+    hessian, _, tangent, variance = problem.normal_equations(rotation, translation)
     spread = np.zeros((6, 5))
     spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
     covariance = spread @ (variance * np.linalg.pinv(hessian, hermitian=True)) @ spread.T
@@ -128,7 +124,7 @@ def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
     weight = np.ones(len(unit0))
     rotation = np.eye(3)
     width = max(64 * scale, 0.2)
-    for _ in range(20):
+    for _ in range(12):
         u, _, vt = np.linalg.svd((unit0 * weight[:, None]).T @ unit1)
         rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
         squared = ((unit0 - unit1 @ rotation.T) ** 2).sum(axis=1)
@@ -137,26 +133,45 @@ def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
     return rotation
 
 
-def _epipolar_terms(p0: Array, p1: Array, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
-    """Numerator p0^T [t]x R p1, Sampson denominator, and the rotated rays R p1."""
-    y = p1 @ rotation.T
-    line0 = np.cross(translation, y)  # E p1, in the keyframe's image
-    line1 = np.cross(p0, translation) @ rotation  # E^T p0, in the current image
-    numerator = np.einsum("ij,ij->i", p0, line0)
-    denominator = np.sqrt((line0[:, :2] ** 2).sum(axis=1) + (line1[:, :2] ** 2).sum(axis=1) + 1e-18)
-    return numerator, denominator, y
+def _skew(v: Array) -> Array:
+    """(3, 3) matrix of the cross product with v."""
+    return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
 
 
-def _normal_equations(
-    p0: Array, p1: Array, rotation: Array, translation: Array, scale: float
-) -> tuple[Array, Array, Array, float]:
-    """Hessian (5, 5), gradient (5,), the tangent basis (3, 2) of the translation, and the residual variance."""
-    numerator, denominator, y = _epipolar_terms(p0, p1, rotation, translation)
-    tangent = np.linalg.svd(translation[None])[2][1:].T
-    # p0 . (dt x y) = dt . (y x p0), and p0 . (t x (w x y)) = w . (y x (p0 x t))
-    jacobian = np.hstack([np.cross(y, p0) @ tangent, np.cross(y, np.cross(p0, translation))]) / denominator[:, None]
-    residual = numerator / denominator
-    weight = 1 / (1 + (residual / scale) ** 2)
-    weighted = jacobian * weight[:, None]
-    variance = float((weight * residual**2).sum() / max(weight.sum() - 5, 1.0))
-    return weighted.T @ jacobian, weighted.T @ residual, tangent, variance
+def _sampson_denominator(p0: Array, p1: Array, essential: Array) -> Array:
+    """(N,) length of the constraint's gradient in the four image coordinates."""
+    line0, line1 = p1 @ essential[:2].T, p0 @ essential[:, :2]
+    return np.asarray(np.sqrt((line0**2).sum(axis=1) + (line1**2).sum(axis=1) + 1e-18))
+
+
+class _SampsonProblem:
+    """The Sampson error of fixed rays as a function of the pose.
+
+    The constraint p0^T E p1 is linear in the nine entries of E, so that a row of products p0_i p1_j for each match,
+    made once, gives residuals and Jacobians by one matrix product each.
+    """
+
+    def __init__(self, p0: Array, p1: Array, scale: float) -> None:
+        self._p0, self._p1, self._scale = p0, p1, scale
+        self._products = (p0[:, :, None] * p1[:, None, :]).reshape(-1, 9)
+
+    def cost(self, rotation: Array, translation: Array) -> float:
+        """Mean Cauchy cost."""
+        essential = _skew(translation) @ rotation
+        residual = self._products @ essential.ravel() / _sampson_denominator(self._p0, self._p1, essential)
+        return float(np.mean(np.log1p((residual / self._scale) ** 2)))
+
+    def normal_equations(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array, float]:
+        """Hessian (5, 5), gradient (5,), tangent basis (3, 2) of the translation, and the residuals' variance."""
+        skew = _skew(translation)
+        essential = skew @ rotation
+        tangent = np.linalg.svd(translation[None])[2][1:].T
+        derivatives = [_skew(direction) @ rotation for direction in tangent.T]
+        derivatives += [skew @ _skew(axis) @ rotation for axis in np.eye(3)]
+        denominator = _sampson_denominator(self._p0, self._p1, essential)
+        residual = self._products @ essential.ravel() / denominator
+        jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T / denominator[:, None]
+        weight = 1 / (1 + (residual / self._scale) ** 2)
+        weighted = jacobian * weight[:, None]
+        variance = float((weight * residual**2).sum() / max(weight.sum() - 5, 1.0))
+        return weighted.T @ jacobian, weighted.T @ residual, tangent, variance

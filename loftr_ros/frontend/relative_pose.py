@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import GeometryConfig
 from loftr_ros.frontend.epipolar import (
+    RefinedPose,
     cheirality_vote,
     depth_signs,
     fit_rotation,
@@ -139,11 +140,17 @@ def estimate_relative_pose(
 
 
 class _Solver:
-    """One estimation; holds what its steps share. Everything is in normalised coordinates."""
+    """One estimation; holds what its steps share.
+
+    Everything is in normalised coordinates, but for u0 and u1: OpenCV's MAGSAC++ takes its noise scales to be of the
+    order of a pixel, whatever the threshold, and finds poses several times worse on coordinates of unit size.
+    """
 
     def __init__(self, x0: Array, x1: Array, focal_length: float, config: GeometryConfig) -> None:
         self.x0, self.x1 = x0, x1
         self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
+        self.u0, self.u1 = x0 * focal_length, x1 * focal_length
+        self.focal_matrix = np.diag([focal_length, focal_length, 1.0])
         self.focal_length = focal_length
         self.threshold = config.threshold / focal_length
         self.config = config
@@ -158,26 +165,29 @@ class _Solver:
             return degenerate
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
-        if planar := self._plane_poses(inliers):
+        planar, on_plane = self._plane_poses(int(inliers.sum()))
+        if planar:
             status = PoseStatus.PLANAR
             candidates += planar
-        best = None
-        for candidate in candidates:
-            refined = refine_pose(self.p0[inliers], self.p1[inliers], *candidate, self.threshold)
-            if best is None or refined.cost < best.cost:
-                best = refined
-        assert best is not None
+            inliers = inliers | on_plane
+        best = min((self._refined(inliers, *candidate) for candidate in candidates), key=lambda pose: pose.cost)
+        # Once more with the inliers that the refined pose has: what it came from no longer matters.
+        best = self._refined(self._inliers(best.rotation, best.translation), best.rotation, best.translation)
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
         parallax = self._median_parallax(best.rotation, inliers)
         return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)
 
+    def _refined(self, inliers: Flags, rotation: Array, translation: Array) -> RefinedPose:
+        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold)
+
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
         """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
         # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
         essential, mask = cv2.findEssentialMat(
-            self.x1, self.x0, np.eye(3), cv2.USAC_MAGSAC, self.config.confidence, self.threshold, self.config.max_iterations
+            self.u1, self.u0, self.focal_matrix, cv2.USAC_MAGSAC, self.config.confidence, self.config.threshold,
+            self.config.max_iterations,
         )
         if essential is None or essential.shape != (3, 3) or mask.sum() < self.config.min_inliers:
             return None
@@ -212,25 +222,28 @@ class _Solver:
         parallax = float(np.median(residual[agreeing])) * self.focal_length
         return RelativePose(status, rotation, np.zeros(3), covariance, agreeing, parallax)
 
-    def _plane_poses(self, inliers: Flags) -> list[tuple[Array, Array]]:
-        """The poses that a homography allows where one explains the inliers; empty where the scene has depth."""
-        x0, x1 = self.x0[inliers], self.x1[inliers]
+    def _plane_poses(self, num_inliers: int) -> tuple[list[tuple[Array, Array]], Flags]:
+        """The poses that a homography allows, and its inliers, where it explains the matches; else no poses.
+
+        Args:
+            num_inliers: of the essential matrix; the homography's are held against it.
+        """
         homography, mask = cv2.findHomography(
-            x1, x0, cv2.USAC_MAGSAC, self.threshold, maxIters=200, confidence=0.999
+            self.u1, self.u0, cv2.USAC_MAGSAC, self.config.threshold, maxIters=200, confidence=0.999
         )
-        if homography is None or mask.sum() < self.config.planar_ratio * len(x0):
-            return []
-        _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, np.eye(3))
+        on_plane = np.zeros(len(self.x0), dtype=np.bool_) if mask is None else mask.ravel() > 0
+        if homography is None or on_plane.sum() < self.config.planar_ratio * num_inliers:
+            return [], on_plane
+        _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, self.focal_matrix)
         poses = []
-        p0, p1 = self.p0[inliers], self.p1[inliers]
         for rotation, translation in zip(rotations, translations, strict=True):
             length = np.linalg.norm(translation)
             if length < 1e-9:
                 continue
             t = translation.ravel() / length
-            if depth_signs(p0, p1, rotation, t).mean() > 0.5:
+            if depth_signs(self.p0[on_plane], self.p1[on_plane], rotation, t).mean() > 0.5:
                 poses.append((rotation, t))
-        return poses
+        return poses, on_plane
 
     def _inliers(self, rotation: Array, translation: Array) -> Flags:
         """Close to the epipolar line, and in front of both cameras unless too far off to tell."""

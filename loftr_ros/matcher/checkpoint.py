@@ -16,8 +16,8 @@ from loftr_ros.matcher.loftr import LoFTR
 
 # Where published files keep their weights: Lightning's and the official LoFTR's, the low-end network's.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
-# The official files prefix every name by the Lightning module's attribute.
-_PREFIXES = ("matcher.", "module.")
+# DistributedDataParallel prefixes every name, and inside that the official Lightning module's attribute.
+_PREFIXES = ("module.", "matcher.")
 
 
 class WeightsError(RuntimeError):
@@ -59,10 +59,7 @@ def load_weights(model: LoFTR, path: Path) -> None:
         WeightsError: the file is missing, damaged, or of another network.
     """
     config = model.config
-    found = read_weights(path)
-    found = {name: value for name, value in found.items() if not name.startswith(config.untrained)} if (
-        config.untrained
-    ) else found
+    found = {name: value for name, value in read_weights(path).items() if not name.startswith(config.untrained)}
     expected = model.state_dict()
     missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in expected]

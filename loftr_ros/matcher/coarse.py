@@ -10,6 +10,11 @@ from torch import Tensor
 # Rows of the score matrix that are held at a time: 1024 x 4800 floats are 20 MB.
 TILE_ROWS = 1024
 
+# Score of a pair of which one side is padding.
+_NEVER = -1e9
+# exp(-80) is still a normal float.
+_SAFE_EXPONENT = 80.0
+
 
 class CoarseMatches(NamedTuple):
     """Matched cells of a batch of pairs, ordered by pair and cell.
@@ -71,39 +76,35 @@ def dual_softmax(
     Returns:
         The matches of all pairs.
     """
-    batch, rows, _ = tokens0.shape
+    batch, rows, channels = tokens0.shape
     columns = tokens1.shape[1]
     device = tokens0.device
-
-    def tiles():  # type: ignore[no-untyped-def]
-        for start in range(0, rows, TILE_ROWS):
-            part = slice(start, min(start + TILE_ROWS, rows))
-            tile = scores(tokens0[:, part], tokens1, temperature)
-            if attended0 is not None:
-                tile.masked_fill_(~attended0[:, part, None], -1e9)
-            if attended1 is not None:
-                tile.masked_fill_(~attended1[:, None, :], -1e9)
-            yield part, tile
+    left, right = tokens0.float() / (channels * temperature), tokens1.float()
+    tiles = [slice(start, min(start + TILE_ROWS, rows)) for start in range(0, rows, TILE_ROWS)]
 
     row_lse = torch.empty(batch, rows, device=device)
     column_lse = torch.full((batch, columns), -torch.inf, device=device)
-    for part, tile in tiles():
-        row_lse[:, part] = torch.logsumexp(tile, dim=2)
-        column_lse = torch.logaddexp(column_lse, torch.logsumexp(tile, dim=1))
+    for tile in tiles:
+        row_lse[:, tile], tile_column_lse = _log_sum_exps(_tile(left, right, tile, attended0, attended1))
+        column_lse = torch.logaddexp(column_lse, tile_column_lse)
 
+    # Two more channels take half of either log-sum-exp off the score: the product is half the log-confidence.
+    ones = torch.ones(batch, 1, 1, device=device)
+    left = torch.cat([left, row_lse[..., None] / -2, ones.expand(-1, rows, -1)], dim=2)
+    right = torch.cat([right, ones.expand(-1, columns, -1), column_lse[..., None] / -2], dim=2)
     row_best = torch.empty(batch, rows, device=device)
     row_argbest = torch.empty(batch, rows, dtype=torch.int64, device=device)
     column_best = torch.full((batch, columns), -torch.inf, device=device)
     column_argbest = torch.zeros(batch, columns, dtype=torch.int64, device=device)
-    for part, tile in tiles():
-        log_confidence = tile.mul_(2).sub_(row_lse[:, part, None]).sub_(column_lse[:, None, :])
-        row_best[:, part], row_argbest[:, part] = log_confidence.max(dim=2)
-        best, argbest = log_confidence.max(dim=1)
+    for tile in tiles:
+        half_log_confidence = _tile(left, right, tile, attended0, attended1)
+        row_best[:, tile], row_argbest[:, tile] = half_log_confidence.max(dim=2)
+        best, argbest = half_log_confidence.max(dim=1)
         better = best > column_best
         column_best = torch.where(better, best, column_best)
-        column_argbest = torch.where(better, argbest + part.start, column_argbest)
+        column_argbest = torch.where(better, argbest + tile.start, column_argbest)
 
-    confidence = row_best.exp()
+    confidence = torch.exp(2 * row_best)
     mutual = column_argbest.gather(1, row_argbest) == torch.arange(rows, device=device)
     keep = mutual & (confidence > threshold)
     if allowed0 is not None:
@@ -112,3 +113,33 @@ def dual_softmax(
         keep &= allowed1.gather(1, row_argbest)
     pair, cell0 = keep.nonzero(as_tuple=True)
     return CoarseMatches(pair, cell0, row_argbest[pair, cell0], confidence[pair, cell0])
+
+
+def _tile(left: Tensor, right: Tensor, rows: slice, attended0: Tensor | None, attended1: Tensor | None) -> Tensor:
+    """Scores of some rows with all columns, (B, rows, S); of what takes no part, far below any other."""
+    tile = left[:, rows] @ right.transpose(1, 2)
+    if attended0 is not None:
+        tile.masked_fill_(~attended0[:, rows, None], _NEVER)
+    if attended1 is not None:
+        tile.masked_fill_(~attended1[:, None, :], _NEVER)
+    return tile
+
+
+def _log_sum_exps(tile: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of a tile's rows and of its columns, (B, rows) and (B, S); the tile is overwritten.
+
+    One exponential serves both: that of the row, carried over to the column by a factor for each row. The factor
+    must not underflow, or columns that live by low-scoring rows would be lost; where it would, the columns get an
+    exponential of their own. An entry whose row's exponential underflows cannot match, whatever its column says.
+    """
+    row_max = tile.amax(dim=2)
+    highest = row_max.amax(dim=1, keepdim=True)
+    own_columns = None
+    if bool((highest - row_max > _SAFE_EXPONENT).any()):
+        own_columns = torch.logsumexp(tile, dim=1)
+    exponential = tile.sub_(row_max[..., None]).exp_()
+    row_lse = row_max + exponential.sum(dim=2).log()
+    if own_columns is not None:
+        return row_lse, own_columns
+    column_sum = (torch.exp(row_max - highest)[:, None, :] @ exponential)[:, 0]
+    return row_lse, highest + column_sum.clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -1,10 +1,10 @@
 """Image messages to (H, W) uint8 gray, the only pixels that the front end looks at.
 
-ROS people will ask why this is not `cv_bridge`. Where ROS is installed, cv_bridge would do most of it, but it hands out
-the encoding it was given, so a second pass to 8-bit gray follows, it takes the luma of YUV by way of BGR, and it has no
-rule for 16 bits. Where ROS is not installed, the only `cv-bridge` that pip finds is a ROS 1 build of 2020, which
-ignores `step` (padded rows come out sheared, without an error), returns 16UC1 as uint8, does not know
-`bayer_grbg8` and `yuv422`, and fails on current NumPy. One module of numpy and OpenCV does the same everywhere.
+ROS people will ask why this is not `cv_bridge`. Where ROS is installed it would do most of this, though not the range of
+a 12-bit or a thermal camera, nor the check that a compressed image is whole. But the node also runs where ROS is not
+installed, and the only `cv-bridge` that pip finds there is a ROS 1 build of 2020: it ignores `step` (padded rows come
+out sheared, without an error), returns 16UC1 as uint8, does not know `bayer_grbg8` and `yuv422`, and fails on
+current NumPy. One module of numpy and OpenCV gives the same pixels everywhere.
 
 Median times for 640x480 on one core: mono8 0.02 ms, bgr8 0.08 ms, YUV 4:2:2 0.07 ms, nv12 0.02 ms, bayer 0.11 ms,
 mono16 0.05 ms (0.65 ms with a stretch), jpeg 0.8 ms (1.2 ms by way of colour), png 2.3 ms (gray) to 6.9 ms (colour).

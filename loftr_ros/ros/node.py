@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 import time
 import traceback
@@ -75,10 +76,8 @@ class FrontEndNode(LifecycleNode):
         self._input: ImageInput | None = None
         self._worker: NewestWorker[Arrival] | None = None
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state)
-        self._services = [
-            self.create_service(Trigger, "~/reset", self._on_reset),
-            self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe),
-        ]
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe)
 
     # --- lifecycle ---
 
@@ -290,6 +289,8 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # `ros2 launch` may pass on a Ctrl-C that the whole process group had already: the second must not break in here.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.close()
             node.destroy_node()

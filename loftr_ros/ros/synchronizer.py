@@ -1,8 +1,8 @@
 """Pairs messages by their stamps: message_filters where it is installed, else classes of the same API and semantics.
 
-A ROS installation has message_filters, PyPI does not. `Subscriber`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`
-are message_filters' own where it can be imported; ours keep their names with a leading `Local`. One test holds both to
-the same contract. What is worth knowing of that contract:
+A ROS installation has message_filters, PyPI does not. `Subscriber`, `TimeSynchronizer` and
+`ApproximateTimeSynchronizer` are message_filters' own where it can be imported; ours can always be had by their names
+with a leading `Local`. One test holds both to the same contract. What is worth knowing of that contract:
 
 - A message whose partner never comes is never delivered; it waits until `queue_size` younger ones push it out.
 - "Younger" is by stamp, not by arrival: once a queue is full, a message older than all in it is dropped at once. After
@@ -169,8 +169,8 @@ def _warn_of_headerless(message: Any) -> None:
     from rclpy.logging import get_logger
 
     get_logger("loftr_ros.synchronizer").warning(
-        f"a {type(message).__name__} without a stamp cannot be paired and is dropped; allow_headerless takes it as of its "
-        "arrival",
+        f"a {type(message).__name__} without a stamp cannot be paired and is dropped; "
+        "allow_headerless takes it as of its arrival",
         throttle_duration_sec=5.0,
     )
 

@@ -1,0 +1,369 @@
+"""Publishes a source as camera topics, in its own time: what `loftr_ros play` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import rclpy
+from rclpy.context import Context
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from loftr_ros.frontend.camera import NO_DISTORTION, CameraModel
+from loftr_ros.ros.messages import to_array, to_time
+from loftr_ros.sources import BagImage, EncodedImage, PixelImage, Source, SourceError, SourceFrame
+
+RAW, COMPRESSED = "raw", "compressed"
+_LATE = 0.005  # s behind its time at which a frame counts as late
+
+
+class PlayError(Exception):
+    """Playing cannot begin; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class PlayReport:
+    """What was played.
+
+    Attributes:
+        published: frames.
+        failed: frames that could not be read or decoded, and were left out.
+        late: frames published more than 5 ms after their time.
+        seconds: from the first to the last frame.
+        interrupted: it was ended by Ctrl-C or by a shutdown.
+    """
+
+    published: int
+    failed: int
+    late: int
+    seconds: float
+    interrupted: bool
+
+
+def play(
+    source: Source,
+    *,
+    image_transport: str = RAW,
+    color: bool = False,
+    rate: float = 1.0,
+    hz: float | None = None,
+    loop: bool = False,
+    duration: float | None = None,
+    now: bool = False,
+    clock: bool = False,
+    wait_for_subscriber: float | None = 30.0,
+    preload: bool | None = None,
+    reliable: bool = True,
+    depth: int = 10,
+    node_name: str = "player",
+    namespace: str = "",
+    ros_args: Sequence[str] = (),
+    progress: bool = True,
+) -> PlayReport:
+    """Publishes a source's frames on `image` (or `image/compressed`) and their calibration on `camera_info`.
+
+    A bag's messages pass unchanged where the transport is the bag's own and stamps are kept; files of JPEG and PNG pass
+    unchanged with the transport `compressed`. Both messages of a frame carry the same stamp. Without a calibration
+    nothing is published on `camera_info`.
+
+    Args:
+        source: see `loftr_ros.sources.open_source`; it is not closed.
+        image_transport: `raw` or `compressed`.
+        color: publish colour as bgr8 where the source has it, rather than mono8 (raw transport only).
+        rate: how many times faster than the stamps say.
+        hz: frames a second, whatever the stamps say.
+        loop: begin again at the end, with stamps that go on.
+        duration: end after so many seconds of wall time.
+        now: stamp with the wall clock instead of the source's time.
+        clock: publish the stamps on `/clock`, for nodes with `use_sim_time`.
+        wait_for_subscriber: seconds to wait until somebody listens; None or 0 begins at once.
+        preload: read and decode everything before the first frame; None does so where frames are slow to make.
+        reliable, depth: quality of service of the publishers, keep-last.
+        node_name, namespace: of the node.
+        ros_args: further arguments of ROS, for example ("--ros-args", "-r", "image:=left/image").
+        progress: show a progress bar.
+
+    Raises:
+        PlayError: an argument makes no sense, or nobody listened in time.
+        SourceError: the source's first pass yields not a single frame that can be played.
+    """
+    if image_transport not in (RAW, COMPRESSED):
+        raise PlayError(f"image_transport '{image_transport}' is not known; expected raw or compressed")
+    if rate <= 0 or (hz is not None and hz <= 0) or depth < 1:
+        raise PlayError(f"rate {rate}, hz {hz}, depth {depth}: all must be more than 0")
+    context = Context()
+    rclpy.init(args=list(ros_args), context=context, signal_handler_options=SignalHandlerOptions.NO)
+    # A context of its own, and Python's own Ctrl-C: it ends the loop below wherever it is.
+    player = _Player(context, node_name, namespace, image_transport, color, now, clock, reliable, depth)
+    try:
+        return player.run(source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress)
+    finally:
+        player.node.destroy_node()
+        context.try_shutdown()
+
+
+class _Pace:
+    """Turns stamps into moments of the monotonic clock."""
+
+    def __init__(self, rate: float, hz: float | None) -> None:
+        self.rate, self.hz = rate, hz
+        self._due: float | None = None
+        self._last = 0
+
+    def due(self, stamp_ns: int) -> float:
+        """When the frame after the last is due, in seconds of `time.monotonic`."""
+        if self._due is None:
+            self._due = time.monotonic()
+        elif self.hz is not None:
+            self._due += 1 / self.hz
+        else:
+            # Stamps that go back, as in spliced bags, ask for no waiting.
+            self._due += max(stamp_ns - self._last, 0) * 1e-9 / self.rate
+        self._last = stamp_ns
+        return self._due
+
+
+class _Player:
+    def __init__(
+        self,
+        context: Context,
+        node_name: str,
+        namespace: str,
+        image_transport: str,
+        color: bool,
+        now: bool,
+        clock: bool,
+        reliable: bool,
+        depth: int,
+    ) -> None:
+        self.node = Node(node_name, namespace=namespace, context=context, start_parameter_services=False)
+        self._context, self._color, self._now = context, color, now
+        self._compressed = image_transport == COMPRESSED
+        reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=depth, reliability=reliability)
+        image_type, topic = (CompressedImage, "image/compressed") if self._compressed else (Image, "image")
+        self._images = self.node.create_publisher(image_type, topic, qos)
+        self._infos = self.node.create_publisher(CameraInfo, "camera_info", qos)
+        self._clock = None
+        if clock:
+            from rosgraph_msgs.msg import Clock
+
+            self._clock = self.node.create_publisher(Clock, "/clock", 10)
+        self._failed = 0
+
+    def run(
+        self,
+        source: Source,
+        pace: _Pace,
+        loop: bool,
+        duration: float | None,
+        wait_for_subscriber: float | None,
+        preload: bool | None,
+        progress: bool,
+    ) -> PlayReport:
+        from tqdm import tqdm
+
+        log = self.node.get_logger()
+        published = late = 0
+        first = last = 0.0
+        interrupted = False
+        try:
+            frames: Iterable[SourceFrame] = source
+            if source.slow if preload is None else preload:
+                described = tqdm(source, f"preparing {source.name}", source.length, unit="frame", disable=not progress)
+                frames = [self._decoded(frame) for frame in described]
+            if source.camera is None:
+                log.warning(
+                    f"{source.name} has no calibration, so nothing is published on camera_info: give one with the "
+                    "option `camera`, or run the front end with input.camera_info set to 'none'"
+                )
+            if wait_for_subscriber:
+                self._wait(wait_for_subscriber, source.camera is not None)
+            bar = tqdm(
+                None, f"playing {source.name}", None if loop else source.length, unit="frame", disable=not progress
+            )
+            with bar:
+                for frame, moved in self._rounds(frames, source.rate, loop):
+                    try:
+                        # Made ready before it is due, so that only the publishing itself comes after.
+                        image, info = self._messages(frame, moved)
+                    except SourceError as error:
+                        self._failed += 1
+                        log.error(f"left out: {error}", throttle_duration_sec=1.0)
+                        continue
+                    due = pace.due(frame.stamp_ns)
+                    if duration is not None and published and due - first > duration:
+                        break
+                    time.sleep(max(due - time.monotonic(), 0))
+                    if not self._context.ok():
+                        interrupted = True
+                        break
+                    last = time.monotonic()
+                    first = first if published else last
+                    late += last - due > _LATE
+                    self._publish(frame, image, info)
+                    published += 1
+                    bar.update()
+            if published:
+                # Reliable delivery goes on in the background; it ends with the node.
+                self._images.wait_for_all_acked(Duration(seconds=2.0))
+        except (KeyboardInterrupt, ExternalShutdownException):
+            interrupted = True
+        return PlayReport(published, self._failed, late, last - first, interrupted)
+
+    def _rounds(self, frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, bool]]:
+        """Frames of all rounds, with stamps that go on, and whether the stamp was moved."""
+        period = round(1e9 / rate)
+        shift = 0
+        while True:
+            lowest = highest = None
+            for frame in frames:
+                lowest = frame.stamp_ns if lowest is None else min(lowest, frame.stamp_ns)
+                highest = frame.stamp_ns if highest is None else max(highest, frame.stamp_ns)
+                moved = replace(frame, stamp_ns=frame.stamp_ns + shift) if shift else frame
+                yield moved, shift != 0
+            if lowest is None or highest is None:
+                raise SourceError("the source has no frames to play")
+            if not loop:
+                return
+            shift += highest - lowest + period
+
+    def _decoded(self, frame: SourceFrame) -> SourceFrame:
+        """The frame with the pixels that will be published; damaged ones stay as they are and fail in their turn."""
+        if self._compressed or isinstance(frame.image, PixelImage):
+            return frame
+        with suppress(SourceError):
+            return replace(frame, image=PixelImage(frame.decode_color() if self._color else frame.decode()))
+        return frame
+
+    def _wait(self, seconds: float, with_camera: bool) -> None:
+        topic = self._images.topic_name
+        end = time.monotonic() + seconds
+        self.node.get_logger().info(f"waiting for a subscriber on {topic}")
+        while self._images.get_subscription_count() == 0:
+            if time.monotonic() > end:
+                raise PlayError(
+                    f"nobody subscribed to {topic} within {seconds:g} s; start the subscriber, or do not wait for one "
+                    "(is ROS_DOMAIN_ID the same, and the topic?)"
+                )
+            if not self._context.ok():
+                raise ExternalShutdownException
+            time.sleep(0.01)
+        # Whoever takes both topics is found on the second a moment later; without this the first pair is lost.
+        grace = time.monotonic() + 0.5
+        while with_camera and self._infos.get_subscription_count() == 0 and time.monotonic() < grace:
+            time.sleep(0.01)
+
+    def _publish(self, frame: SourceFrame, image: Any, info: CameraInfo | None) -> None:
+        stamp_ns = time.time_ns() if self._now else frame.stamp_ns
+        if self._now:
+            image.header.stamp = to_time(stamp_ns)
+            if info is not None:
+                info.header.stamp = image.header.stamp
+        if self._clock is not None:
+            from rosgraph_msgs.msg import Clock
+
+            self._clock.publish(Clock(clock=to_time(stamp_ns)))
+        if info is not None:
+            self._infos.publish(info)
+        self._images.publish(image)
+
+    def _messages(self, frame: SourceFrame, moved: bool) -> tuple[Any, CameraInfo | None]:
+        """The image (a message, or its serialized bytes where nothing changes) and its calibration."""
+        header = Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
+        info = None
+        if isinstance(frame.image, BagImage) and frame.image.camera_info is not None:
+            info = _same_camera_info(header, frame.image.camera_info)
+        elif frame.camera is not None:
+            info = camera_info_message(header, frame.camera)
+        keep = not (moved or self._now)
+        if isinstance(frame.image, BagImage) and frame.image.compressed == self._compressed:
+            serialized, own = frame.image.serialized, frame.image.message.header.stamp
+            if keep and serialized is not None and own.sec * 10**9 + own.nanosec == frame.stamp_ns:
+                return serialized, info
+            return _same_image(header, frame.image), info
+        return (self._to_compressed(header, frame) if self._compressed else self._to_raw(header, frame)), info
+
+    def _to_raw(self, header: Header, frame: SourceFrame) -> Image:
+        pixels = PixelImage(frame.decode_color() if self._color else frame.decode())
+        height, width = pixels.pixels.shape[:2]
+        step = width * (1 if pixels.pixels.ndim == 2 else 3)
+        data = to_array(pixels.pixels)
+        return Image(header=header, height=height, width=width, encoding=pixels.encoding, step=step, data=data)
+
+    def _to_compressed(self, header: Header, frame: SourceFrame) -> CompressedImage:
+        image = frame.image
+        if isinstance(image, EncodedImage) and image.format in ("jpeg", "png"):
+            return CompressedImage(header=header, format=image.format, data=_byte_array(image.data))
+        # PNG at its quickest setting: lossless, so whoever decodes it sees the source's own pixels.
+        _, png = cv2.imencode(".png", frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        return CompressedImage(header=header, format="png", data=to_array(np.asarray(png, np.uint8)))
+
+
+def camera_info_message(header: Header, camera: CameraModel) -> CameraInfo:
+    """A calibration as a message; a camera without distortion is a `plumb_bob` of zeros, which all ROS tools know."""
+    projection = np.zeros((3, 4))
+    projection[:, :3] = camera.matrix
+    plain = camera.distortion_model == NO_DISTORTION
+    return CameraInfo(
+        header=header,
+        width=camera.width,
+        height=camera.height,
+        distortion_model="plumb_bob" if plain else camera.distortion_model,
+        d=to_array(np.zeros(5) if plain else camera.distortion),
+        k=camera.matrix.ravel(),
+        r=np.eye(3).ravel(),
+        p=projection.ravel(),
+    )
+
+
+def _same_camera_info(header: Header, info: Any) -> CameraInfo:
+    """A bag's calibration with every field as it was, but the image's header: pairs have equal stamps."""
+    message = CameraInfo(
+        header=header,
+        width=int(info.width),
+        height=int(info.height),
+        distortion_model=str(info.distortion_model),
+        d=to_array(np.asarray(info.d, np.float64)),
+        k=np.asarray(info.k, np.float64),
+        r=np.asarray(info.r, np.float64),
+        p=np.asarray(info.p, np.float64),
+        binning_x=int(info.binning_x),
+        binning_y=int(info.binning_y),
+    )
+    for name in ("x_offset", "y_offset", "height", "width"):
+        setattr(message.roi, name, int(getattr(info.roi, name)))
+    message.roi.do_rectify = bool(info.roi.do_rectify)
+    return message
+
+
+def _same_image(header: Header, image: BagImage) -> Any:
+    """A bag's image with every field as it was, but another header."""
+    message = image.message
+    data = _byte_array(message.data)
+    if image.compressed:
+        return CompressedImage(header=header, format=str(message.format), data=data)
+    return Image(
+        header=header,
+        height=int(message.height),
+        width=int(message.width),
+        encoding=str(message.encoding),
+        is_bigendian=int(message.is_bigendian),
+        step=int(message.step),
+        data=data,
+    )
+
+
+def _byte_array(data: Any) -> Any:
+    return to_array(np.frombuffer(data, np.uint8))

@@ -1,0 +1,26 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real sequences beside the project; the test is skipped where it is not there."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the real sequences in {SHARED_DATA.parent.name}/{SHARED_DATA.name} beside the project")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A ROS_DOMAIN_ID of this test process's own, set for it and its children."""
+    domain = 1 + os.getpid() % 100
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    return domain

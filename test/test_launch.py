@@ -1,0 +1,332 @@
+"""The launch file under the real `ros2 launch`, with a stand-in for the node that says what it was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MISSING = [name for name in ("rclpy", "launch", "launch_ros", "ros2launch") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (a ROS installation has them)"),
+]
+
+LAUNCH_FILE = Path(__file__).resolve().parents[1] / "launch" / "front_end.launch.py"
+ROS2 = [
+    sys.executable,
+    "-P" if sys.version_info >= (3, 11) else "-E",
+    "-c",
+    "from ros2cli.cli import main; exit(main())",
+]
+
+STAND_IN = """#!{python}
+import json, signal, sys
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+NAMES = ("network", "weights", "device", "precision", "input.image_transport", "threads")
+
+class StandIn(LifecycleNode):
+    def __init__(self):
+        super().__init__("stand_in")
+        for name in NAMES:
+            self.declare_parameter(name, 0 if name == "threads" else "default")
+
+    def on_configure(self, state):
+        values = {{name: self.get_parameter(name).value for name in (*NAMES, "use_sim_time")}}
+        values["name"] = self.get_fully_qualified_name()
+        for topic, kind in (("image", Image), ("image/compressed", CompressedImage), ("camera_info", CameraInfo)):
+            values[topic] = self.create_subscription(kind, topic, print, 1).topic_name
+        self.get_logger().debug("a line for debugging")
+        print("STARTED", json.dumps(values), flush=True)
+        if values["weights"] == "crash":
+            sys.stdout.flush()
+            __import__("os")._exit(3)
+        if values["weights"] == "raise":
+            raise ValueError("in on_configure")
+        return TransitionCallbackReturn.FAILURE if values["weights"] == "missing" else TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state):
+        print("ACTIVATED", flush=True)
+        refuse = self.get_parameter("network").value == "refuse"
+        return TransitionCallbackReturn.FAILURE if refuse else super().on_activate(state)
+
+rclpy.init()
+node = StandIn()
+print("UP", flush=True)
+try:
+    rclpy.spin(node)
+except (KeyboardInterrupt, ExternalShutdownException):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+rclpy.try_shutdown()
+"""
+
+PARAMETERS = """
+/**:
+  ros__parameters:
+    network: "network of the file"
+    weights: "weights of the file"
+    device: "device of the file"
+    precision: "precision of the file"
+    threads: 3
+    input:
+      image_transport: "raw"
+"""
+
+
+class Launched:
+    """`ros2 launch` of our file, in a process group of its own, and what it has said so far."""
+
+    def __init__(self, log: Path, environment: dict[str, str], *arguments: str) -> None:
+        self._log = log
+        self.domain = int(environment["ROS_DOMAIN_ID"])
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*ROS2, "launch", *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=log.parent,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return re.sub("\x1b\\[[0-9;]*m", "", self._log.read_text())
+
+    def wait_for(self, words: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while words not in self.said:
+            assert time.monotonic() < end, f"waited in vain for {words!r} in:\n{self.said}"
+            assert self.process.poll() is None or words in self.said, f"ended without {words!r}:\n{self.said}"
+            time.sleep(0.05)
+
+    def started_with(self) -> dict[str, object]:
+        self.wait_for("STARTED")
+        self.wait_for("}")
+        return dict(json.loads(re.search(r"STARTED (\{.*\})", self.said)[1]))
+
+    def interrupt(self) -> int:
+        """What Ctrl-C in a terminal does: SIGINT for the whole group. Returns the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts `ros2 launch` on an ament prefix that holds our launch file and the stand-in."""
+    prefix = tmp_path / "prefix"
+    share = prefix / "share" / "loftr_ros"
+    for folder in (share / "launch", share / "config", prefix / "lib" / "loftr_ros"):
+        folder.mkdir(parents=True)
+    index = prefix / "share" / "ament_index" / "resource_index" / "packages"
+    index.mkdir(parents=True)
+    (index / "loftr_ros").touch()
+    (share / "launch" / LAUNCH_FILE.name).write_text(LAUNCH_FILE.read_text())
+    (share / "config" / "front_end.yaml").write_text(PARAMETERS)
+    executable = prefix / "lib" / "loftr_ros" / "front_end"
+    executable.write_text(STAND_IN.format(python=sys.executable))
+    executable.chmod(0o755)
+
+    prefixes = [str(prefix), *filter(None, [os.environ.get("AMENT_PREFIX_PATH") or sys.prefix])]
+    environment = os.environ | {
+        "AMENT_PREFIX_PATH": os.pathsep.join(prefixes),
+        "ROS_LOG_DIR": str(tmp_path / "log"),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    running: list[Launched] = []
+
+    def start(*arguments, file=("loftr_ros", "front_end.launch.py")):
+        running.append(Launched(tmp_path / f"output{len(running)}", environment, *file, *arguments))
+        return running[-1]
+
+    yield start
+    for launched in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launched.process.pid, signal.SIGKILL)
+        launched.process.wait()
+
+
+def arguments_shown(launched) -> dict[str, str]:
+    assert launched.process.wait(timeout=30) == 0, launched.said
+    return dict(re.findall(r"^    '(\w+)':\n((?:        .*\n?)+)", launched.said, re.MULTILINE))
+
+
+def test_every_argument_is_shown_with_a_description(launch):
+    shown = arguments_shown(launch(file=("-s", "loftr_ros", "front_end.launch.py")))
+    assert set(shown) == {
+        *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
+        *("device", "precision", "use_sim_time", "log_level", "autostart"),
+    }
+    for name, text in shown.items():
+        assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
+
+
+def test_without_arguments_the_node_becomes_active_with_what_the_params_file_says(launch):
+    launched = launch()
+    launched.wait_for("ACTIVATED")
+    assert launched.started_with() == {
+        "network": "network of the file",
+        "weights": "weights of the file",
+        "device": "device of the file",
+        "precision": "precision of the file",
+        "input.image_transport": "raw",
+        "threads": 3,
+        "use_sim_time": False,
+        "name": "/loftr_front_end",
+        "image": "/image",
+        "image/compressed": "/image/compressed",
+        "camera_info": "/camera_info",
+    }
+    assert "a line for debugging" not in launched.said
+
+
+def test_a_given_argument_overrides_the_params_file_and_leaves_the_rest_of_it_alone(launch):
+    launched = launch("network:=other", "device:=0", "use_sim_time:=true", "log_level:=debug", "name:=eye")
+    values = launched.started_with()
+    assert (values["network"], values["device"], values["use_sim_time"]) == ("other", "0", True)
+    assert values["name"] == "/eye"
+    assert (values["weights"], values["precision"], values["threads"]) == (
+        "weights of the file",
+        "precision of the file",
+        3,
+    )
+    launched.wait_for("a line for debugging")
+
+
+def test_a_params_file_may_name_the_node_and_arguments_still_win(launch, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(PARAMETERS.replace("/**", "/robot/loftr_front_end").replace("threads: 3", "threads: 5"))
+    values = launch(f"params_file:={file}", "namespace:=robot", "weights:=mine.pt").started_with()
+    assert (values["threads"], values["weights"], values["network"]) == (5, "mine.pt", "network of the file")
+
+
+def test_the_cameras_topics_are_taken_and_the_calibration_is_looked_for_beside_the_image(launch):
+    values = launch("image:=/left/image_raw", "namespace:=/robot").started_with()
+    assert values["image"] == "/left/image_raw"
+    assert values["image/compressed"] == "/left/image_raw/compressed"
+    assert values["camera_info"] == "/left/camera_info"
+    assert values["name"] == "/robot/loftr_front_end"
+
+
+def test_a_compressed_topic_is_subscribed_to_as_such(launch):
+    values = launch("image:=camera/image_raw/compressed", "camera_info:=/mine", "namespace:=a/b").started_with()
+    assert values["input.image_transport"] == "compressed"
+    assert values["image/compressed"] == "/a/b/camera/image_raw/compressed"
+    assert values["camera_info"] == "/mine"
+
+
+def test_included_under_a_pushed_namespace_all_goes_there(launch, tmp_path):
+    outer = tmp_path / "outer.launch.py"
+    outer.write_text(
+        "from launch import LaunchDescription\n"
+        "from launch.actions import GroupAction, IncludeLaunchDescription\n"
+        "from launch_ros.actions import PushRosNamespace\n"
+        "def generate_launch_description():\n"
+        f"    ours = IncludeLaunchDescription({str(LAUNCH_FILE)!r}, launch_arguments={{'namespace': 'left', "
+        "'log_level': 'debug'}.items())\n"
+        "    return LaunchDescription([GroupAction([PushRosNamespace('robot'), ours])])\n"
+    )
+    launched = launch(file=(str(outer),))
+    launched.wait_for("/robot/left/loftr_front_end is active")
+    assert launched.started_with()["name"] == "/robot/left/loftr_front_end"
+    launched.wait_for("a line for debugging")
+
+
+def test_ctrl_c_stops_an_active_node_and_the_exit_code_is_zero(launch):
+    launched = launch()
+    launched.wait_for("is active")
+    assert launched.interrupt() == 0, launched.said
+    assert "process has finished cleanly" in launched.said
+    assert "Traceback" not in launched.said
+
+
+def test_without_autostart_the_node_is_left_unconfigured(launch):
+    launched = launch("autostart:=false")
+    launched.wait_for("UP")
+    time.sleep(2)
+    assert "STARTED" not in launched.said
+    assert launched.interrupt() == 0, launched.said
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("weights:=missing", "could not be configured"),
+        ("weights:=raise", "met an error"),
+        ("network:=refuse", "could not be activated"),
+    ],
+)
+def test_a_node_that_refuses_a_transition_is_told_of_with_what_to_do(launch, argument, words):
+    launched = launch(argument)
+    launched.wait_for(f"/loftr_front_end {words}")
+    assert "ros2 lifecycle set /loftr_front_end" in launched.said
+    assert launched.process.poll() is None
+    assert launched.interrupt() == 0, launched.said
+
+
+def deactivate(domain: int) -> bool:
+    """Asks the node itself, as a lifecycle manager would; whether it said yes."""
+    import rclpy
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+    from rclpy.executors import SingleThreadedExecutor
+
+    context = rclpy.Context()
+    context.init(args=None, domain_id=domain)
+    node = rclpy.create_node("manager", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        client = node.create_client(ChangeState, "/loftr_front_end/change_state")
+        assert client.wait_for_service(timeout_sec=20)
+        future = client.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE)))
+        executor.spin_until_future_complete(future, timeout_sec=20)
+        return bool(future.result().success)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def test_a_node_that_someone_deactivates_stays_inactive(launch):
+    launched = launch()
+    launched.wait_for("is active")
+    assert deactivate(launched.domain)
+    time.sleep(2)
+    assert launched.said.count("ACTIVATED") == 1
+
+
+def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
+    launched = launch("weights:=crash")
+    assert launched.process.wait(timeout=30) == 1
+    assert "the front end ended by itself with exit code 3" in launched.said
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("params_file:=nowhere.yaml", "there is no file nowhere.yaml"),
+        ("log_level:=loud", "loud"),
+        ("autostart:=maybe", "maybe"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_starts(launch, argument, words):
+    launched = launch(argument)
+    assert launched.process.wait(timeout=30) == 1
+    assert words in launched.said
+    assert "process started" not in launched.said

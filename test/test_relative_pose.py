@@ -1,0 +1,183 @@
+"""Two-view geometry on scenes whose truth is known: each status, accuracy, covariance."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
+from loftr_ros.frontend.config import GeometryConfig
+from loftr_ros.frontend.relative_pose import (
+    UNKNOWN_VARIANCE,
+    PoseStatus,
+    RelativePose,
+    estimate_relative_pose,
+    uncalibrated_inliers,
+)
+
+Array = NDArray[np.float64]
+FOCAL = 500.0
+SIZE = np.array([640, 480])
+
+
+class TwoViews:
+    """Points seen by two cameras, with pixel noise and outliers."""
+
+    def __init__(
+        self,
+        rotation: Array,
+        translation: Array,
+        seed: int = 0,
+        noise: float = 0.3,
+        outliers: float = 0.2,
+        planar: bool = False,
+        count: int = 400,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.rotation, self.translation = rotation, np.asarray(translation, dtype=np.float64)
+        rays0 = (rng.uniform(0, 1, (4 * count, 2)) * SIZE - SIZE / 2) / FOCAL
+        depth = rng.uniform(2, 10, len(rays0))
+        if planar:
+            depth = 5 / (1 + 0.3 * rays0[:, 0] - 0.2 * rays0[:, 1])
+        points0 = np.hstack([rays0, np.ones((len(rays0), 1))]) * depth[:, None]
+        points1 = (points0 - self.translation) @ rotation
+        rays1 = points1[:, :2] / points1[:, 2:]
+        seen = (points1[:, 2] > 0.5) & (np.abs(rays1) < SIZE / 2 / FOCAL).all(axis=1)
+        self.rays0, self.rays1 = rays0[seen][:count], rays1[seen][:count]
+        self.rays1 = self.rays1 + rng.normal(0, noise / FOCAL, self.rays1.shape)
+        self.is_outlier = rng.uniform(size=len(self.rays1)) < outliers
+        wild = (rng.uniform(0, 1, (len(self.rays1), 2)) * SIZE - SIZE / 2) / FOCAL
+        self.rays1[self.is_outlier] = wild[self.is_outlier]
+
+    def estimate(self, config: GeometryConfig | None = None) -> RelativePose:
+        return estimate_relative_pose(self.rays0, self.rays1, FOCAL, config or GeometryConfig())
+
+
+def rotation(x: float, y: float, z: float) -> Array:
+    return np.asarray(Rotation.from_euler("xyz", [x, y, z], degrees=True).as_matrix())
+
+
+MOTIONS = [
+    (rotation(0, 0, 0), [0, 0, 1.0]),
+    (rotation(2, -3, 1), [0.6, 0.1, 0.2]),
+    (rotation(-5, 15, 3), [-0.8, 0.1, 0.1]),
+    (rotation(1, 2, 40), [0.1, 0.5, -0.5]),
+]
+
+
+@pytest.mark.parametrize(("turn", "move"), MOTIONS)
+def test_the_pose_of_a_scene_with_depth_is_found_among_outliers(turn: Array, move: list[float]) -> None:
+    views = TwoViews(turn, np.array(move))
+    pose = views.estimate()
+    assert pose.status == PoseStatus.OK
+    assert rotation_error(pose.rotation, turn) < 0.2
+    assert translation_direction_error(pose.translation, np.array(move)) < 1.5
+    assert np.linalg.norm(pose.translation) == pytest.approx(1)
+    assert not pose.scale_known
+    assert pose.inliers[~views.is_outlier].mean() > 0.95
+    assert pose.inliers[views.is_outlier].mean() < 0.15
+    assert pose.median_parallax > 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plane_is_called_a_plane_and_its_pose_is_one_of_the_two_that_a_plane_allows(seed: int) -> None:
+    turn, move = rotation(3, -8, 2), np.array([0.7, -0.2, 0.15])
+    pose = TwoViews(turn, move, seed=seed, planar=True).estimate()
+    assert pose.status == PoseStatus.PLANAR
+    # The plane is n . X0 = 5: X1 = R^T (X0 - t n.X0 / 5), and OpenCV's homography goes from current to keyframe.
+    normal = np.array([0.3, -0.2, 1.0])
+    homography = np.linalg.inv(turn.T @ (np.eye(3) - np.outer(move, normal) / 5))
+    _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, np.eye(3))
+    errors = [
+        max(rotation_error(pose.rotation, r), translation_direction_error(pose.translation, t.ravel()) / 5)
+        for r, t in zip(rotations, translations, strict=True)
+    ]
+    assert min(errors) < 0.5
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_a_camera_that_only_turns_gets_its_rotation_and_no_direction(noise: float) -> None:
+    turn = rotation(2, 12, -3)
+    pose = TwoViews(turn, np.zeros(3), noise=noise).estimate()
+    assert pose.status == PoseStatus.PURE_ROTATION
+    assert rotation_error(pose.rotation, turn) < 0.1
+    assert not pose.translation.any()
+    assert pose.covariance[0, 0] == pose.covariance[2, 2] == UNKNOWN_VARIANCE
+    assert pose.covariance[3, 3] < 1e-5
+
+
+def test_a_camera_that_stands_still_has_low_parallax() -> None:
+    pose = TwoViews(np.eye(3), np.zeros(3), noise=0.1).estimate()
+    assert pose.status == PoseStatus.LOW_PARALLAX
+    assert not pose.translation.any()
+    assert pose.median_parallax < 0.3
+    assert rotation_error(pose.rotation, np.eye(3)) < 0.05
+
+
+@pytest.mark.parametrize("count", [0, 4, 15])
+def test_too_few_matches_are_no_pose(count: int) -> None:
+    views = TwoViews(*MOTIONS[1])
+    pose = estimate_relative_pose(views.rays0[:count], views.rays1[:count], FOCAL, GeometryConfig())
+    assert pose.status == PoseStatus.TOO_FEW_MATCHES
+    assert pose.inliers.shape == (count,) and not pose.inliers.any()
+    assert np.array_equal(pose.matrix, np.eye(4))
+    assert (np.diag(pose.covariance) == UNKNOWN_VARIANCE).all()
+
+
+def test_matches_that_are_all_wrong_are_no_pose() -> None:
+    pose = TwoViews(*MOTIONS[1], outliers=1.0, count=60).estimate()
+    assert pose.status == PoseStatus.TOO_FEW_MATCHES
+
+
+def test_pixels_without_a_ray_are_outliers_and_harm_nothing() -> None:
+    views = TwoViews(*MOTIONS[1])
+    views.rays0[::5] = np.nan
+    pose = views.estimate()
+    assert pose.status == PoseStatus.OK
+    assert not pose.inliers[::5].any()
+    assert rotation_error(pose.rotation, MOTIONS[1][0]) < 0.2
+
+
+def test_the_order_of_the_matches_does_not_change_the_pose_by_more_than_its_uncertainty() -> None:
+    views = TwoViews(*MOTIONS[1], outliers=0.3)
+    order = np.random.default_rng(1).permutation(len(views.rays0))
+    first = views.estimate()
+    second = estimate_relative_pose(views.rays0[order], views.rays1[order], FOCAL, GeometryConfig())
+    assert rotation_error(first.rotation, second.rotation) < 0.05
+
+
+def test_refinement_is_at_least_as_accurate_as_opencv_alone() -> None:
+    ours, theirs = [], []
+    for seed in range(10):
+        turn, move = rotation(2, -6, 1), np.array([0.5, 0.1, 0.3])
+        views = TwoViews(turn, move, seed=seed, noise=0.5)
+        pose = views.estimate()
+        ours.append(translation_direction_error(pose.translation, move))
+        essential, mask = cv2.findEssentialMat(views.rays1, views.rays0, np.eye(3), cv2.USAC_MAGSAC, 0.9999, 1 / FOCAL)
+        _, _, direction, _ = cv2.recoverPose(essential, views.rays1, views.rays0, np.eye(3), mask=mask)
+        theirs.append(translation_direction_error(direction.ravel(), move))
+    assert np.mean(ours) < np.mean(theirs)
+
+
+def test_the_covariance_matches_the_scatter_of_the_estimates() -> None:
+    turn, move = rotation(2, -6, 1), np.array([0.6, 0.1, 0.3])
+    direction = move / np.linalg.norm(move)
+    squared = []
+    for seed in range(60):
+        pose = TwoViews(turn, move, seed=seed, outliers=0.0).estimate()
+        error = np.r_[direction - pose.translation, Rotation.from_matrix(turn @ pose.rotation.T).as_rotvec()]
+        squared.append(error @ np.linalg.pinv(pose.covariance, rcond=1e-6) @ error)
+    # Normalised estimation error squared with 5 degrees of freedom; 60 runs of different scenes.
+    assert 3.5 < np.mean(squared) < 7.5
+
+
+def test_uncalibrated_inliers_are_those_of_the_fundamental_matrix() -> None:
+    views = TwoViews(*MOTIONS[1])
+    points0, points1 = ((rays * FOCAL + SIZE / 2).astype(np.float32) for rays in (views.rays0, views.rays1))
+    inliers = uncalibrated_inliers(points0, points1, GeometryConfig())
+    assert inliers[~views.is_outlier].mean() > 0.9
+    assert inliers[views.is_outlier].mean() < 0.15
+    assert not uncalibrated_inliers(points0[:5], points1[:5], GeometryConfig()).any()
