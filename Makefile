@@ -7,6 +7,10 @@ VENV := $(CURDIR)/.venv$(if $(filter-out jazzy,$(ROS_DISTRO)),-$(ROS_DISTRO))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.loftr_ros-requirements
 
+ifeq ($(filter jazzy kilted,$(ROS_DISTRO)),)
+$(error ROS_DISTRO is $(ROS_DISTRO), of which PyPI has no wheels: `ROS_DISTRO=jazzy make ...`, or colcon, see docs/install.md)
+endif
+
 # A sourced ROS of another distribution, or another environment, must not reach into this one.
 unexport AMENT_PREFIX_PATH PYTHONPATH LD_LIBRARY_PATH PYTHONHOME VIRTUAL_ENV _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export ROS_DISTRO
@@ -49,7 +53,7 @@ up-to-date: $(STAMP)
 
 # Two steps, so that the second needs no download of its own for the build: pip installs what a build needs, then the
 # package with its dependencies and those of the tests, as a user would.
-$(STAMP): setup.py cmake/build_backend.py pyproject.toml
+$(STAMP): setup.py cmake/build_backend.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	    || { echo "$(PYTHON) is older than 3.10: name another with PYTHON=..." >&2; exit 1; }
 	@command -v c++ >/dev/null || { echo "No C++ compiler: install one (Debian: apt install g++)." >&2; exit 1; }

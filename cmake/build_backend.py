@@ -60,8 +60,10 @@ def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = Non
     """The hook of PEP 517: what pip installs before it builds."""
     tools = [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None]
     distro = wheels_distro()
+    # What the message generators of a ROS installation import; the system has it, where an isolated build cannot see.
+    generators = RUN_WHEELS[distro] + BUILD_WHEELS[distro] if distro else ["catkin_pkg", "empy<4", "lark"]
     # The messages' extension modules are compiled against NumPy; one built against NumPy 2 runs with 1.26 too.
-    return [*tools, "numpy", *(RUN_WHEELS[distro] + BUILD_WHEELS[distro] if distro else [])]
+    return [*tools, "numpy", *generators]
 
 
 def wheels_distro() -> str | None:
@@ -97,6 +99,13 @@ def has_generators(prefix: Path) -> bool:
     return (prefix / "share/ament_index/resource_index/packages/rosidl_default_generators").exists()
 
 
+def python_folders(prefix: Path) -> list[Path]:
+    """The folders of this Python's modules in an ament prefix; where they are depends on the system."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    places = [f"lib/{version}/site-packages", f"local/lib/{version}/dist-packages", "lib/python3/dist-packages"]
+    return [prefix / place for place in places if (prefix / place).is_dir()]
+
+
 def stage(build_base: Path) -> Path:
     """Configures, builds and installs with CMake into a staging folder, and returns it.
 
@@ -124,6 +133,10 @@ def stage(build_base: Path) -> Path:
     if shutil.which("ninja"):
         arguments.append("-GNinja")
     environment = os.environ | {"AMENT_PREFIX_PATH": os.pathsep.join(map(str, prefixes))}
+    if not distro:
+        # pip's isolation takes the PYTHONPATH away that sourcing has set, which the generators need.
+        modules = [str(path) for prefix in prefixes for path in python_folders(prefix)]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *modules]))
 
     def cmake(*command: str) -> None:
         result = subprocess.run(
@@ -194,7 +207,12 @@ if __name__ == "__main__":
     update_environment(ROOT / "build")
 else:
     # The other hooks of PEP 517 are setuptools' own. get_requires_for_build_wheel above stays ours.
-    from setuptools.build_meta import build_sdist, build_wheel, get_requires_for_build_sdist, prepare_metadata_for_build_wheel
+    from setuptools.build_meta import (
+        build_sdist,
+        build_wheel,
+        get_requires_for_build_sdist,
+        prepare_metadata_for_build_wheel,
+    )
 
     __all__ = [
         "build_sdist",

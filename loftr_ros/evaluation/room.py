@@ -204,8 +204,8 @@ def _along_wall(room: _Furniture, rng: np.random.Generator, yaw: float, length: 
                 for row in range(rows):
                     out = rng.uniform(0.03, 0.22)
                     across = at + (column + 0.5) * wide / columns
-                    style = str(rng.choice(["stone", "blobs", "collage", "bricks"]))
-                    put(across, out / 2, 0.6 + 0.32 * row, (wide / columns - 0.012, out, 0.31), style)
+                    block = str(rng.choice(["stone", "blobs", "collage", "bricks"]))
+                    put(across, out / 2, 0.6 + 0.32 * row, (wide / columns - 0.012, out, 0.31), block)
         else:
             tall = rng.uniform(0.75, 1.1)
             put(centre, 0.25, tall / 2, (wide, 0.5, tall), ("collage", "wood"))

@@ -152,7 +152,7 @@ def _stone(height: int, width: int, texel: float, rng: np.random.Generator) -> T
     shades = rng.normal(0.5, 0.15, int(labels.max()) + 1).astype(np.float32)
     texture = shades[labels] - np.float32(0.9 * texel) * distance + 0.2 * noise(height, width, 0.08 / texel, 5, rng)
     texture[_edges_of(labels, max(2, int(0.009 / texel)))] = 0.18
-    return texture
+    return np.asarray(texture, np.float32)
 
 
 def _wood(height: int, width: int, texel: float, rng: np.random.Generator) -> Texture:
@@ -174,7 +174,7 @@ def _wood(height: int, width: int, texel: float, rng: np.random.Generator) -> Te
     gap = np.diff(row, prepend=0) > 0
     texture[gap] = 0.14
     texture[np.diff(column, axis=1, prepend=column[:, :1]) > 0] = 0.14
-    return texture.astype(np.float32)
+    return np.asarray(texture, np.float32)
 
 
 def _tiles(height: int, width: int, texel: float, rng: np.random.Generator) -> Texture:
@@ -193,7 +193,7 @@ def _tiles(height: int, width: int, texel: float, rng: np.random.Generator) -> T
     texture += 0.12 * noise(height, width, 0.5 / texel, 5, rng)
     texture[(v - row * side) < joint, :] = 0.2
     texture[:, (u - column * side) < joint] = 0.2
-    return texture
+    return np.asarray(texture, np.float32)
 
 
 def _ceiling(height: int, width: int, texel: float, rng: np.random.Generator) -> Texture:
@@ -206,7 +206,7 @@ def _ceiling(height: int, width: int, texel: float, rng: np.random.Generator) ->
     texture -= 0.3 * (worms > 0.75)
     texture[(v - row * side) < joint, :] = 0.85
     texture[:, (u - column * side) < joint] = 0.85
-    return texture.astype(np.float32)
+    return np.asarray(texture, np.float32)
 
 
 def _blobs(height: int, width: int, texel: float, rng: np.random.Generator) -> Texture:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -48,6 +49,30 @@ def check(config: Any) -> None:
             raise ConfigError(f"{item.name} is {value}; expected {about['low']} to {about['high']} {about['unit']}".rstrip())
         if about["choices"] and value not in about["choices"]:
             raise ConfigError(f"{item.name} is '{value}'; expected one of {', '.join(about['choices'])}")
+
+
+def with_values(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
+    """A settings dataclass with some of its settings replaced.
+
+    Args:
+        config: a dataclass of settings, or of such dataclasses.
+        values: new values by name, for example {"keyframe.capacity": 5}; names that it has not are left alone.
+        prefix: what stands before the names of this dataclass's fields.
+
+    Raises:
+        ConfigError: a value is out of its range or of the wrong type.
+    """
+    replaced: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, item.name), prefix + item.name
+        if dataclasses.is_dataclass(value):
+            replaced[item.name] = with_values(value, values, f"{name}.")
+        elif name in values:
+            replaced[item.name] = values[name]
+    try:
+        return dataclasses.replace(config, **replaced)  # type: ignore[type-var]
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def refine(
     options = dict(
         winSize=(config.window, config.window),
         maxLevel=config.levels,
-        criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, config.iterations, 0.03),
+        criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, config.iterations, 0.01),
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )
     # OpenCV writes the result over the initial guess.

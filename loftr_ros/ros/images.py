@@ -1,7 +1,7 @@
 """Image messages to (H, W) uint8 gray, the only pixels that the front end looks at.
 
-ROS people will ask why this is not `cv_bridge`. Where ROS is installed it would do most of this, though not the range of
-a 12-bit or a thermal camera, nor the check that a compressed image is whole. But the node also runs where ROS is not
+ROS people will ask why this is not `cv_bridge`. Where ROS is installed it would do most of this, though not the range
+of a 12-bit or a thermal camera, nor the check that a compressed image is whole. But the node also runs where ROS is not
 installed, and the only `cv-bridge` that pip finds there is a ROS 1 build of 2020: it ignores `step` (padded rows come
 out sheared, without an error), returns 16UC1 as uint8, does not know `bayer_grbg8` and `yuv422`, and fails on
 current NumPy. One module of numpy and OpenCV gives the same pixels everywhere.

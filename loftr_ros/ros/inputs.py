@@ -163,7 +163,7 @@ class FrameDecoder:
         """
         message = arrival.image
         if isinstance(message, CompressedImage):
-            image = decode_compressed(message)
+            image = decode_compressed(message, white_level=self._white_level)
         else:
             image = decode_image(message, white_level=self._white_level)
         camera = None if arrival.camera_info is None else self._camera_of(arrival.camera_info)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -13,9 +13,11 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.keyframes import KeyframeEvent
-from loftr_ros.frontend.pipeline import KeyframeMatch
 from loftr_ros.msg import Correspondences, Keyframe, RelativePose
+
+if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    from loftr_ros.frontend.keyframes import KeyframeEvent
+    from loftr_ros.frontend.pipeline import KeyframeMatch
 
 _TYPE_CODES = {"uint8": "B", "uint32": "I", "uint64": "Q", "float32": "f", "float64": "d"}
 
@@ -118,9 +120,17 @@ def image_message(picture: NDArray[np.uint8], frame: Frame) -> Image:
 
 
 def quaternion(rotation: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """A (3, 3) rotation as (x, y, z, w) with w >= 0."""
-    from scipy.spatial.transform import Rotation
-
-    x, y, z, w = Rotation.from_matrix(rotation).as_quat()
-    sign = -1.0 if w < 0 else 1.0
-    return sign * float(x), sign * float(y), sign * float(z), sign * float(w)
+    """A (3, 3) rotation as (x, y, z, w) with w >= 0, stable at every angle."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    # Each row is the quaternion times four times one of its components; the largest is the best conditioned.
+    rows = np.array(
+        [
+            [1 + xx - yy - zz, xy + yx, xz + zx, zy - yz],
+            [xy + yx, 1 - xx + yy - zz, yz + zy, xz - zx],
+            [xz + zx, yz + zy, 1 - xx - yy + zz, yx - xy],
+            [zy - yz, xz - zx, yx - xy, 1 + xx + yy + zz],
+        ]
+    )
+    best = rows[np.argmax(np.diag(rows))]
+    x, y, z, w = (best / np.linalg.norm(best)).tolist()
+    return (-x, -y, -z, -w) if w < 0 else (x, y, z, w)

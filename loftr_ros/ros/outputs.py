@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 
-from loftr_ros.frontend.keyframes import KeyframeEvent
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.pipeline import FrontEndResult
 from loftr_ros.msg import Correspondences, Keyframe, RelativePose
 from loftr_ros.ros.messages import (
     correspondences_message,
@@ -19,23 +19,44 @@ from loftr_ros.ros.messages import (
     relative_pose_message,
 )
 
+if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    from loftr_ros.frontend.keyframes import KeyframeEvent
+    from loftr_ros.frontend.pipeline import FrontEndResult
+
 
 class Outputs:
     """The lifecycle publishers: silent until the node is active."""
 
     def __init__(self, node: LifecycleNode, max_lines: int) -> None:
-        options = {"qos_profile": QoSProfile(depth=10), "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
         self._node = node
         self._max_lines = max_lines
-        self._correspondences = node.create_lifecycle_publisher(Correspondences, "~/correspondences", **options)
-        self._relative_pose = node.create_lifecycle_publisher(RelativePose, "~/relative_pose", **options)
-        self._keyframe = node.create_lifecycle_publisher(Keyframe, "~/keyframe", **options)
-        self._matches_image = node.create_lifecycle_publisher(Image, "~/matches_image", **options)
+        self._publishers: list[Any] = []
+        try:
+            self._correspondences = self._publisher(Correspondences, "~/correspondences")
+            self._relative_pose = self._publisher(RelativePose, "~/relative_pose")
+            self._keyframe = self._publisher(Keyframe, "~/keyframe")
+            self._matches_image = self._publisher(Image, "~/matches_image")
+        except Exception:  # a QoS override that is none
+            self.close()
+            raise
+
+    def _publisher(self, kind: type, topic: str) -> Any:
+        """Reliable, the last 10; `qos_overrides.<topic>.publisher.*` changes it."""
+        # A profile for each: rclpy writes the overrides into the one that it is given.
+        publisher = self._node.create_lifecycle_publisher(
+            kind,
+            topic,
+            QoSProfile(depth=10),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._publishers.append(publisher)
+        return publisher
 
     def close(self) -> None:
         """Take the topics away."""
-        for publisher in (self._correspondences, self._relative_pose, self._keyframe, self._matches_image):
-            self._node.destroy_publisher(publisher)
+        for publisher in self._publishers:
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers = []
 
     def publish(self, result: FrontEndResult) -> None:
         """Everything but the picture."""

@@ -65,7 +65,7 @@ class OutputParameters:
     status_period: float = setting(1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0)
     status_window: int = setting(300, "Frames that the status's latencies are taken over", low=1, high=100000)
     error_period: float = setting(5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0)
-    max_lines: int = setting(300, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
+    max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
 
     __post_init__ = check
 

@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cv2
-import numpy as np
 import rclpy
 from rclpy.context import Context
 from rclpy.duration import Duration
@@ -18,11 +16,10 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
 
-from loftr_ros.frontend.camera import NO_DISTORTION, CameraModel
-from loftr_ros.ros.messages import to_array, to_time
-from loftr_ros.sources import BagImage, EncodedImage, PixelImage, Source, SourceError, SourceFrame
+from loftr_ros.ros.messages import to_time
+from loftr_ros.ros.source_messages import frame_messages
+from loftr_ros.sources import PixelImage, Source, SourceError, SourceFrame
 
 RAW, COMPRESSED = "raw", "compressed"
 _LATE = 0.005  # s behind its time at which a frame counts as late
@@ -73,9 +70,8 @@ def play(
 ) -> PlayReport:
     """Publishes a source's frames on `image` (or `image/compressed`) and their calibration on `camera_info`.
 
-    A bag's messages pass unchanged where the transport is the bag's own and stamps are kept; files of JPEG and PNG pass
-    unchanged with the transport `compressed`. Both messages of a frame carry the same stamp. Without a calibration
-    nothing is published on `camera_info`.
+    What need not change passes unchanged, see `source_messages`. Both messages of a frame carry the same stamp.
+    Without a calibration nothing is published on `camera_info`.
 
     Args:
         source: see `loftr_ros.sources.open_source`; it is not closed.
@@ -96,7 +92,7 @@ def play(
 
     Raises:
         PlayError: an argument makes no sense, or nobody listened in time.
-        SourceError: the source's first pass yields not a single frame that can be played.
+        SourceError: the source cannot be read on, or not one of its frames can be played.
     """
     if image_transport not in (RAW, COMPRESSED):
         raise PlayError(f"image_transport '{image_transport}' is not known; expected raw or compressed")
@@ -175,7 +171,7 @@ class _Player:
         from tqdm import tqdm
 
         log = self.node.get_logger()
-        published = late = 0
+        published = late = streak = 0
         first = last = 0.0
         interrupted = False
         try:
@@ -197,11 +193,19 @@ class _Player:
                 for frame, moved in self._rounds(frames, source.rate, loop):
                     try:
                         # Made ready before it is due, so that only the publishing itself comes after.
-                        image, info = self._messages(frame, moved)
+                        image, info = frame_messages(
+                            frame, compressed=self._compressed, color=self._color, restamped=moved or self._now
+                        )
                     except SourceError as error:
                         self._failed += 1
+                        streak += 1
+                        if loop and source.length is not None and streak >= source.length:
+                            raise SourceError(
+                                f"not one frame of a whole round can be played; the last: {error}"
+                            ) from error
                         log.error(f"left out: {error}", throttle_duration_sec=1.0)
                         continue
+                    streak = 0
                     due = pace.due(frame.stamp_ns)
                     if duration is not None and published and due - first > duration:
                         break
@@ -215,6 +219,8 @@ class _Player:
                     self._publish(frame, image, info)
                     published += 1
                     bar.update()
+            if not (published or interrupted):
+                raise SourceError(f"not one of {self._failed} frames can be played: the errors above say why")
             if published:
                 # Reliable delivery goes on in the background; it ends with the node.
                 self._images.wait_for_all_acked(Duration(seconds=2.0))
@@ -278,92 +284,3 @@ class _Player:
         if info is not None:
             self._infos.publish(info)
         self._images.publish(image)
-
-    def _messages(self, frame: SourceFrame, moved: bool) -> tuple[Any, CameraInfo | None]:
-        """The image (a message, or its serialized bytes where nothing changes) and its calibration."""
-        header = Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
-        info = None
-        if isinstance(frame.image, BagImage) and frame.image.camera_info is not None:
-            info = _same_camera_info(header, frame.image.camera_info)
-        elif frame.camera is not None:
-            info = camera_info_message(header, frame.camera)
-        keep = not (moved or self._now)
-        if isinstance(frame.image, BagImage) and frame.image.compressed == self._compressed:
-            serialized, own = frame.image.serialized, frame.image.message.header.stamp
-            if keep and serialized is not None and own.sec * 10**9 + own.nanosec == frame.stamp_ns:
-                return serialized, info
-            return _same_image(header, frame.image), info
-        return (self._to_compressed(header, frame) if self._compressed else self._to_raw(header, frame)), info
-
-    def _to_raw(self, header: Header, frame: SourceFrame) -> Image:
-        pixels = PixelImage(frame.decode_color() if self._color else frame.decode())
-        height, width = pixels.pixels.shape[:2]
-        step = width * (1 if pixels.pixels.ndim == 2 else 3)
-        data = to_array(pixels.pixels)
-        return Image(header=header, height=height, width=width, encoding=pixels.encoding, step=step, data=data)
-
-    def _to_compressed(self, header: Header, frame: SourceFrame) -> CompressedImage:
-        image = frame.image
-        if isinstance(image, EncodedImage) and image.format in ("jpeg", "png"):
-            return CompressedImage(header=header, format=image.format, data=_byte_array(image.data))
-        # PNG at its quickest setting: lossless, so whoever decodes it sees the source's own pixels.
-        _, png = cv2.imencode(".png", frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        return CompressedImage(header=header, format="png", data=to_array(np.asarray(png, np.uint8)))
-
-
-def camera_info_message(header: Header, camera: CameraModel) -> CameraInfo:
-    """A calibration as a message; a camera without distortion is a `plumb_bob` of zeros, which all ROS tools know."""
-    projection = np.zeros((3, 4))
-    projection[:, :3] = camera.matrix
-    plain = camera.distortion_model == NO_DISTORTION
-    return CameraInfo(
-        header=header,
-        width=camera.width,
-        height=camera.height,
-        distortion_model="plumb_bob" if plain else camera.distortion_model,
-        d=to_array(np.zeros(5) if plain else camera.distortion),
-        k=camera.matrix.ravel(),
-        r=np.eye(3).ravel(),
-        p=projection.ravel(),
-    )
-
-
-def _same_camera_info(header: Header, info: Any) -> CameraInfo:
-    """A bag's calibration with every field as it was, but the image's header: pairs have equal stamps."""
-    message = CameraInfo(
-        header=header,
-        width=int(info.width),
-        height=int(info.height),
-        distortion_model=str(info.distortion_model),
-        d=to_array(np.asarray(info.d, np.float64)),
-        k=np.asarray(info.k, np.float64),
-        r=np.asarray(info.r, np.float64),
-        p=np.asarray(info.p, np.float64),
-        binning_x=int(info.binning_x),
-        binning_y=int(info.binning_y),
-    )
-    for name in ("x_offset", "y_offset", "height", "width"):
-        setattr(message.roi, name, int(getattr(info.roi, name)))
-    message.roi.do_rectify = bool(info.roi.do_rectify)
-    return message
-
-
-def _same_image(header: Header, image: BagImage) -> Any:
-    """A bag's image with every field as it was, but another header."""
-    message = image.message
-    data = _byte_array(message.data)
-    if image.compressed:
-        return CompressedImage(header=header, format=str(message.format), data=data)
-    return Image(
-        header=header,
-        height=int(message.height),
-        width=int(message.width),
-        encoding=str(message.encoding),
-        is_bigendian=int(message.is_bigendian),
-        step=int(message.step),
-        data=data,
-    )
-
-
-def _byte_array(data: Any) -> Any:
-    return to_array(np.frombuffer(data, np.uint8))

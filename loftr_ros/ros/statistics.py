@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from loftr_ros.frontend.pipeline import STAGES as FRONT_END_STAGES
-
-# From a message's receipt to its results' publication, in order.
-STAGES = ("decode", "wait", *FRONT_END_STAGES, "publish", "total")
+# From a message's receipt to its results' publication, in order. Those in the middle are the front end's; written out,
+# because importing them would load torch before the node is up.
+STAGES = ("wait", "decode", "encode", "match", "refine", "geometry", "keyframe", "publish", "total")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Snapshot:
         last_error: the newest in words.
         latency_median, latency_p99: seconds, one entry for each of STAGES; NaN before the first frame.
         window: frames that the latencies are taken over.
-        rate: frames processed a second, over the window.
+        rate: frames processed a second, over the window up to now; it falls when no more come.
         last_frame_id: optical frame of the newest image.
     """
 
@@ -52,8 +52,13 @@ class Statistics:
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
-        self._latencies: deque[tuple[float, ...]] = deque(maxlen=window)
-        self._finished: deque[float] = deque(maxlen=window)
+        # Latencies by stage, and the monotonic second at which the frame was done.
+        self._finished: deque[tuple[tuple[float, ...], float]] = deque(maxlen=window)
+
+    def set_window(self, window: int) -> None:
+        """Take latencies and rate over this many frames; those already counted stay."""
+        with self._lock:
+            self._finished = deque(self._finished, maxlen=window)
 
     def received(self, frame_id: str) -> None:
         """An image message reached the node."""
@@ -66,55 +71,64 @@ class Statistics:
         with self._lock:
             self._decoded += 1
 
-    def dropped(self) -> None:
+    def dropped(self, number: int = 1) -> None:
         """A newer frame took its place."""
         with self._lock:
-            self._dropped += 1
+            self._dropped += number
 
     def failed(self, kind: str, message: str) -> None:
         """It was refused."""
         with self._lock:
             self._failed += 1
-        self.error(kind, message)
+            self._count_error(kind, message)
 
     def error(self, kind: str, message: str) -> None:
         """Something went wrong that is not a frame's fault."""
         with self._lock:
-            self._errors[kind] += 1
-            self._last_error = message
+            self._count_error(kind, message)
 
     def processed(self, latencies: Mapping[str, float], now: float) -> None:
         """Its results were published.
 
         Args:
-            latencies: seconds by stage.
+            latencies: seconds by stage; those not named took no time.
             now: monotonic seconds.
         """
         with self._lock:
             self._processed += 1
-            self._latencies.append(tuple(latencies.get(stage, 0.0) for stage in STAGES))
-            self._finished.append(now)
+            self._finished.append((tuple(latencies.get(stage, 0.0) for stage in STAGES), now))
 
-    def snapshot(self) -> Snapshot:
-        """All counters, as of one moment."""
+    def snapshot(self, now: float | None = None) -> Snapshot:
+        """All counters, as of one moment.
+
+        Args:
+            now: monotonic seconds; None for the clock's.
+        """
         with self._lock:
-            latencies = np.asarray(self._latencies, dtype=np.float64).reshape(-1, len(STAGES))
-            elapsed = self._finished[-1] - self._finished[0] if len(self._finished) > 1 else 0.0
-            values = dict(
+            counters = dict(
                 received=self._received,
                 decoded=self._decoded,
                 dropped=self._dropped,
                 failed=self._failed,
                 processed=self._processed,
-                errors=dict(self._errors),
-                last_error=self._last_error,
-                last_frame_id=self._last_frame_id,
             )
+            errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
+            finished = list(self._finished)
+        # Outside of the lock: the inference thread must not wait for percentiles.
+        latencies = np.asarray([stages for stages, _ in finished], dtype=np.float64).reshape(-1, len(STAGES))
+        elapsed = (time.monotonic() if now is None else now) - finished[0][1] if finished else 0.0
         unknown = (float("nan"),) * len(STAGES)
         return Snapshot(
-            **values,  # type: ignore[arg-type]
-            latency_median=tuple(np.median(latencies, axis=0)) if len(latencies) else unknown,
-            latency_p99=tuple(np.percentile(latencies, 99, axis=0)) if len(latencies) else unknown,
-            window=len(latencies),
-            rate=(len(latencies) - 1) / elapsed if elapsed else 0.0,
+            **counters,
+            errors=errors,
+            last_error=last_error,
+            last_frame_id=last_frame_id,
+            latency_median=tuple(np.median(latencies, axis=0).tolist()) if finished else unknown,
+            latency_p99=tuple(np.percentile(latencies, 99, axis=0).tolist()) if finished else unknown,
+            window=len(finished),
+            rate=(len(finished) - 1) / elapsed if elapsed > 0 else 0.0,
         )
+
+    def _count_error(self, kind: str, message: str) -> None:
+        self._errors[kind] += 1
+        self._last_error = message

@@ -21,7 +21,7 @@ class NewestWorker(Generic[T]):
         """Start the thread.
 
         Args:
-            work: called with each item that is not displaced; must not raise.
+            work: called with each item that is not displaced; must not raise, for that would end the thread.
             on_displaced: called, on the thread that puts, with each item that a newer one took the place of.
             name: the thread's.
         """
@@ -42,21 +42,24 @@ class NewestWorker(Generic[T]):
             return int(self._slot is not None) + int(self._busy)
 
     def put(self, item: T) -> None:
-        """Make the item the next one to be worked on."""
+        """Make the item the next one to be worked on; after `stop` it counts as displaced at once."""
         with self._condition:
-            displaced, self._slot = self._slot, item
-            self._condition.notify()
+            if self._stopping:
+                displaced: T | None = item
+            else:
+                displaced, self._slot = self._slot, item
+                self._condition.notify()
         if displaced is not None:
             self._on_displaced(displaced)
 
     def call(self, command: Callable[[], None]) -> None:
-        """Run a command on the thread, before the next item."""
+        """Run a command on the thread, before the next item; like `work`, it must not raise."""
         with self._condition:
             self._commands.append(command)
             self._condition.notify()
 
     def stop(self) -> None:
-        """Finish what is in work, drop what waits, end the thread."""
+        """Finish what is in work and the commands given so far, drop the item that waits, end the thread."""
         with self._condition:
             displaced, self._slot = self._slot, None
             self._stopping = True

@@ -35,6 +35,7 @@ class BagSource(Source):
             raise SourceError(f"{path} is not a bag that can be read: {error}") from error
         except Exception as error:  # the readers let errors of sqlite3, struct and the like through
             raise SourceError(f"{path} is a damaged bag: {type(error).__name__}: {error}") from error
+        self._is_open = True
         try:
             self._find_topics(path)
             self.camera = camera if camera is not None else _model(self._first_info())
@@ -116,7 +117,8 @@ class BagSource(Source):
             raise SourceError(f"message {index} of {self.name}: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        if self._reader.stack is not None:
+        if self._is_open:
+            self._is_open = False
             self._reader.close()
 
 

@@ -117,7 +117,8 @@ def _images(folder: Path) -> list[Path]:
     """Image files in natural order: 2 before 10."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in _FORMATS and file.is_file()]
     return sorted(
-        files, key=lambda file: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"([0-9]+)", file.name)]
+        files,
+        key=lambda file: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"([0-9]+)", file.name)],
     )
 
 

@@ -1,0 +1,154 @@
+"""What the demo plays: any source, or the rendered scene, which is kept as a folder so that it is rendered only once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.evaluation import rasterizer, room, scene, textures
+from loftr_ros.sources import Source, SourceError, open_source, rendered
+
+RENDERED_FRAMES = 150
+_LABEL = "rendered.json"
+
+
+@dataclass
+class Truth:
+    """What a second look at a source tells.
+
+    Attributes:
+        stamps: of its frames, in nanoseconds, in order.
+        poses: (4, 4) T_world_camera by stamp, where known.
+        images: (H, W) uint8 by stamp, those that were asked for.
+    """
+
+    stamps: list[int] = field(default_factory=list)
+    poses: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Where the frames are, in words that both processes understand, and what they are.
+
+    Attributes:
+        uri, options: for `open_source`.
+        name, kind: for people.
+        rate: frames a second.
+        length: frames, or None if unknown.
+        size: (width, height) in pixels.
+        calibrated: whether it has a calibration.
+    """
+
+    uri: str
+    options: Mapping[str, Any]
+    name: str
+    kind: str
+    rate: float
+    length: int | None
+    size: tuple[int, int]
+    calibrated: bool
+
+    def look_again(self, wanted: set[int]) -> Truth:
+        """Goes through the source once more for its poses, and for the images with the stamps in `wanted`.
+
+        A source without poses, which may be long, is left as soon as the images are found.
+        """
+        truth, missing = Truth(), set(wanted)
+        with open_source(self.uri, **self.options) as source:
+            for frame in source:
+                truth.stamps.append(frame.stamp_ns)
+                if frame.pose is not None:
+                    truth.poses[frame.stamp_ns] = frame.pose
+                if frame.stamp_ns in missing:
+                    missing.discard(frame.stamp_ns)
+                    truth.images[frame.stamp_ns] = frame.decode()
+                if not missing and not truth.poses:
+                    break
+        return truth
+
+
+def prepare(uri: str, folder: Path, frames: int | None, options: Mapping[str, Any], progress: bool) -> Sequence:
+    """Opens a source to see what it is, and renders it to a folder if it is the rendered scene.
+
+    Args:
+        uri: see `open_source`.
+        folder: where rendered frames are kept.
+        frames: frames to play, at most; None for all, or RENDERED_FRAMES of the rendered scene.
+        options: further ones of `open_source`: start, step, topic, camera.
+        progress: show a progress bar while rendering.
+
+    Raises:
+        SourceError: the source cannot be opened, or its first frame cannot be read.
+    """
+    start, step = int(options.get("start", 0)), int(options.get("step", 1))
+    chosen = {name: value for name, value in options.items() if value is not None}
+    is_scene = uri.partition("?")[0].partition(":")[0] == "rendered" and not Path(uri).exists()
+    if is_scene and "frames=" not in uri:
+        count = start + step * (RENDERED_FRAMES if frames is None else frames)
+        uri = (uri if ":" in uri else f"{uri}:room") + ("&" if "?" in uri else "?") + f"frames={count}"
+    elif frames is not None:
+        chosen["stop"] = start + frames * step
+    if not is_scene:
+        # The children have another current folder. A source that is not there keeps its name, for the error.
+        uri = str(Path(uri).expanduser().resolve()) if Path(uri).expanduser().exists() else uri
+        if "camera" in chosen:
+            chosen["camera"] = str(Path(chosen["camera"]).expanduser().resolve())
+    with open_source(uri, **chosen) as source:
+        name, kind, rate = source.name, source.kind, source.rate
+        if is_scene:
+            uri, chosen = str(_kept(source, json.dumps([uri, chosen], default=str), folder, progress)), {}
+    with open_source(uri, **chosen) as source:
+        first = next(iter(source), None)
+        if first is None:
+            raise SourceError(f"{uri} has no frames")
+        height, width = first.decode().shape
+        calibrated = first.camera is not None
+        return Sequence(uri, chosen, name, kind, rate, source.length, (width, height), calibrated)
+
+
+def _kept(source: Source, asked: str, folder: Path, progress: bool) -> Path:
+    """The folder with the rendered frames in KITTI's layout, made now unless the same ones are there already."""
+    from tqdm import tqdm
+
+    assert source.camera is not None
+    code = hashlib.sha256()
+    for module in (scene, room, textures, rasterizer, rendered):
+        code.update(Path(str(module.__file__)).read_bytes())
+    label = json.dumps({"source": asked, "code": code.hexdigest()})
+    folder = folder.resolve()
+    if (folder / _LABEL).is_file() and (folder / _LABEL).read_text() == label:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "image_0").mkdir(parents=True)
+    projection = np.hstack([source.camera.matrix, np.zeros((3, 1))])
+    (folder / "calib.txt").write_text("P0: " + _row(projection) + "\n")
+    poses, times = [], []
+    for count, frame in zip(
+        itertools.count(),
+        tqdm(source, f"rendering {source.name}", source.length, unit="frame", disable=not progress),
+        strict=False,
+    ):
+        assert frame.pose is not None
+        cv2.imwrite(str(folder / "image_0" / f"{count:06d}.png"), frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        poses.append(_row(frame.pose[:3]))
+        times.append(f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}")
+    (folder / "poses.txt").write_text("\n".join(poses) + "\n")
+    (folder / "times.txt").write_text("\n".join(times) + "\n")
+    # Last, so that a folder that was not finished is not taken for one that was.
+    (folder / _LABEL).write_text(label)
+    return folder
+
+
+def _row(matrix: NDArray[np.float64]) -> str:
+    return " ".join(f"{value:.17g}" for value in matrix.ravel())

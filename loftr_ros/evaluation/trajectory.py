@@ -1,0 +1,73 @@
+"""A trajectory chained from poses relative to keyframes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class Trajectory:
+    """World poses of the frames, in the optical axes of the first keyframe.
+
+    A monocular front end observes the direction of each translation, not its length. With a truth, each length is
+    taken from it, so that what is drawn shows rotations and directions, not scale. Without, every length is 1.
+    """
+
+    def __init__(self, truth: Mapping[int, Array] | None = None) -> None:
+        """Begin empty.
+
+        Args:
+            truth: (4, 4) T_world_camera by stamp in nanoseconds, or None.
+        """
+        self._truth = truth
+        self._poses: dict[int, Array] = {}
+
+    def add_keyframe(self, stamp_ns: int) -> None:
+        """A frame became a keyframe; the first begins the trajectory, and so does one after tracking was lost."""
+        if stamp_ns not in self._poses:
+            self._poses[stamp_ns] = self._poses[max(self._poses)] if self._poses else np.eye(4)
+
+    def add_pose(self, keyframe_stamp_ns: int, stamp_ns: int, pose: Array, has_rotation: bool) -> None:
+        """A frame was located relative to a keyframe; the first location of a frame counts.
+
+        Args:
+            keyframe_stamp_ns: the keyframe's stamp.
+            stamp_ns: the frame's stamp.
+            pose: (4, 4) T_keyframe_current with a unit or zero translation.
+            has_rotation: whether it was located at all.
+        """
+        if not has_rotation or stamp_ns in self._poses or keyframe_stamp_ns not in self._poses:
+            return
+        step = pose.copy()
+        step[:3, 3] *= self._length(keyframe_stamp_ns, stamp_ns)
+        self._poses[stamp_ns] = self._poses[keyframe_stamp_ns] @ step
+
+    def poses(self) -> tuple[NDArray[np.int64], Array]:
+        """Stamps (N,) in nanoseconds, ascending, and poses (N, 4, 4) T_world_camera."""
+        stamps = np.array(sorted(self._poses), dtype=np.int64)
+        return stamps, np.array([self._poses[int(stamp)] for stamp in stamps]).reshape(-1, 4, 4)
+
+    def _length(self, keyframe_stamp_ns: int, stamp_ns: int) -> float:
+        if self._truth is None or keyframe_stamp_ns not in self._truth or stamp_ns not in self._truth:
+            return 1.0
+        return float(np.linalg.norm(self._truth[stamp_ns][:3, 3] - self._truth[keyframe_stamp_ns][:3, 3]))
+
+
+def tum_lines(stamps: NDArray[np.int64], poses: Array) -> list[str]:
+    """Lines of a TUM trajectory file: `stamp x y z qx qy qz qw`, stamps in seconds.
+
+    Args:
+        stamps: (N,) nanoseconds.
+        poses: (N, 4, 4) T_world_camera.
+    """
+    from scipy.spatial.transform import Rotation
+
+    lines = []
+    for stamp, pose in zip(stamps, poses, strict=True):
+        values = [*pose[:3, 3], *Rotation.from_matrix(pose[:3, :3]).as_quat()]
+        lines.append(f"{stamp // 10**9}.{stamp % 10**9:09d} " + " ".join(f"{value:.9f}" for value in values))
+    return lines

@@ -1,0 +1,247 @@
+"""The front end over a recording, without ROS: `loftr_ros run`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
+from loftr_ros.evaluation.trajectory import Trajectory, tum_lines
+from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
+from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.sources import Source, SourceError, SourceFrame
+
+
+@dataclass
+class Report:
+    """What a run found.
+
+    Attributes:
+        frames: processed.
+        refused: frames that could not be read or contradicted the stream, with the reason.
+        keyframes: stamps of the keyframes, in nanoseconds.
+        statuses: how often each pose status came.
+        errors: (N, 2) rotation and translation-direction error in degrees of the poses relative to the reference
+            keyframe, where the source has a truth.
+        latencies: seconds by stage, one entry a frame.
+    """
+
+    frames: int = 0
+    refused: list[str] = field(default_factory=list)
+    keyframes: list[int] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    errors: list[tuple[float, float]] = field(default_factory=list)
+    latencies: dict[str, list[float]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        text = [f"{self.frames} frames, {len(self.keyframes)} keyframes, {len(self.refused)} frames refused"]
+        text += [f"  refused: {reason}" for reason in self.refused[:3]]
+        text.append("poses: " + (", ".join(f"{count} {name}" for name, count in self.statuses.items()) or "none"))
+        stages = (f"{stage} {1e3 * np.median(values):.1f}" for stage, values in self.latencies.items())
+        text.append("median ms: " + ", ".join(stages))
+        if self.errors:
+            rotation, direction = np.median(np.array(self.errors), axis=0)
+            auc = pose_auc(np.max(np.array(self.errors), axis=1))
+            text.append(
+                f"against the truth: rotation {rotation:.2f} deg, translation direction {direction:.2f} deg (medians), "
+                f"AUC@5/10/20 {auc[0]:.1f}/{auc[1]:.1f}/{auc[2]:.1f}"
+            )
+        return text
+
+
+def run(source: Source, front_end: FrontEnd, output: Path, *, parquet: bool = False, progress: bool = True) -> Report:
+    """Feed every frame of a source to the front end and write what it finds.
+
+    Writes `trajectory.tum`, `relative_poses.csv`, `correspondences.npz` (or `.parquet`), `matches.png` and
+    `trajectory.png`.
+
+    Args:
+        source: the recording.
+        front_end: a fresh one.
+        output: folder to write to; made if it is not there.
+        parquet: write the correspondences as Parquet instead of NumPy's archive; needs pyarrow.
+        progress: show a progress bar.
+
+    Returns:
+        A summary.
+
+    Raises:
+        SourceError: not a single frame could be read.
+    """
+    if parquet:
+        import pyarrow  # noqa: F401  (told before the work, not after it)
+    output.mkdir(parents=True, exist_ok=True)
+    truth: dict[int, NDArray[np.float64]] = {}
+    trajectory = Trajectory(truth)
+    report, columns, picture = Report(), _Columns(), _BestPicture()
+    with (output / "relative_poses.csv").open("w", newline="") as file:
+        poses = csv.writer(file)
+        poses.writerow(["stamp_ns", "keyframe_id", "keyframe_stamp_ns", "status", "x", "y", "z", "qx", "qy", "qz", "qw",
+                        "matches", "inliers", "median_parallax_px"])  # fmt: skip
+        for frame in _with_bar(source, progress):
+            try:
+                result = front_end.process(frame.to_frame())
+            except (FrameRefusedError, SourceError) as error:
+                report.refused.append(str(error))
+                continue
+            if frame.pose is not None:
+                truth[frame.stamp_ns] = frame.pose
+            poses.writerows(_pose_rows(result))
+            columns.add(result)
+            picture.offer(result)
+            _chain(trajectory, result)
+            _summarise(report, result, truth)
+    if not report.frames:
+        raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
+    columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
+    picture.write(output / "matches.png")
+    stamps, world = trajectory.poses()
+    (output / "trajectory.tum").write_text("\n".join(tum_lines(stamps, world)) + "\n")
+    _plot(output / "trajectory.png", stamps, world, truth, report.keyframes, source.name)
+    return report
+
+
+def _with_bar(source: Source, progress: bool) -> Iterator[SourceFrame]:
+    from tqdm import tqdm
+
+    yield from tqdm(source, total=source.length, unit="frame", disable=not progress)
+
+
+def _chain(trajectory: Trajectory, result: FrontEndResult) -> None:
+    for match in result.matches:
+        keyframe = match.keyframe.frame.stamp_ns
+        trajectory.add_pose(keyframe, result.frame.stamp_ns, match.pose.matrix, match.pose.has_rotation)
+    if any(event.added for event in result.events):
+        trajectory.add_keyframe(result.frame.stamp_ns)
+
+
+def _summarise(report: Report, result: FrontEndResult, truth: Mapping[int, NDArray[np.float64]]) -> None:
+    report.frames += 1
+    report.keyframes += [result.frame.stamp_ns for event in result.events if event.added]
+    for stage, seconds in result.latencies.items():
+        report.latencies.setdefault(stage, []).append(seconds)
+    for match in result.matches:
+        name = match.pose.status.name
+        report.statuses[name] = report.statuses.get(name, 0) + 1
+    if result.matches:
+        match, now = result.matches[0], result.frame.stamp_ns
+        then = match.keyframe.frame.stamp_ns
+        if match.pose.has_direction and now in truth and then in truth:
+            true_pose = np.linalg.inv(truth[then]) @ truth[now]
+            report.errors.append(
+                (
+                    rotation_error(match.pose.rotation, true_pose[:3, :3]),
+                    translation_direction_error(match.pose.translation, true_pose[:3, 3]),
+                )
+            )
+
+
+def _pose_rows(result: FrontEndResult) -> Iterable[list[Any]]:
+    from scipy.spatial.transform import Rotation
+
+    for match in result.matches:
+        pose, keyframe = match.pose, match.keyframe
+        quaternion = Rotation.from_matrix(pose.rotation).as_quat()
+        numbers = [f"{value:.9f}" for value in (*pose.translation, *quaternion)]
+        counts = [len(match.correspondences), int(pose.inliers.sum()), f"{pose.median_parallax:.3f}"]
+        yield [result.frame.stamp_ns, keyframe.id, keyframe.frame.stamp_ns, pose.status.name, *numbers, *counts]
+
+
+def _plot(
+    path: Path,
+    stamps: NDArray[np.int64],
+    world: NDArray[np.float64],
+    truth: Mapping[int, NDArray[np.float64]],
+    keyframes: list[int],
+    name: str,
+) -> None:
+    from loftr_ros.evaluation.trajectory_plot import plot_trajectory
+
+    if len(stamps) < 2:
+        return
+    known = bool(truth) and all(int(stamp) in truth for stamp in stamps)
+    true_poses = np.array([truth[int(stamp)] for stamp in stamps]) if known else None
+    indices = [int(i) for i in np.flatnonzero(np.isin(stamps, keyframes))]
+    scale = "step lengths from the truth" if known else "scale unknown: every step has length 1"
+    plot_trajectory(path, world, true_poses, indices, f"{name} ({scale})")
+
+
+class _Columns:
+    """Correspondences of all frames, one row a match."""
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, NDArray[Any]]] = []
+
+    def add(self, result: FrontEndResult) -> None:
+        for match in result.matches:
+            found, count = match.correspondences, len(match.correspondences)
+            self._parts.append(
+                {
+                    "stamp_ns": np.full(count, result.frame.stamp_ns, np.int64),
+                    "keyframe_id": np.full(count, match.keyframe.id, np.uint32),
+                    "keyframe_stamp_ns": np.full(count, match.keyframe.frame.stamp_ns, np.int64),
+                    "track_id": found.track_id,
+                    "keyframe_u": found.keyframe_points[:, 0],
+                    "keyframe_v": found.keyframe_points[:, 1],
+                    "current_u": found.current_points[:, 0],
+                    "current_v": found.current_points[:, 1],
+                    "confidence": found.confidence,
+                    "inlier": match.pose.inliers,
+                }
+            )
+
+    def write(self, path: Path) -> None:
+        names = list(self._parts[0]) if self._parts else []
+        table = {name: np.concatenate([part[name] for part in self._parts]) for name in names}
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.table(table), path)
+        else:
+            np.savez_compressed(path, **table)  # type: ignore[arg-type]
+
+
+class _BestPicture:
+    """Keeps the match with the most parallax among those with many inliers, to be drawn at the end."""
+
+    def __init__(self) -> None:
+        self._best: FrontEndResult | None = None
+        self._score = -1.0
+
+    def offer(self, result: FrontEndResult) -> None:
+        if not result.matches:
+            return
+        pose = result.matches[0].pose
+        parallax = pose.median_parallax if np.isfinite(pose.median_parallax) else 0.0
+        score = float(pose.inliers.sum() * min(parallax, 30.0))
+        if score > self._score:
+            self._best, self._score = result, score
+
+    def write(self, path: Path) -> None:
+        if self._best is None:
+            return
+        import cv2
+
+        from loftr_ros.visualization import draw_matches
+
+        match = self._best.matches[0]
+        found, pose = match.correspondences, match.pose
+        text = f"keyframe {match.keyframe.id}: {int(pose.inliers.sum())}/{len(found)} inliers, {pose.status.name}"
+        picture = draw_matches(
+            match.keyframe.frame.image,
+            self._best.frame.image,
+            found.keyframe_points,
+            found.current_points,
+            found.confidence,
+            pose.inliers,
+            text,
+        )
+        cv2.imwrite(str(path), picture)

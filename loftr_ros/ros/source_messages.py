@@ -1,0 +1,123 @@
+"""Frames of a source to camera messages, unchanged wherever that is possible.
+
+A bag's messages keep every byte where the transport is the bag's own and stamps are kept; JPEG and PNG files keep
+every byte with the compressed transport.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from loftr_ros.frontend.camera import NO_DISTORTION, CameraModel
+from loftr_ros.ros.messages import to_array, to_time
+from loftr_ros.sources import BagImage, EncodedImage, PixelImage, SourceFrame
+
+
+def frame_messages(
+    frame: SourceFrame, *, compressed: bool, color: bool = False, restamped: bool = False
+) -> tuple[Image | CompressedImage | bytes, CameraInfo | None]:
+    """A frame's image and calibration, both with the frame's stamp.
+
+    Args:
+        compressed: `sensor_msgs/CompressedImage` is wanted, rather than `sensor_msgs/Image`.
+        color: raw images in bgr8 where the source has colour, rather than mono8.
+        restamped: the stamp is not the source's own, or will be changed in the message.
+
+    Returns:
+        The image message, or its serialized bytes where nothing in it changes; and the CameraInfo, or None.
+
+    Raises:
+        SourceError: the image cannot be decoded, and it must be.
+    """
+    header = Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
+    image, info = frame.image, None
+    if isinstance(image, BagImage) and image.camera_info is not None:
+        info = _same_camera_info(header, image.camera_info)
+    elif frame.camera is not None:
+        info = camera_info_message(header, frame.camera)
+    if isinstance(image, BagImage) and image.compressed == compressed:
+        own = image.message.header.stamp
+        if not restamped and image.serialized is not None and own.sec * 10**9 + own.nanosec == frame.stamp_ns:
+            return image.serialized, info
+        return _same_image(header, image), info
+    return (_to_compressed(header, frame) if compressed else _to_raw(header, frame, color)), info
+
+
+def _to_raw(header: Header, frame: SourceFrame, color: bool) -> Image:
+    image = PixelImage(frame.decode_color() if color else frame.decode())
+    height, width = image.pixels.shape[:2]
+    step = width * (1 if image.pixels.ndim == 2 else 3)
+    data = to_array(image.pixels)
+    return Image(header=header, height=height, width=width, encoding=image.encoding, step=step, data=data)
+
+
+def _to_compressed(header: Header, frame: SourceFrame) -> CompressedImage:
+    image = frame.image
+    if isinstance(image, EncodedImage) and image.format in ("jpeg", "png"):
+        return CompressedImage(header=header, format=image.format, data=_byte_array(image.data))
+    # PNG at its quickest setting: lossless, so whoever decodes it sees the source's own pixels.
+    _, png = cv2.imencode(".png", frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return CompressedImage(header=header, format="png", data=to_array(np.asarray(png, np.uint8)))
+
+
+def camera_info_message(header: Header, camera: CameraModel) -> CameraInfo:
+    """A calibration as a message; a camera without distortion is a `plumb_bob` of zeros, which all ROS tools know."""
+    projection = np.zeros((3, 4))
+    projection[:, :3] = camera.matrix
+    plain = camera.distortion_model == NO_DISTORTION
+    return CameraInfo(
+        header=header,
+        width=camera.width,
+        height=camera.height,
+        distortion_model="plumb_bob" if plain else camera.distortion_model,
+        d=to_array(np.zeros(5) if plain else camera.distortion),
+        k=camera.matrix.ravel(),
+        r=np.eye(3).ravel(),
+        p=projection.ravel(),
+    )
+
+
+def _same_camera_info(header: Header, info: Any) -> CameraInfo:
+    """A bag's calibration with every field as it was, but the image's header: pairs have equal stamps."""
+    message = CameraInfo(
+        header=header,
+        width=int(info.width),
+        height=int(info.height),
+        distortion_model=str(info.distortion_model),
+        d=to_array(np.asarray(info.d, np.float64)),
+        k=np.asarray(info.k, np.float64),
+        r=np.asarray(info.r, np.float64),
+        p=np.asarray(info.p, np.float64),
+        binning_x=int(info.binning_x),
+        binning_y=int(info.binning_y),
+    )
+    for name in ("x_offset", "y_offset", "height", "width"):
+        setattr(message.roi, name, int(getattr(info.roi, name)))
+    message.roi.do_rectify = bool(info.roi.do_rectify)
+    return message
+
+
+def _same_image(header: Header, image: BagImage) -> Any:
+    """A bag's image with every field as it was, but another header."""
+    message = image.message
+    data = _byte_array(message.data)
+    if image.compressed:
+        return CompressedImage(header=header, format=str(message.format), data=data)
+    return Image(
+        header=header,
+        height=int(message.height),
+        width=int(message.width),
+        encoding=str(message.encoding),
+        is_bigendian=int(message.is_bigendian),
+        step=int(message.step),
+        data=data,
+    )
+
+
+def _byte_array(data: Any) -> Any:
+    return to_array(np.frombuffer(data, np.uint8))

@@ -1,0 +1,92 @@
+"""Stand-ins that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.matcher.loftr import ImageFeatures, Matches
+
+
+@dataclass(frozen=True)
+class ShiftFeatures(ImageFeatures):
+    """The image itself."""
+
+    image: NDArray[np.float32]
+
+
+class ShiftMatcher:
+    """Matches images that are shifted copies of each other, by phase correlation, to a coarse grid.
+
+    It has the interface of `LoFTR` without a fine stage, so the pipeline around it runs without weights.
+    """
+
+    has_fine_stage = False
+    cell_size = 16
+
+    def __init__(self) -> None:
+        self.encoded = 0
+        self.batches: list[int] = []
+
+    def encode(self, image: Tensor) -> ShiftFeatures:
+        self.encoded += 1
+        height, width = image.shape
+        grid = (-(-height // 16), -(-width // 16))
+        return ShiftFeatures(torch.zeros(1, grid[0] * grid[1], 4), grid, (width, height), None, image.numpy().astype(np.float32))
+
+    def match(self, keyframes: Sequence[ShiftFeatures], current: ShiftFeatures) -> list[Matches]:
+        self.batches.append(len(keyframes))
+        return [self._match(keyframe, current) for keyframe in keyframes]
+
+    def _match(self, keyframe: ShiftFeatures, current: ShiftFeatures) -> Matches:
+        window = cv2.createHanningWindow(keyframe.size, cv2.CV_32F)
+        shift, response = cv2.phaseCorrelate(keyframe.image, current.image, window)
+        rows, columns = keyframe.grid
+        cell = torch.arange(rows * columns)
+        points0 = torch.stack([cell % columns, cell // columns], dim=1).float() * 16
+        points1 = points0 + (torch.tensor(shift) / 16).round() * 16
+        width, height = current.size
+        inside = (points1 >= 0).all(dim=1) & (points1[:, 0] < width) & (points1[:, 1] < height) & (response > 0.1)
+        return Matches(cell[inside], points0[inside], points1[inside].float(), torch.full((int(inside.sum()),), 0.5))
+
+
+def texture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """(H, W) uint8 with detail at several scales."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width), np.float32)
+    for size in (4, 8, 16, 48):
+        coarse = rng.normal(size=(height // size + 2, width // size + 2)).astype(np.float32)
+        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * size**0.5
+    return np.asarray(cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8))
+
+
+def camera(width: int = 320, height: int = 240, focal: float = 300.0) -> CameraModel:
+    """A camera without distortion."""
+    matrix = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
+    return CameraModel(width, height, matrix)
+
+
+class PanningStream:
+    """Frames cut from one large texture, as from a camera that moves along a wall."""
+
+    def __init__(self, width: int = 320, height: int = 240, seed: int = 0) -> None:
+        self.size = (width, height)
+        self._wall = texture(4 * height, 8 * width, seed)
+        self._camera = camera(width, height)
+        self._number = 0
+
+    def at(self, x: float, y: float = 0.0, *, stamp: float | None = None, frame_id: str = "cam") -> Frame:
+        """The view `x`, `y` pixels from the start; stamps go on by 0.1 s unless one is given, in seconds."""
+        self._number += 1
+        stamp_ns = round((100 + self._number / 10 if stamp is None else stamp) * 1e9)
+        centre = (x + 2 * self.size[0], y + 2 * self.size[1])
+        image = np.asarray(cv2.getRectSubPix(self._wall, self.size, centre), np.uint8)
+        return Frame(image, stamp_ns, frame_id, self._camera)

@@ -1,0 +1,164 @@
+"""What package.xml, setup.py and CMakeLists.txt promise."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MESSAGES = sorted(path.stem for path in (ROOT / "msg").glob("*.msg"))
+
+# rosdep's keys where they are not python3- and PyPI's name.
+ROSDEP_KEYS = {
+    "onnxruntime": "python3-onnxruntime-pip",
+    "opencv-python-headless": "python3-opencv",
+    "pyyaml": "python3-yaml",
+    "rosbags": "python3-rosbags-pip",
+    "ruff": "python3-ruff-pip",
+    "torch": "python3-pytorch-pip",
+}
+WITHOUT_ROSDEP_KEY = {"pyarrow", "types-tqdm"}  # optional, and for mypy alone
+# The distributions on PyPI lack these, and the code does without them.
+WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters"}
+# PyPI's names of modules that are called otherwise.
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
+
+
+def rosdep_key(requirement: str) -> str:
+    name = re.split(r"[<>=\[; ]", requirement)[0].lower()
+    return ROSDEP_KEYS.get(name, f"python3-{name}")
+
+
+def setup_constant(name: str) -> object:
+    """The literal that setup.py assigns to name; importing setup.py would run it."""
+    for statement in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            return ast.literal_eval(statement.value)
+    raise LookupError(name)
+
+
+def package_xml_dependencies(*kinds: str) -> set[str]:
+    package = xml.etree.ElementTree.parse(ROOT / "package.xml").getroot()
+    return {str(element.text) for kind in kinds for element in package.iter(kind)}
+
+
+def imported_modules(folder: Path) -> set[str]:
+    """The top-level names of all modules that the Python files in a folder import, inside functions too."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"loftr_ros"}
+
+
+def python_dependencies(*kinds: str) -> set[str]:
+    return {key for key in package_xml_dependencies(*kinds) if key.startswith("python3-")}
+
+
+def test_package_xml_and_setup_py_name_the_same_python_packages() -> None:
+    requirements = setup_constant("REQUIREMENTS")
+    assert isinstance(requirements, list)
+    assert {rosdep_key(requirement) for requirement in requirements} == python_dependencies("exec_depend", "depend")
+
+
+def test_package_xml_and_setup_py_name_the_same_python_packages_for_tests() -> None:
+    extras = setup_constant("EXTRAS")
+    assert isinstance(extras, dict)
+    without_key = {f"python3-{name}" for name in WITHOUT_ROSDEP_KEY}
+    assert {rosdep_key(requirement) for requirement in extras["test"]} - without_key == python_dependencies(
+        "test_depend"
+    )
+
+
+@pytest.mark.parametrize("folder", ["loftr_ros", "launch"])
+def test_every_module_that_the_code_imports_is_declared_in_package_xml(folder: str) -> None:
+    declared = package_xml_dependencies("depend", "exec_depend")
+    names = imported_modules(ROOT / folder) - WITHOUT_ROSDEP_KEY
+    undeclared = {
+        name for name in names if name not in declared and rosdep_key(DISTRIBUTIONS.get(name, name)) not in declared
+    }
+    assert not undeclared
+
+
+def test_every_ros_package_of_package_xml_is_installed_or_has_no_wheel() -> None:
+    index = pytest.importorskip("ament_index_python", reason="needs a ROS 2 environment")
+    declared = package_xml_dependencies("depend", "exec_depend") - python_dependencies("exec_depend")
+    assert declared - set(index.get_packages_with_prefixes()) <= WITHOUT_WHEEL
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_message_field_has_a_comment(name: str) -> None:
+    lines = (ROOT / "msg" / f"{name}.msg").read_text().splitlines()
+    fields = [
+        line for line in lines if line.strip() and not line.strip().startswith("#") and "=" not in line.split("#")[0]
+    ]
+    assert fields
+    assert not [line for line in fields if not re.search(r"#\s*\S", line)]
+
+
+@pytest.fixture(scope="module")
+def prefix() -> Path:
+    """The ament prefix that loftr_ros is installed in."""
+    index = pytest.importorskip("ament_index_python", reason="needs a ROS 2 environment")
+    try:
+        return Path(index.get_package_prefix("loftr_ros"))
+    except index.PackageNotFoundError:
+        pytest.skip("loftr_ros is not installed: run `make install`, or `colcon build` and source its setup file")
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_message_is_installed_as_class_and_in_the_ament_index(prefix: Path, name: str) -> None:
+    message = getattr(importlib.import_module("loftr_ros.msg"), name)
+    fields = re.findall(r"^\s*([\w/]+(?:\[\])?)\s+(\w+)\s*(?:#|$)", (ROOT / "msg" / f"{name}.msg").read_text(), re.M)
+    assert list(message.get_fields_and_field_types()) == [field for _, field in fields]
+    index = prefix / "share/ament_index/resource_index"
+    assert f"msg/{name}.msg" in (index / "rosidl_interfaces/loftr_ros").read_text().split()
+    assert (prefix / f"share/loftr_ros/msg/{name}.msg").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()
+
+
+@pytest.mark.parametrize("file", ["launch/front_end.launch.py", "config/front_end.yaml", "package.xml"])
+def test_launch_and_configuration_are_installed_as_they_are_in_the_tree(prefix: Path, file: str) -> None:
+    assert (prefix / "share/loftr_ros" / file).read_text() == (ROOT / file).read_text()
+
+
+def test_the_installed_python_package_is_this_tree() -> None:
+    package = importlib.import_module("loftr_ros")
+    assert package.__file__
+    installed = Path(package.__file__).parent
+    if installed == ROOT / "loftr_ros":
+        pytest.skip("the tree itself is on the path, not an installation")
+
+    def modules(folder: Path) -> dict[str, str]:
+        paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
+        # What rosidl generates is in the installation alone.
+        return {str(path): (folder / path).read_text() for path in paths if path.parts[0] not in ("msg", "srv")}
+
+    assert modules(installed) == modules(ROOT / "loftr_ros")
+
+
+@pytest.mark.parametrize("file", ["lib/loftr_ros/front_end", "lib/loftr_ros/loftr_ros", "bin/loftr_ros"])
+def test_executables_are_where_ros2_run_and_launch_look(prefix: Path, file: str) -> None:
+    assert os.access(prefix / file, os.X_OK)
+
+
+@pytest.mark.parametrize("file", ["lib/loftr_ros/loftr_ros", "bin/loftr_ros"])
+def test_the_command_starts_without_an_activated_environment(prefix: Path, file: str, tmp_path: Path) -> None:
+    if not (prefix / "bin/python3").exists():
+        pytest.skip("a colcon workspace has no interpreter of its own, and is sourced")
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path)}
+    result = subprocess.run(
+        [prefix / file, "--help"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert "demo" in result.stdout

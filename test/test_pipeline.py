@@ -1,0 +1,222 @@
+"""The front end as a whole: on a panning camera with a small matcher, and on real video with the real network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from fakes import PanningStream, ShiftMatcher, camera
+
+from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
+from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.config import ConfigError, FrontEndConfig, ImageConfig, KeyframeConfig
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import KeyframeReason
+from loftr_ros.frontend.pipeline import STAGES, FrontEnd
+from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.matcher.checkpoint import load_network
+
+
+def front_end(**keyframe: float) -> FrontEnd:
+    return FrontEnd(ShiftMatcher(), FrontEndConfig(keyframe=KeyframeConfig(**keyframe)))  # type: ignore[arg-type]
+
+
+def test_the_first_frame_becomes_a_keyframe_and_matches_nothing() -> None:
+    result = front_end().process(PanningStream().at(0))
+    assert result.matches == ()
+    assert [(e.added, e.reason) for e in result.events] == [(True, KeyframeReason.FIRST)]
+    assert set(result.latencies) == set(STAGES)
+
+
+def test_correspondences_follow_the_camera_to_sub_pixel() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0))
+    match = fe.process(stream.at(10.4, -5.3)).matches[0]
+    moved = match.correspondences.current_points - match.correspondences.keyframe_points
+    assert len(match.correspondences) > 150
+    np.testing.assert_allclose(np.median(moved, axis=0), [-10.4, 5.3], atol=0.05)
+    assert match.pose.inliers.mean() > 0.9
+
+
+def test_a_track_id_names_the_same_keyframe_point_in_every_frame() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0))
+    points: dict[tuple[int, int], tuple[float, float]] = {}
+    repeated = 0
+    for x in (2.0, 5.0, 9.0, 14.0):
+        for match in fe.process(stream.at(x)).matches:
+            for track, point in zip(match.correspondences.track_id, match.correspondences.keyframe_points, strict=True):
+                key, value = (match.keyframe.id, int(track)), (float(point[0]), float(point[1]))
+                repeated += key in points
+                assert points.setdefault(key, value) == value
+    assert repeated > 300
+
+
+def test_every_image_is_encoded_once_however_many_keyframes_it_is_matched_with() -> None:
+    stream, fe = PanningStream(), front_end(max_matched=4, min_coverage=1.0)
+    for x in range(0, 60, 10):
+        fe.process(stream.at(x))
+    assert fe.matcher.encoded == 6  # type: ignore[attr-defined]
+    assert fe.matcher.batches[-1] == 4  # type: ignore[attr-defined]
+
+
+def test_a_view_that_moves_on_gets_keyframes_and_the_buffer_stays_bounded() -> None:
+    stream, fe = PanningStream(), front_end(capacity=3)
+    added, removed = [], []
+    for x in range(0, 900, 30):
+        for event in fe.process(stream.at(x)).events:
+            (added if event.added else removed).append(event.reason)
+    assert added[0] == KeyframeReason.FIRST
+    moved_on = {KeyframeReason.LOW_COVERAGE, KeyframeReason.HIGH_PARALLAX, KeyframeReason.HIGH_ROTATION}
+    assert set(added[1:]) <= moved_on
+    assert len(added) > 5
+    assert removed == [KeyframeReason.EVICTED] * (len(added) - 3)
+    assert len(fe.buffer) == 3
+
+
+def test_a_view_of_something_else_is_lost_and_begins_anew() -> None:
+    fe = front_end()
+    fe.process(PanningStream(seed=0).at(0, stamp=1.0))
+    result = fe.process(PanningStream(seed=1).at(0, stamp=2.0))
+    assert result.matches[0].pose.status == PoseStatus.TOO_FEW_MATCHES
+    assert [e.reason for e in result.events] == [KeyframeReason.LOST]
+
+
+def test_a_place_seen_again_is_matched_with_its_old_keyframe() -> None:
+    stream, fe = PanningStream(), front_end(capacity=10, max_matched=2)
+    for x in [*range(0, 400, 40), *range(400, -1, -40)]:
+        fe.process(stream.at(x))
+    last = [fe.process(stream.at(0)) for _ in range(3)]
+    assert fe.buffer.reference is not None and fe.buffer.reference.id == 1
+    assert not any(result.events for result in last[1:])
+
+
+def test_forcing_makes_the_next_frame_a_keyframe_once() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0))
+    fe.force_keyframe()
+    assert [e.reason for e in fe.process(stream.at(1)).events] == [KeyframeReason.FORCED]
+    assert fe.process(stream.at(2)).events == ()
+
+
+def test_a_reset_drops_every_keyframe_and_begins_anew() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0, stamp=1000.0))
+    events = fe.reset()
+    assert [(e.added, e.reason) for e in events] == [(False, KeyframeReason.RESET)]
+    result = fe.process(stream.at(0, stamp=1.0))
+    assert [(e.keyframe.id, e.reason) for e in result.events] == [(2, KeyframeReason.FIRST)]
+
+
+def test_a_stray_frame_changes_nothing() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0, stamp=5000.0))
+    with pytest.raises(FrameRefusedError):
+        fe.process(stream.at(0, stamp=1400.0))
+    result = fe.process(stream.at(3, stamp=5000.1))
+    assert len(result.matches) == 1 and result.events == ()
+
+
+def test_time_that_stays_back_voids_the_keyframes() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0, stamp=5000.0))
+    for i in range(2):
+        with pytest.raises(FrameRefusedError):
+            fe.process(stream.at(i, stamp=100.0 + i))
+    result = fe.process(stream.at(2, stamp=102.0))
+    assert [(e.added, e.reason) for e in result.events] == [
+        (False, KeyframeReason.TIME_JUMPED),
+        (True, KeyframeReason.FIRST),
+    ]
+
+
+def test_without_calibration_there_are_correspondences_and_the_status_says_why_there_is_no_pose() -> None:
+    stream, fe = PanningStream(), front_end()
+    for x in (0, 8):
+        view = stream.at(x)
+        result = fe.process(Frame(view.image, view.stamp_ns, view.frame_id, None))
+    pose = result.matches[0].pose
+    assert pose.status == PoseStatus.NO_CALIBRATION
+    assert not pose.translation.any()
+    assert len(result.matches[0].correspondences) > 150
+
+
+def test_points_are_pixels_of_the_raw_image_when_the_network_sees_a_smaller_one() -> None:
+    stream = PanningStream(640, 480)
+    fe = FrontEnd(ShiftMatcher(), FrontEndConfig(image=ImageConfig(max_side=320)))  # type: ignore[arg-type]
+    fe.process(stream.at(0))
+    found = fe.process(stream.at(20.5, 9.25)).matches[0].correspondences
+    moved = found.current_points - found.keyframe_points
+    np.testing.assert_allclose(np.median(moved, axis=0), [-20.5, -9.25], atol=0.05)
+    # The first cell of 16 px at half size covers raw pixels 0 to 31.
+    assert found.keyframe_points[:, 0].min() % 32 == 15.5
+
+
+def test_a_constant_image_is_processed_without_matches() -> None:
+    fe = front_end()
+    for i, value in enumerate((0, 128, 255)):
+        result = fe.process(Frame(np.full((240, 320), value, np.uint8), 10**9 + i, "cam", camera()))
+    assert all(match.pose.status == PoseStatus.TOO_FEW_MATCHES for match in result.matches)
+
+
+def test_settings_out_of_range_are_refused_with_the_range() -> None:
+    with pytest.raises(ConfigError, match="min_coverage is 1.5; expected 0.0 to 1.0"):
+        KeyframeConfig(min_coverage=1.5)
+    with pytest.raises(ConfigError, match="capacity is '3'; expected int"):
+        KeyframeConfig(capacity="3")  # type: ignore[arg-type]
+
+
+def kitti(shared_data: Path, step: int = 1) -> tuple[list[Frame], list[np.ndarray]]:
+    folder = shared_data / "kitti06_stereo"
+    matrix = np.loadtxt(folder / "calib.txt")[0].reshape(3, 4)[:, :3]
+    poses = [np.vstack([p.reshape(3, 4), [0, 0, 0, 1]]) for p in np.loadtxt(folder / "poses.txt")]
+    frames = []
+    for i, path in enumerate(sorted((folder / "image_l").iterdir())[::step]):
+        image = np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), np.uint8)
+        height, width = image.shape
+        frames.append(Frame(image, 10**9 + i * 10**8, "left", CameraModel(width, height, matrix)))
+    return frames, poses[::step]
+
+
+def test_a_real_drive_is_followed_frame_by_frame_with_the_published_network(shared_data: Path) -> None:
+    network = load_network(
+        "coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", torch.device("cpu"), torch.float32
+    )
+    # Every frame a keyframe: consecutive pairs.
+    fe = FrontEnd(network, FrontEndConfig(keyframe=KeyframeConfig(max_matched=1, min_coverage=1.0)))
+    frames, poses = kitti(shared_data)
+    errors = []
+    for i, frame in enumerate(frames[:25]):
+        result = fe.process(frame)
+        for match in result.matches:
+            truth = np.linalg.inv(poses[i - 1]) @ poses[i]
+            pose = match.pose
+            assert pose.status == PoseStatus.OK
+            errors.append(
+                max(
+                    rotation_error(pose.rotation, truth[:3, :3]),
+                    translation_direction_error(pose.translation, truth[:3, 3]),
+                )
+            )
+    assert len(errors) == 24
+    assert pose_auc(errors)[0] > 85
+
+
+def test_a_camera_on_a_still_drone_is_seen_to_stand_still(shared_data: Path) -> None:
+    from loftr_ros.sources import open_source
+
+    network = load_network(
+        "coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", torch.device("cpu"), torch.float32
+    )
+    fe = FrontEnd(network)
+    statuses = []
+    with open_source(str(shared_data / "euroc_micro")) as source:
+        for item in source:
+            statuses += [match.pose.status for match in fe.process(item.to_frame()).matches]
+    assert len(statuses) > 20
+    assert set(statuses) == {PoseStatus.LOW_PARALLAX}
+    assert len(fe.buffer) == 1

@@ -1,0 +1,221 @@
+"""The rendered scene: geometry exact, the same from every side, and full of things to match."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from loftr_ros.evaluation.rasterizer import Atlas, Rectangles, render
+from loftr_ros.evaluation.room import furnish
+from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.frontend.camera import CameraModel
+
+CAMERA = default_camera()
+SEED = 1
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return Scene(SEED)
+
+
+@pytest.fixture(scope="module")
+def walk():
+    return trajectory(90, 30, SEED)
+
+
+@pytest.fixture(scope="module")
+def pair(scene, walk):
+    """Two views a third of a second apart, without noise, and the pose of the second in the first."""
+    a, b = (scene.render(CAMERA, walk[i], noise=0) for i in (20, 30))
+    return a, b, np.linalg.inv(walk[20]) @ walk[30]
+
+
+def pixel_grid(step=1):
+    u, v = np.meshgrid(np.arange(0, CAMERA.width, step), np.arange(0, CAMERA.height, step))
+    return u.astype(np.float64), v.astype(np.float64)
+
+
+def transfer(depth, T_b_a):
+    """Pixels and depths in view B of all pixels of view A."""
+    u, v = pixel_grid()
+    rays = CAMERA.unproject(np.stack([u.ravel(), v.ravel()], axis=1))
+    points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depth.reshape(-1, 1).astype(np.float64)
+    points = points @ T_b_a[:3, :3].T + T_b_a[:3, 3]
+    return CAMERA.project(points).reshape(*depth.shape, 2), points[:, 2].reshape(depth.shape)
+
+
+def test_a_fronto_parallel_rectangle_appears_where_the_pinhole_model_says_to_a_thousandth_of_a_pixel():
+    # 1 m x 0.5 m, 2 m ahead: its edges are at known sub-pixel places, read off the coverage of the edge pixels.
+    rectangles = Rectangles(
+        np.array([[-0.5, -0.25, 2.0]]), np.array([[1.0, 0, 0]]), np.array([[0, 0.5, 0]]), np.array([0.01])
+    )
+    atlas = Atlas([np.full((50, 100), 200, np.uint8)])
+    K = np.array([[200.0, 0, 80.3], [0, 210.0, 60.6], [0, 0, 1]])
+    image, depth = render(rectangles, atlas, K, (160, 120), np.eye(4))
+    assert np.isinf(depth).any()
+    assert np.ptp(depth[np.isfinite(depth)]) == 0
+    assert depth[60, 80] == 2
+    rows, columns = np.nonzero(np.isfinite(depth))
+    # Pixel centres inside [30.3, 130.3] x [34.35, 86.85].
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (31, 130, 35, 86)
+    fine, _ = render(rectangles, atlas, K, (160, 120), np.eye(4), supersample=16)
+    assert fine[60].sum() / 200 == pytest.approx(100.0, abs=1 / 16)
+    # Where the left half is covered, the edge is at the pixel's middle: (30 + 0.5 - 30.3) of pixel 30 is covered.
+    assert fine[60, 30] / 200 == pytest.approx(0.2, abs=1 / 16)
+    assert image.max() == pytest.approx(200, abs=0.01)
+
+
+def test_the_back_of_a_rectangle_and_what_is_behind_the_camera_are_not_seen():
+    rectangles = Rectangles(
+        np.array([[-0.5, -0.5, 2.0]]), np.array([[1.0, 0, 0]]), np.array([[0, 1.0, 0]]), np.array([0.1])
+    )
+    atlas = Atlas([np.full((10, 10), 200, np.uint8)])
+    K = np.array([[50.0, 0, 20], [0, 50.0, 20], [0, 0, 1]])
+    behind = np.diag([-1.0, 1, -1, 1])
+    beyond = behind.copy()
+    beyond[2, 3] = 4  # looks back at it from the other side
+    for pose in (behind, beyond):
+        assert np.isinf(render(rectangles, atlas, K, (41, 41), pose)[1]).all()
+
+
+def test_a_texture_is_seen_with_its_left_at_the_left_and_its_top_at_the_top():
+    texture = np.zeros((40, 40), np.uint8)
+    texture[:20, :20] = 250
+    rectangles = Rectangles(
+        np.array([[-1.0, -1, 2.0]]), np.array([[2.0, 0, 0]]), np.array([[0, 2.0, 0]]), np.array([0.05])
+    )
+    K = np.array([[20.0, 0, 19.5], [0, 20.0, 19.5], [0, 0, 1]])
+    image, _ = render(rectangles, Atlas([texture]), K, (40, 40), np.eye(4))
+    assert image[14, 14] > 200
+    assert image[14, 26] < 50
+    assert image[26, 14] < 50
+
+
+def test_depth_and_pose_carry_points_between_views_to_a_tenth_of_a_pixel(pair):
+    a, b, T_a_b = pair
+    pixels, depth = transfer(a.depth, np.linalg.inv(T_a_b))
+    column, row = np.round(pixels[..., 0]).astype(int), np.round(pixels[..., 1]).astype(int)
+    inside = (depth > 0.1) & (column >= 0) & (column < CAMERA.width) & (row >= 0) & (row < CAMERA.height)
+    # The nearest pixel of B sees a neighbouring point of the same plane: its ray meets the plane through the point
+    # of A, whose inverse depth is affine in the pixel, so four pixels around interpolate it exactly.
+    inverse_b = (1 / b.depth).astype(np.float32)
+    u, v = (pixels[..., k].astype(np.float32) for k in (0, 1))
+    expected = cv2.remap(inverse_b, u, v, cv2.INTER_LINEAR)
+    difference = np.abs(expected - 1 / depth)[inside] * depth[inside]  # relative
+    same = difference < 0.02  # the others are hidden in B, or at an edge
+    assert same.mean() > 0.85
+    # What a relative error of depth does to the pixel, at the baseline of this pair.
+    baseline = np.linalg.norm(T_a_b[:3, 3])
+    shift = CAMERA.focal_length * baseline * difference / depth[inside]
+    assert np.percentile(shift[same], 99) < 0.1
+    assert np.median(shift[same]) < 0.01
+
+
+def test_views_warped_by_depth_and_pose_agree_in_brightness(pair):
+    a, b, T_a_b = pair
+    pixels, depth = transfer(a.depth, np.linalg.inv(T_a_b))
+    u, v = (pixels[..., k].astype(np.float32) for k in (0, 1))
+    warped = cv2.remap(b.image, u, v, cv2.INTER_LINEAR).astype(np.float32)
+    seen = cv2.remap((1 / b.depth).astype(np.float32), u, v, cv2.INTER_LINEAR)
+    inside = (u > 1) & (v > 1) & (u < CAMERA.width - 2) & (v < CAMERA.height - 2) & (np.abs(seen * depth - 1) < 0.005)
+    error = np.abs(warped - a.image)[inside]
+    shifted = np.abs(np.roll(warped, 3, axis=1) - a.image)[inside]
+    assert error.mean() < 6
+    assert error.mean() < 0.4 * shifted.mean()
+
+
+def test_sift_finds_true_matches_in_every_part_of_the_image(scene, walk):
+    sift = cv2.SIFT_create()
+    for first, second in ((0, 6), (40, 46), (70, 76)):
+        a, b = (scene.render(CAMERA, walk[i]).image for i in (first, second))
+        keys_a, words_a = sift.detectAndCompute(a, None)
+        keys_b, words_b = sift.detectAndCompute(b, None)
+        found = cv2.BFMatcher().knnMatch(words_a, words_b, k=2)
+        good = [m for m, n in found if m.distance < 0.75 * n.distance]
+        x_a, x_b = np.array([keys_a[m.queryIdx].pt for m in good]), np.array([keys_b[m.trainIdx].pt for m in good])
+        T = np.linalg.inv(walk[second]) @ walk[first]
+        t = T[:3, 3]
+        cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
+        inverse = np.linalg.inv(CAMERA.matrix)
+        F = inverse.T @ cross @ T[:3, :3] @ inverse
+        lines = np.c_[x_a, np.ones(len(x_a))] @ F.T
+        distance = np.abs((np.c_[x_b, np.ones(len(x_b))] * lines).sum(axis=1)) / np.linalg.norm(lines[:, :2], axis=1)
+        right = distance < 2
+        assert right.sum() > 200
+        assert np.median(distance[right]) < 0.5
+        occupied = {(int(x // 160), int(y // 160)) for x, y in x_a[right]}
+        assert len(occupied) >= 10, f"matches in only {len(occupied)} of 12 parts"
+
+
+def test_texture_is_everywhere(scene, walk):
+    for i in range(0, 90, 15):
+        image = scene.render(CAMERA, walk[i], noise=0).image.astype(np.float32)
+        contrast = [np.std(image[y : y + 60, x : x + 80]) for y in range(0, 480, 60) for x in range(0, 640, 80)]
+        assert np.percentile(contrast, 10) > 4
+        assert 40 < image.mean() < 200
+        assert (image > 250).mean() < 0.05
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_room(scene, walk):
+    from loftr_ros.evaluation.scene import _build
+
+    small = default_camera(160, 120)
+    first = scene.render(small, walk[5])
+    _build.cache_clear()
+    again, other = Scene(SEED).render(small, walk[5]), Scene(SEED + 1).render(small, walk[5])
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.depth, again.depth)
+    assert np.abs(first.image.astype(int) - other.image).mean() > 10
+
+
+def test_noise_is_of_the_stated_strength_and_differs_between_views(scene, walk):
+    clean, noisy = scene.render(CAMERA, walk[0], noise=0).image, scene.render(CAMERA, walk[0], noise=2).image
+    middle = (clean > 20) & (clean < 235)
+    difference = (noisy.astype(float) - clean)[middle]
+    assert difference.std() == pytest.approx(2, abs=0.15)
+    elsewhere = (
+        scene.render(CAMERA, walk[1], noise=2).image.astype(float) - scene.render(CAMERA, walk[1], noise=0).image
+    )
+    assert abs(np.corrcoef(difference, elsewhere[middle])[0, 1]) < 0.05
+
+
+def test_every_pixel_of_the_closed_room_has_a_depth_within_it(scene, walk):
+    for i in range(0, 90, 10):
+        depth = scene.render(CAMERA, walk[i], supersample=1).depth
+        assert np.isfinite(depth).all()
+        assert depth.min() > 0.3
+        assert depth.max() < 10.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_walk_is_smooth_hand_held_and_keeps_clear_of_everything(seed):
+    rate = 30
+    poses = trajectory(600, rate, seed)
+    rotations, positions = poses[:, :3, :3], poses[:, :3, 3]
+    assert np.allclose(rotations @ rotations.transpose(0, 2, 1), np.eye(3))
+    assert np.allclose(np.linalg.det(rotations), 1)
+    assert (rotations[:, 2, 1] < -0.8).all(), "the camera's y must point down"
+    speed = np.linalg.norm(np.diff(positions, axis=0), axis=1) * rate
+    assert speed.min() > 0.3
+    assert speed.max() < 1.2
+    steps = rotations[:-1].transpose(0, 2, 1) @ rotations[1:]
+    turning = np.degrees(np.arccos(np.clip((np.trace(steps, axis1=1, axis2=2) - 1) / 2, -1, 1))) * rate
+    assert np.median(turning) > 5
+    assert turning.max() < 120
+    for room in range(5):
+        solids, _ = furnish(np.random.default_rng(room))
+        assert min(solid.distance(positions).min() for solid in solids) > 0.4
+
+
+def test_cameras_of_any_size_are_rendered_and_those_with_distortion_refused(scene, walk):
+    wide = scene.render(np.array([[200.0, 0, 150], [0, 200, 80], [0, 0, 1]]), walk[0], size=(301, 163))
+    assert wide.image.shape == wide.depth.shape == (163, 301)
+    assert wide.image.dtype == np.uint8
+    assert wide.depth.dtype == np.float32
+    bent = CameraModel(640, 480, CAMERA.matrix, "plumb_bob", np.array([0.1, 0, 0, 0, 0]))
+    with pytest.raises(ValueError, match="distortion"):
+        scene.render(bent, walk[0])
+    with pytest.raises(ValueError, match="4x4"):
+        scene.render(CAMERA, np.full((4, 4), np.nan))
