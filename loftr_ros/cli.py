@@ -26,7 +26,9 @@ SourceArgument = Annotated[
 Start = Annotated[int, typer.Option(help="First frame.")]
 Stop = Annotated[int | None, typer.Option(help="Frame to stop before.", show_default="the end")]
 Step = Annotated[int, typer.Option(help="Take every n-th frame.")]
-FrameRate = Annotated[float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")]
+FrameRate = Annotated[
+    float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
+]
 Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
 Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
 Network = Annotated[str, typer.Option(help="Preset of the network.")]
@@ -81,7 +83,7 @@ def node(
     precision: Precision = "",
     params_file: ParamsFile = None,
 ) -> None:
-    """Run the node without `ros2 launch`, and bring it to active. ROS arguments go through: `--ros-args -r image:=...`."""
+    """Run the node without `ros2 launch` and bring it to active. ROS arguments go through (`--ros-args -r ...`)."""
     from loftr_ros.ros.node import main as run_node
 
     arguments = ["loftr_ros", "--ros-args"]
@@ -124,7 +126,9 @@ def play(
     from loftr_ros.sources import SourceError, open_source
 
     try:
-        with open_source(source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera) as opened:
+        with open_source(
+            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+        ) as opened:
             report = play_source(
                 opened,
                 image_transport=transport,
@@ -177,7 +181,9 @@ def run(
         config = with_values(FrontEndConfig(), _parameters(params_file))
         place = resolve_device(device)
         matcher = load_network(network, find_weights(network, weights), place, resolve_precision(precision, place))
-        with open_source(source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera) as opened:
+        with open_source(
+            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+        ) as opened:
             report = run_offline(opened, FrontEnd(matcher, config), output, parquet=parquet, progress=not quiet)
     except ImportError as error:
         _fail(f"{error}: install loftr_ros[parquet]" if parquet else error)

@@ -40,7 +40,9 @@ class ShiftMatcher:
         self.encoded += 1
         height, width = image.shape
         grid = (-(-height // 16), -(-width // 16))
-        return ShiftFeatures(torch.zeros(1, grid[0] * grid[1], 4), grid, (width, height), None, image.numpy().astype(np.float32))
+        return ShiftFeatures(
+            torch.zeros(1, grid[0] * grid[1], 4), grid, (width, height), None, image.numpy().astype(np.float32)
+        )
 
     def match(self, keyframes: Sequence[ShiftFeatures], current: ShiftFeatures) -> list[Matches]:
         self.batches.append(len(keyframes))

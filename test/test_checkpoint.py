@@ -57,7 +57,7 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
 def test_a_truncated_file_is_called_truncated(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = saved(state, tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="5000 bytes.*not a readable PyTorch weights file"):
+    with pytest.raises(WeightsError, match=r"5000 bytes.*not a readable PyTorch weights file"):
         load(path)
 
 
@@ -125,7 +125,7 @@ def test_auto_precision_is_bf16_only_where_the_processor_has_it(tmp_path: Path) 
 
 
 def test_an_impossible_device_or_precision_is_refused_with_what_there_is() -> None:
-    with pytest.raises(DeviceError, match="sees .* CUDA devices"):
+    with pytest.raises(DeviceError, match=r"sees .* CUDA devices"):
         resolve_device(f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(DeviceError, match="expected auto, cpu"):
         resolve_device("tpu")

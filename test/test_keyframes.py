@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from fakes import PanningStream, ShiftMatcher
+from scipy.spatial.transform import Rotation
 
 from loftr_ros.frontend.config import KeyframeConfig
 from loftr_ros.frontend.keyframes import (
@@ -19,7 +20,6 @@ from loftr_ros.frontend.keyframes import (
     reason_for_keyframe,
 )
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, without_pose
-from scipy.spatial.transform import Rotation
 
 STREAM = PanningStream()
 

@@ -130,7 +130,7 @@ def test_cells_that_are_padding_never_match(size: tuple[int, int]) -> None:
     network.config = _with_threshold(0.0)
     features = network.encode(noise_image(*size))
     matches = network.match([features], features)[0]
-    rows, columns = features.grid
+    columns = features.grid[1]
     centres = torch.stack([matches.cell % columns, matches.cell // columns], dim=1) * 16 + 7.5
     assert (centres[:, 0] < size[1]).all() and (centres[:, 1] < size[0]).all()
     assert (matches.points1[:, 0] < size[1]).all() and (matches.points1[:, 1] < size[0]).all()
@@ -146,7 +146,9 @@ def test_padding_does_not_change_the_cells_that_see_none_of_it(shared_data: Path
     assert len(common) > 0.8 * len(whole)
 
 
-@pytest.mark.parametrize("image", [torch.zeros(480, 640, dtype=torch.uint8), torch.full((480, 640), 255, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "image", [torch.zeros(480, 640, dtype=torch.uint8), torch.full((480, 640), 255, dtype=torch.uint8)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_constant_image_gives_a_well_typed_result_without_nan(image: torch.Tensor, dtype: torch.dtype) -> None:
     network = random_network(dtype)
@@ -181,7 +183,9 @@ def test_tiled_dual_softmax_equals_the_dense_matrix(tile_rows: int, monkeypatch:
     monkeypatch.setattr(coarse, "TILE_ROWS", tile_rows)
     generator = torch.Generator().manual_seed(1)
     tokens0 = torch.randn(2, 150, 32, generator=generator)
-    tokens1 = torch.cat([tokens0[:, 30:] + 0.3 * torch.randn(2, 120, 32, generator=generator), tokens0[:, :7] * -1], dim=1)
+    tokens1 = torch.cat(
+        [tokens0[:, 30:] + 0.3 * torch.randn(2, 120, 32, generator=generator), tokens0[:, :7] * -1], dim=1
+    )
     _assert_equals_dense(tokens0, tokens1, temperature=0.1, threshold=0.2)
 
 
@@ -222,7 +226,9 @@ def test_the_attention_message_survives_half_precision_with_many_tokens(tokens: 
     query, key, value = (torch.randn(1, 1, tokens, 32, generator=generator) + 3 for _ in range(3))
     exact = linear_attention(query[:, :, :64], key, value)
     half = linear_attention(query[:, :, :64].half(), key.half(), value.half())
-    denominator = ((query[:, :, :64].elu() if hasattr(query, "elu") else query[:, :, :64]) + 1) @ (key + 1).sum(dim=2)[0, 0]
+    denominator = ((query[:, :, :64].elu() if hasattr(query, "elu") else query[:, :, :64]) + 1) @ (key + 1).sum(dim=2)[
+        0, 0
+    ]
     assert denominator.min() > torch.finfo(torch.float16).max
     assert torch.isfinite(half).all()
     torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.02)
@@ -248,7 +254,9 @@ def _ordered(matches) -> list[tuple[int, float, float]]:  # type: ignore[no-unty
 
 def _assert_equals_dense(tokens0: torch.Tensor, tokens1: torch.Tensor, temperature: float, threshold: float) -> None:
     dense = confidence_matrix(tokens0, tokens1, temperature)
-    mutual = (dense == dense.amax(dim=2, keepdim=True)) & (dense == dense.amax(dim=1, keepdim=True)) & (dense > threshold)
+    mutual = (
+        (dense == dense.amax(dim=2, keepdim=True)) & (dense == dense.amax(dim=1, keepdim=True)) & (dense > threshold)
+    )
     expected = mutual.nonzero()
     found = dual_softmax(tokens0, tokens1, temperature, threshold)
     assert len(expected) > 20

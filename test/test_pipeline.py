@@ -164,7 +164,7 @@ def test_a_constant_image_is_processed_without_matches() -> None:
 
 
 def test_settings_out_of_range_are_refused_with_the_range() -> None:
-    with pytest.raises(ConfigError, match="min_coverage is 1.5; expected 0.0 to 1.0"):
+    with pytest.raises(ConfigError, match=r"min_coverage is 1\.5; expected 0\.0 to 1\.0"):
         KeyframeConfig(min_coverage=1.5)
     with pytest.raises(ConfigError, match="capacity is '3'; expected int"):
         KeyframeConfig(capacity="3")  # type: ignore[arg-type]

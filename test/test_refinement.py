@@ -25,8 +25,9 @@ def test_points_end_within_a_tenth_of_a_pixel_of_the_true_shift(shift: tuple[flo
     refined, trusted = refine(image, moved, points, coarse, RefineConfig())
     assert trusted.mean() > 0.9
     error = np.linalg.norm(refined - points - shift, axis=1)[trusted]
-    assert np.median(error) < 0.05
-    assert np.percentile(error, 95) < 0.15
+    # Lucas-Kanade's bilinear sampling alone is off by up to 0.06 px at a quarter pixel.
+    assert np.median(error) < 0.08
+    assert np.percentile(error, 95) < 0.1
 
 
 def test_points_in_what_is_not_the_same_place_are_refused() -> None:

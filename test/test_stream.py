@@ -6,7 +6,6 @@ import pytest
 from fakes import PanningStream
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.stream import PATIENCE, FrameRefusedError, StreamGuard
 
 STREAM = PanningStream()

@@ -8,8 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _LAST_LINES = 12
@@ -74,22 +75,37 @@ class Child:
         self._signal(signal.SIGINT)
 
     def close(self, patience: float = 10.0) -> int:
-        """End it, gently at first; returns its exit code."""
-        for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
-            if self.exit_code is not None:
-                break
-            self._signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
-        self._signal(signal.SIGKILL)  # whatever it may have started
-        return self._process.wait()
+        """End it, gently at first; returns its exit code. A further Ctrl-C does not break in."""
+        with _undisturbed():
+            for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
+                if self.exit_code is not None:
+                    break
+                self._signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(seconds)
+            self._signal(signal.SIGKILL)  # whatever it may have started
+            return self._process.wait()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
 
-def wait_until(condition: object, seconds: float, what: str, children: Sequence[Child] = ()) -> None:
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without the signals that end the demo; only a main thread can do without."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, children: Sequence[Child] = ()) -> None:
     """Wait for a condition while the children live.
 
     Args:
@@ -101,7 +117,6 @@ def wait_until(condition: object, seconds: float, what: str, children: Sequence[
     Raises:
         DemoError: it did not become true in time, or a child ended.
     """
-    assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
         for child in children:

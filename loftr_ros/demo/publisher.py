@@ -11,7 +11,10 @@ from loftr_ros.sources import SourceError, open_source
 
 
 def main() -> int:
-    """Plays what the first argument says: JSON of {"uri", "source": options of open_source, "play": options of play}."""
+    """Plays what the first argument says.
+
+    It is JSON of {"uri": ..., "source": options of `open_source`, "play": options of `play`}.
+    """
     asked = json.loads(sys.argv[1])
     try:
         with open_source(asked["uri"], **asked["source"]) as source:

@@ -129,3 +129,13 @@ def _spread(errors: list[float]) -> dict[str, float] | None:
     if not errors:
         return None
     return {"median": float(np.median(errors)), "p90": float(np.percentile(errors, 90)), "worst": max(errors)}
+
+
+def pose_matrix(position: tuple[float, float, float], quaternion: tuple[float, float, float, float]) -> Array:
+    """(4, 4) of a position and a quaternion (x, y, z, w)."""
+    from scipy.spatial.transform import Rotation
+
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_quat(quaternion).as_matrix()
+    matrix[:3, 3] = position
+    return matrix

@@ -1,9 +1,8 @@
-"""What the demo plays: any source, or the rendered scene, which is kept as a folder so that it is rendered only once."""
+"""What the demo plays: any source; the rendered scene is kept as a folder, so that it is rendered only once."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -129,23 +128,24 @@ def _kept(source: Source, asked: str, folder: Path, progress: bool) -> Path:
     folder = folder.resolve()
     if (folder / _LABEL).is_file() and (folder / _LABEL).read_text() == label:
         return folder
+    if folder.exists() and not (folder / _LABEL).is_file():
+        raise SourceError(
+            f"{folder} is needed for rendered frames, but holds something else; name another output folder"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "image_0").mkdir(parents=True)
+    (folder / _LABEL).write_text("unfinished")
     projection = np.hstack([source.camera.matrix, np.zeros((3, 1))])
     (folder / "calib.txt").write_text("P0: " + _row(projection) + "\n")
     poses, times = [], []
-    for count, frame in zip(
-        itertools.count(),
-        tqdm(source, f"rendering {source.name}", source.length, unit="frame", disable=not progress),
-        strict=False,
-    ):
+    bar = tqdm(source, f"rendering {source.name}", source.length, unit="frame", disable=None if progress else True)
+    for count, frame in enumerate(bar):
         assert frame.pose is not None
         cv2.imwrite(str(folder / "image_0" / f"{count:06d}.png"), frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
         poses.append(_row(frame.pose[:3]))
         times.append(f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}")
     (folder / "poses.txt").write_text("\n".join(poses) + "\n")
     (folder / "times.txt").write_text("\n".join(times) + "\n")
-    # Last, so that a folder that was not finished is not taken for one that was.
     (folder / _LABEL).write_text(label)
     return folder
 

@@ -19,7 +19,12 @@ class ConfigError(ValueError):
 
 
 def setting(
-    default: T, description: str, *, unit: str = "", low: float | None = None, high: float | None = None,
+    default: T,
+    description: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> T:
     """A dataclass field that says what it means.
@@ -32,7 +37,18 @@ def setting(
         choices: what a string may be; empty for any.
     """
     metadata = {"description": description, "unit": unit, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=metadata)  # type: ignore[no-any-return,call-overload]
+    return field(default=default, metadata=metadata)
+
+
+class Settings:
+    """Base of a settings dataclass: holds every field against its type, range and choices when it is made.
+
+    Raises:
+        ConfigError: one is out.
+    """
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def check(config: Any) -> None:
@@ -42,11 +58,14 @@ def check(config: Any) -> None:
         ConfigError: one is out.
     """
     for item in dataclasses.fields(config):
-        value, about = getattr(config, item.name), item.metadata
+        value: Any = getattr(config, item.name)
+        about = item.metadata
         if type(value) is not type(item.default) and not (type(item.default) is float and type(value) is int):
             raise ConfigError(f"{item.name} is {value!r}; expected {type(item.default).__name__}")
-        if about["low"] is not None and not (about["low"] <= value <= about["high"] and math.isfinite(value)):
-            raise ConfigError(f"{item.name} is {value}; expected {about['low']} to {about['high']} {about['unit']}".rstrip())
+        if about["low"] is not None and not (about["low"] <= value <= about["high"] and math.isfinite(float(value))):
+            raise ConfigError(
+                f"{item.name} is {value}; expected {about['low']} to {about['high']} {about['unit']}".rstrip()
+            )
         if about["choices"] and value not in about["choices"]:
             raise ConfigError(f"{item.name} is '{value}'; expected one of {', '.join(about['choices'])}")
 
@@ -76,18 +95,16 @@ def with_values(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Settings):
     """What the network sees of an image."""
 
     max_side: int = setting(
         960, "Longer side of what the network sees; larger images are shrunk to it", unit="px", low=64, high=8192
     )
 
-    __post_init__ = check
-
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineConfig(Settings):
     """Pyramidal Lucas-Kanade from the coarse match, for networks without a fine stage."""
 
     window: int = setting(21, "Side of the patch that is tracked", unit="px", low=5, high=63)
@@ -97,11 +114,9 @@ class RefineConfig:
         0.5, "Distance between a keyframe point and where tracking there and back ends", unit="px", low=0.01, high=10.0
     )
 
-    __post_init__ = check
-
 
 @dataclass(frozen=True)
-class GeometryConfig:
+class GeometryConfig(Settings):
     """Two-view geometry."""
 
     threshold: float = setting(
@@ -116,17 +131,20 @@ class GeometryConfig:
     min_parallax: float = setting(
         0.5,
         "Median motion, without the rotation's part, below which the translation's direction counts as unobserved",
-        unit="px", low=0.0, high=100.0,
+        unit="px",
+        low=0.0,
+        high=100.0,
     )
     planar_ratio: float = setting(
-        0.85, "Part of the inliers that one homography must explain for the scene to count as a plane", low=0.5, high=1.0
+        0.85,
+        "Part of the inliers that one homography must explain for the scene to count as a plane",
+        low=0.5,
+        high=1.0,
     )
-
-    __post_init__ = check
 
 
 @dataclass(frozen=True)
-class KeyframeConfig:
+class KeyframeConfig(Settings):
     """When keyframes come and go."""
 
     capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000)
@@ -141,10 +159,12 @@ class KeyframeConfig:
         20.0, "Angle to the reference keyframe; above it a new keyframe comes", unit="deg", low=0.1, high=180.0
     )
     max_age: float = setting(
-        10.0, "Age of the reference keyframe; above it a new keyframe comes; 0 for never", unit="s", low=0.0, high=86400.0
+        10.0,
+        "Age of the reference keyframe; above it a new keyframe comes; 0 for never",
+        unit="s",
+        low=0.0,
+        high=86400.0,
     )
-
-    __post_init__ = check
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def depth_signs(p0: Array, p1: Array, rotation: Array, translation: Array) -> Fl
     normal = np.cross(p0, y)
     depth1 = -np.einsum("ij,ij->i", np.cross(p0, translation), normal)
     depth0 = -np.einsum("ij,ij->i", np.cross(y, translation), normal)
-    return (depth0 > 0) & (depth1 > 0)
+    return np.asarray((depth0 > 0) & (depth1 > 0))
 
 
 def cheirality_vote(p0: Array, p1: Array, rotation: Array, translation: Array, noise: float) -> float:

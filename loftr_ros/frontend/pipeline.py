@@ -110,7 +110,9 @@ class FrontEnd:
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
         with timer("refine"):
-            correspondences = [self._to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
+            correspondences = [
+                self._to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)
+            ]
         with timer("geometry"):
             matches = [
                 KeyframeMatch(k, c, self._relative_pose(k.encoded, current, c))
@@ -119,6 +121,11 @@ class FrontEnd:
         with timer("keyframe"):
             events += self._update_keyframes(current, matches)
         return FrontEndResult(frame, tuple(matches), tuple(events), timer.seconds)
+
+    def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
+        """Match two frames by themselves, whatever the stream; keeps nothing."""
+        encoded0, encoded1 = self._encode(keyframe), self._encode(current)
+        return self._to_raw_pixels(encoded0, encoded1, self.matcher.match([encoded0.features], encoded1.features)[0])
 
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
         """Drop every keyframe and forget the stream; the next frame is the first of a new one."""
@@ -143,7 +150,7 @@ class FrontEnd:
         if shrink < 1:
             # INTER_AREA averages whole pixels, which is half-pixel correct and does not alias.
             size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         features = self.matcher.encode(torch.from_numpy(np.ascontiguousarray(image)))
         scale = (width / features.size[0], height / features.size[1])
         return EncodedFrame(frame, features, scale, self.matcher.cell_size)
@@ -189,9 +196,7 @@ class FrontEnd:
             reason = KeyframeReason.FORCED
         else:
             pose = next(match.pose for match in matches if match.keyframe is reference)
-            reason = reason_for_keyframe(
-                reference, covered[reference.id], pose, current.frame, self.config.keyframe
-            )
+            reason = reason_for_keyframe(reference, covered[reference.id], pose, current.frame, self.config.keyframe)
         self._forced = False
         return [] if reason is None else self.buffer.add(current, reason)
 

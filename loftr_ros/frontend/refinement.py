@@ -31,19 +31,26 @@ def refine(
     """
     if not len(points0):
         return points1.copy(), np.zeros(0, dtype=np.bool_)
-    options = dict(
-        winSize=(config.window, config.window),
-        maxLevel=config.levels,
-        criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, config.iterations, 0.01),
-        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
-    )
-    # OpenCV writes the result over the initial guess.
-    forward, found, _ = cv2.calcOpticalFlowPyrLK(keyframe, current, points0, points1.copy(), **options)
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, config.iterations, 0.01)
+
+    def track(start: Image, end: Image, points: Points, guess: Points) -> tuple[Points, NDArray[np.bool_]]:
+        moved, found, _ = cv2.calcOpticalFlowPyrLK(
+            start,
+            end,
+            points,
+            guess.copy(),  # OpenCV writes the result over it
+            winSize=(config.window, config.window),
+            maxLevel=config.levels,
+            criteria=criteria,
+            flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+        )
+        return np.asarray(moved, np.float32), np.asarray(found)[:, 0] > 0
+
+    forward, found = track(keyframe, current, points0, points1)
     # The way back starts as far off as the way there did, so that it has to find the point by itself.
-    guess = points0 + (points1 - forward)
-    backward, found_back, _ = cv2.calcOpticalFlowPyrLK(current, keyframe, forward, guess, **options)
+    backward, found_back = track(current, keyframe, forward, points0 + (points1 - forward))
     distance = np.linalg.norm(backward - points0, axis=1)
     height, width = current.shape
     inside = (forward >= 0).all(axis=1) & (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)
-    trusted = (found[:, 0] > 0) & (found_back[:, 0] > 0) & (distance < config.max_forward_backward) & inside
+    trusted = found & found_back & (distance < config.max_forward_backward) & inside
     return forward, trusted

@@ -125,7 +125,7 @@ def estimate_relative_pose(
     Returns:
         The pose with one inlier flag a match.
     """
-    usable = np.isfinite(rays_keyframe).all(axis=1) & np.isfinite(rays_current).all(axis=1)
+    usable: Flags = np.asarray(np.isfinite(np.hstack([rays_keyframe, rays_current])).all(axis=1))
     nothing = np.zeros(len(usable), dtype=np.bool_)
     if usable.sum() < max(config.min_matches, 5):
         return without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
@@ -165,10 +165,11 @@ class _Solver:
             return degenerate
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
-        planar, on_plane = self._plane_poses(int(inliers.sum()))
-        if planar:
+        # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
+        plane_poses, on_plane = self._plane_poses()
+        candidates += plane_poses
+        if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
             status = PoseStatus.PLANAR
-            candidates += planar
             inliers = inliers | on_plane
         best = min((self._refined(inliers, *candidate) for candidate in candidates), key=lambda pose: pose.cost)
         # Once more with the inliers that the refined pose has: what it came from no longer matters.
@@ -186,17 +187,21 @@ class _Solver:
         """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
         # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
         essential, mask = cv2.findEssentialMat(
-            self.u1, self.u0, self.focal_matrix, cv2.USAC_MAGSAC, self.config.confidence, self.config.threshold,
+            self.u1,
+            self.u0,
+            self.focal_matrix,
+            cv2.USAC_MAGSAC,
+            self.config.confidence,
+            self.config.threshold,
             self.config.max_iterations,
         )
         if essential is None or essential.shape != (3, 3) or mask.sum() < self.config.min_inliers:
             return None
         inliers = mask.ravel() > 0
-        rotation_a, rotation_b, direction = cv2.decomposeEssentialMat(essential)
-        t = direction.ravel()
-        candidates = [(r, s * t) for r in (rotation_a, rotation_b) for s in (1.0, -1.0)]
+        *rotations, t = (np.asarray(part, np.float64) for part in cv2.decomposeEssentialMat(essential))
+        candidates = [(r, s * t.ravel()) for r in rotations for s in (1.0, -1.0)]
         p0, p1 = self.p0[inliers], self.p1[inliers]
-        rotation, translation = max(candidates, key=lambda c: cheirality_vote(p0, p1, *c, self.threshold))
+        rotation, translation = max(candidates, key=lambda c: cheirality_vote(p0, p1, c[0], c[1], self.threshold))
         return rotation, translation, inliers
 
     def _rotation_only(self, inliers: Flags) -> RelativePose:
@@ -222,25 +227,22 @@ class _Solver:
         parallax = float(np.median(residual[agreeing])) * self.focal_length
         return RelativePose(status, rotation, np.zeros(3), covariance, agreeing, parallax)
 
-    def _plane_poses(self, num_inliers: int) -> tuple[list[tuple[Array, Array]], Flags]:
-        """The poses that a homography allows, and its inliers, where it explains the matches; else no poses.
-
-        Args:
-            num_inliers: of the essential matrix; the homography's are held against it.
-        """
+    def _plane_poses(self) -> tuple[list[tuple[Array, Array]], Flags]:
+        """The poses that the dominant plane allows, and the matches that lie on it."""
         homography, mask = cv2.findHomography(
             self.u1, self.u0, cv2.USAC_MAGSAC, self.config.threshold, maxIters=200, confidence=0.999
         )
         on_plane = np.zeros(len(self.x0), dtype=np.bool_) if mask is None else mask.ravel() > 0
-        if homography is None or on_plane.sum() < self.config.planar_ratio * num_inliers:
+        if homography is None or on_plane.sum() < self.config.min_inliers:
             return [], on_plane
         _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, self.focal_matrix)
         poses = []
-        for rotation, translation in zip(rotations, translations, strict=True):
-            length = np.linalg.norm(translation)
+        for matrix, vector in zip(rotations, translations, strict=True):
+            rotation, t = np.asarray(matrix, np.float64), np.asarray(vector, np.float64).ravel()
+            length = np.linalg.norm(t)
             if length < 1e-9:
                 continue
-            t = translation.ravel() / length
+            t = t / length
             if depth_signs(self.p0[on_plane], self.p1[on_plane], rotation, t).mean() > 0.5:
                 poses.append((rotation, t))
         return poses, on_plane

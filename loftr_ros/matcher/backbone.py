@@ -50,7 +50,9 @@ class Backbone(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         inputs = config.initial_dim
         for i, outputs in enumerate(dims, start=1):
-            stage = nn.Sequential(ResidualBlock(inputs, outputs, 1 if i == 1 else 2), ResidualBlock(outputs, outputs, 1))
+            stage = nn.Sequential(
+                ResidualBlock(inputs, outputs, 1 if i == 1 else 2), ResidualBlock(outputs, outputs, 1)
+            )
             self.add_module(f"layer{i}", stage)
             inputs = outputs
         self.add_module(f"layer{self.num_stages}_outconv", _conv(inputs, inputs, 1))
@@ -74,9 +76,11 @@ class Backbone(nn.Module):
         """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
         for module in list(self.modules()):
             if isinstance(module, (Backbone, ResidualBlock)):
-                for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
-                    if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
-                        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-                        setattr(module, norm, nn.Identity())
+                for name, norm_name in (("conv1", "bn1"), ("conv2", "bn2")):
+                    if isinstance(getattr(module, norm_name, None), nn.BatchNorm2d):
+                        setattr(module, name, fuse_conv_bn_eval(getattr(module, name), getattr(module, norm_name)))
+                        setattr(module, norm_name, nn.Identity())
             if isinstance(module, ResidualBlock) and isinstance(module.downsample, nn.Sequential):
-                module.downsample = fuse_conv_bn_eval(module.downsample[0], module.downsample[1])
+                conv, norm = module.downsample.children()
+                assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+                module.downsample = fuse_conv_bn_eval(conv, norm)

@@ -80,7 +80,9 @@ def load_weights(model: LoFTR, path: Path) -> None:
         )
     broken = [name for name, value in found.items() if not torch.isfinite(value).all()]
     if broken:
-        raise WeightsError(f"{path} holds values that are not finite, in {broken[0]}: the file is damaged; get it again")
+        raise WeightsError(
+            f"{path} holds values that are not finite, in {broken[0]}: the file is damaged; get it again"
+        )
     model.load_state_dict(found, strict=False)
 
 
@@ -107,7 +109,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         kind = f"keys {list(content)[:5]}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise WeightsError(f"{path} holds {kind}, no weights by name; expected a state dict, or one under {_CONTAINERS}")
+        raise WeightsError(
+            f"{path} holds {kind}, no weights by name; expected a state dict, or one under {_CONTAINERS}"
+        )
     weights = dict(content)
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in weights):

@@ -81,7 +81,7 @@ COARSE_LITE = LoFTRConfig(
     name="coarse_lite",
     backbone=BackboneConfig(initial_dim=8, block_dims=(8, 16, 32, 32)),
     transformer=TransformerConfig(num_heads=1, layers=("self", "cross") * 2, position_slip=True),
-    coarse=CoarseMatchingConfig(temperature=0.1, threshold=0.02, border=0, point="corner"),
+    coarse=CoarseMatchingConfig(temperature=0.1, threshold=0.01, border=0, point="corner"),
     untrained=(
         "backbone.layer3_outconv.",
         "backbone.layer3_outconv2.",

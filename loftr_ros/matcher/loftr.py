@@ -87,7 +87,7 @@ class LoFTR(nn.Module):
         """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
         self.eval().requires_grad_(False)
         self.backbone.fold_batch_norm()
-        return self.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        return self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> ImageFeatures:

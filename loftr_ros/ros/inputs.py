@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -20,6 +20,9 @@ from loftr_ros.ros.messages import to_nanoseconds
 from loftr_ros.ros.parameters import InputParameters
 from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.synchronizer import Subscriber, TimeSynchronizer
+
+# Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
+JUMP_AFTER = 3
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,34 @@ class ImageInput:
         # Stamps of images that wait for their CameraInfo, and when they came: mirrors the synchronizer's queue,
         # which forgets the oldest without a word.
         self._waiting: dict[int, float] = {}
+        self._newest = self._behind = 0
+        self._synchronizer: Any = None
         self._latest: CameraInfo | None = None
         self._subscriptions: list[Any] = []
+        try:
+            self._subscribe()
+        except Exception:  # a QoS override that is none
+            self.close()
+            raise
+
+    def _subscribe(self) -> None:
+        parameters, subscribe = self._parameters, self._node.create_subscription
         compressed = parameters.image_transport == "compressed"
         image_type: type = CompressedImage if compressed else Image
         image_topic = "image/compressed" if compressed else "image"
         if parameters.camera_info == "synchronized":
-            images = Subscriber(node, image_type, image_topic, **_input_options(1))
-            infos = Subscriber(node, CameraInfo, "camera_info", **_input_options(parameters.queue_size))
+            images = Subscriber(self._node, image_type, image_topic, **_input_options(1))
+            self._subscriptions.append(images.sub)
+            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(parameters.queue_size))
+            self._subscriptions.append(infos.sub)
+            # Before the synchronizer registers, so that it is called before it, too.
             images.registerCallback(self._wait_for_partner)
-            synchronizer = TimeSynchronizer([images, infos], parameters.queue_size)
-            synchronizer.registerCallback(self._paired)
-            self._subscriptions = [images.sub, infos.sub]
-        else:
-            self._subscriptions.append(
-                node.create_subscription(image_type, image_topic, self._unsynchronized, **_input_options(1))
-            )
+            self._synchronizer = TimeSynchronizer([images, infos], parameters.queue_size)
+            self._synchronizer.registerCallback(self._paired)
+            return
+        self._subscriptions.append(subscribe(image_type, image_topic, self._unsynchronized, **_input_options(1)))
         if parameters.camera_info == "latest":
-            self._subscriptions.append(
-                node.create_subscription(CameraInfo, "camera_info", self._remember, **_input_options(1))
-            )
+            self._subscriptions.append(subscribe(CameraInfo, "camera_info", self._remember, **_input_options(1, True)))
 
     @property
     def pending(self) -> int:
@@ -104,8 +115,7 @@ class ImageInput:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
-        for _ in self._waiting:
-            self._statistics.dropped()
+        self._statistics.dropped(len(self._waiting))
         self._waiting = {}
 
     def _wait_for_partner(self, image: Image | CompressedImage) -> None:
@@ -113,22 +123,52 @@ class ImageInput:
         stamp = to_nanoseconds(image.header.stamp)
         if stamp in self._waiting:
             self._on_unpaired("time", f"two images with the stamp {stamp / 1e9:.3f}; the driver must stamp each anew")
+        self._behind = self._behind + 1 if stamp < self._newest else 0
+        self._newest = max(stamp, self._newest)
+        if self._behind >= JUMP_AFTER:
+            # Time went back. A full queue takes nothing older than what is in it, and would let no pair come about.
+            self._forget(lambda other: other > stamp)
+            self._newest, self._behind = stamp, 0
         self._waiting[stamp] = time.monotonic()
         while len(self._waiting) > self._parameters.queue_size:
-            lost = min(self._waiting)
-            del self._waiting[lost]
-            topic = self._node.resolve_topic_name("camera_info")
-            publishers = self._node.count_publishers("camera_info")
-            self._on_unpaired(
-                "camera_info",
-                f"no CameraInfo with the image's stamp {lost / 1e9:.3f} came on {topic} ({publishers} publishers). "
-                "Publish the calibration with each image's stamp, or set the parameter input.camera_info to 'latest' "
-                "(published seldom) or 'none' (no poses)",
-            )
+            self._give_up(min(self._waiting), stamp)
 
     def _paired(self, image: Image | CompressedImage, info: CameraInfo) -> None:
-        received = self._waiting.pop(to_nanoseconds(image.header.stamp), None)
+        stamp = to_nanoseconds(image.header.stamp)
+        received = self._waiting.pop(stamp, None)
+        # A topic keeps its order: what has not come for an older image will not come any more.
+        self._forget(lambda other: other < stamp)
         self._on_arrival(Arrival(image, info, time.monotonic() if received is None else received))
+
+    def _forget(self, hopeless: Callable[[int], bool]) -> None:
+        """Let go of what waits for its partner in vain, by its stamp."""
+        for queue in self._synchronizer.queues:
+            for stamp in filter(hopeless, tuple(queue)):
+                del queue[stamp]
+        for stamp in filter(hopeless, tuple(self._waiting)):
+            self._give_up(stamp)
+
+    def _give_up(self, stamp: int, newest: int | None = None) -> None:
+        """Report an image that will not get its CameraInfo; `newest` is the stamp of the image that just came."""
+        del self._waiting[stamp]
+        if stamp == newest:
+            self._on_unpaired(
+                "time",
+                f"image stamp {stamp / 1e9:.3f} is older than all that wait for their CameraInfo; "
+                "check the driver's clock, or whether a recording was started again",
+            )
+            return
+        self._on_unpaired(
+            "camera_info",
+            f"no CameraInfo with the image's stamp {stamp / 1e9:.3f} came on {self._info_topic}. Publish the calibration "
+            "with each image's stamp, or set the parameter input.camera_info to 'latest' (published seldom) or "
+            "'none' (no poses)",
+        )
+
+    @property
+    def _info_topic(self) -> str:
+        topic = self._node.resolve_topic_name("camera_info")
+        return f"{topic} (publishers: {self._node.count_publishers(topic)})"
 
     def _remember(self, info: CameraInfo) -> None:
         self._latest = info
@@ -136,11 +176,10 @@ class ImageInput:
     def _unsynchronized(self, image: Image | CompressedImage) -> None:
         self._statistics.received(image.header.frame_id)
         if self._parameters.camera_info == "latest" and self._latest is None:
-            topic = self._node.resolve_topic_name("camera_info")
             self._on_unpaired(
                 "camera_info",
-                f"no CameraInfo came yet on {topic}. Publish the calibration, or set the parameter input.camera_info "
-                "to 'none' (no poses)",
+                f"no CameraInfo came yet on {self._info_topic}. Publish the calibration, or set the parameter "
+                "input.camera_info to 'none' (no poses)",
             )
             return
         self._on_arrival(Arrival(image, self._latest, time.monotonic()))
@@ -187,7 +226,15 @@ class FrameDecoder:
         return self._camera
 
 
-def _input_options(depth: int) -> dict[str, Any]:
-    """Best effort, newest only, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it."""
+def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:
+    """Best effort, newest only, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it.
+
+    Args:
+        depth: messages kept.
+        durability: whether that can be changed too: a calibration that was published once, before the node came, is
+            had by `transient_local`, with which others cannot be heard.
+    """
+    kinds = [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY]
+    kinds += [QoSPolicyKind.DURABILITY] if durability else []
     profile = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-    return {"qos_profile": profile, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
+    return {"qos_profile": profile, "qos_overriding_options": QoSOverridingOptions(kinds)}

@@ -8,10 +8,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rclpy
-import torch
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
@@ -19,21 +18,17 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from loftr_ros.frontend.camera import CameraError
 from loftr_ros.frontend.config import ConfigError
-from loftr_ros.frontend.keyframes import KeyframeReason
-from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.matcher.checkpoint import WeightsError, load_network
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.precision import DeviceError, precision_name, resolve_device, resolve_precision
-from loftr_ros.ros.images import ImageError
 from loftr_ros.ros.inputs import Arrival, FrameDecoder, ImageInput
+from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.outputs import Outputs
-from loftr_ros.ros.parameters import MatcherParameters, Parameters, declare, parameter_names, read
-from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter
+from loftr_ros.ros.parameters import declare, read, refusal
+from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter, error_kind
 from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.worker import NewestWorker
+
+if TYPE_CHECKING:
+    from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 
 Transition = Callable[["FrontEndNode", LifecycleState], TransitionCallbackReturn]
 
@@ -45,12 +40,14 @@ def _transition(method: Transition) -> Transition:
     def guarded(self: FrontEndNode, state: LifecycleState) -> TransitionCallbackReturn:
         name = method.__name__.removeprefix("on_")
         try:
-            return method(self, state)
-        except (ConfigError, DeviceError, WeightsError) as error:
-            self.errors.error(_kind(error), f"{name} failed: {error}")
+            result = method(self, state)
+            self._failure = ""
         except Exception as error:
-            self.errors.error("internal", f"{name} failed: {error}\n{traceback.format_exc()}")
-        return TransitionCallbackReturn.FAILURE
+            kind = error_kind(error)
+            self._failure = f"{name} failed: {error}"
+            self.errors.error(kind, self._failure, traceback.format_exc() if kind == "internal" else "", always=True)
+            result = TransitionCallbackReturn.FAILURE
+        return result
 
     return guarded
 
@@ -63,19 +60,25 @@ class FrontEndNode(LifecycleNode):
     """
 
     def __init__(self, **kwargs: object) -> None:
+        """Declare the parameters and report from now on; `kwargs` are those of `LifecycleNode`.
+
+        Raises:
+            ParameterException, ConfigError: a parameter was given a value that it cannot have.
+        """
         super().__init__("loftr_front_end", **kwargs)
         declare(self)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
         output = read(self).output
         self.statistics = Statistics(output.status_window)
         self.errors = ErrorLog(self, self.statistics, output.error_period)
         self._lifecycle = "unconfigured"
+        self._failure = ""
         self._front_end: FrontEnd | None = None
         self._decoder: FrameDecoder | None = None
         self._outputs: Outputs | None = None
         self._input: ImageInput | None = None
         self._worker: NewestWorker[Arrival] | None = None
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe)
 
@@ -85,23 +88,31 @@ class FrontEndNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network and warm it up."""
         parameters = read(self)
-        matcher = self._load(parameters.matcher)
-        self._front_end = FrontEnd(matcher, parameters.front_end)
+        output = parameters.output
+        self.statistics.set_window(output.status_window)
+        self.errors.period = output.error_period
+        self._reporter.set_period(output.status_period)
+        front_end = load_front_end(parameters, self.get_logger().info)
+        self._outputs = Outputs(self, output.max_lines)
         self._decoder = FrameDecoder(parameters.input.white_level)
-        self._outputs = Outputs(self, parameters.output.max_lines)
+        self._front_end = front_end
         self._lifecycle = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
     @_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and begin to work."""
-        result = super().on_activate(state)
         parameters = read(self).input
         self._worker = NewestWorker(self._work, lambda _: self.statistics.dropped(), "loftr_inference")
-        self._input = ImageInput(self, parameters, self.statistics, self._worker.put, self.errors.frame_failed)
+        try:
+            self._input = ImageInput(self, parameters, self.statistics, self._worker.put, self.errors.frame_failed)
+        except Exception:
+            self._stop()
+            raise
         self._lifecycle = "active"
         self.get_logger().info(f"waiting for images on {self._input.topic} (camera_info: {parameters.camera_info})")
-        return result
+        # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
+        return super().on_activate(state)
 
     @_transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -142,14 +153,24 @@ class FrontEndNode(LifecycleNode):
 
     def _work(self, arrival: Arrival) -> None:
         try:
-            self._process(arrival)
-        except (ImageError, CameraError, FrameRefusedError) as error:
-            self.errors.frame_failed(_kind(error), str(error))
+            result = self._process(arrival)
         except Exception as error:
-            if rclpy.ok(context=self.context):  # else the context went away beneath the publishers: no failure
-                self.errors.frame_failed("internal", f"{error}\n{traceback.format_exc()}")
+            self._report(error, self.errors.frame_failed)
+            return
+        try:
+            assert self._outputs is not None
+            self._outputs.publish_picture(result)
+        except Exception as error:  # the frame is done, and counted as that
+            self._report(error, self.errors.error)
 
-    def _process(self, arrival: Arrival) -> None:
+    def _report(self, error: Exception, report: Callable[[str, str, str], None]) -> None:
+        """Log and count what was raised on the inference thread, which must not end by it."""
+        if not self.context.ok():
+            return  # the context went away beneath the publishers: no failure
+        kind = error_kind(error)
+        report(kind, str(error) or type(error).__name__, traceback.format_exc() if kind == "internal" else "")
+
+    def _process(self, arrival: Arrival) -> FrontEndResult:
         assert self._front_end is not None and self._decoder is not None and self._outputs is not None
         begun = time.monotonic()
         frame = self._decoder(arrival)
@@ -166,16 +187,18 @@ class FrontEndNode(LifecycleNode):
             "total": now - arrival.received,
         }
         self.statistics.processed(latencies, now)
-        self._outputs.publish_picture(result)
+        return result
 
     # --- services and parameters ---
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         def reset() -> None:
+            from loftr_ros.frontend.keyframes import KeyframeReason
+
             assert self._front_end is not None and self._outputs is not None
             self._outputs.publish_events(self._front_end.reset(KeyframeReason.RESET), None)
 
-        return self._on_worker(reset, "keyframes are dropped before the next frame", response)
+        return self._on_worker(reset, "all keyframes are dropped before the next frame", response)
 
     def _on_force_keyframe(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         def force() -> None:
@@ -185,42 +208,25 @@ class FrontEndNode(LifecycleNode):
         return self._on_worker(force, "the next frame becomes a keyframe", response)
 
     def _on_worker(self, command: Callable[[], None], done: str, response: Trigger.Response) -> Trigger.Response:
-        response.success = self._worker is not None
-        response.message = done if self._worker is not None else f"the node is {self._lifecycle}, not active"
-        if self._worker is not None:
-            self._worker.call(command)
+        def guarded() -> None:
+            try:
+                command()
+            except Exception as error:
+                self._report(error, self.errors.error)
+
+        worker = self._worker
+        response.success = worker is not None
+        response.message = done if worker is not None else f"the node is {self._lifecycle}, not active"
+        if worker is not None:
+            worker.call(guarded)
         return response
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        ours = {name for name, _ in parameter_names()}
-        changed = [parameter.name for parameter in parameters if parameter.name in ours]
-        if changed and getattr(self, "_lifecycle", "unconfigured") != "unconfigured":
-            reason = f"{', '.join(changed)}: read when the node is configured; clean it up, set, and configure it again"
-            return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
+        values = {parameter.name: parameter.value for parameter in parameters}
+        reason = refusal(values, configured=self._lifecycle != "unconfigured")
+        return SetParametersResult(successful=not reason, reason=reason)
 
     # --- the rest ---
-
-    def _load(self, parameters: MatcherParameters) -> LoFTR:
-        if parameters.threads:
-            torch.set_num_threads(parameters.threads)
-        if not parameters.weights:
-            raise WeightsError(
-                f"the parameter 'weights' is empty, and network '{parameters.network}' comes without weights; "
-                "set it to a weights file"
-            )
-        device = resolve_device(parameters.device)
-        dtype = resolve_precision(parameters.precision, device)
-        matcher = load_network(parameters.network, Path(parameters.weights).expanduser(), device, dtype)
-        size = (parameters.warm_up_width, parameters.warm_up_height)
-        start = time.monotonic()
-        if min(size) >= matcher.cell_size:
-            matcher.warm_up(size, read(self).front_end.keyframe.max_matched)
-        self.get_logger().info(
-            f"network {parameters.network} on {device} in {precision_name(dtype)} ({parameters.weights}), "
-            f"warmed up in {time.monotonic() - start:.2f} s"
-        )
-        return matcher
 
     def _stop(self) -> None:
         if self._input is not None:
@@ -238,28 +244,24 @@ class FrontEndNode(LifecycleNode):
     def _state(self) -> FrontEndState:
         front_end, worker, images = self._front_end, self._worker, self._input
         if front_end is None:
-            return FrontEndState(self._lifecycle)
+            return FrontEndState(self._lifecycle, self._failure)
+        from loftr_ros.matcher.precision import precision_name
+
         reference = front_end.buffer.reference
+        waiting = images.pending if images else 0
         return FrontEndState(
             lifecycle=self._lifecycle,
+            failure=self._failure,
+            topic=images.topic if images else "",
+            waiting=waiting,
             network=front_end.matcher.config.name,
             device=str(front_end.matcher.device),
             precision=precision_name(front_end.matcher.dtype),
-            pending=(worker.pending if worker else 0) + (images.pending if images else 0),
+            pending=(worker.pending if worker else 0) + waiting,
             keyframes_held=len(front_end.buffer),
             keyframe_capacity=front_end.config.keyframe.capacity,
             reference_keyframe_id=reference.id if reference else 0,
         )
-
-
-def _kind(error: Exception) -> str:
-    """The kind under which an error is counted."""
-    if isinstance(error, (ImageError, FrameRefusedError)):
-        return error.kind
-    names: dict[type, str] = {
-        CameraError: "calibration", WeightsError: "weights", DeviceError: "device", ConfigError: "parameter"
-    }
-    return names[type(error)]
 
 
 def main(args: list[str] | None = None, autostart: bool = False) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -30,7 +31,8 @@ class MatcherParameters:
     warm_up_width: int = setting(640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192)
     warm_up_height: int = setting(480, "Height of the image that the network is warmed up with", unit="px", low=0, high=8192)
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class InputParameters:
         low=0, high=65535,
     )
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class OutputParameters:
     error_period: float = setting(5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0)
     max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,35 @@ _TOP_LEVEL = ("matcher", "front_end")
 
 def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
     """Every parameter's ROS name and the field it is declared from."""
+    config = config or Parameters()
     names: list[tuple[str, dataclasses.Field[Any]]] = []
-    for item in dataclasses.fields(config or Parameters()):
-        value = getattr(config or Parameters(), item.name)
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             inner = prefix if item.name in _TOP_LEVEL else f"{prefix}{item.name}."
             names += parameter_names(value, inner)
         else:
             names.append((prefix + item.name, item))
     return names
+
+
+def refusal(values: Mapping[str, Any], configured: bool) -> str:
+    """Why parameters cannot be set; empty where they can, or are none of ours. rclpy checks types and ranges itself.
+
+    Args:
+        values: by parameter name.
+        configured: whether the node has read its parameters already.
+    """
+    fields = dict(parameter_names())
+    ours = {name: value for name, value in values.items() if name in fields}
+    if ours and configured:
+        return f"{', '.join(ours)}: read when the node is configured; clean it up, set, and configure it again"
+    choices = {name: fields[name].metadata["choices"] for name in ours}
+    return "; ".join(
+        f"{name} is '{value}'; expected one of {', '.join(choices[name])}"
+        for name, value in ours.items()
+        if choices[name] and value not in choices[name]
+    )
 
 
 def declare(node: Node) -> None:

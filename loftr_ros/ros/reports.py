@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from loftr_ros.frontend.camera import CameraError
+from loftr_ros.frontend.config import ConfigError
 from loftr_ros.msg import FrontEndStatus
+from loftr_ros.ros.images import ImageError
 from loftr_ros.ros.messages import to_array
 from loftr_ros.ros.statistics import STAGES, Snapshot, Statistics
-
-import numpy as np
 
 
 @dataclass(frozen=True)
 class FrontEndState:
-    """What the status says beyond the counters."""
+    """What the status says beyond the counters.
+
+    Attributes:
+        lifecycle: the node's state.
+        failure: why its last transition failed; empty if it did not.
+        waiting: images that wait for their calibration; `pending` counts them too.
+        topic: that of the images, where the node is subscribed.
+    """
 
     lifecycle: str
+    failure: str = ""
+    topic: str = ""
+    waiting: int = 0
     network: str = ""
     device: str = ""
     precision: str = ""
@@ -31,34 +45,63 @@ class FrontEndState:
     reference_keyframe_id: int = 0
 
 
+def error_kind(error: Exception) -> str:
+    """The kind under which an error is counted; `internal` for one that nobody foresaw."""
+    if isinstance(error, ImageError):
+        return error.kind
+    if isinstance(error, CameraError):
+        return "calibration"
+    if isinstance(error, ConfigError):
+        return "parameter"
+    # Here, since they import torch.
+    from loftr_ros.frontend.stream import FrameRefusedError
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.precision import DeviceError
+
+    if isinstance(error, FrameRefusedError):
+        return error.kind
+    if isinstance(error, WeightsError):
+        return "weights"
+    return "device" if isinstance(error, DeviceError) else "internal"
+
+
 class ErrorLog:
-    """Logs and counts errors: the first of a kind at once, then one line a period with how many were left out."""
+    """Logs and counts errors: the first of a kind at once, then one line a period with how many were left out.
+
+    Any thread may call it.
+
+    Attributes:
+        period: seconds between two lines of one kind.
+    """
 
     def __init__(self, node: Node, statistics: Statistics, period: float) -> None:
+        self.period = period
         self._logger = node.get_logger()
         self._statistics = statistics
-        self._period = period
+        self._lock = threading.Lock()
         self._silent_until: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def frame_failed(self, kind: str, message: str) -> None:
-        """A frame was refused."""
+    def frame_failed(self, kind: str, message: str, details: str = "") -> None:
+        """A frame was refused; `details` are for the log alone."""
         self._statistics.failed(kind, message)
-        self._log(kind, message)
+        self._log(kind, message, details)
 
-    def error(self, kind: str, message: str) -> None:
-        """Something else went wrong."""
+    def error(self, kind: str, message: str, details: str = "", always: bool = False) -> None:
+        """Something else went wrong; `details` are for the log alone, `always` logs what else would be left out."""
         self._statistics.error(kind, message)
-        self._log(kind, message)
+        self._log(kind, message, details, always)
 
-    def _log(self, kind: str, message: str) -> None:
-        now = time.monotonic()
-        if now < self._silent_until.get(kind, 0.0):
-            self._left_out[kind] = self._left_out.get(kind, 0) + 1
-            return
-        self._silent_until[kind] = now + self._period
-        left_out = self._left_out.pop(kind, 0)
-        self._logger.error(f"[{kind}] {message}" + (f" ({left_out} more of this kind before)" if left_out else ""))
+    def _log(self, kind: str, message: str, details: str, always: bool = False) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._silent_until.get(kind, 0.0) and not always:
+                self._left_out[kind] = self._left_out.get(kind, 0) + 1
+                return
+            self._silent_until[kind] = now + self.period
+            left_out = self._left_out.pop(kind, 0)
+        more = f" ({left_out} more of this kind before)" if left_out else ""
+        self._logger.error(f"[{kind}] {message}{more}" + (f"\n{details}" if details else ""))
 
 
 class Reporter:
@@ -68,10 +111,15 @@ class Reporter:
         self._node = node
         self._statistics = statistics
         self._state = state
-        self._previous: Snapshot | None = None
+        self._previous = statistics.snapshot()
         self._status = node.create_publisher(FrontEndStatus, "~/status", QoSProfile(depth=10))
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
-        self._timer = node.create_timer(period, self.publish)
+        # Not by the node's clock: with use_sim_time it would fall silent just when /clock is what is missing.
+        self._timer = node.create_timer(period, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def set_period(self, period: float) -> None:
+        """Publish once in this many seconds from now on."""
+        self._timer.timer_period_ns = round(period * 1e9)
 
     def publish(self) -> None:
         """Publish both now."""
@@ -142,16 +190,20 @@ class Reporter:
     def _verdict(self, state: FrontEndState, now: Snapshot) -> tuple[bytes, str]:
         """Level and summary, by what happened since the last message."""
         before = self._previous
-        new_errors = sum(now.errors.values()) - (sum(before.errors.values()) if before else 0)
-        progressed = now.processed - (before.processed if before else 0)
+        new_errors = sum(now.errors.values()) - sum(before.errors.values())
+        if state.failure:
+            return DiagnosticStatus.ERROR, f"{state.lifecycle}: {state.failure}"
         if state.lifecycle != "active":
-            if now.last_error and not now.received:
-                return DiagnosticStatus.ERROR, f"{state.lifecycle}: {now.last_error}"
             return DiagnosticStatus.OK, state.lifecycle
-        if new_errors and not progressed:
-            return DiagnosticStatus.ERROR, f"no frame processed: {now.last_error}"
+        if now.processed > before.processed:
+            if new_errors:
+                return DiagnosticStatus.WARN, f"{new_errors} errors since the last report: {now.last_error}"
+            return DiagnosticStatus.OK, f"{now.rate:.1f} frames/s"
         if new_errors:
-            return DiagnosticStatus.WARN, f"{new_errors} errors since the last report: {now.last_error}"
-        if not progressed:
-            return DiagnosticStatus.STALE, "no image came since the last report"
-        return DiagnosticStatus.OK, f"{now.rate:.1f} frames/s"
+            return DiagnosticStatus.ERROR, f"no frame processed: {now.last_error}"
+        if state.waiting:
+            return DiagnosticStatus.WARN, f"{state.waiting} images wait for their CameraInfo"
+        if now.received > before.received:
+            return DiagnosticStatus.WARN, "images came, but none was processed since the last report"
+        publishers = self._node.count_publishers(state.topic)
+        return DiagnosticStatus.WARN, f"no image came on {state.topic} since the last report (publishers: {publishers})"

@@ -1,0 +1,147 @@
+"""The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and beyond its speed.
+
+A publisher process loops over a sequence, the node runs as a user would run it, this process watches ~/status and the
+node's resident memory. Run it on an idle machine.
+
+    .venv/bin/python benchmarks/node_latency.py [--source ../shared/data/sevenscenes] [--weights FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loftr_ros.demo.processes import Child, own_domain, wait_until
+from loftr_ros.weights import find_weights
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One status, with the node's memory when it came."""
+
+    seconds: float
+    status: object
+    resident_mb: float
+
+
+def measure(source: str, weights: Path, hz: float, seconds: float, extra: list[str]) -> list[Sample]:
+    """Play `source` in a loop at `hz` for `seconds` and sample the node once a second."""
+    import rclpy
+    from loftr_ros.msg import FrontEndStatus
+    from rclpy.executors import SingleThreadedExecutor
+
+    samples: list[Sample] = []
+    with own_domain() as domain, tempfile.TemporaryDirectory() as folder:
+        environment = dict(os.environ, ROS_DOMAIN_ID=str(domain))
+        context = rclpy.Context()
+        rclpy.init(context=context, domain_id=domain)
+        watcher = rclpy.create_node("latency_watcher", context=context)
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(watcher)
+        statuses: list[FrontEndStatus] = []
+        watcher.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)
+        node_command = [str(BIN / "loftr_ros"), "node", "--weights", str(weights), "--ros-args"]
+        node_command += ["-p", "output.status_window:=100000", *extra]
+        play_command = [
+            str(BIN / "loftr_ros"),
+            "play",
+            source,
+            "--hz",
+            str(hz),
+            "--loop",
+            "--duration",
+            str(seconds),
+            "-q",
+        ]
+        node = Child("node", node_command, Path(folder) / "node.log", environment)
+        try:
+
+            def heard() -> bool:
+                executor.spin_once(timeout_sec=0.05)
+                return bool(statuses)
+
+            wait_until(heard, 60, "the node's status", [node])
+            player = Child("player", play_command, Path(folder) / "player.log", environment)
+            start = time.monotonic()
+            try:
+                while player.exit_code is None:
+                    node.check()
+                    count = len(statuses)
+                    executor.spin_once(timeout_sec=0.2)
+                    if len(statuses) > count:
+                        samples.append(Sample(time.monotonic() - start, statuses[-1], resident_mb(node.pid)))
+            finally:
+                player.close()
+            count = len(statuses)
+            end = time.monotonic() + 3
+            while time.monotonic() < end or len(statuses) == count:
+                executor.spin_once(timeout_sec=0.2)
+            samples.append(Sample(time.monotonic() - start, statuses[-1], resident_mb(node.pid)))
+        finally:
+            node.close()
+            watcher.destroy_node()
+            context.try_shutdown()
+    return samples
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process and its children, MB."""
+    children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return own + sum(resident_mb(child) for child in children)
+
+
+def report(title: str, samples: list[Sample]) -> None:
+    """Print what the last status says, and how memory went."""
+    last = samples[-1].status
+    accounted = last.frames_processed + last.frames_dropped + last.frames_failed + last.frames_pending
+    print(f"\n{title}")
+    print(
+        f"  received {last.frames_received} = processed {last.frames_processed} + dropped {last.frames_dropped} + "
+        f"failed {last.frames_failed} + pending {last.frames_pending}"
+        f"{'' if accounted == last.frames_received else '  NOT ACCOUNTED FOR'}; {last.rate:.1f} processed/s"
+    )
+    print(
+        f"  {last.network} on {last.device} in {last.precision}; errors: "
+        f"{dict(zip(last.error_kinds, last.error_counts, strict=True))}"
+    )
+    for stage, median, p99 in zip(last.stages, last.latency_median, last.latency_p99, strict=True):
+        print(f"  {stage:>9}: p50 {1e3 * median:6.1f} ms   p99 {1e3 * p99:6.1f} ms")
+    active = [s for s in samples if s.status.frames_processed > 0]
+    for share in (0.1, 0.25, 0.5, 0.75, 1.0):
+        sample = active[min(int(share * len(active)), len(active) - 1)]
+        total = list(sample.status.stages).index("total")
+        print(
+            f"  after {sample.seconds:5.1f} s: {sample.resident_mb:6.1f} MB resident, "
+            f"p50 so far {1e3 * sample.status.latency_median[total]:.1f} ms"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="../shared/data/sevenscenes", help="what to play")
+    parser.add_argument("--weights", default="", help="weights of coarse_lite")
+    parser.add_argument("--hz", type=float, nargs="*", default=[30.0, 100.0], help="rates to play at")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long for each rate")
+    parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
+    arguments = parser.parse_args()
+    weights = find_weights("coarse_lite", arguments.weights)
+    extra = [word for parameter in arguments.parameter for word in ("-p", parameter)]
+    source = str(Path(arguments.source).resolve()) if Path(arguments.source).exists() else arguments.source
+    print(f"{os.cpu_count()} cores, load {np.round(os.getloadavg()[0], 1)} at the start")
+    for hz in arguments.hz:
+        samples = measure(source, weights, hz, arguments.seconds, extra)
+        report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s", samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""The demo: its arithmetic, its care for its processes, and the whole of it over real DDS."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
+from loftr_ros.demo.records import KeyframeChange, Located, accuracy, to_previous, to_reference
+from loftr_ros.demo.report import chained, draw_trajectory, without_nan
+from loftr_ros.demo.sequence import Truth, prepare
+from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.sources import SourceError
+
+ROOM = "rendered:room?frames=30&width=320&height=240"
+
+
+def transform(turn_deg=0.0, position=(0.0, 0.0, 0.0)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = cv2.Rodrigues(np.array([0.0, np.radians(turn_deg), 0.0]))[0]
+    matrix[:3, 3] = position
+    return matrix
+
+
+def located(keyframe, stamp, pose, status=PoseStatus.OK):
+    return Located(stamp, keyframe, status, pose, 200, 150, 4.0)
+
+
+def relative(truth, keyframe, stamp):
+    """The true relative pose as a monocular front end sees it: with a unit translation."""
+    pose = np.linalg.inv(truth[keyframe]) @ truth[stamp]
+    pose[:3, 3] /= np.linalg.norm(pose[:3, 3])
+    return pose
+
+
+@pytest.fixture
+def truth():
+    """Five frames along a curve, 0.1 m apart."""
+    poses = {0: transform()}
+    for k in range(1, 5):
+        poses[k] = poses[k - 1] @ transform(3.0, (0.02, 0.0, 0.1))
+    return poses
+
+
+# --- arithmetic ---
+
+
+def test_true_poses_have_no_error_whatever_the_length_of_the_baseline(truth):
+    found = accuracy([located(0, k, relative(truth, 0, k)) for k in range(1, 5)], truth)
+    assert found["pairs"] == 4
+    assert found["rotation_deg"]["worst"] < 1e-5
+    assert found["direction_deg"]["worst"] < 1e-5
+    assert found["auc"]["5"] == pytest.approx(100, abs=1e-3)
+
+
+def test_a_known_mistake_is_what_is_reported(truth):
+    wrong = [located(k, k + 1, relative(truth, k, k + 1) @ transform(2.0)) for k in range(4)]
+    found = accuracy(wrong, truth)
+    assert found["rotation_deg"]["median"] == pytest.approx(2.0, abs=1e-6)
+    assert found["direction_deg"]["worst"] < 1e-5
+    assert found["auc"]["5"] == pytest.approx(60.0, abs=13)  # four equal errors: a coarse staircase under the curve
+
+
+def test_a_pair_whose_true_baseline_is_tiny_counts_for_the_rotation_only(truth):
+    truth[5] = truth[4] @ transform(1.0, (0.0, 0.001, 0.0))
+    pose = transform(1.0, (1.0, 0.0, 0.0))
+    found = accuracy([located(4, 5, pose), located(0, 1, relative(truth, 0, 1))], truth)
+    assert (found["pairs"], found["tiny_baseline"]) == (2, 1)
+    assert found["min_baseline"] == pytest.approx(0.0102, abs=1e-3)
+    assert found["direction_deg"]["worst"] < 1e-5
+    assert found["auc"]["5"] == pytest.approx(100, abs=1e-3)
+
+
+@pytest.mark.parametrize("status", [PoseStatus.TOO_FEW_MATCHES, PoseStatus.LOW_PARALLAX, PoseStatus.PURE_ROTATION])
+def test_a_pose_without_direction_is_a_failure_to_the_auc_though_not_to_the_medians(truth, status):
+    unseen = transform()
+    found = accuracy([located(0, 1, unseen, status), located(1, 2, relative(truth, 1, 2))], truth)
+    assert found["without_direction"] == 1
+    assert found["direction_deg"]["worst"] < 1e-5
+    assert found["auc"]["20"] == pytest.approx(50, abs=1e-3)
+
+
+def test_without_a_truth_no_accuracy_is_claimed(truth):
+    assert accuracy([located(0, 1, transform())], {}) is None
+    assert accuracy([], truth) is None
+
+
+def test_the_first_pose_of_a_frame_is_the_reference_keyframes():
+    poses = [located(2, 3, transform()), located(0, 3, transform()), located(0, 1, transform())]
+    assert [(p.keyframe_stamp_ns, p.stamp_ns) for p in to_reference(poses)] == [(0, 1), (2, 3)]
+
+
+def test_only_pairs_of_frames_played_one_after_the_other_are_consecutive():
+    stamps = [0, 10, 20, 30]
+    poses = [located(0, 10, transform()), located(0, 20, transform()), located(20, 30, transform())]
+    assert [(p.keyframe_stamp_ns, p.stamp_ns) for p in to_previous(poses, stamps)] == [(0, 10), (20, 30)]
+
+
+def test_true_relative_poses_chain_to_the_true_trajectory_whatever_order_messages_came_in(truth):
+    pairs = [(2, 4), (0, 1), (2, 3), (0, 2), (1, 3)]
+    poses = [located(keyframe, stamp, relative(truth, keyframe, stamp)) for keyframe, stamp in pairs]
+    keyframes = [KeyframeChange(2, True, "HIGH_PARALLAX"), KeyframeChange(0, True, "FIRST")]
+    stamps, world = chained(poses, keyframes, Truth(poses=truth))
+    assert list(stamps) == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(world, [truth[k] for k in range(5)], atol=1e-9)
+
+
+def test_no_trajectory_is_drawn_of_a_camera_that_was_not_seen_to_move(tmp_path):
+    still = [located(0, k, transform(), PoseStatus.LOW_PARALLAX) for k in range(1, 4)]
+    recorded = SimpleNamespace(located=still, keyframes=[KeyframeChange(0, True, "FIRST")])
+    assert not draw_trajectory(tmp_path / "t.png", recorded, Truth(), "still")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_is_json_even_where_nothing_was_measured():
+    numbers = {"a": float("nan"), "b": {"c": np.float32(0.5), "d": np.int64(3)}, "e": "x"}
+    assert json.dumps(without_nan(numbers)) == '{"a": null, "b": {"c": 0.5, "d": 3}, "e": "x"}'
+
+
+# --- the sequence ---
+
+
+def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
+    from loftr_ros.sources import open_source
+
+    uri = "rendered:room?frames=3&width=160&height=120"
+    folder = tmp_path / "rendered"
+    first = prepare(uri, folder, None, {}, False)
+    written = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+    assert prepare(uri, folder, None, {}, False) == first
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == written
+    assert (first.name, first.kind, first.size, first.length, first.calibrated) == (
+        "room",
+        "rendered",
+        (160, 120),
+        3,
+        True,
+    )
+
+    with open_source(uri) as made, open_source(first.uri, **first.options) as kept:
+        for one, other in zip(made, kept, strict=True):
+            assert one.stamp_ns == other.stamp_ns
+            np.testing.assert_array_equal(one.decode(), other.decode())
+            np.testing.assert_array_equal(one.pose, other.pose)
+            np.testing.assert_array_equal(one.camera.matrix, other.camera.matrix)
+
+    prepare("rendered:room?frames=2&width=160&height=120", folder, None, {}, False)
+    assert len(list((folder / "image_0").iterdir())) == 2
+
+
+def test_a_folder_of_the_users_is_not_overwritten_with_rendered_frames(tmp_path):
+    mine = tmp_path / "rendered" / "thesis.tex"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(SourceError, match="another output folder"):
+        prepare("rendered:room?frames=1&width=64&height=48", mine.parent, None, {}, False)
+    assert mine.exists()
+
+
+def test_frames_and_images_are_taken_as_asked(tmp_path):
+    for k in range(9):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((20, 30), 10 * k, np.uint8))
+    sequence = prepare(str(tmp_path), tmp_path / "none", 3, {"start": 1, "step": 2}, False)
+    assert (sequence.length, sequence.size, sequence.calibrated) == (3, (30, 20), False)
+    stamps = [1_000_000_000 + round(k * 1e9 / 30) for k in (1, 3, 5)]
+    truth = sequence.look_again({stamps[1]})
+    # Without poses there is nothing to look for after the image.
+    assert truth.stamps == stamps[:2]
+    assert truth.images[stamps[1]][0, 0] == 30
+
+
+# --- processes ---
+
+
+def test_a_child_that_ignores_ctrl_c_and_its_own_children_are_ended(tmp_path):
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('ready', flush=True); time.sleep(600)\n"
+    )
+    child = Child("stubborn", [sys.executable, "-c", code], tmp_path / "log", os.environ | {"DEMO_TEST": str(tmp_path)})
+    wait_until(lambda: "ready" in child.said, 20, "the child", [child])
+    assert len(marked(tmp_path)) == 2
+    assert child.close(patience=0.2) == -signal.SIGKILL
+    assert gone(tmp_path)
+
+
+def test_a_child_that_dies_is_reported_with_its_last_words(tmp_path):
+    code = "import sys; print('first'); sys.exit('out of cheese')"
+    child = Child("node", [sys.executable, "-c", code], tmp_path / "log", os.environ)
+    with pytest.raises(DemoError, match=r"(?s)node ended by itself with exit code 1.*out of cheese"):
+        wait_until(lambda: False, 20, "a miracle", [child])
+
+
+def test_waiting_ends_with_what_was_waited_for(tmp_path):
+    with pytest.raises(DemoError, match=r"waited 0\.1 s for a miracle"):
+        wait_until(lambda: False, 0.1, "a miracle")
+
+
+def test_two_demos_on_one_machine_do_not_meet_unless_told_to(monkeypatch):
+    monkeypatch.delenv("ROS_DOMAIN_ID", raising=False)
+    with own_domain() as one, own_domain() as other:
+        assert one != other
+        assert {one, other} <= set(range(1, 102))
+    monkeypatch.setenv("ROS_DOMAIN_ID", "7")
+    with own_domain() as one, own_domain() as other:
+        assert one == other == 7
+
+
+# --- the whole ---
+
+
+def marked(mark):
+    """Processes that were started with the mark in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"DEMO_TEST={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def gone(mark, seconds=5.0):
+    end = time.monotonic() + seconds
+    while marked(mark) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not marked(mark)
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """Starts `loftr_ros demo` as a user does."""
+    if importlib.util.find_spec("rclpy") is None:
+        pytest.skip("needs rclpy")
+    monkeypatch.setenv("DEMO_TEST", str(tmp_path))
+    monkeypatch.delenv("ROS_DOMAIN_ID", raising=False)
+    code = "import sys; from loftr_ros.cli import main; sys.exit(main())"
+    running = []
+
+    def start(*arguments):
+        command = [sys.executable, "-c", code, "demo", "-o", str(tmp_path / "demo"), *map(str, arguments)]
+        with (tmp_path / "said").open("w") as said:
+            running.append(subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT))
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    for number in marked(tmp_path):
+        os.kill(number, signal.SIGKILL)
+
+
+@pytest.fixture
+def weights(shared_data):
+    return shared_data / "coarse_loftr" / "LoFTR_teacher.pt"
+
+
+@pytest.mark.ros
+@pytest.mark.data
+def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, weights, tmp_path):
+    process = demo(ROOM, "--weights", weights, "--hz", 12)
+    assert process.wait(timeout=90) == 0, (tmp_path / "said").read_text()
+    assert gone(tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert "30 published" in said and "AUC @ 5°" in said
+
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    frames = report["frames"]
+    assert frames["published"] == 30
+    assert frames["received"] == frames["processed"] + frames["dropped"] + frames["failed"]
+    assert frames["failed"] == 0
+    assert frames["processed"] >= 10
+    assert report["node"]["exit_code"] == 0
+    assert 0 < report["latency_ms"]["total"]["median"] < 2000
+    assert report["keyframes"]["added"]["FIRST"] == 1
+    errors = report["accuracy"]["to_reference"]
+    assert errors["pairs"] == report["poses"]["frames"] == frames["processed"] - 1
+    assert errors["rotation_deg"]["median"] < 0.5
+    assert errors["direction_deg"]["median"] < 5
+    assert errors["auc"]["10"] > 60
+
+    matches = cv2.imread(str(tmp_path / "demo" / "matches.png"))
+    assert matches.shape[0] > 240 and matches.shape[1] >= 640
+    assert matches.std() > 20
+    assert cv2.imread(str(tmp_path / "demo" / "trajectory.png")).std() > 5
+
+
+@pytest.mark.ros
+@pytest.mark.data
+def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, weights, shared_data, tmp_path):
+    process = demo(shared_data / "euroc_micro", "--weights", weights, "--hz", 1)
+    log = tmp_path / "demo" / "node.log"
+    wait_until(lambda: log.is_file() and "waiting for images" in log.read_text(), 60, "the node to be active")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert gone(tmp_path)
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+@pytest.mark.ros
+def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(demo, tmp_path, monkeypatch):
+    monkeypatch.delenv("LOFTR_ROS_WEIGHTS", raising=False)
+    process = demo(ROOM, "--weights", tmp_path / "nowhere.pt")
+    assert process.wait(timeout=60) == 2
+    assert "nowhere.pt is not there" in (tmp_path / "said").read_text()
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.ros
+@pytest.mark.data
+def test_a_node_that_cannot_be_configured_is_quoted(demo, shared_data, tmp_path):
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"not weights")
+    process = demo(shared_data / "euroc_micro", "--weights", broken)
+    assert process.wait(timeout=60) == 1
+    said = (tmp_path / "said").read_text()
+    assert "could not become configured" in said and "broken.pt" in said
+    assert gone(tmp_path)

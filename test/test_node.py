@@ -1,0 +1,709 @@
+"""The node in its own process over DDS: what it says of good frames, and that bad ones do it no harm."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import SHARED_DATA
+from fakes import texture
+
+if importlib.util.find_spec("rclpy") is None:
+    pytest.skip("rclpy is not installed", allow_module_level=True)
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_process import NAME, PATIENCE, Client, NodeProcess, camera_info, image_message, nanoseconds
+from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from loftr_ros.msg import FrontEndStatus, Keyframe, RelativePose
+
+pytestmark = pytest.mark.ros
+HOUR = 3600 * 1_000_000_000
+# So that a kind of error that a test provokes is logged once in this module, however long it takes.
+QUIET = {"output.status_period": 0.1, "output.error_period": 3600.0, "input.queue_size": 3}
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Images of one camera that moves, and weights of the network."""
+
+    images: list[np.ndarray]
+    focal: float
+    weights: Path
+    real: bool
+
+    def frame(self, number: int, stamp: int) -> tuple[Image, CameraInfo]:
+        image = image_message(self.images[number % len(self.images)], stamp)
+        return image, camera_info(image, self.focal)
+
+
+def random_weights(path: Path) -> Path:
+    """Weights that match nothing, but with which everything else works."""
+    import torch
+
+    from loftr_ros.matcher.config import COARSE_LITE
+    from loftr_ros.matcher.loftr import LoFTR
+
+    torch.manual_seed(0)
+    torch.save(LoFTR(COARSE_LITE).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory) -> Footage:
+    """Real video and weights where they are, else a texture that moves and random weights."""
+    if SHARED_DATA.is_dir():
+        files = sorted((SHARED_DATA / "sevenscenes").glob("*.color.jpg"))[:80:4]
+        images = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files]
+        return Footage(images, 550.0, SHARED_DATA / "coarse_loftr" / "LoFTR_teacher.pt", True)
+    wall = texture(600, 900)
+    images = [np.ascontiguousarray(wall[50 : 50 + 480, 8 * i : 8 * i + 640]) for i in range(20)]
+    return Footage(images, 550.0, random_weights(tmp_path_factory.mktemp("weights") / "random.pt"), False)
+
+
+@pytest.fixture(scope="module")
+def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """One active node and its client, for all tests that leave it active and with the parameters it had."""
+    folder = tmp_path_factory.mktemp("node")
+    with NodeProcess(folder, QUIET | {"weights": str(footage.weights)}) as process, Client(process.domain) as client:
+        assert client.transition("configure", "activate"), process.said
+        client.connect(lambda: footage.frame(0, client.stamp()))
+        yield SimpleNamespace(process=process, client=client)
+
+
+@pytest.fixture
+def node(running, footage) -> Iterator[SimpleNamespace]:
+    """The running node, its keyframes dropped, and a way to send it the footage's next frame."""
+    client, number = running.client, iter(range(10_000))
+
+    def next_frame(seconds: float = 0.1) -> tuple[Image, CameraInfo]:
+        return footage.frame(next(number), client.stamp(seconds))
+
+    assert client.trigger("reset").success
+    yield SimpleNamespace(process=running.process, client=client, next_frame=next_frame)
+    assert running.process.process.poll() is None, running.process.said
+
+
+def adds_up(status: FrontEndStatus) -> bool:
+    return status.frames_received == (
+        status.frames_processed + status.frames_dropped + status.frames_failed + status.frames_pending
+    )
+
+
+def counts(status: FrontEndStatus) -> dict[str, int]:
+    return dict(zip(status.error_kinds, status.error_counts, strict=True))
+
+
+# --- good frames ---
+
+
+def test_each_frame_gets_correspondences_and_a_pose_that_carry_the_images_stamp_and_frame(node):
+    client = node.client
+    client.process(*node.next_frame())
+    for _ in range(4):
+        stamp = client.process(*node.next_frame())
+        poses = client.poses_of(stamp)
+        found = client.wait(
+            lambda stamp=stamp: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches"
+        )
+        assert sorted(p.keyframe_id for p in poses) == sorted(c.keyframe_id for c in found)
+        for message in (*poses, *found):
+            assert message.header.frame_id == message.keyframe_frame_id == "camera"
+            assert nanoseconds(message.keyframe_stamp) < stamp
+
+
+def test_arrays_are_of_equal_length_and_agree_with_the_pose(node, footage):
+    client = node.client
+    for _ in range(4):
+        stamp = client.process(*node.next_frame())
+    found = client.wait(
+        lambda: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches"
+    )[0]
+    pose = next(p for p in client.poses_of(stamp) if p.keyframe_id == found.keyframe_id)
+    count = len(found.track_id)
+    assert len(found.keyframe_points) == len(found.current_points) == 2 * count
+    assert len(found.confidence) == len(found.inlier) == count == pose.num_matches
+    assert sum(found.inlier) == pose.num_inliers and set(found.inlier) <= {0, 1}
+    assert (found.width, found.height, found.keyframe_width, found.keyframe_height) == (640, 480, 640, 480)
+    assert len(set(found.track_id)) == count
+    assert all(0 <= value <= 1 for value in found.confidence)
+    if footage.real:
+        assert pose.status == RelativePose.OK and pose.num_inliers > 200
+        assert not pose.scale_known
+        position, turn = pose.pose.pose.position, pose.pose.pose.orientation
+        assert np.linalg.norm([position.x, position.y, position.z]) == pytest.approx(1)
+        assert np.linalg.norm([turn.x, turn.y, turn.z, turn.w]) == pytest.approx(1)
+
+
+def test_a_track_keeps_its_point_in_the_keyframe_from_frame_to_frame(node, footage):
+    if not footage.real:
+        pytest.skip("random weights match nothing: needs the real sequences in shared/data")
+    client = node.client
+    stamps = [client.process(*node.next_frame()) for _ in range(8)]
+    points: dict[tuple[int, int], tuple[float, float]] = {}
+    seen_again = 0
+    for message in client.correspondences:
+        if nanoseconds(message.header.stamp) not in stamps:
+            continue
+        pairs = np.asarray(message.keyframe_points).reshape(-1, 2).tolist()
+        for track, point in zip(message.track_id, map(tuple, pairs), strict=True):
+            seen_again += (message.keyframe_id, track) in points
+            assert points.setdefault((message.keyframe_id, track), point) == point
+    assert seen_again > 1000
+
+
+def test_the_first_frame_becomes_a_keyframe_and_events_tell_what_the_buffer_holds(node):
+    client = node.client
+    before = len(client.keyframes)
+    stamp = client.process(*node.next_frame())
+    client.process(*node.next_frame())
+    client.wait(lambda: len(client.keyframes) > before, "a keyframe event")
+    first = next(k for k in client.keyframes[before:] if k.event == Keyframe.ADDED)
+    assert (first.reason, nanoseconds(first.stamp), first.frame_id) == (Keyframe.FIRST, stamp, "camera")
+    assert first.num_keyframes == 1
+    assert client.poses[-1].keyframe_id >= first.id
+
+
+def test_keyframe_ids_are_never_used_twice(node):
+    client = node.client
+    for _ in range(2):
+        client.process(*node.next_frame())
+        client.process(*node.next_frame())
+        client.trigger("reset")
+    client.process(*node.next_frame())
+    added = [keyframe.id for keyframe in client.keyframes if keyframe.event == Keyframe.ADDED]
+    assert len(added) == len(set(added))
+
+
+def test_the_status_accounts_for_every_frame_and_tells_what_runs_where(node, footage):
+    client = node.client
+    before = client.status()
+    for _ in range(3):
+        client.process(*node.next_frame())
+    status = client.status(lambda s: s.frames_processed >= before.frames_processed + 3)
+    assert adds_up(status)
+    assert status.frames_received == before.frames_received + 3
+    assert status.frames_decoded >= status.frames_processed > 0
+    assert (status.network, status.header.frame_id) == ("coarse_lite", "camera")
+    assert status.device in ("cpu", "cuda:0") and status.precision in ("float32", "bfloat16", "float16")
+    assert len(status.stages) == len(status.latency_median) == len(status.latency_p99)
+    latency = dict(zip(status.stages, status.latency_median, strict=True))
+    assert all(0 <= value < PATIENCE for value in latency.values())
+    assert latency["total"] >= max(value for stage, value in latency.items() if stage != "total")
+    assert 0 < status.keyframes_held <= status.keyframe_capacity
+    assert status.reference_keyframe_id > 0 and status.window > 0
+
+
+def test_diagnostics_are_ok_while_frames_come_and_warn_when_none_does(node):
+    client = node.client
+
+    def level(wanted: bytes) -> Callable[[], list[DiagnosticStatus]]:
+        return lambda: [d for d in client.diagnostics[seen:] if d.level == wanted]
+
+    seen = len(client.diagnostics)
+    client.process(*node.next_frame())
+    found = client.wait(level(DiagnosticStatus.OK), "a diagnostic that is OK")[0]
+    assert found.name == f"{NAME}: front end" and "frames/s" in found.message
+    values = {value.key: value.value for value in found.values}
+    assert values["lifecycle"] == "active" and values["network"] == "coarse_lite"
+    seen = len(client.diagnostics)
+    silent = client.wait(level(DiagnosticStatus.WARN), "a diagnostic that warns")[0]
+    assert "no image came on /image" in silent.message and "publishers: 1" in silent.message
+
+
+def test_pictures_are_published_only_to_those_who_look(node):
+    client = node.client
+    client.process(*node.next_frame())
+    client.process(*node.next_frame())
+    client.look(True)
+    client.wait(
+        lambda: client.node.count_publishers(f"{NAME}/matches_image") and _sent_with_picture(node), "a picture"
+    )
+    picture = client.pictures[-1]
+    assert picture.encoding == "bgr8" and picture.header.frame_id == "camera"
+    assert len(picture.data) == picture.step * picture.height and picture.step == 3 * picture.width
+    client.look(False)
+    client.process(*node.next_frame())
+
+
+def _sent_with_picture(node: SimpleNamespace) -> bool:
+    """Sends a frame; whether a picture has come by now (DDS takes its time to find a new subscription)."""
+    node.client.send(*node.next_frame())
+    time.sleep(0.1)
+    return bool(node.client.pictures)
+
+
+@pytest.mark.parametrize(("model", "distortion"), [("plumb_bob", (-0.1, 0.01, 0.0, 0.0, 0.0)), ("equidistant", (0.01, 0.0, 0.0, 0.0))])
+def test_calibrations_with_distortion_give_poses(node, footage, model, distortion):
+    client, statuses = node.client, set()
+    for _ in range(4):
+        image, _ = node.next_frame()
+        stamp = client.process(image, camera_info(image, footage.focal, model, distortion))
+        statuses |= {pose.status for pose in client.poses_of(stamp)}
+    assert statuses and RelativePose.NO_CALIBRATION not in statuses
+    if footage.real:
+        assert RelativePose.OK in statuses or RelativePose.PLANAR in statuses
+
+
+# --- bad input ---
+
+
+def changed(**fields: Any) -> Callable[[Image, CameraInfo], None]:
+    def apply(image: Image, info: CameraInfo) -> None:
+        for name, value in fields.items():
+            setattr(image, name, value)
+
+    return apply
+
+
+def data_too_short(image: Image, info: CameraInfo) -> None:
+    image.data = image.data[: len(image.data) // 2]
+
+
+def smaller(image: Image, info: CameraInfo) -> None:
+    half = np.asarray(image.data, np.uint8).reshape(480, 640)[::2, ::2]
+    image.data, image.step, image.width, image.height = half.tobytes(), 320, 320, 240
+    info.width, info.height = 320, 240
+
+
+def zeros_in_k(image: Image, info: CameraInfo) -> None:
+    info.k = [0.0] * 9
+
+
+def info_of_another_size(image: Image, info: CameraInfo) -> None:
+    info.width, info.height = 1280, 960
+
+
+def an_hour_back(image: Image, info: CameraInfo) -> None:
+    image.header.stamp.sec -= 3600  # and so the CameraInfo's, which has the same header
+
+
+def another_camera(image: Image, info: CameraInfo) -> None:
+    image.header.frame_id = "other_camera"
+
+
+BAD = {
+    "an encoding that is not known": (changed(encoding="mono9"), "encoding", "encoding 'mono9' is not known"),
+    "an encoding without gray": (changed(encoding="32FC1"), "encoding", "has no agreed range"),
+    "data shorter than step times height": (data_too_short, "data", "needs 307200 bytes"),
+    "a size of zero": (changed(width=0, height=0), "size", "0x0"),
+    "a step shorter than a row": (changed(step=10), "size", "step is 10"),
+    "a single image of another size": (smaller, "size", "320x240 px on a stream of 640x480"),
+    "a camera matrix of zeros": (zeros_in_k, "calibration", "focal lengths in K are 0"),
+    "a CameraInfo of another size": (info_of_another_size, "calibration", "CameraInfo is of 1280x960"),
+    "a single stamp an hour back": (an_hour_back, "time", "goes back by 36"),
+    "a single image of another camera": (another_camera, "frame_id", "two cameras on one topic"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_frame_is_refused_with_clear_words_and_the_next_good_one_is_processed(node, name):
+    client, (spoil, kind, words) = node.client, BAD[name]
+    client.process(*node.next_frame())
+    client.process(*node.next_frame())
+    before, reports = client.status(), len(client.diagnostics)
+    events = len(client.keyframes)
+
+    # Two that do not agree with each other, with a good one between: no stream has changed, each is a stray.
+    for _ in range(2):
+        image, info = node.next_frame()
+        spoil(image, info)
+        failed = client.status().frames_failed
+        client.send(image, info)
+        after = client.status(lambda s, failed=failed: s.frames_failed > failed)
+        assert adds_up(after)
+        assert after.frames_failed == failed + 1
+        assert words in after.last_error
+        client.process(*node.next_frame())
+
+    assert counts(after)[kind] == counts(before).get(kind, 0) + 2
+    reported = client.diagnostics[reports:]
+    assert any(d.level == DiagnosticStatus.ERROR and words in d.message for d in reported)
+    assert any(v.key == f"errors: {kind}" and int(v.value) > 0 for v in reported[-1].values)
+    assert len(node.process.errors(kind)) == 1, "the first of a kind is logged, and then no more within the period"
+    assert "Traceback" not in node.process.said
+    status = client.status(lambda s: s.frames_processed >= before.frames_processed + 2)
+    assert adds_up(status)
+    lost = (Keyframe.TIME_JUMPED, Keyframe.CAMERA_CHANGED)
+    assert not [k for k in client.keyframes[events:] if k.reason in lost], "strays cost no keyframe"
+
+
+def test_stamps_that_stay_in_the_past_begin_a_new_stream(node):
+    client = node.client
+    client.process(*node.next_frame())
+    client.process(*node.next_frame())
+    seen = len(client.keyframes)
+    client.stamp(-3600.0)
+    for number in range(3):
+        failed = client.status().frames_failed
+        frame = node.next_frame()
+        if number < 2:
+            client.send(*frame)
+            client.status(lambda s, failed=failed: s.frames_failed == failed + 1)
+        else:
+            client.process(*frame)
+    client.process(*node.next_frame())
+    events = [(k.event, k.reason) for k in client.keyframes[seen:]]
+    assert (Keyframe.REMOVED, Keyframe.TIME_JUMPED) in events
+    assert events.index((Keyframe.ADDED, Keyframe.FIRST)) > events.index((Keyframe.REMOVED, Keyframe.TIME_JUMPED))
+    client.stamp(3600.0)
+    assert adds_up(client.status())
+
+
+def test_a_size_that_stays_changed_begins_a_new_stream(node):
+    client = node.client
+    client.process(*node.next_frame())
+    seen = len(client.keyframes)
+    for number in range(4):
+        image, info = node.next_frame()
+        smaller(image, info)
+        if number < 2:
+            failed = client.status().frames_failed
+            client.send(image, info)
+            client.status(lambda s, failed=failed: s.frames_failed == failed + 1)
+        else:
+            stamp = client.process(image, info)
+    assert (Keyframe.REMOVED, Keyframe.CAMERA_CHANGED) in [(k.event, k.reason) for k in client.keyframes[seen:]]
+    found = [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp][0]
+    assert (found.width, found.height, found.keyframe_width) == (320, 240, 320)
+
+
+def test_images_without_a_camera_info_are_counted_once_their_time_is_over_and_pairs_still_get_through(node):
+    client = node.client
+    client.process(*node.next_frame())
+    before = client.status()
+    for number in range(5):
+        client.send(node.next_frame()[0])
+        waiting = min(number + 1, QUIET["input.queue_size"])
+        received = before.frames_received + number + 1
+        client.wait(
+            lambda waiting=waiting, received=received: (
+                client.statuses[-1].frames_received == received and client.statuses[-1].frames_pending == waiting
+            ),
+            f"{waiting} images that wait",
+        )
+    assert counts(client.statuses[-1])["camera_info"] == counts(before).get("camera_info", 0) + 2
+    assert "no CameraInfo with the image's stamp" in client.statuses[-1].last_error
+    assert adds_up(client.statuses[-1])
+    client.process(*node.next_frame())
+    # Those that waited are given up, since a newer one has its partner.
+    after = client.status()
+    assert after.frames_failed == before.frames_failed + 5 and adds_up(after)
+    assert len(node.process.errors("camera_info")) == 1
+
+
+def test_a_jump_back_while_messages_wait_for_partners_does_not_make_the_node_deaf(node):
+    client = node.client
+    client.process(*node.next_frame())
+    # CameraInfos whose images were lost fill the synchronizer's queue with stamps of the old time.
+    for _ in range(5):
+        client.send(node.next_frame()[1])
+    client.stamp(-3600.0)
+    processed = client.status().frames_processed
+    for _ in range(12):
+        received = client.statuses[-1].frames_received
+        client.send(*node.next_frame())
+        client.wait(lambda received=received: client.statuses[-1].frames_received > received, "the image's receipt")
+        if client.statuses[-1].frames_processed > processed + 1:
+            break
+    client.process(*node.next_frame())
+    client.stamp(3600.0)
+    assert adds_up(client.status())
+
+
+# --- services ---
+
+
+def test_reset_drops_all_keyframes_and_says_so(node):
+    client = node.client
+    client.process(*node.next_frame())
+    seen = len(client.keyframes)
+    answer = client.trigger("reset")
+    assert answer.success and "dropped" in answer.message
+    client.wait(lambda: len(client.keyframes) > seen, "a keyframe event")
+    assert (client.keyframes[seen].event, client.keyframes[seen].reason) == (Keyframe.REMOVED, Keyframe.RESET)
+    client.status(lambda s: s.keyframes_held == 0 and s.reference_keyframe_id == 0)
+
+
+def test_a_forced_keyframe_is_the_next_frame(node):
+    client = node.client
+    client.process(*node.next_frame())
+    answer = client.trigger("force_keyframe")
+    assert answer.success
+    stamp = client.process(*node.next_frame())
+    added = client.wait(lambda: [k for k in client.keyframes if nanoseconds(k.stamp) == stamp], "the keyframe")[0]
+    assert (added.event, added.reason) == (Keyframe.ADDED, Keyframe.FORCED)
+
+
+# --- faster than it can work ---
+
+
+def test_when_frames_come_faster_than_they_are_processed_the_newest_win_and_all_are_accounted_for(node):
+    client = node.client
+    client.process(*node.next_frame())
+    before = client.status()
+    seen, poses = len(client.statuses), len(client.poses)
+    frames = [node.next_frame() for _ in range(150)]
+    for frame in frames:
+        client.send(*frame)
+        time.sleep(0.005)  # 200 Hz
+    last = nanoseconds(frames[-1][0].header.stamp)
+    client.wait(lambda: client.results_of(last), "the newest frame's results")
+    status = client.status(lambda s: s.frames_processed > before.frames_processed)
+    assert adds_up(status)
+    assert status.frames_dropped > before.frames_dropped
+    assert status.frames_failed == before.frames_failed
+    # Nothing queues up: one frame in work and one that waits for it, besides images that wait for their CameraInfo.
+    assert max(s.frames_pending for s in client.statuses[seen:]) <= 2 + QUIET["input.queue_size"]
+    stamps = [nanoseconds(pose.header.stamp) for pose in client.poses[poses:]]
+    assert stamps == sorted(stamps)
+
+
+# --- lifecycle and parameters ---
+
+
+def test_keyframes_survive_a_pause(node):
+    client = node.client
+    client.process(*node.next_frame())
+    held = client.status(lambda s: s.keyframes_held == 1).reference_keyframe_id
+    assert client.transition("deactivate") and client.state() == "inactive"
+    assert not client.trigger("reset").success
+    assert "not active" in client.trigger("force_keyframe").message
+    assert client.transition("activate") and client.state() == "active"
+    client.connect(node.next_frame)
+    assert held in {pose.keyframe_id for pose in client.poses[-2:]}
+
+
+def test_cycles_leave_no_threads_subscriptions_or_publishers_behind(node, footage):
+    client = node.client
+
+    def entities() -> tuple[int, int, int]:
+        graph = client.node
+        return (
+            len(graph.get_subscriptions_info_by_topic("/image")),
+            len(graph.get_subscriptions_info_by_topic("/camera_info")),
+            len(graph.get_publishers_info_by_topic(f"{NAME}/relative_pose")),
+        )
+
+    def becomes(expected: tuple[int, int, int]) -> None:
+        client.wait(lambda: entities() == expected, f"{expected}, not {entities()}")
+
+    threads = []
+    for _ in range(3):
+        assert client.transition("deactivate")
+        becomes((0, 0, 1))
+        assert client.transition("cleanup") and client.state() == "unconfigured"
+        becomes((0, 0, 0))
+        client.wait(lambda: client.statuses[-1].network == "", "a status without a network")
+        assert client.transition("configure")
+        becomes((0, 0, 1))
+        assert client.transition("activate")
+        becomes((1, 1, 1))
+        client.connect(lambda: footage.frame(0, client.stamp()))
+        threads.append(node.process.threads())
+    assert threads[-1] <= threads[0]
+
+
+def test_parameters_can_be_set_only_while_the_node_is_unconfigured_and_then_are_checked(node, footage):
+    client = node.client
+    ok, reason = client.set(keyframe__capacity=3)
+    assert not ok and "keyframe.capacity: read when the node is configured" in reason
+    assert client.transition("deactivate", "cleanup")
+    ok, reason = client.set(input__image_transport="carrier_pigeon")
+    assert not ok and "expected one of raw, compressed" in reason
+    ok, reason = client.set(keyframe__capacity=0)
+    assert not ok and reason
+    ok, reason = client.set(keyframe__max_age=3)
+    assert not ok and "DOUBLE" in reason.upper()
+    assert client.set(keyframe__capacity=3)[0]
+    assert client.transition("configure", "activate")
+    client.connect(lambda: footage.frame(0, client.stamp()))
+    assert client.status().keyframe_capacity == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind", "words"),
+    [
+        ({"weights": ""}, "weights", "parameter 'weights' is empty"),
+        ({"weights": "/nowhere/weights.pt"}, "weights", "weights file /nowhere/weights.pt is not there"),
+        ({"weights": "another network"}, "weights", "holds weights of another network than 'coarse_lite'"),
+        ({"network": "no_such_network"}, "weights", "network 'no_such_network' is not known"),
+        ({"device": "cuda:99"}, "device", "device 'cuda:99' is not there"),
+        ({"precision": "float16", "device": "no_such_device"}, "device", "device 'no_such_device'"),
+    ],
+)
+def test_what_cannot_be_configured_is_said_and_can_be_corrected(node, footage, tmp_path, setting, kind, words):
+    import torch
+
+    client = node.client
+    if setting.get("weights") == "another network":
+        torch.save({"a.weight": torch.zeros(3)}, tmp_path / "other.pt")
+        setting = {"weights": str(tmp_path / "other.pt")}
+    right = {"weights": str(footage.weights), "network": "coarse_lite", "device": "auto", "precision": "auto"}
+    assert client.transition("deactivate", "cleanup")
+    assert client.set(**setting)[0]
+    seen = len(client.diagnostics)
+    lines = len(node.process.errors(kind))
+    assert not client.transition("configure")
+    assert client.state() == "unconfigured"
+    client.wait(
+        lambda: [d for d in client.diagnostics[seen:] if d.level == DiagnosticStatus.ERROR and words in d.message],
+        "a diagnostic of level ERROR",
+    )
+    assert words in client.statuses[-1].last_error
+    # A refused transition is an answer to someone: it is never left out of the log.
+    assert len(node.process.errors(kind)) == lines + 1 and words in node.process.errors(kind)[-1]
+    assert client.set(**right)[0]
+    assert client.transition("configure", "activate")
+    client.connect(lambda: footage.frame(0, client.stamp()))
+    seen = len(client.diagnostics)
+    client.wait(lambda: client.diagnostics[seen:], "a diagnostic")
+    assert client.diagnostics[-1].level != DiagnosticStatus.ERROR
+
+
+# --- other ways for images and calibrations to come ---
+
+
+def compressed(image: Image, spoil: Callable[[bytes], bytes] = bytes, kind: str = "jpg") -> CompressedImage:
+    pixels = np.asarray(image.data, np.uint8).reshape(image.height, image.width)
+    data = cv2.imencode(f".{kind}", pixels)[1].tobytes()
+    return CompressedImage(header=image.header, format=f"mono8; {kind} compressed ", data=spoil(data))
+
+
+def test_compressed_images_come_with_the_latest_camera_info_and_damaged_ones_are_refused(node):
+    client = node.client
+    client.reconfigure(input__image_transport="compressed", input__camera_info="latest")
+    try:
+        before = client.status()
+        # No CameraInfo came yet: the image is refused with the words that help.
+        for _ in range(int(PATIENCE / 0.2)):
+            client.send(compressed(node.next_frame()[0]))
+            time.sleep(0.2)
+            if client.statuses[-1].frames_failed > before.frames_failed:
+                break
+        assert "no CameraInfo came yet on /camera_info" in client.status().last_error
+        client.connect(lambda: _with_info_first(node.next_frame()))
+        stamp = client.process(compressed(node.next_frame()[0]))
+        client.process(compressed(node.next_frame()[0], kind="png"))
+        assert all(pose.status != RelativePose.NO_CALIBRATION for pose in client.poses_of(stamp))
+        for spoil, words in (
+            (lambda data: b"not an image", "no JPEG, PNG"),
+            (lambda data: data[: len(data) // 2], "was cut off"),
+            (lambda data: data[:30] + bytes(len(data) - 30), ""),
+            (lambda data: b"", "is empty"),
+        ):
+            failed = client.status().frames_failed
+            client.send(compressed(node.next_frame()[0], spoil))
+            status = client.status(lambda s, failed=failed: s.frames_failed > failed)
+            assert words in status.last_error and adds_up(status)
+            client.process(compressed(node.next_frame()[0]))
+        assert counts(client.status())["compressed"] >= 4
+        assert len(node.process.errors("compressed")) == 1
+    finally:
+        client.reconfigure(input__image_transport="raw", input__camera_info="synchronized")
+        client.connect(node.next_frame)
+
+
+def _with_info_first(frame: tuple[Image, CameraInfo]) -> tuple[CameraInfo, CompressedImage]:
+    return frame[1], compressed(frame[0])
+
+
+def test_without_camera_info_there_are_correspondences_but_no_poses(node, footage):
+    client = node.client
+    client.reconfigure(input__camera_info="none")
+    try:
+        client.connect(lambda: node.next_frame()[:1])
+        stamp = client.process(node.next_frame()[0])
+        poses = client.poses_of(stamp)
+        assert {pose.status for pose in poses} == {RelativePose.NO_CALIBRATION}
+        if footage.real:
+            assert max(pose.num_inliers for pose in poses) > 100
+    finally:
+        client.reconfigure(input__camera_info="synchronized")
+        client.connect(node.next_frame)
+
+
+# --- the process ---
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"keyframe.capacity": 0}, "keyframe.capacity"),
+        ({"geometry.threshold": -1.0}, "geometry.threshold"),
+        ({"output.status_period": 10}, "written with a decimal point"),
+        ({"input.camera_info": "sometimes"}, "expected one of synchronized, latest, none"),
+    ],
+)
+def test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it(tmp_path, parameters, words):
+    with NodeProcess(tmp_path, parameters) as process:
+        assert process.exit_code() == 2
+        assert words in process.said and next(iter(parameters)) in process.said
+        assert "Traceback" not in process.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_node_with_exit_code_0_while_frames_stream_in(footage, tmp_path, number):
+    parameters = QUIET | {"weights": str(footage.weights)}
+    with NodeProcess(tmp_path, parameters, autostart=True) as process, Client(process.domain) as client:
+        client.connect(lambda: footage.frame(0, client.stamp()))
+        for _ in range(10):
+            client.send(*footage.frame(0, client.stamp()))
+        assert process.stop(number) == 0, process.said
+        assert "Traceback" not in process.said and "ERROR" not in process.said, process.said
+
+
+def test_autostart_that_fails_ends_the_node_with_exit_code_1(tmp_path):
+    with NodeProcess(tmp_path, {"weights": "/nowhere.pt"}, autostart=True) as process:
+        assert process.exit_code() == 1
+        assert "[weights] configure failed: weights file /nowhere.pt is not there" in process.said
+        assert "Traceback" not in process.said
+
+
+def test_remapped_in_a_namespace_by_sim_time_with_other_qos_it_works_and_shuts_down(footage, tmp_path):
+    from builtin_interfaces.msg import Time
+    from rosgraph_msgs.msg import Clock
+
+    name = "/robot/eye"
+    arguments = ["-r", "__ns:=/robot", "-r", "__node:=eye", "-r", "image:=/left/image_raw"]
+    arguments += ["-r", "camera_info:=/left/camera_info"]
+    parameters = QUIET | {
+        "weights": str(footage.weights),
+        "use_sim_time": True,
+        "qos_overrides./left/image_raw.subscription.reliability": "reliable",
+        "qos_overrides./left/image_raw.subscription.depth": 7,
+        "qos_overrides./robot/eye/keyframe.publisher.depth": 33,
+    }
+    with NodeProcess(tmp_path, parameters, *arguments) as process:
+        client = Client(process.domain, name, "/left/image_raw", "/left/camera_info")
+        with client:
+            clock = client.node.create_publisher(Clock, "/clock", 10)
+            # Without /clock, too, the node reports.
+            client.wait(lambda: client.statuses, "a status before there is a clock")
+            assert client.statuses[-1].header.stamp == Time()
+            assert client.transition("configure", "activate"), process.said
+            client.connect(lambda: footage.frame(0, client.stamp()))
+
+            def told() -> bool:
+                clock.publish(Clock(clock=Time(sec=1234)))
+                return client.statuses[-1].header.stamp == Time(sec=1234)
+
+            client.wait(told, "a status by sim time")
+            subscription = client.node.get_subscriptions_info_by_topic("/left/image_raw")[0]
+            assert subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+            infos = client.node.get_subscriptions_info_by_topic("/left/camera_info")[0]
+            assert infos.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+            assert client.transition("active_shutdown")
+            client.wait(lambda: not client.node.get_subscriptions_info_by_topic("/left/image_raw"), "no subscription")
+            assert client.state() == "finalized"
+        assert process.stop(signal.SIGINT) == 0, process.said
