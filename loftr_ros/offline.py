@@ -176,8 +176,22 @@ def _plot(
 class _Columns:
     """Correspondences of all frames, one row a match."""
 
+    _TYPES = {  # noqa: RUF012 (never changed)
+        "stamp_ns": np.int64,
+        "keyframe_id": np.uint32,
+        "keyframe_stamp_ns": np.int64,
+        "track_id": np.uint32,
+        "keyframe_u": np.float32,
+        "keyframe_v": np.float32,
+        "current_u": np.float32,
+        "current_v": np.float32,
+        "confidence": np.float32,
+        "inlier": np.bool_,
+    }
+
     def __init__(self) -> None:
-        self._parts: list[dict[str, NDArray[Any]]] = []
+        # An empty first part: the columns are there without any match, too.
+        self._parts: list[dict[str, NDArray[Any]]] = [{name: np.zeros(0, kind) for name, kind in self._TYPES.items()}]
 
     def add(self, result: FrontEndResult) -> None:
         for match in result.matches:
@@ -198,8 +212,7 @@ class _Columns:
             )
 
     def write(self, path: Path) -> None:
-        names = list(self._parts[0]) if self._parts else []
-        table = {name: np.concatenate([part[name] for part in self._parts]) for name in names}
+        table = {name: np.concatenate([part[name] for part in self._parts]) for name in self._TYPES}
         if path.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet

@@ -20,13 +20,12 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
-
-from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose
 
 # Long enough for a busy machine; every wait ends as soon as what it waits for has come.
 PATIENCE = 40.0

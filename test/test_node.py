@@ -21,11 +21,10 @@ if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from loftr_ros.msg import FrontEndStatus, Keyframe, RelativePose
 from node_process import NAME, PATIENCE, Client, NodeProcess, camera_info, image_message, nanoseconds
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-
-from loftr_ros.msg import FrontEndStatus, Keyframe, RelativePose
 
 pytestmark = pytest.mark.ros
 HOUR = 3600 * 1_000_000_000
@@ -126,9 +125,9 @@ def test_arrays_are_of_equal_length_and_agree_with_the_pose(node, footage):
     client = node.client
     for _ in range(4):
         stamp = client.process(*node.next_frame())
-    found = client.wait(
-        lambda: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches"
-    )[0]
+    found = client.wait(lambda: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches")[
+        0
+    ]
     pose = next(p for p in client.poses_of(stamp) if p.keyframe_id == found.keyframe_id)
     count = len(found.track_id)
     assert len(found.keyframe_points) == len(found.current_points) == 2 * count
@@ -226,9 +225,7 @@ def test_pictures_are_published_only_to_those_who_look(node):
     client.process(*node.next_frame())
     client.process(*node.next_frame())
     client.look(True)
-    client.wait(
-        lambda: client.node.count_publishers(f"{NAME}/matches_image") and _sent_with_picture(node), "a picture"
-    )
+    client.wait(lambda: client.node.count_publishers(f"{NAME}/matches_image") and _sent_with_picture(node), "a picture")
     picture = client.pictures[-1]
     assert picture.encoding == "bgr8" and picture.header.frame_id == "camera"
     assert len(picture.data) == picture.step * picture.height and picture.step == 3 * picture.width
@@ -243,7 +240,9 @@ def _sent_with_picture(node: SimpleNamespace) -> bool:
     return bool(node.client.pictures)
 
 
-@pytest.mark.parametrize(("model", "distortion"), [("plumb_bob", (-0.1, 0.01, 0.0, 0.0, 0.0)), ("equidistant", (0.01, 0.0, 0.0, 0.0))])
+@pytest.mark.parametrize(
+    ("model", "distortion"), [("plumb_bob", (-0.1, 0.01, 0.0, 0.0, 0.0)), ("equidistant", (0.01, 0.0, 0.0, 0.0))]
+)
 def test_calibrations_with_distortion_give_poses(node, footage, model, distortion):
     client, statuses = node.client, set()
     for _ in range(4):
@@ -301,7 +300,7 @@ BAD = {
     "a single image of another size": (smaller, "size", "320x240 px on a stream of 640x480"),
     "a camera matrix of zeros": (zeros_in_k, "calibration", "focal lengths in K are 0"),
     "a CameraInfo of another size": (info_of_another_size, "calibration", "CameraInfo is of 1280x960"),
-    "a single stamp an hour back": (an_hour_back, "time", "goes back by 36"),
+    "a single stamp an hour back": (an_hour_back, "time", "goes back by 3599"),
     "a single image of another camera": (another_camera, "frame_id", "two cameras on one topic"),
 }
 

@@ -6,7 +6,6 @@ The ROS parameters are declared from these fields, and config/front_end.yaml mir
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -62,7 +61,7 @@ def check(config: Any) -> None:
         about = item.metadata
         if type(value) is not type(item.default) and not (type(item.default) is float and type(value) is int):
             raise ConfigError(f"{item.name} is {value!r}; expected {type(item.default).__name__}")
-        if about["low"] is not None and not (about["low"] <= value <= about["high"] and math.isfinite(float(value))):
+        if about["low"] is not None and not (about["low"] <= value <= about["high"]):
             raise ConfigError(
                 f"{item.name} is {value}; expected {about['low']} to {about['high']} {about['unit']}".rstrip()
             )

@@ -217,8 +217,17 @@ class FrameDecoder:
     def _camera_of(self, info: CameraInfo) -> CameraModel:
         roi = info.roi
         key = (
-            info.width, info.height, info.distortion_model, np.asarray(info.k).tobytes(), np.asarray(info.d).tobytes(),
-            info.binning_x, info.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height,
+            info.width,
+            info.height,
+            info.distortion_model,
+            np.asarray(info.k).tobytes(),
+            np.asarray(info.d).tobytes(),
+            info.binning_x,
+            info.binning_y,
+            roi.x_offset,
+            roi.y_offset,
+            roi.width,
+            roi.height,
         )
         if self._camera is None or key != self._key:
             self._camera = CameraModel.from_camera_info(info)

@@ -78,9 +78,8 @@ class Outputs:
 
         match = result.matches[0]
         found, pose = match.correspondences, match.pose
-        text = (
-            f"keyframe {match.keyframe.id}: {int(pose.inliers.sum())}/{len(found)} inliers, {pose.status.name}"
-            + (f", parallax {pose.median_parallax:.1f} px" if np.isfinite(pose.median_parallax) else "")
+        text = f"keyframe {match.keyframe.id}: {int(pose.inliers.sum())}/{len(found)} inliers, {pose.status.name}" + (
+            f", parallax {pose.median_parallax:.1f} px" if np.isfinite(pose.median_parallax) else ""
         )
         picture = draw_matches(
             match.keyframe.frame.image,

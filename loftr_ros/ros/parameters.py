@@ -28,8 +28,12 @@ class MatcherParameters:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     threads: int = setting(0, "CPU threads of the network; 0 leaves it to torch", low=0, high=256)
-    warm_up_width: int = setting(640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192)
-    warm_up_height: int = setting(480, "Height of the image that the network is warmed up with", unit="px", low=0, high=8192)
+    warm_up_width: int = setting(
+        640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192
+    )
+    warm_up_height: int = setting(
+        480, "Height of the image that the network is warmed up with", unit="px", low=0, high=8192
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -54,7 +58,8 @@ class InputParameters:
     white_level: int = setting(
         65535,
         "Value of 16-bit images that counts as white (4095 for a 12-bit sensor); 0 stretches each image by its own range",
-        low=0, high=65535,
+        low=0,
+        high=65535,
     )
 
     def __post_init__(self) -> None:
@@ -65,9 +70,13 @@ class InputParameters:
 class OutputParameters:
     """What goes out, and how often."""
 
-    status_period: float = setting(1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0)
+    status_period: float = setting(
+        1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0
+    )
     status_window: int = setting(300, "Frames that the status's latencies are taken over", low=1, high=100000)
-    error_period: float = setting(5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0)
+    error_period: float = setting(
+        5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
+    )
     max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
 
     def __post_init__(self) -> None:
@@ -134,7 +143,9 @@ def descriptor(item: dataclasses.Field[Any]) -> ParameterDescriptor:
     choices = f" (one of: {', '.join(about['choices'])})" if about["choices"] else ""
     result = ParameterDescriptor(description=f"{about['description']}{unit}{choices}")
     if about["low"] is not None and isinstance(item.default, float):
-        result.floating_point_range = [FloatingPointRange(from_value=float(about["low"]), to_value=float(about["high"]))]
+        result.floating_point_range = [
+            FloatingPointRange(from_value=float(about["low"]), to_value=float(about["high"]))
+        ]
     elif about["low"] is not None:
         result.integer_range = [IntegerRange(from_value=int(about["low"]), to_value=int(about["high"]), step=1)]
     return result

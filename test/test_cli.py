@@ -1,0 +1,130 @@
+"""The command line: what a user types, sees and gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loftr_ros.matcher.config import COARSE_LITE
+from loftr_ros.matcher.loftr import LoFTR
+
+PROGRAM = Path(sys.executable).parent / "loftr_ros"
+
+
+def loftr_ros(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), *map(str, arguments)]
+    variables = {name: value for name, value in os.environ.items() if name != "LOFTR_ROS_WEIGHTS"}
+    return subprocess.run(
+        command, cwd=cwd, env=variables | environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that were never trained: they load, and match next to nothing."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.pt"
+    torch.save(LoFTR(COARSE_LITE).state_dict(), path)
+    return path
+
+
+def test_every_sub_command_explains_itself(tmp_path: Path) -> None:
+    overview = loftr_ros("--help", cwd=tmp_path)
+    assert overview.returncode == 0
+    for command in ("demo", "node", "play", "run"):
+        assert command in overview.stdout
+    assert "--weights" in loftr_ros("run", "--help", cwd=tmp_path).stdout
+
+
+def test_a_run_over_real_video_writes_all_that_it_says(shared_data: Path, tmp_path: Path) -> None:
+    student = shared_data / "coarse_loftr" / "LoFTR_teacher.pt"
+    arguments = (
+        "run",
+        shared_data / "kitti06_stereo",
+        "--stop",
+        12,
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        student,
+        "-q",
+    )
+    done = loftr_ros(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 frames" in done.stdout and "against the truth: rotation 0." in done.stdout
+    trajectory = np.loadtxt(out / "trajectory.tum")
+    assert trajectory.shape == (12, 8)
+    np.testing.assert_allclose(np.linalg.norm(trajectory[:, 4:], axis=1), 1, atol=1e-6)
+    assert trajectory[-1, 3] > 5, "the car drives forward, along z"
+    rows = (out / "relative_poses.csv").read_text().splitlines()
+    assert len(rows) >= 12 and rows[0].startswith("stamp_ns,keyframe_id")
+    table = np.load(out / "correspondences.npz")
+    assert len({len(table[name]) for name in table.files}) == 1
+    assert len(table["track_id"]) > 1000 and table["inlier"].mean() > 0.5
+    assert (out / "matches.png").stat().st_size > 10_000 and (out / "trajectory.png").stat().st_size > 10_000
+
+
+def test_correspondences_can_be_parquet(shared_data: Path, tmp_path: Path, weights: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arguments = (
+        "run",
+        shared_data / "euroc_micro",
+        "--stop",
+        3,
+        "-o",
+        tmp_path,
+        "--weights",
+        weights,
+        "--parquet",
+        "-q",
+    )
+    done = loftr_ros(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "track_id" in parquet.read_table(tmp_path / "correspondences.parquet").column_names
+
+
+def test_parameters_come_from_the_same_file_as_the_node_s(shared_data: Path, tmp_path: Path, weights: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("/**:\n  ros__parameters:\n    weights: elsewhere\n    keyframe:\n      min_coverage: 7.0\n")
+    done = loftr_ros(
+        "run", shared_data / "euroc_micro", "--params-file", params, "--weights", weights, "-q", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "keyframe.min_coverage is 7.0; expected 0.0 to 1.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "nowhere"), "nowhere does not exist; expected a folder, a video, a bag"),
+        (("run", ".", "--weights", "no.pt"), "no.pt is not there"),
+        (("run", "."), "comes without weights; give a weights file by --weights"),
+        (("run", ".", "--network", "superglue", "--weights", "WEIGHTS"), "'superglue' is not known"),
+        (("run", ".", "--precision", "int4", "--weights", "WEIGHTS"), "'int4' is not known"),
+        (("run", ".", "--params-file", "no.yaml", "--weights", "WEIGHTS"), "no.yaml is not there"),
+        (("play", "nowhere"), "nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_without_a_traceback(
+    arguments: tuple[str, ...], words: str, weights: Path, tmp_path: Path
+) -> None:
+    given = [str(weights) if a == "WEIGHTS" else a for a in arguments]
+    if arguments[1] == "nowhere" and arguments[0] == "run":
+        given += ["--weights", str(weights)]
+    done = loftr_ros(*given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_folder_is_refused_with_what_was_expected(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = loftr_ros("run", tmp_path / "empty", "--weights", weights, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "empty" in done.stderr

@@ -1,0 +1,196 @@
+"""Results to messages: what is in them, in which type, and that it is filled in one copy."""
+
+from __future__ import annotations
+
+import array
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import camera, texture
+
+if importlib.util.find_spec("rclpy") is None:
+    pytest.skip("rclpy is not installed", allow_module_level=True)
+
+from builtin_interfaces.msg import Time
+from loftr_ros.msg import Correspondences as CorrespondencesMessage
+from loftr_ros.msg import Keyframe as KeyframeMessage
+from loftr_ros.msg import RelativePose as RelativePoseMessage
+from rclpy.serialization import deserialize_message, serialize_message
+from scipy.spatial.transform import Rotation
+
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import KeyframeEvent, KeyframeReason
+from loftr_ros.frontend.pipeline import Correspondences, KeyframeMatch
+from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.ros import messages
+from loftr_ros.ros.outputs import Outputs
+
+
+def frame(stamp_ns: int, frame_id: str = "camera") -> Frame:
+    return Frame(texture(240, 320), stamp_ns, frame_id, camera())
+
+
+def match(count: int = 5) -> KeyframeMatch:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 200, (2, count, 2)).astype(np.float32)
+    found = Correspondences(
+        np.arange(count, dtype=np.uint32), points[0], points[1], rng.uniform(0, 1, count).astype(np.float32)
+    )
+    pose = RelativePose(
+        status=PoseStatus.OK,
+        rotation=Rotation.from_euler("xyz", (0.1, -0.2, 0.3)).as_matrix(),
+        translation=np.array([0.6, 0.0, 0.8]),
+        covariance=np.arange(36.0).reshape(6, 6),
+        inliers=np.arange(count) % 2 == 0,
+        median_parallax=4.5,
+    )
+    keyframe = SimpleNamespace(id=3, frame=frame(1_500_000_000, "first"))
+    return KeyframeMatch(keyframe, found, pose)
+
+
+@pytest.mark.parametrize("stamp", [0, 1, 999_999_999, 1_000_000_000, 1_700_000_000_123_456_789])
+def test_stamps_go_there_and_back_without_loss(stamp: int) -> None:
+    assert messages.to_nanoseconds(messages.to_time(stamp)) == stamp
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.uint64, np.float32, np.float64])
+def test_arrays_keep_type_and_values_even_of_a_view_with_steps(kind: type) -> None:
+    values = np.arange(24, dtype=kind).reshape(4, 6)[::2, 1::2]
+    found = messages.to_array(values)
+    assert isinstance(found, array.array) and found.itemsize == values.itemsize
+    assert found.tolist() == values.ravel().tolist()
+    assert len(messages.to_array(np.zeros((0, 2), kind))) == 0
+
+
+def test_correspondences_carry_both_headers_sizes_and_all_arrays_over_the_wire() -> None:
+    pair, current = match(), frame(2_250_000_000)
+    sent = messages.correspondences_message(pair, current)
+    found = deserialize_message(serialize_message(sent), CorrespondencesMessage)
+    assert (found.header.stamp, found.header.frame_id) == (Time(sec=2, nanosec=250_000_000), "camera")
+    assert (found.keyframe_id, found.keyframe_stamp, found.keyframe_frame_id) == (
+        3,
+        Time(sec=1, nanosec=500_000_000),
+        "first",
+    )
+    assert (found.keyframe_width, found.keyframe_height, found.width, found.height) == (320, 240, 320, 240)
+    assert list(found.track_id) == [0, 1, 2, 3, 4]
+    assert list(found.inlier) == [1, 0, 1, 0, 1]
+    for name in ("keyframe_points", "current_points", "confidence"):
+        assert np.array_equal(getattr(found, name), getattr(pair.correspondences, name).ravel())
+
+
+def test_a_frame_without_matches_gives_empty_arrays() -> None:
+    found = messages.correspondences_message(match(0), frame(1))
+    assert [len(a) for a in (found.track_id, found.keyframe_points, found.confidence, found.inlier)] == [0, 0, 0, 0]
+    assert messages.relative_pose_message(match(0), frame(1)).inlier_ratio == 0
+
+
+def test_a_relative_pose_carries_the_estimate_and_what_it_is_worth() -> None:
+    pair = match()
+    sent = messages.relative_pose_message(pair, frame(2_250_000_000))
+    found = deserialize_message(serialize_message(sent), RelativePoseMessage)
+    position, turn = found.pose.pose.position, found.pose.pose.orientation
+    assert (position.x, position.y, position.z) == (0.6, 0.0, 0.8)
+    assert Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix() == pytest.approx(pair.pose.rotation)
+    assert found.pose.covariance.tolist() == list(range(36))
+    assert (found.status, found.scale_known, found.num_matches, found.num_inliers) == (0, False, 5, 3)
+    assert found.inlier_ratio == pytest.approx(0.6) and found.median_parallax == pytest.approx(4.5)
+    assert (found.keyframe_id, found.keyframe_frame_id, found.header.frame_id) == (3, "first", "camera")
+
+
+def test_a_keyframe_event_has_the_stamp_of_the_frame_at_which_it_happened() -> None:
+    keyframe = SimpleNamespace(id=9, frame=frame(1_000_000_000, "first"))
+    event = KeyframeEvent(keyframe, False, KeyframeReason.EVICTED, 4)
+    found = messages.keyframe_message(event, frame(5_000_000_000))
+    assert (found.header.stamp.sec, found.stamp.sec, found.id, found.frame_id) == (5, 1, 9, "first")
+    assert (found.event, found.reason, found.num_keyframes) == (KeyframeMessage.REMOVED, KeyframeMessage.EVICTED, 4)
+    assert messages.keyframe_message(event, None).header.stamp.sec == 1
+
+
+def test_the_messages_constants_are_those_of_the_front_end() -> None:
+    assert {reason.name: reason.value for reason in KeyframeReason} == {
+        reason.name: getattr(KeyframeMessage, reason.name) for reason in KeyframeReason
+    }
+    assert {status.name: status.value for status in PoseStatus} == {
+        status.name: getattr(RelativePoseMessage, status.name) for status in PoseStatus
+    }
+
+
+def test_quaternions_are_right_at_every_angle_and_have_w_at_least_zero() -> None:
+    rng = np.random.default_rng(1)
+    rotations = [*Rotation.random(200, random_state=1), *Rotation.from_rotvec(np.pi * np.eye(3)), Rotation.identity()]
+    rotations += [
+        Rotation.from_rotvec((np.pi - 1e-9) * axis / np.linalg.norm(axis)) for axis in rng.normal(size=(20, 3))
+    ]
+    for rotation in rotations:
+        found = messages.quaternion(rotation.as_matrix())
+        assert np.linalg.norm(found) == pytest.approx(1)
+        assert found[3] >= 0
+        assert (Rotation.from_quat(found) * rotation.inv()).magnitude() < 1e-7
+
+
+def test_a_picture_becomes_a_bgr8_image() -> None:
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    found = messages.image_message(picture, frame(1))
+    assert (found.height, found.width, found.step, found.encoding) == (2, 3, 9, "bgr8")
+    assert bytes(found.data) == picture.tobytes()
+
+
+class FakeNode:
+    """Makes publishers that remember what they were given."""
+
+    def __init__(self, refuse: str = "") -> None:
+        self.refuse = refuse
+        self.alive: list[SimpleNamespace] = []
+
+    def create_lifecycle_publisher(self, kind: type, topic: str, profile: object, **options: object) -> SimpleNamespace:
+        if topic == self.refuse:
+            raise ValueError("an override that is no reliability")
+        sent: list[object] = []
+        publisher = SimpleNamespace(
+            topic=topic, profile=profile, sent=sent, publish=sent.append, get_subscription_count=lambda: self.looking
+        )
+        self.alive.append(publisher)
+        return publisher
+
+    def destroy_lifecycle_publisher(self, publisher: SimpleNamespace) -> None:
+        self.alive.remove(publisher)
+
+    looking = 0
+
+
+def result() -> SimpleNamespace:
+    return SimpleNamespace(frame=frame(1), matches=(match(),), events=())
+
+
+def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loftr_ros import visualization
+
+    drawn = []
+    monkeypatch.setattr(visualization, "draw_matches", lambda *a, **k: drawn.append(a) or np.zeros((4, 4, 3), np.uint8))
+    node = FakeNode()
+    outputs = Outputs(node, 100)
+    outputs.publish_picture(result())
+    assert drawn == []
+    node.looking = 1
+    outputs.publish_picture(result())
+    assert len(drawn) == 1
+    assert [len(p.sent) for p in node.alive if p.topic == "~/matches_image"] == [1]
+
+
+def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_override_does_not_reach_the_next() -> None:
+    node = FakeNode()
+    Outputs(node, 100)
+    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 4
+
+
+def test_closed_outputs_leave_no_publisher_behind_nor_do_those_that_could_not_be_made() -> None:
+    node = FakeNode()
+    Outputs(node, 100).close()
+    assert node.alive == []
+    node = FakeNode(refuse="~/matches_image")
+    with pytest.raises(ValueError, match="no reliability"):
+        Outputs(node, 100)
+    assert node.alive == []

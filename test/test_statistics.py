@@ -1,0 +1,187 @@
+"""Counters, latencies, and error lines that do not repeat themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+
+import numpy as np
+import pytest
+
+from loftr_ros.frontend.pipeline import STAGES as FRONT_END_STAGES
+from loftr_ros.ros.statistics import STAGES, Statistics
+
+needs_ros = pytest.mark.skipif(importlib.util.find_spec("rclpy") is None, reason="rclpy is not installed")
+
+
+def test_the_stages_are_the_front_ends_with_the_nodes_around_them() -> None:
+    first = STAGES.index(FRONT_END_STAGES[0])
+    assert STAGES[first : first + len(FRONT_END_STAGES)] == FRONT_END_STAGES
+    assert STAGES[-1] == "total" and len(set(STAGES)) == len(STAGES)
+
+
+def test_every_frame_is_counted_once() -> None:
+    statistics = Statistics(10)
+    for _ in range(6):
+        statistics.received("camera")
+    statistics.dropped()
+    statistics.dropped(2)
+    statistics.failed("encoding", "what is this")
+    for now in (1.0, 2.0):
+        statistics.decoded()
+        statistics.processed({}, now)
+    found = statistics.snapshot(2.0)
+    assert (found.received, found.decoded, found.dropped, found.failed, found.processed) == (6, 2, 3, 1, 2)
+    assert found.received == found.dropped + found.failed + found.processed
+    assert found.last_frame_id == "camera"
+
+
+def test_errors_are_counted_by_kind_and_only_failed_frames_as_frames() -> None:
+    statistics = Statistics(10)
+    statistics.failed("time", "back")
+    statistics.failed("time", "back again")
+    statistics.error("weights", "not there")
+    found = statistics.snapshot()
+    assert dict(found.errors) == {"time": 2, "weights": 1}
+    assert found.failed == 2 and found.last_error == "not there"
+
+
+def test_latencies_are_of_the_last_frames_only_and_a_stage_that_is_not_named_took_no_time() -> None:
+    statistics = Statistics(4)
+    for number, seconds in enumerate((9.0, 9.0, 1.0, 2.0, 3.0, 4.0)):
+        statistics.processed({"encode": seconds}, float(number))
+    found = statistics.snapshot(6.0)
+    median = dict(zip(STAGES, found.latency_median, strict=True))
+    p99 = dict(zip(STAGES, found.latency_p99, strict=True))
+    assert found.window == 4 and found.processed == 6
+    assert median["encode"] == pytest.approx(2.5)
+    assert p99["encode"] == pytest.approx(np.percentile([1, 2, 3, 4], 99))
+    assert median["match"] == 0
+
+
+def test_before_the_first_frame_latencies_are_unknown_and_the_rate_is_zero() -> None:
+    found = Statistics(4).snapshot()
+    assert len(found.latency_median) == len(found.latency_p99) == len(STAGES)
+    assert np.isnan(found.latency_median).all() and np.isnan(found.latency_p99).all()
+    assert found.rate == 0 and found.window == 0
+
+
+def test_the_rate_is_that_of_the_window_and_falls_once_no_more_frames_come() -> None:
+    statistics = Statistics(5)
+    for number in range(20):
+        statistics.processed({}, number / 10)
+    assert statistics.snapshot(1.9).rate == pytest.approx(10)
+    assert statistics.snapshot(61.9).rate < 0.1
+
+
+def test_a_smaller_window_keeps_the_newest() -> None:
+    statistics = Statistics(5)
+    for number in range(5):
+        statistics.processed({"total": float(number)}, float(number))
+    statistics.set_window(2)
+    found = statistics.snapshot(5.0)
+    assert found.window == 2
+    assert found.latency_median[-1] == pytest.approx(3.5)
+
+
+def test_counting_from_several_threads_loses_nothing() -> None:
+    statistics = Statistics(10)
+
+    def count() -> None:
+        for _ in range(2000):
+            statistics.received("camera")
+            statistics.failed("time", "back")
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = statistics.snapshot()
+    assert found.received == found.failed == found.errors["time"] == 8000
+
+
+class FakeNode:
+    """Has a logger, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def get_logger(self) -> FakeNode:
+        return self
+
+    def error(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the log goes by, in seconds; set its one entry."""
+    from loftr_ros.ros import reports
+
+    now = [100.0]
+    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
+    return now
+
+
+@needs_ros
+def test_an_error_is_logged_at_once_then_once_a_period_with_how_many_were_left_out(clock: list[float]) -> None:
+    from loftr_ros.ros.reports import ErrorLog
+
+    node, statistics = FakeNode(), Statistics(10)
+    log = ErrorLog(node, statistics, period=5.0)
+    for second in range(12):
+        clock[0] = 100.0 + second
+        log.frame_failed("encoding", f"at {second}")
+    assert node.lines == [
+        "[encoding] at 0",
+        "[encoding] at 5 (4 more of this kind before)",
+        "[encoding] at 10 (4 more of this kind before)",
+    ]
+    assert statistics.snapshot().errors["encoding"] == statistics.snapshot().failed == 12
+
+
+@needs_ros
+def test_one_kind_of_error_does_not_silence_another(clock: list[float]) -> None:
+    from loftr_ros.ros.reports import ErrorLog
+
+    node, statistics = FakeNode(), Statistics(10)
+    log = ErrorLog(node, statistics, period=5.0)
+    log.frame_failed("encoding", "one")
+    log.frame_failed("time", "two")
+    log.error("time", "left out")
+    log.error("time", "a refused transition", always=True)
+    assert node.lines == ["[encoding] one", "[time] two", "[time] a refused transition (1 more of this kind before)"]
+    assert statistics.snapshot().failed == 2
+
+
+@needs_ros
+def test_details_are_for_the_log_alone(clock: list[float]) -> None:
+    from loftr_ros.ros.reports import ErrorLog
+
+    node, statistics = FakeNode(), Statistics(10)
+    ErrorLog(node, statistics, period=5.0).frame_failed("internal", "division by zero", "Traceback ...")
+    assert node.lines == ["[internal] division by zero\nTraceback ..."]
+    assert statistics.snapshot().last_error == "division by zero"
+
+
+@needs_ros
+def test_every_exception_of_our_own_has_a_kind_and_all_others_are_internal() -> None:
+    from loftr_ros.frontend.camera import CameraError
+    from loftr_ros.frontend.config import ConfigError
+    from loftr_ros.frontend.stream import FrameRefusedError
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.ros.images import ImageError
+    from loftr_ros.ros.reports import error_kind
+
+    errors = {
+        "encoding": ImageError("encoding", ""),
+        "time": FrameRefusedError("time", ""),
+        "calibration": CameraError(),
+        "weights": WeightsError(),
+        "device": DeviceError(),
+        "parameter": ConfigError(),
+        "internal": ZeroDivisionError(),
+    }
+    assert {kind: error_kind(error) for kind, error in errors.items()} == {kind: kind for kind in errors}
