@@ -44,18 +44,8 @@ def test_every_sub_command_explains_itself(tmp_path: Path) -> None:
 
 def test_a_run_over_real_video_writes_all_that_it_says(shared_data: Path, tmp_path: Path) -> None:
     student = shared_data / "coarse_loftr" / "LoFTR_teacher.pt"
-    arguments = (
-        "run",
-        shared_data / "kitti06_stereo",
-        "--stop",
-        12,
-        "-o",
-        tmp_path / "out",
-        "--weights",
-        student,
-        "-q",
-    )
-    done = loftr_ros(*arguments, cwd=tmp_path)
+    source, out = shared_data / "kitti06_stereo", tmp_path / "out"
+    done = loftr_ros("run", source, "--stop", 12, "-o", out, "--weights", student, "-q", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12 frames" in done.stdout and "against the truth: rotation 0." in done.stdout
     trajectory = np.loadtxt(out / "trajectory.tum")

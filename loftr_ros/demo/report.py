@@ -88,8 +88,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{source['name']} ({source['kind']}), {source['width']}x{source['height']}, {source['rate_hz']:g} Hz; "
         f"network {node['network']} on {node['device']} in {node['precision']}",
         "",
-        f"frames     {frames['published']} published, {frames['received']} received, {frames['processed']} processed, "
-        f"{frames['dropped']} dropped, {frames['failed']} failed",
+        f"frames     {frames['published']} published, {frames['received']} received, {frames['processed']} processed "
+        f"({report['processed_hz']:.1f} a second), {frames['dropped']} dropped for newer ones, {frames['failed']} failed",
     ]
     if lost := frames["published"] - frames["received"]:
         text.append(f"           {lost} never reached the node: best effort delivers no faster than they are taken")
