@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -260,6 +261,10 @@ class Client:
         """The poses of the image with a stamp."""
         return [pose for pose in self.poses if nanoseconds(pose.header.stamp) == stamp]
 
+    def poses_for(self, stamp: int) -> list[RelativePose]:
+        """The poses of an image that was processed, once they are here: topics do not wait for each other."""
+        return list(self.wait(lambda: self.poses_of(stamp), f"poses of the image with stamp {stamp}"))
+
     def results_of(self, stamp: int) -> list[RelativePose | Keyframe]:
         """What was found on the image with a stamp; the first image of a stream is only made a keyframe."""
         keyframes = [k for k in self.keyframes if nanoseconds(k.stamp) == stamp and k.event == Keyframe.ADDED]
@@ -281,10 +286,8 @@ class Client:
             self._changed.notify_all()
 
     def _spin(self) -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
-        except ExternalShutdownException:
-            pass
 
 
 def nanoseconds(stamp: Time) -> int:

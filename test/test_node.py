@@ -20,8 +20,11 @@ from fakes import texture
 if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
-from loftr_ros.msg import FrontEndStatus, Keyframe, RelativePose
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose
 from node_process import NAME, PATIENCE, Client, NodeProcess, camera_info, image_message, nanoseconds
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -103,6 +106,23 @@ def counts(status: FrontEndStatus) -> dict[str, int]:
     return dict(zip(status.error_kinds, status.error_counts, strict=True))
 
 
+def test_no_attribute_of_the_node_hides_one_of_rclpys():
+    from rclpy.lifecycle import LifecycleNode
+
+    from loftr_ros.ros.node import FrontEndNode
+
+    transitions = {name for name in vars(FrontEndNode) if name.startswith("on_")}
+    hidden = {name for name in vars(FrontEndNode) if hasattr(LifecycleNode, name) and not name.startswith("__")}
+    assert hidden == transitions
+    context = rclpy.Context()
+    context.init(args=None, domain_id=101)
+    bare = LifecycleNode("bare", context=context)
+    assigned = set(FrontEndNode.__init__.__code__.co_names) & set(vars(bare))
+    bare.destroy_node()
+    context.try_shutdown()
+    assert not assigned
+
+
 # --- good frames ---
 
 
@@ -111,24 +131,30 @@ def test_each_frame_gets_correspondences_and_a_pose_that_carry_the_images_stamp_
     client.process(*node.next_frame())
     for _ in range(4):
         stamp = client.process(*node.next_frame())
-        poses = client.poses_of(stamp)
-        found = client.wait(
-            lambda stamp=stamp: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches"
+        client.wait(
+            lambda stamp=stamp: (
+                {p.keyframe_id for p in client.poses_of(stamp)}
+                == {c.keyframe_id for c in _correspondences(client, stamp)}
+                != set()
+            ),
+            "a pose for all correspondences",
         )
-        assert sorted(p.keyframe_id for p in poses) == sorted(c.keyframe_id for c in found)
+        poses, found = client.poses_of(stamp), _correspondences(client, stamp)
         for message in (*poses, *found):
             assert message.header.frame_id == message.keyframe_frame_id == "camera"
             assert nanoseconds(message.keyframe_stamp) < stamp
+
+
+def _correspondences(client: Client, stamp: int) -> list[Correspondences]:
+    return [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp]
 
 
 def test_arrays_are_of_equal_length_and_agree_with_the_pose(node, footage):
     client = node.client
     for _ in range(4):
         stamp = client.process(*node.next_frame())
-    found = client.wait(lambda: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches")[
-        0
-    ]
-    pose = next(p for p in client.poses_of(stamp) if p.keyframe_id == found.keyframe_id)
+    found = client.wait(lambda: _correspondences(client, stamp), "matches")[0]
+    pose = client.wait(lambda: [p for p in client.poses_of(stamp) if p.keyframe_id == found.keyframe_id], "a pose")[0]
     count = len(found.track_id)
     assert len(found.keyframe_points) == len(found.current_points) == 2 * count
     assert len(found.confidence) == len(found.inlier) == count == pose.num_matches
@@ -245,10 +271,11 @@ def _sent_with_picture(node: SimpleNamespace) -> bool:
 )
 def test_calibrations_with_distortion_give_poses(node, footage, model, distortion):
     client, statuses = node.client, set()
-    for _ in range(4):
+    for number in range(4):
         image, _ = node.next_frame()
         stamp = client.process(image, camera_info(image, footage.focal, model, distortion))
-        statuses |= {pose.status for pose in client.poses_of(stamp)}
+        if number:
+            statuses |= {pose.status for pose in client.poses_for(stamp)}
     assert statuses and RelativePose.NO_CALIBRATION not in statuses
     if footage.real:
         assert RelativePose.OK in statuses or RelativePose.PLANAR in statuses
@@ -373,7 +400,7 @@ def test_a_size_that_stays_changed_begins_a_new_stream(node):
         else:
             stamp = client.process(image, info)
     assert (Keyframe.REMOVED, Keyframe.CAMERA_CHANGED) in [(k.event, k.reason) for k in client.keyframes[seen:]]
-    found = [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp][0]
+    found = client.wait(lambda: _correspondences(client, stamp), "matches")[0]
     assert (found.width, found.height, found.keyframe_width) == (320, 240, 320)
 
 
@@ -479,8 +506,9 @@ def test_keyframes_survive_a_pause(node):
     assert not client.trigger("reset").success
     assert "not active" in client.trigger("force_keyframe").message
     assert client.transition("activate") and client.state() == "active"
+    seen = len(client.poses)
     client.connect(node.next_frame)
-    assert held in {pose.keyframe_id for pose in client.poses[-2:]}
+    client.wait(lambda: held in {pose.keyframe_id for pose in client.poses[seen:]}, "a match with the old keyframe")
 
 
 def test_cycles_leave_no_threads_subscriptions_or_publishers_behind(node, footage):
@@ -594,7 +622,7 @@ def test_compressed_images_come_with_the_latest_camera_info_and_damaged_ones_are
         client.connect(lambda: _with_info_first(node.next_frame()))
         stamp = client.process(compressed(node.next_frame()[0]))
         client.process(compressed(node.next_frame()[0], kind="png"))
-        assert all(pose.status != RelativePose.NO_CALIBRATION for pose in client.poses_of(stamp))
+        assert all(pose.status != RelativePose.NO_CALIBRATION for pose in client.poses_for(stamp))
         for spoil, words in (
             (lambda data: b"not an image", "no JPEG, PNG"),
             (lambda data: data[: len(data) // 2], "was cut off"),
@@ -623,7 +651,7 @@ def test_without_camera_info_there_are_correspondences_but_no_poses(node, footag
     try:
         client.connect(lambda: node.next_frame()[:1])
         stamp = client.process(node.next_frame()[0])
-        poses = client.poses_of(stamp)
+        poses = client.poses_for(stamp)
         assert {pose.status for pose in poses} == {RelativePose.NO_CALIBRATION}
         if footage.real:
             assert max(pose.num_inliers for pose in poses) > 100
@@ -635,12 +663,35 @@ def test_without_camera_info_there_are_correspondences_but_no_poses(node, footag
 # --- the process ---
 
 
+def test_an_argument_that_is_none_ends_the_node_with_exit_code_2_and_its_words(tmp_path):
+    with NodeProcess(tmp_path, {}, "-p", "weights") as process:
+        assert process.exit_code() == 2
+        assert "the ROS arguments are wrong" in process.said and "'-p weights'" in process.said
+        assert "Traceback" not in process.said
+
+
+def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
+    with NodeProcess(tmp_path, {"weights": str(footage.weights)}) as process, Client(process.domain) as client:
+        client.wait(lambda: client.statuses, "a status")
+        request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+        manager = client.node.create_client(ChangeState, f"{NAME}/change_state")
+        assert manager.wait_for_service(PATIENCE)
+        manager.call_async(request)
+        # Imports map torch's library into memory, which is a sign that they have begun.
+        maps, end = Path(f"/proc/{process.process.pid}/maps"), time.monotonic() + PATIENCE
+        while "libtorch" not in maps.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert process.stop(signal.SIGINT) == 0, process.said
+        assert "Traceback" not in process.said
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
         ({"keyframe.capacity": 0}, "keyframe.capacity"),
         ({"geometry.threshold": -1.0}, "geometry.threshold"),
-        ({"output.status_period": 10}, "written with a decimal point"),
+        ({"output.status_period": 10}, "write it with a decimal point"),
         ({"input.camera_info": "sometimes"}, "expected one of synchronized, latest, none"),
     ],
 )

@@ -18,11 +18,12 @@ from loftr_ros.visualization import draw_matches
 _FEW = 5  # pairs, below which there is nothing to say of medians
 
 
-def summary(sequence: Sequence, published: int, recorded: Any, truth: Truth) -> dict[str, Any]:
+def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any, truth: Truth) -> dict[str, Any]:
     """Everything that the demo measured, ready for JSON but for NaN.
 
     Args:
         sequence: what was played.
+        played_hz: how fast.
         published: how many frames of it.
         recorded: a `Recorded`.
         truth: poses by stamp, if there are any.
@@ -39,6 +40,7 @@ def summary(sequence: Sequence, published: int, recorded: Any, truth: Truth) -> 
             "width": sequence.size[0],
             "height": sequence.size[1],
             "rate_hz": sequence.rate,
+            "played_hz": played_hz,
             "calibrated": sequence.calibrated,
         },
         "node": {"network": status.network, "device": status.device, "precision": status.precision},
@@ -85,11 +87,11 @@ def lines(report: dict[str, Any]) -> list[str]:
     """The report for people."""
     source, node, frames, poses = (report[name] for name in ("source", "node", "frames", "poses"))
     text = [
-        f"{source['name']} ({source['kind']}), {source['width']}x{source['height']}, {source['rate_hz']:g} Hz; "
+        f"{source['name']} ({source['kind']}), {source['width']}x{source['height']}, {source['played_hz']:g} Hz; "
         f"network {node['network']} on {node['device']} in {node['precision']}",
         "",
         f"frames     {frames['published']} published, {frames['received']} received, {frames['processed']} processed "
-        f"({report['processed_hz']:.1f} a second), {frames['dropped']} dropped for newer ones, {frames['failed']} failed",
+        f"({report['processed_hz']:.1f} a second), {frames['dropped']} dropped for newer, {frames['failed']} failed",
     ]
     if lost := frames["published"] - frames["received"]:
         text.append(f"           {lost} never reached the node: best effort delivers no faster than they are taken")

@@ -135,7 +135,8 @@ def _run(settings: Settings) -> int:
         node.interrupt()  # it ends while the report is written
         recorded = recorder.recorded
         truth = sequence.look_again(reporting.picture_stamps(recorded.picture))
-        found = reporting.summary(sequence, published, recorded, truth)
+        played_hz = settings.hz or settings.rate * sequence.rate
+        found = reporting.summary(sequence, played_hz, published, recorded, truth)
         found["node"]["weights"] = weights.name if weights else "as in the parameter file"
         drawn = {
             "matches.png": reporting.draw_picture(output / "matches.png", recorded.picture, truth, sequence.name),

@@ -160,9 +160,9 @@ class ImageInput:
             return
         self._on_unpaired(
             "camera_info",
-            f"no CameraInfo with the image's stamp {stamp / 1e9:.3f} came on {self._info_topic}. Publish the calibration "
-            "with each image's stamp, or set the parameter input.camera_info to 'latest' (published seldom) or "
-            "'none' (no poses)",
+            f"no CameraInfo with the image's stamp {stamp / 1e9:.3f} came on {self._info_topic}. Publish the "
+            "calibration with each image's stamp, or set the parameter input.camera_info to 'latest' (published "
+            "seldom) or 'none' (no poses)",
         )
 
     @property

@@ -1,7 +1,7 @@
 """From parameters to a front end that is ready; the only room of the shell that loads torch.
 
-torch takes seconds to import. It is left to the node's configure transition, so that the node's services are there before
-a lifecycle manager, or someone's Ctrl-C, wants them.
+torch takes seconds to import. It is left to the node's configure transition, so that the node's services are there
+before a lifecycle manager, or someone's Ctrl-C, wants them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import signal
-import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.config import ConfigError
 from loftr_ros.ros.inputs import Arrival, FrameDecoder, ImageInput
+from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.outputs import Outputs
 from loftr_ros.ros.parameters import declare, read, refusal
@@ -29,27 +29,6 @@ from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
-
-Transition = Callable[["FrontEndNode", LifecycleState], TransitionCallbackReturn]
-
-
-def _transition(method: Transition) -> Transition:
-    """Log what a transition raises and return FAILURE; rclpy would swallow it."""
-
-    @functools.wraps(method)
-    def guarded(self: FrontEndNode, state: LifecycleState) -> TransitionCallbackReturn:
-        name = method.__name__.removeprefix("on_")
-        try:
-            result = method(self, state)
-            self._failure = ""
-        except Exception as error:
-            kind = error_kind(error)
-            self._failure = f"{name} failed: {error}"
-            self.errors.error(kind, self._failure, traceback.format_exc() if kind == "internal" else "", always=True)
-            result = TransitionCallbackReturn.FAILURE
-        return result
-
-    return guarded
 
 
 class FrontEndNode(LifecycleNode):
@@ -71,7 +50,7 @@ class FrontEndNode(LifecycleNode):
         self.statistics = Statistics(output.status_window)
         self.errors = ErrorLog(self, self.statistics, output.error_period)
         self._lifecycle = "unconfigured"
-        self._failure = ""
+        self.failure = ""
         self._front_end: FrontEnd | None = None
         self._decoder: FrameDecoder | None = None
         self._outputs: Outputs | None = None
@@ -84,7 +63,7 @@ class FrontEndNode(LifecycleNode):
 
     # --- lifecycle ---
 
-    @_transition
+    @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network and warm it up."""
         parameters = read(self)
@@ -99,7 +78,7 @@ class FrontEndNode(LifecycleNode):
         self._lifecycle = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
-    @_transition
+    @reported
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and begin to work."""
         parameters = read(self).input
@@ -114,35 +93,27 @@ class FrontEndNode(LifecycleNode):
         # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
         return super().on_activate(state)
 
-    @_transition
+    @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe; what is in work is finished, the keyframes stay."""
         self._stop()
         self._lifecycle = "inactive"
         return super().on_deactivate(state)
 
-    @_transition
+    @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the network and the keyframes."""
-        self._free()
-        self._lifecycle = "unconfigured"
-        return TransitionCallbackReturn.SUCCESS
+        return self._end("unconfigured")
 
-    @_transition
+    @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """As cleanup, from any state."""
-        self._stop()
-        self._free()
-        self._lifecycle = "finalized"
-        return TransitionCallbackReturn.SUCCESS
+        return self._end("finalized")
 
-    @_transition
+    @reported
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Back to unconfigured, from where configure may be tried again."""
-        self._stop()
-        self._free()
-        self._lifecycle = "unconfigured"
-        return TransitionCallbackReturn.SUCCESS
+        return self._end("unconfigured")
 
     def close(self) -> None:
         """End the threads, whatever state the node is in; the node cannot be used after it."""
@@ -193,10 +164,8 @@ class FrontEndNode(LifecycleNode):
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         def reset() -> None:
-            from loftr_ros.frontend.keyframes import KeyframeReason
-
             assert self._front_end is not None and self._outputs is not None
-            self._outputs.publish_events(self._front_end.reset(KeyframeReason.RESET), None)
+            self._outputs.publish_events(self._front_end.reset(), None)
 
         return self._on_worker(reset, "all keyframes are dropped before the next frame", response)
 
@@ -236,22 +205,25 @@ class FrontEndNode(LifecycleNode):
             self._worker.stop()
             self._worker = None
 
-    def _free(self) -> None:
+    def _end(self, lifecycle: str) -> TransitionCallbackReturn:
+        self._stop()
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = self._decoder = self._front_end = None
+        self._lifecycle = lifecycle
+        return TransitionCallbackReturn.SUCCESS
 
     def _state(self) -> FrontEndState:
         front_end, worker, images = self._front_end, self._worker, self._input
         if front_end is None:
-            return FrontEndState(self._lifecycle, self._failure)
+            return FrontEndState(self._lifecycle, self.failure)
         from loftr_ros.matcher.precision import precision_name
 
         reference = front_end.buffer.reference
         waiting = images.pending if images else 0
         return FrontEndState(
             lifecycle=self._lifecycle,
-            failure=self._failure,
+            failure=self.failure,
             topic=images.topic if images else "",
             waiting=waiting,
             network=front_end.matcher.config.name,
@@ -272,15 +244,26 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         autostart: go to active by itself, for when no launch file does it.
 
     Returns:
-        The process's exit code: 0 after a clean stop, 2 where a parameter is wrong, 1 where autostart failed.
+        The process's exit code: 0 after a clean stop, 2 where an argument is wrong, 1 where autostart failed.
     """
-    rclpy.init(args=args)
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
+    try:
+        rclpy.init(args=args)
+    except RuntimeError as error:
+        rclpy.logging.get_logger("loftr_front_end").fatal(f"the ROS arguments are wrong: {error}")
+        return 2
     node: FrontEndNode | None = None
     try:
         try:
             node = FrontEndNode()
         except (ParameterException, ConfigError) as error:
-            hint = "; numbers with a unit are written with a decimal point (10.0)" if "type" in str(error) else ""
+            hint = "; write it with a decimal point (10.0)" if "expecting type 'DOUBLE'" in str(error) else ""
             rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}{hint}")
             return 2
         if autostart:
@@ -290,15 +273,15 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        # Where it hits rclpy's C++ (as it takes a message), the interrupt comes out as some other exception.
+        if not interrupted.is_set():
+            raise
     finally:
-        # `ros2 launch` may pass on a Ctrl-C that the whole process group had already: the second must not break in here.
+        # `ros2 launch` may pass on a Ctrl-C that the whole process group had already: no second one may break in here.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -45,19 +45,21 @@ class InputParameters:
 
     image_transport: str = setting(
         "raw",
-        "raw subscribes to sensor_msgs/Image on `image`, compressed to sensor_msgs/CompressedImage on `image/compressed`",
+        "raw subscribes to sensor_msgs/Image on `image`, compressed to sensor_msgs/CompressedImage on "
+        "`image/compressed`",
         choices=("raw", "compressed"),
     )
     camera_info: str = setting(
         "synchronized",
-        "synchronized pairs each image with the CameraInfo of its stamp; latest takes the newest CameraInfo, for drivers "
-        "that publish it seldom; none does without poses",
+        "synchronized pairs each image with the CameraInfo of its stamp; latest takes the newest CameraInfo, for "
+        "drivers that publish it seldom; none does without poses",
         choices=("synchronized", "latest", "none"),
     )
     queue_size: int = setting(10, "Images and CameraInfos that wait for their partner, at most", low=1, high=1000)
     white_level: int = setting(
         65535,
-        "Value of 16-bit images that counts as white (4095 for a 12-bit sensor); 0 stretches each image by its own range",
+        "Value of 16-bit images that counts as white (4095 for a 12-bit sensor); 0 stretches each image by its own "
+        "range",
         low=0,
         high=65535,
     )

@@ -1,0 +1,46 @@
+"""Transitions that say why they fail."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+
+from loftr_ros.ros.reports import ErrorLog, error_kind
+
+
+class Reporting(Protocol):
+    """A node that reports its failures.
+
+    Attributes:
+        errors: where they are logged and counted.
+        failure: why the last transition failed; empty if it did not.
+    """
+
+    errors: ErrorLog
+    failure: str
+
+
+NodeT = TypeVar("NodeT", bound=Reporting)
+Transition = Callable[[NodeT, LifecycleState], TransitionCallbackReturn]
+
+
+def reported(method: Transition[NodeT]) -> Transition[NodeT]:
+    """Log what a transition raises and return FAILURE; rclpy would swallow it and return ERROR."""
+
+    @functools.wraps(method)
+    def guarded(self: NodeT, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            result = method(self, state)
+            self.failure = ""
+        except Exception as error:
+            kind = error_kind(error)
+            self.failure = f"{method.__name__.removeprefix('on_')} failed: {error}"
+            self.errors.error(kind, self.failure, traceback.format_exc() if kind == "internal" else "", always=True)
+            result = TransitionCallbackReturn.FAILURE
+        return result
+
+    return guarded
