@@ -106,8 +106,8 @@ class ImageConfig(Settings):
 class RefineConfig(Settings):
     """Pyramidal Lucas-Kanade from the coarse match, for networks without a fine stage."""
 
-    window: int = setting(21, "Side of the patch that is tracked", unit="px", low=5, high=63)
-    levels: int = setting(2, "Pyramid levels above the image", low=0, high=6)
+    window: int = setting(17, "Side of the patch that is tracked", unit="px", low=5, high=63)
+    levels: int = setting(1, "Pyramid levels above the image that the network sees", low=0, high=6)
     iterations: int = setting(10, "Iterations per level, at most", low=1, high=100)
     max_forward_backward: float = setting(
         0.5, "Distance between a keyframe point and where tracking there and back ends", unit="px", low=0.01, high=10.0

@@ -71,7 +71,9 @@ def cheirality_vote(p0: Array, p1: Array, rotation: Array, translation: Array, n
     return float(weight @ depth_signs(p0, p1, rotation, translation))
 
 
-def refine_pose(p0: Array, p1: Array, rotation: Array, translation: Array, threshold: float) -> RefinedPose:
+def refine_pose(
+    p0: Array, p1: Array, rotation: Array, translation: Array, threshold: float, iterations: int = 10
+) -> RefinedPose:
     """Minimise the Cauchy-robust Sampson error over rotation and translation direction (five unknowns).
 
     Levenberg-Marquardt on SO(3) x S2 with left perturbations, that is about keyframe axes. The denominator of
@@ -81,6 +83,7 @@ def refine_pose(p0: Array, p1: Array, rotation: Array, translation: Array, thres
         p0, p1: inlier rays.
         rotation, translation: where to start; translation of unit length.
         threshold: normalised units; half of it is the robust kernel's scale.
+        iterations: at most.
 
     Returns:
         The refined pose and its covariance.
@@ -88,7 +91,7 @@ def refine_pose(p0: Array, p1: Array, rotation: Array, translation: Array, thres
     problem = _SampsonProblem(p0, p1, threshold / 2)
     damping = 1e-4
     cost = problem.cost(rotation, translation)
-    for _ in range(10):
+    for _ in range(iterations):
         hessian, gradient, tangent, _ = problem.normal_equations(rotation, translation)
         step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)) + 1e-12 * np.eye(5), gradient)
         new_rotation = cv2.Rodrigues(step[2:])[0] @ rotation
@@ -96,7 +99,7 @@ def refine_pose(p0: Array, p1: Array, rotation: Array, translation: Array, thres
         new_translation /= np.linalg.norm(new_translation)
         new_cost = problem.cost(new_rotation, new_translation)
         if new_cost < cost:
-            converged = cost - new_cost < 1e-5 * cost
+            converged = cost - new_cost < 1e-4 * cost
             rotation, translation, cost = new_rotation, new_translation, new_cost
             damping = max(damping / 10, 1e-9)
             if converged:
@@ -138,6 +141,18 @@ def _skew(v: Array) -> Array:
     return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
 
 
+def _tangent_basis(direction: Array) -> Array:
+    """(3, 2) orthonormal vectors across a unit vector."""
+    x, y, z = direction
+    # The axis that the direction has least of keeps the cross product away from zero.
+    first = np.array([0.0, -z, y]) if abs(x) <= min(abs(y), abs(z)) else np.array([-z, 0.0, x])
+    if abs(z) < min(abs(x), abs(y)):
+        first = np.array([y, -x, 0.0])
+    first /= np.linalg.norm(first)
+    second = np.array([y * first[2] - z * first[1], z * first[0] - x * first[2], x * first[1] - y * first[0]])
+    return np.stack([first, second], axis=1)
+
+
 def _sampson_denominator(p0: Array, p1: Array, essential: Array) -> Array:
     """(N,) length of the constraint's gradient in the four image coordinates."""
     line0, line1 = p1 @ essential[:2].T, p0 @ essential[:, :2]
@@ -165,7 +180,7 @@ class _SampsonProblem:
         """Hessian (5, 5), gradient (5,), tangent basis (3, 2) of the translation, and the residuals' variance."""
         skew = _skew(translation)
         essential = skew @ rotation
-        tangent = np.linalg.svd(translation[None])[2][1:].T
+        tangent = _tangent_basis(translation)
         derivatives = [_skew(direction) @ rotation for direction in tangent.T]
         derivatives += [skew @ _skew(axis) @ rotation for axis in np.eye(3)]
         denominator = _sampson_denominator(self._p0, self._p1, essential)

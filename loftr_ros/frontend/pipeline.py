@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,8 +165,14 @@ class FrontEnd:
             # A coarse match says by how much the cell moved; the patch around its centre tells more than one
             # around its corner, which the published weights call the cell's point.
             centres = keyframe.cell_points[cell]
+            extra_levels = max(0, math.ceil(math.log2(max(current.scale))))
             points1, trusted = refine(
-                keyframe.frame.image, current.frame.image, centres, centres + (points1 - points0), self.config.refine
+                keyframe.frame.image,
+                current.frame.image,
+                centres,
+                centres + (points1 - points0),
+                self.config.refine,
+                extra_levels,
             )
             points0 = centres
             cell, confidence, points0, points1 = (a[trusted] for a in (cell, confidence, points0, points1))

@@ -11,9 +11,12 @@ from loftr_ros.frontend.config import RefineConfig
 Image = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
+# How far off the keyframe point the way back begins, px in u and v: within reach without a pyramid.
+_BACKWARD_START = 2.0
+
 
 def refine(
-    keyframe: Image, current: Image, points0: Points, points1: Points, config: RefineConfig
+    keyframe: Image, current: Image, points0: Points, points1: Points, config: RefineConfig, extra_levels: int = 0
 ) -> tuple[Points, NDArray[np.bool_]]:
     """Move the current image's points to where the keyframe's patches really are.
 
@@ -25,6 +28,8 @@ def refine(
         points0: (N, 2) float32 pixels in the keyframe's image.
         points1: (N, 2) float32 pixels in the current image, off by up to about a coarse cell.
         config: window, levels and the forward-backward limit.
+        extra_levels: pyramid levels beyond the configured ones, where the network saw a smaller image and its cells are
+            that much larger.
 
     Returns:
         (N, 2) float32 refined pixels in the current image, and (N,) bool: which are to be trusted.
@@ -33,22 +38,23 @@ def refine(
         return points1.copy(), np.zeros(0, dtype=np.bool_)
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, config.iterations, 0.01)
 
-    def track(start: Image, end: Image, points: Points, guess: Points) -> tuple[Points, NDArray[np.bool_]]:
+    def track(start: Image, end: Image, points: Points, guess: Points, levels: int) -> tuple[Points, NDArray[np.bool_]]:
         moved, found, _ = cv2.calcOpticalFlowPyrLK(
             start,
             end,
             points,
             guess.copy(),  # OpenCV writes the result over it
             winSize=(config.window, config.window),
-            maxLevel=config.levels,
+            maxLevel=levels,
             criteria=criteria,
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         )
         return np.asarray(moved, np.float32), np.asarray(found)[:, 0] > 0
 
-    forward, found = track(keyframe, current, points0, points1)
-    # The way back starts as far off as the way there did, so that it has to find the point by itself.
-    backward, found_back = track(current, keyframe, forward, points0 + (points1 - forward))
+    forward, found = track(keyframe, current, points0, points1, config.levels + extra_levels)
+    # The way back starts off the point, so that it has to find it by itself.
+    offset = np.clip(points1 - forward, -_BACKWARD_START, _BACKWARD_START)
+    backward, found_back = track(current, keyframe, forward, points0 + offset, 0)
     distance = np.linalg.norm(backward - points0, axis=1)
     height, width = current.shape
     inside = (forward >= 0).all(axis=1) & (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)

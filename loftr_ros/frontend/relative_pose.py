@@ -166,13 +166,15 @@ class _Solver:
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
         # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
-        plane_poses, on_plane = self._plane_poses()
+        plane_poses, on_plane = self._plane_poses(int(0.5 * inliers.sum()))
         candidates += plane_poses
         if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
             status = PoseStatus.PLANAR
             inliers = inliers | on_plane
-        best = min((self._refined(inliers, *candidate) for candidate in candidates), key=lambda pose: pose.cost)
-        # Once more with the inliers that the refined pose has: what it came from no longer matters.
+        # A few steps tell the candidates apart.
+        tried = (self._refined(inliers, *candidate, iterations=3) for candidate in candidates)
+        best = min(tried, key=lambda pose: pose.cost)
+        # To the end with the inliers that the refined pose has: what it came from no longer matters.
         best = self._refined(self._inliers(best.rotation, best.translation), best.rotation, best.translation)
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
@@ -180,8 +182,8 @@ class _Solver:
         parallax = self._median_parallax(best.rotation, inliers)
         return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)
 
-    def _refined(self, inliers: Flags, rotation: Array, translation: Array) -> RefinedPose:
-        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold)
+    def _refined(self, inliers: Flags, rotation: Array, translation: Array, iterations: int = 10) -> RefinedPose:
+        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold, iterations)
 
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
         """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
@@ -227,13 +229,13 @@ class _Solver:
         parallax = float(np.median(residual[agreeing])) * self.focal_length
         return RelativePose(status, rotation, np.zeros(3), covariance, agreeing, parallax)
 
-    def _plane_poses(self) -> tuple[list[tuple[Array, Array]], Flags]:
-        """The poses that the dominant plane allows, and the matches that lie on it."""
+    def _plane_poses(self, least: int) -> tuple[list[tuple[Array, Array]], Flags]:
+        """The poses that the dominant plane allows if `least` matches lie on it, and the matches that do."""
         homography, mask = cv2.findHomography(
             self.u1, self.u0, cv2.USAC_MAGSAC, self.config.threshold, maxIters=200, confidence=0.999
         )
         on_plane = np.zeros(len(self.x0), dtype=np.bool_) if mask is None else mask.ravel() > 0
-        if homography is None or on_plane.sum() < self.config.min_inliers:
+        if homography is None or on_plane.sum() < max(least, 4):
             return [], on_plane
         _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, self.focal_matrix)
         poses = []
