@@ -136,3 +136,11 @@ def test_every_setting_of_every_stage_is_a_parameter() -> None:
         return sum(settings(value) if dataclasses.is_dataclass(value) else 1 for value in values)
 
     assert len(NAMES) == settings(Parameters())
+
+
+def test_the_manual_has_every_parameter_with_its_default_and_meaning() -> None:
+    manual = (FILE.parents[1] / "docs" / "node.md").read_text().splitlines()
+    for name, item in NAMES.items():
+        default = f'"{item.default}"' if isinstance(item.default, str) else str(item.default)
+        rows = [row for row in manual if row.startswith(f"| `{name}` | `{default}` |")]
+        assert len(rows) == 1 and item.metadata["description"] in rows[0], name

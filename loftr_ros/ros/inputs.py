@@ -23,6 +23,9 @@ from loftr_ros.ros.synchronizer import Subscriber, TimeSynchronizer
 
 # Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
 JUMP_AFTER = 3
+# CameraInfos that the middleware keeps: of a burst it keeps the last image only, but that one's calibration, and that
+# of the image before it, must not be pushed out by the others'.
+INFOS_KEPT = 50
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class ImageInput:
         # which forgets the oldest without a word.
         self._waiting: dict[int, float] = {}
         self._newest = self._behind = 0
+        self._had_a_pair = False
         self._synchronizer: Any = None
         self._latest: CameraInfo | None = None
         self._subscriptions: list[Any] = []
@@ -89,7 +93,7 @@ class ImageInput:
         if parameters.camera_info == "synchronized":
             images = Subscriber(self._node, image_type, image_topic, **_input_options(1))
             self._subscriptions.append(images.sub)
-            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(parameters.queue_size))
+            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(INFOS_KEPT))
             self._subscriptions.append(infos.sub)
             # Before the synchronizer registers, so that it is called before it, too.
             images.registerCallback(self._wait_for_partner)
@@ -136,6 +140,13 @@ class ImageInput:
     def _paired(self, image: Image | CompressedImage, info: CameraInfo) -> None:
         stamp = to_nanoseconds(image.header.stamp)
         received = self._waiting.pop(stamp, None)
+        if not self._had_a_pair:
+            # The middleware finds two topics' publishers one after the other: the first images may come alone.
+            self._had_a_pair = True
+            early = [other for other in self._waiting if other < stamp]
+            self._statistics.dropped(len(early))
+            for other in early:
+                del self._waiting[other]
         # A topic keeps its order: what has not come for an older image will not come any more.
         self._forget(lambda other: other < stamp)
         self._on_arrival(Arrival(image, info, time.monotonic() if received is None else received))

@@ -18,10 +18,12 @@ class Reporting(Protocol):
     Attributes:
         errors: where they are logged and counted.
         failure: why the last transition failed; empty if it did not.
+        in_transition: whether one is under way.
     """
 
     errors: ErrorLog
     failure: str
+    in_transition: bool
 
 
 NodeT = TypeVar("NodeT", bound=Reporting)
@@ -33,6 +35,7 @@ def reported(method: Transition[NodeT]) -> Transition[NodeT]:
 
     @functools.wraps(method)
     def guarded(self: NodeT, state: LifecycleState) -> TransitionCallbackReturn:
+        self.in_transition = True
         try:
             result = method(self, state)
             self.failure = ""
@@ -41,6 +44,8 @@ def reported(method: Transition[NodeT]) -> Transition[NodeT]:
             self.failure = f"{method.__name__.removeprefix('on_')} failed: {error}"
             self.errors.error(kind, self.failure, traceback.format_exc() if kind == "internal" else "", always=True)
             result = TransitionCallbackReturn.FAILURE
+        finally:
+            self.in_transition = False
         return result
 
     return guarded

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
@@ -51,6 +50,7 @@ class FrontEndNode(LifecycleNode):
         self.errors = ErrorLog(self, self.statistics, output.error_period)
         self._lifecycle = "unconfigured"
         self.failure = ""
+        self.in_transition = False
         self._front_end: FrontEnd | None = None
         self._decoder: FrameDecoder | None = None
         self._outputs: Outputs | None = None
@@ -71,7 +71,14 @@ class FrontEndNode(LifecycleNode):
         self.statistics.set_window(output.status_window)
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
-        front_end = load_front_end(parameters, self.get_logger().info)
+        self._worker = NewestWorker(self._work, lambda _: self.statistics.dropped(), "loftr_inference")
+        # On the thread that will run it: a second thread in torch makes more OpenMP threads than there are cores, upon
+        # which they no longer spin but sleep between two operations; encode and match then take twice as long.
+        try:
+            front_end = self._worker.ask(lambda: load_front_end(parameters, self.get_logger().info))
+        except Exception:
+            self._end("unconfigured")
+            raise
         self._outputs = Outputs(self, output.max_lines)
         self._decoder = FrameDecoder(parameters.input.white_level)
         self._front_end = front_end
@@ -82,12 +89,8 @@ class FrontEndNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and begin to work."""
         parameters = read(self).input
-        self._worker = NewestWorker(self._work, lambda _: self.statistics.dropped(), "loftr_inference")
-        try:
-            self._input = ImageInput(self, parameters, self.statistics, self._worker.put, self.errors.frame_failed)
-        except Exception:
-            self._stop()
-            raise
+        assert self._worker is not None
+        self._input = ImageInput(self, parameters, self.statistics, self._worker.put, self.errors.frame_failed)
         self._lifecycle = "active"
         self.get_logger().info(f"waiting for images on {self._input.topic} (camera_info: {parameters.camera_info})")
         # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
@@ -118,6 +121,9 @@ class FrontEndNode(LifecycleNode):
     def close(self) -> None:
         """End the threads, whatever state the node is in; the node cannot be used after it."""
         self._stop()
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
         self._front_end = None
 
     # --- a frame's way, on the inference thread ---
@@ -183,11 +189,11 @@ class FrontEndNode(LifecycleNode):
             except Exception as error:
                 self._report(error, self.errors.error)
 
-        worker = self._worker
-        response.success = worker is not None
-        response.message = done if worker is not None else f"the node is {self._lifecycle}, not active"
-        if worker is not None:
-            worker.call(guarded)
+        active = self._worker is not None and self._lifecycle == "active"
+        response.success = active
+        response.message = done if active else f"the node is {self._lifecycle}, not active"
+        if self._worker is not None and active:
+            self._worker.call(guarded)
         return response
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
@@ -202,11 +208,13 @@ class FrontEndNode(LifecycleNode):
             self._input.close()
             self._input = None
         if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+            self._worker.drain()
 
     def _end(self, lifecycle: str) -> TransitionCallbackReturn:
         self._stop()
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = self._decoder = self._front_end = None
@@ -246,11 +254,13 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     Returns:
         The process's exit code: 0 after a clean stop, 2 where an argument is wrong, 1 where autostart failed.
     """
+    node: FrontEndNode | None = None
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
         interrupted.set()
-        raise KeyboardInterrupt
+        if node is None or node.in_transition:
+            raise KeyboardInterrupt  # loading a network takes too long to wait for; else rclpy ends the spinning
 
     signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
     try:
@@ -258,25 +268,27 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     except RuntimeError as error:
         rclpy.logging.get_logger("loftr_front_end").fatal(f"the ROS arguments are wrong: {error}")
         return 2
-    node: FrontEndNode | None = None
     try:
         try:
             node = FrontEndNode()
+            if autostart:
+                for transition in (node.trigger_configure, node.trigger_activate):
+                    if transition() != TransitionCallbackReturn.SUCCESS:
+                        return 1
+            rclpy.spin(node)
         except (ParameterException, ConfigError) as error:
+            if node is not None:
+                raise
             hint = "; write it with a decimal point (10.0)" if "expecting type 'DOUBLE'" in str(error) else ""
             rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}{hint}")
             return 2
-        if autostart:
-            for transition in (node.trigger_configure, node.trigger_activate):
-                if transition() != TransitionCallbackReturn.SUCCESS:
-                    return 1
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
+        except Exception:
+            # A signal may hit rclpy anywhere: its C++ makes another exception of the interrupt (as it takes a message),
+            # or finds the context gone (as it makes a wait set).
+            if rclpy.ok() and not interrupted.is_set():
+                raise
+    except KeyboardInterrupt:
         pass
-    except Exception:
-        # Where it hits rclpy's C++ (as it takes a message), the interrupt comes out as some other exception.
-        if not interrupted.is_set():
-            raise
     finally:
         # `ros2 launch` may pass on a Ctrl-C that the whole process group had already: no second one may break in here.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

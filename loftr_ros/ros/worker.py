@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class NewestWorker(Generic[T]):
@@ -57,6 +59,27 @@ class NewestWorker(Generic[T]):
         with self._condition:
             self._commands.append(command)
             self._condition.notify()
+
+    def ask(self, question: Callable[[], R]) -> R:
+        """Run a function on the thread, as `call` does, and wait for what it returns or raises."""
+        answer: Future[R] = Future()
+
+        def command() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self.call(command)
+        return answer.result()
+
+    def drain(self) -> None:
+        """Drop the item that waits, and wait until what is in work is finished."""
+        with self._condition:
+            displaced, self._slot = self._slot, None
+        if displaced is not None:
+            self._on_displaced(displaced)
+        self.ask(lambda: None)
 
     def stop(self) -> None:
         """Finish what is in work and the commands given so far, drop the item that waits, end the thread."""
