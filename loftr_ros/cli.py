@@ -31,7 +31,7 @@ FrameRate = Annotated[
 ]
 Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
 Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
-Network = Annotated[str, typer.Option(help="Preset of the network.")]
+Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
 Weights = Annotated[str, typer.Option(help="Weights file of that network.", show_default="the first found")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
@@ -44,15 +44,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 def demo(
     source: Annotated[str, typer.Argument(help="What to play; by default a scene that is rendered.")] = "rendered",
     output: Output = Path("demo"),
-    network: Network = "coarse_lite",
+    start: Start = 0,
+    step: Step = 1,
+    topic: Topic = None,
+    camera: Camera = None,
+    network: Network = "",
     weights: Weights = "",
-    device: Device = "auto",
-    precision: Precision = "auto",
+    device: Device = "",
+    precision: Precision = "",
     params_file: ParamsFile = None,
+    quiet: Quiet = False,
     rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
     hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames to play, at most.")] = None,
-    step: Step = 1,
 ) -> None:
     """Run the real node and a real publisher over DDS, and report latencies, poses and errors."""
     from loftr_ros.demo import run_demo
@@ -69,7 +73,11 @@ def demo(
             rate=rate,
             hz=hz,
             frames=frames,
+            start=start,
             step=step,
+            topic=topic,
+            camera=camera,
+            progress=not quiet,
         )
     )
 

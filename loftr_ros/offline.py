@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
+from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.trajectory import Trajectory, tum_lines
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -27,8 +27,8 @@ class Report:
         refused: frames that could not be read or contradicted the stream, with the reason.
         keyframes: stamps of the keyframes, in nanoseconds.
         statuses: how often each pose status came.
-        errors: (N, 2) rotation and translation-direction error in degrees of the poses relative to the reference
-            keyframe, where the source has a truth.
+        located: every pose relative to a keyframe.
+        truth: (4, 4) T_world_camera by stamp, of the frames that the source knows it of.
         latencies: seconds by stage, one entry a frame.
     """
 
@@ -36,7 +36,8 @@ class Report:
     refused: list[str] = field(default_factory=list)
     keyframes: list[int] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
-    errors: list[tuple[float, float]] = field(default_factory=list)
+    located: list[Located] = field(default_factory=list)
+    truth: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -46,12 +47,13 @@ class Report:
         text.append("poses: " + (", ".join(f"{count} {name}" for name, count in self.statuses.items()) or "none"))
         stages = (f"{stage} {1e3 * np.median(values):.1f}" for stage, values in self.latencies.items())
         text.append("median ms: " + ", ".join(stages))
-        if self.errors:
-            rotation, direction = np.median(np.array(self.errors), axis=0)
-            auc = pose_auc(np.max(np.array(self.errors), axis=1))
+        found = accuracy(to_reference(self.located), self.truth)
+        if found and found["rotation_deg"] and found["direction_deg"]:
+            auc = "/".join(f"{area:.1f}" for area in found["auc"].values())
             text.append(
-                f"against the truth: rotation {rotation:.2f} deg, translation direction {direction:.2f} deg (medians), "
-                f"AUC@5/10/20 {auc[0]:.1f}/{auc[1]:.1f}/{auc[2]:.1f}"
+                f"against the truth: rotation {found['rotation_deg']['median']:.2f} deg, translation direction "
+                f"{found['direction_deg']['median']:.2f} deg (medians, to the reference keyframe), AUC@5/10/20 {auc} "
+                f"({found['tiny_baseline']} of {found['pairs']} pairs left out, too close together for a direction)"
             )
         return text
 
@@ -78,9 +80,8 @@ def run(source: Source, front_end: FrontEnd, output: Path, *, parquet: bool = Fa
     if parquet:
         import pyarrow  # noqa: F401  (told before the work, not after it)
     output.mkdir(parents=True, exist_ok=True)
-    truth: dict[int, NDArray[np.float64]] = {}
-    trajectory = Trajectory(truth)
     report, columns, picture = Report(), _Columns(), _BestPicture()
+    trajectory = Trajectory(report.truth)
     with (output / "relative_poses.csv").open("w", newline="") as file:
         poses = csv.writer(file)
         poses.writerow(["stamp_ns", "keyframe_id", "keyframe_stamp_ns", "status", "x", "y", "z", "qx", "qy", "qz", "qw",
@@ -92,19 +93,19 @@ def run(source: Source, front_end: FrontEnd, output: Path, *, parquet: bool = Fa
                 report.refused.append(str(error))
                 continue
             if frame.pose is not None:
-                truth[frame.stamp_ns] = frame.pose
+                report.truth[frame.stamp_ns] = frame.pose
             poses.writerows(_pose_rows(result))
             columns.add(result)
             picture.offer(result)
             _chain(trajectory, result)
-            _summarise(report, result, truth)
+            _summarise(report, result)
     if not report.frames:
         raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
     columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     stamps, world = trajectory.poses()
     (output / "trajectory.tum").write_text("\n".join(tum_lines(stamps, world)) + "\n")
-    _plot(output / "trajectory.png", stamps, world, truth, report.keyframes, source.name)
+    _plot(output / "trajectory.png", stamps, world, report.truth, report.keyframes, source.name)
     return report
 
 
@@ -122,25 +123,17 @@ def _chain(trajectory: Trajectory, result: FrontEndResult) -> None:
         trajectory.add_keyframe(result.frame.stamp_ns)
 
 
-def _summarise(report: Report, result: FrontEndResult, truth: Mapping[int, NDArray[np.float64]]) -> None:
+def _summarise(report: Report, result: FrontEndResult) -> None:
     report.frames += 1
     report.keyframes += [result.frame.stamp_ns for event in result.events if event.added]
     for stage, seconds in result.latencies.items():
         report.latencies.setdefault(stage, []).append(seconds)
     for match in result.matches:
-        name = match.pose.status.name
-        report.statuses[name] = report.statuses.get(name, 0) + 1
-    if result.matches:
-        match, now = result.matches[0], result.frame.stamp_ns
-        then = match.keyframe.frame.stamp_ns
-        if match.pose.has_direction and now in truth and then in truth:
-            true_pose = np.linalg.inv(truth[then]) @ truth[now]
-            report.errors.append(
-                (
-                    rotation_error(match.pose.rotation, true_pose[:3, :3]),
-                    translation_direction_error(match.pose.translation, true_pose[:3, 3]),
-                )
-            )
+        pose = match.pose
+        report.statuses[pose.status.name] = report.statuses.get(pose.status.name, 0) + 1
+        counts = len(match.correspondences), int(pose.inliers.sum())
+        stamps = result.frame.stamp_ns, match.keyframe.frame.stamp_ns
+        report.located.append(Located(*stamps, pose.status, pose.matrix, *counts, pose.median_parallax))
 
 
 def _pose_rows(result: FrontEndResult) -> Iterable[list[Any]]:

@@ -98,7 +98,7 @@ class NodeProcess:
         """Wait for its end."""
         return self.process.wait(timeout=seconds)
 
-    def stop(self, number: signal.Signals, seconds: float = 3.0) -> int:
+    def stop(self, number: signal.Signals, seconds: float = PATIENCE) -> int:
         """Send a signal; returns the exit code, and fails where it takes longer than `seconds`."""
         self.process.send_signal(number)
         return self.exit_code(seconds)

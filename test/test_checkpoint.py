@@ -61,7 +61,9 @@ def test_a_truncated_file_is_called_truncated(state: dict[str, torch.Tensor], tm
         load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights at all\n", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not weights at all\n", b"\x89PNG\r\n\x1a\n", b"root:x:0:0:root:/root:/bin/bash\n" * 20]
+)
 def test_a_file_of_another_kind_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     path.write_bytes(content)

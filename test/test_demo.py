@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
-from loftr_ros.demo.records import KeyframeChange, Located, accuracy, to_previous, to_reference
 from loftr_ros.demo.report import chained, draw_trajectory, without_nan
 from loftr_ros.demo.sequence import Truth, prepare
+from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_previous, to_reference
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.sources import SourceError
 
@@ -274,7 +274,7 @@ def weights(shared_data):
 @pytest.mark.ros
 @pytest.mark.data
 def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, weights, tmp_path):
-    process = demo(ROOM, "--weights", weights, "--hz", 12)
+    process = demo(ROOM, "--weights", weights, "--hz", 6)  # as slow as a busy machine
     assert process.wait(timeout=90) == 0, (tmp_path / "said").read_text()
     assert gone(tmp_path)
     said = (tmp_path / "said").read_text()
@@ -285,7 +285,7 @@ def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, 
     assert frames["published"] == 30
     assert frames["received"] == frames["processed"] + frames["dropped"] + frames["failed"]
     assert frames["failed"] == 0
-    assert frames["processed"] >= 10
+    assert frames["processed"] >= 6
     assert report["node"]["exit_code"] == 0
     assert 0 < report["latency_ms"]["total"]["median"] < 2000
     assert report["keyframes"]["added"]["FIRST"] == 1

@@ -117,6 +117,18 @@ def test_a_camera_that_stands_still_has_low_parallax() -> None:
     assert rotation_error(pose.rotation, np.eye(3)) < 0.05
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_direction_that_the_noise_decides_is_not_given(seed: int) -> None:
+    # 2 px of parallax under 1 px of noise, few points: the best essential matrix is wrong by 45 to 120 degrees.
+    move = np.array([0.02, 0.0, 0.0])
+    views = TwoViews(rotation(0.5, 1, 0), move, seed=seed, noise=1.0, outliers=0.0, count=100)
+    pose = views.estimate(GeometryConfig(min_parallax=0.1, threshold=3.0))
+    assert pose.status == PoseStatus.LOW_PARALLAX
+    assert not pose.translation.any()
+    assert pose.covariance[0, 0] == UNKNOWN_VARIANCE
+    assert rotation_error(pose.rotation, rotation(0.5, 1, 0)) < 1.0
+
+
 @pytest.mark.parametrize("count", [0, 4, 15])
 def test_too_few_matches_are_no_pose(count: int) -> None:
     views = TwoViews(*MOTIONS[1])

@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
-from loftr_ros.demo.records import KeyframeChange, Located, pose_matrix
+from loftr_ros.evaluation.records import KeyframeChange, Located, pose_matrix
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose

@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from loftr_ros.demo.records import MIN_BASELINE, Located, accuracy, to_previous, to_reference
 from loftr_ros.demo.sequence import Sequence, Truth
+from loftr_ros.evaluation.records import MIN_BASELINE, Located, accuracy, to_previous, to_reference
 from loftr_ros.evaluation.trajectory import Trajectory
 from loftr_ros.evaluation.trajectory_plot import plot_trajectory
 from loftr_ros.visualization import draw_matches

@@ -128,9 +128,15 @@ class GeometryConfig(Settings):
     min_matches: int = setting(16, "Matches below which no pose is estimated", low=8, high=10000)
     min_inliers: int = setting(12, "Inliers below which a pose is not trusted", low=6, high=10000)
     min_parallax: float = setting(
-        0.5,
+        1.0,
         "Median motion, without the rotation's part, below which the translation's direction counts as unobserved",
         unit="px",
+        low=0.0,
+        high=100.0,
+    )
+    min_parallax_to_noise: float = setting(
+        4.0,
+        "Median parallax in units of the matches' noise below which the translation's direction counts as unobserved",
         low=0.0,
         high=100.0,
     )

@@ -180,7 +180,16 @@ class _Solver:
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
         parallax = self._median_parallax(best.rotation, inliers)
+        # The covariance does not tell this: where noise decides the direction, it is that of a minimum which fits the noise.
+        if parallax < config.min_parallax_to_noise * self._noise(best, inliers):
+            return self._without_direction(best, inliers, parallax)
         return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)
+
+    def _without_direction(self, pose: RefinedPose, inliers: Flags, parallax: float) -> RelativePose:
+        covariance = pose.covariance.copy()
+        covariance[:3], covariance[:, :3] = 0.0, 0.0
+        covariance[:3, :3] = np.eye(3) * UNKNOWN_VARIANCE
+        return RelativePose(PoseStatus.LOW_PARALLAX, pose.rotation, np.zeros(3), covariance, inliers, parallax)
 
     def _refined(self, inliers: Flags, rotation: Array, translation: Array, iterations: int = 10) -> RefinedPose:
         return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold, iterations)
@@ -255,6 +264,11 @@ class _Solver:
         far = rotated_residual(self.p0, self.p1, rotation) < 2 * self.threshold
         flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
         return flags
+
+    def _noise(self, pose: RefinedPose, inliers: Flags) -> float:
+        """Standard deviation of the inliers' distance from their epipolar lines, px, robustly."""
+        distance = sampson_distance(self.p0[inliers], self.p1[inliers], pose.rotation, pose.translation)
+        return 1.48 * float(np.median(distance)) * self.focal_length
 
     def _median_parallax(self, rotation: Array, inliers: Flags) -> float:
         return float(np.median(rotated_residual(self.p0[inliers], self.p1[inliers], rotation))) * self.focal_length

@@ -23,9 +23,6 @@ from loftr_ros.ros.synchronizer import Subscriber, TimeSynchronizer
 
 # Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
 JUMP_AFTER = 3
-# CameraInfos that the middleware keeps: of a burst it keeps the last image only, but that one's calibration, and that
-# of the image before it, must not be pushed out by the others'.
-INFOS_KEPT = 50
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,8 @@ class Arrival:
 class ImageInput:
     """Subscriptions to one camera.
 
-    Every image that reaches the node is either handed on by `on_arrival` or reported by `on_unpaired`.
+    Every image that reaches the node is handed on by `on_arrival`, reported by `on_unpaired`, or counted as dropped where
+    a newer one got its calibration first.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class ImageInput:
         # which forgets the oldest without a word.
         self._waiting: dict[int, float] = {}
         self._newest = self._behind = 0
-        self._had_a_pair = False
         self._synchronizer: Any = None
         self._latest: CameraInfo | None = None
         self._subscriptions: list[Any] = []
@@ -93,7 +90,9 @@ class ImageInput:
         if parameters.camera_info == "synchronized":
             images = Subscriber(self._node, image_type, image_topic, **_input_options(1))
             self._subscriptions.append(images.sub)
-            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(INFOS_KEPT))
+            # As few as of the images: with more of them, a node that falls behind would take the images' newest and the
+            # calibrations' oldest, which are no pairs.
+            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(1))
             self._subscriptions.append(infos.sub)
             # Before the synchronizer registers, so that it is called before it, too.
             images.registerCallback(self._wait_for_partner)
@@ -131,7 +130,7 @@ class ImageInput:
         self._newest = max(stamp, self._newest)
         if self._behind >= JUMP_AFTER:
             # Time went back. A full queue takes nothing older than what is in it, and would let no pair come about.
-            self._forget(lambda other: other > stamp)
+            self._statistics.dropped(self._forget(lambda other: other > stamp))
             self._newest, self._behind = stamp, 0
         self._waiting[stamp] = time.monotonic()
         while len(self._waiting) > self._parameters.queue_size:
@@ -140,27 +139,21 @@ class ImageInput:
     def _paired(self, image: Image | CompressedImage, info: CameraInfo) -> None:
         stamp = to_nanoseconds(image.header.stamp)
         received = self._waiting.pop(stamp, None)
-        if not self._had_a_pair:
-            # The middleware finds two topics' publishers one after the other: the first images may come alone.
-            self._had_a_pair = True
-            early = [other for other in self._waiting if other < stamp]
-            self._statistics.dropped(len(early))
-            for other in early:
-                del self._waiting[other]
-        # A topic keeps its order: what has not come for an older image will not come any more.
-        self._forget(lambda other: other < stamp)
+        # A topic keeps its order: what has not come for an older image will not come any more, and a newer image has
+        # taken its place. It may be lost in a burst, or be of the first images, before both topics are connected.
+        self._statistics.dropped(self._forget(lambda other: other < stamp))
         self._on_arrival(Arrival(image, info, time.monotonic() if received is None else received))
 
-    def _forget(self, hopeless: Callable[[int], bool]) -> None:
-        """Let go of what waits for its partner in vain, by its stamp."""
-        for queue in self._synchronizer.queues:
-            for stamp in filter(hopeless, tuple(queue)):
+    def _forget(self, hopeless: Callable[[int], bool]) -> int:
+        """Let go of what waits for its partner in vain, by its stamp; returns how many images did."""
+        for queue in (*self._synchronizer.queues, self._waiting):
+            forgotten = [stamp for stamp in queue if hopeless(stamp)]
+            for stamp in forgotten:
                 del queue[stamp]
-        for stamp in filter(hopeless, tuple(self._waiting)):
-            self._give_up(stamp)
+        return len(forgotten)
 
-    def _give_up(self, stamp: int, newest: int | None = None) -> None:
-        """Report an image that will not get its CameraInfo; `newest` is the stamp of the image that just came."""
+    def _give_up(self, stamp: int, newest: int) -> None:
+        """Report an image that the synchronizer pushes out; `newest` is the stamp of the image that just came."""
         del self._waiting[stamp]
         if stamp == newest:
             self._on_unpaired(

@@ -1,4 +1,4 @@
-"""What the demo keeps of the node's messages, and what it is held against."""
+"""What is kept of a run of the front end, and how it is held against the truth."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class KeyframeChange:
 
 
 def to_reference(located: Sequence[Located]) -> list[Located]:
-    """Each frame's pose relative to its reference keyframe, which the node publishes first, in the order of time."""
+    """Each frame's pose relative to its reference keyframe, which comes first, in the order of time."""
     first: dict[int, Located] = {}
     for pose in located:
         first.setdefault(pose.stamp_ns, pose)
@@ -83,7 +83,7 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
 
     A pair whose true baseline is below MIN_BASELINE of the median step between consecutive true positions has no
     meaningful direction of translation: it counts for the rotation only. The AUC is over all other pairs; one of them
-    without an observed pose or direction counts as failed, whatever the node said of it.
+    without an observed pose or direction counts as failed, whatever the front end said of it.
 
     Args:
         located: one entry a pair.
