@@ -246,15 +246,15 @@ class Client:
         Args:
             messages: makes the next good frame.
         """
-        for _ in range(int(PATIENCE / 0.2)):
+        sent: list[int] = []
+        end = time.monotonic() + PATIENCE
+        while not any(self.results_of(stamp) for stamp in sent):
+            assert time.monotonic() < end, f"no frame came through; status: {self.statuses[-1:]}"
             frame = messages()
-            stamp = nanoseconds(frame[0].header.stamp)
+            sent.append(nanoseconds(frame[0].header.stamp))
             self.send(*frame)
             with self._changed:
-                if self._changed.wait_for(lambda stamp=stamp: self.results_of(stamp), 0.2):
-                    break
-        else:
-            raise AssertionError(f"no frame came through; status: {self.statuses[-1:]}")
+                self._changed.wait_for(lambda: any(self.results_of(stamp) for stamp in sent), 0.2)
         self.status()
 
     def poses_of(self, stamp: int) -> list[RelativePose]:

@@ -43,8 +43,8 @@ class Arrival:
 class ImageInput:
     """Subscriptions to one camera.
 
-    Every image that reaches the node is handed on by `on_arrival`, reported by `on_unpaired`, or counted as dropped where
-    a newer one got its calibration first.
+    Every image that reaches the node is handed on by `on_arrival`, reported by `on_unpaired`, or counted as dropped
+    where a newer one got its calibration first.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class ImageInput:
         if parameters.camera_info == "synchronized":
             images = Subscriber(self._node, image_type, image_topic, **_input_options(1))
             self._subscriptions.append(images.sub)
-            # As few as of the images: with more of them, a node that falls behind would take the images' newest and the
-            # calibrations' oldest, which are no pairs.
-            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(1))
+            # Of a burst the newest image is kept, and taken first: its calibration must not be overwritten meanwhile.
+            # No more are kept than images may wait: none must be given up while its calibration is still queued.
+            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(parameters.queue_size))
             self._subscriptions.append(infos.sub)
             # Before the synchronizer registers, so that it is called before it, too.
             images.registerCallback(self._wait_for_partner)
