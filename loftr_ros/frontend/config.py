@@ -153,7 +153,7 @@ class KeyframeConfig(Settings):
     """When keyframes come and go."""
 
     capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000)
-    max_matched: int = setting(2, "Keyframes matched with each frame, at most (K)", low=1, high=16)
+    max_matched: int = setting(1, "Keyframes matched with each frame, at most (K)", low=1, high=16)
     min_coverage: float = setting(
         0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
     )

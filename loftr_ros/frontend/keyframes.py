@@ -107,10 +107,10 @@ class KeyframeBuffer:
     When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference.
     """
 
-    def __init__(self, config: KeyframeConfig) -> None:
+    def __init__(self, config: KeyframeConfig, first_id: int = 1) -> None:
         self._config = config
         self._keyframes: list[Keyframe] = []
-        self._next_id = 1
+        self.next_id = first_id
         self._frame_number = 0
         self.reference: Keyframe | None = None
 
@@ -162,8 +162,8 @@ class KeyframeBuffer:
             gone = min(candidates, key=lambda keyframe: keyframe.last_matched)
             self._keyframes.remove(gone)
             events.append(KeyframeEvent(gone, False, KeyframeReason.EVICTED, len(self._keyframes)))
-        keyframe = Keyframe(self._next_id, encoded, last_matched=self._frame_number)
-        self._next_id += 1
+        keyframe = Keyframe(self.next_id, encoded, last_matched=self._frame_number)
+        self.next_id += 1
         self._keyframes.append(keyframe)
         self.reference = keyframe
         events.append(KeyframeEvent(keyframe, True, reason, len(self._keyframes)))

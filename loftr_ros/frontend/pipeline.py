@@ -87,10 +87,17 @@ class FrontEndResult:
 class FrontEnd:
     """Keyframes and the matcher behind one method. Not thread-safe: one thread calls it."""
 
-    def __init__(self, matcher: LoFTR, config: FrontEndConfig | None = None) -> None:
+    def __init__(self, matcher: LoFTR, config: FrontEndConfig | None = None, first_keyframe_id: int = 1) -> None:
+        """Begin without keyframes.
+
+        Args:
+            matcher: the network, ready to infer.
+            config: settings; None for the defaults.
+            first_keyframe_id: id of the first keyframe, for who goes on after another front end.
+        """
         self.config = config or FrontEndConfig()
         self.matcher = matcher
-        self.buffer = KeyframeBuffer(self.config.keyframe)
+        self.buffer = KeyframeBuffer(self.config.keyframe, first_keyframe_id)
         self._stream = StreamGuard()
         self._forced = False
 
@@ -104,9 +111,19 @@ class FrontEnd:
             FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
         """
         timer = _Timer()
-        events = self._admit(frame)
         with timer("encode"):
-            current = self._encode(frame)
+            current = self.encode(frame)
+        return self.process_encoded(current, timer)
+
+    def process_encoded(self, current: EncodedFrame, timer: _Timer | None = None) -> FrontEndResult:
+        """The rest of `process`, after `encode`, which touches no state: a caller may encode the next frame meanwhile.
+
+        Raises:
+            FrameRefusedError: as `process`.
+        """
+        timer = timer or _Timer()
+        frame = current.frame
+        events = self._admit(frame)
         keyframes = self.buffer.choose()
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
@@ -125,7 +142,7 @@ class FrontEnd:
 
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
         """Match two frames by themselves, whatever the stream; keeps nothing."""
-        encoded0, encoded1 = self._encode(keyframe), self._encode(current)
+        encoded0, encoded1 = self.encode(keyframe), self.encode(current)
         return self._to_raw_pixels(encoded0, encoded1, self.matcher.match([encoded0.features], encoded1.features)[0])
 
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
@@ -143,8 +160,8 @@ class FrontEnd:
         self.buffer.next_frame()
         return [] if changed is None else self.buffer.clear(changed)
 
-    def _encode(self, frame: Frame) -> EncodedFrame:
-        """Everything that is computed from the frame alone."""
+    def encode(self, frame: Frame) -> EncodedFrame:
+        """Everything that is computed from the frame alone; may be called from another thread than the rest."""
         width, height = frame.size
         shrink = min(1.0, self.config.image.max_side / max(width, height))
         image = frame.image

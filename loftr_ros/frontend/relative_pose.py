@@ -175,12 +175,15 @@ class _Solver:
         tried = (self._refined(inliers, *candidate, iterations=3) for candidate in candidates)
         best = min(tried, key=lambda pose: pose.cost)
         # To the end with the inliers that the refined pose has: what it came from no longer matters.
-        best = self._refined(self._inliers(best.rotation, best.translation), best.rotation, best.translation)
+        inliers = self._inliers(best.rotation, best.translation)
+        if inliers.sum() < config.min_inliers:
+            return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+        best = self._refined(inliers, best.rotation, best.translation)
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
         parallax = self._median_parallax(best.rotation, inliers)
-        # The covariance does not tell this: where noise decides the direction, it is that of a minimum which fits the noise.
+        # The covariance does not tell this: where noise decides the direction, the minimum is one that fits the noise.
         if parallax < config.min_parallax_to_noise * self._noise(best, inliers):
             return self._without_direction(best, inliers, parallax)
         return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)

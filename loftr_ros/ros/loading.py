@@ -6,6 +6,7 @@ before a lifecycle manager, or someone's Ctrl-C, wants them.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
-def load_front_end(parameters: Parameters, say: Callable[[str], object]) -> FrontEnd:
+def load_front_end(parameters: Parameters, first_keyframe_id: int, say: Callable[[str], object]) -> FrontEnd:
     """Load the network, warm it up, and build the front end around it.
 
     Args:
         parameters: the node's.
+        first_keyframe_id: of the first keyframe.
         say: told which network runs where.
 
     Raises:
@@ -35,8 +37,9 @@ def load_front_end(parameters: Parameters, say: Callable[[str], object]) -> Fron
     from loftr_ros.matcher.precision import precision_name, resolve_device, resolve_precision
 
     wanted = parameters.matcher
-    if wanted.threads:
-        torch.set_num_threads(wanted.threads)
+    # More threads than cores, or another process on them, and OpenMP's threads wait for each other at every operation:
+    # encode and match then take twice to fifty times as long.
+    torch.set_num_threads(wanted.threads or max(1, (os.cpu_count() or 2) // 2))
     if not wanted.weights:
         raise WeightsError(
             f"the parameter 'weights' is empty, and network '{wanted.network}' comes without weights; "
@@ -53,4 +56,4 @@ def load_front_end(parameters: Parameters, say: Callable[[str], object]) -> Fron
         f"network {wanted.network} on {device} in {precision_name(dtype)} ({wanted.weights}), "
         f"warmed up in {time.monotonic() - start:.2f} s"
     )
-    return FrontEnd(matcher, parameters.front_end)
+    return FrontEnd(matcher, parameters.front_end, first_keyframe_id)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,17 +15,17 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.config import ConfigError
-from loftr_ros.ros.inputs import Arrival, FrameDecoder, ImageInput
+from loftr_ros.ros.inputs import FrameDecoder, ImageInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.outputs import Outputs
 from loftr_ros.ros.parameters import declare, read, refusal
-from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter, error_kind
+from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter
+from loftr_ros.ros.stages import FrameStages
 from loftr_ros.ros.statistics import Statistics
-from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
-    from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
+    from loftr_ros.frontend.pipeline import FrontEnd
 
 
 class FrontEndNode(LifecycleNode):
@@ -51,11 +49,10 @@ class FrontEndNode(LifecycleNode):
         self._lifecycle = "unconfigured"
         self.failure = ""
         self.in_transition = False
-        self._front_end: FrontEnd | None = None
-        self._decoder: FrameDecoder | None = None
         self._outputs: Outputs | None = None
         self._input: ImageInput | None = None
-        self._worker: NewestWorker[Arrival] | None = None
+        self._stages: FrameStages | None = None
+        self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -71,17 +68,19 @@ class FrontEndNode(LifecycleNode):
         self.statistics.set_window(output.status_window)
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
-        self._worker = NewestWorker(self._work, lambda _: self.statistics.dropped(), "loftr_inference")
-        # On the thread that will run it: a second thread in torch makes more OpenMP threads than there are cores, upon
-        # which they no longer spin but sleep between two operations; encode and match then take twice as long.
+        self._stages = FrameStages(
+            lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger().info),
+            FrameDecoder(parameters.input.white_level),
+            self.statistics,
+            self.errors,
+            self.context.ok,
+        )
         try:
-            front_end = self._worker.ask(lambda: load_front_end(parameters, self.get_logger().info))
+            self._outputs = Outputs(self, output.max_lines)
         except Exception:
             self._end("unconfigured")
             raise
-        self._outputs = Outputs(self, output.max_lines)
-        self._decoder = FrameDecoder(parameters.input.white_level)
-        self._front_end = front_end
+        self._stages.publish_by(self._outputs)
         self._lifecycle = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
@@ -89,8 +88,8 @@ class FrontEndNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and begin to work."""
         parameters = read(self).input
-        assert self._worker is not None
-        self._input = ImageInput(self, parameters, self.statistics, self._worker.put, self.errors.frame_failed)
+        assert self._stages is not None
+        self._input = ImageInput(self, parameters, self.statistics, self._stages.put, self.errors.frame_failed)
         self._lifecycle = "active"
         self.get_logger().info(f"waiting for images on {self._input.topic} (camera_info: {parameters.camera_info})")
         # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
@@ -121,79 +120,30 @@ class FrontEndNode(LifecycleNode):
     def close(self) -> None:
         """End the threads, whatever state the node is in; the node cannot be used after it."""
         self._stop()
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
-        self._front_end = None
-
-    # --- a frame's way, on the inference thread ---
-
-    def _work(self, arrival: Arrival) -> None:
-        try:
-            result = self._process(arrival)
-        except Exception as error:
-            self._report(error, self.errors.frame_failed)
-            return
-        try:
-            assert self._outputs is not None
-            self._outputs.publish_picture(result)
-        except Exception as error:  # the frame is done, and counted as that
-            self._report(error, self.errors.error)
-
-    def _report(self, error: Exception, report: Callable[[str, str, str], None]) -> None:
-        """Log and count what was raised on the inference thread, which must not end by it."""
-        if not self.context.ok():
-            return  # the context went away beneath the publishers: no failure
-        kind = error_kind(error)
-        report(kind, str(error) or type(error).__name__, traceback.format_exc() if kind == "internal" else "")
-
-    def _process(self, arrival: Arrival) -> FrontEndResult:
-        assert self._front_end is not None and self._decoder is not None and self._outputs is not None
-        begun = time.monotonic()
-        frame = self._decoder(arrival)
-        self.statistics.decoded()
-        decoded = time.monotonic()
-        result = self._front_end.process(frame)
-        found = time.monotonic()
-        self._outputs.publish(result)
-        now = time.monotonic()
-        latencies = result.latencies | {
-            "wait": begun - arrival.received,
-            "decode": decoded - begun,
-            "publish": now - found,
-            "total": now - arrival.received,
-        }
-        self.statistics.processed(latencies, now)
-        return result
+        if self._stages is not None:
+            self._stages.stop()
+            self._stages = None
 
     # --- services and parameters ---
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        def reset() -> None:
-            assert self._front_end is not None and self._outputs is not None
-            self._outputs.publish_events(self._front_end.reset(), None)
-
-        return self._on_worker(reset, "all keyframes are dropped before the next frame", response)
+        done = "all keyframes are dropped before the next frame"
+        return self._on_stages(
+            lambda front_end, outputs: outputs.publish_events(front_end.reset(), None), done, response
+        )
 
     def _on_force_keyframe(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        def force() -> None:
-            assert self._front_end is not None
-            self._front_end.force_keyframe()
+        done = "the next frame becomes a keyframe"
+        return self._on_stages(lambda front_end, outputs: front_end.force_keyframe(), done, response)
 
-        return self._on_worker(force, "the next frame becomes a keyframe", response)
-
-    def _on_worker(self, command: Callable[[], None], done: str, response: Trigger.Response) -> Trigger.Response:
-        def guarded() -> None:
-            try:
-                command()
-            except Exception as error:
-                self._report(error, self.errors.error)
-
-        active = self._worker is not None and self._lifecycle == "active"
+    def _on_stages(
+        self, command: Callable[[FrontEnd, Outputs], object], done: str, response: Trigger.Response
+    ) -> Trigger.Response:
+        active = self._stages is not None and self._lifecycle == "active"
         response.success = active
         response.message = done if active else f"the node is {self._lifecycle}, not active"
-        if self._worker is not None and active:
-            self._worker.call(guarded)
+        if self._stages is not None and active:
+            self._stages.call(command)
         return response
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
@@ -207,26 +157,28 @@ class FrontEndNode(LifecycleNode):
         if self._input is not None:
             self._input.close()
             self._input = None
-        if self._worker is not None:
-            self._worker.drain()
+        if self._stages is not None:
+            self._stages.drain()
 
     def _end(self, lifecycle: str) -> TransitionCallbackReturn:
         self._stop()
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        if self._stages is not None:
+            self._next_keyframe_id = self._stages.front_end.buffer.next_id
+            self._stages.stop()
+            self._stages = None
         if self._outputs is not None:
             self._outputs.close()
-        self._outputs = self._decoder = self._front_end = None
+        self._outputs = None
         self._lifecycle = lifecycle
         return TransitionCallbackReturn.SUCCESS
 
     def _state(self) -> FrontEndState:
-        front_end, worker, images = self._front_end, self._worker, self._input
-        if front_end is None:
+        stages, images = self._stages, self._input
+        if stages is None or self._outputs is None:
             return FrontEndState(self._lifecycle, self.failure)
         from loftr_ros.matcher.precision import precision_name
 
+        front_end = stages.front_end
         reference = front_end.buffer.reference
         waiting = images.pending if images else 0
         return FrontEndState(
@@ -237,7 +189,7 @@ class FrontEndNode(LifecycleNode):
             network=front_end.matcher.config.name,
             device=str(front_end.matcher.device),
             precision=precision_name(front_end.matcher.dtype),
-            pending=(worker.pending if worker else 0) + waiting,
+            pending=stages.pending + waiting,
             keyframes_held=len(front_end.buffer),
             keyframe_capacity=front_end.config.keyframe.capacity,
             reference_keyframe_id=reference.id if reference else 0,

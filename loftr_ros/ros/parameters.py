@@ -27,7 +27,12 @@ class MatcherParameters:
         "auto is float16 on CUDA, bfloat16 on CPUs that have it in hardware, float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = setting(0, "CPU threads of the network; 0 leaves it to torch", low=0, high=256)
+    threads: int = setting(
+        0,
+        "CPU threads of encoding and of matching each, which run side by side; 0 for half the cores",
+        low=0,
+        high=256,
+    )
     warm_up_width: int = setting(
         640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192
     )

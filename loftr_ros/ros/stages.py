@@ -1,0 +1,150 @@
+"""A frame's way through the node: two threads, so that one frame is encoded while the one before it is matched."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loftr_ros.ros.inputs import Arrival, FrameDecoder
+from loftr_ros.ros.outputs import Outputs
+from loftr_ros.ros.reports import ErrorLog, error_kind
+from loftr_ros.ros.statistics import Statistics
+from loftr_ros.ros.worker import NewestWorker
+
+if TYPE_CHECKING:
+    from loftr_ros.frontend.keyframes import EncodedFrame
+    from loftr_ros.frontend.pipeline import FrontEnd
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A frame between the two threads; times are monotonic seconds."""
+
+    frame: EncodedFrame
+    received: float
+    begun: float
+    decoded: float
+    encoded: float
+
+
+class FrameStages:
+    """Decodes and encodes on one thread, matches and publishes on another; before each the newest frame waits.
+
+    The second owns the front end's state: keyframes are touched by no other thread.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], FrontEnd],
+        decoder: FrameDecoder,
+        statistics: Statistics,
+        errors: ErrorLog,
+        is_alive: Callable[[], bool],
+    ) -> None:
+        """Start the threads and load the network on the one that matches.
+
+        Args:
+            load: makes the front end.
+            decoder: makes frames of messages.
+            statistics, errors: count what becomes of each frame.
+            is_alive: whether the publishers still have a context.
+
+        Raises:
+            Whatever `load` raises; the threads have then ended.
+        """
+        self._decoder = decoder
+        self._outputs: Outputs | None = None
+        self._statistics = statistics
+        self._errors = errors
+        self._is_alive = is_alive
+        self._matching: NewestWorker[_Encoded] = NewestWorker(self._match, self._dropped, "loftr_match")
+        self._encoding: NewestWorker[Arrival] = NewestWorker(self._encode, self._dropped, "loftr_encode")
+        try:
+            self.front_end = self._matching.ask(load)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pending(self) -> int:
+        """Frames that wait or are in work."""
+        return self._encoding.pending + self._matching.pending
+
+    def publish_by(self, outputs: Outputs) -> None:
+        """Say where the results go; before the first frame."""
+        self._outputs = outputs
+
+    def put(self, arrival: Arrival) -> None:
+        """Take a message as the newest."""
+        self._encoding.put(arrival)
+
+    def call(self, command: Callable[[FrontEnd, Outputs], object]) -> None:
+        """Run a command on the front end, between two frames."""
+
+        def guarded() -> None:
+            assert self._outputs is not None
+            try:
+                command(self.front_end, self._outputs)
+            except Exception as error:
+                self._report(error, self._errors.error)
+
+        self._matching.call(guarded)
+
+    def drain(self) -> None:
+        """Finish what is in work, drop what waits."""
+        self._encoding.drain()
+        self._matching.drain()
+
+    def stop(self) -> None:
+        """As `drain`, and end the threads."""
+        self._encoding.stop()
+        self._matching.stop()
+
+    def _encode(self, arrival: Arrival) -> None:
+        begun = time.monotonic()
+        try:
+            frame = self._decoder(arrival)
+            self._statistics.decoded()
+            decoded = time.monotonic()
+            encoded = self.front_end.encode(frame)
+        except Exception as error:
+            self._report(error, self._errors.frame_failed)
+            return
+        self._matching.put(_Encoded(encoded, arrival.received, begun, decoded, time.monotonic()))
+
+    def _match(self, item: _Encoded) -> None:
+        assert self._outputs is not None
+        taken = time.monotonic()
+        try:
+            result = self.front_end.process_encoded(item.frame)
+            found = time.monotonic()
+            self._outputs.publish(result)
+        except Exception as error:
+            self._report(error, self._errors.frame_failed)
+            return
+        now = time.monotonic()
+        latencies = result.latencies | {
+            "wait": (item.begun - item.received) + (taken - item.encoded),
+            "decode": item.decoded - item.begun,
+            "encode": item.encoded - item.decoded,
+            "publish": now - found,
+            "total": now - item.received,
+        }
+        self._statistics.processed(latencies, now)
+        try:
+            self._outputs.publish_picture(result)
+        except Exception as error:  # the frame is done, and counted as that
+            self._report(error, self._errors.error)
+
+    def _dropped(self, _: Any) -> None:
+        self._statistics.dropped()
+
+    def _report(self, error: Exception, report: Callable[[str, str, str], None]) -> None:
+        """Log and count what was raised on a thread, which must not end by it."""
+        if not self._is_alive():
+            return  # the context went away beneath the publishers: no failure
+        kind = error_kind(error)
+        report(kind, str(error) or type(error).__name__, traceback.format_exc() if kind == "internal" else "")
