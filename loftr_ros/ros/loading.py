@@ -37,9 +37,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, say: Callable
     from loftr_ros.matcher.precision import precision_name, resolve_device, resolve_precision
 
     wanted = parameters.matcher
-    # More threads than cores, or another process on them, and OpenMP's threads wait for each other at every operation:
-    # encode and match then take twice to fifty times as long.
-    torch.set_num_threads(wanted.threads or max(1, (os.cpu_count() or 2) // 2))
+    torch.set_num_threads(wanted.threads or max(1, (os.cpu_count() or 1) // (2 if wanted.is_pipelined else 1)))
     if not wanted.weights:
         raise WeightsError(
             f"the parameter 'weights' is empty, and network '{wanted.network}' comes without weights; "

@@ -74,6 +74,7 @@ class FrontEndNode(LifecycleNode):
             self.statistics,
             self.errors,
             self.context.ok,
+            parameters.matcher.is_pipelined,
         )
         try:
             self._outputs = Outputs(self, output.max_lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,10 +29,13 @@ class MatcherParameters:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     threads: int = setting(
-        0,
-        "CPU threads of encoding and of matching each, which run side by side; 0 for half the cores",
-        low=0,
-        high=256,
+        0, "CPU threads of the network; 0 for all cores, or half of them when pipelined", low=0, high=256
+    )
+    pipelined: str = setting(
+        "auto",
+        "always encodes a frame while the one before it is matched: more frames a second where there are cores for both; "
+        "auto does so from four cores on",
+        choices=("auto", "always", "never"),
     )
     warm_up_width: int = setting(
         640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192
@@ -42,6 +46,11 @@ class MatcherParameters:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def is_pipelined(self) -> bool:
+        """What `pipelined` comes to on this machine."""
+        return self.pipelined == "always" or (self.pipelined == "auto" and (os.cpu_count() or 1) >= 4)
 
 
 @dataclass(frozen=True)

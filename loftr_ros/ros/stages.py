@@ -1,4 +1,4 @@
-"""A frame's way through the node: two threads, so that one frame is encoded while the one before it is matched."""
+"""A frame's way through the node: on one thread, or on two so that one frame is encoded while the last is matched."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class _Encoded:
 
 
 class FrameStages:
-    """Decodes and encodes on one thread, matches and publishes on another; before each the newest frame waits.
+    """Decodes, encodes, matches and publishes; before each thread the newest frame waits.
 
-    The second owns the front end's state: keyframes are touched by no other thread.
+    With two threads the first decodes and encodes. The other owns the front end's state: no other touches keyframes.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class FrameStages:
         statistics: Statistics,
         errors: ErrorLog,
         is_alive: Callable[[], bool],
+        pipelined: bool,
     ) -> None:
         """Start the threads and load the network on the one that matches.
 
@@ -51,6 +52,8 @@ class FrameStages:
             decoder: makes frames of messages.
             statistics, errors: count what becomes of each frame.
             is_alive: whether the publishers still have a context.
+            pipelined: use two threads. More frames a second get through where there are cores for both; where there
+                are not, they only slow each other down.
 
         Raises:
             Whatever `load` raises; the threads have then ended.
@@ -60,9 +63,18 @@ class FrameStages:
         self._statistics = statistics
         self._errors = errors
         self._is_alive = is_alive
-        self._matching: NewestWorker[_Encoded] = NewestWorker(self._match, self._dropped, "loftr_match")
-        self._encoding: NewestWorker[Arrival] = NewestWorker(self._encode, self._dropped, "loftr_encode")
+        self._encoding: NewestWorker[Arrival]
+        if pipelined:
+            matching: NewestWorker[_Encoded] = NewestWorker(self._match, self._dropped, "loftr_match")
+            self._encoding = NewestWorker(lambda a: self._encode(a, matching.put), self._dropped, "loftr_encode")
+            self._matching: NewestWorker[Any] = matching
+        else:
+            self._encoding = NewestWorker(lambda a: self._encode(a, self._match), self._dropped, "loftr_inference")
+            self._matching = self._encoding
+        self._threads = (self._encoding, self._matching) if pipelined else (self._encoding,)
         try:
+            # On a thread that will run it: one more thread in torch makes more OpenMP threads than there are cores, upon
+            # which they sleep between two operations instead of spinning, and everything takes twice as long.
             self.front_end = self._matching.ask(load)
         except BaseException:
             self.stop()
@@ -71,7 +83,7 @@ class FrameStages:
     @property
     def pending(self) -> int:
         """Frames that wait or are in work."""
-        return self._encoding.pending + self._matching.pending
+        return sum(thread.pending for thread in self._threads)
 
     def publish_by(self, outputs: Outputs) -> None:
         """Say where the results go; before the first frame."""
@@ -95,15 +107,15 @@ class FrameStages:
 
     def drain(self) -> None:
         """Finish what is in work, drop what waits."""
-        self._encoding.drain()
-        self._matching.drain()
+        for thread in self._threads:
+            thread.drain()
 
     def stop(self) -> None:
         """As `drain`, and end the threads."""
-        self._encoding.stop()
-        self._matching.stop()
+        for thread in self._threads:
+            thread.stop()
 
-    def _encode(self, arrival: Arrival) -> None:
+    def _encode(self, arrival: Arrival, then: Callable[[_Encoded], None]) -> None:
         begun = time.monotonic()
         try:
             frame = self._decoder(arrival)
@@ -113,7 +125,7 @@ class FrameStages:
         except Exception as error:
             self._report(error, self._errors.frame_failed)
             return
-        self._matching.put(_Encoded(encoded, arrival.received, begun, decoded, time.monotonic()))
+        then(_Encoded(encoded, arrival.received, begun, decoded, time.monotonic()))
 
     def _match(self, item: _Encoded) -> None:
         assert self._outputs is not None
