@@ -33,8 +33,8 @@ class MatcherParameters:
     )
     pipelined: str = setting(
         "auto",
-        "always encodes a frame while the one before it is matched: more frames a second where there are cores for both; "
-        "auto does so from four cores on",
+        "always encodes a frame while the one before it is matched: more frames a second where there are cores for "
+        "both; auto does so from four cores on",
         choices=("auto", "always", "never"),
     )
     warm_up_width: int = setting(

@@ -73,8 +73,8 @@ class FrameStages:
             self._matching = self._encoding
         self._threads = (self._encoding, self._matching) if pipelined else (self._encoding,)
         try:
-            # On a thread that will run it: one more thread in torch makes more OpenMP threads than there are cores, upon
-            # which they sleep between two operations instead of spinning, and everything takes twice as long.
+            # On a thread that will run it: one more thread in torch makes more OpenMP threads than there are cores,
+            # upon which they sleep between two operations instead of spinning, and everything takes twice as long.
             self.front_end = self._matching.ask(load)
         except BaseException:
             self.stop()
