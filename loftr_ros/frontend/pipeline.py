@@ -140,6 +140,16 @@ class FrontEnd:
             events += self._update_keyframes(current, matches)
         return FrontEndResult(frame, tuple(matches), tuple(events), timer.seconds)
 
+    def warm_up(self, size: tuple[int, int]) -> None:
+        """Run the network once on an image of `size` (width, height) and against every number of keyframes.
+
+        The first run of a shape allocates and picks kernels; this takes that out of the first frames' latency.
+        """
+        blank = Frame(np.zeros((size[1], size[0]), np.uint8), 0, "")
+        features = self.encode(blank).features
+        for count in range(1, self.config.keyframe.max_matched + 1):
+            self.matcher.match([features] * count, features)
+
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
         """Match two frames by themselves, whatever the stream; keeps nothing."""
         encoded0, encoded1 = self.encode(keyframe), self.encode(current)

@@ -148,15 +148,6 @@ class LoFTR(nn.Module):
         tokens0, tokens1 = self.loftr_coarse(features0.tokens, features1.tokens, features0.mask, features1.mask)
         return confidence_matrix(tokens0, tokens1, self.config.coarse.temperature)[0]
 
-    def warm_up(self, size: tuple[int, int], keyframes: int) -> None:
-        """Run once on an image of `size` (width, height) against every batch up to `keyframes`.
-
-        The first run of a shape allocates and picks kernels; this takes that out of the first frames' latency.
-        """
-        features = self.encode(torch.zeros(size[1], size[0], dtype=torch.uint8))
-        for count in range(1, keyframes + 1):
-            self.match([features] * count, features)
-
     def _match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         batch, coarse = len(keyframes), self.config.coarse
         first = keyframes[0]

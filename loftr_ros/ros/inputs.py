@@ -23,6 +23,9 @@ from loftr_ros.ros.synchronizer import Subscriber, TimeSynchronizer
 
 # Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
 JUMP_AFTER = 3
+# Images that the middleware keeps. It is the slot before inference that lets the newest win; with one kept here, images
+# would be lost without being counted whenever the executor is late.
+IMAGES_KEPT = 5
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class ImageInput:
         image_type: type = CompressedImage if compressed else Image
         image_topic = "image/compressed" if compressed else "image"
         if parameters.camera_info == "synchronized":
-            images = Subscriber(self._node, image_type, image_topic, **_input_options(1))
+            images = Subscriber(self._node, image_type, image_topic, **_input_options(IMAGES_KEPT))
             self._subscriptions.append(images.sub)
             # Of a burst the newest image is kept, and taken first: its calibration must not be overwritten meanwhile.
             # No more are kept than images may wait: none must be given up while its calibration is still queued.
@@ -99,7 +102,9 @@ class ImageInput:
             self._synchronizer = TimeSynchronizer([images, infos], parameters.queue_size)
             self._synchronizer.registerCallback(self._paired)
             return
-        self._subscriptions.append(subscribe(image_type, image_topic, self._unsynchronized, **_input_options(1)))
+        self._subscriptions.append(
+            subscribe(image_type, image_topic, self._unsynchronized, **_input_options(IMAGES_KEPT))
+        )
         if parameters.camera_info == "latest":
             self._subscriptions.append(subscribe(CameraInfo, "camera_info", self._remember, **_input_options(1, True)))
 
@@ -240,7 +245,7 @@ class FrameDecoder:
 
 
 def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:
-    """Best effort, newest only, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it.
+    """Best effort, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it.
 
     Args:
         depth: messages kept.

@@ -46,12 +46,13 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, say: Callable
     device = resolve_device(wanted.device)
     dtype = resolve_precision(wanted.precision, device)
     matcher = load_network(wanted.network, Path(wanted.weights).expanduser(), device, dtype)
+    front_end = FrontEnd(matcher, parameters.front_end, first_keyframe_id)
     size = (wanted.warm_up_width, wanted.warm_up_height)
     start = time.monotonic()
-    if min(size) >= matcher.cell_size:
-        matcher.warm_up(size, parameters.front_end.keyframe.max_matched)
+    if min(size) > 0:
+        front_end.warm_up(size)
     say(
         f"network {wanted.network} on {device} in {precision_name(dtype)} ({wanted.weights}), "
         f"warmed up in {time.monotonic() - start:.2f} s"
     )
-    return FrontEnd(matcher, parameters.front_end, first_keyframe_id)
+    return front_end

@@ -38,10 +38,14 @@ class MatcherParameters:
         choices=("auto", "always", "never"),
     )
     warm_up_width: int = setting(
-        640, "Width of the image that the network is warmed up with; 0 for no warm-up", unit="px", low=0, high=8192
+        640,
+        "Width of the camera image that the network is warmed up for; 0 for no warm-up",
+        unit="px",
+        low=0,
+        high=8192,
     )
     warm_up_height: int = setting(
-        480, "Height of the image that the network is warmed up with", unit="px", low=0, high=8192
+        480, "Height of the camera image that the network is warmed up for", unit="px", low=0, high=8192
     )
 
     def __post_init__(self) -> None:
