@@ -204,7 +204,7 @@ def draw_trajectory(path: Path, recorded: Any, truth: Truth, name: str) -> bool:
         known = np.array([int(stamp) in truth.poses for stamp in stamps], dtype=np.bool_)
         stamps, poses = stamps[known], poses[known]
         true_poses = np.array([truth.poses[int(stamp)] for stamp in stamps])
-    if len(stamps) < 2 or not any(pose.has_direction for pose in recorded.located):
+    if len(stamps) < 2 or not any(pose.status.has_direction for pose in recorded.located):
         return False
     if truth.poses:
         scale = "rotations and directions are estimated, the length of each step is the truth's"
@@ -224,7 +224,7 @@ def chained(located: list[Located], keyframes: list[Any], truth: Truth) -> tuple
         by_stamp.setdefault(pose.stamp_ns, []).append(pose)
     for stamp in sorted(by_stamp):
         for pose in by_stamp[stamp]:
-            trajectory.add_pose(pose.keyframe_stamp_ns, stamp, pose.pose, pose.has_rotation)
+            trajectory.add_pose(pose.keyframe_stamp_ns, stamp, pose.pose, pose.status.has_rotation)
         if stamp in added:
             trajectory.add_keyframe(stamp)
     return trajectory.poses()

@@ -39,16 +39,6 @@ class Located:
     num_inliers: int
     parallax: float
 
-    @property
-    def has_rotation(self) -> bool:
-        """Whether the rotation is observed."""
-        return self.status not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
-
-    @property
-    def has_direction(self) -> bool:
-        """Whether the translation's direction is observed."""
-        return self.status in (PoseStatus.OK, PoseStatus.PLANAR)
-
 
 @dataclass(frozen=True)
 class KeyframeChange:
@@ -102,15 +92,17 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
     tiny = silent = 0
     for pair in pairs:
         true_pose = np.linalg.inv(truth[pair.keyframe_stamp_ns]) @ truth[pair.stamp_ns]
-        turned = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.has_rotation else np.inf
-        if pair.has_rotation:
+        turned = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.status.has_rotation else np.inf
+        if pair.status.has_rotation:
             rotation.append(turned)
-        silent += not pair.has_direction
+        silent += not pair.status.has_direction
         if np.linalg.norm(true_pose[:3, 3]) <= shortest:
             tiny += 1
             continue
-        pointed = translation_direction_error(pair.pose[:3, 3], true_pose[:3, 3]) if pair.has_direction else np.inf
-        if pair.has_direction:
+        pointed = (
+            translation_direction_error(pair.pose[:3, 3], true_pose[:3, 3]) if pair.status.has_direction else np.inf
+        )
+        if pair.status.has_direction:
             direction.append(pointed)
         worse.append(max(turned, pointed))
     auc = pose_auc(worse)

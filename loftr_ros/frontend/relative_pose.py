@@ -42,6 +42,16 @@ class PoseStatus(IntEnum):
     PLANAR = 4
     NO_CALIBRATION = 5
 
+    @property
+    def has_rotation(self) -> bool:
+        """Whether the rotation is observed."""
+        return self not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
+
+    @property
+    def has_direction(self) -> bool:
+        """Whether the translation's direction is observed."""
+        return self in (PoseStatus.OK, PoseStatus.PLANAR)
+
 
 @dataclass(frozen=True)
 class RelativePose:
@@ -71,12 +81,12 @@ class RelativePose:
     @property
     def has_rotation(self) -> bool:
         """Whether the rotation is observed."""
-        return self.status not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
+        return self.status.has_rotation
 
     @property
     def has_direction(self) -> bool:
         """Whether the translation's direction is observed."""
-        return self.status in (PoseStatus.OK, PoseStatus.PLANAR)
+        return self.status.has_direction
 
     @property
     def matrix(self) -> Array:
