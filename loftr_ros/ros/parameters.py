@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from loftr_ros.frontend.config import ConfigError, FrontEndConfig, check, setting
+from loftr_ros.frontend.config import ConfigError, FrontEndConfig, Settings, setting
 
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class MatcherParameters:
+class MatcherParameters(Settings):
     """Which network runs, and where."""
 
     network: str = setting("coarse_lite", "Preset of the network")
@@ -48,9 +48,6 @@ class MatcherParameters:
         480, "Height of the camera image that the network is warmed up for", unit="px", low=0, high=8192
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def is_pipelined(self) -> bool:
         """What `pipelined` comes to on this machine."""
@@ -58,7 +55,7 @@ class MatcherParameters:
 
 
 @dataclass(frozen=True)
-class InputParameters:
+class InputParameters(Settings):
     """How images and calibrations come in."""
 
     image_transport: str = setting(
@@ -82,12 +79,9 @@ class InputParameters:
         high=65535,
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class OutputParameters:
+class OutputParameters(Settings):
     """What goes out, and how often."""
 
     status_period: float = setting(
@@ -98,9 +92,6 @@ class OutputParameters:
         5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
     )
     max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
