@@ -1,11 +1,72 @@
-"""Linear attention (paper, section 3.2), with its fp32 island."""
+"""Linear and full attention (paper, section 3.2), with the fp32 islands of the linear one."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 EPSILON = 1e-6
+# Above any weight that real attention gives, below the end of fp16's range.
+_LARGEST_QUERY = 6e4
+
+
+class Context(NamedTuple):
+    """All that linear attention keeps of a sequence of keys and values, however long it is.
+
+    Attributes:
+        products: (B, heads, D, D) fp32, the sum of key times value over the tokens, divided by their number.
+        keys: (B, heads, D) fp32, the sum of the keys, divided by their number.
+    """
+
+    products: Tensor
+    keys: Tensor
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """The kernel elu(x) + 1 that stands in the softmax's place."""
+    return functional.elu(x).add_(1)
+
+
+def summarise(key: Tensor, value: Tensor, mask: Tensor | None = None) -> Context:
+    """Reduce keys and values to what queries need of them.
+
+    Both sums are divided by the number of tokens: over 4800 tokens they would leave fp16's range. They are held in
+    fp32, and so is the denominator made of them: in fp16 it can be infinite, the message then zero, and nothing
+    says so.
+
+    Args:
+        key, value: (B, heads, S, D), keys before the feature map.
+        mask: (B, S) bool, false where a token must not be attended to; None for all.
+    """
+    key = feature_map(key)
+    if mask is not None:
+        key = key * mask[:, None, :, None]
+    tokens = key.shape[2]
+    return Context((key.transpose(-1, -2) @ (value / tokens)).float(), key.sum(dim=2, dtype=torch.float32) / tokens)
+
+
+def normalise(query: Tensor, context: Context) -> Tensor:
+    """Queries after the feature map, divided by their sum over the keys: times `context.products` they are the message.
+
+    The denominator is an fp32 island.
+
+    Args:
+        query: (B, L, C), before the feature map, the channels of a head side by side.
+        context: of the sequence that is attended to, of B or 1 sequences.
+
+    Returns:
+        (B, L, C) in the query's dtype. Where nothing may be attended to, it is finite, and the products are zero.
+    """
+    heads, channels = context.keys.shape[1:]
+    # One product with a block-diagonal matrix (heads * channels, heads) in place of one for each head.
+    blocks = torch.eye(heads, device=query.device)[:, None, :] * context.keys[..., None]
+    mapped = feature_map(query)
+    denominator = mapped.float() @ blocks.flatten(1, 2) + EPSILON
+    mapped = mapped.view(*query.shape[:2], heads, channels) / denominator[..., None]
+    return mapped.clamp_max(_LARGEST_QUERY).to(query.dtype).flatten(2)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -14,19 +75,24 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor
     Args:
         query: (B, heads, L, D).
         key, value: (B, heads, S, D).
-        key_mask: (B, S) bool, false where a token is padding and must not be attended to; None for no padding.
+        key_mask: (B, S) bool, false where a token must not be attended to; None for all.
 
     Returns:
         (B, heads, L, D) in the dtype of `value`.
     """
-    query = functional.elu(query) + 1
-    key = functional.elu(key) + 1
+    context = summarise(key, value, key_mask)
+    normalised = normalise(query.transpose(1, 2).flatten(2), context).unflatten(2, (query.shape[1], -1))
+    return normalised.transpose(1, 2).to(value.dtype) @ context.products.to(value.dtype)
+
+
+def full_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Softmax attention; arguments and result as `linear_attention`. torch never holds its weights whole.
+
+    Where every key is masked, all count alike: no result is NaN.
+    """
+    mask = None
     if key_mask is not None:
-        key = key * key_mask[:, None, :, None]
-    tokens = value.shape[2]
-    # Divided by the number of tokens before the sum and multiplied after it: the sum over 4800 tokens would
-    # leave fp16's range. For the same reason the denominator is an fp32 island: in fp16 it is infinite, the
-    # message zero, and nothing says so.
-    context = key.transpose(-1, -2) @ (value / tokens)
-    denominator = query.float() @ key.float().sum(dim=2)[..., None] + EPSILON
-    return (query @ context) * (tokens / denominator).to(value.dtype)
+        lowest = torch.finfo(query.dtype).min / 2
+        mask = torch.zeros(key_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~key_mask, lowest)
+        mask = mask[:, None, None, :]
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

@@ -1,8 +1,9 @@
-"""The convolutional backbone: a small ResNet that ends at the coarse grid (paper, section 3.1)."""
+"""The convolutional backbone: a ResNet with a feature pyramid back up to the fine grid (paper, section 3.1)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import BackboneConfig
@@ -28,15 +29,14 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        """(B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride))."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(y.add_(shortcut) if not y.requires_grad else y + shortcut)
+        return self.relu(_sum(y, x if self.downsample is None else self.downsample(x)))
 
 
 class Backbone(nn.Module):
-    """Image to coarse features.
+    """Image to coarse features, and to fine features where the network has a fine stage.
 
     Module names are those of the published checkpoints.
     """
@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         super().__init__()
         dims = config.block_dims
         self.num_stages = len(dims)
+        self.fine_level = config.fine_level
         self.conv1 = _conv(1, config.initial_dim, 7, 2)
         self.bn1: nn.Module = nn.BatchNorm2d(config.initial_dim)
         self.relu = nn.ReLU(inplace=True)
@@ -56,31 +57,88 @@ class Backbone(nn.Module):
             self.add_module(f"layer{i}", stage)
             inputs = outputs
         self.add_module(f"layer{self.num_stages}_outconv", _conv(inputs, inputs, 1))
+        for i in range(self.num_stages - 1, (config.fine_level or self.num_stages) - 1, -1):
+            above, here = dims[i], dims[i - 1]
+            self.add_module(f"layer{i}_outconv", _conv(here, above, 1))
+            smooth = nn.Sequential(
+                _conv(above, above, 3), nn.BatchNorm2d(above), nn.LeakyReLU(inplace=True), _conv(above, here, 3)
+            )
+            self.add_module(f"layer{i}_outconv2", smooth)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Coarse features.
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Coarse features, and what `smooth` makes the fine ones of.
+
+        A coarse cell (x, y) stands on pixel (stride x, stride y): every kernel is centred. So a side that is no
+        multiple of the stride needs no padding; its last cells still stand inside the image.
 
         Args:
-            image: (B, 1, H, W) in [0, 1], sides multiples of the stride.
+            image: (B, 1, H, W) in [0, 1], any size of at least one coarse cell.
 
         Returns:
-            (B, C, H / stride, W / stride).
+            (B, C, ceil(H / stride), ceil(W / stride)), and (B, Cu, ceil(H / fine_stride), ceil(W / fine_stride)) or
+            None.
         """
         x = self.relu(self.bn1(self.conv1(image)))
+        stages = []
         for i in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{i}")(x)
+            stages.append(x)
         coarse: Tensor = self.get_submodule(f"layer{self.num_stages}_outconv")(x)
-        return coarse
+        if self.fine_level is None:
+            return coarse, None
+        up = coarse
+        for i in range(self.num_stages - 1, self.fine_level - 1, -1):
+            lateral = self.get_submodule(f"layer{i}_outconv")(stages[i - 1])
+            stages.pop()  # nothing needs the stage above any more
+            unsmoothed = _sum(lateral, _twice(up, lateral))
+            if i > self.fine_level:
+                up = self.get_submodule(f"layer{i}_outconv2")(unsmoothed)
+        return coarse, unsmoothed
+
+    def smooth(self, unsmoothed: Tensor) -> Tensor:
+        """The fine features, (B, Cu, Hf, Wf) -> (B, Cf, Hf, Wf)."""
+        fine: Tensor = self.get_submodule(f"layer{self.fine_level}_outconv2")(unsmoothed)
+        return fine
+
+    def smooth_windows(self, patches: Tensor, inside: Tensor) -> Tensor:
+        """The fine features of small windows only; `fold_batch_norm` must have been called.
+
+        Args:
+            patches: (M, Cu, W + 4, W + 4) of the unsmoothed features, zero outside of the image.
+            inside: (M, W + 4, W + 4) bool, whether a place is inside of it.
+
+        Returns:
+            (M, Cf, W, W), as if cut out of what `smooth` returns.
+        """
+        first, _, activation, second = self.get_submodule(f"layer{self.fine_level}_outconv2").children()
+        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+        x = activation(functional.conv2d(patches, first.weight, first.bias))
+        if not inside.all():  # the second convolution pads with zeros, not with what the first makes of zeros
+            x = x * inside[:, None, 1:-1, 1:-1]
+        return functional.conv2d(x, second.weight, second.bias)
 
     def fold_batch_norm(self) -> None:
         """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
         for module in list(self.modules()):
             if isinstance(module, (Backbone, ResidualBlock)):
                 for name, norm_name in (("conv1", "bn1"), ("conv2", "bn2")):
-                    if isinstance(getattr(module, norm_name, None), nn.BatchNorm2d):
-                        setattr(module, name, fuse_conv_bn_eval(getattr(module, name), getattr(module, norm_name)))
+                    norm = getattr(module, norm_name, None)
+                    if isinstance(norm, nn.BatchNorm2d):
+                        setattr(module, name, fuse_conv_bn_eval(getattr(module, name), norm))
                         setattr(module, norm_name, nn.Identity())
-            if isinstance(module, ResidualBlock) and isinstance(module.downsample, nn.Sequential):
-                conv, norm = module.downsample.children()
-                assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-                module.downsample = fuse_conv_bn_eval(conv, norm)
+            elif isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
+                conv = module[0]
+                assert isinstance(conv, nn.Conv2d)
+                module[0] = fuse_conv_bn_eval(conv, module[1])
+                module[1] = nn.Identity()
+
+
+def _twice(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Twice as large, cut to the size of the finer map: at odd sizes that has one row or column less."""
+    twice = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=True)
+    return twice[..., : fine.shape[2], : fine.shape[3]]
+
+
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, over x where no gradient needs it."""
+    return x + y if x.requires_grad else x.add_(y)

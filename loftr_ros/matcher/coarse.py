@@ -1,21 +1,33 @@
-"""Coarse matching by dual-softmax and mutual nearest neighbours, in bounded memory (paper, section 3.3)."""
+"""Coarse matching by dual-softmax and mutual nearest neighbours, in bounded memory (paper, section 3.3).
+
+Whatever is as large as the score matrix exists in tiles of rows only, TILE_SCORES scores in all.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Scores that are held at a time: 1.2 MB, which stays in a core's cache and below what the allocator gives back to the
-# system after each use (four such tiles take half the time of one that holds 1200 x 1200 scores).
-TILE_SCORES = 300_000
+# Scores that are held at a time: 2.4 MB, which stays in a core's cache and below what the allocator gives back to the
+# system after each use.
+TILE_SCORES = 600_000
 
-# Score of a pair of which one side is padding.
-_NEVER = -1e9
-# exp(-80) is still a normal float.
-_SAFE_EXPONENT = 80.0
+# Least confidence that can be asked for: a match must hold this part of its row's probability, so that the search for
+# the mutual best can forget everything else as it goes.
+LOWEST_THRESHOLD = 1e-3
+
+# Score of a pair of which one side is masked.
+NEVER = -1e9
+
+# Scores are worked on in bits, as powers of 2: torch's exp2 takes a third of the time of its exp, and where the result
+# underflows, as it does for most pairs of cells, a thirtieth.
+BITS = math.log2(math.e)
+# Spread of the rows' largest scores, in bits, up to which 2 ** -126 of the largest is nothing beside any candidate.
+_SAFE_SPREAD = 90.0
 
 
 class CoarseMatches(NamedTuple):
@@ -24,7 +36,7 @@ class CoarseMatches(NamedTuple):
     Attributes:
         pair: (M,) int64, which pair of the batch.
         cell0, cell1: (M,) int64 cells, row-major in their grids.
-        confidence: (M,) float32, equation 2 of the paper.
+        confidence: (M,) float32.
     """
 
     pair: Tensor
@@ -33,22 +45,49 @@ class CoarseMatches(NamedTuple):
     confidence: Tensor
 
 
+class Candidates(NamedTuple):
+    """Entries of one pair's confidence matrix that may be matches, by row and column.
+
+    Attributes:
+        row, column: (N,) int64.
+        value: (N,) float32, a score or confidence.
+    """
+
+    row: Tensor
+    column: Tensor
+    value: Tensor
+
+
 def scores(tokens0: Tensor, tokens1: Tensor, temperature: float) -> Tensor:
-    """Scaled dot products S of equation 2: (B, L, C) and (B, S, C) -> (B, L, S), in fp32.
+    """Scaled dot products S of the paper's section 3.3: (B, L, C) and (B, S, C) -> (B, L, S), in fp32.
 
     The scores are an fp32 island: divided by the temperature they reach hundreds, where half precision
     rounds to whole units and the softmax turns that into a factor of e.
     """
-    channels = tokens0.shape[2]
-    return (tokens0.float() / (channels * temperature)) @ tokens1.float().transpose(1, 2)
+    return scaled(tokens0, temperature) @ tokens1.float().transpose(1, 2)
 
 
-def confidence_matrix(tokens0: Tensor, tokens1: Tensor, temperature: float) -> Tensor:
-    """The whole dual-softmax matrix P_c of equation 2, (B, L, S) in fp32: for pictures and tests.
+def scaled(tokens0: Tensor, temperature: float) -> Tensor:
+    """Image 0's tokens in fp32, divided so that their product with image 1's is the score."""
+    return tokens0.float() / (tokens0.shape[-1] * temperature)
+
+
+def confidence_matrix(
+    tokens0: Tensor,
+    tokens1: Tensor,
+    temperature: float,
+    attended0: Tensor | None = None,
+    attended1: Tensor | None = None,
+) -> Tensor:
+    """The whole dual-softmax matrix P_c of equation 2, (B, L, S) in fp32: for pictures, tests and exports.
 
     `dual_softmax` finds the same matches without ever holding it.
     """
     s = scores(tokens0, tokens1, temperature)
+    if attended0 is not None:
+        s = s.masked_fill(~attended0[:, :, None], NEVER)
+    if attended1 is not None:
+        s = s.masked_fill(~attended1[:, None, :], NEVER)
     return torch.softmax(s, dim=1) * torch.softmax(s, dim=2)
 
 
@@ -61,89 +100,167 @@ def dual_softmax(
     allowed1: Tensor | None = None,
     attended0: Tensor | None = None,
     attended1: Tensor | None = None,
+    max_matches: int = 0,
 ) -> CoarseMatches:
     """Mutual nearest neighbours of the dual-softmax confidence, above a threshold.
 
-    The confidence is exp(2 s - row - column) with the log-sum-exps of the score's row and column. One pass
-    over tiles of rows finds those, a second finds the best entry of each row and column; nothing larger
-    than a tile of some rows, TILE_SCORES scores in all, is ever held.
+    One pass over tiles of rows. The confidence is the product of the softmaxes over the row and over the column, so
+    an entry above the threshold has more than that of its row's softmax, which is known as soon as the row is: there
+    are at most 1 / threshold such entries in a row, and a handful in practice. They are kept as candidates until the
+    column's sum is known too.
 
     Args:
         tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer.
         temperature: divides the scores.
-        threshold: least confidence of a match.
+        threshold: least confidence of a match, at least LOWEST_THRESHOLD.
         allowed0, allowed1: (B, L) and (B, S) bool: cells that may match (not at the border, not masked).
-        attended0, attended1: (B, L) and (B, S) bool: cells that take part in the softmaxes (not padding).
+        attended0, attended1: (B, L) and (B, S) bool: cells that take part in the softmaxes (not masked).
+        max_matches: most matches of a pair, the most confident ones; 0 for all.
 
     Returns:
         The matches of all pairs.
     """
-    batch, rows, channels = tokens0.shape
-    columns = tokens1.shape[1]
-    device = tokens0.device
-    left, right = tokens0.float() / (channels * temperature), tokens1.float()
-    height = max(1, TILE_SCORES // (batch * columns))
-    tiles = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
-
-    row_lse = torch.empty(batch, rows, device=device)
-    column_lse = torch.full((batch, columns), -torch.inf, device=device)
-    for tile in tiles:
-        row_lse[:, tile], tile_column_lse = _log_sum_exps(_tile(left, right, tile, attended0, attended1))
-        column_lse = torch.logaddexp(column_lse, tile_column_lse)
-
-    # Two more channels take half of either log-sum-exp off the score: the product is half the log-confidence.
-    ones = torch.ones(batch, 1, 1, device=device)
-    left = torch.cat([left, row_lse[..., None] / -2, ones.expand(-1, rows, -1)], dim=2)
-    right = torch.cat([right, ones.expand(-1, columns, -1), column_lse[..., None] / -2], dim=2)
-    column_best = torch.full((batch, columns), -torch.inf, device=device)
-    # Only rows above the threshold are searched for where their best entry is: a search costs ten times a maximum.
-    lowest = math.log(threshold) / 2 if threshold > 0 else -torch.inf
+    threshold = max(threshold, LOWEST_THRESHOLD)
     found = []
-    for tile in tiles:
-        half_log_confidence = _tile(left, right, tile, attended0, attended1)
-        column_best = torch.maximum(column_best, half_log_confidence.amax(dim=1))
-        row_best = half_log_confidence.amax(dim=2)
-        pair, row = (row_best > lowest).nonzero(as_tuple=True)
-        found.append((pair, row + tile.start, half_log_confidence[pair, row].argmax(dim=1), row_best[pair, row]))
-    pair, cell0, cell1, best = (torch.cat(parts) for parts in zip(*found, strict=True))
-
-    keep = best == column_best[pair, cell1]
-    if allowed0 is not None:
-        keep &= allowed0[pair, cell0]
-    if allowed1 is not None:
-        keep &= allowed1[pair, cell1]
-    pair, cell0, cell1, confidence = pair[keep], cell0[keep], cell1[keep], torch.exp(2 * best[keep])
-    if len(tiles) > 1:  # each tile went through all pairs
-        order = torch.argsort(pair, stable=True)
-        pair, cell0, cell1, confidence = pair[order], cell0[order], cell1[order], confidence[order]
-    return CoarseMatches(pair, cell0, cell1, confidence)
+    for pair in range(len(tokens0)):
+        left, right = scaled(tokens0[pair], temperature) * BITS, tokens1[pair].float()
+        candidates = _dual_softmax_candidates(left, right, threshold, _of(attended0, pair), _of(attended1, pair))
+        best = mutual_best(candidates, threshold, len(left), len(right), _of(allowed0, pair), _of(allowed1, pair))
+        found.append(most_confident(best, max_matches))
+    return batched(found)
 
 
-def _tile(left: Tensor, right: Tensor, rows: slice, attended0: Tensor | None, attended1: Tensor | None) -> Tensor:
-    """Scores of some rows with all columns, (B, rows, S); of what takes no part, far below any other."""
-    tile = left[:, rows] @ right.transpose(1, 2)
-    if attended0 is not None:
-        tile.masked_fill_(~attended0[:, rows, None], _NEVER)
-    if attended1 is not None:
-        tile.masked_fill_(~attended1[:, None, :], _NEVER)
-    return tile
+def tiles_of(left: Tensor, right: Tensor, attended0: Tensor | None, attended1: Tensor | None) -> Iterator[_Tile]:
+    """The score matrix of one pair in tiles of rows.
 
+    Args:
+        left, right: (L, C) and (S, C) float32, whose product is the score.
+        attended0, attended1: (L,) and (S,) bool; scores of what takes no part are far below any other.
 
-def _log_sum_exps(tile: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps of a tile's rows and of its columns, (B, rows) and (B, S); the tile is overwritten.
-
-    One exponential serves both: that of the row, carried over to the column by a factor for each row. The factor
-    must not underflow, or columns that live by low-scoring rows would be lost; where it would, the columns get an
-    exponential of their own. An entry whose row's exponential underflows cannot match, whatever its column says.
+    Yields:
+        A slice of rows, and their scores with all columns, (rows, S), to be overwritten at will.
     """
-    row_max = tile.amax(dim=2)
-    highest = row_max.amax(dim=1, keepdim=True)
-    own_columns = None
-    if bool((highest - row_max > _SAFE_EXPONENT).any()):
-        own_columns = torch.logsumexp(tile, dim=1)
-    exponential = tile.sub_(row_max[..., None]).exp_()
-    row_lse = row_max + exponential.sum(dim=2).log()
-    if own_columns is not None:
-        return row_lse, own_columns
-    column_sum = (torch.exp(row_max - highest)[:, None, :] @ exponential)[:, 0]
-    return row_lse, highest + column_sum.clamp_min(torch.finfo(torch.float32).tiny).log()
+    rows, columns = len(left), len(right)
+    height = max(1, TILE_SCORES // columns)
+    transposed = right.t()
+    for start in range(0, rows, height):
+        tile = slice(start, min(start + height, rows))
+        part = left[tile] @ transposed
+        if attended0 is not None:
+            part.masked_fill_(~attended0[tile, None], NEVER)
+        if attended1 is not None:
+            part.masked_fill_(~attended1, NEVER)
+        yield _Tile(tile, part)
+
+
+class _Tile(NamedTuple):
+    rows: slice
+    scores: Tensor
+
+
+def entries_above(values: Tensor, limits: Tensor, rows: Tensor, first_row: int) -> Candidates:
+    """Entries of a tile's chosen rows that are above a limit.
+
+    Args:
+        values: (height, S).
+        limits: (height,).
+        rows: (n,) rows of the tile that can hold any: the search goes through these only.
+        first_row: of the tile.
+    """
+    chosen = values[rows]
+    index, column = (chosen > limits[rows, None]).nonzero(as_tuple=True)
+    return Candidates(rows[index] + first_row, column, chosen[index, column])
+
+
+def mutual_best(
+    candidates: Candidates,
+    threshold: float,
+    num_rows: int,
+    num_columns: int,
+    allowed0: Tensor | None,
+    allowed1: Tensor | None,
+) -> Candidates:
+    """Candidates above the threshold that are the largest of both their row and their column, at most one of a row.
+
+    Args:
+        candidates: every entry above the threshold is among them; their values are confidences.
+        threshold: least confidence.
+        num_rows, num_columns: of the whole matrix.
+        allowed0, allowed1: (L,) and (S,) bool. What is not allowed still competes, as in the published code.
+    """
+    row, column, value = candidates
+    row_best = value.new_zeros(num_rows).scatter_reduce_(0, row, value, "amax")
+    column_best = value.new_zeros(num_columns).scatter_reduce_(0, column, value, "amax")
+    keep = (value > threshold) & (value == row_best[row]) & (value == column_best[column])
+    if allowed0 is not None:
+        keep &= allowed0[row]
+    if allowed1 is not None:
+        keep &= allowed1[column]
+    row, column, value = row[keep], column[keep], value[keep]
+    if len(row) > 1:  # of equals in a row the first
+        first = torch.ones_like(row, dtype=torch.bool)
+        first[1:] = row[1:] != row[:-1]
+        row, column, value = row[first], column[first], value[first]
+    return Candidates(row, column, value)
+
+
+def most_confident(matches: Candidates, limit: int) -> Candidates:
+    """The `limit` largest, in their order by row; all where `limit` is 0."""
+    if not 0 < limit < len(matches.value):
+        return matches
+    kept = matches.value.topk(limit, sorted=False).indices.sort().values
+    return Candidates(matches.row[kept], matches.column[kept], matches.value[kept])
+
+
+def batched(pairs: list[Candidates]) -> CoarseMatches:
+    """The matches of several pairs as one."""
+    device = pairs[0].row.device
+    lengths = torch.tensor([len(matches.row) for matches in pairs], device=device)
+    number = torch.arange(len(pairs), device=device).repeat_interleave(lengths)
+    return CoarseMatches(number, *(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+
+
+def _dual_softmax_candidates(
+    left: Tensor, right: Tensor, threshold: float, attended0: Tensor | None, attended1: Tensor | None
+) -> Candidates:
+    """Entries that may be above the threshold, with their confidences; `left @ right.t()` is the score in bits."""
+    for own_columns in (False, True):
+        column_lse = torch.full((len(right),), -torch.inf, device=left.device)
+        row_maxima = torch.empty(len(left), device=left.device)
+        kept = []
+        for rows, tile in tiles_of(left, right, attended0, attended1):
+            row_max = row_maxima[rows] = tile.amax(dim=1)
+            if own_columns:
+                column_max = tile.amax(dim=0)
+                tile_column_lse = column_max + torch.exp2(tile - column_max).sum(dim=0).log2()
+            exponential = tile.sub_(row_max[:, None]).exp2_()
+            row_sum = exponential.sum(dim=1)
+            if not own_columns:
+                # One exponential serves the rows and, by a factor for each row, the columns.
+                highest = row_max.amax()
+                tile_column_lse = highest + (torch.exp2(row_max - highest) @ exponential).log2()
+            column_lse = torch.logaddexp2(column_lse, tile_column_lse)
+            # The largest softmax of a row is 1 / row_sum.
+            hopeful = (row_sum * threshold < 1).nonzero()[:, 0]
+            row, column, value = entries_above(exponential, row_sum * threshold, hopeful, rows.start)
+            # log softmax over the row, plus the score: less the column's log-sum-exp it is the log-confidence.
+            log_value = 2 * value.log2() + (row_max - row_sum.log2())[row - rows.start]
+            # That log-sum-exp only grows from tile to tile.
+            possible = log_value - column_lse[column] > math.log2(threshold)
+            kept.append(Candidates(row[possible], column[possible], log_value[possible]))
+        # Where some rows' scores are far above others', the factors have underflowed, and columns that live by low
+        # scores were not summed up right: each column then gets an exponential of its own. It is seldom so.
+        if _spread(row_maxima) < _SAFE_SPREAD:
+            break
+    row, column, log_value = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return Candidates(row, column, torch.exp2(log_value - column_lse[column]))
+
+
+def _spread(row_maxima: Tensor) -> float:
+    """How far the rows' largest scores are apart, masked rows left out."""
+    attended = row_maxima[row_maxima > NEVER / 2]
+    return float(attended.amax() - attended.amin()) if len(attended) else 0.0
+
+
+def _of(mask: Tensor | None, pair: int) -> Tensor | None:
+    return None if mask is None else mask[pair]

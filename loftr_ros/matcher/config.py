@@ -2,60 +2,98 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The ResNet of the paper's section 3.1.
+    """The ResNet of the paper's section 3.1, with or without the feature pyramid on its way back up.
 
     Attributes:
         initial_dim: channels of the stem, which works at 1/2 of the image.
         block_dims: channels of the stages; the first keeps 1/2, each further one halves.
+        fine_level: stage that the pyramid comes back up to, from 1: its resolution is that of the fine features.
+            None for a network without fine features.
     """
 
     initial_dim: int
     block_dims: tuple[int, ...]
+    fine_level: int | None = None
 
     @property
     def stride(self) -> int:
         """Side of a coarse cell, in pixels."""
         return int(2 ** len(self.block_dims))
 
+    @property
+    def coarse_dim(self) -> int:
+        """Channels of the coarse features."""
+        return self.block_dims[-1]
+
+    @property
+    def fine_stride(self) -> int:
+        """Side of a fine cell, in pixels; only where there are fine features."""
+        assert self.fine_level is not None
+        return int(2**self.fine_level)
+
+    @property
+    def fine_dim(self) -> int:
+        """Channels of the fine features; only where there are any."""
+        assert self.fine_level is not None
+        return self.block_dims[self.fine_level - 1]
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The coarse LoFTR module (section 3.2).
+    """A LoFTR module (section 3.2); its width is that of the features that it works on.
 
     Attributes:
-        num_heads: attention heads; the width is the backbone's last.
+        num_heads: attention heads.
         layers: the layers in their order; "self" attends within an image, "cross" to the other.
-        position_slip: whether the positional encoding has the published code's operator-precedence slip
-            (`temp_bug_fix = False`), which weights trained with it need.
+        attention: "linear" has the kernel elu(x) + 1 in the softmax's place, "full" is the softmax.
     """
 
     num_heads: int
     layers: tuple[Literal["self", "cross"], ...]
-    position_slip: bool
+    attention: Literal["linear", "full"] = "linear"
 
 
 @dataclass(frozen=True)
 class CoarseMatchingConfig:
-    """Dual-softmax matching (section 3.3, equation 2).
+    """Coarse matching (section 3.3).
 
     Attributes:
-        temperature: divides the scaled dot products before the softmaxes.
+        method: dual-softmax (equation 2), or optimal transport with a dustbin (equation 1).
+        temperature: divides the scaled dot products before the dual-softmax.
+        sinkhorn_iterations: of optimal transport.
         threshold: least confidence of a match, 0 to 1.
-        border: cells at the image's rim that never match.
-        point: where in its cell a match sits: the published weights of the low-end network put it at the
-            cell's top-left pixel, our own networks at its centre.
+        border: cells at the rim of what is usable that never match.
+        max_matches: most matches of a pair, the most confident ones; 0 for all.
+        point: where in its cell a match sits: the published weights put it at the cell's top-left pixel, on which
+            the stem's centred kernels stand; our own networks at the cell's centre.
     """
 
-    temperature: float
     threshold: float
     border: int
     point: Literal["corner", "centre"]
+    method: Literal["dual_softmax", "optimal_transport"] = "dual_softmax"
+    temperature: float = 0.1
+    sinkhorn_iterations: int = 3
+    max_matches: int = 0
+
+
+@dataclass(frozen=True)
+class FineConfig:
+    """The fine stage (section 3.4).
+
+    Attributes:
+        window: side of the windows of fine features around a match, odd.
+        transformer: the fine LoFTR module.
+    """
+
+    window: int
+    transformer: TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +103,9 @@ class LoFTRConfig:
     Attributes:
         name: the preset's name.
         backbone, transformer, coarse: the stages.
+        fine: the fine stage; None where matches stay on the coarse grid.
+        position_slip: whether the positional encoding has the published code's operator-precedence slip
+            (`temp_bug_fix = False`), which weights trained with it need.
         untrained: prefixes of weights that a published file of this network holds and that are not used.
     """
 
@@ -72,16 +113,46 @@ class LoFTRConfig:
     backbone: BackboneConfig
     transformer: TransformerConfig
     coarse: CoarseMatchingConfig
-    untrained: tuple[str, ...] = ()
+    fine: FineConfig | None = None
+    position_slip: bool = False
+    untrained: tuple[str, ...] = field(default=())
 
+
+# The published network: outdoor_ds, indoor_ds.
+LOFTR = LoFTRConfig(
+    name="loftr",
+    backbone=BackboneConfig(initial_dim=128, block_dims=(128, 196, 256), fine_level=1),
+    transformer=TransformerConfig(num_heads=8, layers=("self", "cross") * 4),
+    coarse=CoarseMatchingConfig(threshold=0.2, border=2, point="corner"),
+    fine=FineConfig(window=5, transformer=TransformerConfig(num_heads=8, layers=("self", "cross"))),
+    position_slip=True,
+)
+
+# indoor_ds_new: the same network, trained with the positional encoding as it was meant.
+LOFTR_NEW = replace(LOFTR, name="loftr_new", position_slip=False)
+
+# outdoor_ot, indoor_ot.
+LOFTR_OT = replace(LOFTR, name="loftr_ot", coarse=replace(LOFTR.coarse, method="optimal_transport"))
+
+# The published code's second backbone: cells of 16 px and fine features at 1/4, for large images. No weights of it were
+# published.
+LOFTR_16_4 = replace(
+    LOFTR,
+    name="loftr_16_4",
+    backbone=BackboneConfig(initial_dim=128, block_dims=(128, 196, 256, 512), fine_level=2),
+    # 196 channels at 1/4 have no eight heads.
+    fine=FineConfig(window=5, transformer=TransformerConfig(num_heads=7, layers=("self", "cross"))),
+    position_slip=False,
+)
 
 # "Local Feature Matching with Transformers for Low-End Devices" (arXiv 2202.00770): a quarter of the
 # channels, 1/16 cells, no fine stage. Its published file also holds a 1/4 branch that was never trained.
 COARSE_LITE = LoFTRConfig(
     name="coarse_lite",
     backbone=BackboneConfig(initial_dim=8, block_dims=(8, 16, 32, 32)),
-    transformer=TransformerConfig(num_heads=1, layers=("self", "cross") * 2, position_slip=True),
-    coarse=CoarseMatchingConfig(temperature=0.1, threshold=0.01, border=0, point="corner"),
+    transformer=TransformerConfig(num_heads=1, layers=("self", "cross") * 2),
+    coarse=CoarseMatchingConfig(threshold=0.01, border=0, point="corner"),
+    position_slip=True,
     untrained=(
         "backbone.layer3_outconv.",
         "backbone.layer3_outconv2.",
@@ -90,4 +161,6 @@ COARSE_LITE = LoFTRConfig(
     ),
 )
 
-PRESETS: dict[str, LoFTRConfig] = {COARSE_LITE.name: COARSE_LITE}
+PRESETS: dict[str, LoFTRConfig] = {
+    config.name: config for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE)
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -11,69 +11,58 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loftr_ros.matcher.backbone import Backbone
-from loftr_ros.matcher.coarse import confidence_matrix, dual_softmax
+from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.fine import FineMatcher, FinePreprocess
+from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.position import position_encoding
 from loftr_ros.matcher.transformer import LocalFeatureTransformer
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What `LoFTR.encode` makes of one image; stays on the device, in the network's precision.
-
-    Attributes:
-        tokens: (1, L, C) coarse features after the layers that see this image only.
-        grid: (rows, columns) of coarse cells, L = rows * columns.
-        size: (width, height) of the image that was encoded, in pixels.
-        mask: (1, L) bool, false for cells that are padding only; None where there is no padding.
-    """
-
-    tokens: Tensor
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    mask: Tensor | None
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Matches of one pair, ordered by the cell of image 0. All on the CPU.
-
-    Attributes:
-        cell: (N,) int64, row-major number of the cell in image 0.
-        points0, points1: (N, 2) float32 pixels (u, v) of the encoded images, (0, 0) at the centre of the
-            top-left pixel. A cell's `points0` is the same whatever it is matched with.
-        confidence: (N,) float32 in [0, 1].
-    """
-
-    cell: Tensor
-    points0: Tensor
-    points1: Tensor
-    confidence: Tensor
-
-    def __len__(self) -> int:
-        return len(self.cell)
+from loftr_ros.matcher.transport import assignment_matrix, optimal_transport
 
 
 class LoFTR(nn.Module):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it."""
+    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+
+    Names of its parts are those of the published checkpoints.
+    """
 
     def __init__(self, config: LoFTRConfig) -> None:
+        """Random weights.
+
+        Raises:
+            ValueError: a fine stage on cells' centres, which are no fine cells.
+        """
         super().__init__()
         self.config = config
-        channels = config.backbone.block_dims[-1]
         self.backbone = Backbone(config.backbone)
-        self.loftr_coarse = LocalFeatureTransformer(channels, config.transformer)
+        self.loftr_coarse = LocalFeatureTransformer(config.backbone.coarse_dim, config.transformer)
+        if config.coarse.method == "optimal_transport":
+            self.coarse_matching = _OptimalTransport()
+        self._fine: FineMatcher | None = None
+        if config.fine is not None:
+            if config.coarse.point != "corner":
+                raise ValueError(f"network '{config.name}': the fine stage's windows stand on the cells' corners")
+            fine_dim = config.backbone.fine_dim
+            self.fine_preprocess = FinePreprocess(config.backbone.coarse_dim, fine_dim)
+            self.loftr_fine = LocalFeatureTransformer(fine_dim, config.fine.transformer)
+            ratio = config.backbone.stride // config.backbone.fine_stride
+            self._fine = FineMatcher(config.fine, ratio, self.backbone, self.fine_preprocess, self.loftr_fine)
         self._position = lru_cache(maxsize=4)(self._make_position)
 
     @property
     def has_fine_stage(self) -> bool:
         """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
-        return False
+        return self._fine is not None
 
     @property
     def cell_size(self) -> int:
         """Side of a coarse cell, in pixels of the encoded image."""
         return self.config.backbone.stride
+
+    @property
+    def cell_offset(self) -> float:
+        """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
+        return (self.cell_size - 1) / 2 if self.config.coarse.point == "centre" else 0.0
 
     @property
     def device(self) -> torch.device:
@@ -90,38 +79,49 @@ class LoFTR(nn.Module):
         return self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def encode(self, image: Tensor) -> ImageFeatures:
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
         """Everything about one image that does not depend on another: backbone, position, first self layers.
 
         Args:
             image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
+                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
+                ignored pixel at either end.
 
         Returns:
             The features, on the network's device.
 
         Raises:
-            ValueError: the image is not (H, W), or smaller than a cell.
+            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
         if image.ndim != 2 or min(image.shape) < self.cell_size:
             raise ValueError(
                 f"image of shape {tuple(image.shape)}: expected (H, W) with sides of at least {self.cell_size} px"
             )
         height, width = image.shape
-        cells = self.cell_size
-        rows, columns = -(-height // cells), -(-width // cells)
         pixels = image.to(self.device)[None, None]
         pixels = pixels.to(self.dtype) / 255 if image.dtype == torch.uint8 else pixels.to(self.dtype)
-        padding = (0, columns * cells - width, 0, rows * cells - height)
-        mask = None
-        if any(padding):
-            # Repeating the edge makes no false corner there; a cell whose centre is padding takes no part.
-            pixels = functional.pad(pixels, padding, mode="replicate")
-            centre = torch.arange(max(rows, columns), device=self.device) * cells + (cells - 1) / 2
-            mask = ((centre[:rows, None] < height) & (centre[None, :columns] < width)).reshape(1, -1)
-        features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        features = features + self._position(rows, columns)
-        tokens = features.flatten(2).transpose(1, 2).contiguous()
-        return ImageFeatures(self.loftr_coarse.encode(tokens, mask), (rows, columns), (width, height), mask)
+        coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        grid = (coarse.shape[2], coarse.shape[3])
+        tokens = (coarse + self._position(*grid)).flatten(2).transpose(1, 2).contiguous()
+        cells = None
+        if usable is not None:
+            if usable.shape != image.shape:
+                raise ValueError(
+                    f"mask of shape {tuple(usable.shape)} for an image of shape {tuple(image.shape)}: expected the same"
+                )
+            usable = usable.to(self.device, torch.bool)
+            part = functional.avg_pool2d(usable[None].float(), self.cell_size, ceil_mode=True)
+            cells = part.reshape(1, -1) >= 0.5
+        tokens = self.loftr_coarse.encode(tokens, cells)
+        return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
+
+    @torch.inference_mode()
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        """Smooth the fine features as a whole, for an image that many others will be matched with."""
+        if features.unsmoothed is None or features.fine is not None:
+            return features
+        return replace(features, fine=self.backbone.smooth(features.unsmoothed), unsmoothed=None)
 
     @torch.inference_mode()
     def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
@@ -135,57 +135,148 @@ class LoFTR(nn.Module):
             K matches, in the order of `keyframes`.
         """
         results: list[Matches | None] = [None] * len(keyframes)
-        sizes = {keyframe.size for keyframe in keyframes}
-        for size in sizes:
-            indices = [i for i, keyframe in enumerate(keyframes) if keyframe.size == size]
+        for grid in {keyframe.grid for keyframe in keyframes}:
+            indices = [i for i, keyframe in enumerate(keyframes) if keyframe.grid == grid]
             for i, matches in zip(indices, self._match_batch([keyframes[i] for i in indices], current), strict=True):
                 results[i] = matches
         return [matches for matches in results if matches is not None]
 
     @torch.inference_mode()
     def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
-        """The whole confidence matrix of one pair, (L, S) fp32: for pictures and tests, not for streams."""
-        tokens0, tokens1 = self.loftr_coarse(features0.tokens, features1.tokens, features0.mask, features1.mask)
-        return confidence_matrix(tokens0, tokens1, self.config.coarse.temperature)[0]
+        """The whole confidence matrix of one pair, (L, S) fp32: for pictures and tests, not for streams.
+
+        Of optimal transport it is the plan without its dustbins.
+        """
+        attended = features0.usable, features1.usable
+        tokens0, tokens1 = self.loftr_coarse(features0.tokens, features1.tokens, *attended)
+        coarse = self.config.coarse
+        if coarse.method == "dual_softmax":
+            return confidence_matrix(tokens0, tokens1, coarse.temperature, *attended)[0]
+        bin_score = self.coarse_matching.bin_score
+        return assignment_matrix(tokens0, tokens1, bin_score, coarse.sinkhorn_iterations, *attended)[0, :-1, :-1]
 
     def _match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
-        batch, coarse = len(keyframes), self.config.coarse
-        first = keyframes[0]
+        batch = len(keyframes)
         tokens0 = torch.cat([keyframe.tokens for keyframe in keyframes])
-        tokens1 = current.tokens.expand(batch, -1, -1)
-        mask0 = None if first.mask is None else first.mask.expand(batch, -1)
-        mask1 = None if current.mask is None else current.mask.expand(batch, -1)
-        tokens0, tokens1 = self.loftr_coarse(tokens0, tokens1, mask0, mask1)
-        found = dual_softmax(
+        usable0 = None
+        if any(keyframe.usable is not None for keyframe in keyframes):
+            usable0 = torch.cat([_all_usable(keyframe) for keyframe in keyframes])
+        tokens0, tokens1 = self.loftr_coarse(
+            tokens0,
+            current.tokens.expand(batch, -1, -1),
+            usable0,
+            None if current.usable is None else current.usable.expand(batch, -1),
+        )
+        found = self._match_coarse(tokens0, tokens1, keyframes, current, usable0)
+        counts = torch.bincount(found.pair, minlength=batch).tolist()
+        if self._fine is not None and self._fine.prefers_whole_map(current, sum(counts)):
+            current = self.complete(current)
+        parts = zip(
+            keyframes,
+            found.cell0.split(counts),
+            found.cell1.split(counts),
+            found.confidence.split(counts),
             tokens0,
             tokens1,
-            coarse.temperature,
-            coarse.threshold,
-            allowed0=self._allowed(first).expand(batch, -1),
-            allowed1=self._allowed(current).expand(batch, -1),
-            attended0=mask0,
-            attended1=mask1,
+            strict=True,
         )
-        counts = torch.bincount(found.pair, minlength=batch).tolist()
-        points0, points1 = self._points(found.cell0, first), self._points(found.cell1, current)
-        parts = [tensor.cpu().split(counts) for tensor in (found.cell0, points0, points1, found.confidence)]
-        return [Matches(*part) for part in zip(*parts, strict=True)]
+        return [self._matches(keyframe, current, *part) for keyframe, *part in parts]
+
+    def _match_coarse(
+        self,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        keyframes: Sequence[ImageFeatures],
+        current: ImageFeatures,
+        usable0: Tensor | None,
+    ) -> CoarseMatches:
+        coarse, batch = self.config.coarse, len(keyframes)
+        allowed0 = torch.cat([self._allowed(keyframe) for keyframe in keyframes])
+        allowed1 = self._allowed(current).expand(batch, -1)
+        usable1 = None if current.usable is None else current.usable.expand(batch, -1)
+        masks = (allowed0, allowed1, usable0, usable1)
+        if coarse.method == "dual_softmax":
+            return dual_softmax(
+                tokens0, tokens1, coarse.temperature, coarse.threshold, *masks, max_matches=coarse.max_matches
+            )
+        bin_score, iterations = self.coarse_matching.bin_score, coarse.sinkhorn_iterations
+        return optimal_transport(
+            tokens0, tokens1, bin_score, iterations, coarse.threshold, *masks, max_matches=coarse.max_matches
+        )
+
+    def _matches(
+        self,
+        keyframe: ImageFeatures,
+        current: ImageFeatures,
+        cell0: Tensor,
+        cell1: Tensor,
+        confidence: Tensor,
+        tokens0: Tensor,
+        tokens1: Tensor,
+    ) -> Matches:
+        """The matches of one pair, brought to sub-pixel and to the CPU; those that touch an ignored pixel left out."""
+        points0, points1 = self._points(cell0, keyframe), self._points(cell1, current)
+        std = torch.full_like(confidence, torch.nan)
+        if self._fine is not None and len(cell0):
+            fine = self._fine(keyframe, current, cell0, cell1, tokens0, tokens1)
+            points1 = points1 + fine.offset * self.config.backbone.fine_stride
+            std = fine.std * self.config.backbone.fine_stride
+        found = (cell0, points0, points1, confidence, std)
+        if keyframe.pixels is not None or current.pixels is not None:
+            keep = _on_usable(points0, keyframe.pixels) & _on_usable(points1, current.pixels)
+            found = tuple(tensor[keep] for tensor in found)  # type: ignore[assignment]
+        return Matches(*(tensor.cpu() for tensor in found))
 
     def _allowed(self, features: ImageFeatures) -> Tensor:
-        """(1, L) bool: cells that may match, which excludes padding and the rim."""
+        """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
         rows, columns = features.grid
         border = self.config.coarse.border
-        allowed = torch.zeros(rows, columns, dtype=torch.bool, device=self.device)
-        allowed[border : rows - border, border : columns - border] = True
-        allowed = allowed.reshape(1, -1)
-        return allowed if features.mask is None else allowed & features.mask
+        allowed = torch.ones(rows, columns, dtype=torch.bool, device=self.device)
+        if features.usable is not None:
+            allowed = features.usable.view(rows, columns)
+        inside = torch.zeros_like(allowed)
+        used_rows, used_columns = allowed.any(dim=1).nonzero()[:, 0], allowed.any(dim=0).nonzero()[:, 0]
+        if len(used_rows):
+            first, last = int(used_rows[0]) + border, int(used_rows[-1]) + 1 - border
+            left, right = int(used_columns[0]) + border, int(used_columns[-1]) + 1 - border
+            # The last cells may be cut by the image's edge. Without a fine stage a match stands for its whole cell,
+            # whose centre must then be inside.
+            width, height = features.size
+            offset = self.cell_offset if self.has_fine_stage else (self.cell_size - 1) / 2
+            last = min(last, int((height - 1 - offset) // self.cell_size) + 1)
+            right = min(right, int((width - 1 - offset) // self.cell_size) + 1)
+            inside[first : max(first, last), left : max(left, right)] = True
+        return (allowed & inside).reshape(1, -1)
 
     def _points(self, cells: Tensor, features: ImageFeatures) -> Tensor:
-        """(N, 2) float32 pixels of cells, by the convention that the weights were trained with."""
+        """(N, 2) float32 pixels of cells."""
         columns = features.grid[1]
         corner = torch.stack([cells % columns, cells // columns], dim=1).float() * self.cell_size
-        return corner + (self.cell_size - 1) / 2 if self.config.coarse.point == "centre" else corner
+        return corner + self.cell_offset
 
     def _make_position(self, rows: int, columns: int) -> Tensor:
-        channels, slip = self.config.backbone.block_dims[-1], self.config.transformer.position_slip
-        return position_encoding(channels, rows, columns, slip).to(self.device, self.dtype)[None]
+        encoding = position_encoding(self.config.backbone.coarse_dim, rows, columns, self.config.position_slip)
+        return encoding.to(self.device, self.dtype)[None]
+
+
+class _OptimalTransport(nn.Module):
+    """Holds the score of the dustbins under the published checkpoints' name, coarse_matching.bin_score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bin_score = nn.Parameter(torch.tensor(1.0))
+
+
+def _all_usable(features: ImageFeatures) -> Tensor:
+    if features.usable is not None:
+        return features.usable
+    return torch.ones(features.tokens.shape[:2], dtype=torch.bool, device=features.tokens.device)
+
+
+def _on_usable(points: Tensor, pixels: Tensor | None) -> Tensor:
+    """(N,) bool: whether points (N, 2), rounded to whole pixels, are on usable ones."""
+    if pixels is None:
+        return torch.ones(len(points), dtype=torch.bool, device=points.device)
+    column = points[:, 0].round().long().clamp(0, pixels.shape[1] - 1)
+    row = points[:, 1].round().long().clamp(0, pixels.shape[0] - 1)
+    return pixels[row, column]

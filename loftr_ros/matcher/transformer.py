@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.attention import linear_attention
+from loftr_ros.matcher.attention import Context, full_attention, linear_attention, normalise, summarise
 from loftr_ros.matcher.config import TransformerConfig
+
+# Tokens of all pairs together that a layer works on at a time: what it makes of them stays in the processor's cache.
+TILE_TOKENS = 2400
 
 
 class EncoderLayer(nn.Module):
     """One attention layer: x asks, source answers. Module names are those of the published checkpoints."""
 
-    def __init__(self, channels: int, num_heads: int) -> None:
+    def __init__(self, channels: int, config: TransformerConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = config.num_heads
+        self.attention = config.attention
         self.q_proj = nn.Linear(channels, channels, bias=False)
         self.k_proj = nn.Linear(channels, channels, bias=False)
         self.v_proj = nn.Linear(channels, channels, bias=False)
@@ -32,20 +36,61 @@ class EncoderLayer(nn.Module):
 
         Args:
             x: (B, L, C) tokens.
-            source: (B, S, C) tokens.
-            source_mask: (B, S) bool, false for padding; or None.
+            source: (B, S, C) tokens; one sequence for all where B is 1.
+            source_mask: (B, S) bool, false for what must not be attended to; or None.
 
         Returns:
             (B, L, C).
         """
-        heads = (x.shape[0], -1, self.num_heads, x.shape[2] // self.num_heads)
-        query = self.q_proj(x).view(heads).transpose(1, 2)
-        key = self.k_proj(source).view(heads).transpose(1, 2)
-        value = self.v_proj(source).view(heads).transpose(1, 2)
-        message = linear_attention(query, key, value, source_mask).transpose(1, 2).reshape(x.shape)
-        message = self.norm1(self.merge(message))
-        message = self.norm2(self.mlp(torch.cat([x, message], dim=2)))
+        if self.attention == "linear" and x.shape[1] > x.shape[2]:
+            return self._update(x, self._summarise(source, source_mask))
+        query, key, value = (
+            self._heads(project(tokens))
+            for project, tokens in ((self.q_proj, x), (self.k_proj, source), (self.v_proj, source))
+        )
+        attend = linear_attention if self.attention == "linear" else full_attention
+        if self.attention == "full" and key.shape[0] != query.shape[0]:
+            key, value = (tensor.expand(query.shape[0], -1, -1, -1) for tensor in (key, value))
+        message = attend(query, key, value, source_mask).transpose(1, 2).reshape(x.shape)
+        return self._feed_forward(x, self.merge(message))
+
+    def _summarise(self, source: Tensor, mask: Tensor | None) -> Context:
+        """The context of a long sequence, tile by tile."""
+        products: Tensor | float = 0.0
+        keys: Tensor | float = 0.0
+        tokens = source.shape[1]
+        for tile in _tiles(source):
+            part = source[:, tile]
+            part_mask = None if mask is None else mask[:, tile]
+            context = summarise(self._heads(self.k_proj(part)), self._heads(self.v_proj(part)), part_mask)
+            share = part.shape[1] / tokens
+            products, keys = products + share * context.products, keys + share * context.keys
+        assert isinstance(products, Tensor) and isinstance(keys, Tensor)
+        return Context(products, keys)
+
+    def _update(self, x: Tensor, context: Context) -> Tensor:
+        """The layer for many more tokens than channels, tile by tile.
+
+        The message of a head is its query times the context's products, and `merge` follows: the two matrices are
+        multiplied once, so that a token goes through one product of size C x C for both.
+        """
+        heads, channels = self.num_heads, x.shape[2]
+        merge = self.merge.weight.float().view(channels, heads, -1).permute(1, 2, 0)
+        merged = (context.products @ merge).reshape(-1, channels, channels).to(x.dtype)
+        tiles = []
+        for tile in _tiles(x):
+            part = x[:, tile]
+            message = normalise(self.q_proj(part), context) @ merged
+            tiles.append(self._feed_forward(part, message))
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
+
+    def _feed_forward(self, x: Tensor, message: Tensor) -> Tensor:
+        message = self.norm2(self.mlp(torch.cat([x, self.norm1(message)], dim=2)))
         return x + message
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, L, C) -> (B, heads, L, C / heads), a view."""
+        return tokens.view(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class LocalFeatureTransformer(nn.Module):
@@ -59,22 +104,22 @@ class LocalFeatureTransformer(nn.Module):
         super().__init__()
         self.kinds = config.layers
         self.num_leading_self = config.layers.index("cross") if "cross" in config.layers else len(config.layers)
-        self.layers = nn.ModuleList(EncoderLayer(channels, config.num_heads) for _ in config.layers)
+        self.layers = nn.ModuleList(EncoderLayer(channels, config) for _ in config.layers)
 
-    def encode(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """The leading self layers, on one image: (B, L, C) -> (B, L, C)."""
         for layer in self.layers[: self.num_leading_self]:
             tokens = layer(tokens, tokens, mask)
         return tokens
 
     def forward(
-        self, tokens0: Tensor, tokens1: Tensor, mask0: Tensor | None, mask1: Tensor | None
+        self, tokens0: Tensor, tokens1: Tensor, mask0: Tensor | None = None, mask1: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The layers from the first cross layer on.
 
         Args:
             tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them.
-            mask0, mask1: (B, L) and (B, S) bool, false for padding; or None.
+            mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to; or None.
 
         Returns:
             The two sequences, in the same shapes.
@@ -88,3 +133,10 @@ class LocalFeatureTransformer(nn.Module):
                 tokens0 = layer(tokens0, tokens1, mask1)
                 tokens1 = layer(tokens1, tokens0, mask0)
         return tokens0, tokens1
+
+
+def _tiles(tokens: Tensor) -> list[slice]:
+    """Slices of the second dimension of (B, L, C), of TILE_TOKENS tokens over the batch."""
+    batch, length, _ = tokens.shape
+    step = max(1, TILE_TOKENS // batch)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
