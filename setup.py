@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "numpy>=1.26,<3",
     "opencv-python-headless>=4.6,<5",  # ROS distributions have OpenCV 4
     "rosbags>=0.11",
+    "safetensors>=0.4",
     "scipy>=1.8",
     "torch>=2.2,<2.14",  # bounded: a newer one fetches gigabytes of CUDA, on machines without a GPU too
     "tqdm>=4.57",
@@ -29,6 +30,8 @@ REQUIREMENTS = [
 EXTRAS = {
     "parquet": ["pyarrow>=14"],
     "test": [
+        "POT>=0.9",
+        "kornia>=0.7.3",
         "mypy>=1.10",
         "onnxruntime>=1.17",
         "pyarrow>=14",

@@ -25,7 +25,8 @@ ROSDEP_KEYS = {
     "ruff": "python3-ruff-pip",
     "torch": "python3-pytorch-pip",
 }
-WITHOUT_ROSDEP_KEY = {"pyarrow", "types-tqdm"}  # optional, and for mypy alone
+# Optional, for tests or mypy alone, or (safetensors) told by docs/install.md.
+WITHOUT_ROSDEP_KEY = {"kornia", "pot", "pyarrow", "safetensors", "types-tqdm"}
 # The distributions on PyPI lack these, and the code does without them.
 WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters"}
 # PyPI's names of modules that are called otherwise.
@@ -69,7 +70,10 @@ def python_dependencies(*kinds: str) -> set[str]:
 def test_package_xml_and_setup_py_name_the_same_python_packages() -> None:
     requirements = setup_constant("REQUIREMENTS")
     assert isinstance(requirements, list)
-    assert {rosdep_key(requirement) for requirement in requirements} == python_dependencies("exec_depend", "depend")
+    without_key = {f"python3-{name}" for name in WITHOUT_ROSDEP_KEY}
+    assert {rosdep_key(requirement) for requirement in requirements} - without_key == python_dependencies(
+        "exec_depend", "depend"
+    )
 
 
 def test_package_xml_and_setup_py_name_the_same_python_packages_for_tests() -> None:

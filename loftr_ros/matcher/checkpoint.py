@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +16,51 @@ from torch import Tensor
 
 from loftr_ros.matcher.config import PRESETS, LoFTRConfig
 from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.recognition import FORMAT, Recognition, WeightsError, metadata_of_config, recognise, same_weights
+
+__all__ = [
+    "AUTO",
+    "WeightsError",
+    "WeightsFile",
+    "check_weights",
+    "load_network",
+    "load_weights",
+    "preset",
+    "read_weights",
+    "recognise_file",
+    "save_network_weights",
+    "sha256_of",
+]
+
+AUTO = "auto"
 
 # Where published files keep their weights: Lightning's and the official LoFTR's, the low-end network's.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 # DistributedDataParallel prefixes every name, and inside that the official Lightning module's attribute.
 _PREFIXES = ("module.", "matcher.")
+# Buffers of old files; the positional encoding is computed here.
+_COMPUTED = ("pos_encoding.",)
+# What a caller may change of a network without touching its weights.
+_ADJUSTABLE = ("threshold", "border", "max_matches")
+
+_logger = logging.getLogger(__name__)
 
 
-class WeightsError(RuntimeError):
-    """A weights file that is missing, damaged, or of another network; the message says what to do."""
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file holds.
+
+    Attributes:
+        path: where it is.
+        tensors: the weights on the CPU, by the names that the networks here give them.
+        layout: how the file wraps them, in words.
+        metadata: what the file says beside the weights; empty for PyTorch's.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    layout: str
+    metadata: Mapping[str, str]
 
 
 def preset(network: str) -> LoFTRConfig:
@@ -33,79 +74,118 @@ def preset(network: str) -> LoFTRConfig:
     return PRESETS[network]
 
 
-def load_network(network: str, weights: Path, device: torch.device, dtype: torch.dtype) -> LoFTR:
-    """Build a preset, load its weights and make it ready to infer.
+def load_network(
+    network: str,
+    weights: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    coarse: Mapping[str, Any] | None = None,
+) -> LoFTR:
+    """Build a network, load its weights and make it ready to infer.
 
     Args:
-        network: name of a preset.
-        weights: a file in any published layout of this network.
+        network: name of a preset; `auto` for the one that the file is recognised as.
+        weights: a file in any published layout of this network. None for random weights, the same ones every time, to
+            measure what a network costs: they match nothing.
         device, dtype: where and in which precision it runs.
+        coarse: replacements of `CoarseMatchingConfig`'s threshold, border and max_matches.
 
     Raises:
         WeightsError: the preset or the file is missing, the file is damaged or of another network.
+        ValueError: `coarse` names anything else.
     """
-    config = preset(network)
-    model = LoFTR(config)
-    load_weights(model, weights)
+    config = None if network == AUTO else preset(network)
+    file = None
+    if weights is not None:
+        file = read_weights(weights)
+        config = _choose(config, file)
+    elif config is None:
+        raise WeightsError(f"network '{AUTO}' is told by a weights file, and none was given; name the network")
+    unknown = [name for name in coarse or {} if name not in _ADJUSTABLE]
+    if unknown:
+        raise ValueError(f"coarse matching: {', '.join(unknown)} cannot be replaced; only {', '.join(_ADJUSTABLE)} can")
+    model = _build(replace(config, coarse=replace(config.coarse, **(coarse or {}))))
+    if file is not None:
+        load_weights(model, file)
     return model.prepare(device, dtype)
 
 
-def load_weights(model: LoFTR, path: Path) -> None:
-    """Load a file's weights into a network, every one and nothing else.
+def load_weights(model: LoFTR, file: WeightsFile) -> None:
+    """Load a file's weights into a network as it was built, every one and nothing else.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of another network.
+        WeightsError: they are of another network, or not finite.
     """
-    config = model.config
-    found = {name: value for name, value in read_weights(path).items() if not name.startswith(config.untrained)}
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} {tuple(found[name].shape)} (expected {tuple(value.shape)})"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    problems = [
-        f"{what} {len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("of another shape", misshapen), ("not of this network", unexpected))
-        if names
-    ]
+    model.load_state_dict(check_weights(model.config, file), strict=False)
+
+
+def check_weights(config: LoFTRConfig, file: WeightsFile) -> dict[str, Tensor]:
+    """The weights in a file that a network takes: all of them, of its shapes, finite.
+
+    Raises:
+        WeightsError: they are of another network, or not finite.
+    """
+    found = _used(config, file.tensors)
+    problems = _differences(config, found)
     if problems:
+        try:
+            seen = recognise(file.tensors, file.metadata)
+            names = " or ".join(f"'{name}'" for name in (seen.config.name, *seen.alternatives))
+            looks = f" It looks like {names}."
+        except WeightsError:
+            looks = ""
         raise WeightsError(
-            f"{path} holds weights of another network than '{config.name}' ({'; '.join(problems)}). "
+            f"{file.path} holds weights of another network than '{config.name}' ({'; '.join(problems)}).{looks} "
             f"Give a weights file of '{config.name}', or the network that this file belongs to"
         )
     broken = [name for name, value in found.items() if not torch.isfinite(value).all()]
     if broken:
         raise WeightsError(
-            f"{path} holds values that are not finite, in {broken[0]}: the file is damaged; get it again"
+            f"{file.path} holds values that are not finite, in {broken[0]}: the file is damaged; get it again"
         )
-    model.load_state_dict(found, strict=False)
+    return found
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors in a weights file, out of whatever it wraps them in.
+def recognise_file(file: WeightsFile) -> Recognition:
+    """Which network a file's weights are of.
+
+    Raises:
+        WeightsError: of none that is known here; says what was expected and found.
+    """
+    try:
+        return recognise(file.tensors, file.metadata, lambda: sha256_of(file.path))
+    except WeightsError as error:
+        raise WeightsError(f"{file.path} ({file.layout}): {error}") from None
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """The named tensors in a weights file, out of whatever it wraps them in. Runs nothing that the file may hold.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds no weights.
     """
     if not path.is_file():
         raise WeightsError(f"weights file {path} is not there; set the parameter 'weights' to an existing file")
+    if _is_safetensors(path):
+        return _read_safetensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises whatever it stumbles over in bytes that are no weights
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) is not a readable PyTorch weights file: {first_line}. "
-            "It is truncated, or of another kind; get it again"
-        ) from error
+        raise _unreadable(path, "PyTorch", error) from error
+    layout = "PyTorch"
     if isinstance(content, Mapping):
         for container in _CONTAINERS:
             if isinstance(content.get(container), Mapping):
+                beside = [str(name) for name in content if name != container]
+                layout += f", in '{container}'" + (f" beside {', '.join(beside)}" if beside else "")
                 content = content[container]
                 break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
         kind = f"keys {list(content)[:5]}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise WeightsError(
             f"{path} holds {kind}, no weights by name; expected a state dict, or one under {_CONTAINERS}"
@@ -114,4 +194,132 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+            layout += f", names prefixed '{prefix}'"
+    return WeightsFile(path, weights, layout, {})
+
+
+def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: LoFTRConfig, source: str) -> None:
+    """Write weights in our own format: one safetensors file that says which network it is of.
+
+    Args:
+        path: the file; it is there whole or not at all.
+        state_dict: of a network as it was built, not of one that was prepared; untrained parts are left out.
+        config: the network.
+        source: where the weights are from, for people.
+
+    Raises:
+        WeightsError: the weights are not that network's, or not finite; the file cannot be written.
+    """
+    save_file = _safetensors("save_file")
+    found = check_weights(config, WeightsFile(Path("the state dict"), dict(state_dict), "state dict", {}))
+    # A clone each: safetensors refuses tensors that share memory, and writes what lies in memory, gaps included.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata=metadata_of_config(config, source))
+        part.replace(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _choose(asked: LoFTRConfig | None, file: WeightsFile) -> LoFTRConfig:
+    """The network to build for a file, where the user asked for one, or left it to the file."""
+    if asked is None:
+        found = recognise_file(file)
+        if found.doubt:
+            _logger.warning("%s: names and shapes do not tell %s", file.path, found.doubt)
+        return found.config
+    try:
+        found = recognise_file(file)
+    except WeightsError:
+        return asked  # what is wrong with the file is said against the network that was asked for
+    if found.config.name == asked.name:
+        return found.config  # our own file may have been trained with values other than the preset's
+    if not found.alternatives and same_weights(found.config, asked):
+        _logger.warning("%s was trained as '%s'; it runs as '%s'", file.path, found.config.name, asked.name)
+    return asked
+
+
+def _build(config: LoFTRConfig) -> LoFTR:
+    """A network with random weights, the same ones every time; the program's own random numbers are not touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return LoFTR(config)
+
+
+def _used(config: LoFTRConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    unused = (*config.untrained, *_COMPUTED)
+    return {name: value for name, value in weights.items() if not name.startswith(unused)}
+
+
+def _differences(config: LoFTRConfig, found: Mapping[str, Tensor]) -> list[str]:
+    """In words, how weights differ from those of a network."""
+    with torch.device("meta"):  # names and shapes alone, at no cost
+        expected = LoFTR(config).state_dict()
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} {tuple(found[name].shape)} (expected {tuple(value.shape)})"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    return [
+        f"{what} {len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("of another shape", misshapen), ("not of this network", unexpected))
+        if names
+    ]
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is meant to be one: the format begins with the length of a JSON object and that object."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> WeightsFile:
+    safe_open = _safetensors("safe_open")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            # A clone each: the file is mapped into memory, and may be replaced while the network lives.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except Exception as error:  # safetensors' own kind of error, OSError, and torch's for types that it lacks
+        raise _unreadable(path, "safetensors", error) from error
+    if not weights:
+        raise WeightsError(f"{path} is a safetensors file without a tensor; expected weights by name")
+    ours = metadata.get("format") == FORMAT
+    return WeightsFile(path, weights, "loftr_ros (safetensors)" if ours else "safetensors", metadata)
+
+
+def _safetensors(name: str) -> Any:
+    """A function of safetensors, which is imported only for files of that kind."""
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise WeightsError(f"{error}: files of this kind need safetensors; pip install safetensors") from error
+    return safetensors.safe_open if name == "safe_open" else getattr(safetensors.torch, name)
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> WeightsError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WeightsError(
+        f"{path} ({path.stat().st_size} bytes) is not a readable {kind} weights file: {first_line}. "
+        "It is truncated, or of another kind; get it again"
+    )

@@ -26,8 +26,6 @@ NEVER = -1e9
 # Scores are worked on in bits, as powers of 2: torch's exp2 takes a third of the time of its exp, and where the result
 # underflows, as it does for most pairs of cells, a thirtieth.
 BITS = math.log2(math.e)
-# Spread of the rows' largest scores, in bits, up to which 2 ** -126 of the largest is nothing beside any candidate.
-_SAFE_SPREAD = 90.0
 
 
 class CoarseMatches(NamedTuple):
@@ -224,42 +222,27 @@ def _dual_softmax_candidates(
     left: Tensor, right: Tensor, threshold: float, attended0: Tensor | None, attended1: Tensor | None
 ) -> Candidates:
     """Entries that may be above the threshold, with their confidences; `left @ right.t()` is the score in bits."""
-    for own_columns in (False, True):
-        column_lse = torch.full((len(right),), -torch.inf, device=left.device)
-        row_maxima = torch.empty(len(left), device=left.device)
-        kept = []
-        for rows, tile in tiles_of(left, right, attended0, attended1):
-            row_max = row_maxima[rows] = tile.amax(dim=1)
-            if own_columns:
-                column_max = tile.amax(dim=0)
-                tile_column_lse = column_max + torch.exp2(tile - column_max).sum(dim=0).log2()
-            exponential = tile.sub_(row_max[:, None]).exp2_()
-            row_sum = exponential.sum(dim=1)
-            if not own_columns:
-                # One exponential serves the rows and, by a factor for each row, the columns.
-                highest = row_max.amax()
-                tile_column_lse = highest + (torch.exp2(row_max - highest) @ exponential).log2()
-            column_lse = torch.logaddexp2(column_lse, tile_column_lse)
-            # The largest softmax of a row is 1 / row_sum.
-            hopeful = (row_sum * threshold < 1).nonzero()[:, 0]
-            row, column, value = entries_above(exponential, row_sum * threshold, hopeful, rows.start)
-            # log softmax over the row, plus the score: less the column's log-sum-exp it is the log-confidence.
-            log_value = 2 * value.log2() + (row_max - row_sum.log2())[row - rows.start]
-            # That log-sum-exp only grows from tile to tile.
-            possible = log_value - column_lse[column] > math.log2(threshold)
-            kept.append(Candidates(row[possible], column[possible], log_value[possible]))
-        # Where some rows' scores are far above others', the factors have underflowed, and columns that live by low
-        # scores were not summed up right: each column then gets an exponential of its own. It is seldom so.
-        if _spread(row_maxima) < _SAFE_SPREAD:
-            break
+    column_lse = torch.full((len(right),), -torch.inf, device=left.device)
+    kept = []
+    for rows, tile in tiles_of(left, right, attended0, attended1):
+        # Rows and columns have an exponential each: with a common one, columns that live by low scores would underflow
+        # beside a row with high ones.
+        column_max = tile.amax(dim=0)
+        column_sum = torch.sub(tile, column_max).exp2_().sum(dim=0)
+        column_lse = torch.logaddexp2(column_lse, column_max + column_sum.log2())
+        row_max = tile.amax(dim=1)
+        exponential = tile.sub_(row_max[:, None]).exp2_()
+        row_sum = exponential.sum(dim=1)
+        # The largest softmax of a row is 1 / row_sum.
+        hopeful = (row_sum * threshold < 1).nonzero()[:, 0]
+        row, column, value = entries_above(exponential, row_sum * threshold, hopeful, rows.start)
+        # log softmax over the row, plus the score: less the column's log-sum-exp it is the log-confidence.
+        log_value = 2 * value.log2() + (row_max - row_sum.log2())[row - rows.start]
+        # That log-sum-exp only grows from tile to tile.
+        possible = log_value - column_lse[column] > math.log2(threshold)
+        kept.append(Candidates(row[possible], column[possible], log_value[possible]))
     row, column, log_value = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return Candidates(row, column, torch.exp2(log_value - column_lse[column]))
-
-
-def _spread(row_maxima: Tensor) -> float:
-    """How far the rows' largest scores are apart, masked rows left out."""
-    attended = row_maxima[row_maxima > NEVER / 2]
-    return float(attended.amax() - attended.amin()) if len(attended) else 0.0
 
 
 def _of(mask: Tensor | None, pair: int) -> Tensor | None:

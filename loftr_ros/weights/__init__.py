@@ -1,0 +1,73 @@
+"""Where weights come from: the catalogue of published files, the cache, and what the user says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from loftr_ros.matcher.recognition import WeightsError
+from loftr_ros.weights.catalogue import CATALOGUE, Entry, find_entry
+
+__all__ = ["VARIABLE", "WeightsError", "find_weights"]
+
+VARIABLE = "LOFTR_ROS_WEIGHTS"
+_AUTO = "auto"
+# Beside a checkout of the project: real data for its tests, with the published low-end weights among it.
+_BESIDE_THE_PROJECT = {"coarse_lite": Path("../shared/data/coarse_loftr/LoFTR_teacher.pt")}
+
+
+def find_weights(network: str, given: str = "") -> Path:
+    """The weights file to use.
+
+    Args:
+        network: name of a preset, or `auto` for whatever network the file is of.
+        given: what the user said: a file, or a name of the catalogue; empty to look in the environment's
+            LOFTR_ROS_WEIGHTS, then in the cache for published weights of the network (with `auto`, for the only ones
+            that are there), then beside the project.
+
+    Raises:
+        WeightsError: none is there; the message says what to do.
+    """
+    said = given or os.environ.get(VARIABLE, "")
+    if said:
+        return _named(said)
+    cached = [entry for entry in CATALOGUE if network in (_AUTO, entry.network) and entry.cached() is not None]
+    if network == _AUTO and len(cached) > 1:
+        raise WeightsError(
+            f"network '{_AUTO}' is told by the weights, and the cache has those of "
+            f"{', '.join(entry.name for entry in cached)}; give one of them by --weights or {VARIABLE}"
+        )
+    for entry in cached:
+        path = entry.cached()
+        if path is not None:
+            return path
+    beside = _BESIDE_THE_PROJECT.get(network)
+    if beside is not None and beside.is_file():
+        return beside.resolve()
+    published = [entry for entry in CATALOGUE if network in (_AUTO, entry.network)]
+    advice = f" Published ones: {_how(published[0])}" if published else " None are published"
+    raise WeightsError(
+        f"network '{network}' comes without weights; give a weights file by --weights, or by the environment variable "
+        f"{VARIABLE}.{advice}"
+    )
+
+
+def _named(said: str) -> Path:
+    """A file, or the cached file of a name of the catalogue."""
+    path = Path(said).expanduser()
+    if path.is_file():
+        return path
+    entry = find_entry(said)
+    if entry is None:
+        names = ", ".join(entry.name for entry in CATALOGUE)
+        raise WeightsError(f"weights file {path} is not there; give an existing file, or one of the names {names}")
+    cached = entry.cached()
+    if cached is None:
+        raise WeightsError(f"the published weights '{entry.name}' are not on this machine yet: {_how(entry)}")
+    return cached
+
+
+def _how(entry: Entry) -> str:
+    if entry.urls:
+        return f"`loftr_ros weights get {entry.name}`"
+    return f"download {entry.file} by hand from {entry.page} to {entry.cache_path()}"
