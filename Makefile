@@ -26,6 +26,7 @@ ARGS ?=
 help:
 	@echo "make demo             run the node on a sequence that the project renders itself"
 	@echo "make demo SOURCE=...  run it on a folder of images, a video or a bag"
+	@echo "make demo ARGS='--network loftr --weights FILE' (or any other option of loftr_ros demo)"
 	@echo "make test             linters, types and tests (ARGS='-k name' for pytest)"
 	@echo "make lint             linters and types alone"
 	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
@@ -33,7 +34,7 @@ help:
 	@echo "ROS_DISTRO=kilted make ... does it with ROS 2 Kilted instead of Jazzy"
 
 demo: install
-	$(BIN)/loftr_ros demo $(SOURCE)
+	$(BIN)/loftr_ros demo $(SOURCE) $(ARGS)
 
 test: lint
 	$(BIN)/pytest $(ARGS)

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from loftr_ros.cli_explain import explain
+from loftr_ros.cli_weights import app as weights_app
+
 app = typer.Typer(
     name="loftr_ros",
     help="LoFTR correspondences and relative poses for robots.",
@@ -15,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(weights_app, name="weights")
+app.command()(explain)
 
 SourceArgument = Annotated[
     str,
@@ -32,9 +37,14 @@ FrameRate = Annotated[
 Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
 Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
 Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
-Weights = Annotated[str, typer.Option(help="Weights file of that network.", show_default="the first found")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for what the parameters say.")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for what the parameters say.")]
 ParamsFile = Annotated[Path | None, typer.Option(help="Parameters, as for the node (see config/front_end.yaml).")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
@@ -168,34 +178,49 @@ def run(
     frame_rate: FrameRate = None,
     topic: Topic = None,
     camera: Camera = None,
-    network: Network = "coarse_lite",
+    network: Network = "",
     weights: Weights = "",
-    device: Device = "auto",
-    precision: Precision = "auto",
+    device: Device = "",
+    precision: Precision = "",
     params_file: ParamsFile = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")
+    ] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the front end over a recording without ROS: trajectory, relative poses, correspondences, pictures."""
+    from dataclasses import replace
+
     from loftr_ros.frontend.config import ConfigError, FrontEndConfig, with_values
+    from loftr_ros.frontend.mask import MaskError, read_mask
     from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.matcher.checkpoint import WeightsError, load_network
-    from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.factory import open_matcher
+    from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
     from loftr_ros.offline import run as run_offline
     from loftr_ros.sources import SourceError, open_source
-    from loftr_ros.weights import find_weights
 
+    values = _parameters(params_file)
     try:
-        config = with_values(FrontEndConfig(), _parameters(params_file))
-        place = resolve_device(device)
-        matcher = load_network(network, find_weights(network, weights), place, resolve_precision(precision, place))
+        config = with_values(FrontEndConfig(), values)
+        values |= {name: value for name, value in (("network", network), ("weights", weights)) if value}
+        asked = with_values(MatcherConfig(), values), with_values(MatchingConfig(), values, "matching.")
+        mask = mask or (Path(str(values["input.mask"])) if values.get("input.mask") else None)
+        usable = read_mask(mask.expanduser()) if mask else None
+        spec = matcher_spec(*asked)
+        matcher = open_matcher(
+            replace(spec, device=device or spec.device, precision=precision or spec.precision),
+        )
         with open_source(
             source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
         ) as opened:
-            report = run_offline(opened, FrontEnd(matcher, config), output, parquet=parquet, progress=not quiet)
+            front_end = FrontEnd(matcher, config)
+            report = run_offline(opened, front_end, output, mask=usable, parquet=parquet, progress=not quiet)
     except ImportError as error:
         _fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
-    except (ConfigError, DeviceError, SourceError, WeightsError) as error:
+    except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:
         _fail(error)
     typer.echo("\n".join([*report.lines(), f"written to {output}"]))
 

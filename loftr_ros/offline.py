@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.trajectory import Trajectory, tum_lines
+from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.sources import Source, SourceError, SourceFrame
@@ -58,7 +59,15 @@ class Report:
         return text
 
 
-def run(source: Source, front_end: FrontEnd, output: Path, *, parquet: bool = False, progress: bool = True) -> Report:
+def run(
+    source: Source,
+    front_end: FrontEnd,
+    output: Path,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    parquet: bool = False,
+    progress: bool = True,
+) -> Report:
     """Feed every frame of a source to the front end and write what it finds.
 
     Writes `trajectory.tum`, `relative_poses.csv`, `correspondences.npz` (or `.parquet`), `matches.png` and
@@ -68,6 +77,7 @@ def run(source: Source, front_end: FrontEnd, output: Path, *, parquet: bool = Fa
         source: the recording.
         front_end: a fresh one.
         output: folder to write to; made if it is not there.
+        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
         parquet: write the correspondences as Parquet instead of NumPy's archive; needs pyarrow.
         progress: show a progress bar.
 
@@ -88,8 +98,8 @@ def run(source: Source, front_end: FrontEnd, output: Path, *, parquet: bool = Fa
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
         for frame in _with_bar(source, progress):
             try:
-                result = front_end.process(frame.to_frame())
-            except (FrameRefusedError, SourceError) as error:
+                result = front_end.process(replace(frame.to_frame(), usable=mask))
+            except (FrameRefusedError, MaskError, SourceError) as error:
                 report.refused.append(str(error))
                 continue
             if frame.pose is not None:
@@ -179,6 +189,7 @@ class _Columns:
         "current_u": np.float32,
         "current_v": np.float32,
         "confidence": np.float32,
+        "current_std": np.float32,
         "inlier": np.bool_,
     }
 
@@ -200,6 +211,7 @@ class _Columns:
                     "current_u": found.current_points[:, 0],
                     "current_v": found.current_points[:, 1],
                     "confidence": found.confidence,
+                    "current_std": found.std,
                     "inlier": match.pose.inliers,
                 }
             )

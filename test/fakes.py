@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,51 +13,77 @@ from torch import Tensor
 
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.matcher.loftr import ImageFeatures, Matches
-
-
-@dataclass(frozen=True)
-class ShiftFeatures(ImageFeatures):
-    """The image itself."""
-
-    image: NDArray[np.float32]
+from loftr_ros.matcher.config import COARSE_LITE, LOFTR
+from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 
 class ShiftMatcher:
     """Matches images that are shifted copies of each other, by phase correlation, to a coarse grid.
 
-    It has the interface of `LoFTR` without a fine stage, so the pipeline around it runs without weights.
+    It keeps the `Matcher` protocol without a fine stage, so the pipeline around it runs without weights. Its features
+    are the image: what is written into their memory shows in the matches.
     """
 
     has_fine_stage = False
     cell_size = 16
+    cell_offset = 0.0
+    config = COARSE_LITE
+    device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self) -> None:
-        self.encoded = 0
+        self.encoded = self.completed = 0
         self.batches: list[int] = []
 
-    def encode(self, image: Tensor) -> ShiftFeatures:
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
         self.encoded += 1
         height, width = image.shape
-        grid = (-(-height // 16), -(-width // 16))
-        return ShiftFeatures(
-            torch.zeros(1, grid[0] * grid[1], 4), grid, (width, height), None, image.numpy().astype(np.float32)
+        cell = self.cell_size
+        return ImageFeatures(
+            tokens=image.float().reshape(1, -1, 1),
+            fine=None,
+            grid=(-(-height // cell), -(-width // cell)),
+            size=(width, height),
+            pixels=usable,
+            unsmoothed=image.float()[None, None] if self.has_fine_stage else None,
         )
 
-    def match(self, keyframes: Sequence[ShiftFeatures], current: ShiftFeatures) -> list[Matches]:
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        self.completed += 1
+        return replace(features, fine=features.unsmoothed, unsmoothed=None)
+
+    def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         self.batches.append(len(keyframes))
         return [self._match(keyframe, current) for keyframe in keyframes]
 
-    def _match(self, keyframe: ShiftFeatures, current: ShiftFeatures) -> Matches:
+    def _match(self, keyframe: ImageFeatures, current: ImageFeatures) -> Matches:
+        assert (keyframe.fine is not None) == self.has_fine_stage, "a keyframe's features are completed before"
+        width, height = current.size
         window = cv2.createHanningWindow(keyframe.size, cv2.CV_32F)
-        shift, response = cv2.phaseCorrelate(keyframe.image, current.image, window)
+        images = [features.tokens.reshape(height, width).numpy() for features in (keyframe, current)]
+        shift, response = cv2.phaseCorrelate(images[0], images[1], window)
         rows, columns = keyframe.grid
         cell = torch.arange(rows * columns)
-        points0 = torch.stack([cell % columns, cell // columns], dim=1).float() * 16
-        points1 = points0 + (torch.tensor(shift) / 16).round() * 16
-        width, height = current.size
+        points0 = torch.stack([cell % columns, cell // columns], dim=1).float() * self.cell_size + self.cell_offset
+        points1 = points0 + self._moved(torch.tensor(shift))
         inside = (points1 >= 0).all(dim=1) & (points1[:, 0] < width) & (points1[:, 1] < height) & (response > 0.1)
-        return Matches(cell[inside], points0[inside], points1[inside].float(), torch.full((int(inside.sum()),), 0.5))
+        count = int(inside.sum())
+        std = torch.full((count,), 0.25 if self.has_fine_stage else torch.nan)
+        return Matches(cell[inside], points0[inside], points1[inside].float(), torch.full((count,), 0.5), std)
+
+    def _moved(self, shift: Tensor) -> Tensor:
+        return (shift / self.cell_size).round() * self.cell_size
+
+
+class FineShiftMatcher(ShiftMatcher):
+    """The same with a fine stage: cells of 8 px whose points are their top-left pixels, and matches to sub-pixel."""
+
+    has_fine_stage = True
+    cell_size = 8
+    config = LOFTR
+
+    def _moved(self, shift: Tensor) -> Tensor:
+        return shift
 
 
 def texture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -85,10 +111,18 @@ class PanningStream:
         self._camera = camera(width, height)
         self._number = 0
 
-    def at(self, x: float, y: float = 0.0, *, stamp: float | None = None, frame_id: str = "cam") -> Frame:
+    def at(
+        self,
+        x: float,
+        y: float = 0.0,
+        *,
+        stamp: float | None = None,
+        frame_id: str = "cam",
+        usable: NDArray[np.bool_] | None = None,
+    ) -> Frame:
         """The view `x`, `y` pixels from the start; stamps go on by 0.1 s unless one is given, in seconds."""
         self._number += 1
         stamp_ns = round((100 + self._number / 10 if stamp is None else stamp) * 1e9)
         centre = (x + 2 * self.size[0], y + 2 * self.size[1])
         image = np.asarray(cv2.getRectSubPix(self._wall, self.size, centre), np.uint8)
-        return Frame(image, stamp_ns, frame_id, self._camera)
+        return Frame(image, stamp_ns, frame_id, self._camera, usable)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
-from loftr_ros.demo.report import chained, draw_trajectory, without_nan
+from loftr_ros.demo.report import chained, draw_trajectory, lines, summary, without_nan
 from loftr_ros.demo.sequence import Truth, prepare
 from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_previous, to_reference
 from loftr_ros.frontend.relative_pose import PoseStatus
@@ -126,6 +126,56 @@ def test_no_trajectory_is_drawn_of_a_camera_that_was_not_seen_to_move(tmp_path):
 def test_the_report_is_json_even_where_nothing_was_measured():
     numbers = {"a": float("nan"), "b": {"c": np.float32(0.5), "d": np.int64(3)}, "e": "x"}
     assert json.dumps(without_nan(numbers)) == '{"a": null, "b": {"c": 0.5, "d": 3}, "e": "x"}'
+
+
+def report(status, weights="real.pt", calibrated=True, count=10, dropped=0, true=True, latency=None):
+    """A demo's report of frames with the same pose status, as it is written."""
+    pytest.importorskip("rclpy")
+    from loftr_ros.msg import FrontEndStatus
+
+    recorded = SimpleNamespace(
+        status=FrontEndStatus(
+            network="loftr",
+            frames_processed=count + 1,
+            frames_dropped=dropped,
+            stages=list(latency or {}),
+            latency_median=list((latency or {}).values()),
+            latency_p99=list((latency or {}).values()),
+        ),
+        located=[Located(k, 0, status, transform(), 3, 0, float("nan")) for k in range(1, count + 1)],
+        keyframes=[KeyframeChange(0, True, "FIRST")],
+    )
+    sequence = SimpleNamespace(name="room", kind="rendered", size=(160, 120), rate=10.0, calibrated=calibrated)
+    poses = {k: transform(k, (0.1 * k, 0, 0)) for k in range(11)} if true else {}
+    truth = Truth(poses=poses, stamps=list(range(11)))
+    found = summary(sequence, 10.0, 11, recorded, truth)
+    found["node"]["weights"] = weights
+    json.dumps(without_nan(found), allow_nan=False)
+    return "\n".join(lines(found))
+
+
+def test_a_demo_without_a_single_pose_says_so_in_words():
+    said = report(PoseStatus.TOO_FEW_MATCHES)
+    assert "Not a single frame got a pose" in said and "10 TOO_FEW_MATCHES" in said
+    assert "nan" not in said
+    assert "Not a single" not in report(PoseStatus.LOW_PARALLAX)
+    assert "Not a single" not in report(PoseStatus.NO_CALIBRATION, calibrated=False)
+
+
+def test_a_demo_whose_node_is_too_slow_says_how_fast_it_may_play():
+    said = report(PoseStatus.OK, dropped=100, latency={"wait": 9.0, "encode": 0.3, "match": 0.1, "total": 9.5})
+    assert "`--hz 2` leaves time for each" in said
+    assert "--hz" not in report(PoseStatus.OK, dropped=2)
+
+
+def test_estimates_that_are_missing_are_not_blamed_on_the_truth():
+    assert "too few to hold against the true poses" in report(PoseStatus.OK, count=3)
+    assert "no true poses" in report(PoseStatus.OK, true=False)
+
+
+def test_a_demo_with_random_weights_says_that_nothing_it_shows_means_anything():
+    assert "weights are random" in report(PoseStatus.TOO_FEW_MATCHES, weights="random")
+    assert "weights are random" in report(PoseStatus.OK, weights="random")
 
 
 # --- the sequence ---
@@ -299,6 +349,20 @@ def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, 
     assert matches.shape[0] > 240 and matches.shape[1] >= 640
     assert matches.std() > 20
     assert cv2.imread(str(tmp_path / "demo" / "trajectory.png")).std() > 5
+
+
+@pytest.mark.ros
+def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
+    room = "rendered:room?frames=6&width=160&height=120"
+    process = demo(room, "--network", "loftr", "--weights", "random", "--hz", 2)
+    assert process.wait(timeout=120) == 0, (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert "network loftr on" in said and "The weights are random" in said
+    found = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert found["node"]["network"] == "loftr" and found["frames"]["failed"] == 0
+    assert found["frames"]["processed"] >= 2
+    assert "the weights are random" in (tmp_path / "demo" / "node.log").read_text()
+    assert gone(tmp_path)
 
 
 @pytest.mark.ros

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from fakes import PanningStream, ShiftMatcher
 from scipy.spatial.transform import Rotation
 
@@ -20,15 +21,14 @@ from loftr_ros.frontend.keyframes import (
     reason_for_keyframe,
 )
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, without_pose
+from loftr_ros.matcher.interface import ImageFeatures
 
 STREAM = PanningStream()
 
 
 def encoded(stamp: float = 1.0) -> EncodedFrame:
     frame = STREAM.at(0, stamp=stamp)
-    import torch
-
-    return EncodedFrame(frame, ShiftMatcher().encode(torch.from_numpy(frame.image)), (1.0, 1.0), 16)
+    return EncodedFrame(frame, ShiftMatcher().encode(torch.from_numpy(frame.image)), (1.0, 1.0), 16, 7.5)
 
 
 def buffer(capacity: int = 4, max_matched: int = 2) -> KeyframeBuffer:
@@ -50,15 +50,17 @@ def test_a_full_buffer_evicts_what_went_unmatched_the_longest_but_never_the_refe
     keyframes.next_frame()
     keyframes.record_match(first, 0.1)
     keyframes.next_frame()
-    events = keyframes.add(encoded(), KeyframeReason.AGE)
+    keyframes.take_events()
+    keyframes.add(encoded(), KeyframeReason.AGE)
+    events = keyframes.take_events()
     assert [(e.keyframe.id, e.added, e.reason, e.num_keyframes) for e in events] == [
         (second.id, False, KeyframeReason.EVICTED, 2),
         (4, True, KeyframeReason.AGE, 3),
     ]
     keyframes.reference = first  # even though third was matched no later
     keyframes.next_frame()
-    gone = keyframes.add(encoded(), KeyframeReason.AGE)[0].keyframe
-    assert gone is third
+    keyframes.add(encoded(), KeyframeReason.AGE)
+    assert keyframes.take_events()[0].keyframe is third
 
 
 def test_a_buffer_of_one_replaces_its_only_keyframe() -> None:
@@ -110,10 +112,88 @@ def test_ids_are_never_used_twice_even_after_clearing() -> None:
     keyframes = buffer()
     keyframes.add(encoded(), KeyframeReason.FIRST)
     keyframes.add(encoded(), KeyframeReason.AGE)
-    events = keyframes.clear(KeyframeReason.RESET)
+    keyframes.take_events()
+    keyframes.clear(KeyframeReason.RESET)
+    events = keyframes.take_events()
     assert [(e.keyframe.id, e.added, e.num_keyframes) for e in events] == [(1, False, 1), (2, False, 0)]
     assert keyframes.reference is None and len(keyframes) == 0
-    assert keyframes.add(encoded(), KeyframeReason.FIRST)[-1].keyframe.id == 3
+    keyframes.add(encoded(), KeyframeReason.FIRST)
+    assert keyframes.take_events()[-1].keyframe.id == 3
+
+
+def places(keyframes: KeyframeBuffer) -> set[int]:
+    """Where in memory the features of those held are."""
+    return {keyframe.encoded.features.tokens.data_ptr() for keyframe in keyframes.keyframes}
+
+
+def test_features_of_keyframes_stay_in_as_many_places_as_there_is_capacity_however_many_come_and_go() -> None:
+    keyframes, seen = buffer(capacity=3), set()
+    for number in range(20):
+        keyframes.next_frame()
+        keyframes.add(encoded(), KeyframeReason.FIRST)
+        assert len(places(keyframes)) == len(keyframes) <= 3
+        seen |= places(keyframes)
+        if number == 12:
+            keyframes.clear(KeyframeReason.RESET)
+    assert len(seen) == 3
+
+
+def test_a_keyframes_features_are_a_copy_that_outlives_what_was_encoded() -> None:
+    keyframes, given = buffer(), encoded()
+    keyframes.add(given, KeyframeReason.FIRST)
+    expected = given.features.tokens.clone()
+    given.features.tokens.zero_()
+    kept = keyframes.keyframes[0].encoded
+    assert torch.equal(kept.features.tokens, expected)
+    assert kept.frame is given.frame and given.features.slot is None
+
+
+def test_a_full_buffer_of_one_frees_its_place_before_it_needs_it() -> None:
+    keyframes = buffer(capacity=1)
+    for _ in range(3):
+        keyframes.add(encoded(), KeyframeReason.AGE)
+    assert len(keyframes) == 1 and len(places(keyframes)) == 1
+
+
+def test_a_cleared_buffer_takes_frames_of_another_size() -> None:
+    keyframes = buffer()
+    keyframes.add(encoded(), KeyframeReason.FIRST)
+    large = PanningStream(640, 480).at(0)
+    features = ShiftMatcher().encode(torch.from_numpy(large.image))
+    other = EncodedFrame(large, features, (1.0, 1.0), 16, 7.5)
+    with pytest.raises(ValueError, match="holds others"):
+        keyframes.add(other, KeyframeReason.AGE)
+    keyframes.clear(KeyframeReason.CAMERA_CHANGED)
+    keyframes.add(other, KeyframeReason.FIRST)
+    assert torch.equal(keyframes.keyframes[0].encoded.features.tokens, features.tokens)
+
+
+def test_reserved_places_are_those_that_are_used() -> None:
+    keyframes, one = buffer(capacity=2), encoded()
+    keyframes.reserve(one.features)
+    keyframes.add(one, KeyframeReason.FIRST)
+    first = places(keyframes)
+    keyframes.reserve(one.features)
+    assert places(keyframes) == first and len(keyframes) == 1
+    assert keyframes.take_events()[0].added
+
+
+def test_events_are_told_once() -> None:
+    keyframes = buffer()
+    keyframes.add(encoded(), KeyframeReason.FIRST)
+    assert len(keyframes.take_events()) == 1
+    assert keyframes.take_events() == ()
+
+
+@pytest.mark.parametrize(("offset", "first", "second"), [(0.0, 0.5, 16.5), (3.5, 7.5, 23.5)])
+def test_cell_points_are_where_the_matcher_puts_them_in_the_raw_image(
+    offset: float, first: float, second: float
+) -> None:
+    frame = PanningStream(64, 32).at(0)
+    features = ImageFeatures(torch.zeros(1, 8, 1), None, (2, 4), (32, 16))
+    points = EncodedFrame(frame, features, (2.0, 2.0), 8, offset).cell_points
+    np.testing.assert_allclose(points[:2], [[first, first], [second, first]])
+    np.testing.assert_allclose(points[4], [first, second])
 
 
 @pytest.mark.parametrize(

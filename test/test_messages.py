@@ -36,7 +36,11 @@ def match(count: int = 5) -> KeyframeMatch:
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 200, (2, count, 2)).astype(np.float32)
     found = Correspondences(
-        np.arange(count, dtype=np.uint32), points[0], points[1], rng.uniform(0, 1, count).astype(np.float32)
+        np.arange(count, dtype=np.uint32),
+        points[0],
+        points[1],
+        rng.uniform(0, 1, count).astype(np.float32),
+        np.linspace(0.1, 1.5, count, dtype=np.float32),
     )
     pose = RelativePose(
         status=PoseStatus.OK,
@@ -79,11 +83,25 @@ def test_correspondences_carry_both_headers_sizes_and_all_arrays_over_the_wire()
     assert list(found.inlier) == [1, 0, 1, 0, 1]
     for name in ("keyframe_points", "current_points", "confidence"):
         assert np.array_equal(getattr(found, name), getattr(pair.correspondences, name).ravel())
+    assert np.array_equal(found.current_std, pair.correspondences.std)
+
+
+def test_a_standard_deviation_that_the_network_has_not_crosses_the_wire_as_nan() -> None:
+    pair = match()
+    pair.correspondences.std[:] = np.nan
+    sent = messages.correspondences_message(pair, frame(1))
+    found = deserialize_message(serialize_message(sent), CorrespondencesMessage)
+    assert len(found.current_std) == 5 and np.isnan(found.current_std).all()
 
 
 def test_a_frame_without_matches_gives_empty_arrays() -> None:
     found = messages.correspondences_message(match(0), frame(1))
-    assert [len(a) for a in (found.track_id, found.keyframe_points, found.confidence, found.inlier)] == [0, 0, 0, 0]
+    assert [len(a) for a in (found.track_id, found.keyframe_points, found.confidence, found.current_std)] == [
+        0,
+        0,
+        0,
+        0,
+    ]
     assert messages.relative_pose_message(match(0), frame(1)).inlier_ratio == 0
 
 

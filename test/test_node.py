@@ -158,7 +158,8 @@ def test_arrays_are_of_equal_length_and_agree_with_the_pose(node, footage):
     pose = client.wait(lambda: [p for p in client.poses_of(stamp) if p.keyframe_id == found.keyframe_id], "a pose")[0]
     count = len(found.track_id)
     assert len(found.keyframe_points) == len(found.current_points) == 2 * count
-    assert len(found.confidence) == len(found.inlier) == count == pose.num_matches
+    assert len(found.confidence) == len(found.current_std) == len(found.inlier) == count == pose.num_matches
+    assert np.isnan(found.current_std).all(), "coarse_lite has no fine stage"
     assert sum(found.inlier) == pose.num_inliers and set(found.inlier) <= {0, 1}
     assert (found.width, found.height, found.keyframe_width, found.keyframe_height) == (640, 480, 640, 480)
     assert len(set(found.track_id)) == count
@@ -567,6 +568,14 @@ def test_parameters_can_be_set_only_while_the_node_is_unconfigured_and_then_are_
         ({"weights": "/nowhere/weights.pt"}, "weights", "weights file /nowhere/weights.pt is not there"),
         ({"weights": "another network"}, "weights", "holds weights of another network than 'coarse_lite'"),
         ({"network": "no_such_network"}, "weights", "network 'no_such_network' is not known"),
+        ({"network": "auto", "weights": "random"}, "weights", "name the network"),
+        (
+            {"backend": "onnx", "weights": "/nowhere/exported"},
+            "weights",
+            "exported network /nowhere/exported is not there",
+        ),
+        ({"input.mask": "/nowhere/mask.png"}, "mask", "mask /nowhere/mask.png cannot be read: No such file"),
+        ({"input.mask": "no image"}, "mask", "is no image; give a PNG"),
         ({"device": "cuda:99"}, "device", "device 'cuda:99' is not there"),
         ({"precision": "float16", "device": "no_such_device"}, "device", "device 'no_such_device'"),
     ],
@@ -578,7 +587,11 @@ def test_what_cannot_be_configured_is_said_and_can_be_corrected(node, footage, t
     if setting.get("weights") == "another network":
         torch.save({"a.weight": torch.zeros(3)}, tmp_path / "other.pt")
         setting = {"weights": str(tmp_path / "other.pt")}
+    if setting.get("input.mask") == "no image":
+        (tmp_path / "mask.png").write_text("no image")
+        setting = {"input.mask": str(tmp_path / "mask.png")}
     right = {"weights": str(footage.weights), "network": "coarse_lite", "device": "auto", "precision": "auto"}
+    right |= {"backend": "torch", "input.mask": ""}
     assert client.transition("deactivate", "cleanup")
     assert client.set(**setting)[0]
     seen = len(client.diagnostics)
@@ -659,6 +672,113 @@ def test_without_camera_info_there_are_correspondences_but_no_poses(node, footag
             assert max(pose.num_inliers for pose in poses) > 100
     finally:
         client.reconfigure(input__camera_info="synchronized")
+        client.connect(node.next_frame)
+
+
+# --- the network ---
+
+
+def test_the_weights_say_which_network_they_are_of_where_network_is_auto(node):
+    client = node.client
+    client.reconfigure(network="auto")
+    try:
+        client.connect(node.next_frame)
+        assert client.status().network == "coarse_lite"
+    finally:
+        client.reconfigure(network="coarse_lite")
+        client.connect(node.next_frame)
+
+
+def test_no_more_matches_come_than_were_asked_for(node, footage):
+    client = node.client
+    client.reconfigure(matching__max_matches=30)
+    try:
+        client.connect(node.next_frame)
+        for _ in range(3):
+            stamp = client.process(*node.next_frame())
+            found = client.wait(lambda stamp=stamp: _correspondences(client, stamp), "matches")[0]
+            assert len(found.track_id) <= 30
+            assert len(found.track_id) > 10 or not footage.real
+    finally:
+        client.reconfigure(matching__max_matches=0)
+        client.connect(node.next_frame)
+
+
+def test_the_full_network_runs_with_random_weights_and_says_that_nothing_matches(footage, tmp_path):
+    parameters = QUIET | {
+        "network": "loftr",
+        "weights": "random",
+        "warm_up_width": 160,
+        "warm_up_height": 120,
+        "keyframe.capacity": 3,
+    }
+    images = [cv2.resize(image, (160, 120), interpolation=cv2.INTER_AREA) for image in footage.images[:6]]
+    small = Footage(images, footage.focal / 4, Path("random"), False)
+    with NodeProcess(tmp_path, parameters, autostart=True) as process, Client(process.domain) as client:
+        client.connect(lambda: small.frame(0, client.stamp()))
+        assert "[WARN]" in process.said and "the weights are random" in process.said
+        assert "network loftr on" in process.said and "weights random, backend torch, warmed up in" in process.said
+        for number in range(1, 6):
+            stamp = client.process(*small.frame(number, client.stamp()))
+            assert {pose.status for pose in client.poses_for(stamp)} == {RelativePose.TOO_FEW_MATCHES}
+            found = client.wait(lambda stamp=stamp: _correspondences(client, stamp), "correspondences")[0]
+            assert not np.isnan(found.current_std).any()
+        status = client.status(lambda s: s.frames_processed >= 6)
+        assert status.network == "loftr" and status.frames_failed == 0 and adds_up(status)
+        assert status.keyframes_held == 3
+        assert status.frames_unmatched == status.frames_processed - 1, "all but the first"
+        assert any(
+            d.level == DiagnosticStatus.WARN and "none since the last report matches a keyframe" in d.message
+            for d in client.diagnostics
+        )
+        assert process.stop(signal.SIGINT) == 0, process.said
+        assert "ERROR" not in process.said and "Traceback" not in process.said
+
+
+# --- masks ---
+
+
+def _mask(path: Path, width: int, height: int) -> str:
+    """A file that ignores the left half."""
+    image = np.full((height, width), 255, np.uint8)
+    image[:, : width // 2] = 0
+    cv2.imwrite(str(path), image)
+    return str(path)
+
+
+def test_with_a_mask_no_match_lies_on_an_ignored_pixel(node, footage, tmp_path):
+    client = node.client
+    client.reconfigure(input__mask=_mask(tmp_path / "mask.png", 640, 480))
+    try:
+        client.connect(node.next_frame)
+        for _ in range(3):
+            stamp = client.process(*node.next_frame())
+            found = client.wait(lambda stamp=stamp: _correspondences(client, stamp), "matches")[0]
+            points = [np.asarray(found.keyframe_points), np.asarray(found.current_points)]
+            assert all((each[::2] > 319.5).all() for each in points)
+            assert len(found.track_id) > 50 or not footage.real
+    finally:
+        client.reconfigure(input__mask="")
+        client.connect(node.next_frame)
+
+
+def test_images_of_another_size_than_the_mask_are_refused_with_both_sizes_and_the_node_goes_on(node, tmp_path):
+    client = node.client
+    client.reconfigure(input__mask=_mask(tmp_path / "mask.png", 160, 120))
+    try:
+        before = client.status()
+        end = time.monotonic() + PATIENCE
+        while client.statuses[-1].frames_failed < before.frames_failed + 3:
+            assert time.monotonic() < end
+            client.send(*node.next_frame())
+            time.sleep(0.1)
+        status = client.status(lambda s: s.frames_failed >= before.frames_failed + 3)
+        assert "the mask is of 160x120 px, the image of 640x480" in status.last_error
+        assert counts(status)["mask"] > counts(before).get("mask", 0) and adds_up(status)
+        assert status.frames_processed == before.frames_processed
+        assert "Traceback" not in node.process.said
+    finally:
+        client.reconfigure(input__mask="")
         client.connect(node.next_frame)
 
 

@@ -15,6 +15,9 @@ if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
 from loftr_ros.frontend.config import ConfigError
+from loftr_ros.matcher.checkpoint import WeightsError
+from loftr_ros.matcher.config import CoarseMatchingConfig
+from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.ros.parameters import Parameters, declare, descriptor, parameter_names, read, refusal
 
 FILE = Path(__file__).resolve().parents[1] / "config" / "front_end.yaml"
@@ -108,6 +111,34 @@ def test_values_arrive_in_the_settings_of_their_stage() -> None:
     found = read(node)
     assert (found.matcher.weights, found.front_end.keyframe.capacity) == ("a.pt", 3)
     assert (found.output.max_lines, found.input.camera_info) == (7, "none")
+
+
+def test_only_what_differs_from_the_preset_is_replaced_in_its_matching() -> None:
+    assert MatchingConfig().overrides == {}
+    given = MatchingConfig(threshold=0.3, border=0, max_matches=500)
+    assert given.overrides == {"threshold": 0.3, "border": 0, "max_matches": 500}
+    fields = {item.name for item in dataclasses.fields(CoarseMatchingConfig)}
+    assert set(given.overrides) <= fields
+
+
+def test_the_networks_parameters_become_one_specification(tmp_path: Path) -> None:
+    weights = tmp_path / "a.pt"
+    weights.touch()
+    node = FakeNode(**{"network": "loftr", "weights": str(weights), "threads": 3, "matching.max_matches": 7})
+    declare(node)
+    found = read(node)
+    spec = matcher_spec(found.matcher, found.matching)
+    assert (spec.network, spec.weights, spec.backend, spec.threads) == ("loftr", weights, "torch", 3)
+    assert spec.coarse == {"max_matches": 7} and spec.providers == ()
+    assert matcher_spec(dataclasses.replace(found.matcher, weights="random"), found.matching).weights is None
+
+
+def test_an_exported_network_is_a_file_or_folder_and_its_providers_a_list() -> None:
+    asked = MatcherConfig(backend="onnx", weights="/exported", onnx_providers="CUDAExecutionProvider, CPU,")
+    spec = matcher_spec(asked, MatchingConfig())
+    assert (spec.backend, spec.weights, spec.providers) == ("onnx", Path("/exported"), ("CUDAExecutionProvider", "CPU"))
+    with pytest.raises(WeightsError, match="loftr_ros export"):
+        matcher_spec(MatcherConfig(backend="onnx"), MatchingConfig())
 
 
 def test_a_value_that_is_no_choice_is_refused_by_the_parameters_full_name() -> None:

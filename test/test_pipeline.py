@@ -8,26 +8,31 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fakes import PanningStream, ShiftMatcher, camera
+from fakes import FineShiftMatcher, PanningStream, ShiftMatcher, camera
 
 from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.config import ConfigError, FrontEndConfig, ImageConfig, KeyframeConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
+from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import STAGES, FrontEnd
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.matcher.checkpoint import load_network
 
 
-def front_end(**keyframe: float) -> FrontEnd:
-    return FrontEnd(ShiftMatcher(), FrontEndConfig(keyframe=KeyframeConfig(**keyframe)))  # type: ignore[arg-type]
+def front_end(matcher: ShiftMatcher | None = None, max_side: int = 960, **keyframe: float) -> FrontEnd:
+    config = FrontEndConfig(
+        image=ImageConfig(max_side=max_side),
+        keyframe=KeyframeConfig(**keyframe),  # type: ignore[arg-type]
+    )
+    return FrontEnd(matcher or ShiftMatcher(), config)
 
 
 def test_the_first_frame_becomes_a_keyframe_and_matches_nothing() -> None:
     result = front_end().process(PanningStream().at(0))
-    assert result.matches == ()
+    assert result.matches == () and not result.is_unmatched
     assert [(e.added, e.reason) for e in result.events] == [(True, KeyframeReason.FIRST)]
     assert set(result.latencies) == set(STAGES)
 
@@ -64,6 +69,15 @@ def test_every_image_is_encoded_once_however_many_keyframes_it_is_matched_with()
     assert fe.matcher.batches[-1] == 4  # type: ignore[attr-defined]
 
 
+def test_only_what_becomes_a_keyframe_is_completed() -> None:
+    stream, fe = PanningStream(), front_end(FineShiftMatcher(), max_matched=2)
+    for x in range(4):
+        fe.process(stream.at(x))
+    assert fe.matcher.completed == len(fe.buffer) == 1  # type: ignore[attr-defined]
+    features = fe.buffer.keyframes[0].encoded.features
+    assert features.fine is not None and features.unsmoothed is None
+
+
 def test_a_view_that_moves_on_gets_keyframes_and_the_buffer_stays_bounded() -> None:
     stream, fe = PanningStream(), front_end(capacity=3)
     added, removed = [], []
@@ -81,7 +95,9 @@ def test_a_view_that_moves_on_gets_keyframes_and_the_buffer_stays_bounded() -> N
 def test_a_view_of_something_else_is_lost_and_begins_anew() -> None:
     fe = front_end()
     fe.process(PanningStream(seed=0).at(0, stamp=1.0))
+    assert not fe.process(PanningStream(seed=0).at(1, stamp=1.5)).is_unmatched
     result = fe.process(PanningStream(seed=1).at(0, stamp=2.0))
+    assert result.is_unmatched
     assert result.matches[0].pose.status == PoseStatus.TOO_FEW_MATCHES
     assert [e.reason for e in result.events] == [KeyframeReason.LOST]
 
@@ -147,13 +163,178 @@ def test_without_calibration_there_are_correspondences_and_the_status_says_why_t
 
 def test_points_are_pixels_of_the_raw_image_when_the_network_sees_a_smaller_one() -> None:
     stream = PanningStream(640, 480)
-    fe = FrontEnd(ShiftMatcher(), FrontEndConfig(image=ImageConfig(max_side=320)))  # type: ignore[arg-type]
+    fe = front_end(max_side=320)
     fe.process(stream.at(0))
     found = fe.process(stream.at(20.5, 9.25)).matches[0].correspondences
     moved = found.current_points - found.keyframe_points
     np.testing.assert_allclose(np.median(moved, axis=0), [-20.5, -9.25], atol=0.05)
     # The first cell of 16 px at half size covers raw pixels 0 to 31.
     assert found.keyframe_points[:, 0].min() % 32 == 15.5
+
+
+def test_with_a_fine_stage_points_are_the_networks_own_and_nothing_refines_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loftr_ros.frontend.pipeline.refine", lambda *_, **__: pytest.fail("refined"))
+    stream, fe = PanningStream(), front_end(FineShiftMatcher())
+    fe.process(stream.at(0))
+    match = fe.process(stream.at(10.4, -5.3)).matches[0]
+    found = match.correspondences
+    assert len(found) > 500
+    # The network's cells of 8 px have their point at their top-left pixel.
+    assert not (found.keyframe_points % 8).any()
+    moved = found.current_points - found.keyframe_points
+    np.testing.assert_allclose(moved, np.broadcast_to([-10.4, 5.3], moved.shape), atol=0.1)
+    assert match.pose.inliers.mean() > 0.9
+
+
+@pytest.mark.parametrize("matcher", [ShiftMatcher, FineShiftMatcher])
+@pytest.mark.parametrize("max_side", [960, 160])
+def test_a_tracks_point_and_ray_are_those_of_its_cell(matcher: type[ShiftMatcher], max_side: int) -> None:
+    stream, fe = PanningStream(), front_end(matcher(), max_side)
+    fe.process(stream.at(0))
+    match = fe.process(stream.at(6)).matches[0]
+    encoded, found = match.keyframe.encoded, match.correspondences
+    assert len(found) > 20
+    np.testing.assert_array_equal(encoded.cell_points[found.track_id], found.keyframe_points)
+    rays = encoded.frame.camera.unproject(found.keyframe_points)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(encoded.cell_rays[found.track_id], rays)  # type: ignore[index]
+
+
+def test_the_standard_deviation_is_in_pixels_of_the_raw_image_and_nan_without_a_fine_stage() -> None:
+    for matcher, max_side, expected in (
+        (FineShiftMatcher(), 960, 0.25),
+        (FineShiftMatcher(), 160, 0.5),
+        (ShiftMatcher(), 960, np.nan),
+    ):
+        stream, fe = PanningStream(), front_end(matcher, max_side)
+        fe.process(stream.at(0))
+        found = fe.process(stream.at(4)).matches[0].correspondences
+        assert found.std.dtype == np.float32 and len(found.std) == len(found) > 20
+        np.testing.assert_array_equal(found.std, np.float32(expected))
+
+
+# --- masks ---
+
+
+def bumper(width: int = 320, height: int = 240) -> np.ndarray:
+    """A robot's own body: the lower third, and an antenna one pixel wide."""
+    usable = np.ones((height, width), np.bool_)
+    usable[2 * height // 3 :] = False
+    usable[:, 5 * width // 16] = False
+    return usable
+
+
+@pytest.mark.parametrize("matcher", [ShiftMatcher, FineShiftMatcher])
+@pytest.mark.parametrize("max_side", [960, 160])
+@pytest.mark.parametrize("where", ["keyframe", "current", "both"])
+def test_no_match_has_a_point_on_an_ignored_pixel(matcher: type[ShiftMatcher], max_side: int, where: str) -> None:
+    usable = bumper()
+    stream, fe = PanningStream(), front_end(matcher(), max_side)
+    fe.process(stream.at(0, usable=usable if where != "current" else None))
+    found = fe.process(stream.at(7.3, 2.6, usable=usable if where != "keyframe" else None)).matches[0].correspondences
+    unmasked = front_end(matcher(), max_side)
+    unmasked.process(stream.at(0))
+    every = unmasked.process(stream.at(7.3, 2.6)).matches[0].correspondences
+    assert 0.4 * len(every) < len(found) < 0.8 * len(every)
+    for name, points in (("keyframe", found.keyframe_points), ("current", found.current_points)):
+        if where in (name, "both"):
+            u, v = np.floor(points + 0.5).astype(int).T
+            assert usable[v, u].all()
+
+
+def test_the_network_is_told_what_to_ignore_at_the_size_that_it_sees() -> None:
+    usable = bumper()
+    stream = PanningStream()
+    features = front_end().encode(stream.at(0, usable=usable)).features
+    assert features.pixels is not None and np.array_equal(features.pixels.numpy(), usable)
+    shrunk = front_end(max_side=160).encode(stream.at(0, usable=usable)).features.pixels
+    assert shrunk is not None and shrunk.shape == (120, 160)
+    assert not shrunk[:, 50].any() and not shrunk[80:].any() and shrunk[:80, :50].all()
+    assert front_end().encode(stream.at(0)).features.pixels is None
+
+
+def test_a_mask_of_another_size_is_refused_and_changes_nothing() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0))
+    with pytest.raises(MaskError, match="mask is of 64x48 px, the image of 320x240"):
+        fe.process(stream.at(1, usable=bumper(64, 48)))
+    assert len(fe.process(stream.at(2)).matches[0].correspondences) > 150
+
+
+# --- what stays where ---
+
+
+def test_a_frame_that_waits_encoded_is_not_touched_by_keyframes_that_come_and_go() -> None:
+    stream, fe = PanningStream(), front_end(capacity=1, min_coverage=1.0)
+    waiting = fe.encode(stream.at(40))
+    image = waiting.features.tokens.clone()
+    for x in (0, 10, 20, 30):
+        fe.process(stream.at(x, stamp=50 + x))
+    assert torch.equal(waiting.features.tokens, image)
+    assert fe.buffer.keyframes[0].encoded.features.slot is not None
+
+
+def test_matches_with_an_old_keyframe_are_its_own_after_others_were_evicted_around_it() -> None:
+    stream, fe = PanningStream(), front_end(capacity=3, max_matched=3)
+    fe.process(stream.at(0))
+    for _ in range(6):
+        fe.force_keyframe()
+        fe.process(stream.at(20))
+        fe.force_keyframe()
+        fe.process(stream.at(32))
+    for match in fe.process(stream.at(30)).matches:
+        moved = match.correspondences.current_points - match.correspondences.keyframe_points
+        expected = -10 if match.keyframe.id % 2 == 0 else 2
+        assert len(match.correspondences) > 100
+        np.testing.assert_allclose(np.median(moved, axis=0), [expected, 0], atol=0.05)
+
+
+def test_keyframes_that_went_before_a_frame_failed_are_told_with_the_next_result() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0, stamp=5000.0))
+    fe.process(stream.at(1, stamp=5000.1))
+    for i in range(2):
+        with pytest.raises(FrameRefusedError):
+            fe.process(stream.at(i, stamp=100.0 + i))
+    broken = fe.matcher.match
+
+    def fails(*_: object) -> list[object]:
+        raise RuntimeError("out of memory")
+
+    fe.matcher.match = fails  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError):
+        fe.process(stream.at(2, stamp=102.0))
+    fe.matcher.match = broken  # type: ignore[method-assign]
+    events = fe.process(stream.at(3, stamp=103.0)).events
+    assert [(e.added, e.reason) for e in events] == [
+        (False, KeyframeReason.TIME_JUMPED),
+        (True, KeyframeReason.FIRST),
+    ]
+
+
+def test_a_frame_that_was_to_be_a_keyframe_and_failed_leaves_that_to_the_next() -> None:
+    stream, fe = PanningStream(), front_end()
+    fe.process(stream.at(0))
+    fe.force_keyframe()
+    add = fe.buffer.add
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    fe.buffer.add = fails  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError):
+        fe.process(stream.at(1))
+    fe.buffer.add = add  # type: ignore[method-assign]
+    assert [e.reason for e in fe.process(stream.at(2)).events] == [KeyframeReason.FORCED]
+
+
+def test_warming_up_leaves_no_keyframe_and_takes_the_memory_that_keyframes_will_use() -> None:
+    stream, fe = PanningStream(), front_end(max_matched=3)
+    fe.warm_up((320, 240))
+    assert len(fe.buffer) == 0 and fe.matcher.batches == [1, 2, 3]  # type: ignore[attr-defined]
+    result = fe.process(stream.at(0))
+    assert [(e.added, e.reason) for e in result.events] == [(True, KeyframeReason.FIRST)]
 
 
 def test_a_constant_image_is_processed_without_matches() -> None:

@@ -36,6 +36,14 @@ def test_every_frame_is_counted_once() -> None:
     assert found.last_frame_id == "camera"
 
 
+def test_frames_that_match_no_keyframe_are_counted_among_those_processed() -> None:
+    statistics = Statistics(10)
+    for unmatched in (False, True, True):
+        statistics.processed({}, 1.0, unmatched)
+    found = statistics.snapshot(2.0)
+    assert (found.processed, found.unmatched) == (3, 2)
+
+
 def test_errors_are_counted_by_kind_and_only_failed_frames_as_frames() -> None:
     statistics = Statistics(10)
     statistics.failed("time", "back")

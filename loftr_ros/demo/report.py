@@ -13,6 +13,8 @@ from loftr_ros.demo.sequence import Sequence, Truth
 from loftr_ros.evaluation.records import MIN_BASELINE, Located, accuracy, to_previous, to_reference
 from loftr_ros.evaluation.trajectory import Trajectory
 from loftr_ros.evaluation.trajectory_plot import plot_trajectory
+from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.matcher_settings import RANDOM
 from loftr_ros.visualization import draw_matches
 
 _FEW = 5  # pairs, below which there is nothing to say of medians
@@ -42,6 +44,7 @@ def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any,
             "rate_hz": sequence.rate,
             "played_hz": played_hz,
             "calibrated": sequence.calibrated,
+            "true_poses": len(truth.poses),
         },
         "node": {"network": status.network, "device": status.device, "precision": status.precision},
         "frames": {
@@ -95,21 +98,41 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     if lost := frames["published"] - frames["received"]:
         text.append(f"           {lost} never reached the node: best effort delivers no faster than they are taken")
+    if frames["dropped"] > frames["processed"] > 0:
+        text.append(f"           slower than they come: `--hz {_bearable_hz(report):.1g}` leaves time for each")
     if frames["last_error"]:
         text.append(f"           last error: {frames['last_error'].splitlines()[0]}")
     text.append(f"keyframes  {_counted(report['keyframes']['added'])}")
     text.append(f"poses      {_counted(poses['status'])}")
     if poses["frames"]:
         text.append(
-            f"matches    {poses['median_matches']:.0f} a frame, {poses['median_inliers']:.0f} of them inliers, "
-            f"parallax {poses['median_parallax_px']:.1f} px (medians, with the reference keyframe)"
+            f"matches    {poses['median_matches']:.0f} a frame, {poses['median_inliers']:.0f} of them inliers"
+            + (f", parallax {parallax:.1f} px" if np.isfinite(parallax := poses["median_parallax_px"]) else "")
+            + " (medians, with the reference keyframe)"
         )
+    text += _without_poses(report)
     text += ["", "latency          median       p99"]
     text += [
         f"  {stage:<12}{value['median']:>8.1f} ms{value['p99']:>7.1f} ms"
         for stage, value in report["latency_ms"].items()
     ]
     return [*text, "", *_accuracy_lines(report)]
+
+
+def _bearable_hz(report: dict[str, Any]) -> float:
+    """Frames a second that the node can take, by the median latencies and with something to spare."""
+    busy = sum(value["median"] for stage, value in report["latency_ms"].items() if stage not in ("wait", "total"))
+    return 800.0 / busy if busy > 0 else 1.0
+
+
+def _without_poses(report: dict[str, Any]) -> list[str]:
+    """What to say where not a single frame got a pose."""
+    if report["node"].get("weights") == RANDOM:
+        return ["           The weights are random: neither matches nor poses mean anything."]
+    known = [name for name in report["poses"]["status"] if PoseStatus[name].has_rotation]
+    if known or not report["poses"]["frames"] or not report["source"]["calibrated"]:
+        return []
+    return ["           Not a single frame got a pose: do the weights fit the scene, and do its frames overlap?"]
 
 
 def _accuracy_lines(report: dict[str, Any]) -> list[str]:
@@ -120,6 +143,8 @@ def _accuracy_lines(report: dict[str, Any]) -> list[str]:
     }
     if not report["source"]["calibrated"]:
         return ["The source has no calibration, so there are matches but no poses."]
+    if not measured and report["source"]["true_poses"]:
+        return [f"Fewer than {_FEW} frames were matched: too few to hold against the true poses."]
     if not measured:
         return ["There are no true poses to hold the estimates against."]
     text = ["against the truth     pairs   rotation median, p90   direction median, p90   AUC @ 5° / 10° / 20°"]

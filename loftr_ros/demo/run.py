@@ -16,13 +16,14 @@ from typing import Any, NoReturn
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.sequence import Sequence, prepare
 from loftr_ros.matcher.checkpoint import WeightsError
+from loftr_ros.matcher_settings import RANDOM
 from loftr_ros.sources import SourceError
 from loftr_ros.weights import find_weights
 
 # Seconds that a step may take at most: none is ever waited for without an end.
 _UP, _CONFIGURED, _ACTIVE = 90.0, 180.0, 30.0
 _SILENCE = 30.0
-_LAST_FRAMES = 3.0  # for what is still in work when the last frame was sent
+_LAST_FRAMES = 3.0  # for what is still on its way when the last frame was sent
 _STATUS_PERIOD = 0.2
 _WINDOW = 20000  # frames that latencies are taken over: all of them
 
@@ -72,7 +73,8 @@ def run_demo(
     Args:
         source: see `loftr_ros.sources.open_source`.
         output: folder to write to; made if it is not there.
-        weights: file of the network's weights; empty to look for it as `loftr_ros.weights` says.
+        weights: file of the network's weights, a name that `loftr_ros.weights` knows, or `random`; empty for what
+            `params_file` says, or else to look for it as `loftr_ros.weights` says.
         network, device, precision: parameters of the node; empty for what `params_file` says, or else the default.
         params_file: parameters of the node.
         rate: how many times faster than the stamps say the frames are played.
@@ -83,7 +85,8 @@ def run_demo(
 
     Returns:
         Exit code: 0 if frames were processed and nothing failed on the way, 1 if something did, 2 if it could not begin
-        because of what it was asked for, 130 after Ctrl-C.
+        because of what it was asked for, 130 after Ctrl-C. It says nothing of the poses: none at all is what random
+        weights, or a scene that cannot be matched, should give, and the report says so.
     """
     options = {"start": start, "step": step, "topic": topic, "camera": camera}
     settings = Settings(
@@ -137,7 +140,7 @@ def _run(settings: Settings) -> int:
         truth = sequence.look_again(reporting.picture_stamps(recorded.picture))
         played_hz = settings.hz or settings.rate * sequence.rate
         found = reporting.summary(sequence, played_hz, published, recorded, truth)
-        found["node"]["weights"] = weights.name if weights else "as in the parameter file"
+        found["node"]["weights"] = Path(weights).name if weights else "as in the parameter file"
         drawn = {
             "matches.png": reporting.draw_picture(output / "matches.png", recorded.picture, truth, sequence.name),
             "trajectory.png": reporting.draw_trajectory(output / "trajectory.png", recorded, truth, sequence.name),
@@ -156,8 +159,8 @@ def _run(settings: Settings) -> int:
     return 0
 
 
-def _weights(settings: Settings) -> Path | None:
-    """The weights file, or None where the parameter file names one.
+def _weights(settings: Settings) -> str:
+    """The node's parameter: the weights file or `random`; empty where the parameter file says.
 
     Raises:
         WeightsError: there is none.
@@ -174,9 +177,13 @@ def _weights(settings: Settings) -> Path | None:
         except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise _UsageError(f"{settings.params_file} is no ROS parameter file: {error}") from error
     if named.get("weights") and not settings.weights:
-        return None
+        return ""
+    if settings.weights == RANDOM:
+        return RANDOM
+    if settings.weights and named.get("backend") == "onnx":
+        return str(Path(settings.weights).expanduser().resolve())
     network = settings.network or str(named.get("network", "coarse_lite"))
-    return find_weights(network, settings.weights).resolve()
+    return str(find_weights(network, settings.weights).resolve())
 
 
 def _environment(domain: int) -> dict[str, str]:
@@ -186,13 +193,13 @@ def _environment(domain: int) -> dict[str, str]:
     return os.environ | {"ROS_DOMAIN_ID": str(domain)}
 
 
-def _node_command(settings: Settings, sequence: Sequence, weights: Path | None) -> list[str]:
+def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[str]:
     """The installed executable, or Python where it cannot be found; with its parameters."""
     parameters: dict[str, Any] = {
         "network": settings.network,
         "device": settings.device,
         "precision": settings.precision,
-        "weights": str(weights or ""),
+        "weights": weights,
         "warm_up_width": sequence.size[0],
         "warm_up_height": sequence.size[1],
         "output.status_period": _STATUS_PERIOD,
@@ -274,7 +281,8 @@ def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, pr
                     settled, frames_at = count, now
                 if published is not None and settled >= published and not status.frames_pending:
                     break
-            if published is not None and now - frames_at > _LAST_FRAMES:
+            idle = status is None or not status.frames_pending
+            if published is not None and now - frames_at > _LAST_FRAMES and idle:
                 break  # what is missing was lost between the two
             if now - heard_at > _SILENCE:
                 raise DemoError(

@@ -39,6 +39,15 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+# Metadata of a field that holds a group of settings which go by their own names, without the group's before them.
+FLAT = {"flat": True}
+
+
+def prefix_of(item: dataclasses.Field[Any], prefix: str) -> str:
+    """What stands before the names of the settings in a group, in a dataclass whose own names have `prefix`."""
+    return prefix if item.metadata.get("flat") else f"{prefix}{item.name}."
+
+
 class Settings:
     """Base of a settings dataclass: holds every field against its type, range and choices when it is made.
 
@@ -84,7 +93,7 @@ def with_values(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
     for item in dataclasses.fields(config):  # type: ignore[arg-type]
         value, name = getattr(config, item.name), prefix + item.name
         if dataclasses.is_dataclass(value):
-            replaced[item.name] = with_values(value, values, f"{name}.")
+            replaced[item.name] = with_values(value, values, prefix_of(item, prefix))
         elif name in values:
             replaced[item.name] = values[name]
     try:

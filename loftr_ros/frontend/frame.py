@@ -19,12 +19,14 @@ class Frame:
         stamp_ns: the image header's stamp, in nanoseconds.
         frame_id: the image header's optical frame (REP 103: x right, y down, z forward).
         camera: the camera's calibration for this image size, or None where it is unknown.
+        usable: (H, W) bool, false for raw pixels to ignore (the robot's own body, moving objects); None to use all.
     """
 
     image: NDArray[np.uint8]
     stamp_ns: int
     frame_id: str
     camera: CameraModel | None = None
+    usable: NDArray[np.bool_] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import KeyframeConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.relative_pose import RelativePose
-from loftr_ros.matcher.loftr import ImageFeatures
+from loftr_ros.matcher.interface import ImageFeatures
+from loftr_ros.matcher.ring import FeatureRing
 
 # The image is divided into this many columns and rows to see how much of it matches cover.
 COVERAGE_GRID = (8, 6)
@@ -43,23 +44,26 @@ class EncodedFrame:
         features: the network's, on its device.
         scale: (u, v) pixels of the raw image per pixel of the image that was encoded.
         cell_size: side of a coarse cell, in pixels of the encoded image.
+        cell_offset: from a cell's top-left pixel to the point that its matches have, along either axis, in pixels of
+            the encoded image.
     """
 
     frame: Frame
     features: ImageFeatures
     scale: tuple[float, float]
     cell_size: int
+    cell_offset: float
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
-        """(L, 2) float32 raw pixels of the coarse cells' centres."""
+        """(L, 2) float32 raw pixels of the coarse cells' points: where `track_id` is in this image."""
         rows, columns = self.features.grid
         cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
-        return raw_pixels((cells * self.cell_size + (self.cell_size - 1) / 2).astype(np.float32), self.scale)
+        return raw_pixels((cells * self.cell_size + self.cell_offset).astype(np.float32), self.scale)
 
     @cached_property
     def cell_rays(self) -> NDArray[np.float64] | None:
-        """(L, 2) rays of the cells' centres, NaN where there is none; None without calibration."""
+        """(L, 2) rays of the cells' points, NaN where there is none; None without calibration."""
         return None if self.frame.camera is None else self.frame.camera.unproject(self.cell_points)
 
 
@@ -104,12 +108,15 @@ class KeyframeEvent:
 class KeyframeBuffer:
     """At most `capacity` keyframes, one of them the reference that new frames are judged by.
 
-    When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference.
+    When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference. The features of
+    those held stay in a ring; what is said of them comes out by `take_events`.
     """
 
     def __init__(self, config: KeyframeConfig, first_id: int = 1) -> None:
         self._config = config
         self._keyframes: list[Keyframe] = []
+        self._ring = FeatureRing(config.capacity)
+        self._events: list[KeyframeEvent] = []
         self.next_id = first_id
         self._frame_number = 0
         self.reference: Keyframe | None = None
@@ -154,29 +161,49 @@ class KeyframeBuffer:
         """Count a frame."""
         self._frame_number += 1
 
-    def add(self, encoded: EncodedFrame, reason: KeyframeReason) -> list[KeyframeEvent]:
-        """Keep a frame and make it the reference, evicting if there is no room."""
-        events = []
+    def reserve(self, features: ImageFeatures) -> None:
+        """Allocate all places now, for features like these; nothing is done once there are keyframes."""
+        if not self._keyframes:
+            self._ring.free(self._ring.keep(features))
+
+    def add(self, encoded: EncodedFrame, reason: KeyframeReason) -> None:
+        """Keep a frame and make it the reference, evicting if there is no room.
+
+        Args:
+            encoded: the frame; its features are copied, and may be used again by who made them.
+            reason: why.
+
+        Raises:
+            ValueError: the features are of another shape than those held.
+        """
         if len(self._keyframes) >= self._config.capacity:
             candidates = [k for k in self._keyframes if k is not self.reference] or self._keyframes
             gone = min(candidates, key=lambda keyframe: keyframe.last_matched)
-            self._keyframes.remove(gone)
-            events.append(KeyframeEvent(gone, False, KeyframeReason.EVICTED, len(self._keyframes)))
-        keyframe = Keyframe(self.next_id, encoded, last_matched=self._frame_number)
+            self._drop(gone, KeyframeReason.EVICTED)
+        kept = replace(encoded, features=self._ring.keep(encoded.features))
+        keyframe = Keyframe(self.next_id, kept, last_matched=self._frame_number)
         self.next_id += 1
         self._keyframes.append(keyframe)
         self.reference = keyframe
-        events.append(KeyframeEvent(keyframe, True, reason, len(self._keyframes)))
+        self._events.append(KeyframeEvent(keyframe, True, reason, len(self._keyframes)))
+
+    def clear(self, reason: KeyframeReason) -> None:
+        """Drop every keyframe; ids go on."""
+        while self._keyframes:
+            self._drop(self._keyframes[0], reason)
+
+    def take_events(self) -> tuple[KeyframeEvent, ...]:
+        """What came and went since the last call, oldest first."""
+        events = tuple(self._events)
+        self._events = []
         return events
 
-    def clear(self, reason: KeyframeReason) -> list[KeyframeEvent]:
-        """Drop every keyframe; ids go on."""
-        events = []
-        while self._keyframes:
-            gone = self._keyframes.pop(0)
-            events.append(KeyframeEvent(gone, False, reason, len(self._keyframes)))
-        self.reference = None
-        return events
+    def _drop(self, keyframe: Keyframe, reason: KeyframeReason) -> None:
+        self._keyframes.remove(keyframe)
+        if keyframe is self.reference:
+            self.reference = None
+        self._ring.free(keyframe.encoded.features)
+        self._events.append(KeyframeEvent(keyframe, False, reason, len(self._keyframes)))
 
 
 def raw_pixels(points: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from loftr_ros.frontend.keyframes import (
     raw_pixels,
     reason_for_keyframe,
 )
+from loftr_ros.frontend.mask import check_mask, on_usable, shrink_mask
 from loftr_ros.frontend.refinement import refine
 from loftr_ros.frontend.relative_pose import (
     PoseStatus,
@@ -34,7 +35,7 @@ from loftr_ros.frontend.relative_pose import (
     without_pose,
 )
 from loftr_ros.frontend.stream import StreamGuard
-from loftr_ros.matcher.loftr import LoFTR, Matches
+from loftr_ros.matcher.interface import Matcher, Matches
 
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 
@@ -47,15 +48,28 @@ class Correspondences:
         track_id: (N,) uint32, the keyframe's cell; with the keyframe's id it names a scene point.
         keyframe_points, current_points: (N, 2) float32 pixels (u, v).
         confidence: (N,) float32 in [0, 1], the matcher's.
+        std: (N,) float32 pixels, standard deviation of `current_points` along one axis as the network's fine stage
+            sees it; NaN where the network has none.
     """
 
     track_id: NDArray[np.uint32]
     keyframe_points: NDArray[np.float32]
     current_points: NDArray[np.float32]
     confidence: NDArray[np.float32]
+    std: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.track_id)
+
+    def __getitem__(self, keep: NDArray[np.bool_]) -> Correspondences:
+        """Those that an (N,) bool says."""
+        return Correspondences(
+            self.track_id[keep],
+            self.keyframe_points[keep],
+            self.current_points[keep],
+            self.confidence[keep],
+            self.std[keep],
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class FrontEndResult:
     Attributes:
         frame: the frame it was given.
         matches: one entry a keyframe matched, the reference first; empty for the first frame.
-        events: keyframes that came and went.
+        events: keyframes that came and went, with those of a frame before it that failed halfway.
         latencies: seconds spent in each of STAGES.
     """
 
@@ -83,11 +97,16 @@ class FrontEndResult:
     events: tuple[KeyframeEvent, ...]
     latencies: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def is_unmatched(self) -> bool:
+        """Whether there were keyframes, and too few matches with each of them."""
+        return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
+
 
 class FrontEnd:
     """Keyframes and the matcher behind one method. Not thread-safe: one thread calls it."""
 
-    def __init__(self, matcher: LoFTR, config: FrontEndConfig | None = None, first_keyframe_id: int = 1) -> None:
+    def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None, first_keyframe_id: int = 1) -> None:
         """Begin without keyframes.
 
         Args:
@@ -109,6 +128,7 @@ class FrontEnd:
 
         Raises:
             FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
+            MaskError: the frame's mask is not of its image's size; the state is unchanged.
         """
         timer = _Timer()
         with timer("encode"):
@@ -123,7 +143,7 @@ class FrontEnd:
         """
         timer = timer or _Timer()
         frame = current.frame
-        events = self._admit(frame)
+        self._admit(frame)
         keyframes = self.buffer.choose()
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
@@ -137,73 +157,93 @@ class FrontEnd:
                 for k, c in zip(keyframes, correspondences, strict=True)
             ]
         with timer("keyframe"):
-            events += self._update_keyframes(current, matches)
-        return FrontEndResult(frame, tuple(matches), tuple(events), timer.seconds)
+            self._update_keyframes(current, matches)
+        return FrontEndResult(frame, tuple(matches), self.buffer.take_events(), timer.seconds)
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.
 
-        The first run of a shape allocates and picks kernels; this takes that out of the first frames' latency.
+        The first run of a shape allocates and picks kernels; this takes that out of the first frames' latency. So does
+        allocating the keyframes' places, which fails here if there is no memory for them.
         """
         blank = Frame(np.zeros((size[1], size[0]), np.uint8), 0, "")
         features = self.encode(blank).features
+        keyframe = self.matcher.complete(features)
+        self.buffer.reserve(keyframe)
         for count in range(1, self.config.keyframe.max_matched + 1):
-            self.matcher.match([features] * count, features)
+            self.matcher.match([keyframe] * count, features)
 
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
         """Match two frames by themselves, whatever the stream; keeps nothing."""
         encoded0, encoded1 = self.encode(keyframe), self.encode(current)
-        return self._to_raw_pixels(encoded0, encoded1, self.matcher.match([encoded0.features], encoded1.features)[0])
+        complete = self.matcher.complete(encoded0.features)
+        return self._to_raw_pixels(encoded0, encoded1, self.matcher.match([complete], encoded1.features)[0])
 
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
         """Drop every keyframe and forget the stream; the next frame is the first of a new one."""
         self._stream.reset()
         self._forced = False
-        return tuple(self.buffer.clear(reason))
+        self.buffer.clear(reason)
+        return self.buffer.take_events()
 
     def force_keyframe(self) -> None:
         """Make the next frame a keyframe whatever the policies say."""
         self._forced = True
 
-    def _admit(self, frame: Frame) -> list[KeyframeEvent]:
+    def _admit(self, frame: Frame) -> None:
         changed = self._stream.admit(frame)
         self.buffer.next_frame()
-        return [] if changed is None else self.buffer.clear(changed)
+        if changed is not None:
+            self.buffer.clear(changed)
 
     def encode(self, frame: Frame) -> EncodedFrame:
-        """Everything that is computed from the frame alone; may be called from another thread than the rest."""
+        """Everything that is computed from the frame alone; may be called from another thread than the rest.
+
+        Raises:
+            MaskError: the frame's mask is not of its image's size.
+        """
         width, height = frame.size
         shrink = min(1.0, self.config.image.max_side / max(width, height))
-        image = frame.image
+        image, usable = frame.image, frame.usable
+        if usable is not None:
+            check_mask(usable, image)
         if shrink < 1:
             # INTER_AREA averages whole pixels, which is half-pixel correct and does not alias.
             size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        features = self.matcher.encode(torch.from_numpy(np.ascontiguousarray(image)))
+            usable = None if usable is None else shrink_mask(usable, size)
+        features = self.matcher.encode(
+            torch.from_numpy(np.ascontiguousarray(image)),
+            None if usable is None else torch.from_numpy(np.ascontiguousarray(usable)),
+        )
         scale = (width / features.size[0], height / features.size[1])
-        return EncodedFrame(frame, features, scale, self.matcher.cell_size)
+        cell = self.matcher.cell_size
+        # A fine stage finds the cell's own point. Without one, the patch around the cell's centre is tracked, which
+        # tells more than one around its corner, where the published weights have the cell's point.
+        offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
+        return EncodedFrame(frame, features, scale, cell, offset)
 
     def _to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
         """Matches in pixels of the incoming images, refined where the network has no fine stage."""
-        cell, confidence = matches.cell.numpy(), matches.confidence.numpy()
-        points0 = raw_pixels(matches.points0.numpy(), keyframe.scale)
+        cell = matches.cell.numpy()
+        points0 = keyframe.cell_points[cell]
         points1 = raw_pixels(matches.points1.numpy(), current.scale)
+        std = matches.std.numpy() * np.float32(math.sqrt(current.scale[0] * current.scale[1]))
+        keep = np.ones(len(cell), dtype=np.bool_)
         if not self.matcher.has_fine_stage:
-            # A coarse match says by how much the cell moved; the patch around its centre tells more than one
-            # around its corner, which the published weights call the cell's point.
-            centres = keyframe.cell_points[cell]
-            extra_levels = max(0, math.ceil(math.log2(max(current.scale))))
-            points1, trusted = refine(
+            # A coarse match says by how much the cell moved.
+            moved = points1 - raw_pixels(matches.points0.numpy(), keyframe.scale)
+            points1, keep = refine(
                 keyframe.frame.image,
                 current.frame.image,
-                centres,
-                centres + (points1 - points0),
+                points0,
+                points0 + moved,
                 self.config.refine,
-                extra_levels,
+                extra_levels=max(0, math.ceil(math.log2(max(current.scale)))),
             )
-            points0 = centres
-            cell, confidence, points0, points1 = (a[trusted] for a in (cell, confidence, points0, points1))
-        return Correspondences(cell.astype(np.uint32), points0, points1, confidence)
+        found = Correspondences(cell.astype(np.uint32), points0, points1, matches.confidence.numpy(), std)[keep]
+        usable = on_usable(found.keyframe_points, keyframe.frame.usable)
+        return found[usable & on_usable(found.current_points, current.frame.usable)]
 
     def _relative_pose(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Correspondences) -> RelativePose:
         camera = current.frame.camera
@@ -216,7 +256,7 @@ class FrontEnd:
             rays_keyframe, rays_current, keyframe.frame.camera.focal_length, self.config.geometry
         )
 
-    def _update_keyframes(self, current: EncodedFrame, matches: list[KeyframeMatch]) -> list[KeyframeEvent]:
+    def _update_keyframes(self, current: EncodedFrame, matches: list[KeyframeMatch]) -> None:
         """Let the best-covering keyframe be the reference, and add the frame where it has gone too far from it."""
         covered = {}
         for match in matches:
@@ -231,8 +271,9 @@ class FrontEnd:
         else:
             pose = next(match.pose for match in matches if match.keyframe is reference)
             reason = reason_for_keyframe(reference, covered[reference.id], pose, current.frame, self.config.keyframe)
+        if reason is not None:
+            self.buffer.add(replace(current, features=self.matcher.complete(current.features)), reason)
         self._forced = False
-        return [] if reason is None else self.buffer.add(current, reason)
 
 
 class _Timer:

@@ -31,7 +31,8 @@ class FeatureRing:
         """Copy features into a free place.
 
         Args:
-            features: of any size where nothing is held, otherwise of the size of what is.
+            features: completed ones (see `Matcher.complete`), of any size where nothing is held, otherwise of the
+                size of what is.
 
         Returns:
             The same features as views of the ring, valid until they are freed.
@@ -46,6 +47,7 @@ class FeatureRing:
                 raise ValueError(
                     f"features of shape {tuple(features.tokens.shape)} in a ring that holds others; free those first"
                 )
+            self._tokens = self._fine = None  # given back before as much is asked for
             self._tokens = _places(self._capacity, features.tokens)
             self._fine = None if features.fine is None else _places(self._capacity, features.fine)
         assert self._tokens is not None
@@ -54,7 +56,7 @@ class FeatureRing:
         fine = None
         if self._fine is not None and features.fine is not None:
             fine = self._fine[slot : slot + 1].copy_(features.fine)
-        return replace(features, tokens=tokens, fine=fine, slot=slot)
+        return replace(features, tokens=tokens, fine=fine, unsmoothed=None, slot=slot)
 
     def free(self, features: ImageFeatures) -> None:
         """Give up the place of features that `keep` returned."""

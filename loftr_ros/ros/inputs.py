@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -197,8 +198,15 @@ class ImageInput:
 class FrameDecoder:
     """Messages to frames; remembers the last calibration, so that an unchanged one costs nothing."""
 
-    def __init__(self, white_level: int) -> None:
+    def __init__(self, white_level: int, mask: NDArray[np.bool_] | None = None) -> None:
+        """Begin without a calibration.
+
+        Args:
+            white_level: see `decode_image`.
+            mask: (H, W) bool, false for pixels to ignore in every image; None for none.
+        """
         self._white_level = white_level
+        self._mask = mask
         self._key: tuple[Any, ...] = ()
         self._camera: CameraModel | None = None
 
@@ -221,7 +229,7 @@ class FrameDecoder:
                 f"CameraInfo is of {camera.width}x{camera.height} px, its image is {width}x{height}; "
                 "calibrate at the resolution that is published"
             )
-        return Frame(image, to_nanoseconds(message.header.stamp), message.header.frame_id, camera)
+        return Frame(image, to_nanoseconds(message.header.stamp), message.header.frame_id, camera, self._mask)
 
     def _camera_of(self, info: CameraInfo) -> CameraModel:
         roi = info.roi

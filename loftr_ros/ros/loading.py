@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from loftr_ros.ros.parameters import Parameters
 
@@ -18,41 +17,43 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
-def load_front_end(parameters: Parameters, first_keyframe_id: int, say: Callable[[str], object]) -> FrontEnd:
+def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) -> FrontEnd:
     """Load the network, warm it up, and build the front end around it.
 
     Args:
         parameters: the node's.
         first_keyframe_id: of the first keyframe.
-        say: told which network runs where.
+        logger: the node's; it is told which network runs where.
 
     Raises:
-        WeightsError: the weights are missing, damaged, or of another network.
+        WeightsError: the network is not known, or the weights are missing, damaged, or of another network.
         DeviceError: the device or precision is not to be had.
     """
-    import torch
-
     from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.matcher.checkpoint import WeightsError, load_network
-    from loftr_ros.matcher.precision import precision_name, resolve_device, resolve_precision
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.factory import open_matcher
+    from loftr_ros.matcher.precision import precision_name
+    from loftr_ros.matcher_settings import RANDOM, matcher_spec
 
     wanted = parameters.matcher
-    torch.set_num_threads(wanted.threads or max(1, (os.cpu_count() or 1) // (2 if wanted.is_pipelined else 1)))
     if not wanted.weights:
         raise WeightsError(
             f"the parameter 'weights' is empty, and network '{wanted.network}' comes without weights; "
             "set it to a weights file"
         )
-    device = resolve_device(wanted.device)
-    dtype = resolve_precision(wanted.precision, device)
-    matcher = load_network(wanted.network, Path(wanted.weights).expanduser(), device, dtype)
+    cores = os.cpu_count() or 1
+    threads = wanted.threads or max(1, cores // (2 if wanted.is_pipelined else 1))
+    matcher = open_matcher(replace(matcher_spec(wanted, parameters.matching), threads=threads))
     front_end = FrontEnd(matcher, parameters.front_end, first_keyframe_id)
     size = (wanted.warm_up_width, wanted.warm_up_height)
     start = time.monotonic()
     if min(size) > 0:
         front_end.warm_up(size)
-    say(
-        f"network {wanted.network} on {device} in {precision_name(dtype)} ({wanted.weights}), "
-        f"warmed up in {time.monotonic() - start:.2f} s"
+    warm = f"warmed up in {time.monotonic() - start:.2f} s" if min(size) > 0 else "not warmed up"
+    logger.info(
+        f"network {matcher.config.name} on {matcher.device} in {precision_name(matcher.dtype)}, weights "
+        f"{wanted.weights}, backend {wanted.backend}, {warm}"
     )
+    if wanted.weights == RANDOM:
+        logger.warning("the weights are random: the matches mean nothing; set the parameter 'weights' for real ones")
     return front_end

@@ -60,6 +60,7 @@ def correspondences_message(match: KeyframeMatch, current: Frame) -> Corresponde
         keyframe_points=to_array(found.keyframe_points),
         current_points=to_array(found.current_points),
         confidence=to_array(found.confidence),
+        current_std=to_array(found.std),
         inlier=to_array(match.pose.inliers.astype(np.uint8)),
     )
 

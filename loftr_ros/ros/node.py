@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rclpy
@@ -15,6 +16,7 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.config import ConfigError
+from loftr_ros.frontend.mask import read_mask
 from loftr_ros.ros.inputs import FrameDecoder, ImageInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
@@ -64,13 +66,15 @@ class FrontEndNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network and warm it up."""
         parameters = read(self)
-        output = parameters.output
+        output, mask = parameters.output, parameters.input.mask
+        # Before the network, which takes so much longer.
+        usable = read_mask(Path(mask).expanduser()) if mask else None
         self.statistics.set_window(output.status_window)
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
         self._stages = FrameStages(
-            lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger().info),
-            FrameDecoder(parameters.input.white_level),
+            lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger()),
+            FrameDecoder(parameters.input.white_level, usable),
             self.statistics,
             self.errors,
             self.context.ok,

@@ -3,55 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from loftr_ros.frontend.config import ConfigError, FrontEndConfig, Settings, setting
-
-Config = TypeVar("Config")
-
-
-@dataclass(frozen=True)
-class MatcherParameters(Settings):
-    """Which network runs, and where."""
-
-    network: str = setting("coarse_lite", "Preset of the network")
-    weights: str = setting("", "Weights file of that network")
-    device: str = setting("auto", "auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N")
-    precision: str = setting(
-        "auto",
-        "auto is float16 on CUDA, bfloat16 on CPUs that have it in hardware, float32 elsewhere",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    threads: int = setting(
-        0, "CPU threads of the network; 0 for all cores, or half of them when pipelined", low=0, high=256
-    )
-    pipelined: str = setting(
-        "auto",
-        "always encodes a frame while the one before it is matched: more frames a second where there are cores for "
-        "both; auto does so from four cores on",
-        choices=("auto", "always", "never"),
-    )
-    warm_up_width: int = setting(
-        640,
-        "Width of the camera image that the network is warmed up for; 0 for no warm-up",
-        unit="px",
-        low=0,
-        high=8192,
-    )
-    warm_up_height: int = setting(
-        480, "Height of the camera image that the network is warmed up for", unit="px", low=0, high=8192
-    )
-
-    @property
-    def is_pipelined(self) -> bool:
-        """What `pipelined` comes to on this machine."""
-        return self.pipelined == "always" or (self.pipelined == "auto" and (os.cpu_count() or 1) >= 4)
+from loftr_ros.frontend.config import (
+    FLAT,
+    ConfigError,
+    FrontEndConfig,
+    Settings,
+    prefix_of,
+    setting,
+    with_values,
+)
+from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
 
 
 @dataclass(frozen=True)
@@ -78,6 +46,11 @@ class InputParameters(Settings):
         low=0,
         high=65535,
     )
+    mask: str = setting(
+        "",
+        "Image file of the camera's size that is 0 where pixels are to be ignored, as the robot's own body; empty for "
+        "none",
+    )
 
 
 @dataclass(frozen=True)
@@ -98,14 +71,12 @@ class OutputParameters(Settings):
 class Parameters:
     """Everything that the node can be told."""
 
-    matcher: MatcherParameters = field(default_factory=MatcherParameters)
+    # The network's settings stand at the top, since they are what a user sets first.
+    matcher: MatcherConfig = field(default_factory=MatcherConfig, metadata=FLAT)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
     input: InputParameters = field(default_factory=InputParameters)
     output: OutputParameters = field(default_factory=OutputParameters)
-    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
-
-
-# The matcher's settings stand at the top, since they are what a user sets first; every other group has its name.
-_TOP_LEVEL = ("matcher", "front_end")
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig, metadata=FLAT)
 
 
 def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
@@ -115,8 +86,7 @@ def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dat
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            inner = prefix if item.name in _TOP_LEVEL else f"{prefix}{item.name}."
-            names += parameter_names(value, inner)
+            names += parameter_names(value, prefix_of(item, prefix))
         else:
             names.append((prefix + item.name, item))
     return names
@@ -168,19 +138,8 @@ def read(node: Node) -> Parameters:
     Raises:
         ConfigError: one is out of its choices; the message names it.
     """
-    return _read(node, Parameters(), "")
-
-
-def _read(node: Node, config: Config, prefix: str) -> Config:
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            inner = prefix if item.name in _TOP_LEVEL else f"{prefix}{item.name}."
-            values[item.name] = _read(node, value, inner)
-        else:
-            values[item.name] = node.get_parameter(prefix + item.name).value
+    values = {name: node.get_parameter(name).value for name, _ in parameter_names()}
     try:
-        return type(config)(**values)
+        return with_values(Parameters(), values)
     except ConfigError as error:
-        raise ConfigError(f"parameter {prefix}{error}") from error
+        raise ConfigError(f"parameter {error}") from error

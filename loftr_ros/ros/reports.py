@@ -15,6 +15,7 @@ from rclpy.qos import QoSProfile
 
 from loftr_ros.frontend.camera import CameraError
 from loftr_ros.frontend.config import ConfigError
+from loftr_ros.frontend.mask import MaskError
 from loftr_ros.msg import FrontEndStatus
 from loftr_ros.ros.images import ImageError
 from loftr_ros.ros.messages import to_array
@@ -53,6 +54,8 @@ def error_kind(error: Exception) -> str:
         return "calibration"
     if isinstance(error, ConfigError):
         return "parameter"
+    if isinstance(error, MaskError):
+        return "mask"
     # Here, since they import torch.
     from loftr_ros.frontend.stream import FrameRefusedError
     from loftr_ros.matcher.checkpoint import WeightsError
@@ -138,6 +141,7 @@ class Reporter:
             frames_dropped=now.dropped,
             frames_failed=now.failed,
             frames_processed=now.processed,
+            frames_unmatched=now.unmatched,
             frames_pending=state.pending,
             error_kinds=list(now.errors),
             error_counts=to_array(np.asarray(list(now.errors.values()), dtype=np.uint64)),
@@ -165,6 +169,7 @@ class Reporter:
             "frames received": now.received,
             "frames decoded": now.decoded,
             "frames processed": now.processed,
+            "frames unmatched": now.unmatched,
             "frames dropped": now.dropped,
             "frames failed": now.failed,
             "rate [1/s]": f"{now.rate:.1f}",
@@ -198,6 +203,11 @@ class Reporter:
         if now.processed > before.processed:
             if new_errors:
                 return DiagnosticStatus.WARN, f"{new_errors} errors since the last report: {now.last_error}"
+            if now.unmatched - before.unmatched == now.processed - before.processed:
+                return (
+                    DiagnosticStatus.WARN,
+                    f"{now.rate:.1f} frames/s, but none since the last report matches a keyframe",
+                )
             return DiagnosticStatus.OK, f"{now.rate:.1f} frames/s"
         if new_errors:
             return DiagnosticStatus.ERROR, f"no frame processed: {now.last_error}"

@@ -145,7 +145,7 @@ class FrameStages:
             "publish": now - found,
             "total": now - item.received,
         }
-        self._statistics.processed(latencies, now)
+        self._statistics.processed(latencies, now, result.is_unmatched)
         try:
             self._outputs.publish_picture(result)
         except Exception as error:  # the frame is done, and counted as that

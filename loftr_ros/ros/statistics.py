@@ -21,6 +21,7 @@ class Snapshot:
 
     Attributes:
         received, decoded, dropped, failed, processed: frames.
+        unmatched: of those processed, frames that had too few matches with every keyframe.
         errors: failures by kind.
         last_error: the newest in words.
         latency_median, latency_p99: seconds, one entry for each of STAGES; NaN before the first frame.
@@ -34,6 +35,7 @@ class Snapshot:
     dropped: int
     failed: int
     processed: int
+    unmatched: int
     errors: Mapping[str, int]
     last_error: str
     latency_median: tuple[float, ...]
@@ -48,7 +50,7 @@ class Statistics:
 
     def __init__(self, window: int) -> None:
         self._lock = threading.Lock()
-        self._received = self._decoded = self._dropped = self._failed = self._processed = 0
+        self._received = self._decoded = self._dropped = self._failed = self._processed = self._unmatched = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
@@ -87,15 +89,17 @@ class Statistics:
         with self._lock:
             self._count_error(kind, message)
 
-    def processed(self, latencies: Mapping[str, float], now: float) -> None:
+    def processed(self, latencies: Mapping[str, float], now: float, unmatched: bool = False) -> None:
         """Its results were published.
 
         Args:
             latencies: seconds by stage; those not named took no time.
             now: monotonic seconds.
+            unmatched: there were keyframes, and too few matches with each of them.
         """
         with self._lock:
             self._processed += 1
+            self._unmatched += unmatched
             self._finished.append((tuple(latencies.get(stage, 0.0) for stage in STAGES), now))
 
     def snapshot(self, now: float | None = None) -> Snapshot:
@@ -111,6 +115,7 @@ class Statistics:
                 dropped=self._dropped,
                 failed=self._failed,
                 processed=self._processed,
+                unmatched=self._unmatched,
             )
             errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
             finished = list(self._finished)
