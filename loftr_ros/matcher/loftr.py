@@ -8,9 +8,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from loftr_ros.matcher.backbone import Backbone
+from loftr_ros.matcher.cells import allowed_cells, cell_offset, points_of_cells, usable_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.fine import FineMatcher, FinePreprocess
@@ -62,7 +62,7 @@ class LoFTR(nn.Module):
     @property
     def cell_offset(self) -> float:
         """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
-        return (self.cell_size - 1) / 2 if self.config.coarse.point == "centre" else 0.0
+        return cell_offset(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -111,8 +111,7 @@ class LoFTR(nn.Module):
                     f"mask of shape {tuple(usable.shape)} for an image of shape {tuple(image.shape)}: expected the same"
                 )
             usable = usable.to(self.device, torch.bool)
-            part = functional.avg_pool2d(usable[None].float(), self.cell_size, ceil_mode=True)
-            cells = part.reshape(1, -1) >= 0.5
+            cells = usable_cells(usable, self.cell_size)
         tokens = self.loftr_coarse.encode(tokens, cells)
         return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
 
@@ -191,8 +190,8 @@ class LoFTR(nn.Module):
         usable0: Tensor | None,
     ) -> CoarseMatches:
         coarse, batch = self.config.coarse, len(keyframes)
-        allowed0 = torch.cat([self._allowed(keyframe) for keyframe in keyframes])
-        allowed1 = self._allowed(current).expand(batch, -1)
+        allowed0 = torch.cat([allowed_cells(self.config, keyframe) for keyframe in keyframes])
+        allowed1 = allowed_cells(self.config, current).expand(batch, -1)
         usable1 = None if current.usable is None else current.usable.expand(batch, -1)
         masks = (allowed0, allowed1, usable0, usable1)
         if coarse.method == "dual_softmax":
@@ -215,44 +214,15 @@ class LoFTR(nn.Module):
         tokens1: Tensor,
     ) -> Matches:
         """The matches of one pair, brought to sub-pixel and to the CPU; those that touch an ignored pixel left out."""
-        points0, points1 = self._points(cell0, keyframe), self._points(cell1, current)
+        points0 = points_of_cells(self.config, cell0, keyframe.grid[1])
+        points1 = points_of_cells(self.config, cell1, current.grid[1])
         std = torch.full_like(confidence, torch.nan)
         if self._fine is not None and len(cell0):
             fine = self._fine(keyframe, current, cell0, cell1, tokens0, tokens1)
             points1 = points1 + fine.offset * self.config.backbone.fine_stride
             std = fine.std * self.config.backbone.fine_stride
-        found = (cell0, points0, points1, confidence, std)
-        if keyframe.pixels is not None or current.pixels is not None:
-            keep = _on_usable(points0, keyframe.pixels) & _on_usable(points1, current.pixels)
-            found = tuple(tensor[keep] for tensor in found)  # type: ignore[assignment]
-        return Matches(*(tensor.cpu() for tensor in found))
-
-    def _allowed(self, features: ImageFeatures) -> Tensor:
-        """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
-        rows, columns = features.grid
-        border = self.config.coarse.border
-        allowed = torch.ones(rows, columns, dtype=torch.bool, device=self.device)
-        if features.usable is not None:
-            allowed = features.usable.view(rows, columns)
-        inside = torch.zeros_like(allowed)
-        used_rows, used_columns = allowed.any(dim=1).nonzero()[:, 0], allowed.any(dim=0).nonzero()[:, 0]
-        if len(used_rows):
-            first, last = int(used_rows[0]) + border, int(used_rows[-1]) + 1 - border
-            left, right = int(used_columns[0]) + border, int(used_columns[-1]) + 1 - border
-            # The last cells may be cut by the image's edge. Without a fine stage a match stands for its whole cell,
-            # whose centre must then be inside.
-            width, height = features.size
-            offset = self.cell_offset if self.has_fine_stage else (self.cell_size - 1) / 2
-            last = min(last, int((height - 1 - offset) // self.cell_size) + 1)
-            right = min(right, int((width - 1 - offset) // self.cell_size) + 1)
-            inside[first : max(first, last), left : max(left, right)] = True
-        return (allowed & inside).reshape(1, -1)
-
-    def _points(self, cells: Tensor, features: ImageFeatures) -> Tensor:
-        """(N, 2) float32 pixels of cells."""
-        columns = features.grid[1]
-        corner = torch.stack([cells % columns, cells // columns], dim=1).float() * self.cell_size
-        return corner + self.cell_offset
+        matches = without_ignored(Matches(cell0, points0, points1, confidence, std), keyframe, current)
+        return Matches(*(tensor.cpu() for tensor in vars(matches).values()))
 
     def _make_position(self, rows: int, columns: int) -> Tensor:
         encoding = position_encoding(self.config.backbone.coarse_dim, rows, columns, self.config.position_slip)
@@ -271,12 +241,3 @@ def _all_usable(features: ImageFeatures) -> Tensor:
     if features.usable is not None:
         return features.usable
     return torch.ones(features.tokens.shape[:2], dtype=torch.bool, device=features.tokens.device)
-
-
-def _on_usable(points: Tensor, pixels: Tensor | None) -> Tensor:
-    """(N,) bool: whether points (N, 2), rounded to whole pixels, are on usable ones."""
-    if pixels is None:
-        return torch.ones(len(points), dtype=torch.bool, device=points.device)
-    column = points[:, 0].round().long().clamp(0, pixels.shape[1] - 1)
-    row = points[:, 1].round().long().clamp(0, pixels.shape[0] - 1)
-    return pixels[row, column]

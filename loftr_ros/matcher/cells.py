@@ -1,0 +1,68 @@
+"""Cells, pixels and the masks of both: what every matcher's results rest on, whatever computes its features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+
+
+def cell_offset(config: LoFTRConfig) -> float:
+    """From a cell's top-left pixel to its point, in pixels, by the convention that the weights were trained with."""
+    return (config.backbone.stride - 1) / 2 if config.coarse.point == "centre" else 0.0
+
+
+def points_of_cells(config: LoFTRConfig, cells: Tensor, columns: int) -> Tensor:
+    """(N,) int64 cells of a grid so many columns wide -> (N, 2) float32 pixels (u, v)."""
+    corner = torch.stack([cells % columns, cells // columns], dim=1).float() * config.backbone.stride
+    return corner + cell_offset(config)
+
+
+def usable_cells(usable: Tensor, cell_size: int) -> Tensor:
+    """(H, W) bool pixels -> (1, L) bool: cells of which at least half of the pixels are usable."""
+    part = functional.avg_pool2d(usable[None].float(), cell_size, ceil_mode=True)
+    return part.reshape(1, -1) >= 0.5
+
+
+def allowed_cells(config: LoFTRConfig, features: ImageFeatures) -> Tensor:
+    """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
+    rows, columns = features.grid
+    border, cell_size = config.coarse.border, config.backbone.stride
+    if features.usable is None:
+        allowed = torch.ones(rows, columns, dtype=torch.bool, device=features.tokens.device)
+    else:
+        allowed = features.usable.view(rows, columns)
+    inside = torch.zeros_like(allowed)
+    used_rows, used_columns = allowed.any(dim=1).nonzero()[:, 0], allowed.any(dim=0).nonzero()[:, 0]
+    if len(used_rows):
+        first, last = int(used_rows[0]) + border, int(used_rows[-1]) + 1 - border
+        left, right = int(used_columns[0]) + border, int(used_columns[-1]) + 1 - border
+        # The last cells may be cut by the image's edge. Without a fine stage a match stands for its whole cell, whose
+        # centre must then be inside.
+        width, height = features.size
+        offset = (cell_size - 1) / 2 if config.fine is None else cell_offset(config)
+        last = min(last, int((height - 1 - offset) // cell_size) + 1)
+        right = min(right, int((width - 1 - offset) // cell_size) + 1)
+        inside[first : max(first, last), left : max(left, right)] = True
+    return (allowed & inside).reshape(1, -1)
+
+
+def without_ignored(matches: Matches, keyframe: ImageFeatures, current: ImageFeatures) -> Matches:
+    """Matches of which neither end is on a pixel to ignore."""
+    if keyframe.pixels is None and current.pixels is None:
+        return matches
+    keep = on_usable(matches.points0, keyframe.pixels) & on_usable(matches.points1, current.pixels)
+    found = (matches.cell, matches.points0, matches.points1, matches.confidence, matches.std)
+    return Matches(*(tensor[keep] for tensor in found))
+
+
+def on_usable(points: Tensor, pixels: Tensor | None) -> Tensor:
+    """(N,) bool: whether points (N, 2), rounded to whole pixels, are on usable ones of (H, W) bool."""
+    if pixels is None:
+        return torch.ones(len(points), dtype=torch.bool, device=points.device)
+    column = points[:, 0].round().long().clamp(0, pixels.shape[1] - 1)
+    row = points[:, 1].round().long().clamp(0, pixels.shape[0] - 1)
+    return pixels.to(points.device)[row, column]

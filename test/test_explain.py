@@ -1,0 +1,295 @@
+"""Seeing into the network: what is drawn is what the network computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from loftr_ros.cli import app
+from loftr_ros.explain import ExplainError, explain_pair
+from loftr_ros.matcher.attention import full_attention, linear_attention
+from loftr_ros.matcher.checkpoint import load_network
+from loftr_ros.matcher.config import COARSE_LITE, LOFTR, LOFTR_OT, LoFTRConfig, TransformerConfig
+from loftr_ros.matcher.explain import (
+    LayerInput,
+    PairObserver,
+    attention_weights,
+    confidence_rows,
+    default_layers,
+    fine_heat,
+)
+from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.transformer import EncoderLayer
+
+CPU = torch.device("cpu")
+NETWORKS = pytest.mark.parametrize("config", [COARSE_LITE, LOFTR, LOFTR_OT], ids=lambda config: config.name)
+
+
+def random_network(config: LoFTRConfig) -> LoFTR:
+    torch.manual_seed(0)
+    return LoFTR(config).prepare(CPU, torch.float32)
+
+
+def noise(height: int, width: int, seed: int) -> torch.Tensor:
+    image = np.random.default_rng(seed).integers(0, 255, (height // 6 + 1, width // 6 + 1)).astype(np.uint8)
+    return torch.from_numpy(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def write_noise(path: Path, height: int, width: int, seed: int) -> Path:
+    gray = noise(height, width, seed).numpy()
+    cv2.imwrite(str(path), np.dstack([gray, gray[::-1], gray[:, ::-1]]))
+    return path
+
+
+def run_explain(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+
+
+def messages(module: EncoderLayer, given: LayerInput) -> torch.Tensor:
+    """The layer's messages before `merge`, (heads, L, D), by the attention that the network itself runs."""
+    query, key, value = (
+        project(tokens).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+        for project, tokens in (
+            (module.q_proj, given.tokens),
+            (module.k_proj, given.source),
+            (module.v_proj, given.source),
+        )
+    )
+    attend = linear_attention if module.attention == "linear" else full_attention
+    return attend(query, key, value, given.source_mask)[0]
+
+
+@torch.inference_mode()
+def assert_weights_give_the_message(module: EncoderLayer, given: LayerInput, cells: torch.Tensor) -> None:
+    rows = attention_weights(module, given, cells)
+    length = given.source.shape[1]
+    assert rows.weights.shape == (module.num_heads, len(cells), length) and rows.weights.dtype == torch.float32
+    assert (rows.weights >= 0).all()
+    torch.testing.assert_close(rows.weights.sum(dim=2), torch.ones(module.num_heads, len(cells)), atol=1e-4, rtol=0)
+    value = module.v_proj(given.source)[0].unflatten(1, (module.num_heads, -1)).transpose(0, 1)
+    torch.testing.assert_close(rows.weights @ value, messages(module, given)[:, cells], atol=1e-5, rtol=1e-4)
+
+
+@NETWORKS
+def test_attention_rows_sum_to_one_and_give_each_layer_s_message(config: LoFTRConfig) -> None:
+    network = random_network(config)
+    layers = range(len(config.transformer.layers))
+    with PairObserver(network, layers) as observer:
+        features = network.encode(noise(96, 160, 1)), network.encode(noise(128, 112, 2))
+        network.match(features[:1], features[1])
+    assert [(entry.layer, entry.image) for entry in observer.inputs] == [(n, i) for n in layers for i in (0, 1)]
+    lengths = [f.tokens.shape[1] for f in features]
+    for given in observer.inputs:
+        assert given.tokens.shape[1] == lengths[given.image]
+        assert given.source.shape[1] == lengths[given.attended_image]
+        module = network.loftr_coarse.layers[given.layer]
+        assert_weights_give_the_message(module, given, torch.tensor([0, 7, lengths[given.image] - 1]))
+
+
+@pytest.mark.parametrize("attention", ["linear", "full"])
+def test_what_is_masked_gets_no_attention(attention: str) -> None:
+    torch.manual_seed(1)
+    config = TransformerConfig(num_heads=2, layers=("cross",), attention=attention)  # type: ignore[arg-type]
+    module = EncoderLayer(16, config).eval()
+    mask = torch.arange(30)[None] % 3 > 0
+    given = LayerInput(0, "cross", 0, torch.randn(1, 20, 16), torch.randn(1, 30, 16), mask)
+    assert_weights_give_the_message(module, given, torch.tensor([3, 19]))
+    assert attention_weights(module, given, torch.tensor([3])).weights[..., ~mask[0]].max() == 0
+
+
+def test_masks_of_ignored_pixels_reach_the_rows() -> None:
+    network = random_network(COARSE_LITE)
+    usable = torch.ones(96, 160, dtype=torch.bool)
+    usable[:, :64] = False
+    with PairObserver(network, (0, 1)) as observer:
+        features = network.encode(noise(96, 160, 1), usable), network.encode(noise(96, 160, 2))
+        network.match(features[:1], features[1])
+    assert observer.tokens is not None
+    masked = ~features[0].usable[0]
+    for layer, image in ((0, 0), (1, 1)):  # self of image 0, and cross of image 1 towards it
+        given = observer.input_of(layer, image)
+        rows = attention_weights(network.loftr_coarse.layers[layer], given, torch.tensor([30]))
+        assert rows.weights[..., masked].max() == 0 and rows.weights[..., ~masked].min() > 0
+    cells = torch.tensor([4, 30])
+    rows = confidence_rows(network, *observer.tokens, cells, features[0].usable)
+    torch.testing.assert_close(rows.confidence, network.confidence(*features)[cells])
+
+
+def test_an_observer_leaves_the_network_as_it_was() -> None:
+    network = random_network(COARSE_LITE)
+    with pytest.raises(RuntimeError, match="one pair"), PairObserver(network, (0,)) as observer:
+        network.encode(noise(64, 64, 0))
+    features = network.encode(noise(64, 64, 0))
+    network.match([features], features)
+    assert len(observer.inputs) == 1 and observer.tokens is None
+
+
+@NETWORKS
+def test_confidence_rows_are_those_of_the_whole_matrix(config: LoFTRConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loftr_ros.matcher import coarse
+
+    monkeypatch.setattr(coarse, "TILE_SCORES", 500)  # many tiles
+    network = random_network(config)
+    with PairObserver(network, ()) as observer:
+        features = network.encode(noise(96, 160, 1)), network.encode(noise(128, 112, 2))
+        network.match(features[:1], features[1])
+    assert observer.tokens is not None
+    cells = torch.tensor([5, 0, 59])
+    rows = confidence_rows(network, *observer.tokens, cells)
+    whole = network.confidence(*features)
+    torch.testing.assert_close(rows.confidence, whole[cells], atol=1e-7, rtol=1e-3)
+    if config.coarse.method == "optimal_transport":
+        assert rows.row_softmax is None and rows.unmatched is not None
+        assert ((rows.unmatched > 0) & (rows.unmatched < 1)).all()
+    else:
+        assert rows.row_softmax is not None and rows.unmatched is None
+        torch.testing.assert_close(rows.row_softmax.sum(dim=1), torch.ones(3))
+        assert (rows.row_softmax >= rows.confidence).all()
+
+
+def test_the_fine_heat_s_mean_and_spread_are_those_of_the_matches() -> None:
+    network = random_network(LOFTR)
+    # So that random features match.
+    network.config = replace(LOFTR, coarse=replace(LOFTR.coarse, threshold=1e-3, temperature=1e-3))
+    image = noise(128, 160, 3)
+    with PairObserver(network, ()) as observer:
+        features = network.encode(image), network.encode(image)
+        matches = network.match(features[:1], features[1])[0]
+    assert len(matches) > 5 and observer.tokens is not None
+    cells = matches.cell
+    best = confidence_rows(network, *observer.tokens, cells).confidence.argmax(dim=1)
+    fine = fine_heat(network, *features, cells, best, *observer.tokens)
+    columns = features[1].grid[1]
+    corners = torch.stack([best % columns, best // columns], dim=1) * 8
+    torch.testing.assert_close(corners + fine.offset, matches.points1, atol=1e-3, rtol=0)
+    torch.testing.assert_close(fine.std, matches.std, atol=1e-3, rtol=0)
+    axis = (torch.arange(5) - 2) * 2.0
+    torch.testing.assert_close(fine.heat.sum(dim=1) @ axis, fine.offset[:, 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(fine.heat.sum(dim=2) @ axis, fine.offset[:, 1], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="no fine stage"):
+        fine_heat(random_network(COARSE_LITE), *features, cells, best, *observer.tokens)
+
+
+def test_the_first_and_last_layers_of_each_kind_are_shown_unless_others_are_asked_for() -> None:
+    assert default_layers(LOFTR.transformer) == (0, 1, 6, 7)
+    assert default_layers(COARSE_LITE.transformer) == (0, 1, 2, 3)
+
+
+def test_points_are_of_the_file_s_own_pixels_however_far_it_is_shrunk(tmp_path: Path) -> None:
+    files = write_noise(tmp_path / "a.png", 960, 1920, 1), write_noise(tmp_path / "b.png", 200, 300, 2)
+    explanation = explain_pair(random_network(COARSE_LITE), files, [(1000.0, 500.0), (0.0, 0.0)], (3,))
+    view = explanation.views[0]
+    assert view.scale == (2.0, 2.0) and view.grid == (30, 60)
+    # Cells of 16 px of the half-sized image: 32 px apart, and 0.5 px from the corner by half-pixel resizing.
+    np.testing.assert_allclose(explanation.points[0].point0, [31 * 32 + 0.5, 16 * 32 + 0.5])
+    assert explanation.points[0].cell0 == 16 * 60 + 31 and explanation.points[1].cell0 == 0
+    assert view.cell_at((1919.4, 959.4)) == 30 * 60 - 1, "past the last cell's point it is still the last cell"
+    shapes = [entry.weights.shape for entry in explanation.points[0].attention]
+    assert shapes == [explanation.views[1].grid, explanation.views[0].grid]
+
+
+def test_without_points_confident_matches_all_over_the_image_are_explained(shared_data: Path) -> None:
+    student = load_network("coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", CPU, torch.float32)
+    folder = shared_data / "sevenscenes"
+    explanation = explain_pair(student, (folder / "frame-000100.color.jpg", folder / "frame-000110.color.jpg"))
+    assert len(explanation.points) == 3 and all(point.matched for point in explanation.points)
+    places = np.array([point.point0 for point in explanation.points])
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2)[np.triu_indices(3, 1)]
+    assert apart.min() > 200
+    assert explanation.points[0].confidence == pytest.approx(explanation.confidence.max(), rel=1e-4)
+    for point in explanation.points:
+        index = np.flatnonzero((explanation.points0 == point.point0).all(axis=1))
+        np.testing.assert_allclose(explanation.points1[index], [point.point1])
+        assert explanation.confidence[index] == pytest.approx(point.confidence, rel=1e-4)
+        assert point.fine is None
+
+
+def test_a_point_without_a_match_says_why(shared_data: Path) -> None:
+    student = load_network("coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", CPU, torch.float32)
+    files = shared_data / "graf" / "img1.ppm", shared_data / "sevenscenes" / "frame-000110.color.jpg"
+    explanation = explain_pair(student, files, [(700.0, 500.0)])
+    assert not explanation.points[0].matched and explanation.points[0].verdict == "no match: below 0.01"
+
+
+@NETWORKS
+def test_pictures_and_table_are_written_for_every_network_even_without_a_match(
+    config: LoFTRConfig, tmp_path: Path
+) -> None:
+    a, b = write_noise(tmp_path / "a.png", 100, 150, 1), write_noise(tmp_path / "b.jpg", 120, 90, 2)
+    arguments = ("--network", config.name, "--weights", "random", "--precision", "float32", "--point", "70,50")
+    done = run_explain(a, b, *arguments, "--layer", "1", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    if config is not COARSE_LITE:  # whose threshold is so low that even noise may match
+        assert "a.png -> b.jpg: no matches" in done.output and "nothing matches" in done.output
+    assert "no match: below" in done.output
+    written = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert written == ["matches.png", "point_1_attention.png", "point_1_match.png"]
+    for name in written[1:]:
+        picture = cv2.imread(str(tmp_path / "out" / name))
+        assert picture is not None and picture.shape[1] == 1300
+        assert np.ptp(picture.astype(int), axis=2).max() > 100, f"{name} has no colour"
+
+
+def test_a_point_asked_for_and_the_heads_change_what_is_shown(tmp_path: Path) -> None:
+    files = write_noise(tmp_path / "a.png", 100, 150, 1), write_noise(tmp_path / "b.png", 120, 90, 2)
+    network = random_network(LOFTR)
+    mean = explain_pair(network, files, [(70.0, 50.0)], (1,)).points[0].attention[0].weights
+    heads = [explain_pair(network, files, [(70.0, 50.0)], (1,), head).points[0].attention[0].weights for head in (0, 7)]
+    other = explain_pair(network, files, [(20.0, 20.0)], (1,)).points[0].attention[0].weights
+    assert mean.sum() == pytest.approx(1, abs=1e-4)
+    assert not np.allclose(heads[0], heads[1], rtol=1e-4) and not np.allclose(mean, other, rtol=1e-4)
+    with pytest.raises(ExplainError, match="head 8 does not exist"):
+        explain_pair(network, files, head=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("no.png", "b.png"), "image no.png is not there"),
+        (("a.png", "text.png"), "text.png"),
+        (("tiny.png", "b.png"), "sides of at least 16"),
+        (("a.png", "b.png", "--point", "150,20"), "point 150,20 is outside of a.png, which is 150x100"),
+        (("a.png", "b.png", "--point", "-3,20"), "point -3,20 is outside of a.png"),
+        (("a.png", "b.png", "--point", "12;20"), "point '12;20' is not understood"),
+        (("a.png", "b.png", "--layer", "4"), "layer 4 does not exist; the network has 0 (self), 1 (cross)"),
+        (("a.png", "b.png", "--head", "1"), "head 1 does not exist"),
+        (("a.png", "b.png", "--network", "superglue"), "'superglue' is not known"),
+        (("a.png", "b.png", "--precision", "int4"), "int4"),
+        (("a.png", "b.png", "-o", "a.png"), "a.png cannot be written to"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_one_line(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_noise(tmp_path / "a.png", 100, 150, 1)
+    write_noise(tmp_path / "b.png", 100, 150, 2)
+    write_noise(tmp_path / "tiny.png", 10, 10, 2)
+    (tmp_path / "text.png").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    done = run_explain(*arguments, "--weights", "random")
+    assert done.exit_code == 2
+    assert words in done.output and len(done.output.strip().splitlines()) == 1
+
+
+def test_without_a_match_places_all_over_the_image_are_explained(tmp_path: Path) -> None:
+    files = write_noise(tmp_path / "a.png", 100, 150, 1), write_noise(tmp_path / "b.png", 120, 90, 2)
+    explanation = explain_pair(random_network(LOFTR), files)
+    assert explanation.count == "no matches"
+    assert len({point.cell0 for point in explanation.points}) == 3
+    assert all(len(point.attention) == 8 and point.fine is not None for point in explanation.points)
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for name, seed in (("left", 1), ("right", 2)):
+        (tmp_path / name).mkdir()
+        write_noise(tmp_path / name / "0.png", 64, 80, seed)
+    files = tmp_path / "left" / "0.png", tmp_path / "right" / "0.png"
+    explanation = explain_pair(random_network(COARSE_LITE), files, [(10, 10)])
+    assert [view.name for view in explanation.views] == ["left/0.png", "right/0.png"]
