@@ -42,8 +42,15 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, config: BackboneConfig) -> None:
+        """Random weights.
+
+        Raises:
+            ValueError: the first stage, which has no convolution in its shortcut, is not as wide as the stem.
+        """
         super().__init__()
         dims = config.block_dims
+        if config.initial_dim != dims[0]:
+            raise ValueError(f"initial_dim is {config.initial_dim}; expected block_dims[0], {dims[0]}")
         self.num_stages = len(dims)
         self.fine_level = config.fine_level
         self.conv1 = _conv(1, config.initial_dim, 7, 2)

@@ -27,6 +27,17 @@ def usable_cells(usable: Tensor, cell_size: int) -> Tensor:
     return part.reshape(1, -1) >= 0.5
 
 
+def shows_nothing(image: Tensor) -> bool:
+    """Whether an image has no contrast at all, beyond one gray level: a cap on the lens, a dead or blinded sensor.
+
+    The network would still tell its cells apart, by their position and the edge of the image.
+
+    Args:
+        image: (H, W) uint8, or floating point in [0, 1].
+    """
+    return bool(image.amax() - image.amin() <= (1 if image.dtype == torch.uint8 else 1 / 255))
+
+
 def allowed_cells(config: LoFTRConfig, features: ImageFeatures) -> Tensor:
     """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
     rows, columns = features.grid

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.backbone import Backbone
-from loftr_ros.matcher.cells import allowed_cells, cell_offset, points_of_cells, usable_cells, without_ignored
+from loftr_ros.matcher.cells import (
+    allowed_cells,
+    cell_offset,
+    points_of_cells,
+    shows_nothing,
+    usable_cells,
+    without_ignored,
+)
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.fine import FineMatcher, FinePreprocess
@@ -112,6 +119,8 @@ class LoFTR(nn.Module):
                 )
             usable = usable.to(self.device, torch.bool)
             cells = usable_cells(usable, self.cell_size)
+        if shows_nothing(image):
+            cells = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=self.device)
         tokens = self.loftr_coarse.encode(tokens, cells)
         return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
 
