@@ -28,11 +28,13 @@ REQUIREMENTS = [
     "typer>=0.9",
 ]
 EXTRAS = {
+    "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "parquet": ["pyarrow>=14"],
     "test": [
         "POT>=0.9",
         "kornia>=0.7.3",
         "mypy>=1.10",
+        "onnx>=1.14",
         "onnxruntime>=1.17",
         "pyarrow>=14",
         "pytest>=8",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from loftr_ros.cli_explain import explain
+from loftr_ros.cli_export import export
 from loftr_ros.cli_weights import app as weights_app
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(weights_app, name="weights")
+app.command()(export)
 app.command()(explain)
 
 SourceArgument = Annotated[

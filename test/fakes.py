@@ -27,6 +27,7 @@ class ShiftMatcher:
     has_fine_stage = False
     cell_size = 16
     cell_offset = 0.0
+    fixed_size: tuple[int, int] | None = None
     config = COARSE_LITE
     device = torch.device("cpu")
     dtype = torch.float32

@@ -401,3 +401,25 @@ def test_a_camera_on_a_still_drone_is_seen_to_stand_still(shared_data: Path) -> 
     assert len(statuses) > 20
     assert set(statuses) == {PoseStatus.LOW_PARALLAX}
     assert len(fe.buffer) == 1
+
+
+class FixedSizeMatcher(ShiftMatcher):
+    """Takes images of one size only, as an exported network."""
+
+    fixed_size = (160, 120)
+
+
+def test_images_of_an_exported_networks_shape_are_brought_to_its_size() -> None:
+    stream = PanningStream()
+    front_end = FrontEnd(FixedSizeMatcher())
+    result = [front_end.process(stream.at(x)) for x in (0, 32)][1]
+    found = result.matches[0].correspondences
+    assert front_end.encode(stream.at(64)).features.size == (160, 120)
+    assert len(found) > 20
+    assert abs(np.median(found.keyframe_points[:, 0] - found.current_points[:, 0]) - 32) < 1
+
+
+def test_an_image_of_another_shape_than_the_exported_networks_is_refused_with_the_command_to_export() -> None:
+    stream = PanningStream(width=320, height=200)
+    with pytest.raises(FrameRefusedError, match=r"image of 320x200.*exported for 160x120.*--width 320 --height 200"):
+        FrontEnd(FixedSizeMatcher()).process(stream.at(0))

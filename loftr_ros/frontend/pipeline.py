@@ -34,7 +34,7 @@ from loftr_ros.frontend.relative_pose import (
     uncalibrated_inliers,
     without_pose,
 )
-from loftr_ros.frontend.stream import StreamGuard
+from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard
 from loftr_ros.matcher.interface import Matcher, Matches
 
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
@@ -166,8 +166,9 @@ class FrontEnd:
         The first run of a shape allocates and picks kernels; this takes that out of the first frames' latency. So does
         allocating the keyframes' places, which fails here if there is no memory for them.
         """
-        blank = Frame(np.zeros((size[1], size[0]), np.uint8), 0, "")
-        features = self.encode(blank).features
+        # Not blank: an image without contrast has no cell that takes part.
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+        features = self.encode(Frame(noise, 0, "")).features
         keyframe = self.matcher.complete(features)
         self.buffer.reserve(keyframe)
         for count in range(1, self.config.keyframe.max_matched + 1):
@@ -201,15 +202,15 @@ class FrontEnd:
 
         Raises:
             MaskError: the frame's mask is not of its image's size.
+            FrameRefusedError: the network takes images of another shape only.
         """
         width, height = frame.size
-        shrink = min(1.0, self.config.image.max_side / max(width, height))
+        size = self._network_size(width, height)
         image, usable = frame.image, frame.usable
         if usable is not None:
             check_mask(usable, image)
-        if shrink < 1:
+        if size != frame.size:
             # INTER_AREA averages whole pixels, which is half-pixel correct and does not alias.
-            size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
             usable = None if usable is None else shrink_mask(usable, size)
         features = self.matcher.encode(
@@ -222,6 +223,21 @@ class FrontEnd:
         # tells more than one around its corner, where the published weights have the cell's point.
         offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
         return EncodedFrame(frame, features, scale, cell, offset)
+
+    def _network_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) at which the network sees an image."""
+        fixed = self.matcher.fixed_size
+        if fixed is None:
+            shrink = min(1.0, self.config.image.max_side / max(width, height))
+            return max(round(width * shrink), 1), max(round(height * shrink), 1)
+        # A pixel's rounding at either side is no other shape.
+        if abs(width * fixed[1] - height * fixed[0]) > max(width, height, *fixed):
+            raise FrameRefusedError(
+                "size",
+                f"image of {width}x{height}: the network was exported for {fixed[0]}x{fixed[1]}, which is of another "
+                f"shape; export it with --width {width} --height {height}, or one shrunk to that shape",
+            )
+        return fixed
 
     def _to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
         """Matches in pixels of the incoming images, refined where the network has no fine stage."""

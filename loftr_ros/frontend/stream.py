@@ -11,7 +11,7 @@ PATIENCE = 3
 
 
 class FrameRefusedError(ValueError):
-    """A frame that contradicts the stream; nothing was changed by it.
+    """A frame that contradicts the stream, or that the network cannot take; nothing was changed by it.
 
     Attributes:
         kind: `time`, `size` or `frame_id`.

@@ -17,11 +17,11 @@ from torch import Tensor
 from loftr_ros.matcher.attention import EPSILON, feature_map
 from loftr_ros.matcher.coarse import BITS, NEVER, scaled, tiles_of
 from loftr_ros.matcher.config import TransformerConfig
-from loftr_ros.matcher.fine import FineMatcher
+from loftr_ros.matcher.fine import FineMatcher, heat_map
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.transformer import EncoderLayer
-from loftr_ros.matcher.transport import _Plan
+from loftr_ros.matcher.transport import Plan
 
 Kind = Literal["self", "cross"]
 
@@ -241,7 +241,7 @@ def confidence_rows(
     right = tokens1[0].float()
     if coarse.method == "optimal_transport":
         alpha = network.coarse_matching.bin_score.float() * BITS
-        plan = _Plan(scaled(tokens0[0], 1.0) * BITS, right, alpha, mask0, mask1)
+        plan = Plan(scaled(tokens0[0], 1.0) * BITS, right, alpha, mask0, mask1)
         for _ in range(coarse.sinkhorn_iterations):
             plan.iterate()
         scores = _rows(plan.left, right, cells, mask0, mask1)
@@ -287,10 +287,7 @@ def fine_heat(
     heats: list[Tensor] = []
 
     def keep_heat(_: torch.nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
-        windows0, windows1 = output
-        centre = windows0[:, windows0.shape[1] // 2].float()
-        scores = (windows1.float() @ centre[..., None])[..., 0] / windows1.shape[2] ** 0.5
-        heats.append(torch.softmax(scores, dim=1).view(-1, config.window, config.window))
+        heats.append(heat_map(*output).view(-1, config.window, config.window))
 
     hook = network.loftr_fine.register_forward_hook(keep_heat)
     try:

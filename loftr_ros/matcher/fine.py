@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,19 +49,23 @@ class FinePreprocess(nn.Module):
         return nn.functional.linear(windows, fine) + context[:, None]
 
 
-def expectation(windows0: Tensor, windows1: Tensor) -> FineMatches:
-    """Correlate the centre of each window of image 0 with the window of image 1, and take the mean of the heat map.
+def heat_map(windows0: Tensor, windows1: Tensor) -> Tensor:
+    """Correlate the centre of each window of image 0 with the window of image 1: (M, WW) float32, each summing to one.
 
-    The softmax and the expectation are an fp32 island: half precision would round offsets to 1/100 of a cell and
-    lose the variance in the difference of two squares.
+    The softmax is an fp32 island, as the expectation after it is: half precision would round offsets to 1/100 of a
+    cell and lose the variance in the difference of two squares.
 
     Args:
         windows0, windows1: (M, WW, C) features after the fine transformer.
     """
-    places, channels = windows1.shape[1:]
-    side = round(places**0.5)
+    places, channels = int(windows1.shape[1]), int(windows1.shape[2])
     centre = windows0[:, places // 2].float()
-    heat = torch.softmax((windows1.float() @ centre[..., None])[..., 0] / channels**0.5, dim=1)
+    return torch.softmax((windows1.float() @ centre[..., None])[..., 0] / channels**0.5, dim=1)
+
+
+def expectation(heat: Tensor) -> FineMatches:
+    """Mean and standard deviation of heat maps (M, WW)."""
+    side = math.isqrt(int(heat.shape[1]))
     axis = torch.arange(side, device=heat.device, dtype=torch.float32) - side // 2
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
     offset = heat @ grid
@@ -117,7 +122,7 @@ class FineMatcher:
             windows0 = self._preprocess(self._windows(features0, tile0), tokens0[tile0])
             windows1 = self._preprocess(self._windows(features1, tile1), tokens1[tile1])
             windows0, windows1 = self._loftr.encode(windows0), self._loftr.encode(windows1)
-            parts.append(expectation(*self._loftr(windows0, windows1)))
+            parts.append(expectation(heat_map(*self._loftr(windows0, windows1))))
         return FineMatches(torch.cat([part.offset for part in parts]), torch.cat([part.std for part in parts]))
 
     def _windows(self, features: ImageFeatures, cells: Tensor) -> Tensor:

@@ -81,6 +81,10 @@ class Matcher(Protocol):
         """From a cell's top-left pixel to its point, along either axis, in pixels of the encoded image."""
 
     @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(width, height) of the only images that it takes; None where it takes any."""
+
+    @property
     def device(self) -> torch.device:
         """Where the features are."""
 

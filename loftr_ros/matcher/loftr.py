@@ -72,6 +72,11 @@ class LoFTR(nn.Module):
         return cell_offset(self.config)
 
     @property
+    def fixed_size(self) -> None:
+        """It takes images of any size."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         return self.backbone.conv1.weight.device
 

@@ -98,7 +98,7 @@ def optimal_transport(
     alpha = bin_score.float()
     found = []
     for pair in range(len(tokens0)):
-        plan = _Plan(
+        plan = Plan(
             scaled(tokens0[pair], 1.0) * BITS,
             tokens1[pair].float(),
             alpha * BITS,
@@ -119,7 +119,7 @@ def optimal_transport(
     return batched(found)
 
 
-class _Plan:
+class Plan:
     """The plan of one pair, held by its two potentials; scores and potentials are in bits (see `coarse.BITS`)."""
 
     def __init__(

@@ -46,6 +46,8 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     matcher = open_matcher(replace(matcher_spec(wanted, parameters.matching), threads=threads))
     front_end = FrontEnd(matcher, parameters.front_end, first_keyframe_id)
     size = (wanted.warm_up_width, wanted.warm_up_height)
+    if min(size) > 0 and matcher.fixed_size is not None:
+        size = matcher.fixed_size
     start = time.monotonic()
     if min(size) > 0:
         front_end.warm_up(size)

@@ -1,0 +1,64 @@
+"""The command line `loftr_ros export`: a network as ONNX."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_RANDOM = "random"
+
+
+def export(
+    network: Annotated[
+        str, typer.Option(help="Preset of the network.", show_default="what the weights are of, else coarse_lite")
+    ] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write to.", show_default="NETWORK_WIDTHxHEIGHT")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Width of the images, in pixels.")] = 640,
+    height: Annotated[int, typer.Option(help="Height of the images, in pixels.")] = 480,
+    precision: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    threshold: Annotated[
+        float | None, typer.Option(help="Least confidence of a match, 0 to 1.", show_default="the network's")
+    ] = None,
+    max_matches: Annotated[int, typer.Option(help="Matches of a pair, at most; 0 for all.")] = 0,
+    opset: Annotated[int, typer.Option(help="Version of ONNX's operators.")] = 17,
+) -> None:
+    """Write a network as ONNX, for images of one size: encode.onnx, match.onnx and model.json."""
+    import torch
+
+    from loftr_ros.matcher.checkpoint import WeightsError, load_network
+    from loftr_ros.matcher.export import ExportError, export_network
+    from loftr_ros.matcher.precision import DeviceError, resolve_precision
+    from loftr_ros.weights import VARIABLE, find_weights
+
+    coarse: dict[str, float | int] = {"max_matches": max_matches}
+    if threshold is not None:
+        coarse["threshold"] = threshold
+    if network == "auto" and weights in ("", _RANDOM) and (weights or not os.environ.get(VARIABLE)):
+        network = "coarse_lite"  # nothing says which: that of the node's default
+    try:
+        path = None if weights == _RANDOM else find_weights(network, weights)
+        device = torch.device("cpu")
+        model = load_network(network, path, device, resolve_precision(precision, device), coarse=coarse)
+        folder = output or Path(f"{model.config.name}_{width}x{height}")
+        exported = export_network(
+            model, folder, width, height, weights=_RANDOM if path is None else path.name, opset=opset
+        )
+    except (DeviceError, ExportError, WeightsError) as error:
+        typer.echo(f"loftr_ros: {error}", err=True)
+        raise typer.Exit(2) from error
+    size = sum(file.stat().st_size for file in folder.glob("*.onnx")) / 1e6
+    typer.echo(
+        f"{folder}: network {exported.config.name}, weights {exported.weights}, images of {width}x{height}, "
+        f"{exported.precision}, opset {exported.opset}, {size:.1f} MB"
+    )

@@ -1,0 +1,152 @@
+"""Writes a network as ONNX: `encode.onnx`, `match.onnx`, and `model.json`, which says what they are."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
+from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.onnx_graph import EncodeGraph, MatchGraph
+from loftr_ros.matcher.precision import precision_name
+
+# 17 has LayerNorm whole. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
+OPSETS = range(16, 21)
+DEFAULT_OPSET = 17
+
+_MATCH_OUTPUTS = ("cell0", "cell1", "points0", "points1", "confidence", "std")
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported; the message says why."""
+
+
+def export_network(
+    network: LoFTR, folder: Path, width: int, height: int, *, weights: str, opset: int = DEFAULT_OPSET
+) -> Exported:
+    """Write a network for images of one size.
+
+    Args:
+        network: prepared, in float32 or float16, on the CPU or a GPU.
+        folder: made if it is not there. What is written is there whole or not at all: model.json comes last.
+        width, height: of the images, in pixels; at least one cell each.
+        weights: where the weights are from, for people.
+        opset: version of ONNX's operators.
+
+    Returns:
+        What model.json says.
+
+    Raises:
+        ExportError: the size, precision or opset is not to be had; torch cannot compute the precision here, or fails
+            at the export; the package onnx is missing; the folder cannot be written.
+    """
+    cell = network.cell_size
+    if min(width, height) < cell:
+        raise ExportError(f"images of {width}x{height}: expected sides of at least a cell, {cell} px")
+    if network.dtype not in (torch.float32, torch.float16):
+        raise ExportError(f"precision {precision_name(network.dtype)} is not exported; float32 and float16 are")
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not written; expected {OPSETS[0]} to {OPSETS[-1]}")
+    exported = Exported(
+        config=network.config,
+        width=width,
+        height=height,
+        precision=precision_name(network.dtype),
+        opset=opset,
+        weights=weights,
+        loftr_ros_version=importlib.metadata.version("loftr_ros"),
+        torch_version=torch.__version__,
+    )
+    if importlib.util.find_spec("onnx") is None:
+        raise ExportError("torch writes ONNX with the package onnx, which is not installed; pip install onnx")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODEL_FILE).unlink(missing_ok=True)
+        _export_graphs(network, folder, exported)
+        part = _part(folder / MODEL_FILE)
+        write_model(exported, part)
+        part.replace(folder / MODEL_FILE)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}") from error
+    finally:
+        for name in (MODEL_FILE, ENCODE_FILE, MATCH_FILE):
+            with suppress(OSError):
+                _part(folder / name).unlink(missing_ok=True)
+    return exported
+
+
+@torch.no_grad()
+def _export_graphs(network: LoFTR, folder: Path, exported: Exported) -> None:
+    grid, device = exported.grid, network.device
+    encode, match = EncodeGraph(network, grid), MatchGraph(network, grid)
+    image = torch.rand(1, 1, exported.height, exported.width, device=device)
+    usable = torch.ones(1, grid[0] * grid[1], dtype=torch.bool, device=device)
+    fine = exported.config.fine is not None
+    outputs = ["tokens", "fine"] if fine else ["tokens"]
+    _export(encode, (image, usable), folder / ENCODE_FILE, ["image", "usable"], outputs, (), exported.opset)
+    try:
+        features = encode(image, usable)
+    except RuntimeError as error:
+        raise _not_exported(encode, error) from error
+    inputs = [f"{name}{i}" for name in ("tokens", "usable", "allowed") for i in (0, 1)]
+    examples = [features[0], features[0], *(usable.clone() for _ in range(4))]
+    if fine:
+        inputs += ["fine0", "fine1"]
+        examples += [features[1], features[1]]
+    # A tensor each: what is given twice would become one input.
+    separate = tuple(tensor.clone() for tensor in examples)
+    _export(match, separate, folder / MATCH_FILE, inputs, _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
+
+
+def _export(
+    graph: nn.Module,
+    examples: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    by_match: Sequence[str],
+    opset: int,
+) -> None:
+    """Write one graph; the outputs `by_match` have a row for each match, of which there are any number."""
+    options: dict[str, Any] = {
+        "input_names": list(inputs),
+        "output_names": list(outputs),
+        "dynamic_axes": {name: {0: "matches"} for name in by_match},
+        "opset_version": opset,
+    }
+    # The TorchScript-based exporter is in every torch from 2.2 on and needs no other package. Before 2.5 it was the
+    # only one and had no name.
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        options["dynamo"] = False
+    part = _part(path)
+    try:
+        with warnings.catch_warnings():
+            # That shapes become constants is what is wanted here; that this exporter is the older one is known.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(graph.eval(), examples, str(part), **options)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _not_exported(graph, error) from error
+    part.replace(path)
+
+
+def _not_exported(graph: nn.Module, error: Exception) -> ExportError:
+    """What torch says, in a line, and what to do where half precision is the cause."""
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    advice = ""
+    if "Half" in first_line:
+        advice = "; this torch does not compute float16 on the CPU: export on a GPU, by a newer torch, or as float32"
+    return ExportError(f"{type(graph).__name__} cannot be exported by torch {torch.__version__}: {first_line}{advice}")
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,0 +1,107 @@
+"""What `loftr_ros export` writes beside its graphs: model.json, which says what they are. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
+
+MODEL_FILE, ENCODE_FILE, MATCH_FILE = "model.json", "encode.onnx", "match.onnx"
+FORMAT = "loftr_ros-onnx"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network.
+
+    Attributes:
+        config: the network; its coarse threshold and max_matches are those in the graph.
+        width, height: of the images that it takes, in pixels.
+        precision: of its features, `float32` or `float16`.
+        opset: of ONNX's operators.
+        weights: where the weights are from, for people.
+        loftr_ros_version, torch_version: that wrote it.
+    """
+
+    config: LoFTRConfig
+    width: int
+    height: int
+    precision: str
+    opset: int
+    weights: str
+    loftr_ros_version: str
+    torch_version: str
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of coarse cells."""
+        stride = self.config.backbone.stride
+        return -(-self.height // stride), -(-self.width // stride)
+
+    @property
+    def command(self) -> str:
+        """What exports the like of it, but for the weights."""
+        return f"loftr_ros export --network {self.config.name} --width {self.width} --height {self.height}"
+
+
+def write_model(exported: Exported, path: Path) -> None:
+    """Write model.json."""
+    content = asdict(exported)
+    del content["config"]
+    network = metadata_of_config(exported.config, exported.weights)
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": {"config_version": network["format_version"], "config": json.loads(network["config"])},
+        **content,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_model(folder: Path) -> Exported:
+    """Read model.json of a folder.
+
+    Raises:
+        WeightsError: the folder or a file of it is missing; model.json is damaged, or of another format or version.
+    """
+    again = "export again: loftr_ros export --output FOLDER"
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; backend onnx takes the folder that `loftr_ros export` wrote")
+    missing = [name for name in (MODEL_FILE, ENCODE_FILE, MATCH_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise WeightsError(f"{folder} lacks {', '.join(missing)}; {again}")
+    path = folder / MODEL_FILE
+    try:
+        content: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({error}); {again}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise WeightsError(f"{path} is of format {found!r}, not '{FORMAT}'; {again}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} is of version {content.get('format_version')!r}; this loftr_ros reads version {FORMAT_VERSION}; "
+            f"{again}"
+        )
+    try:
+        network = content["network"]
+        config = config_from_metadata(
+            {"format_version": network["config_version"], "config": json.dumps(network["config"])}
+        )
+        return Exported(
+            config=config,
+            width=int(content["width"]),
+            height=int(content["height"]),
+            precision=str(content["precision"]),
+            opset=int(content["opset"]),
+            weights=str(content["weights"]),
+            loftr_ros_version=str(content["loftr_ros_version"]),
+            torch_version=str(content["torch_version"]),
+        )
+    except (KeyError, TypeError, ValueError, WeightsError) as error:
+        raise WeightsError(f"{path} is damaged ({error!r}); {again}") from error

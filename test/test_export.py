@@ -1,0 +1,359 @@
+"""The exported network and the backend that runs it: what PyTorch finds, onnxruntime finds too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import PanningStream
+from made_weights import CPU, network, rendered_pair, sevenscenes_pair
+from torch import Tensor
+
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.matcher import onnx_graph, transformer
+from loftr_ros.matcher.checkpoint import WeightsError, load_network
+from loftr_ros.matcher.export import ExportError, export_network
+from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE
+from loftr_ros.matcher.factory import MatcherSpec, open_matcher
+from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.onnx_backend import OnnxMatcher, load_onnx
+from loftr_ros.matcher.precision import DeviceError
+from loftr_ros.matcher.ring import FeatureRing
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+WIDTH, HEIGHT = 160, 128
+CPU_PROVIDER = ("CPUExecutionProvider",)
+PROGRAM = Path(sys.executable).parent / "loftr_ros"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_tiles() -> Iterator[None]:
+    """So that images of this size go through several tiles too, the last of another size than the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "TILE_SCORES", 40_000)
+        patch.setattr(transformer, "TILE_TOKENS", 125)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exports by what they are of, made when first asked for."""
+
+    class Exports(dict[str, Path]):
+        def __missing__(self, preset: str) -> Path:
+            self[preset] = tmp_path_factory.mktemp(preset)
+            export_network(network(preset=preset), self[preset], WIDTH, HEIGHT, weights="made")
+            return self[preset]
+
+    return Exports()
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The low-end network with random weights: it is quickly exported, and matches next to nothing."""
+    folder = tmp_path_factory.mktemp("lite")
+    export_network(random_lite(), folder, WIDTH, HEIGHT, weights="random")
+    return folder
+
+
+def random_lite() -> LoFTR:
+    return load_network("coarse_lite", None, CPU, torch.float32)
+
+
+def opened(folder: Path, **coarse: float) -> OnnxMatcher:
+    return load_onnx(folder, CPU_PROVIDER, threads=1, coarse=coarse)
+
+
+def with_coarse(model: LoFTR, **changes: float) -> LoFTR:
+    model.config = replace(model.config, coarse=replace(model.config.coarse, **changes))
+    return model
+
+
+def matched(matcher: Matcher, images: tuple[Tensor, Tensor], masks: tuple[Tensor | None, Tensor | None]) -> Matches:
+    keyframe, current = (matcher.encode(image, mask) for image, mask in zip(images, masks, strict=True))
+    return matcher.match([matcher.complete(keyframe)], current)[0]
+
+
+def assert_same(found: Matches, expected: Matches, at_least: int = 50) -> None:
+    assert len(expected) >= at_least, "there must be matches for the comparison to mean anything"
+    assert torch.equal(found.cell, expected.cell)
+    torch.testing.assert_close(found.points0, expected.points0, rtol=0, atol=0)
+    torch.testing.assert_close(found.points1, expected.points1, rtol=0, atol=0.01)
+    torch.testing.assert_close(found.confidence, expected.confidence, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.std, expected.std, rtol=0, atol=0.01, equal_nan=True)
+
+
+def corner_mask(height: int = HEIGHT, width: int = WIDTH) -> Tensor:
+    """Usable but for the top left; its edge is not that of a cell."""
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[: height // 3, : width // 2 + 3] = False
+    return mask
+
+
+@pytest.mark.parametrize("preset", ["loftr", "loftr_ot"])
+def test_the_exported_network_finds_what_torch_finds(folders: dict[str, Path], preset: str) -> None:
+    images = rendered_pair(WIDTH, HEIGHT)
+    assert_same(
+        matched(opened(folders[preset]), images, (None, None)), matched(network(preset=preset), images, (None, None))
+    )
+
+
+@pytest.mark.parametrize("preset", ["loftr", "loftr_ot"])
+@pytest.mark.parametrize("where", ["keyframe", "current", "both"])
+def test_masks_act_on_the_exported_network_as_on_torchs(folders: dict[str, Path], preset: str, where: str) -> None:
+    images = rendered_pair(WIDTH, HEIGHT)
+    masks = (corner_mask() if where != "current" else None, corner_mask().flip(1) if where != "keyframe" else None)
+    found = matched(opened(folders[preset]), images, masks)
+    assert_same(found, matched(network(preset=preset), images, masks), at_least=30)
+    for points, mask in zip((found.points0, found.points1), masks, strict=True):
+        column, row = points.round().long().unbind(1)
+        assert mask is None or mask[row.clamp(0, HEIGHT - 1), column.clamp(0, WIDTH - 1)].all()
+
+
+def test_the_published_low_end_network_finds_on_real_images_what_torch_finds(shared_data: Path, tmp_path: Path) -> None:
+    student = load_network("coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", CPU, torch.float32)
+    export_network(student, tmp_path, 640, 480, weights="low_end")
+    images = sevenscenes_pair(shared_data)
+    matcher = opened(tmp_path)
+    assert not matcher.has_fine_stage and matcher.cell_size == 16
+    assert_same(matched(matcher, images, (None, None)), matched(student, images, (None, None)), at_least=300)
+
+
+@pytest.mark.parametrize("preset", ["loftr", "loftr_ot"])
+@pytest.mark.parametrize("precision", [torch.uint8, torch.float32])
+def test_where_nothing_matches_the_result_is_empty_and_well_typed(
+    folders: dict[str, Path], preset: str, precision: torch.dtype
+) -> None:
+    matcher = opened(folders[preset])
+    image, constant = rendered_pair(WIDTH, HEIGHT)[0], torch.zeros(HEIGHT, WIDTH, dtype=precision)
+    nothing = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    for images, masks in (
+        ((image, constant), (None, None)),
+        ((constant, constant), (None, None)),
+        ((image, image), (None, nothing)),
+    ):
+        found = matched(matcher, images, masks)
+        assert len(found) == 0
+        assert found.points0.shape == found.points1.shape == (0, 2)
+        assert found.cell.dtype == torch.int64
+        assert {t.dtype for t in (found.points0, found.points1, found.confidence, found.std)} == {torch.float32}
+
+
+def test_several_keyframes_are_matched_in_their_order_and_from_a_ring(folders: dict[str, Path]) -> None:
+    matcher, ring = opened(folders["loftr"]), FeatureRing(3)
+    image0, image1 = rendered_pair(WIDTH, HEIGHT)
+    current = matcher.encode(image1)
+    expected = [matcher.match([matcher.encode(image)], current)[0] for image in (image0, image1, image0.flip(1))]
+    kept = [ring.keep(matcher.complete(matcher.encode(image))) for image in (image0, image1, image0.flip(1))]
+    for found, alone in zip(matcher.match(kept, current), expected, strict=True):
+        assert_same(found, alone, at_least=0)
+    assert len({len(matches) for matches in expected}) == 3
+    assert matcher.match([], current) == []
+
+
+def test_one_thread_encodes_while_another_matches(folders: dict[str, Path]) -> None:
+    matcher = opened(folders["loftr"])
+    image0, image1 = rendered_pair(WIDTH, HEIGHT)
+    keyframe, current = matcher.encode(image0), matcher.encode(image1)
+    expected = matcher.match([keyframe], current)[0]
+    with ThreadPoolExecutor(2) as pool:
+        encoded = [pool.submit(matcher.encode, image1) for _ in range(3)]
+        found = [pool.submit(matcher.match, [keyframe], current) for _ in range(3)]
+    assert all(torch.equal(future.result().tokens, current.tokens) for future in encoded)
+    for future in found:
+        assert_same(future.result()[0], expected)
+
+
+def test_an_image_of_another_size_is_refused_with_both_sizes_and_the_command(lite: Path) -> None:
+    matcher = opened(lite)
+    with pytest.raises(
+        ValueError,
+        match=r"image of 320x240, .* for 160x128; .*loftr_ros export --network coarse_lite --width 320 --height 240",
+    ):
+        matcher.encode(torch.zeros(240, 320))
+    with pytest.raises(ValueError, match=r"expected \(H, W\)"):
+        matcher.encode(torch.zeros(1, HEIGHT, WIDTH))
+    with pytest.raises(ValueError, match=r"mask of shape \(3, 4\)"):
+        matcher.encode(torch.zeros(HEIGHT, WIDTH), torch.ones(3, 4, dtype=torch.bool))
+
+
+def confident(matches: Matches) -> int:
+    """How many matches are past a confidence that none is close to: those about 1 have no order worth the name."""
+    count = int((matches.confidence > 0.9).sum())
+    assert 30 < count < len(matches)
+    return count
+
+
+def test_a_stricter_threshold_cap_and_border_act_as_torchs(folders: dict[str, Path]) -> None:
+    images, stricter = rendered_pair(WIDTH, HEIGHT), {"threshold": 0.4, "border": 3}
+    all_of_them = matched(opened(folders["loftr"]), images, (None, None))
+    expected = matched(with_coarse(network(), **stricter), images, (None, None))
+    assert_same(matched(opened(folders["loftr"], **stricter), images, (None, None)), expected, at_least=40)
+    assert len(expected) < len(all_of_them)
+    capped = matched(opened(folders["loftr"], **stricter, max_matches=confident(expected)), images, (None, None))
+    keep = expected.confidence > 0.9
+    assert capped.cell.tolist() == expected.cell[keep].tolist()
+    wider = matched(opened(folders["loftr"], border=0), images, (None, None))
+    assert_same(wider, matched(with_coarse(network(), border=0), images, (None, None)), at_least=len(all_of_them))
+
+
+def test_what_is_not_in_the_graph_cannot_be_asked_for(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"threshold 0.1 is below 0.2.*--threshold 0.1"):
+        opened(folders["loftr"], threshold=0.1)
+    with pytest.raises(ValueError, match=r"temperature cannot be replaced"):
+        opened(folders["loftr"], temperature=1.0)
+    export_network(with_coarse(random_lite(), max_matches=10), tmp_path, WIDTH, HEIGHT, weights="random")
+    for more in (0, 11):
+        with pytest.raises(WeightsError, match="more than 10"):
+            opened(tmp_path, max_matches=more)
+    assert opened(tmp_path, max_matches=5).config.coarse.max_matches == 5
+
+
+def test_a_threshold_and_cap_in_the_graph_act_as_torchs(tmp_path: Path) -> None:
+    images, model = rendered_pair(WIDTH, HEIGHT), with_coarse(network(), threshold=0.3)
+    count = confident(matched(model, images, (None, None)))
+    with_coarse(model, max_matches=count)
+    export_network(model, tmp_path, WIDTH, HEIGHT, weights="made")
+    found = matched(opened(tmp_path), images, (None, None))
+    assert len(found) == count
+    assert_same(found, matched(model, images, (None, None)), at_least=count)
+    assert len(matched(opened(tmp_path), (images[0], torch.zeros_like(images[0])), (None, None))) == 0
+
+
+def test_the_front_end_gives_the_same_with_either_backend(folders: dict[str, Path]) -> None:
+    results = []
+    for matcher in (network(), opened(folders["loftr"])):
+        stream, front_end = PanningStream(WIDTH, HEIGHT), FrontEnd(matcher)
+        usable = corner_mask().numpy()
+        frames = [stream.at(0), stream.at(6, 2), stream.at(14, 3, usable=usable)]
+        results.append([front_end.process(frame) for frame in frames])
+    for by_torch, by_onnx in zip(*results, strict=True):
+        assert len(by_torch.matches) == len(by_onnx.matches)
+        for one, other in zip(by_torch.matches, by_onnx.matches, strict=True):
+            assert one.keyframe.id == other.keyframe.id
+            assert len(one.correspondences) > 30
+            np.testing.assert_array_equal(other.correspondences.track_id, one.correspondences.track_id)
+            np.testing.assert_allclose(
+                other.correspondences.current_points, one.correspondences.current_points, atol=0.01
+            )
+
+
+def test_half_precision_finds_the_matches_of_full_precision(tmp_path: Path) -> None:
+    half, images = network(torch.float16), rendered_pair(WIDTH, HEIGHT)
+    export_network(half, tmp_path, WIDTH, HEIGHT, weights="made")
+    matcher = opened(tmp_path)
+    features = matcher.encode(images[0])
+    assert matcher.dtype == features.tokens.dtype == torch.float16
+    assert features.fine is not None and features.fine.dtype == torch.float16
+    found, expected = matched(matcher, images, (None, None)), matched(network(), images, (None, None))
+    assert found.confidence.dtype == found.points1.dtype == torch.float32
+    places = {int(cell): point for cell, point in zip(found.cell, found.points1, strict=True)}
+    distances = [
+        float((places[int(cell)] - point).norm())
+        for cell, point in zip(expected.cell, expected.points1, strict=True)
+        if int(cell) in places
+    ]
+    assert len(expected) > 50 and len(distances) >= 0.95 * len(expected)
+    assert np.median(distances) < 0.1
+
+
+def test_model_json_says_what_was_exported(folders: dict[str, Path]) -> None:
+    content = json.loads((folders["loftr"] / MODEL_FILE).read_text())
+    assert (content["format"], content["format_version"]) == ("loftr_ros-onnx", 1)
+    assert (content["width"], content["height"], content["precision"]) == (WIDTH, HEIGHT, "float32")
+    assert content["network"]["config"]["coarse"]["threshold"] == 0.2
+    assert content["weights"] == "made" and content["torch_version"] == torch.__version__
+    assert {path.name for path in folders["loftr"].iterdir()} == {MODEL_FILE, ENCODE_FILE, MATCH_FILE}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: (folder / MATCH_FILE).unlink(), f"lacks {MATCH_FILE}"),
+        (lambda folder: (folder / MODEL_FILE).write_text("{"), "is damaged"),
+        (lambda folder: (folder / MODEL_FILE).write_text('{"format": "other"}'), "of format 'other'"),
+        (lambda folder: edit_model(folder, format_version=7), "of version 7; this loftr_ros reads version 1"),
+        (lambda folder: edit_model(folder, network={}), "is damaged"),
+        (lambda folder: edit_model(folder, width=320), "different exports"),
+        (lambda folder: truncate(folder / ENCODE_FILE), "cannot be opened by onnxruntime"),
+    ],
+)
+def test_a_broken_folder_is_refused_with_what_is_wrong(lite: Path, tmp_path: Path, damage, says: str) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "export"
+    shutil.copytree(lite, folder)
+    damage(folder)
+    with pytest.raises(WeightsError, match=says):
+        opened(folder)
+
+
+def edit_model(folder: Path, **changes: object) -> None:
+    path = folder / MODEL_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_provider_that_is_not_there_is_refused_with_those_that_are(lite: Path) -> None:
+    with pytest.raises(DeviceError, match=r"has no NoSuchProvider here; there are .*CPUExecutionProvider"):
+        load_onnx(lite, ["NoSuchProvider"])
+
+
+def test_without_onnxruntime_the_backend_says_what_to_install(lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DeviceError, match="pip install onnxruntime"):
+        opened(lite)
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = tmp_path / "export", random_lite()
+    with pytest.raises(ExportError, match="at least a cell, 16 px"):
+        export_network(model, folder, 640, 8, weights="random")
+    with pytest.raises(ExportError, match="opset 9 is not written"):
+        export_network(model, folder, WIDTH, HEIGHT, weights="random", opset=9)
+    half = load_network("coarse_lite", None, CPU, torch.bfloat16)
+    with pytest.raises(ExportError, match="precision bfloat16 is not exported"):
+        export_network(half, folder, WIDTH, HEIGHT, weights="random")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="pip install onnx"):
+        export_network(model, folder, WIDTH, HEIGHT, weights="random")
+    assert not folder.exists()
+
+
+def export_by_command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), "export", "--network", "coarse_lite", "--weights", "random"]
+    command += ["--width", str(WIDTH), "--height", str(HEIGHT), *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_command_line_exports_what_the_factory_opens(tmp_path: Path) -> None:
+    done = export_by_command(tmp_path, "--threshold", "0.05")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / f"coarse_lite_{WIDTH}x{HEIGHT}"
+    assert f"{folder.name}: network coarse_lite, weights random, images of 160x128, float32" in done.stdout
+    matcher = open_matcher(MatcherSpec("auto", folder, device="cpu", backend="onnx", coarse={"threshold": 0.1}))
+    assert matcher.config.coarse.threshold == 0.1
+    images, model = rendered_pair(WIDTH, HEIGHT), with_coarse(random_lite(), threshold=0.1)
+    assert_same(matched(matcher, images, (None, None)), matched(model, images, (None, None)), at_least=0)
+
+
+def test_the_command_line_refuses_in_a_line(tmp_path: Path) -> None:
+    refused = export_by_command(tmp_path, "--opset", "9")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("loftr_ros: opset 9 is not written") and refused.stderr.count("\n") == 1
