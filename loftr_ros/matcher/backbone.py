@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -138,6 +139,29 @@ class Backbone(nn.Module):
                 assert isinstance(conv, nn.Conv2d)
                 module[0] = fuse_conv_bn_eval(conv, module[1])
                 module[1] = nn.Identity()
+
+
+    def round_weights(self, dtype: torch.dtype) -> None:
+        """Round the convolutions' weights to a dtype, each one's error carried on to the next of its kernel.
+
+        What enters a convolution has passed a ReLU: it is a large mean with a small signal on it. The errors of the
+        rounded weights do not cancel in that mean, and the sum of a kernel's is what they come to. Carried on, it is no
+        larger than one weight's: in bfloat16 this halves the error of the coarse features, at no cost in time.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(_rounded_with_carry(module.weight, dtype))
+
+
+def _rounded_with_carry(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(O, I, H, W) with every value one of `dtype`; the carry goes along the taps, then on to the next input."""
+    kernels = weight.flatten(1).t().contiguous()
+    carry = torch.zeros_like(kernels[0])
+    for tap in kernels:
+        carry += tap
+        tap.copy_(carry.to(dtype))
+        carry -= tap
+    return kernels.t().reshape(weight.shape)
 
 
 def _twice(coarse: Tensor, fine: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ class LoFTR(nn.Module):
         """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
         self.eval().requires_grad_(False)
         self.backbone.fold_batch_norm()
+        # Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
+        self.backbone.conv1.weight /= 255
+        if dtype != torch.float32:
+            self.backbone.round_weights(dtype)
         return self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -112,7 +116,7 @@ class LoFTR(nn.Module):
             )
         height, width = image.shape
         pixels = image.to(self.device)[None, None]
-        pixels = pixels.to(self.dtype) / 255 if image.dtype == torch.uint8 else pixels.to(self.dtype)
+        pixels = (pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype)
         coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         grid = (coarse.shape[2], coarse.shape[3])
         tokens = (coarse + self._position(*grid)).flatten(2).transpose(1, 2).contiguous()

@@ -44,7 +44,7 @@ class EncodeGraph(nn.Module):
         Returns:
             Tokens (1, L, C), and with a fine stage the fine features (1, Hf, Wf, Cf), both in the network's precision.
         """
-        coarse, unsmoothed = self.backbone(image.to(self.position.dtype))
+        coarse, unsmoothed = self.backbone((image * 255).to(self.position.dtype))
         tokens = (coarse + self.position).flatten(2).transpose(1, 2)
         tokens = self.loftr_coarse.encode(tokens, usable)
         if unsmoothed is None:
