@@ -1,0 +1,80 @@
+"""Networks with made weights and images to run them on, shared by the tests of the full network."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from loftr_ros.evaluation.made_weights import made_state_dict
+from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.matcher import loftr as loftr_module
+from loftr_ros.matcher.coarse import CoarseMatches
+from loftr_ros.matcher.config import PRESETS
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.loftr import LoFTR
+
+CPU = torch.device("cpu")
+
+
+@cache
+def state_dict(preset: str = "loftr") -> dict[str, Tensor]:
+    """The made weights of a preset, made once a process."""
+    return made_state_dict(preset)
+
+
+def network(dtype: torch.dtype = torch.float32, preset: str = "loftr", device: torch.device = CPU) -> LoFTR:
+    """A preset with made weights, ready to infer."""
+    model = LoFTR(PRESETS[preset])
+    model.load_state_dict(state_dict(preset))
+    return model.prepare(device, dtype)
+
+
+@cache
+def rendered_pair(width: int = 320, height: int = 240) -> tuple[Tensor, Tensor]:
+    """Two uint8 views of a room that the weights were not made with, a fifth of a second apart."""
+    scene, camera, poses = Scene(3), default_camera(width, height), trajectory(40, seed=3)
+    first, second = (torch.from_numpy(scene.render(camera, poses[i]).image) for i in (20, 26))
+    return first, second
+
+
+def gray(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """An image file as uint8 gray, resized to (width, height)."""
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert image is not None, path
+    if size is not None:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(np.ascontiguousarray(image))
+
+
+def sevenscenes_pair(data: Path) -> tuple[Tensor, Tensor]:
+    """Frames of a hand-held 640x480 camera, five apart."""
+    first, second = (gray(data / "sevenscenes" / f"frame-{i:06d}.color.jpg") for i in (100, 105))
+    return first, second
+
+
+def kitti_pair(data: Path, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """Consecutive 1226x370 frames from a car."""
+    first, second = (gray(data / "kitti06_stereo" / "image_l" / f"{i:06d}.png", size) for i in (10, 11))
+    return first, second
+
+
+def matched(model: LoFTR, keyframe: ImageFeatures, current: ImageFeatures) -> tuple[Matches, CoarseMatches]:
+    """What `match` returns for one pair, and the coarse matches that it refined."""
+    found: list[CoarseMatches] = []
+    match_coarse = loftr_module.LoFTR._match_coarse
+
+    def spy(*arguments: object) -> CoarseMatches:
+        found.append(match_coarse(*arguments))  # type: ignore[arg-type]
+        return found[-1]
+
+    loftr_module.LoFTR._match_coarse = spy  # type: ignore[method-assign]
+    try:
+        matches = model.match([keyframe], current)[0]
+    finally:
+        loftr_module.LoFTR._match_coarse = match_coarse  # type: ignore[method-assign]
+    return matches, found[0]
