@@ -83,18 +83,19 @@ class Backbone(nn.Module):
             image: (B, 1, H, W) in [0, 1], any size of at least one coarse cell.
 
         Returns:
-            (B, C, ceil(H / stride), ceil(W / stride)), and (B, Cu, ceil(H / fine_stride), ceil(W / fine_stride)) or
-            None.
+            (B, C, ceil(H / stride), ceil(W / stride)) in fp32, and None or
+            (B, Cu, ceil(H / fine_stride), ceil(W / fine_stride)).
         """
         x = self.relu(self.bn1(self.conv1(image)))
         stages = []
         for i in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{i}")(x)
             stages.append(x)
-        coarse: Tensor = self.get_submodule(f"layer{self.num_stages}_outconv")(x)
+        # In fp32 in every precision: it is a hundredth of the work, and all that follows rests on it.
+        coarse = functional.conv2d(x.float(), self.projection.weight.float())
         if self.fine_level is None:
             return coarse, None
-        up = coarse
+        up = coarse.to(x.dtype)
         for i in range(self.num_stages - 1, self.fine_level - 1, -1):
             lateral = self.get_submodule(f"layer{i}_outconv")(stages[i - 1])
             stages.pop()  # nothing needs the stage above any more
@@ -102,6 +103,13 @@ class Backbone(nn.Module):
             if i > self.fine_level:
                 up = self.get_submodule(f"layer{i}_outconv2")(unsmoothed)
         return coarse, unsmoothed
+
+    @property
+    def projection(self) -> nn.Conv2d:
+        """The 1x1 convolution that the coarse features come out of."""
+        projection = self.get_submodule(f"layer{self.num_stages}_outconv")
+        assert isinstance(projection, nn.Conv2d)
+        return projection
 
     def smooth(self, unsmoothed: Tensor) -> Tensor:
         """The fine features, (B, Cu, Hf, Wf) -> (B, Cf, Hf, Wf)."""
@@ -140,7 +148,6 @@ class Backbone(nn.Module):
                 module[0] = fuse_conv_bn_eval(conv, module[1])
                 module[1] = nn.Identity()
 
-
     def round_weights(self, dtype: torch.dtype) -> None:
         """Round the convolutions' weights to a dtype, each one's error carried on to the next of its kernel.
 
@@ -151,6 +158,43 @@ class Backbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.copy_(_rounded_with_carry(module.weight, dtype))
+
+    def biases(self) -> dict[str, Tensor]:
+        """Copies of the convolutions' biases, by the modules' names."""
+        convs = {name: module for name, module in self.named_modules() if isinstance(module, nn.Conv2d)}
+        return {name: conv.bias.detach().clone() for name, conv in convs.items() if conv.bias is not None}
+
+    def keep_biases(self, biases: dict[str, Tensor]) -> None:
+        """Let the convolutions of a network in bfloat16 on a CPU add biases in fp32, as oneDNN can.
+
+        A rounded bias is off by the same amount all over the image, and in a deep layer that is as much as all the
+        rounding of activations together.
+
+        Args:
+            biases: (O,) float32 by the module's name.
+        """
+        for name, bias in biases.items():
+            conv = self.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)
+            parent, _, attribute = name.rpartition(".")
+            setattr(self.get_submodule(parent), attribute, _BiasInFullPrecision(conv, bias))
+
+
+class _BiasInFullPrecision(nn.Conv2d):
+    """A convolution in bfloat16 whose bias is in fp32; torch's own wants both in one dtype."""
+
+    def __init__(self, conv: nn.Conv2d, bias: Tensor) -> None:
+        outputs, inputs, *kernel = conv.weight.shape
+        super().__init__(inputs, outputs, (kernel[0], kernel[1]), device="meta")
+        self.stride, self.padding = conv.stride, conv.padding
+        self.weight, self.bias = conv.weight, conv.bias
+        self.register_buffer("full_bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) -> (B, O, H', W')."""
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        y: Tensor = convolve(x, self.weight, self.full_bias, self.padding, self.stride, (1, 1), 1, "none", [], "")
+        return y
 
 
 def _rounded_with_carry(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -202,8 +202,9 @@ def attention_weights(module: EncoderLayer, given: LayerInput, cells: Tensor) ->
         cells: (Q,) int64 row-major cells of the image that asks.
     """
     cells = cells.to(given.tokens.device)
-    query = _by_head(module.q_proj(given.tokens[0, cells]), module.num_heads)
-    key = _by_head(module.k_proj(given.source[0]), module.num_heads)
+    dtype = module.q_proj.weight.dtype
+    query = _by_head(module.q_proj(given.tokens[0, cells].to(dtype)), module.num_heads)
+    key = _by_head(module.k_proj(given.source[0].to(dtype)), module.num_heads)
     mask = None if given.source_mask is None else given.source_mask[0]
     if module.attention == "linear":
         weights = feature_map(query).float() @ feature_map(key).float().transpose(1, 2)
@@ -296,7 +297,11 @@ def fine_heat(
     finally:
         hook.remove()
     stride = backbone.fine_stride
-    return FineHeat(torch.cat(heats).cpu(), (found.offset * stride).cpu(), (found.std * stride).cpu())
+    return FineHeat(
+        torch.cat(heats)[: len(cell0)].cpu(),  # without what filled up the batch
+        (found.offset * stride).cpu(),
+        (found.std * stride).cpu(),
+    )
 
 
 def _by_head(tokens: Tensor, heads: int) -> Tensor:

@@ -17,6 +17,10 @@ from loftr_ros.matcher.transformer import LocalFeatureTransformer
 # precision.
 TILE_MATCHES = 512
 
+# The number of matches changes from frame to frame, and the libraries beneath keep what they prepared for each shape
+# that they have met, for ever: batches are filled up to a multiple of this, so that there are few.
+_BATCH_STEP = 64
+
 # Places that the backbone's last two convolutions work through for one window of 5 x 5, in places of a whole map.
 _WINDOW_COST = 45
 
@@ -45,7 +49,7 @@ class FinePreprocess(nn.Module):
         """(M, WW, Cf) fine windows and their (M, C) coarse tokens -> (M, WW, Cf)."""
         # The projection of the concatenation, the coarse half computed once for all places of a window.
         fine, coarse = self.merge_feat.weight.chunk(2, dim=1)
-        context = nn.functional.linear(self.down_proj(tokens), coarse, self.merge_feat.bias)
+        context = nn.functional.linear(self.down_proj(tokens.to(coarse.dtype)), coarse, self.merge_feat.bias)
         return nn.functional.linear(windows, fine) + context[:, None]
 
 
@@ -114,16 +118,20 @@ class FineMatcher:
 
         Args:
             features0, features1: of the two images.
-            cell0, cell1: (M,) int64 matched cells.
+            cell0, cell1: (M,) int64 matched cells, at least one.
             tokens0, tokens1: (L, C) and (S, C) coarse features after the transformer.
         """
+        count = len(cell0)
+        missing = -count % _BATCH_STEP
+        cell0, cell1 = (torch.cat([cells, cells[:1].expand(missing)]) for cells in (cell0, cell1))
         parts = []
         for tile0, tile1 in zip(cell0.split(TILE_MATCHES), cell1.split(TILE_MATCHES), strict=True):
             windows0 = self._preprocess(self._windows(features0, tile0), tokens0[tile0])
             windows1 = self._preprocess(self._windows(features1, tile1), tokens1[tile1])
             windows0, windows1 = self._loftr.encode(windows0), self._loftr.encode(windows1)
             parts.append(expectation(heat_map(*self._loftr(windows0, windows1))))
-        return FineMatches(torch.cat([part.offset for part in parts]), torch.cat([part.std for part in parts]))
+        offset, std = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
+        return FineMatches(offset, std)
 
     def _windows(self, features: ImageFeatures, cells: Tensor) -> Tensor:
         """(M, WW, Cf) fine features around cells, zero outside of the image."""

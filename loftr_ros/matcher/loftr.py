@@ -90,9 +90,14 @@ class LoFTR(nn.Module):
         self.backbone.fold_batch_norm()
         # Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
         self.backbone.conv1.weight /= 255
+        biases, projection = self.backbone.biases(), self.backbone.projection.weight.clone()
         if dtype != torch.float32:
             self.backbone.round_weights(dtype)
-        return self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
+        if device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+            self.backbone.keep_biases(biases)
+        return self
 
     @torch.inference_mode()
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
@@ -130,7 +135,7 @@ class LoFTR(nn.Module):
             cells = usable_cells(usable, self.cell_size)
         if shows_nothing(image):
             cells = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=self.device)
-        tokens = self.loftr_coarse.encode(tokens, cells)
+        tokens = self.loftr_coarse.encode(tokens, cells).to(self.dtype)
         return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
 
     @torch.inference_mode()
@@ -244,7 +249,7 @@ class LoFTR(nn.Module):
 
     def _make_position(self, rows: int, columns: int) -> Tensor:
         encoding = position_encoding(self.config.backbone.coarse_dim, rows, columns, self.config.position_slip)
-        return encoding.to(self.device, self.dtype)[None]
+        return encoding.to(self.device)[None]
 
 
 class _OptimalTransport(nn.Module):

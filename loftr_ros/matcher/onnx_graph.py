@@ -32,7 +32,8 @@ class EncodeGraph(nn.Module):
         self.backbone, self.loftr_coarse = network.backbone, network.loftr_coarse
         config = network.config
         position = position_encoding(config.backbone.coarse_dim, *grid, config.position_slip)
-        self.position = nn.Parameter(position.to(network.device, network.dtype)[None], requires_grad=False)
+        self.position = nn.Parameter(position.to(network.device)[None], requires_grad=False)
+        self.dtype = network.dtype
 
     def forward(self, image: Tensor, usable: Tensor) -> tuple[Tensor, ...]:
         """Encode.
@@ -44,9 +45,9 @@ class EncodeGraph(nn.Module):
         Returns:
             Tokens (1, L, C), and with a fine stage the fine features (1, Hf, Wf, Cf), both in the network's precision.
         """
-        coarse, unsmoothed = self.backbone((image * 255).to(self.position.dtype))
+        coarse, unsmoothed = self.backbone((image * 255).to(self.dtype))
         tokens = (coarse + self.position).flatten(2).transpose(1, 2)
-        tokens = self.loftr_coarse.encode(tokens, usable)
+        tokens = self.loftr_coarse.encode(tokens, usable).to(self.dtype)
         if unsmoothed is None:
             return (tokens,)
         return tokens, self.backbone.smooth(unsmoothed).permute(0, 2, 3, 1)

@@ -1,4 +1,8 @@
-"""The local feature transformer: self and cross layers over two token sequences (paper, section 3.2)."""
+"""The local feature transformer: self and cross layers over two token sequences (paper, section 3.2).
+
+In half precision the tokens themselves stay in fp32, and what a layer adds to them is computed in half: rounded after
+each of eight layers, they would lose as much as in all the products together.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +36,20 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """Update x by a message from source.
+        """Update x by a message from source, computed in the weights' precision.
 
         Args:
-            x: (B, L, C) tokens.
+            x: (B, L, C) tokens, fp32 or in that precision.
             source: (B, S, C) tokens; one sequence for all where B is 1.
             source_mask: (B, S) bool, false for what must not be attended to; or None.
 
         Returns:
-            (B, L, C).
+            (B, L, C) in the dtype of x.
         """
         if self.attention == "linear" and x.shape[1] > x.shape[2]:
             return self._update(x, self._summarise(source, source_mask))
         query, key, value = (
-            self._heads(project(tokens))
+            self._heads(project(tokens.to(project.weight.dtype)))
             for project, tokens in ((self.q_proj, x), (self.k_proj, source), (self.v_proj, source))
         )
         attend = linear_attention if self.attention == "linear" else full_attention
@@ -60,7 +64,7 @@ class EncoderLayer(nn.Module):
         keys: Tensor | float = 0.0
         tokens = source.shape[1]
         for tile in _tiles(source):
-            part = source[:, tile]
+            part = source[:, tile].to(self.k_proj.weight.dtype)
             part_mask = None if mask is None else mask[:, tile]
             context = summarise(self._heads(self.k_proj(part)), self._heads(self.v_proj(part)), part_mask)
             share = part.shape[1] / tokens
@@ -76,16 +80,16 @@ class EncoderLayer(nn.Module):
         """
         heads, channels = self.num_heads, x.shape[2]
         merge = self.merge.weight.float().view(channels, heads, -1).permute(1, 2, 0)
-        merged = (context.products @ merge).reshape(-1, channels, channels).to(x.dtype)
+        merged = (context.products @ merge).reshape(-1, channels, channels).to(self.merge.weight.dtype)
         tiles = []
         for tile in _tiles(x):
             part = x[:, tile]
-            message = normalise(self.q_proj(part), context) @ merged
+            message = normalise(self.q_proj(part.to(self.q_proj.weight.dtype)), context) @ merged
             tiles.append(self._feed_forward(part, message))
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
 
     def _feed_forward(self, x: Tensor, message: Tensor) -> Tensor:
-        message = self.norm2(self.mlp(torch.cat([x, self.norm1(message)], dim=2)))
+        message = self.norm2(self.mlp(torch.cat([x.to(message.dtype), self.norm1(message)], dim=2)))
         return x + message
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -118,12 +122,13 @@ class LocalFeatureTransformer(nn.Module):
         """The layers from the first cross layer on.
 
         Args:
-            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them.
+            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them, in any precision.
             mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to; or None.
 
         Returns:
-            The two sequences, in the same shapes.
+            The two sequences, in the same shapes, in fp32.
         """
+        tokens0, tokens1 = tokens0.float(), tokens1.float()
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
             if kind == "self":
                 tokens0 = layer(tokens0, tokens0, mask0)
