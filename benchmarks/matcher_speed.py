@@ -65,8 +65,12 @@ def views(size: tuple[int, int], count: int, files: list[Path]) -> list[Tensor]:
                 raise SystemExit(f"{file} is not a readable image")
         resized = [torch.from_numpy(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in images]
         return (resized + resized[-1:] * count)[:count]
-    scene, camera, poses = Scene(3), default_camera(*size), trajectory(20 + 3 * count, seed=3)
-    return [torch.from_numpy(scene.render(camera, pose).image) for pose in poses[20::3][:count]]
+    # Keyframes a fifth of a second apart, and the current image 0.8 s after the last: hundreds of matches, as where a
+    # front end is still sure of itself but not idle.
+    moments = [20 + 6 * i for i in range(count - 1)]
+    moments.append(moments[-1] + 24)
+    scene, camera, poses = Scene(3), default_camera(*size), trajectory(moments[-1] + 1, seed=3)
+    return [torch.from_numpy(scene.render(camera, poses[moment]).image) for moment in moments]
 
 
 def build_ours(weights: dict[str, Tensor], dtype: torch.dtype) -> LoFTR:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 EPSILON = 1e-6
-# Above any weight that real attention gives, below the end of fp16's range.
-_LARGEST_QUERY = 6e4
+# One over the denominator, at most: where nothing may be attended to, the denominator is EPSILON, and a query divided
+# by it would leave fp16's range.
+_LARGEST_SHARE = 1e4
 
 
 class Context(NamedTuple):
@@ -64,9 +65,11 @@ def normalise(query: Tensor, context: Context) -> Tensor:
     # One product with a block-diagonal matrix (heads * channels, heads) in place of one for each head.
     blocks = torch.eye(heads, device=query.device)[:, None, :] * context.keys[..., None]
     mapped = feature_map(query)
-    denominator = mapped.float() @ blocks.flatten(1, 2) + EPSILON
-    mapped = mapped.view(*query.shape[:2], heads, channels) / denominator[..., None]
-    return mapped.clamp_max(_LARGEST_QUERY).to(query.dtype).flatten(2)
+    share = (1 / (mapped.float() @ blocks.flatten(1, 2) + EPSILON)).clamp_max(_LARGEST_SHARE)
+    by_head = mapped.view(*query.shape[:2], heads, channels)
+    if query.requires_grad:
+        return (by_head * share[..., None]).to(query.dtype).flatten(2)
+    return by_head.mul_(share[..., None]).flatten(2)  # multiplied in fp32, and rounded once
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -13,9 +13,9 @@ from loftr_ros.matcher.config import FineConfig
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.transformer import LocalFeatureTransformer
 
-# Matches that are worked on at a time; the largest temporary is their patches of unsmoothed features, 16 MB in half
+# Matches that are worked on at a time; the largest temporary is their patches of unsmoothed features, 8 MB in half
 # precision.
-TILE_MATCHES = 512
+TILE_MATCHES = 256
 
 # The number of matches changes from frame to frame, and the libraries beneath keep what they prepared for each shape
 # that they have met, for ever: batches are filled up to a multiple of this, so that there are few.

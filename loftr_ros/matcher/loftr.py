@@ -170,7 +170,7 @@ class LoFTR(nn.Module):
         Of optimal transport it is the plan without its dustbins.
         """
         attended = features0.usable, features1.usable
-        tokens0, tokens1 = self.loftr_coarse(features0.tokens, features1.tokens, *attended)
+        tokens0, tokens1 = self.loftr_coarse(features0.tokens.float(), features1.tokens.float(), *attended)
         coarse = self.config.coarse
         if coarse.method == "dual_softmax":
             return confidence_matrix(tokens0, tokens1, coarse.temperature, *attended)[0]
@@ -183,12 +183,8 @@ class LoFTR(nn.Module):
         usable0 = None
         if any(keyframe.usable is not None for keyframe in keyframes):
             usable0 = torch.cat([_all_usable(keyframe) for keyframe in keyframes])
-        tokens0, tokens1 = self.loftr_coarse(
-            tokens0,
-            current.tokens.expand(batch, -1, -1),
-            usable0,
-            None if current.usable is None else current.usable.expand(batch, -1),
-        )
+        tokens0, tokens1 = self.loftr_coarse(tokens0.float(), current.tokens.float(), usable0, current.usable)
+        tokens1 = tokens1.expand(batch, -1, -1)
         found = self._match_coarse(tokens0, tokens1, keyframes, current, usable0)
         counts = torch.bincount(found.pair, minlength=batch).tolist()
         if self._fine is not None and self._fine.prefers_whole_map(current, sum(counts)):

@@ -93,7 +93,7 @@ class MatchGraph(nn.Module):
         Returns:
             cell0, cell1 (N,) int64; points0, points1 (N, 2), confidence, std (N,) float32 as in `Matches`.
         """
-        tokens0, tokens1 = self.loftr_coarse(tokens0, tokens1, usable0, usable1)
+        tokens0, tokens1 = self.loftr_coarse(tokens0.float(), tokens1.float(), usable0, usable1)
         cell0, cell1, confidence = self._coarse(
             tokens0[0], tokens1[0], usable0[0], usable1[0], allowed0[0], allowed1[0]
         )

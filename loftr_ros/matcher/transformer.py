@@ -122,13 +122,12 @@ class LocalFeatureTransformer(nn.Module):
         """The layers from the first cross layer on.
 
         Args:
-            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them, in any precision.
+            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them; either may be one for all pairs.
             mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to; or None.
 
         Returns:
-            The two sequences, in the same shapes, in fp32.
+            The two sequences, both for all pairs.
         """
-        tokens0, tokens1 = tokens0.float(), tokens1.float()
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
             if kind == "self":
                 tokens0 = layer(tokens0, tokens0, mask0)
@@ -136,7 +135,7 @@ class LocalFeatureTransformer(nn.Module):
             else:
                 # In the published order: image 1 attends to what image 0 has become.
                 tokens0 = layer(tokens0, tokens1, mask1)
-                tokens1 = layer(tokens1, tokens0, mask0)
+                tokens1 = layer(tokens1.expand(len(tokens0), -1, -1), tokens0, mask0)
         return tokens0, tokens1
 
 
