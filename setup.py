@@ -30,16 +30,22 @@ REQUIREMENTS = [
 EXTRAS = {
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "parquet": ["pyarrow>=14"],
+    "recorded": ["h5py>=3"],
+    # 2.6.2 and 2.6.3 were malicious releases (GHSA-w37p-236h-pfx3).
+    "train": ["pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3", "tensorboard>=2.12"],
     "test": [
         "POT>=0.9",
+        "h5py>=3",
         "kornia>=0.7.3",
         "mypy>=1.10",
         "onnx>=1.14",
         "onnxruntime>=1.17",
         "pyarrow>=14",
         "pytest>=8",
+        "pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3",
         "pytest-timeout>=2.2",
         "ruff>=0.6",
+        "tensorboard>=2.12",
         "types-PyYAML",
         "types-tqdm",
     ],

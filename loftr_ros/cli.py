@@ -10,6 +10,7 @@ import typer
 
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
+from loftr_ros.cli_train import app as train_app
 from loftr_ros.cli_weights import app as weights_app
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(weights_app, name="weights")
+app.add_typer(train_app, name="train")
 app.command()(export)
 app.command()(explain)
 

@@ -90,7 +90,7 @@ def assert_same(found: Matches, expected: Matches, at_least: int = 50) -> None:
     """Equal but for rounding, which may carry a match in a hundred over the threshold or below its dustbin."""
     assert len(expected) >= at_least, "there must be matches for the comparison to mean anything"
     here, there = torch.isin(found.cell, expected.cell), torch.isin(expected.cell, found.cell)
-    assert int((~here).sum() + (~there).sum()) <= len(expected) / 100
+    assert int((~here).sum() + (~there).sum()) <= max(1, len(expected) / 100)
     torch.testing.assert_close(found.points0[here], expected.points0[there], rtol=0, atol=0)
     torch.testing.assert_close(found.points1[here], expected.points1[there], rtol=0, atol=0.01)
     torch.testing.assert_close(found.confidence[here], expected.confidence[there], rtol=0, atol=1e-4)

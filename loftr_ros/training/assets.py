@@ -1,0 +1,284 @@
+"""Photos and textures to make training pairs from: gray, with mip levels, in one file that worker processes share.
+
+A folder of assets holds `images.u8` (all pixels, level by level), `index.json` (what is where) and `LICENCES.md`. The
+file is mapped, not read: many processes use one copy in memory, and nothing is decoded while training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+PHOTO, TEXTURE = "photo", "texture"
+HELD_OUT = 12  # one group of images in so many is for validation
+
+_LONGER_SIDE = {PHOTO: 1024, TEXTURE: 512}
+_SHORTEST_SIDE = 96
+_LEAST_DEVIATION = 5.0  # gray levels; below, there is nothing to see
+_LAST_LEVEL = 8  # px of the shorter side at which the mip levels end
+_NEAR_COPY = 18  # differing bits of 256 up to which two images count as one
+_PIXELS, _INDEX, _LICENCES = "images.u8", "index.json", "LICENCES.md"
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tga", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+class AssetError(Exception):
+    """Assets that cannot be fetched, read or found; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One image of the store.
+
+    Attributes:
+        name: origin and path, as in "mate-backgrounds/usr/share/...".
+        kind: "photo" (a scene) or "texture" (a surface, mostly made to be tiled).
+        validation: whether it is held out.
+        offset: of its first pixel in the file.
+        sizes: (height, width) of each level, the first being the largest.
+    """
+
+    name: str
+    kind: str
+    validation: bool
+    offset: int
+    sizes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where images came from, for the record that is kept beside them."""
+
+    name: str
+    version: str
+    licence: str
+    images: int = 0
+    held_out: int = 0
+
+
+@dataclass
+class AssetBank:
+    """The images of a folder, by kind and by split. It can be sent to worker processes: only the path travels.
+
+    Attributes:
+        folder: with `images.u8` and `index.json`.
+        validation: whether the held-out images are used, or all others.
+    """
+
+    folder: Path
+    validation: bool = False
+    photos: list[Asset] = field(init=False, repr=False)
+    textures: list[Asset] = field(init=False, repr=False)
+    _pixels: Any = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Reads the index.
+
+        Raises:
+            AssetError: the folder holds no assets, or none of this split.
+        """
+        self.folder = Path(self.folder)
+        try:
+            entries = json.loads((self.folder / _INDEX).read_text())["images"]
+            every = [Asset(**{**entry, "sizes": tuple(map(tuple, entry["sizes"]))}) for entry in entries]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AssetError(
+                f"{self.folder} holds no training assets ({error}); run `loftr_ros train assets`"
+            ) from error
+        chosen = [asset for asset in every if asset.validation == self.validation]
+        self.photos = [asset for asset in chosen if asset.kind == PHOTO]
+        self.textures = [asset for asset in chosen if asset.kind == TEXTURE] or self.photos
+        self.photos = self.photos or self.textures
+        if not self.photos:
+            split = "validation" if self.validation else "training"
+            raise AssetError(f"{self.folder} holds {len(every)} images, none of them for {split}; add more")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}
+
+    def levels(self, asset: Asset) -> list[Image]:
+        """The (H, W) uint8 mip levels of an image, each half of the one before. They are views: do not write."""
+        if self._pixels is None:
+            self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "r")
+        levels, start = [], asset.offset
+        for height, width in asset.sizes:
+            pixels = self._pixels[start : start + height * width]
+            levels.append(np.asarray(pixels).reshape(height, width))
+            start += height * width
+        return levels
+
+    def photo(self, rng: np.random.Generator) -> list[Image]:
+        """The levels of any photo."""
+        return self.levels(self.photos[int(rng.integers(len(self.photos)))])
+
+    def texture(self, rng: np.random.Generator) -> list[Image]:
+        """The levels of any texture."""
+        return self.levels(self.textures[int(rng.integers(len(self.textures)))])
+
+
+class AssetWriter:
+    """Adds images to a folder of assets, which appears under its name when all went well.
+
+    Near copies of what is there already (the same picture in another size) and images without content are left out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begins; nothing in `folder` changes before the context is left.
+
+        Raises:
+            AssetError: the folder cannot be written.
+        """
+        self._folder = folder
+        self._partial = folder / (_PIXELS + f".{os.getpid()}.part")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
+        except OSError as error:
+            raise AssetError(f"{folder} cannot be written: {error}") from error
+        self._assets: list[Asset] = []
+        self._origins: list[Origin] = []
+        self._prints = np.zeros((0, 32), np.uint8)
+
+    def __enter__(self) -> AssetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if error is not None or not self._assets:
+            self._partial.unlink()
+            if error is None:
+                raise AssetError(f"nothing to keep: no usable image was found for {self._folder}")
+            return
+        self._partial.replace(self._folder / _PIXELS)
+        images = [asdict(asset) for asset in self._assets]
+        (self._folder / _LICENCES).write_text(self._licences())
+        (self._folder / _INDEX).write_text(
+            json.dumps({"images": images, "origins": [asdict(origin) for origin in self._origins]})
+        )
+
+    def add_all(
+        self, origin: Origin, kind: str, images: Iterable[tuple[str, Image]], most: int | None = None
+    ) -> Origin:
+        """Adds what is usable of the named gray images, at most `most`; returns the origin with its numbers."""
+        first = len(self._assets)
+        for name, image in images:
+            if most is not None and len(self._assets) - first >= most:
+                break
+            self._add(f"{origin.name}/{name}", kind, image)
+        added = self._assets[first:]
+        counted = Origin(
+            origin.name, origin.version, origin.licence, len(added), sum(asset.validation for asset in added)
+        )
+        self._origins.append(counted)
+        return counted
+
+    def _add(self, name: str, kind: str, image: Image) -> None:
+        if min(image.shape) < _SHORTEST_SIDE or max(image.shape) > 8 * min(image.shape):
+            return
+        scale = min(1.0, _LONGER_SIDE[kind] / max(image.shape))
+        if scale < 1:
+            size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        if float(image.std()) < _LEAST_DEVIATION:
+            return
+        thumbnail = cv2.resize(image, (17, 16), interpolation=cv2.INTER_AREA).astype(np.int16)
+        fingerprint = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1])
+        if (np.unpackbits(self._prints ^ fingerprint, axis=1).sum(axis=1) <= _NEAR_COPY).any():
+            return
+        self._prints = np.concatenate([self._prints, fingerprint[None]])
+        offset, sizes = self._file.tell(), []
+        while True:
+            self._file.write(image.tobytes())
+            sizes.append((image.shape[0], image.shape[1]))
+            if min(image.shape) < 2 * _LAST_LEVEL:
+                break
+            half = (image.shape[1] // 2, image.shape[0] // 2)
+            image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), np.uint8)
+        self._assets.append(Asset(name, kind, held_out(name), offset, tuple(sizes)))
+
+    def _licences(self) -> str:
+        lines = ["# Where the training images come from", "", "| origin | version | licence | images | held out |"]
+        lines.append("| --- | --- | --- | --- | --- |")
+        lines += [f"| {o.name} | {o.version} | {o.licence} | {o.images} | {o.held_out} |" for o in self._origins]
+        return "\n".join(lines) + "\n"
+
+
+def held_out(name: str) -> bool:
+    """Whether an image is for validation. Names that differ in numbers only (frames, sizes) go the same way."""
+    group = re.sub(r"\d+", "", name)
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:4], "big") % HELD_OUT == 0
+
+
+def decode(data: bytes) -> Image | None:
+    """The (H, W) uint8 gray image in the bytes of a file; None if it is none, is see-through, or a normal map."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error:
+        return None
+    if pixels is None:
+        return None
+    if pixels.dtype == np.uint16:
+        pixels = (pixels // 256).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        return None
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        if float((pixels[..., 3] < 128).mean()) > 0.05:
+            return None
+        pixels = np.ascontiguousarray(pixels[..., :3])
+    if pixels.ndim == 2:
+        return np.asarray(pixels, np.uint8)
+    if pixels.shape[2] != 3:
+        return None
+    # Normal maps are bluish all over: (128, 128, 255) is "straight up".
+    blue, green, red = pixels.reshape(-1, 3)[::17].mean(axis=0)
+    if blue > 200 and abs(green - 128) < 20 and abs(red - 128) < 20:
+        return None
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+def images_in(folder: Path) -> Iterator[tuple[str, Image]]:
+    """The gray images of a folder and of those in it, by their paths in it, in the order of names."""
+    for file in sorted(folder.rglob("*")):
+        if is_image(file.name) and file.is_file() and not file.is_symlink():
+            image = decode(file.read_bytes())
+            if image is not None:
+                yield str(file.relative_to(folder)), image
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return Path(name).suffix.lower() in _SUFFIXES
+
+
+def collect_folder(photos: Path, folder: Path) -> list[Origin]:
+    """Makes the assets from a folder of anyone's photos.
+
+    Raises:
+        AssetError: it has no usable images, or `folder` cannot be written.
+    """
+    if not photos.is_dir():
+        raise AssetError(f"{photos} is not a folder of photos")
+    with AssetWriter(folder) as writer:
+        return [writer.add_all(Origin(photos.resolve().name, "", "the owner's own"), PHOTO, images_in(photos))]
+
+
+def default_folder() -> Path:
+    """Where assets are kept, by the XDG base directory specification; it may not be there yet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification has relative paths ignored.
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "loftr_ros" / "training"

@@ -1,0 +1,353 @@
+"""What a training can be told: one frozen dataclass a stage, read from a YAML file. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loftr_ros.frontend.config import ConfigError, Settings, prefix_of, setting, with_values
+from loftr_ros.matcher.config import PRESETS, LoFTRConfig
+from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
+
+__all__ = ["ConfigError", "TrainingConfig", "read_config", "write_config"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Settings):
+    """The network that is trained; `changes` in the file replaces fields of its preset."""
+
+    preset: str = setting("coarse_lite", "Preset of the network", choices=tuple(PRESETS))
+    initial: str = setting("", "Weights to start from, a file of this network; empty for random ones")
+
+
+@dataclass(frozen=True)
+class LossConfig(Settings):
+    """Losses of the paper's section 3.5 and what they weigh."""
+
+    coarse_weight: float = setting(1.0, "Weight of the coarse loss on cells with a partner", low=0.0, high=100.0)
+    focal_alpha: float = setting(0.25, "Alpha of the focal loss", low=0.001, high=1.0)
+    focal_gamma: float = setting(2.0, "Gamma of the focal loss; 0 for plain cross-entropy", low=0.0, high=10.0)
+    negatives: str = setting(
+        "hardest",
+        "What dual-softmax pushes down: the likeliest partner of cells that have none, every wrong pair of cells, "
+        "or nothing. Optimal transport has its dustbins instead",
+        choices=("hardest", "dense", "none"),
+    )
+    no_partner_weight: float = setting(
+        1.0, "Weight of the loss on what must not match (of the dustbins with optimal transport)", low=0.0, high=100.0
+    )
+    no_partner_samples: int = setting(64, "Cells without a partner taken from each image of a pair", low=1, high=10000)
+    feature_weight: float = setting(
+        0.0, "Weight of the coarse loss on the backbone's features before attention", low=0.0, high=100.0
+    )
+    fine_weight: float = setting(1.0, "Weight of the fine loss", low=0.0, high=100.0)
+    fine_samples: int = setting(100, "Matches taken from each pair for the fine loss", low=1, high=10000)
+
+
+@dataclass(frozen=True)
+class DistillationConfig(Settings):
+    """A trained network as teacher."""
+
+    teacher: str = setting("", "Weights file of the teacher, or a name of `loftr_ros weights list`; empty for none")
+    teacher_network: str = setting("", "Preset of the teacher; empty for what its file says")
+    weight: float = setting(0.5, "Weight of the teacher's soft targets beside the ground truth", low=0.0, high=100.0)
+    temperature: float = setting(2.0, "Softens both confidences; 1 leaves them as they are", low=0.1, high=20.0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Settings):
+    """AdamW, warm-up, then a cosine over the steps or minutes of the budget."""
+
+    learning_rate: float = setting(1e-3, "Highest learning rate", low=1e-7, high=1.0)
+    weight_decay: float = setting(0.01, "Of matrices and kernels; biases and norms have none", low=0.0, high=1.0)
+    warmup_steps: int = setting(200, "Steps that the learning rate takes to rise", low=0, high=1000000)
+    final_fraction: float = setting(0.01, "What is left of the learning rate at the end", low=0.0, high=1.0)
+    gradient_clip: float = setting(1.0, "Largest norm of the gradient", low=0.001, high=1000.0)
+    ema_decay: float = setting(
+        0.999, "Decay of the moving average of the weights, which is validated and exported", low=0.0, high=0.999999
+    )
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Settings):
+    """How long, interruptions left out; the earlier of the two ends it."""
+
+    max_steps: int = setting(0, "Steps; 0 for as many as fit into the minutes", low=0, high=100000000)
+    max_minutes: float = setting(
+        0.0,
+        "Minutes, of all resumed parts together; 0 for as many as the steps take",
+        unit="min",
+        low=0.0,
+        high=100000.0,
+    )
+
+
+@dataclass(frozen=True)
+class ValidationConfig(Settings):
+    """Held-out pairs, matched as the network will be used, with the averaged weights."""
+
+    every_steps: int = setting(1000, "Steps from one validation to the next", low=1, high=10000000)
+    batches: int = setting(8, "Batches of held-out pairs, the same ones every time", low=1, high=10000)
+
+
+@dataclass(frozen=True)
+class MachineConfig(Settings):
+    """Where and how it runs."""
+
+    accelerator: str = setting("auto", "What computes", choices=("auto", "cpu", "cuda"))
+    devices: int = setting(1, "GPUs of each machine", low=1, high=64)
+    nodes: int = setting(1, "Machines", low=1, high=1024)
+    precision: str = setting(
+        "auto",
+        "Of the autocast; auto for float16 on GPUs, bfloat16 on processors that have it, else float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    threads: int = setting(0, "Threads of torch; 0 for as many as there are cores", low=0, high=1024)
+    workers: int = setting(1, "Processes that make the data; 0 to make it in the training's own", low=0, high=256)
+    checkpoint_minutes: float = setting(
+        3.0,
+        "Time between checkpoints: what is lost at most when the process is killed",
+        unit="min",
+        low=0.0,
+        high=600.0,
+    )
+    log_every_steps: int = setting(50, "Steps between lines of the logs", low=1, high=100000)
+
+
+# Recorded sets by the names that `data.recorded` has for them: the classes in `recorded_sets`.
+RECORDED_SETS = {
+    "scannet": "ScanNetPairs",
+    "megadepth": "MegaDepthPairs",
+    "blendedmvs": "BlendedMvsPairs",
+    "sevenscenes": "SevenScenesPairs",
+}
+
+
+@dataclass(frozen=True)
+class MadeConfig(Settings):
+    """How often each kind of made pair comes, beside the others; 0 for never."""
+
+    homography: float = setting(0.22, "Views of a photo", low=0.0, high=1e6)
+    room: float = setting(0.32, "Rendered rooms", low=0.0, high=1e6)
+    clutter: float = setting(0.22, "Rendered objects close by", low=0.0, high=1e6)
+    street: float = setting(0.16, "Rendered streets", low=0.0, high=1e6)
+    relief: float = setting(0.08, "Rendered relief", low=0.0, high=1e6)
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """The pairs to learn from.
+
+    `sizes` are (width, height), a batch having one of them. An entry of `recorded` has `set` (of RECORDED_SETS),
+    `weight` beside those of the made kinds, `held_out` where it is for validation, and its class's arguments.
+    """
+
+    assets: str = setting("", "Folder of photos and textures; empty for that of `loftr_ros train assets`")
+    batch_size: int = setting(4, "Pairs of a batch, in each process", low=1, high=1024)
+    sizes: tuple[tuple[int, int], ...] = setting(((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images")
+    start_difficulty: float = setting(0.3, "How hard the hardest pairs are at first", low=0.0, high=1.0)
+    end_difficulty: float = setting(1.0, "How hard they are at last", low=0.0, high=1.0)
+    rising_samples: int = setting(50000, "Pairs over which that rises", low=0, high=10**9)
+    least_part: float = setting(0.25, "How hard the easiest pairs are, as a part of the hardest", low=0.0, high=1.0)
+    held_out_difficulty: float = setting(0.7, "How hard held-out pairs are", low=0.0, high=1.0)
+    recorded: tuple[Mapping[str, Any], ...] = setting((), "Recorded sets")
+
+    def __post_init__(self) -> None:
+        """Check what is no single value.
+
+        Raises:
+            ConfigError: a setting is out.
+        """
+        super().__post_init__()
+        if not self.sizes or not all(
+            isinstance(size, tuple) and len(size) == 2 and all(type(side) is int and side >= 32 for side in size)
+            for size in self.sizes
+        ):
+            raise ConfigError(f"sizes is {self.sizes}; expected pairs of width and height of at least 32 px")
+        for entry in self.recorded:
+            if not isinstance(entry, Mapping):
+                raise ConfigError(f"recorded: {entry!r}; expected settings by name")
+            if entry.get("set") not in RECORDED_SETS:
+                raise ConfigError(f"recorded: set is {entry.get('set')!r}; expected one of {', '.join(RECORDED_SETS)}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that a training can be told.
+
+    Attributes:
+        network_changes: fields of the network's preset that are replaced, nested as `LoFTRConfig` is.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    made: MadeConfig = field(default_factory=MadeConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    seed: int = 0
+    network_changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several settings.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        if type(self.seed) is not int or self.seed < 0:
+            raise ConfigError(f"seed is {self.seed!r}; expected a whole number from 0")
+        if not self.budget.max_steps and not self.budget.max_minutes:
+            raise ConfigError("budget.max_steps and budget.max_minutes are both 0; set one, or both")
+        self.network_config()
+
+    def network_config(self) -> LoFTRConfig:
+        """The network's preset with its changes.
+
+        Raises:
+            ConfigError: a change is of a field that there is not, or of another type.
+        """
+        config = PRESETS[self.network.preset]
+        if not self.network_changes:
+            return config
+        # By way of the weights files' metadata, which checks names and types.
+        metadata = metadata_of_config(config, "")
+        changed = _merged(json.loads(metadata["config"]), self.network_changes)
+        try:
+            return config_from_metadata({**metadata, "config": json.dumps(changed)})
+        except (WeightsError, TypeError) as error:
+            raise ConfigError(f"network.changes: {error}") from error
+
+
+def read_config(path: Path, replaced: Mapping[str, Any] | None = None) -> TrainingConfig:
+    """A training's settings.
+
+    Args:
+        path: a YAML file, nested as `TrainingConfig` is; what it leaves out has its default.
+        replaced: settings by their full names, such as "optimizer.learning_rate", that count instead of the file's.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, names a setting that there is not, or gives one a wrong value; says
+            the file, the setting and what is expected.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; expected settings by name")
+    for name, value in (replaced or {}).items():
+        _set(content, name, value)
+    try:
+        return config_of(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def config_of(content: Mapping[str, Any]) -> TrainingConfig:
+    """Settings nested as `TrainingConfig` is, as such.
+
+    Raises:
+        ConfigError: a setting is not known, or has a wrong value.
+    """
+    rest = dict(content)
+    network = rest.get("network") or {}
+    changes: Any = {}
+    if isinstance(network, dict) and "changes" in network:
+        changes = network["changes"] or {}
+        rest["network"] = {name: value for name, value in network.items() if name != "changes"}
+    if not isinstance(changes, dict):
+        raise ConfigError(f"network.changes is {changes!r}; expected settings by name")
+    flat = _flattened(rest)
+    for name in ("data.sizes", "data.recorded"):
+        if isinstance(flat.get(name), (list, tuple)):
+            flat[name] = tuple(tuple(item) if isinstance(item, list) else item for item in flat[name])
+    defaults = TrainingConfig(budget=BudgetConfig(max_steps=1))
+    known = {**_values(defaults, ""), "seed": 0}
+    for name, value in flat.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+            raise ConfigError(f"there is no setting {name}{advice}")
+        if isinstance(value, str) and isinstance(known[name], float):
+            with suppress(ValueError):  # YAML takes 1e-3, without a point, for a word
+                flat[name] = float(value)
+    parts = {}
+    for item in dataclasses.fields(TrainingConfig):
+        if item.name not in ("seed", "network_changes"):
+            parts[item.name] = with_values(_default(item), flat, f"{item.name}.")
+    return TrainingConfig(**parts, seed=flat.get("seed", 0), network_changes=changes)
+
+
+def content_of(config: TrainingConfig) -> dict[str, Any]:
+    """What `config_of` takes, every setting in it."""
+    content = dataclasses.asdict(config)
+    changes = content.pop("network_changes")
+    if changes:
+        content["network"]["changes"] = changes
+    return content
+
+
+def write_config(config: TrainingConfig, path: Path) -> None:
+    """Every setting as YAML, to be read by `read_config`."""
+    import yaml
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content_of(config), sort_keys=False))
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    assert item.default_factory is not dataclasses.MISSING
+    return item.default_factory()
+
+
+def _values(config: Any, prefix: str) -> dict[str, Any]:
+    """All settings in groups, by their full names."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            values |= _values(value, prefix_of(item, prefix))
+        elif prefix:
+            values[prefix + item.name] = value
+    return values
+
+
+def _flattened(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flattened(value, f"{prefix}{name}.")
+        elif value is not None or prefix:  # a group of which nothing is said is None
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _merged(base: Any, changes: Mapping[str, Any]) -> Any:
+    if not isinstance(base, dict):
+        return dict(changes)
+    return base | {
+        name: _merged(base.get(name), value) if isinstance(value, Mapping) else value for name, value in changes.items()
+    }
+
+
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = content.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"there is no setting {name}")
+        content = inner
+    content[last] = value

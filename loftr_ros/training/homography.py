@@ -1,0 +1,109 @@
+"""Training pairs from photos: two cameras before one picture, strongly tilted, turned, and lit apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.training.assets import AssetBank
+from loftr_ros.training.geometry import Float32, Float64, covisible, hide, rotation, warp_by_homography
+from loftr_ros.training.photometric import photograph
+from loftr_ros.training.sample import Sample
+
+_LEAST_COVISIBLE = 0.15
+_TRIES = 8
+_FOCAL = 1.1  # of the virtual camera, in image widths
+
+
+@dataclass(frozen=True)
+class HomographyPairs:
+    """Pairs of views of a photo, now and then of a texture."""
+
+    bank: AssetBank
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
+        """A pair of (width, height) images; at 1, tilts go to 60 degrees and scales from 1/2 to 2."""
+        clean0, clean1, warp01, warp10 = self.clean(rng, size, difficulty)
+        strengths = (0.2 + 0.8 * difficulty) * rng.random(2)
+        image0, hidden0 = photograph(clean0, rng, float(strengths[0]), softness=0.0)
+        image1, hidden1 = photograph(clean1, rng, float(strengths[1]), softness=0.0)
+        hide(warp01, warp10, hidden0, hidden1)
+        return Sample(image0, image1, warp01, warp10, "homography")
+
+    def clean(
+        self, rng: np.random.Generator, size: tuple[int, int], difficulty: float
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Float32, Float32]:
+        """Both images before photometric change, and both warps."""
+        levels = self.bank.photo(rng) if rng.random() < 0.8 else self.bank.texture(rng)
+        rows, columns = levels[0].shape
+        width, height = size
+        # The photo's pixels that one of image 0's covers: below 1 it would be enlarged, which the network sees through.
+        fits = min(columns / width, rows / height)
+        zoom = float(np.exp(rng.uniform(np.log(min(0.8, fits)), np.log(max(fits, 0.81)))))
+        room = np.array([columns - zoom * width, rows - zoom * height]) / 2
+        centre = np.array([columns, rows]) / 2 + np.maximum(room, 0) * rng.uniform(-1, 1, 2)
+        flat = np.array(
+            [[zoom, 0, centre[0] - zoom * width / 2], [0, zoom, centre[1] - zoom * height / 2], [0, 0, 1.0]]
+        )
+        if rng.random() < 0.5:
+            flat = flat @ random_homography(rng, size, 0.3 * difficulty)
+        H: Float64 = np.eye(3)
+        for attempt in range(_TRIES):
+            H = random_homography(rng, size, difficulty * (1 - attempt / _TRIES))
+            there, back = warp_by_homography(H, size), warp_by_homography(np.linalg.inv(H).astype(np.float64), size)
+            if min(covisible(there), covisible(back)) >= _LEAST_COVISIBLE:
+                break
+        views = view(levels, flat, size), view(levels, flat @ np.linalg.inv(H), size)
+        if rng.random() < 0.5:
+            return views[0], views[1], there, back
+        return views[1], views[0], back, there
+
+
+def random_homography(rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Float64:
+    """Takes pixels of a camera straight before a plane to those of one that is tilted, turned, nearer or farther."""
+    width, height = size
+    focal = _FOCAL * width
+    K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+    about = rng.uniform(0, 2 * np.pi)
+    tilt = np.radians(60) * difficulty * np.sqrt(rng.random())
+    turn = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
+    if rng.random() < 0.08 * difficulty:
+        turn = rng.uniform(-np.pi, np.pi)
+    R = rotation(np.array([0, 0, turn])) @ rotation(np.array([np.cos(about), np.sin(about), 0]) * tilt)
+    scale = np.exp(rng.uniform(-1, 1) * np.log(2) * (0.2 + 0.8 * difficulty))
+    shift = rng.uniform(-1, 1, 2) * (0.05 + 0.3 * difficulty) / _FOCAL
+    # The camera turns about the middle of what it sees, then moves along and across its axis.
+    middle = np.array([0, 0, 1.0])
+    t = middle / scale - R @ middle + np.array([*shift, 0]) / scale
+    H = K @ (R + np.outer(t, middle)) @ np.linalg.inv(K)
+    return np.asarray(H / H[2, 2], np.float64)
+
+
+def view(levels: list[NDArray[np.uint8]], to_photo: Float64, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The (width, height) image whose pixels are at H p of a photo; sampled from the level that fits each pixel.
+
+    The photo continues mirrored beyond its edges.
+    """
+    width, height = size
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    v, u = np.mgrid[0:height:8, 0:width:8]
+    scale = to_photo[2, 0] * u + to_photo[2, 1] * v + to_photo[2, 2]
+    area = abs(np.linalg.det(to_photo)) / np.maximum(np.abs(scale), 1e-6) ** 3
+    level = np.clip(0.5 * np.log2(area) - 0.1, 0, len(levels) - 1).astype(np.float32)
+    first, last = int(level.min()), int(np.ceil(level.max()))
+    image: NDArray[np.uint8] | None = None
+    level = cv2.resize(level, size, interpolation=cv2.INTER_LINEAR) if last > first else level
+    for k in range(first, last + 1):
+        sx, sy = (levels[k].shape[axis] / levels[0].shape[axis] for axis in (1, 0))
+        to_level = np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]])
+        layer = cv2.warpPerspective(levels[k], to_level @ to_photo, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        if image is None:
+            image = np.asarray(layer, np.uint8)
+        else:
+            share = np.clip(level - np.float32(k - 1), 0, 1)
+            image = np.asarray(cv2.blendLinear(image, layer, 1 - share, share), np.uint8)
+    assert image is not None
+    return image

@@ -1,0 +1,97 @@
+"""Second cameras: from the next frame of a video to views from far aside, as hard as asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loftr_ros.training.geometry import Float32, Float64, inverse, rigid, rotation
+
+_GRID = 12  # px between the pixels by which the overlap of a candidate is judged
+_TRIES = 12
+
+
+def second_camera(
+    rng: np.random.Generator,
+    difficulty: float,
+    inverse_depth: Float32,
+    K0: Float64,
+    K1: Float64,
+    driving: bool = False,
+    least: float = 0.2,
+) -> Float64 | None:
+    """T_1_0 of a camera that sees at least a share `least` of what camera 0 sees, occlusion aside.
+
+    Args:
+        difficulty: in [0, 1]; 0 is video, 1 goes to 60 degrees and a baseline of half the depth.
+        inverse_depth: (H, W) of view 0; the image of view 1 has the same size.
+        driving: forward on the ground, rather than freely.
+
+    Returns:
+        (4, 4), in the world's units; None if no motion was found.
+    """
+    height, width = inverse_depth.shape
+    v, u = np.mgrid[_GRID // 2 : height : _GRID, _GRID // 2 : width : _GRID]
+    w = inverse_depth[v, u].astype(np.float64).ravel()
+    rays = np.stack([u.ravel(), v.ravel(), np.ones(u.size)]).astype(np.float64)
+    rays = np.linalg.inv(K0) @ rays
+    known = w > 1e-5
+    if not known.any():
+        return None
+    near, middle = 1 / np.quantile(w[known], (0.95, 0.5))
+    for attempt in range(_TRIES):
+        # The more tries fail, the smaller the motion.
+        ease = 1 - attempt / (_TRIES + 2)
+        hardest = difficulty * ease
+        T = _drive(rng, hardest, near) if driving else _free(rng, hardest, near, middle)
+        points = T[:3, :3] @ rays + T[:3, 3:] * w
+        pixels = K1 @ points
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x, y = pixels[0] / pixels[2], pixels[1] / pixels[2]
+        inside = (pixels[2] > 0.02 * w) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        if float(inside.mean()) >= least:
+            return T
+    return None
+
+
+def _free(rng: np.random.Generator, difficulty: float, near: float, middle: float) -> Float64:
+    kind = rng.random()
+    axis = rng.normal(size=3) * np.array([1, 1.3, 0.5])
+    axis /= np.linalg.norm(axis)
+    direction = rng.normal(size=3) * np.array([1, 0.7, 0.7])
+    direction /= np.linalg.norm(direction)
+    roll = rotation(np.array([0, 0, _roll(rng, difficulty)]))
+    if kind < 0.35 - 0.2 * difficulty:  # the frames of a video
+        angle = np.radians(rng.uniform(0, 4 + 8 * difficulty))
+        return rigid(rotation(axis * angle), direction * near * rng.uniform(0, 0.12))
+    if kind < 0.45:  # ahead or back
+        step = rng.uniform(0.05, 0.15 + 0.35 * difficulty) * middle * rng.choice([-1, 1])
+        angle = np.radians(rng.uniform(0, 3 + 12 * difficulty))
+        return rigid(roll @ rotation(axis * angle), np.array([0, 0, step]) + direction * 0.1 * abs(step))
+    if kind < 0.75:  # around what is looked at
+        angle = np.radians(rng.uniform(5, 12 + 50 * difficulty))
+        R = rotation(axis * angle)
+        centre = np.array([0, 0, middle * rng.uniform(0.6, 1.1)])
+        scale = np.exp(rng.normal(0, 0.05 + 0.25 * difficulty))
+        t = centre * scale - R @ centre
+        return rigid(roll @ R, roll @ t)
+    angle = np.radians(rng.uniform(2, 10 + 40 * difficulty))
+    return rigid(roll @ rotation(axis * angle), direction * middle * rng.uniform(0.03, 0.1 + 0.4 * difficulty))
+
+
+def _roll(rng: np.random.Generator, difficulty: float) -> float:
+    """About the optical axis, in radians: small, now and then large."""
+    if rng.random() < 0.12 * difficulty:
+        return float(rng.uniform(-0.8, 0.8))
+    return float(rng.normal(0, 0.02 + 0.08 * difficulty))
+
+
+def _drive(rng: np.random.Generator, difficulty: float, near: float) -> Float64:
+    """The next position of a vehicle: ahead by up to some metres, turning, pitching a little."""
+    step = rng.uniform(0.1, 0.4 + 1.2 * difficulty) * near
+    turn = rng.normal(0, np.radians(1.5 + 7 * difficulty))
+    R_0_1 = rotation(np.array([rng.normal(0, 0.01), turn, rng.normal(0, 0.008)]))
+    t_0_1 = np.array([np.sin(turn / 2) * step + rng.normal(0, 0.03) * step, rng.normal(0, 0.01) * step, step])
+    T = rigid(R_0_1, t_0_1)
+    if rng.random() < 0.15:  # the other camera of a stereo pair
+        T = rigid(rotation(rng.normal(0, 0.01, 3)), np.array([rng.uniform(-0.15, 0.15) * near, 0, 0]))
+    return inverse(T) if rng.random() < 0.6 else T

@@ -1,0 +1,294 @@
+"""What a network learns by: its losses on a batch, and its metrics. One class a family of networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loftr_ros.matcher.checkpoint import AUTO, WeightsFile, check_weights, load_network
+from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.fine import expectation, heat_map
+from loftr_ros.matcher.interface import Matcher
+from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.position import position_encoding
+from loftr_ros.training.config import DistillationConfig, LossConfig
+from loftr_ros.training.distillation import Teacher, soft_target_loss
+from loftr_ros.training.losses import (
+    fine_l2,
+    focal,
+    focal_negative,
+    hardest_wrong,
+    log_assignment,
+    log_confidence,
+    log_confidence_at,
+    mean_over,
+    transport_nll,
+)
+from loftr_ros.training.metrics import pair_metrics
+from loftr_ros.training.supervision import CoarseTruth, PairBatch, coarse_truth, fine_truth, sample_matches
+
+
+class Objective(ABC):
+    """A network and what it learns by. The trainer knows nothing else of either.
+
+    Attributes:
+        network: the module whose parameters are trained; heads that only training needs are among them.
+        config: the network's configuration, which goes into the exported file's metadata.
+    """
+
+    network: nn.Module
+    config: LoFTRConfig
+
+    @abstractmethod
+    def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to follow, and what it is made of.
+
+        Called with the network in training mode, under the trainer's autocast, with torch's random numbers seeded by
+        the step.
+
+        Args:
+            batch: on the network's device.
+
+        Returns:
+            () float32, and named scalars for the logs.
+        """
+
+    @abstractmethod
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a state dict of `network` inference needs: the trainer writes it to the weights file."""
+
+    @abstractmethod
+    def matcher(self, state: Mapping[str, Tensor]) -> Matcher:
+        """An inference network of its own with the weights of a state dict of `network`, on the network's device."""
+
+    def start_from(self, file: WeightsFile) -> None:
+        """Take the network's first weights from a file; parts that only training needs keep their random ones.
+
+        Raises:
+            WeightsError: they are of another network, or not finite.
+        """
+        self.network.load_state_dict(check_weights(self.config, file), strict=False)
+
+    def metrics(self, matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
+        """Metrics of each pair of a batch, `score` among them; by default those of `pair_metrics`."""
+        return pair_metrics(matcher, batch)
+
+
+def open_objective(
+    config: LoFTRConfig, losses: LossConfig, distillation: DistillationConfig, device: torch.device
+) -> Objective:
+    """The objective of a network, with random weights.
+
+    Args:
+        config: the network.
+        losses: what the losses weigh.
+        distillation: the teacher, if any.
+        device: of the teacher; the trainer places the network itself.
+
+    Raises:
+        WeightsError: the teacher's weights are missing, damaged or of another network.
+    """
+    teacher = None
+    if distillation.teacher:
+        from loftr_ros.weights import find_weights
+
+        network = distillation.teacher_network or AUTO
+        weights = find_weights(network, distillation.teacher)
+        matcher = load_network(network, weights, device, torch.float32)
+        teacher = Teacher(matcher, config)
+    module, name = OBJECTIVES.get(config.name, ("loftr_ros.training.objective", "LoFTRObjective"))
+    make: Callable[..., Objective] = getattr(import_module(module), name)
+    return make(config, losses, distillation, teacher)
+
+
+# Networks with an objective of their own, by preset: module and class, which takes what LoFTRObjective takes.
+OBJECTIVES: dict[str, tuple[str, str]] = {"compact": ("loftr_ros.training.compact", "CompactObjective")}
+
+
+class Forward(NamedTuple):
+    """What LoFTR makes of a batch on the way to its losses.
+
+    Attributes:
+        raw0, raw1: (B, L, C) and (B, S, C), the backbone's features before position and attention.
+        tokens0, tokens1: the same after the transformer.
+        fine0, fine1: (B, Cf, Hf, Wf) fine features, None where there is no fine stage.
+    """
+
+    raw0: Tensor
+    raw1: Tensor
+    tokens0: Tensor
+    tokens1: Tensor
+    fine0: Tensor | None
+    fine1: Tensor | None
+
+
+class LoFTRObjective(Objective):
+    """The paper's losses (section 3.5) for every preset that `matcher.loftr.LoFTR` runs."""
+
+    network: LoFTR
+
+    def __init__(
+        self, config: LoFTRConfig, losses: LossConfig, distillation: DistillationConfig, teacher: Teacher | None
+    ) -> None:
+        """A network with random weights.
+
+        Args:
+            config: the network.
+            losses: what the losses weigh.
+            distillation: how much the teacher counts.
+            teacher: a network that is asked for its confidences in every batch; or None.
+        """
+        self.config = config
+        self.network = LoFTR(config)
+        self._losses = losses
+        self._distillation = distillation
+        self._teacher = teacher
+        self._position = lru_cache(maxsize=16)(self._make_position)
+
+    def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Objective.losses`."""
+        truth = coarse_truth(batch, self.config)
+        made = self._forward(batch)
+        settings = self._losses
+        parts = self._coarse_losses(made, truth, batch)
+        weights = {
+            "coarse": settings.coarse_weight,
+            "no_partner": settings.no_partner_weight,
+            "soft_target": self._distillation.weight,
+        }
+        if settings.feature_weight > 0:
+            parts["feature"] = self._positives(made.raw0, made.raw1, truth)
+            weights["feature"] = settings.feature_weight
+        if made.fine0 is not None:
+            parts["fine"] = self._fine_loss(made, truth)
+            weights["fine"] = settings.fine_weight
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Objective.exported`: all of it."""
+        return dict(state)
+
+    def matcher(self, state: Mapping[str, Tensor]) -> LoFTR:
+        """See `Objective.matcher`."""
+        with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
+            network = LoFTR(self.config)
+        network.load_state_dict(self.exported(state))
+        return network.prepare(self.network.device, torch.float32)
+
+    def _forward(self, batch: PairBatch) -> Forward:
+        network, pairs = self.network, len(batch)
+        images = torch.cat([batch.image0, batch.image1]).contiguous(memory_format=torch.channels_last)
+        coarse, unsmoothed = network.backbone(images)
+        raw = coarse.flatten(2).transpose(1, 2)
+        position = self._position(coarse.shape[2], coarse.shape[3], coarse.device).to(coarse.dtype)
+        tokens = network.loftr_coarse.encode(raw + position)
+        tokens0, tokens1 = network.loftr_coarse(tokens[:pairs].contiguous(), tokens[pairs:].contiguous())
+        fine0 = fine1 = None
+        if network.has_fine_stage:
+            assert unsmoothed is not None
+            fine = network.backbone.smooth(unsmoothed)
+            fine0, fine1 = fine[:pairs], fine[pairs:]
+        return Forward(raw[:pairs], raw[pairs:], tokens0, tokens1, fine0, fine1)
+
+    def _coarse_losses(self, made: Forward, truth: CoarseTruth, batch: PairBatch) -> dict[str, Tensor]:
+        coarse, settings = self.config.coarse, self._losses
+        matched = truth.partner >= 0
+        log_all = None  # the logarithm of the whole confidence matrix, where something needs it
+        negative: Tensor | None
+        if coarse.method == "optimal_transport":
+            bin_score = self.network.coarse_matching.bin_score
+            log_plan = log_assignment(made.tokens0, made.tokens1, bin_score, coarse.sinkhorn_iterations)
+            positive, negative = transport_nll(log_plan, truth)
+            log_all = log_plan[:, :-1, :-1]
+        elif settings.negatives == "dense" or self._teacher is not None:
+            log_all = log_confidence(made.tokens0, made.tokens1, coarse.temperature)
+            log_p = log_all.gather(2, truth.partner.clamp_min(0)[..., None])[..., 0]
+            positive = mean_over(focal(log_p, settings.focal_alpha, settings.focal_gamma), matched)
+            negative = self._negatives(log_all, made, truth)
+        else:
+            positive = self._positives(made.tokens0, made.tokens1, truth)
+            negative = self._negatives(None, made, truth)
+        parts = {"coarse": positive}
+        if negative is not None:
+            parts["no_partner"] = negative
+        if self._teacher is not None:
+            assert log_all is not None
+            taught = self._teacher.confidence(batch.image0, batch.image1)
+            parts["soft_target"] = soft_target_loss(log_all, taught, self._distillation.temperature)
+        return parts
+
+    def _positives(self, tokens0: Tensor, tokens1: Tensor, truth: CoarseTruth) -> Tensor:
+        matched = truth.partner >= 0
+        number = torch.arange(truth.partner.shape[1], device=matched.device).expand_as(truth.partner)
+        log_p = log_confidence_at(tokens0, tokens1, self.config.coarse.temperature, number, truth.partner)
+        return mean_over(focal(log_p, self._losses.focal_alpha, self._losses.focal_gamma), matched)
+
+    def _negatives(self, log_all: Tensor | None, made: Forward, truth: CoarseTruth) -> Tensor | None:
+        """The focal loss of what should not match: all pairs of cells, or the likeliest of cells without a partner."""
+        settings = self._losses
+        alpha, gamma = settings.focal_alpha, settings.focal_gamma
+        if settings.negatives == "dense":
+            assert log_all is not None
+            wrong = torch.ones_like(log_all, dtype=torch.bool)
+            columns = truth.partner.clamp_min(0)[..., None]
+            wrong.scatter_(2, columns, (truth.partner < 0)[..., None])
+            return mean_over(focal_negative(log_all, alpha, gamma), wrong)
+        if settings.negatives == "none":
+            return None
+        count = settings.no_partner_samples
+        row0, column0 = hardest_wrong(made.tokens0, made.tokens1, truth.lonely0, count)
+        column1, row1 = hardest_wrong(made.tokens1, made.tokens0, truth.lonely1, count)
+        row, column = torch.cat([row0, row1], dim=1), torch.cat([column0, column1], dim=1)
+        if log_all is None:
+            log_p = log_confidence_at(made.tokens0, made.tokens1, self.config.coarse.temperature, row, column)
+        else:
+            flat = row.clamp_min(0) * log_all.shape[2] + column.clamp_min(0)
+            log_p = log_all.flatten(1).gather(1, flat)
+        return mean_over(focal_negative(log_p, alpha, gamma), row >= 0)
+
+    def _fine_loss(self, made: Forward, truth: CoarseTruth) -> Tensor:
+        """The fine stage on a fixed number of true matches of each pair."""
+        assert made.fine0 is not None and made.fine1 is not None and self.config.fine is not None
+        cell0, chosen = sample_matches(truth, self._losses.fine_samples)
+        cell1 = truth.partner.gather(1, cell0).clamp_min(0)
+        network, radius = self.network, self.config.fine.window // 2
+        sides = (made.tokens0, made.fine0, cell0, truth.grid0), (made.tokens1, made.fine1, cell1, truth.grid1)
+        windows = []
+        for tokens, fine, cells, grid in sides:
+            channels = tokens.shape[2]
+            chosen_tokens = tokens.gather(1, cells[..., None].expand(-1, -1, channels)).reshape(-1, channels)
+            window = network.fine_preprocess(self._windows(fine, cells, grid[1]), chosen_tokens)
+            windows.append(network.loftr_fine.encode(window))
+        windows0, windows1 = network.loftr_fine(*windows)
+        with torch.autocast(windows0.device.type, enabled=False):
+            found = expectation(heat_map(windows0, windows1))
+            offset = (found.offset / radius).view(*cell0.shape, 2)
+            std = (found.std.detach() / radius).view(cell0.shape)
+            return fine_l2(offset, std, fine_truth(truth, cell0, self.config), chosen)
+
+    def _windows(self, fine: Tensor, cells: Tensor, columns: int) -> Tensor:
+        """(B, Cf, Hf, Wf) and (B, N) cells -> (B * N, WW, Cf), zero outside of the image."""
+        assert self.config.fine is not None
+        side = self.config.fine.window
+        ratio = self.config.backbone.stride // self.config.backbone.fine_stride
+        padded = functional.pad(fine, (side // 2,) * 4).permute(0, 2, 3, 1).contiguous()
+        batch, height, width, channels = padded.shape
+        reach = torch.arange(side, device=cells.device)
+        row = (cells // columns * ratio)[..., None] + reach
+        column = (cells % columns * ratio)[..., None] + reach
+        place = (row[..., :, None] * width + column[..., None, :]).flatten(2)
+        place = place + torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
+        return padded.view(-1, channels).index_select(0, place.flatten()).view(-1, side * side, channels)
+
+    def _make_position(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """(1, L, C)."""
+        encoding = position_encoding(self.config.backbone.coarse_dim, rows, columns, self.config.position_slip)
+        return encoding.flatten(1).t()[None].contiguous().to(device)

@@ -1,0 +1,120 @@
+"""Training pairs from rendered scenes: two cameras, exact depth and pose, and all that cameras do to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from loftr_ros.training.assets import AssetBank
+from loftr_ros.training.geometry import Float32, Float64, covisible, hide, intrinsics, inverse, warp_by_depth
+from loftr_ros.training.motion import second_camera
+from loftr_ros.training.photometric import photograph
+from loftr_ros.training.relief import make_relief
+from loftr_ros.training.render import View, render
+from loftr_ros.training.sample import Sample
+from loftr_ros.training.scenes import make_stage
+
+LEAST_COVISIBLE = 0.1
+_TOO_NEAR = 0.15  # m; a camera that has so much of its view nearer stands in something
+_SCENES = 6
+
+
+@dataclass(frozen=True)
+class CleanPair:
+    """Two views before anything was done to their pictures.
+
+    Attributes:
+        view0, view1: what ideal cameras see.
+        K0, K1: (3, 3).
+        T_1_0: (4, 4), pose of camera 0 in camera 1.
+        warp01, warp10: as in `Sample`.
+    """
+
+    view0: View
+    view1: View
+    K0: Float64
+    K1: Float64
+    T_1_0: Float64
+    warp01: Float32
+    warp10: Float32
+
+
+@dataclass(frozen=True)
+class RenderedPairs:
+    """Pairs of views of random scenes of one kind.
+
+    Attributes:
+        bank: photos and textures.
+        kind: "room", "street", "clutter" or "relief".
+    """
+
+    bank: AssetBank
+    kind: str
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
+        """A pair of (width, height) images; `difficulty` in [0, 1] is that of motion, light, and repeats."""
+        pair = self.clean(rng, size, difficulty)
+        image0, hidden0 = photograph(pair.view0.image, rng, difficulty * float(rng.random()))
+        image1, hidden1 = photograph(pair.view1.image, rng, difficulty * float(rng.random()))
+        hide(pair.warp01, pair.warp10, hidden0, hidden1)
+        return Sample(image0, image1, pair.warp01, pair.warp10, self.kind)
+
+    def clean(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> CleanPair:
+        """The pair before photometric change; at least a tenth of each view is in the other."""
+        for _ in range(_SCENES - 1):
+            pair = self._attempt(rng, size, difficulty)
+            if pair is not None:
+                return pair
+            difficulty *= 0.8
+        while (pair := self._attempt(rng, size, 0.0)) is None:
+            pass
+        return pair
+
+    def _attempt(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> CleanPair | None:
+        K0, K1 = _cameras(rng, size)
+        if self.kind == "relief":
+            relief = make_relief(self.bank, rng)
+            T_0, driving = relief.T_camera_world, False
+            see: Callable[[Float64, tuple[int, int], Float64], View] = relief.render
+        else:
+            stage = make_stage(self.bank, rng, difficulty, self.kind)
+            T_0, driving = stage.T_camera_world, stage.driving
+            see = partial(render, stage.scene)
+
+        view0 = see(K0, size, T_0)
+        if _blocked(view0):
+            return None
+        for _ in range(2):
+            T_1_0 = second_camera(rng, difficulty, view0.inverse_depth, K0, K1, driving)
+            if T_1_0 is None:
+                return None
+            view1 = see(K1, size, T_1_0 @ T_0)
+            surfaces = (view0.surface, view1.surface)
+            depths = (view0.inverse_depth, view1.inverse_depth)
+            warp01 = warp_by_depth(*depths, K0, K1, T_1_0, surfaces)
+            if not _blocked(view1) and covisible(warp01) >= LEAST_COVISIBLE:
+                warp10 = warp_by_depth(*depths[::-1], K1, K0, inverse(T_1_0), surfaces[::-1])
+                if covisible(warp10) >= LEAST_COVISIBLE:
+                    return CleanPair(view0, view1, K0, K1, T_1_0, warp01, warp10)
+            difficulty *= 0.7
+        return None
+
+
+def _cameras(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float64, Float64]:
+    """Mostly one camera twice; now and then two kinds, or a zoom."""
+    first = float(rng.uniform(50, 95) if rng.random() < 0.9 else rng.uniform(95, 110))
+    second = float(np.clip(first * np.exp(rng.normal(0, 0.25)), 45, 110)) if rng.random() < 0.2 else first
+    K0, K1 = intrinsics(size, first), intrinsics(size, second)
+    shift = rng.normal(0, 0.02, 2) * size[0]
+    K0[:2, 2] += shift
+    K1[:2, 2] += shift
+    return K0, K1
+
+
+def _blocked(view: View) -> bool:
+    """Whether a camera is too near to things to see anything, or sees hardly any."""
+    inverse_depth = view.inverse_depth[::4, ::4]
+    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)

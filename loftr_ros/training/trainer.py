@@ -1,0 +1,247 @@
+"""A training from its settings to its weights file, on Lightning's trainer."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from loftr_ros.matcher.checkpoint import read_weights
+from loftr_ros.matcher.precision import resolve_device, resolve_precision
+from loftr_ros.training.callbacks import BEST, CHECKPOINT, LAST, Averaging, Checkpoints, HeldOut, Lines, Validation
+from loftr_ros.training.config import TrainingConfig, content_of, write_config
+from loftr_ros.training.module import TrainingError, TrainingModule
+from loftr_ros.training.objective import open_objective
+
+_PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
+
+_logger = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """Batches by number: the same number gives the same batch, whatever was asked for before."""
+
+    def __getitem__(self, number: int) -> Any:
+        """A `PairBatch`, or what `supervision.pair_batch` makes one of."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on, without end, and what is validated on."""
+
+    train: Batches
+    held_out: HeldOut
+
+
+def train(
+    config: TrainingConfig, data: TrainingData, output: Path, *, resume: bool = False, progress: bool = True
+) -> dict[str, float]:
+    """Train a network, and write its weights.
+
+    Args:
+        config: everything that it can be told.
+        data: the batches.
+        output: folder for checkpoints, logs and weights: best.safetensors, of the averaged weights with the best score
+            on held-out pairs; last.safetensors; last.ckpt, from which it is resumed; config.yaml.
+        resume: go on from last.ckpt; start where there is none.
+        progress: a progress bar, instead of a line every so many steps.
+
+    Returns:
+        The last logged values by name.
+
+    Raises:
+        TrainingError: the folder holds a training already, or one of another network; no gradient is finite.
+        WeightsError: weights to start from, or a teacher's, are missing or of another network.
+        DeviceError: the device or precision is not to be had.
+    """
+    checkpoint = _checkpoint(config, output, resume)
+    if checkpoint is not None and _used_up(config, checkpoint):
+        _logger.info("%s has used up its budget: give it more by budget.max_steps or budget.max_minutes", output)
+        return {}
+    device = resolve_device(config.machine.accelerator)
+    keep_freed_memory()
+    if config.machine.threads:
+        torch.set_num_threads(config.machine.threads)
+    torch.manual_seed(config.seed)
+    objective = open_objective(config.network_config(), config.losses, config.distillation, device)
+    if config.network.initial and checkpoint is None:
+        objective.start_from(read_weights(Path(config.network.initial).expanduser()))
+    module = TrainingModule(objective, config)
+    write_config(config, output / "config.yaml")
+    source = f"loftr_ros train, seed {config.seed}"
+    callbacks: list[lightning.Callback] = [
+        Averaging(),
+        Validation(data.held_out, config.validation.every_steps, output, source),
+        Checkpoints(output, config.machine.checkpoint_minutes),  # after what it must hold
+    ]
+    if not progress:
+        callbacks.append(Lines(config.machine.log_every_steps))
+    several = config.machine.devices * config.machine.nodes > 1
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=config.machine.devices,
+            num_nodes=config.machine.nodes,
+            strategy="ddp" if several else "auto",
+            sync_batchnorm=several,
+            use_distributed_sampler=False,  # every process takes batches of its own by their numbers
+            precision=_PRECISIONS[resolve_precision(config.machine.precision, device)],  # type: ignore[arg-type]
+            max_epochs=-1,
+            callbacks=callbacks,
+            logger=_log(output),
+            log_every_n_steps=config.machine.log_every_steps,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+        )
+        trainer.fit(module, datamodule=_Data(data.train, config.machine.workers), ckpt_path=checkpoint)
+    if trainer.interrupted:
+        raise TrainingError(f"interrupted at step {module.global_step}; --resume goes on from the last checkpoint")
+    _logger.info("step %d: %s and %s are written to %s", module.global_step, BEST, LAST, output)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving it back to the system.
+
+    A step allocates and frees hundreds of megabytes in the same sizes as the one before; fetching them from the system
+    anew, page by page, takes a third of a training's time on a CPU. No effect with other C libraries.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+    if not mallopt(mmap_threshold, 2**30):
+        mallopt(mmap_threshold, 2**25)  # the most that older ones take
+
+
+class _Numbers(Sampler[int]):
+    """Batch numbers without end, from where the training is; each process every so many."""
+
+    def __init__(self, start: int, step: int) -> None:
+        self._start, self._step = start, step
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start, self._step)
+
+
+class _ByNumber(Dataset[Any]):
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, number: int) -> Any:
+        return self._batches[number]
+
+
+class _Data(lightning.LightningDataModule):
+    """The loader starts at the batch that the resumed training is at, however many processes make the data."""
+
+    def __init__(self, batches: Batches, workers: int) -> None:
+        super().__init__()
+        self._batches, self._workers = batches, workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        world = trainer.world_size
+        return DataLoader(
+            _ByNumber(self._batches),
+            sampler=_Numbers(trainer.global_step * world + trainer.global_rank, world),
+            batch_size=None,  # a number is a whole batch
+            num_workers=self._workers,
+            prefetch_factor=4 if self._workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _start_worker(_: int) -> None:
+    """A process that makes data leaves the cores to the training."""
+    torch.set_num_threads(1)
+    os.nice(5)
+    if importlib.util.find_spec("cv2") is not None:
+        import cv2
+
+        cv2.setNumThreads(0)
+
+
+def _checkpoint(config: TrainingConfig, output: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        TrainingError: there is one, and nobody said to resume it; or it is of another network.
+    """
+    path = output / CHECKPOINT
+    if not path.is_file():
+        if resume:
+            _logger.info("%s has no %s: the training starts", output, CHECKPOINT)
+        return None
+    if not resume:
+        raise TrainingError(f"{output} holds a training already: --resume it, or name another --output")
+    try:
+        # Mapped, since only the settings are read here.
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loftr_ros"]["config"]
+    except Exception as error:  # whatever the loader stumbles over
+        raise TrainingError(f"{path} is no checkpoint of a training ({error}); remove it to start anew") from error
+    before, now = _flat(held), _flat(content_of(config))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    network = [name for name in changed if name == "network.preset" or name.startswith("network.changes")]
+    if network:
+        raise TrainingError(
+            f"{path} is of another network: {network[0]} was {before.get(network[0])!r}, and is "
+            f"{now.get(network[0])!r}; name another --output"
+        )
+    for name in changed:
+        _logger.warning("%s was %r and is now %r", name, before.get(name), now.get(name))
+    return path
+
+
+def _used_up(config: TrainingConfig, checkpoint: Path) -> bool:
+    held = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    budget, step, minutes = config.budget, int(held["global_step"]), float(held["loftr_ros"]["seconds"]) / 60
+    return 0 < budget.max_steps <= step or 0 < budget.max_minutes <= minutes
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _log(output: Path) -> Logger:
+    """TensorBoard's where it is installed, a table otherwise; a resumed training's goes on in the same folder."""
+    if importlib.util.find_spec("tensorboard") is not None:
+        return TensorBoardLogger(output, name="", version="logs")
+    return CSVLogger(output, name="logs")  # a new version_N every time: it would overwrite the earlier part
+
+
+class _quiet_lightning(warnings.catch_warnings):  # noqa: N801
+    """Without Lightning's advice, which does not apply: the loader has the processes that it needs."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        for message in (
+            ".*does not have many workers.*",
+            ".*isinstance.treespec.*",
+            ".*overridden `transfer_batch_to_device`.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        return entered

@@ -1,0 +1,736 @@
+"""Training: ground truth, losses, distillation, the trainer. On a tiny source of pairs of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from loftr_ros.matcher.cells import cell_offset
+from loftr_ros.matcher.checkpoint import load_network, read_weights, recognise_file
+from loftr_ros.matcher.coarse import confidence_matrix
+from loftr_ros.matcher.config import COARSE_LITE, LOFTR, LOFTR_16_4, LOFTR_OT, BackboneConfig, LoFTRConfig
+from loftr_ros.matcher.interface import Matches
+from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.transport import assignment_matrix
+from loftr_ros.training.config import (
+    ConfigError,
+    DistillationConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    config_of,
+    content_of,
+    read_config,
+    write_config,
+)
+from loftr_ros.training.distillation import Teacher, soft_target_loss
+from loftr_ros.training.losses import (
+    _LogConfidenceAt,
+    _LogDualSoftmax,
+    fine_l2,
+    focal,
+    focal_negative,
+    hardest_wrong,
+    log_assignment,
+    log_confidence,
+    log_confidence_at,
+    mean_over,
+)
+from loftr_ros.training.metrics import match_errors, mean_metrics, pair_metrics
+from loftr_ros.training.objective import LoFTRObjective, open_objective
+from loftr_ros.training.supervision import (
+    NO_PARTNER,
+    PairBatch,
+    coarse_truth,
+    fine_truth,
+    pair_batch,
+    sample_matches,
+    warp_at_cells,
+)
+
+CPU = torch.device("cpu")
+HEIGHT, WIDTH = 64, 96
+SMALL = BackboneConfig(initial_dim=8, block_dims=(8, 12, 16), fine_level=1)
+SMALL_CHANGES = {
+    "backbone": {"initial_dim": 8, "block_dims": [8, 12, 16], "fine_level": 1},
+    "transformer": {"num_heads": 2, "layers": ["self", "cross"]},
+    "fine": {"transformer": {"num_heads": 2}},
+    "position_slip": False,
+}
+
+
+def small(config: LoFTRConfig) -> LoFTRConfig:
+    """A preset with few channels."""
+    stages = len(config.backbone.block_dims)
+    backbone = replace(config.backbone, initial_dim=8, block_dims=(8, 16, 16, 24)[:stages])
+    fine = config.fine and replace(config.fine, transformer=replace(config.fine.transformer, num_heads=2))
+    return replace(config, backbone=backbone, transformer=replace(config.transformer, num_heads=2), fine=fine)
+
+
+class Homographies:
+    """Blurred noise and the same under a random mild homography, by number."""
+
+    def __init__(self, batch: int = 2, seed: int = 0, length: int = 2, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
+        self._batch, self._seed, self._length, self._size = batch, seed, length, size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        pairs = [self._pair(np.random.default_rng([self._seed, number, i])) for i in range(self._batch)]
+        return {name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}
+
+    def _pair(self, random: np.random.Generator) -> dict[str, Tensor]:
+        import cv2
+
+        height, width = self._size
+        texture = sum(
+            cv2.resize(random.random((height // s + 2, width // s + 2), dtype=np.float32), (width * 2, height * 2))
+            for s in (2, 4, 8, 16)
+        )
+        texture = (texture - texture.min()) / (texture.max() - texture.min())
+        centre = np.float32([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
+        angle, scale, shift = random.uniform(-0.3, 0.3), random.uniform(0.8, 1.25), random.uniform(-8, 8, 2)
+        turn = np.float32(
+            [
+                [scale * np.cos(angle), -scale * np.sin(angle), shift[0]],
+                [scale * np.sin(angle), scale * np.cos(angle), shift[1]],
+                [random.uniform(-1e-3, 1e-3), 0, 1],
+            ]
+        )
+        image1_from_image0 = (centre @ turn @ np.linalg.inv(centre)).astype(np.float64)
+        whole = centre.copy()
+        whole[:2, 2] = -width / 2, -height / 2  # image 0 is the texture's middle
+        whole = np.float64([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1]])
+        images = [
+            cv2.warpPerspective(texture, matrix @ whole, (width, height)) for matrix in (np.eye(3), image1_from_image0)
+        ]
+        warps = [_warp(matrix, self._size) for matrix in (image1_from_image0, np.linalg.inv(image1_from_image0))]
+        tensors = [torch.from_numpy(image)[None] for image in images] + [torch.from_numpy(warp) for warp in warps]
+        return dict(zip(("image0", "image1", "warp01", "warp10"), tensors, strict=True))
+
+
+def _warp(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    v, u = np.mgrid[:height, :width]
+    points = np.stack([u, v, np.ones_like(u)], axis=-1) @ matrix.T
+    points = points[..., :2] / points[..., 2:]
+    outside = (points < -0.5).any(axis=-1) | (points > np.array([width, height]) - 0.5).any(axis=-1)
+    points[outside] = np.nan
+    return points.astype(np.float32)
+
+
+def shifted(du: float, dv: float, batch: int = 1, complete: bool = True) -> PairBatch:
+    """A pair of which image 1 shows what image 0 shows, further by (du, dv) pixels."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, batch, 1, HEIGHT, WIDTH, generator=random)
+    there = np.float64([[1, 0, du], [0, 1, dv], [0, 0, 1]])
+    back = np.float64([[1, 0, -du], [0, 1, -dv], [0, 0, 1]])
+    warps = [torch.from_numpy(_warp(m, (HEIGHT, WIDTH))).expand(batch, -1, -1, -1).clone() for m in (there, back)]
+    return PairBatch(images[0], images[1], *warps, torch.full((batch,), complete))
+
+
+# Ground truth
+
+
+@pytest.mark.parametrize("point", ["corner", "centre"])
+def test_cells_of_an_image_shifted_by_whole_cells_belong_to_the_cells_beside_them(point: Any) -> None:
+    config = replace(COARSE_LITE, coarse=replace(COARSE_LITE.coarse, point=point))
+    truth = coarse_truth(shifted(16, -16), config)
+    partner = truth.partner.view(4, 6)
+    assert truth.grid0 == (4, 6)
+    assert partner[1:, :-1].tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11], [13, 14, 15, 16, 17]]
+    assert (partner[0] == NO_PARTNER).all()
+    assert (partner[:, -1] == NO_PARTNER).all()
+
+
+def test_cells_of_which_no_pixel_is_seen_are_known_to_have_no_partner_only_where_the_pair_is_complete() -> None:
+    truth = coarse_truth(shifted(16, 0), COARSE_LITE)
+    assert truth.lonely0.view(4, 6)[:, -1].all()
+    assert not truth.lonely0.view(4, 6)[:, :-1].any()
+    assert truth.lonely1.view(4, 6)[:, 0].all()
+    assert not coarse_truth(shifted(16, 0, complete=False), COARSE_LITE).lonely0.any()
+
+
+def test_of_several_cells_that_fall_on_one_only_the_mutually_nearest_has_it() -> None:
+    shrunk = np.float64([[0.5, 0, 0], [0, 0.5, 0], [0, 0, 1]])
+    warps = [torch.from_numpy(_warp(m, (HEIGHT, WIDTH)))[None] for m in (shrunk, np.linalg.inv(shrunk))]
+    image = torch.rand(1, 1, HEIGHT, WIDTH)
+    truth = coarse_truth(PairBatch(image, image, *warps, torch.tensor([True])), COARSE_LITE)
+    chosen = truth.partner[truth.partner >= 0]
+    assert len(chosen) == len(chosen.unique())
+    assert truth.partner.view(4, 6)[0].tolist() == [0, -1, 1, -1, 2, -1]
+    assert not truth.lonely0.any()  # what lost its partner to a neighbour is no cell without one
+
+
+def test_a_point_between_pixels_has_the_mean_of_their_warps_unless_an_edge_runs_between_them() -> None:
+    warp = shifted(3.25, 0).warp01
+    assert torch.allclose(warp_at_cells(warp, 16, 7.5)[0, 0, 0], torch.tensor([10.75, 7.5]))
+    warp[:, 8:, :, 0] += 20
+    assert warp_at_cells(warp, 16, 7.5)[0, 0].isnan().all()
+    warp[:, 7, 7] = math.nan
+    assert warp_at_cells(warp, 16, 7.0)[0, 0, 0].isnan().all()
+
+
+def test_sizes_that_are_no_multiple_of_a_cell_have_the_grid_of_the_network() -> None:
+    config = small(LOFTR)
+    truth = coarse_truth(pair_batch(Homographies(size=(60, 90))[0]), config)
+    features = LoFTR(config).prepare(CPU, torch.float32).encode(torch.rand(60, 90))
+    assert truth.grid0 == features.grid
+
+
+def test_fine_truth_is_the_rest_of_the_motion_in_radii_of_the_window() -> None:
+    truth = coarse_truth(shifted(9.5, -7.0), LOFTR)  # one cell and 1.5 px, less one cell and 1 px
+    cells, chosen = sample_matches(truth, 5)
+    assert chosen.all()
+    offset = fine_truth(truth, cells, LOFTR)
+    assert torch.allclose(offset, torch.tensor([1.5 / 4, 1.0 / 4]).expand_as(offset), atol=1e-4)
+
+
+def test_as_many_matches_are_sampled_as_asked_for_and_only_real_ones_are_chosen() -> None:
+    truth = coarse_truth(shifted(48, 16), COARSE_LITE)
+    cells, chosen = sample_matches(truth, 20)
+    assert cells.shape == (1, 20)
+    assert chosen.sum() == (truth.partner >= 0).sum() == 9
+    assert (truth.partner[0, cells[chosen]] >= 0).all()
+
+
+def test_a_batch_that_lacks_a_name_says_which() -> None:
+    batch = Homographies()[0]
+    del batch["warp10"]
+    with pytest.raises(TypeError, match="without warp10"):
+        pair_batch(batch)
+
+
+# Losses
+
+
+def tokens(length0: int, length1: int, channels: int = 8, batch: int = 2, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(batch, length0, channels, generator=random) * scale,
+        torch.randn(batch, length1, channels, generator=random) * scale,
+    )
+
+
+def test_the_gradients_written_by_hand_are_those_of_the_functions() -> None:
+    left, right = (t.double().requires_grad_() for t in tokens(7, 5))
+    cell0 = torch.tensor([[0, 3, 3, -1], [6, 0, 1, 2]])
+    cell1 = torch.tensor([[4, 2, 1, 0], [0, 0, 4, 3]])
+    assert torch.autograd.gradcheck(lambda a, b: _LogConfidenceAt.apply(a, b, cell0, cell1), (left, right))
+    score = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_LogDualSoftmax.apply, (score,))
+
+
+def test_confidences_of_chosen_cells_are_those_of_the_whole_matrix_also_where_it_is_made_in_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loftr_ros.matcher.coarse.TILE_SCORES", 100)
+    one, other = tokens(40, 30, scale=0.6)
+    expected = confidence_matrix(one, other, 0.1).log()
+    number = torch.arange(40).expand(2, -1)
+    partner = (number * 7) % 30
+    found = log_confidence_at(one, other, 0.1, number, partner)
+    assert torch.allclose(found, expected.gather(2, partner[..., None])[..., 0], atol=1e-3)
+    assert torch.allclose(log_confidence(one, other, 0.1), expected, atol=1e-3)
+    assert log_confidence_at(one, other, 0.1, number, torch.full_like(partner, -1)).abs().max() == 0
+
+
+def test_the_gradient_is_the_same_in_one_tile_and_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients() -> list[Tensor]:
+        one, other = (t.requires_grad_() for t in tokens(40, 30))
+        number = torch.arange(30).expand(2, -1)
+        log_confidence_at(one, other, 0.1, number, number).sum().backward()
+        return [one.grad, other.grad]
+
+    whole = gradients()
+    monkeypatch.setattr("loftr_ros.matcher.coarse.TILE_SCORES", 100)
+    for a, b in zip(whole, gradients(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_losses_stay_in_full_precision_under_autocast() -> None:
+    one, other = tokens(40, 30)
+    number = torch.arange(30).expand(2, -1)
+    expected = log_confidence_at(one, other, 0.1, number, number)
+    plan = log_assignment(one, other, torch.tensor(1.0), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(log_confidence_at(one, other, 0.1, number, number), expected)
+        assert torch.equal(log_assignment(one, other, torch.tensor(1.0), 3), plan)
+
+
+def test_the_logarithm_of_the_plan_is_that_of_the_matchers_plan() -> None:
+    one, other = tokens(20, 30)
+    expected = assignment_matrix(one, other, torch.tensor(0.5), 3)
+    assert torch.allclose(log_assignment(one, other, torch.tensor(0.5), 3).exp(), expected, atol=1e-5)
+
+
+def test_focal_losses_are_those_of_the_paper() -> None:
+    p = torch.tensor([0.1, 0.5, 0.9])
+    assert torch.allclose(focal(p.log(), 0.25, 2), -0.25 * (1 - p) ** 2 * p.log())
+    assert torch.allclose(focal_negative(p.log(), 0.25, 2), -0.25 * p**2 * (1 - p).log())
+    assert focal_negative(torch.tensor(0.0), 0.25, 2).isfinite()
+
+
+def test_the_hardest_wrong_partner_is_the_one_most_alike() -> None:
+    one, other = tokens(6, 4, batch=1)
+    lonely = torch.zeros(1, 6, dtype=torch.bool)
+    lonely[0, 2] = lonely[0, 5] = True
+    cell0, cell1 = hardest_wrong(one, other, lonely, 3)
+    assert sorted(cell0[0].tolist()) == [-1, 2, 5]
+    for i, j in zip(cell0[0].tolist(), cell1[0].tolist(), strict=True):
+        assert j == (-1 if i < 0 else int((one[0, i] @ other[0].t()).argmax()))
+
+
+def test_the_fine_loss_counts_certain_matches_more_and_does_not_reward_uncertainty() -> None:
+    offset = torch.tensor([[0.1, 0.0], [0.3, 0.0]], requires_grad=True)
+    std = torch.tensor([0.1, 0.3], requires_grad=True)
+    truth, chosen = torch.zeros(2, 2), torch.ones(2, dtype=torch.bool)
+    loss = fine_l2(offset, std, truth, chosen)
+    assert float(loss.detach()) == pytest.approx((1.5 * 0.01 + 0.5 * 0.09) / 2, rel=1e-5)
+    loss.backward()
+    assert std.grad is None
+    beyond = torch.tensor([[0.0, 0.0], [1.5, 0.0]])
+    assert float(fine_l2(offset.detach(), std, beyond, chosen)) == pytest.approx(0.01, rel=1e-5)
+    assert float(mean_over(torch.tensor([math.nan, 2.0]), torch.tensor([False, True]))) == 2
+
+
+# Objectives
+
+
+@pytest.mark.parametrize("negatives", ["hardest", "dense", "none"])
+@pytest.mark.parametrize("config", [LOFTR, LOFTR_OT, LOFTR_16_4, COARSE_LITE], ids=lambda config: config.name)
+def test_every_preset_has_finite_losses_and_a_gradient_for_all_its_weights(config: LoFTRConfig, negatives: str) -> None:
+    losses = LossConfig(negatives=negatives, feature_weight=0.1, fine_samples=8)
+    objective = LoFTRObjective(small(config), losses, DistillationConfig(), None)
+    objective.network.train()
+    total, parts = objective.losses(pair_batch(Homographies()[0]))
+    assert total.isfinite()
+    assert ("fine" in parts) == (config.fine is not None)
+    total.backward()
+    without = [
+        name for name, p in objective.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("config", [LOFTR, LOFTR_OT, COARSE_LITE], ids=lambda config: config.name)
+def test_the_network_in_training_computes_what_the_network_in_use_does(config: LoFTRConfig) -> None:
+    """In evaluation mode, whose batch norms do not see the batch."""
+    config = small(config)
+    config = replace(config, coarse=replace(config.coarse, threshold=0.0, border=0))
+    objective = LoFTRObjective(config, LossConfig(), DistillationConfig(), None)
+    objective.network.eval()
+    batch = pair_batch(Homographies()[0])
+    made = objective._forward(batch)
+    network = objective.matcher(objective.network.state_dict())
+    features = network.encode(batch.image0[1, 0]), network.encode(batch.image1[1, 0])
+    if config.coarse.method == "dual_softmax":
+        mine = log_confidence(made.tokens0, made.tokens1, 0.1)[1].exp()
+    else:
+        bin_score = objective.network.coarse_matching.bin_score
+        mine = log_assignment(made.tokens0, made.tokens1, bin_score, 3)[1, :-1, :-1].exp()
+    assert torch.allclose(mine, network.confidence(*features), atol=1e-5)
+    if config.fine is not None:
+        cells = torch.tensor([[0, 17, 95]]).expand(2, -1)
+        assert made.fine0 is not None
+        windows = objective._windows(made.fine0, cells, 12).view(2, 3, -1, made.fine0.shape[1])
+        assert network._fine is not None
+        expected = network._fine._windows(network.complete(features[0]), cells[1])
+        assert torch.allclose(windows[1], expected, atol=1e-4)
+
+
+def test_all_of_a_training_step_is_the_same_for_a_batch_of_one_pair_twice() -> None:
+    """Pairs do not see each other, but in the batch norms."""
+    batch = pair_batch(Homographies(batch=1)[0])
+    twice = PairBatch(*(torch.cat([value, value]) for value in vars(batch).values()))
+    objective = LoFTRObjective(small(LOFTR), LossConfig(fine_samples=96), DistillationConfig(), None)
+    one, both = (objective.losses(b)[1] for b in (batch, twice))
+    for name in ("coarse", "fine"):
+        assert float(one[name]) == pytest.approx(float(both[name]), rel=1e-3)
+
+
+# Distillation
+
+
+def test_a_teacher_sees_the_image_so_that_its_cells_points_fall_on_the_students() -> None:
+    v, u = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
+    image = (u + v)[None, None] / 160
+    centred = replace(LOFTR, coarse=replace(LOFTR.coarse, point="centre"), fine=None)
+    for student, teacher in ((COARSE_LITE, LOFTR), (centred, COARSE_LITE), (centred, LOFTR), (LOFTR, centred)):
+        matcher = LoFTR(replace(small(teacher), fine=None))
+        seen = Teacher(matcher, student).as_seen(image)
+        stride, own = teacher.backbone.stride, student.backbone.stride
+        assert seen.shape[2] // stride == 64 // own
+        assert seen.shape[3] // stride == 96 // own
+        # The cell (2, 1): its value in the image, at the student's point, which is linear between pixels.
+        expected = (2 * own + own + 2 * cell_offset(student)) / 160
+        at = cell_offset(teacher)
+        beside = {math.floor(at), math.ceil(at)}
+        found = torch.stack([seen[0, 0, stride + y, 2 * stride + x] for y in beside for x in beside]).mean()
+        assert float(found) == pytest.approx(expected, abs=2e-3)
+
+
+def test_soft_targets_are_met_by_the_teacher_itself_and_pull_towards_it() -> None:
+    one, other = tokens(12, 10)
+    teacher = log_confidence(one, other, 0.5).exp()
+    same = soft_target_loss(teacher.log(), teacher, 2.0)
+    assert float(same) == pytest.approx(0.0, abs=1e-5)
+    student = torch.zeros_like(teacher, requires_grad=True)
+    before = soft_target_loss(student.log_softmax(2), teacher, 2.0)
+    before.backward()
+    assert float(soft_target_loss((student - 5 * student.grad).log_softmax(2), teacher, 2.0)) < float(before.detach())
+
+
+def test_a_taught_network_has_a_loss_on_the_teachers_confidences_and_none_of_its_weights(tmp_path: Path) -> None:
+    from loftr_ros.matcher.checkpoint import save_network_weights
+
+    teacher = small(COARSE_LITE)
+    path = tmp_path / "teacher.safetensors"
+    save_network_weights(path, LoFTR(teacher).state_dict(), teacher, "a test")
+    distillation = DistillationConfig(teacher=str(path), weight=0.5)
+    objective = open_objective(small(LOFTR), LossConfig(fine_samples=8), distillation, CPU)
+    total, parts = objective.losses(pair_batch(Homographies()[0]))
+    assert parts["soft_target"].isfinite()
+    total.backward()
+    own = LoFTR(small(LOFTR)).state_dict()
+    assert set(objective.network.state_dict()) == set(own)
+
+
+# Metrics
+
+
+def test_true_matches_score_one_and_matches_of_what_is_not_seen_count_as_wrong() -> None:
+    batch = shifted(16, 0)
+    config = replace(COARSE_LITE, coarse=replace(COARSE_LITE.coarse, border=0))
+    truth = coarse_truth(batch, config)
+
+    class Oracle:
+        config: LoFTRConfig
+        cell_size = 16
+        matched: Tensor
+
+        def encode(self, image: Tensor) -> Tensor:
+            return image
+
+        def complete(self, features: Tensor) -> Tensor:
+            return features
+
+        def match(self, keyframes: Any, current: Any) -> list[Matches]:
+            points0 = torch.stack([self.matched % 6, self.matched // 6], dim=1).float() * 16
+            ones = torch.ones(len(points0))
+            return [Matches(self.matched, points0, points0 + torch.tensor([16.0, 0.0]), ones, ones)]
+
+    oracle = Oracle()
+    oracle.config = config
+    oracle.matched = (truth.partner[0] >= 0).nonzero()[:, 0]
+    perfect = pair_metrics(oracle, batch)[0]  # type: ignore[arg-type]
+    assert perfect["precision"] == perfect["recall"] == 1
+    assert perfect["score"] == pytest.approx(1)
+    assert perfect["median_error"] == pytest.approx(0, abs=1e-4)
+    oracle.matched = torch.arange(24)
+    assert pair_metrics(oracle, batch)[0]["precision"] == pytest.approx(20 / 24)  # type: ignore[arg-type]
+    unknown = replace(batch, complete=torch.tensor([False]))
+    assert pair_metrics(oracle, unknown)[0]["precision"] == 1  # type: ignore[arg-type]
+
+
+def test_errors_are_measured_where_the_warp_is_known_and_means_leave_out_what_is_not() -> None:
+    batch = shifted(2.5, 1.0)
+    points0 = torch.tensor([[10.0, 20.0], [95.0, 63.0]])
+    matches = Matches(torch.tensor([0, 1]), points0, points0 + torch.tensor([2.5, 4.0]), torch.ones(2), torch.ones(2))
+    error = match_errors(matches, batch.warp01[0])
+    assert float(error[0]) == pytest.approx(3, abs=1e-4)
+    assert error[1].isnan()
+    assert mean_metrics([{"a": 1.0}, {"a": math.nan}, {"a": 2.0}]) == {"a": 1.5}
+
+
+# Settings
+
+
+def test_settings_come_from_yaml_and_go_back_to_it_unchanged(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "seed: 3\nnetwork:\n  preset: loftr\n  changes: {backbone: {initial_dim: 64, block_dims: [64, 96, 128]}}\n"
+        "budget: {max_steps: 10}\noptimizer:\n  learning_rate: 2e-4\ndata: {sizes: [[320, 240]]}\nmade: {room: 0}\n"
+    )
+    config = read_config(file, {"optimizer.ema_decay": 0.9})
+    assert config.seed == 3
+    assert config.optimizer.learning_rate == 2e-4
+    assert config.optimizer.ema_decay == 0.9
+    assert config.network_config().backbone.block_dims == (64, 96, 128)
+    assert config.network_config().backbone.fine_level == 1
+    write_config(config, tmp_path / "b.yaml")
+    assert read_config(tmp_path / "b.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"optimizer": {"learning_rat": 1.0}}, "learning_rat; did you mean optimizer.learning_rate"),
+        ({"optimizer": {"learning_rate": 7.0}}, "optimizer.learning_rate is 7.0; expected"),
+        ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate is 'fast'; expected float"),
+        ({"network": {"preset": "lofter"}}, "network.preset is 'lofter'; expected one of"),
+        ({"network": {"changes": {"backbone": {"initial": 3}}}}, "network.changes: .*initial"),
+        ({"network": {"changes": {"backbone": {"initial_dim": "many"}}}}, "network.changes: .*'many'"),
+        ({"budget": {"max_steps": 0}}, "budget.max_steps and budget.max_minutes are both 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"data": 3}, "there is no setting data"),
+        ({"data": {"sizes": [[640, "x"]]}}, "data.sizes is .*expected pairs of width and height"),
+        ({"data": {"recorded": [{"set": "kitti"}]}}, "recorded: set is 'kitti'; expected one of scannet"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_expected(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of({"budget": {"max_steps": 1}, **content})
+
+
+def test_the_learning_rate_rises_by_steps_and_falls_along_a_cosine_over_the_budget() -> None:
+    pytest.importorskip("pytorch_lightning")
+    from loftr_ros.training.module import learning_rate
+
+    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
+    assert learning_rate(settings, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(settings, 9, 0.0) == 1
+    assert learning_rate(settings, 50, 0.5) == pytest.approx(0.55)
+    assert learning_rate(settings, 99, 1.0) == pytest.approx(0.1)
+
+
+# The trainer
+
+
+def settings(steps: int = 6, **groups: dict[str, Any]) -> TrainingConfig:
+    content: dict[str, Any] = {
+        "seed": 1,
+        "network": {"preset": "loftr", "changes": SMALL_CHANGES},
+        "losses": {"fine_samples": 16},
+        "budget": {"max_steps": steps},
+        "optimizer": {"warmup_steps": 2, "ema_decay": 0.9},
+        "validation": {"every_steps": 3},
+        "machine": {"precision": "float32", "accelerator": "cpu", "workers": 0, "log_every_steps": 1},
+    }
+    for name, values in groups.items():
+        content[name] = {**content.get(name, {}), **values}
+    return config_of(content)
+
+
+def run(config: TrainingConfig, output: Path, resume: bool = False) -> list[float]:
+    """Train, and return the loss of every step."""
+    pytest.importorskip("pytorch_lightning")
+    from loftr_ros.training import callbacks
+    from loftr_ros.training.trainer import TrainingData, train
+
+    losses: list[float] = []
+
+    class Recorder(callbacks.Lines):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            losses.append(float(trainer.callback_metrics["loss"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loftr_ros.training.trainer.Lines", Recorder)
+        train(config, TrainingData(Homographies(), Homographies(seed=9)), output, resume=resume, progress=False)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    output = tmp_path_factory.mktemp("trained")
+    return output, run(settings(), output)
+
+
+def test_the_same_seed_gives_the_same_losses_whatever_makes_the_data(
+    trained: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    assert len(trained[1]) == 6
+    assert run(settings(machine={"workers": 2}), tmp_path / "a") == trained[1]
+    assert run(config_of({**content_of(settings()), "seed": 2}), tmp_path / "b") != trained[1]
+
+
+def test_a_resumed_training_goes_on_exactly(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
+    output, losses = trained
+    # A budget by steps changes the cosine, so the first part is the whole one, stopped as a kill does.
+    first = _until(4, tmp_path)
+    assert first == losses[:4]
+    assert run(settings(), tmp_path, resume=True) == losses[4:]
+    whole, resumed = (read_weights(folder / "last.safetensors").tensors for folder in (output, tmp_path))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def _until(steps: int, output: Path) -> list[float]:
+    """A training that dies after so many steps, having written a checkpoint after each."""
+    from loftr_ros.training import callbacks
+
+    class KillError(Exception):
+        pass
+
+    class Deadly(callbacks.Checkpoints):
+        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+            super().on_train_batch_end(trainer, *rest)
+            if trainer.global_step == steps:
+                raise KillError
+
+    losses: list[float] = []
+
+    class Recorder(callbacks.Averaging):
+        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+            super().on_train_batch_end(trainer, *rest)
+            losses.append(float(trainer.callback_metrics["loss"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loftr_ros.training.trainer.Checkpoints", Deadly)
+        patch.setattr("loftr_ros.training.trainer.Averaging", Recorder)
+        with pytest.raises(KillError):
+            run(settings(machine={"checkpoint_minutes": 0.0}), output)
+    return losses
+
+
+def test_a_training_that_has_ended_can_be_made_longer(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
+    run(settings(steps=2), tmp_path)
+    more = run(settings(steps=5), tmp_path, resume=True)
+    assert len(more) == 3
+    assert run(settings(steps=5), tmp_path, resume=True) == []
+
+
+def test_the_best_weights_are_a_network_that_matches_and_say_where_they_are_from(
+    trained: tuple[Path, list[float]],
+) -> None:
+    output = trained[0]
+    file = read_weights(output / "best.safetensors")
+    assert "loftr_ros train, seed 1" in file.metadata["source"]
+    assert recognise_file(file).config == settings().network_config()
+    network = load_network("auto", output / "best.safetensors", CPU, torch.float32)
+    image = torch.rand(64, 96)
+    network.match([network.complete(network.encode(image))], network.encode(image))
+    about = json.loads((output / "best.json").read_text())
+    assert about["step"] in (3, 6)
+    assert 0 <= about["score"] <= 1
+    assert (output / "last.ckpt").is_file()
+    assert read_config(output / "config.yaml") == settings()
+
+
+def test_a_folder_with_a_training_is_not_written_over_and_another_network_is_not_resumed(
+    trained: tuple[Path, list[float]],
+) -> None:
+    from loftr_ros.training.module import TrainingError
+
+    with pytest.raises(TrainingError, match="holds a training already: --resume it"):
+        run(settings(), trained[0])
+    other = settings(network={"preset": "loftr_ot"})
+    with pytest.raises(TrainingError, match=r"another network: network\.preset was 'loftr', and is 'loftr_ot'"):
+        run(other, trained[0], resume=True)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LoFTRObjective.losses
+    weights: list[Tensor] = []
+
+    def poisoned(self: LoFTRObjective, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, parts = original(self, batch)
+        weights.append(self.network.backbone.conv1.weight.detach().clone())
+        return (total * math.nan if len(weights) == 3 else total), parts
+
+    monkeypatch.setattr(LoFTRObjective, "losses", poisoned)
+    run(settings(steps=5), tmp_path)
+    assert torch.equal(weights[2], weights[3])
+    assert not torch.equal(weights[3], weights[4])
+
+
+def test_a_training_in_half_precision_learns(tmp_path: Path) -> None:
+    losses = run(settings(steps=40, machine={"precision": "bfloat16"}, validation={"every_steps": 100}), tmp_path)
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
+def test_weights_to_start_from_are_taken(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
+    initial = str(trained[0] / "last.safetensors")
+    losses = run(settings(steps=1, network={"initial": initial}), tmp_path)
+    assert losses[0] != trained[1][0]
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, logging; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from test_training import Homographies, settings\n"
+        "from loftr_ros.training.trainer import TrainingData, train\n"
+        "machine, validation = {'checkpoint_minutes': 0.0}, {'every_steps': 1000}\n"
+        "config = settings(steps=int(sys.argv[3]), machine=machine, validation=validation)\n"
+        "train(config, TrainingData(Homographies(), Homographies()), Path(sys.argv[2]), resume=True, progress=False)\n"
+    )
+    here, output = str(Path(__file__).parent), tmp_path / "run"
+    command = [sys.executable, str(script), here, str(output)]
+    process = subprocess.Popen([*command, "100000"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 90
+        while not (output / "last.ckpt").is_file() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    step = torch.load(output / "last.ckpt", weights_only=True)["global_step"]
+    assert step > 0
+    subprocess.run([*command, str(step + 3)], check=True, timeout=90)
+    assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == step + 3
+
+
+# The command line and the files that come with it
+
+
+@pytest.mark.parametrize("name", ["smoke", "low_end", "outdoor"])
+def test_the_config_files_that_come_along_are_read(name: str) -> None:
+    config = read_config(Path(__file__).parents[1] / "config" / "training" / f"{name}.yaml")
+    assert config.network_config().backbone.stride in (8, 16)
+
+
+def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning")
+    import cv2
+    from typer.testing import CliRunner
+
+    from loftr_ros.cli_train import app
+
+    random = np.random.default_rng(0)
+    photos, assets, runs = tmp_path / "photos", tmp_path / "assets", tmp_path / "run"
+    photos.mkdir()
+    for number in range(40):
+        picture = cv2.resize(
+            random.integers(0, 256, (100, 140), dtype=np.uint8), (560, 400), interpolation=cv2.INTER_CUBIC
+        )
+        # Names that differ in numbers only are taken for frames of one video, all held out or none.
+        cv2.imwrite(str(photos / f"{chr(97 + number // 26)}{chr(97 + number % 26)}.png"), picture)
+    runner = CliRunner()
+
+    def call(*arguments: str, code: int = 0) -> str:
+        result = runner.invoke(app, list(arguments))
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "held out" in call("assets", "--photos", str(photos), "--output", str(assets))
+    settings_file = tmp_path / "tiny.yaml"
+    write_config(settings(steps=2), settings_file)
+    made = [f"made.{name}=0" for name in ("room", "clutter", "street", "relief")]
+    sets = [f"data.assets={assets}", "data.sizes=[[96, 64]]", "validation.batches=1", *made]
+    options = [option for setting in sets for option in ("--set", setting)]
+    train = ["--config", str(settings_file), "--output", str(runs), "--quiet", *options]
+    call(*train)
+    assert (runs / "best.safetensors").is_file()
+    assert "holds a training already" in call(*train, code=2)
+    call("--output", str(runs), "--resume", "--quiet", "--max-steps", "3")
+    assert torch.load(runs / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert "--config is missing" in call(code=2)
+    assert "expected NAME=VALUE" in call(*train, "--set", "seed", code=2)
+    assert "tiny.yaml: there is no setting seeds" in call(*train, "--set", "seeds=2", code=2)
