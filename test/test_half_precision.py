@@ -101,7 +101,8 @@ def test_linear_attention_stays_in_the_range_of_fp16_by_its_island(
     assert (message.abs().amax(dim=3) > 0).all()
     assert relative_error(message, truth) < 5e-3
 
-    def summarise_in_half(key: Tensor, value: Tensor, mask: Tensor | None = None) -> attention.Context:
+    def summarise_in_half(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> attention.Context:
+        key, value = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (key, value))
         key, tokens = attention.feature_map(key), key.shape[2]
         products, keys = key.transpose(-1, -2) @ (value / tokens), key.sum(dim=2) / tokens
         return attention.Context(products.float(), keys.float())

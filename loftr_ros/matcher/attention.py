@@ -31,7 +31,7 @@ def feature_map(x: Tensor) -> Tensor:
     return functional.elu(x).add_(1)
 
 
-def summarise(key: Tensor, value: Tensor, mask: Tensor | None = None) -> Context:
+def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Context:
     """Reduce keys and values to what queries need of them.
 
     Both sums are divided by the number of tokens: over 4800 tokens they would leave fp16's range. They are held in
@@ -39,14 +39,25 @@ def summarise(key: Tensor, value: Tensor, mask: Tensor | None = None) -> Context
     says so.
 
     Args:
-        key, value: (B, heads, S, D), keys before the feature map.
+        key, value: (B, S, C), the channels of a head side by side, keys before the feature map.
+        heads: how many there are.
         mask: (B, S) bool, false where a token must not be attended to; None for all.
     """
     key = feature_map(key)
     if mask is not None:
-        key = key * mask[:, None, :, None]
-    tokens = key.shape[2]
-    return Context((key.transpose(-1, -2) @ (value / tokens)).float(), key.sum(dim=2, dtype=torch.float32) / tokens)
+        key = key * mask[..., None]
+    batch, tokens, channels = key.shape
+    value = value / tokens
+    if tokens > channels:
+        # All channels with all: of the blocks only those on the diagonal, of one head each, are of use. Still it takes
+        # less time than a product for each head, whose tokens would have to be brought together first.
+        blocks = (key.transpose(1, 2) @ value).view(batch, heads, channels // heads, heads, -1)
+        products = blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).float()
+    else:
+        by_head = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (key, value))
+        products = (next(by_head).transpose(2, 3) @ next(by_head)).float()
+    keys = key.sum(dim=1, dtype=torch.float32) / tokens
+    return Context(products, keys.view(batch, heads, -1))
 
 
 def normalise(query: Tensor, context: Context) -> Tensor:
@@ -83,8 +94,9 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor
     Returns:
         (B, heads, L, D) in the dtype of `value`.
     """
-    context = summarise(key, value, key_mask)
-    normalised = normalise(query.transpose(1, 2).flatten(2), context).unflatten(2, (query.shape[1], -1))
+    heads = query.shape[1]
+    context = summarise(key.transpose(1, 2).flatten(2), value.transpose(1, 2).flatten(2), heads, key_mask)
+    normalised = normalise(query.transpose(1, 2).flatten(2), context).unflatten(2, (heads, -1))
     return normalised.transpose(1, 2).to(value.dtype) @ context.products.to(value.dtype)
 
 

@@ -56,7 +56,7 @@ class EncoderLayer(nn.Module):
         if self.attention == "full" and key.shape[0] != query.shape[0]:
             key, value = (tensor.expand(query.shape[0], -1, -1, -1) for tensor in (key, value))
         message = attend(query, key, value, source_mask).transpose(1, 2).reshape(x.shape)
-        return self._feed_forward(x, self.merge(message))
+        return x + self._feed_forward(x.to(message.dtype), self.merge(message))
 
     def _summarise(self, source: Tensor, mask: Tensor | None) -> Context:
         """The context of a long sequence, tile by tile."""
@@ -66,7 +66,7 @@ class EncoderLayer(nn.Module):
         for tile in _tiles(source):
             part = source[:, tile].to(self.k_proj.weight.dtype)
             part_mask = None if mask is None else mask[:, tile]
-            context = summarise(self._heads(self.k_proj(part)), self._heads(self.v_proj(part)), part_mask)
+            context = summarise(self.k_proj(part), self.v_proj(part), self.num_heads, part_mask)
             share = part.shape[1] / tokens
             products, keys = products + share * context.products, keys + share * context.keys
         assert isinstance(products, Tensor) and isinstance(keys, Tensor)
@@ -83,14 +83,14 @@ class EncoderLayer(nn.Module):
         merged = (context.products @ merge).reshape(-1, channels, channels).to(self.merge.weight.dtype)
         tiles = []
         for tile in _tiles(x):
-            part = x[:, tile]
-            message = normalise(self.q_proj(part.to(self.q_proj.weight.dtype)), context) @ merged
-            tiles.append(self._feed_forward(part, message))
+            part = x[:, tile].to(merged.dtype)
+            message = normalise(self.q_proj(part), context) @ merged
+            tiles.append(x[:, tile] + self._feed_forward(part, message))
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
 
     def _feed_forward(self, x: Tensor, message: Tensor) -> Tensor:
-        message = self.norm2(self.mlp(torch.cat([x.to(message.dtype), self.norm1(message)], dim=2)))
-        return x + message
+        update: Tensor = self.norm2(self.mlp(torch.cat([x, self.norm1(message)], dim=2)))
+        return update
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, L, C) -> (B, heads, L, C / heads), a view."""
