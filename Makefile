@@ -27,7 +27,7 @@ help:
 	@echo "make demo             run the node on a sequence that the project renders itself"
 	@echo "make demo SOURCE=...  run it on a folder of images, a video or a bag"
 	@echo "make demo ARGS='--network loftr --weights FILE' (or any other option of loftr_ros demo)"
-	@echo "make test             linters, types and tests (ARGS='-k name' for pytest)"
+	@echo "make test             linters, types and tests (ARGS='-k name' for pytest, ARGS=--long for the long ones too)"
 	@echo "make lint             linters and types alone"
 	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
 	@echo "make clean            remove the environments and what was built"

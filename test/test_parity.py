@@ -137,7 +137,7 @@ def off_padding(cells: Tensor, usable: Tensor) -> Tensor:
     return (cells // columns < height - BORDER) & (cells % columns < width - BORDER)
 
 
-PAIRS = ("rendered", "sevenscenes", "kitti", "padded")
+PAIRS = ("rendered", "sevenscenes", pytest.param("kitti", marks=pytest.mark.long), "padded")
 
 
 @pytest.fixture(params=PAIRS)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 EPSILON = 1e-6
-# One over the denominator, at most: where nothing may be attended to, the denominator is EPSILON, and a query divided
-# by it would leave fp16's range.
-_LARGEST_SHARE = 1e4
+# Above any weight that real attention gives, below the end of fp16's range: where nothing may be attended to, a query
+# is divided by EPSILON, and infinity times the products' zero is not zero.
+_LARGEST_QUERY = 6e4
 
 
 class Context(NamedTuple):
@@ -76,11 +76,12 @@ def normalise(query: Tensor, context: Context) -> Tensor:
     # One product with a block-diagonal matrix (heads * channels, heads) in place of one for each head.
     blocks = torch.eye(heads, device=query.device)[:, None, :] * context.keys[..., None]
     mapped = feature_map(query)
-    share = (1 / (mapped.float() @ blocks.flatten(1, 2) + EPSILON)).clamp_max(_LARGEST_SHARE)
+    share = 1 / (mapped.float() @ blocks.flatten(1, 2) + EPSILON)
     by_head = mapped.view(*query.shape[:2], heads, channels)
     if query.requires_grad:
         return (by_head * share[..., None]).to(query.dtype).flatten(2)
-    return by_head.mul_(share[..., None]).flatten(2)  # multiplied in fp32, and rounded once
+    by_head.mul_(share[..., None])  # in fp32, and rounded once
+    return (by_head.clamp_max_(_LARGEST_QUERY) if query.dtype == torch.float16 else by_head).flatten(2)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:

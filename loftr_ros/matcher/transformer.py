@@ -135,7 +135,7 @@ class LocalFeatureTransformer(nn.Module):
             else:
                 # In the published order: image 1 attends to what image 0 has become.
                 tokens0 = layer(tokens0, tokens1, mask1)
-                tokens1 = layer(tokens1.expand(len(tokens0), -1, -1), tokens0, mask0)
+                tokens1 = layer(tokens1.expand(tokens0.shape[0], -1, -1), tokens0, mask0)
         return tokens0, tokens1
 
 
