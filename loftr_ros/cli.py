@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from loftr_ros.cli_errors import fail
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
 from loftr_ros.cli_train import app as train_app
@@ -168,7 +169,7 @@ def play(
                 progress=not quiet,
             )
     except (PlayError, SourceError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{report.published} frames in {report.seconds:.1f} s, {report.failed} failed, {report.late} late")
 
 
@@ -223,9 +224,9 @@ def run(
             front_end = FrontEnd(matcher, config)
             report = run_offline(opened, front_end, output, mask=usable, parquet=parquet, progress=not quiet)
     except ImportError as error:
-        _fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
+        fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
     except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:
-        _fail(error)
+        fail(error)
     typer.echo("\n".join([*report.lines(), f"written to {output}"]))
 
 
@@ -239,7 +240,7 @@ def _parameters(path: Path | None) -> dict[str, Any]:
         content = yaml.safe_load(_existing(path).read_text())
         nodes = [value["ros__parameters"] for value in content.values()]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        _fail(f"{path} is no ROS parameter file (node name, then ros__parameters): {error}")
+        fail(f"{path} is no ROS parameter file (node name, then ros__parameters): {error}")
     flat: dict[str, Any] = {}
     for parameters in nodes:
         _flatten(parameters, "", flat)
@@ -256,13 +257,8 @@ def _flatten(nested: dict[str, Any], prefix: str, flat: dict[str, Any]) -> None:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        _fail(f"parameter file {path} is not there")
+        fail(f"parameter file {path} is not there")
     return path
-
-
-def _fail(error: object) -> Any:
-    typer.echo(f"loftr_ros: {error}", err=True)
-    raise typer.Exit(2)
 
 
 def main() -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from loftr_ros.cli_errors import fail
 
 if TYPE_CHECKING:  # it imports torch, which the command line loads when it is needed
     from loftr_ros.explanation import PairExplanation
@@ -72,9 +74,9 @@ def explain(
         explanation = explain_pair(matcher, (image_a, image_b), points, layer or (), head)
         files = write_pictures(explanation, output)
     except (ConfigError, DeviceError, ExplainError, SourceError, WeightsError) as error:
-        _fail(error)
+        fail(error)
     except OSError as error:
-        _fail(f"{output} cannot be written to: {error.strerror}")
+        fail(f"{output} cannot be written to: {error.strerror}")
     typer.echo("\n".join(table(explanation)))
     typer.echo(f"{len(files)} pictures written to {output}: {', '.join(file.name for file in files)}")
 
@@ -109,10 +111,5 @@ def _point(text: str) -> tuple[float, float]:
     try:
         u, v = (float(part) for part in text.split(","))
     except ValueError:
-        _fail(f"point '{text}' is not understood; expected U,V in pixels of A, such as 320,240")
+        fail(f"point '{text}' is not understood; expected U,V in pixels of A, such as 320,240")
     return u, v
-
-
-def _fail(error: object) -> NoReturn:
-    typer.echo(f"loftr_ros: {error}", err=True)
-    raise typer.Exit(2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from loftr_ros.cli_errors import fail
 
 app = typer.Typer(help="Train a network, and get what it learns from.", invoke_without_command=True)
 
@@ -45,7 +47,7 @@ def train(
     if config is None and output is not None and resume:
         config = output / "config.yaml"
     if config is None:
-        _fail("--config is missing: name a file such as config/training/smoke.yaml")
+        fail("--config is missing: name a file such as config/training/smoke.yaml")
     replaced = _settings(replace or [])
     for name, value in (("budget.max_minutes", max_minutes), ("budget.max_steps", max_steps), ("seed", seed)):
         if value is not None:
@@ -53,7 +55,7 @@ def train(
     try:
         from loftr_ros.training.trainer import train as run
     except ImportError as error:
-        _fail(f"{error}: training needs more than matching does; pip install 'loftr_ros[train]'")
+        fail(f"{error}: training needs more than matching does; pip install 'loftr_ros[train]'")
     from loftr_ros.matcher.checkpoint import WeightsError
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.training.assets import AssetError
@@ -68,7 +70,7 @@ def train(
         output = output or Path("runs") / (config.parent.name if config.stem == "config" else config.stem)
         run(settings, open_data(settings), output, resume=resume, progress=not quiet)
     except (AssetError, DeviceError, RecordedError, TrainingError, ValueError, WeightsError) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -94,7 +96,7 @@ def assets(
     try:
         origins = fetch_assets(folder, downloads=downloads) if photos is None else collect_folder(photos, folder)
     except AssetError as error:
-        _fail(error)
+        fail(error)
     images = sum(origin.images for origin in origins)
     typer.echo(f"{images} images, {sum(origin.held_out for origin in origins)} of them held out, are in {folder}")
 
@@ -107,7 +109,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            _fail(f"--set {text}: expected NAME=VALUE")
+            fail(f"--set {text}: expected NAME=VALUE")
         values[name] = yaml.safe_load(value)
     return values
 
@@ -118,8 +120,3 @@ def _show_lines() -> None:
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("loftr_ros").setLevel(logging.INFO)
-
-
-def _fail(error: object) -> NoReturn:
-    typer.echo(f"loftr_ros: {error}", err=True)
-    raise typer.Exit(2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from loftr_ros.cli_errors import fail
 
 app = typer.Typer(help="Published weights: list, get, check, convert.", no_args_is_help=True)
 
@@ -49,11 +51,11 @@ def get(
 
     entry = find_entry(name)
     if entry is None:
-        _fail(f"no published weights are called '{name}'; there are {', '.join(entry.name for entry in CATALOGUE)}")
+        fail(f"no published weights are called '{name}'; there are {', '.join(entry.name for entry in CATALOGUE)}")
     try:
         typer.echo(get_weights(entry, output, progress=not quiet))
     except WeightsError as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -75,7 +77,7 @@ def check(file: Annotated[Path, typer.Argument(help="A weights file in any layou
         recognition = recognise_file(held)
         used = check_weights(recognition.config, held)
     except WeightsError as error:
-        _fail(error)
+        fail(error)
     floating = {name: value for name, value in used.items() if value.is_floating_point()}
     kinds = sorted({str(value.dtype).removeprefix("torch.") for value in floating.values()} or {str(torch.float32)})
     statistics = (".running_mean", ".running_var")
@@ -122,10 +124,5 @@ def convert(
         used = check_weights(config, held)
         save_network_weights(target, used, config, held.metadata.get("source") or source.name)
     except WeightsError as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{target}: network {config.name}, {target.stat().st_size / 1e6:.1f} MB")
-
-
-def _fail(error: object) -> NoReturn:
-    typer.echo(f"loftr_ros: {error}", err=True)
-    raise typer.Exit(2)

@@ -38,6 +38,26 @@ def shows_nothing(image: Tensor) -> bool:
     return bool(image.amax() - image.amin() <= (1 if image.dtype == torch.uint8 else 1 / 255))
 
 
+def cells_taking_part(image: Tensor, usable: Tensor | None, cell_size: int) -> Tensor | None:
+    """(1, L) bool: cells that take part in attention and matching; None where all do.
+
+    Args:
+        image: (H, W), see `shows_nothing`.
+        usable: (H, W) bool, false for pixels to ignore; None for none.
+        cell_size: side of a cell, in pixels.
+
+    Raises:
+        ValueError: the mask is not of the image's size.
+    """
+    if usable is not None and usable.shape != image.shape:
+        raise ValueError(
+            f"mask of shape {tuple(usable.shape)} for an image of shape {tuple(image.shape)}: expected the same"
+        )
+    if shows_nothing(image):
+        usable = torch.zeros(image.shape, dtype=torch.bool, device=image.device)
+    return None if usable is None else usable_cells(usable, cell_size)
+
+
 def allowed_cells(config: LoFTRConfig, features: ImageFeatures) -> Tensor:
     """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
     rows, columns = features.grid

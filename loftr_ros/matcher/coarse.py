@@ -57,13 +57,26 @@ class Candidates(NamedTuple):
     value: Tensor
 
 
-def scores(tokens0: Tensor, tokens1: Tensor, temperature: float) -> Tensor:
+def scores(
+    tokens0: Tensor,
+    tokens1: Tensor,
+    temperature: float,
+    attended0: Tensor | None = None,
+    attended1: Tensor | None = None,
+) -> Tensor:
     """Scaled dot products S of the paper's section 3.3: (B, L, C) and (B, S, C) -> (B, L, S), in fp32.
+
+    Of what is not attended, (B, L) and (B, S) bool, they are far below any other.
 
     The scores are an fp32 island: divided by the temperature they reach hundreds, where half precision
     rounds to whole units and the softmax turns that into a factor of e.
     """
-    return scaled(tokens0, temperature) @ tokens1.float().transpose(1, 2)
+    s = scaled(tokens0, temperature) @ tokens1.float().transpose(1, 2)
+    if attended0 is not None:
+        s = s.masked_fill(~attended0[:, :, None], NEVER)
+    if attended1 is not None:
+        s = s.masked_fill(~attended1[:, None, :], NEVER)
+    return s
 
 
 def scaled(tokens0: Tensor, temperature: float) -> Tensor:
@@ -82,11 +95,7 @@ def confidence_matrix(
 
     `dual_softmax` finds the same matches without ever holding it.
     """
-    s = scores(tokens0, tokens1, temperature)
-    if attended0 is not None:
-        s = s.masked_fill(~attended0[:, :, None], NEVER)
-    if attended1 is not None:
-        s = s.masked_fill(~attended1[:, None, :], NEVER)
+    s = scores(tokens0, tokens1, temperature, attended0, attended1)
     return torch.softmax(s, dim=1) * torch.softmax(s, dim=2)
 
 
@@ -123,8 +132,12 @@ def dual_softmax(
     found = []
     for pair in range(len(tokens0)):
         left, right = scaled(tokens0[pair], temperature) * BITS, tokens1[pair].float()
-        candidates = _dual_softmax_candidates(left, right, threshold, _of(attended0, pair), _of(attended1, pair))
-        best = mutual_best(candidates, threshold, len(left), len(right), _of(allowed0, pair), _of(allowed1, pair))
+        candidates = _dual_softmax_candidates(
+            left, right, threshold, of_pair(attended0, pair), of_pair(attended1, pair)
+        )
+        best = mutual_best(
+            candidates, threshold, len(left), len(right), of_pair(allowed0, pair), of_pair(allowed1, pair)
+        )
         found.append(most_confident(best, max_matches))
     return batched(found)
 
@@ -247,5 +260,6 @@ def _dual_softmax_candidates(
     return Candidates(row, column, torch.exp2(log_value - column_lse[column]))
 
 
-def _of(mask: Tensor | None, pair: int) -> Tensor | None:
+def of_pair(mask: Tensor | None, pair: int) -> Tensor | None:
+    """One pair's part of a batch of masks; None where there is none."""
     return None if mask is None else mask[pair]

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.backbone import Backbone
-from loftr_ros.matcher.cells import (
-    allowed_cells,
-    cell_offset,
-    points_of_cells,
-    shows_nothing,
-    usable_cells,
-    without_ignored,
-)
+from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.fine import FineMatcher, FinePreprocess
@@ -120,21 +113,14 @@ class LoFTR(nn.Module):
                 f"image of shape {tuple(image.shape)}: expected (H, W) with sides of at least {self.cell_size} px"
             )
         height, width = image.shape
+        usable = None if usable is None else usable.to(self.device, torch.bool)
+        cells = cells_taking_part(image, usable, self.cell_size)
+        cells = None if cells is None else cells.to(self.device)
         pixels = image.to(self.device)[None, None]
         pixels = (pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype)
         coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         grid = (coarse.shape[2], coarse.shape[3])
         tokens = (coarse + self._position(*grid)).flatten(2).transpose(1, 2).contiguous()
-        cells = None
-        if usable is not None:
-            if usable.shape != image.shape:
-                raise ValueError(
-                    f"mask of shape {tuple(usable.shape)} for an image of shape {tuple(image.shape)}: expected the same"
-                )
-            usable = usable.to(self.device, torch.bool)
-            cells = usable_cells(usable, self.cell_size)
-        if shows_nothing(image):
-            cells = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=self.device)
         tokens = self.loftr_coarse.encode(tokens, cells).to(self.dtype)
         return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.cells import allowed_cells, cell_offset, shows_nothing, usable_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, without_ignored
 from loftr_ros.matcher.config import CoarseMatchingConfig
 from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, Exported, read_model
 from loftr_ros.matcher.interface import ImageFeatures, Matches
@@ -136,16 +136,9 @@ class OnnxMatcher:
             )
         pixels = image.to(self._device)
         pixels = pixels.float() / 255 if image.dtype == torch.uint8 else pixels.float()
-        cells = None
-        if usable is not None:
-            if usable.shape != image.shape:
-                raise ValueError(
-                    f"mask of shape {tuple(usable.shape)} for an image of shape {tuple(image.shape)}: expected the same"
-                )
-            usable = usable.to(self._device, torch.bool)
-            cells = usable_cells(usable, self.cell_size)
-        if shows_nothing(image):
-            cells = torch.zeros_like(self._all_cells)
+        usable = None if usable is None else usable.to(self._device, torch.bool)
+        cells = cells_taking_part(image, usable, self.cell_size)
+        cells = None if cells is None else cells.to(self._device)
         grid = self._exported.grid
         results = {"tokens": self._empty(1, grid[0] * grid[1], self.config.backbone.coarse_dim)}
         fine = None

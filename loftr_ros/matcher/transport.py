@@ -16,13 +16,13 @@ from torch import Tensor
 from loftr_ros.matcher.coarse import (
     BITS,
     LOWEST_THRESHOLD,
-    NEVER,
     Candidates,
     CoarseMatches,
     batched,
     entries_above,
     most_confident,
     mutual_best,
+    of_pair,
     scaled,
     scores,
     tiles_of,
@@ -47,11 +47,7 @@ def assignment_matrix(
         iterations: of Sinkhorn's algorithm.
         attended0, attended1: (B, L) and (B, S) bool, false for cells that are masked.
     """
-    s = scores(tokens0, tokens1, 1.0)
-    if attended0 is not None:
-        s = s.masked_fill(~attended0[:, :, None], NEVER)
-    if attended1 is not None:
-        s = s.masked_fill(~attended1[:, None, :], NEVER)
+    s = scores(tokens0, tokens1, 1.0, attended0, attended1)
     batch, rows, columns = s.shape
     alpha = bin_score.float()
     s = torch.cat([s, alpha.expand(batch, rows, 1)], dim=2)
@@ -102,8 +98,8 @@ def optimal_transport(
             scaled(tokens0[pair], 1.0) * BITS,
             tokens1[pair].float(),
             alpha * BITS,
-            None if attended0 is None else attended0[pair],
-            None if attended1 is None else attended1[pair],
+            of_pair(attended0, pair),
+            of_pair(attended1, pair),
         )
         for _ in range(iterations):
             plan.iterate()
@@ -112,8 +108,8 @@ def optimal_transport(
             threshold,
             len(plan.left),
             len(plan.right),
-            None if allowed0 is None else allowed0[pair],
-            None if allowed1 is None else allowed1[pair],
+            of_pair(allowed0, pair),
+            of_pair(allowed1, pair),
         )
         found.append(most_confident(best, max_matches))
     return batched(found)
