@@ -143,7 +143,7 @@ def test_confidences_of_half_features_are_as_exact_as_the_features(monkeypatch: 
     assert (without - truth).abs().nan_to_num(1.0).max() > 0.05, "the island is there for nothing"
 
 
-def scores_in_half(tokens0: Tensor, tokens1: Tensor, temperature: float) -> Tensor:
+def scores_in_half(tokens0: Tensor, tokens1: Tensor, temperature: float, *attended: Tensor | None) -> Tensor:
     return (tokens0 / (tokens0.shape[2] * temperature)) @ tokens1.transpose(1, 2)
 
 
