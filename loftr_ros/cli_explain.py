@@ -70,7 +70,8 @@ def explain(
                 raise SourceError(f"image {image} is not there")
         config = MatcherConfig(network=preset, weights=weights, device=device, precision=precision)
         matcher = open_matcher(matcher_spec(config, MatchingConfig()))
-        assert isinstance(matcher, LoFTR)
+        if not isinstance(matcher, LoFTR):
+            raise ExplainError(f"network '{matcher.config.name}' is not drawn yet; expected one of LoFTR's")
         explanation = explain_pair(matcher, (image_a, image_b), points, layer or (), head)
         files = write_pictures(explanation, output)
     except (ConfigError, DeviceError, ExplainError, SourceError, WeightsError) as error:

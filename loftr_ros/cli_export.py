@@ -38,6 +38,7 @@ def export(
 
     from loftr_ros.matcher.checkpoint import WeightsError, load_network
     from loftr_ros.matcher.export import ExportError, export_network
+    from loftr_ros.matcher.loftr import LoFTR
     from loftr_ros.matcher.precision import DeviceError, resolve_precision
     from loftr_ros.weights import VARIABLE, find_weights
 
@@ -50,6 +51,8 @@ def export(
         path = None if weights == _RANDOM else find_weights(network, weights)
         device = torch.device("cpu")
         model = load_network(network, path, device, resolve_precision(precision, device), coarse=coarse)
+        if not isinstance(model, LoFTR):
+            raise ExportError(f"network '{model.config.name}' is not exported yet; expected one of LoFTR's")
         folder = output or Path(f"{model.config.name}_{width}x{height}")
         exported = export_network(
             model, folder, width, height, weights=_RANDOM if path is None else path.name, opset=opset

@@ -21,10 +21,11 @@ from torch import Tensor
 from loftr_ros.matcher.cells import cell_offset
 from loftr_ros.matcher.checkpoint import load_network, read_weights, recognise_file
 from loftr_ros.matcher.coarse import confidence_matrix
-from loftr_ros.matcher.config import COARSE_LITE, LOFTR, LOFTR_16_4, LOFTR_OT, BackboneConfig, LoFTRConfig
+from loftr_ros.matcher.config import COARSE_LITE, COMPACT, LOFTR, LOFTR_16_4, LOFTR_OT, BackboneConfig, LoFTRConfig
 from loftr_ros.matcher.interface import Matches
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.transport import assignment_matrix
+from loftr_ros.training.compact import CompactObjective
 from loftr_ros.training.config import (
     ConfigError,
     DistillationConfig,
@@ -320,6 +321,20 @@ def test_every_preset_has_finite_losses_and_a_gradient_for_all_its_weights(confi
     total, parts = objective.losses(pair_batch(Homographies()[0]))
     assert total.isfinite()
     assert ("fine" in parts) == (config.fine is not None)
+    total.backward()
+    without = [
+        name for name, p in objective.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("negatives", ["hardest", "dense", "none"])
+def test_the_compact_network_has_finite_losses_and_a_gradient_for_all_its_weights(negatives: str) -> None:
+    losses = LossConfig(negatives=negatives, feature_weight=0.1, fine_samples=8, cell_samples=8)
+    objective = CompactObjective(COMPACT, losses, DistillationConfig(), None)
+    objective.network.train()
+    total, parts = objective.losses(pair_batch(Homographies()[0]))
+    assert total.isfinite() and {"coarse", "feature", "cell", "fine"} <= parts.keys()
     total.backward()
     without = [
         name for name, p in objective.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()

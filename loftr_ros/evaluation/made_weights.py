@@ -52,8 +52,10 @@ def made_state_dict(preset: str, seed: int = 0) -> dict[str, Tensor]:
         ValueError: there is no such preset, or it has no fine stage.
     """
     config = PRESETS.get(preset)
-    if config is None or config.fine is None:
-        known = ", ".join(name for name, network in PRESETS.items() if network.fine is not None)
+    if not isinstance(config, LoFTRConfig) or config.fine is None:
+        known = ", ".join(
+            name for name, network in PRESETS.items() if isinstance(network, LoFTRConfig) and network.fine is not None
+        )
         raise ValueError(f"weights are not made for '{preset}'; expected one of {known}")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -6,16 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 
-def cell_offset(config: LoFTRConfig) -> float:
+def cell_offset(config: NetworkConfig) -> float:
     """From a cell's top-left pixel to its point, in pixels, by the convention that the weights were trained with."""
-    return (config.backbone.stride - 1) / 2 if config.coarse.point == "centre" else 0.0
+    return point_offset(config, config.backbone.stride)
 
 
-def points_of_cells(config: LoFTRConfig, cells: Tensor, columns: int) -> Tensor:
+def point_offset(config: NetworkConfig, side: int) -> float:
+    """The same for what has another side than a cell, in pixels."""
+    return (side - 1) / 2 if config.coarse.point == "centre" else 0.0
+
+
+def points_of_cells(config: NetworkConfig, cells: Tensor, columns: int) -> Tensor:
     """(N,) int64 cells of a grid so many columns wide -> (N, 2) float32 pixels (u, v)."""
     corner = torch.stack([cells % columns, cells // columns], dim=1).float() * config.backbone.stride
     return corner + cell_offset(config)
@@ -58,7 +63,7 @@ def cells_taking_part(image: Tensor, usable: Tensor | None, cell_size: int) -> T
     return None if usable is None else usable_cells(usable, cell_size)
 
 
-def allowed_cells(config: LoFTRConfig, features: ImageFeatures) -> Tensor:
+def allowed_cells(config: NetworkConfig, features: ImageFeatures) -> Tensor:
     """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
     rows, columns = features.grid
     border, cell_size = config.coarse.border, config.backbone.stride

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.config import PRESETS, LoFTRConfig
-from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.build import Network, build_network
+from loftr_ros.matcher.config import PRESETS, NetworkConfig
 from loftr_ros.matcher.recognition import FORMAT, Recognition, WeightsError, metadata_of_config, recognise, same_weights
 
 __all__ = [
@@ -63,7 +63,7 @@ class WeightsFile:
     metadata: Mapping[str, str]
 
 
-def preset(network: str) -> LoFTRConfig:
+def preset(network: str) -> NetworkConfig:
     """The preset of a name.
 
     Raises:
@@ -81,7 +81,7 @@ def load_network(
     dtype: torch.dtype,
     *,
     coarse: Mapping[str, Any] | None = None,
-) -> LoFTR:
+) -> Network:
     """Build a network, load its weights and make it ready to infer.
 
     Args:
@@ -111,7 +111,7 @@ def load_network(
     return model.prepare(device, dtype)
 
 
-def load_weights(model: LoFTR, file: WeightsFile) -> None:
+def load_weights(model: Network, file: WeightsFile) -> None:
     """Load a file's weights into a network as it was built, every one and nothing else.
 
     Raises:
@@ -120,7 +120,7 @@ def load_weights(model: LoFTR, file: WeightsFile) -> None:
     model.load_state_dict(check_weights(model.config, file), strict=False)
 
 
-def check_weights(config: LoFTRConfig, file: WeightsFile) -> dict[str, Tensor]:
+def check_weights(config: NetworkConfig, file: WeightsFile) -> dict[str, Tensor]:
     """The weights in a file that a network takes: all of them, of its shapes, finite.
 
     Raises:
@@ -198,7 +198,7 @@ def read_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, weights, layout, {})
 
 
-def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: LoFTRConfig, source: str) -> None:
+def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: NetworkConfig, source: str) -> None:
     """Write weights in our own format: one safetensors file that says which network it is of.
 
     Args:
@@ -235,7 +235,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _choose(asked: LoFTRConfig | None, file: WeightsFile) -> LoFTRConfig:
+def _choose(asked: NetworkConfig | None, file: WeightsFile) -> NetworkConfig:
     """The network to build for a file, where the user asked for one, or left it to the file."""
     if asked is None:
         found = recognise_file(file)
@@ -253,22 +253,22 @@ def _choose(asked: LoFTRConfig | None, file: WeightsFile) -> LoFTRConfig:
     return asked
 
 
-def _build(config: LoFTRConfig) -> LoFTR:
+def _build(config: NetworkConfig) -> Network:
     """A network with random weights, the same ones every time; the program's own random numbers are not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return LoFTR(config)
+        return build_network(config)
 
 
-def _used(config: LoFTRConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _used(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unused = (*config.untrained, *_COMPUTED)
     return {name: value for name, value in weights.items() if not name.startswith(unused)}
 
 
-def _differences(config: LoFTRConfig, found: Mapping[str, Tensor]) -> list[str]:
+def _differences(config: NetworkConfig, found: Mapping[str, Tensor]) -> list[str]:
     """In words, how weights differ from those of a network."""
     with torch.device("meta"):  # names and shapes alone, at no cost
-        expected = LoFTR(config).state_dict()
+        expected = build_network(config).state_dict()
     missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in expected]
     misshapen = [

@@ -117,6 +117,94 @@ class LoFTRConfig:
     position_slip: bool = False
     untrained: tuple[str, ...] = field(default=())
 
+    @property
+    def coarse_stride(self) -> int:
+        """Side of what coarse matching compares, in pixels: of a cell."""
+        return self.backbone.stride
+
+
+@dataclass(frozen=True)
+class CompactBackboneConfig:
+    """The backbone of `compact`. All kernels are centred on what they see, so features stand at cells' centres.
+
+    Attributes:
+        dims: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
+        blocks: residual blocks at each of them.
+        cell_dim: channels of the cells' features, at 1/8.
+        fine_dim: channels of the fine features, at 1/2.
+    """
+
+    dims: tuple[int, ...]
+    blocks: tuple[int, ...]
+    cell_dim: int
+    fine_dim: int
+
+    @property
+    def stride(self) -> int:
+        """Side of a cell, in pixels."""
+        return 8
+
+    @property
+    def region_dim(self) -> int:
+        """Channels of the regions' features."""
+        return self.dims[-1]
+
+
+@dataclass(frozen=True)
+class RegionTransformerConfig:
+    """Softmax attention between regions of 16 px; keys and values are pooled two by two, as EfficientLoFTR does.
+
+    Attributes:
+        num_heads: attention heads.
+        layers: the layers in their order; none for a network without attention.
+    """
+
+    num_heads: int
+    layers: tuple[Literal["self", "cross"], ...]
+
+
+@dataclass(frozen=True)
+class CompactFineConfig:
+    """The fine stage of `compact`: a template of fine features is correlated around its match.
+
+    Attributes:
+        template: side of the template, in fine features; even, since cells' centres are between four of them.
+        reach: largest shift that is looked at, in fine features.
+        hidden: width of the layer that reads the correlation.
+        sigma_scale: what the predicted standard deviation is multiplied by, so that 68 % of errors along an axis are
+            within it on held-out photos.
+    """
+
+    template: int
+    reach: int
+    hidden: int
+    sigma_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Our own small network.
+
+    Attributes:
+        name: the preset's name.
+        backbone, transformer, coarse, fine: the stages; `coarse` is of regions and of the cells in them.
+        untrained: as `LoFTRConfig`'s.
+    """
+
+    name: str
+    backbone: CompactBackboneConfig
+    transformer: RegionTransformerConfig
+    coarse: CoarseMatchingConfig
+    fine: CompactFineConfig
+    untrained: tuple[str, ...] = field(default=())
+
+    @property
+    def coarse_stride(self) -> int:
+        """Side of what coarse matching compares, in pixels: of a region."""
+        return 2 * self.backbone.stride
+
+
+NetworkConfig = LoFTRConfig | CompactConfig
 
 # The published network: outdoor_ds, indoor_ds.
 LOFTR = LoFTRConfig(
@@ -161,6 +249,16 @@ COARSE_LITE = LoFTRConfig(
     ),
 )
 
-PRESETS: dict[str, LoFTRConfig] = {
-    config.name: config for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE)
+# Trained here, for two CPU cores and small GPUs: 16-px regions attend to each other and are matched, then the four
+# cells of 8 px in each, then pixels at 1/2 of the image.
+COMPACT = CompactConfig(
+    name="compact",
+    backbone=CompactBackboneConfig(dims=(16, 48, 96, 128), blocks=(0, 1, 2, 2), cell_dim=64, fine_dim=24),
+    transformer=RegionTransformerConfig(num_heads=4, layers=("self", "cross") * 2),
+    coarse=CoarseMatchingConfig(threshold=0.2, border=2, point="centre", max_matches=2000),
+    fine=CompactFineConfig(template=4, reach=3, hidden=64),
+)
+
+PRESETS: dict[str, NetworkConfig] = {
+    config.name: config for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE, COMPACT)
 }

@@ -93,6 +93,8 @@ def read_model(folder: Path) -> Exported:
         config = config_from_metadata(
             {"format_version": network["config_version"], "config": json.dumps(network["config"])}
         )
+        if not isinstance(config, LoFTRConfig):
+            raise WeightsError(f"a network '{config.name}' is never exported")
         return Exported(
             config=config,
             width=int(content["width"]),

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.config import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,14 @@ class ImageFeatures:
         tokens: (1, L, C) coarse features after the layers that see this image only.
         fine: (1, Cf, Hf, Wf) fine features, channels last; None where there is no fine stage, or where they are made
             window by window from `unsmoothed`.
-        grid: (rows, columns) of coarse cells, L = rows * columns.
+        grid: (rows, columns) of cells; of coarse tokens too, L = rows * columns, except where `cells` is given.
         size: (width, height) of the image that was encoded, in pixels.
         usable: (1, L) bool, false for cells that take no part since most of their pixels are to be ignored; None
             where all do.
         pixels: (H, W) bool, false for pixels that must not appear in a match; None where all may.
         unsmoothed: (1, Cu, Hf, Wf) channels last, what the fine features are made of by the backbone's last two
             convolutions, which are 30 % of its work: most images need them around their matches only.
+        cells: (1, Cc, rows, columns) channels last, of networks whose tokens are coarser than their cells.
         slot: place in the `FeatureRing` that keeps it; None outside of one.
     """
 
@@ -37,6 +38,7 @@ class ImageFeatures:
     usable: Tensor | None = None
     pixels: Tensor | None = None
     unsmoothed: Tensor | None = None
+    cells: Tensor | None = None
     slot: int | None = None
 
 
@@ -66,7 +68,9 @@ class Matches:
 class Matcher(Protocol):
     """Encodes an image once and matches it against many. `LoFTR` is one; so is the ONNX backend."""
 
-    config: LoFTRConfig
+    @property
+    def config(self) -> NetworkConfig:
+        """The network."""
 
     @property
     def has_fine_stage(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from loftr_ros.matcher.config import PRESETS, LoFTRConfig
+from loftr_ros.matcher.config import COMPACT, PRESETS, CompactConfig, LoFTRConfig, NetworkConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,16 @@ PUBLISHED_DIGESTS = {
 }
 
 _STEM = "backbone.conv1.weight"
+# Which no other network has.
+_COMPACT_STEM = "backbone.stages.0.0.conv.weight"
 _BIN_SCORE = "coarse_matching.bin_score"
 _POSITION = "pos_encoding.pe"
+
+
+# Kinds of configurations by their names in the metadata; files from before there were two say nothing.
+_FAMILIES: dict[str, type[LoFTRConfig] | type[CompactConfig]] = {"loftr": LoFTRConfig, "compact": CompactConfig}
+
+_LOFTRS = [config for config in PRESETS.values() if isinstance(config, LoFTRConfig)]
 
 
 class WeightsError(RuntimeError):
@@ -43,7 +51,7 @@ class Recognition:
         alternatives: presets with the very same names and shapes that it may as well be; empty where all is told.
     """
 
-    config: LoFTRConfig
+    config: NetworkConfig
     by: str
     alternatives: tuple[str, ...] = ()
 
@@ -133,16 +141,22 @@ def recognise(
     Raises:
         WeightsError: they are of no network that is known here; says what was expected and found.
     """
+    ours = config_from_metadata(metadata) if metadata and metadata.get("format") == FORMAT else None
+    if _COMPACT_STEM in weights and (ours is None or isinstance(ours, CompactConfig)):
+        # Its own shapes are compared when it is loaded: there is one network of this kind.
+        return Recognition(ours or COMPACT, "metadata" if ours else "contents")
     found = structure_of(weights)
-    if metadata and metadata.get("format") == FORMAT:
-        config = config_from_metadata(metadata)
+    if ours is not None:
+        config = ours
+        if not isinstance(config, LoFTRConfig):
+            raise WeightsError(f"its metadata says '{config.name}', but it holds weights of {found}")
         expected = structure_of_config(config)
         if found != expected:
             raise WeightsError(f"its metadata says '{config.name}' ({expected}), but it holds weights of {found}")
         return Recognition(config, "metadata")
-    candidates = [config for config in PRESETS.values() if structure_of_config(config) == found]
+    known = {config.name: structure_of_config(config) for config in _LOFTRS}
+    candidates = [config for config in _LOFTRS if known[config.name] == found]
     if not candidates:
-        known = {config.name: structure_of_config(config) for config in PRESETS.values()}
         near = max(known, key=lambda name: _agreement(known[name], found))
         raise WeightsError(f"no network known here has {found}; the nearest is '{near}', which has {known[near]}")
     if len(candidates) == 1:
@@ -159,23 +173,26 @@ def recognise(
     return Recognition(first, "contents", tuple(config.name for config in others))
 
 
-def same_weights(one: LoFTRConfig, other: LoFTRConfig) -> bool:
+def same_weights(one: NetworkConfig, other: NetworkConfig) -> bool:
     """Whether two networks have the very same names and shapes of weights."""
+    if not isinstance(one, LoFTRConfig) or not isinstance(other, LoFTRConfig):
+        return False  # there is one of the other kind
     return structure_of_config(one) == structure_of_config(other)
 
 
-def metadata_of_config(config: LoFTRConfig, source: str) -> dict[str, str]:
+def metadata_of_config(config: NetworkConfig, source: str) -> dict[str, str]:
     """What our own format says of weights, beside them."""
     return {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "network": config.name,
+        "family": next(name for name, kind in _FAMILIES.items() if isinstance(config, kind)),
         "config": json.dumps(asdict(config)),
         "source": source,
     }
 
 
-def config_from_metadata(metadata: Mapping[str, str]) -> LoFTRConfig:
+def config_from_metadata(metadata: Mapping[str, str]) -> NetworkConfig:
     """The network that our own format names.
 
     Raises:
@@ -185,12 +202,12 @@ def config_from_metadata(metadata: Mapping[str, str]) -> LoFTRConfig:
     if version != str(FORMAT_VERSION):
         raise WeightsError(f"it is of version '{version}' of our format; this loftr_ros reads version {FORMAT_VERSION}")
     try:
-        config = _build(LoFTRConfig, json.loads(metadata["config"]))
+        config = _build(_FAMILIES[metadata.get("family", "loftr")], json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"its metadata does not describe a network ({error}): it is damaged, or a newer loftr_ros wrote it"
         ) from error
-    assert isinstance(config, LoFTRConfig)
+    assert isinstance(config, (LoFTRConfig, CompactConfig))
     return config
 
 

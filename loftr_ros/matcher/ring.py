@@ -9,6 +9,9 @@ from torch import Tensor
 
 from loftr_ros.matcher.interface import ImageFeatures
 
+# What of an image's features is kept.
+_HELD = ("tokens", "fine", "cells")
+
 
 class FeatureRing:
     """A fixed number of places for the features of images of one size.
@@ -24,8 +27,7 @@ class FeatureRing:
         """
         self._capacity = capacity
         self._free = list(range(capacity))[::-1]
-        self._tokens: Tensor | None = None
-        self._fine: Tensor | None = None
+        self._kept: dict[str, Tensor] = {}
 
     def keep(self, features: ImageFeatures) -> ImageFeatures:
         """Copy features into a free place.
@@ -42,30 +44,23 @@ class FeatureRing:
         """
         if not self._free:
             raise ValueError(f"all {self._capacity} places of the ring are taken; free one first")
-        if not self._fits(features):
+        held = {name: getattr(features, name) for name in _HELD if getattr(features, name) is not None}
+        if not _like(self._kept, held):
             if len(self._free) < self._capacity:
                 raise ValueError(
                     f"features of shape {tuple(features.tokens.shape)} in a ring that holds others; free those first"
                 )
-            self._tokens = self._fine = None  # given back before as much is asked for
-            self._tokens = _places(self._capacity, features.tokens)
-            self._fine = None if features.fine is None else _places(self._capacity, features.fine)
-        assert self._tokens is not None
+            self._kept = {}  # given back before as much is asked for
+            self._kept = {name: _places(self._capacity, tensor) for name, tensor in held.items()}
         slot = self._free.pop()
-        tokens = self._tokens[slot : slot + 1].copy_(features.tokens)
-        fine = None
-        if self._fine is not None and features.fine is not None:
-            fine = self._fine[slot : slot + 1].copy_(features.fine)
-        return replace(features, tokens=tokens, fine=fine, unsmoothed=None, slot=slot)
+        views = {name: self._kept[name][slot : slot + 1].copy_(tensor) for name, tensor in held.items()}
+        return replace(features, **views, unsmoothed=None, slot=slot)  # type: ignore[arg-type]
 
     def free(self, features: ImageFeatures) -> None:
         """Give up the place of features that `keep` returned."""
         if features.slot is None or features.slot in self._free:
             raise ValueError("these features are not in the ring")
         self._free.append(features.slot)
-
-    def _fits(self, features: ImageFeatures) -> bool:
-        return _like(self._tokens, features.tokens) and _like(self._fine, features.fine)
 
 
 def _places(capacity: int, like: Tensor) -> Tensor:
@@ -74,7 +69,10 @@ def _places(capacity: int, like: Tensor) -> Tensor:
     return torch.empty((capacity, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=order)
 
 
-def _like(places: Tensor | None, features: Tensor | None) -> bool:
-    if places is None or features is None:
-        return places is features
-    return (places.shape[1:], places.dtype, places.device) == (features.shape[1:], features.dtype, features.device)
+def _like(places: dict[str, Tensor], features: dict[str, Tensor]) -> bool:
+    """Whether places are for features such as these."""
+    return places.keys() == features.keys() and all(
+        (place.shape[1:], place.dtype, place.device)
+        == (features[name].shape[1:], features[name].dtype, features[name].device)
+        for name, place in places.items()
+    )

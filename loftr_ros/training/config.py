@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from loftr_ros.frontend.config import ConfigError, Settings, prefix_of, setting, with_values
-from loftr_ros.matcher.config import PRESETS, LoFTRConfig
+from loftr_ros.matcher.config import PRESETS
+from loftr_ros.matcher.config import NetworkConfig as NetworkPreset
 from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
 
 __all__ = ["ConfigError", "TrainingConfig", "read_config", "write_config"]
@@ -46,6 +47,10 @@ class LossConfig(Settings):
     feature_weight: float = setting(
         0.0, "Weight of the coarse loss on the backbone's features before attention", low=0.0, high=100.0
     )
+    cell_weight: float = setting(
+        1.0, "Weight of the loss on the cells of a region, in networks that match regions first", low=0.0, high=100.0
+    )
+    cell_samples: int = setting(64, "Matched regions taken from each pair for that loss", low=1, high=10000)
     fine_weight: float = setting(1.0, "Weight of the fine loss", low=0.0, high=100.0)
     fine_samples: int = setting(100, "Matches taken from each pair for the fine loss", low=1, high=10000)
 
@@ -182,7 +187,7 @@ class TrainingConfig:
     """Everything that a training can be told.
 
     Attributes:
-        network_changes: fields of the network's preset that are replaced, nested as `LoFTRConfig` is.
+        network_changes: fields of the network's preset that are replaced, nested as its configuration is.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -209,7 +214,7 @@ class TrainingConfig:
             raise ConfigError("budget.max_steps and budget.max_minutes are both 0; set one, or both")
         self.network_config()
 
-    def network_config(self) -> LoFTRConfig:
+    def network_config(self) -> NetworkPreset:
         """The network's preset with its changes.
 
         Raises:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import cell_offset
-from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.cells import point_offset
+from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.interface import ImageFeatures, Matcher
 
 # Confidences below this are as good as none; their logarithm would be.
@@ -28,7 +28,7 @@ class ConfidentMatcher(Matcher, Protocol):
 class Teacher:
     """Any network, whatever its cells are, seen on the cells of the network that learns."""
 
-    def __init__(self, matcher: ConfidentMatcher, student: LoFTRConfig) -> None:
+    def __init__(self, matcher: ConfidentMatcher, student: NetworkConfig) -> None:
         """Take a network that is ready to infer.
 
         Args:
@@ -67,8 +67,9 @@ class Teacher:
             (B, 1, rows * teacher's stride, columns * teacher's stride).
         """
         teacher, student = self._matcher.config, self._student
-        stride, own = teacher.backbone.stride, student.backbone.stride
-        if stride == own and cell_offset(teacher) == cell_offset(student):
+        stride, own = teacher.coarse_stride, student.coarse_stride
+        offset, own_offset = point_offset(teacher, stride), point_offset(student, own)
+        if stride == own and offset == own_offset:
             return image
         height, width = image.shape[2:]
         if own > stride:  # what is too fine for the smaller image would come out as patterns that are not there
@@ -76,7 +77,7 @@ class Teacher:
         axes = []
         for side in (width, height):
             place = torch.arange(-(-side // own) * stride, device=image.device, dtype=torch.float32)
-            place = (place - cell_offset(teacher)) / stride * own + cell_offset(student)
+            place = (place - offset) / stride * own + own_offset
             axes.append((2 * place + 1) / side - 1)
         grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).expand(len(image), -1, -1, -1)
         return functional.grid_sample(image, grid.to(image.dtype), padding_mode="border", align_corners=False)

@@ -34,6 +34,7 @@ def pair_metrics(matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
         score: F1 of precision and recall, averaged over SCORE_THRESHOLDS: what models are chosen by.
     """
     truth = coarse_truth(batch, matcher.config)
+    coarse_partner = coarse_truth(batch, matcher.config, matcher.config.coarse_stride).partner
     results = []
     for pair in range(len(batch)):
         features = matcher.encode(batch.image0[pair, 0]), matcher.encode(batch.image1[pair, 0])
@@ -41,7 +42,7 @@ def pair_metrics(matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
         matches = matcher.match([keyframe], features[1])[0]
         partner = truth.partner[pair].cpu()
         result = _of_matches(matches, batch.warp01[pair].cpu(), bool(batch.complete[pair]), partner, matcher.cell_size)
-        accuracy = _accuracy(matcher, keyframe, features[1], truth.partner[pair])
+        accuracy = _accuracy(matcher, keyframe, features[1], coarse_partner[pair])
         results.append(result if accuracy is None else {"coarse_accuracy": accuracy, **result})
     return results
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loftr_ros.matcher.checkpoint import AUTO, WeightsFile, check_weights, load_network
-from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.config import LoFTRConfig, NetworkConfig
 from loftr_ros.matcher.fine import expectation, heat_map
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.loftr import LoFTR
@@ -44,7 +44,7 @@ class Objective(ABC):
     """
 
     network: nn.Module
-    config: LoFTRConfig
+    config: NetworkConfig
 
     @abstractmethod
     def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,7 +82,7 @@ class Objective(ABC):
 
 
 def open_objective(
-    config: LoFTRConfig, losses: LossConfig, distillation: DistillationConfig, device: torch.device
+    config: NetworkConfig, losses: LossConfig, distillation: DistillationConfig, device: torch.device
 ) -> Objective:
     """The objective of a network, with random weights.
 
@@ -129,10 +129,80 @@ class Forward(NamedTuple):
     fine1: Tensor | None
 
 
+def dual_softmax_losses(
+    tokens0: Tensor,
+    tokens1: Tensor,
+    truth: CoarseTruth,
+    temperature: float,
+    settings: LossConfig,
+    distillation: DistillationConfig,
+    teacher: Teacher | None,
+    batch: PairBatch,
+) -> dict[str, Tensor]:
+    """The coarse losses of dual-softmax: on what should match, on what should not, and the teacher's."""
+    log_all = None  # the logarithm of the whole confidence matrix, where something needs it
+    if settings.negatives == "dense" or teacher is not None:
+        log_all = log_confidence(tokens0, tokens1, temperature)
+        log_p = log_all.gather(2, truth.partner.clamp_min(0)[..., None])[..., 0]
+        positive = mean_over(focal(log_p, settings.focal_alpha, settings.focal_gamma), truth.partner >= 0)
+    else:
+        positive = positive_loss(tokens0, tokens1, truth, temperature, settings)
+    parts = {"coarse": positive}
+    negative = negative_loss(log_all, tokens0, tokens1, truth, temperature, settings)
+    if negative is not None:
+        parts["no_partner"] = negative
+    if teacher is not None:
+        assert log_all is not None
+        taught = teacher.confidence(batch.image0, batch.image1)
+        parts["soft_target"] = soft_target_loss(log_all, taught, distillation.temperature)
+    return parts
+
+
+def positive_loss(
+    tokens0: Tensor, tokens1: Tensor, truth: CoarseTruth, temperature: float, settings: LossConfig
+) -> Tensor:
+    """The focal loss of what should match, without the whole confidence matrix."""
+    matched = truth.partner >= 0
+    number = torch.arange(truth.partner.shape[1], device=matched.device).expand_as(truth.partner)
+    log_p = log_confidence_at(tokens0, tokens1, temperature, number, truth.partner)
+    return mean_over(focal(log_p, settings.focal_alpha, settings.focal_gamma), matched)
+
+
+def negative_loss(
+    log_all: Tensor | None,
+    tokens0: Tensor,
+    tokens1: Tensor,
+    truth: CoarseTruth,
+    temperature: float,
+    settings: LossConfig,
+) -> Tensor | None:
+    """The focal loss of what should not match: all pairs of cells, or the likeliest of cells without a partner."""
+    alpha, gamma = settings.focal_alpha, settings.focal_gamma
+    if settings.negatives == "dense":
+        assert log_all is not None
+        wrong = torch.ones_like(log_all, dtype=torch.bool)
+        columns = truth.partner.clamp_min(0)[..., None]
+        wrong.scatter_(2, columns, (truth.partner < 0)[..., None])
+        return mean_over(focal_negative(log_all, alpha, gamma), wrong)
+    if settings.negatives == "none":
+        return None
+    count = settings.no_partner_samples
+    row0, column0 = hardest_wrong(tokens0, tokens1, truth.lonely0, count)
+    column1, row1 = hardest_wrong(tokens1, tokens0, truth.lonely1, count)
+    row, column = torch.cat([row0, row1], dim=1), torch.cat([column0, column1], dim=1)
+    if log_all is None:
+        log_p = log_confidence_at(tokens0, tokens1, temperature, row, column)
+    else:
+        flat = row.clamp_min(0) * log_all.shape[2] + column.clamp_min(0)
+        log_p = log_all.flatten(1).gather(1, flat)
+    return mean_over(focal_negative(log_p, alpha, gamma), row >= 0)
+
+
 class LoFTRObjective(Objective):
     """The paper's losses (section 3.5) for every preset that `matcher.loftr.LoFTR` runs."""
 
     network: LoFTR
+    config: LoFTRConfig
 
     def __init__(
         self, config: LoFTRConfig, losses: LossConfig, distillation: DistillationConfig, teacher: Teacher | None
@@ -164,7 +234,7 @@ class LoFTRObjective(Objective):
             "soft_target": self._distillation.weight,
         }
         if settings.feature_weight > 0:
-            parts["feature"] = self._positives(made.raw0, made.raw1, truth)
+            parts["feature"] = positive_loss(made.raw0, made.raw1, truth, self.config.coarse.temperature, settings)
             weights["feature"] = settings.feature_weight
         if made.fine0 is not None:
             parts["fine"] = self._fine_loss(made, truth)
@@ -200,59 +270,25 @@ class LoFTRObjective(Objective):
 
     def _coarse_losses(self, made: Forward, truth: CoarseTruth, batch: PairBatch) -> dict[str, Tensor]:
         coarse, settings = self.config.coarse, self._losses
-        matched = truth.partner >= 0
-        log_all = None  # the logarithm of the whole confidence matrix, where something needs it
-        negative: Tensor | None
-        if coarse.method == "optimal_transport":
-            bin_score = self.network.coarse_matching.bin_score
-            log_plan = log_assignment(made.tokens0, made.tokens1, bin_score, coarse.sinkhorn_iterations)
-            positive, negative = transport_nll(log_plan, truth)
-            log_all = log_plan[:, :-1, :-1]
-        elif settings.negatives == "dense" or self._teacher is not None:
-            log_all = log_confidence(made.tokens0, made.tokens1, coarse.temperature)
-            log_p = log_all.gather(2, truth.partner.clamp_min(0)[..., None])[..., 0]
-            positive = mean_over(focal(log_p, settings.focal_alpha, settings.focal_gamma), matched)
-            negative = self._negatives(log_all, made, truth)
-        else:
-            positive = self._positives(made.tokens0, made.tokens1, truth)
-            negative = self._negatives(None, made, truth)
-        parts = {"coarse": positive}
-        if negative is not None:
-            parts["no_partner"] = negative
+        if coarse.method == "dual_softmax":
+            return dual_softmax_losses(
+                made.tokens0,
+                made.tokens1,
+                truth,
+                coarse.temperature,
+                settings,
+                self._distillation,
+                self._teacher,
+                batch,
+            )
+        bin_score = self.network.coarse_matching.bin_score
+        log_plan = log_assignment(made.tokens0, made.tokens1, bin_score, coarse.sinkhorn_iterations)
+        positive, negative = transport_nll(log_plan, truth)
+        parts = {"coarse": positive, "no_partner": negative}
         if self._teacher is not None:
-            assert log_all is not None
             taught = self._teacher.confidence(batch.image0, batch.image1)
-            parts["soft_target"] = soft_target_loss(log_all, taught, self._distillation.temperature)
+            parts["soft_target"] = soft_target_loss(log_plan[:, :-1, :-1], taught, self._distillation.temperature)
         return parts
-
-    def _positives(self, tokens0: Tensor, tokens1: Tensor, truth: CoarseTruth) -> Tensor:
-        matched = truth.partner >= 0
-        number = torch.arange(truth.partner.shape[1], device=matched.device).expand_as(truth.partner)
-        log_p = log_confidence_at(tokens0, tokens1, self.config.coarse.temperature, number, truth.partner)
-        return mean_over(focal(log_p, self._losses.focal_alpha, self._losses.focal_gamma), matched)
-
-    def _negatives(self, log_all: Tensor | None, made: Forward, truth: CoarseTruth) -> Tensor | None:
-        """The focal loss of what should not match: all pairs of cells, or the likeliest of cells without a partner."""
-        settings = self._losses
-        alpha, gamma = settings.focal_alpha, settings.focal_gamma
-        if settings.negatives == "dense":
-            assert log_all is not None
-            wrong = torch.ones_like(log_all, dtype=torch.bool)
-            columns = truth.partner.clamp_min(0)[..., None]
-            wrong.scatter_(2, columns, (truth.partner < 0)[..., None])
-            return mean_over(focal_negative(log_all, alpha, gamma), wrong)
-        if settings.negatives == "none":
-            return None
-        count = settings.no_partner_samples
-        row0, column0 = hardest_wrong(made.tokens0, made.tokens1, truth.lonely0, count)
-        column1, row1 = hardest_wrong(made.tokens1, made.tokens0, truth.lonely1, count)
-        row, column = torch.cat([row0, row1], dim=1), torch.cat([column0, column1], dim=1)
-        if log_all is None:
-            log_p = log_confidence_at(made.tokens0, made.tokens1, self.config.coarse.temperature, row, column)
-        else:
-            flat = row.clamp_min(0) * log_all.shape[2] + column.clamp_min(0)
-            log_p = log_all.flatten(1).gather(1, flat)
-        return mean_over(focal_negative(log_p, alpha, gamma), row >= 0)
 
     def _fine_loss(self, made: Forward, truth: CoarseTruth) -> Tensor:
         """The fine stage on a fixed number of true matches of each pair."""

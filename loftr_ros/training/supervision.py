@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import cell_offset
-from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.cells import cell_offset, point_offset
+from loftr_ros.matcher.config import LoFTRConfig, NetworkConfig
 
 # A cell's point between pixels takes the mean of their warps; where these are further apart than this, in pixels, an
 # edge of an object runs between them and the mean would be on neither side of it.
@@ -93,9 +93,16 @@ class CoarseTruth:
     grid1: tuple[int, int]
 
 
-def coarse_truth(batch: PairBatch, config: LoFTRConfig) -> CoarseTruth:
-    """Ground truth for the cells of a network, at the points that its convention gives them."""
-    stride, offset = config.backbone.stride, cell_offset(config)
+def coarse_truth(batch: PairBatch, config: NetworkConfig, stride: int | None = None) -> CoarseTruth:
+    """Ground truth for the cells of a network, at the points that its convention gives them.
+
+    Args:
+        batch: of pairs.
+        config: the network.
+        stride: side of the cells, in pixels, where they are not those that matches sit on.
+    """
+    stride = stride or config.backbone.stride
+    offset = point_offset(config, stride)
     target01 = warp_at_cells(batch.warp01, stride, offset)
     target10 = warp_at_cells(batch.warp10, stride, offset)
     grid0, grid1 = target01.shape[1:3], target10.shape[1:3]

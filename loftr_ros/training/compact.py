@@ -1,0 +1,169 @@
+"""What `compact` learns by: the paper's coarse losses on regions, a choice of cells, pixels with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loftr_ros.matcher.cells import cell_offset
+from loftr_ros.matcher.compact import Compact, regions_of
+from loftr_ros.matcher.compact_backbone import REGION_PIXELS, padded
+from loftr_ros.matcher.compact_cells import cells_around_region, cells_in_region, place_around_region
+from loftr_ros.matcher.compact_fine import FINE_PIXELS
+from loftr_ros.matcher.config import CompactConfig
+from loftr_ros.training.config import DistillationConfig, LossConfig
+from loftr_ros.training.distillation import Teacher
+from loftr_ros.training.losses import mean_over
+from loftr_ros.training.objective import Objective, dual_softmax_losses, positive_loss
+from loftr_ros.training.supervision import CoarseTruth, PairBatch, coarse_truth, nearest_cell, sample_matches
+
+# How often a region, or a cell, is asked for beside its true partner, as the stage before it will sometimes say.
+_BESIDE = 0.3
+# Label of what no candidate is right for is the number of candidates; of what nothing is known about:
+_IGNORED = -100
+
+Grid = tuple[int, int]
+
+
+class Forward(NamedTuple):
+    """What the network makes of a batch on the way to its losses.
+
+    Attributes:
+        raw0, raw1: (B, L, C) regions from the backbone.
+        tokens0, tokens1: the same after the transformer.
+        cells0, cells1: (B, Cc, H, W).
+        fine0, fine1: (B, Cf, 4 H, 4 W).
+    """
+
+    raw0: Tensor
+    raw1: Tensor
+    tokens0: Tensor
+    tokens1: Tensor
+    cells0: Tensor
+    cells1: Tensor
+    fine0: Tensor
+    fine1: Tensor
+
+
+class CompactObjective(Objective):
+    """The losses of `compact`."""
+
+    network: Compact
+    config: CompactConfig
+
+    def __init__(
+        self, config: CompactConfig, losses: LossConfig, distillation: DistillationConfig, teacher: Teacher | None
+    ) -> None:
+        """A network with random weights; arguments as of `LoFTRObjective`."""
+        self.config = config
+        self.network = Compact(config)
+        self._losses = losses
+        self._distillation = distillation
+        self._teacher = teacher
+
+    def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Objective.losses`."""
+        of_regions = coarse_truth(batch, self.config, REGION_PIXELS)
+        of_cells = coarse_truth(batch, self.config)
+        made = self._forward(batch)
+        settings, temperature = self._losses, self.config.coarse.temperature
+        parts = dual_softmax_losses(
+            made.tokens0, made.tokens1, of_regions, temperature, settings, self._distillation, self._teacher, batch
+        )
+        weights = {
+            "coarse": settings.coarse_weight,
+            "no_partner": settings.no_partner_weight,
+            "soft_target": self._distillation.weight,
+        }
+        if settings.feature_weight > 0:
+            parts["feature"] = positive_loss(made.raw0, made.raw1, of_regions, temperature, settings)
+            weights["feature"] = settings.feature_weight
+        parts["cell"], weights["cell"] = self._cell_loss(made, of_regions, of_cells), settings.cell_weight
+        parts["fine"], weights["fine"] = self._fine_loss(made, of_cells), settings.fine_weight
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Objective.exported`: all of it."""
+        return dict(state)
+
+    def matcher(self, state: Mapping[str, Tensor]) -> Compact:
+        """See `Objective.matcher`."""
+        with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
+            network = Compact(self.config)
+        network.load_state_dict(self.exported(state))
+        return network.prepare(self.network.backbone.region_projection.weight.device, torch.float32)
+
+    def _forward(self, batch: PairBatch) -> Forward:
+        network, pairs = self.network, len(batch)
+        images = padded(torch.cat([batch.image0, batch.image1])).contiguous(memory_format=torch.channels_last)
+        regions, cells, fine = network.backbone(images)
+        grid = (regions.shape[2], regions.shape[3])
+        raw = regions.flatten(2).transpose(1, 2).contiguous()
+        tokens = network.transformer.encode(raw, grid)
+        tokens0, tokens1 = network.transformer(tokens[:pairs], tokens[pairs:], grid, grid)
+        return Forward(
+            raw[:pairs], raw[pairs:], tokens0, tokens1, cells[:pairs], cells[pairs:], fine[:pairs], fine[pairs:]
+        )
+
+    def _cell_loss(self, made: Forward, of_regions: CoarseTruth, of_cells: CoarseTruth) -> Tensor:
+        """Cross-entropy over a cell's candidates and none of them, at a fixed number of true matches of regions."""
+        matcher, grid0, grid1 = self.network.cell_matcher, _grid(made.cells0), _grid(made.cells1)
+        region0, chosen = sample_matches(of_regions, self._losses.cell_samples)
+        region1 = of_regions.partner.gather(1, region0).clamp_min(0)
+        region1 = _beside(region1, regions_of(grid1))
+        batch, count = region0.shape
+        cells0 = cells_in_region(region0.flatten(), grid0)
+        candidates, inside = cells_around_region(region1.flatten(), grid1)
+        image = torch.arange(batch, device=cells0.device).repeat_interleave(count)[:, None]
+        flat0, flat1 = cells0 + image * (grid0[0] * grid0[1]), candidates + image * (grid1[0] * grid1[1])
+        vectors0 = matcher.vectors(made.cells0, made.tokens0).flatten(0, 1)
+        vectors1 = matcher.vectors(made.cells1, made.tokens1).flatten(0, 1)
+        with torch.autocast(cells0.device.type, enabled=False):
+            logits = matcher.scores(vectors0, vectors1, flat0, flat1, inside)
+        target = of_cells.target.flatten(0, 1)[flat0]
+        nearest = nearest_cell(target, grid1, self.config.backbone.stride, cell_offset(self.config))
+        place = place_around_region(nearest, region1.flatten(), grid1)
+        none = torch.full_like(place, candidates.shape[1])
+        unknown = ~(target.isfinite().all(dim=2) | of_cells.lonely0.flatten()[flat0]) | ~chosen.flatten()[:, None]
+        label = torch.where(unknown, _IGNORED, torch.where(place >= 0, place, none))
+        # Nothing but unknowns has no mean.
+        total = functional.cross_entropy(logits.flatten(0, 1), label.flatten(), ignore_index=_IGNORED, reduction="sum")
+        return total / (~unknown).sum().clamp_min(1)
+
+    def _fine_loss(self, made: Forward, truth: CoarseTruth) -> Tensor:
+        """Negative log-likelihood of the true offsets under the predicted Laplace distribution, along both axes."""
+        cell0, chosen = sample_matches(truth, self._losses.fine_samples)
+        partner = truth.partner.gather(1, cell0).clamp_min(0)
+        target = truth.target.gather(1, cell0[..., None].expand(-1, -1, 2))
+        reach = FINE_PIXELS * self.config.fine.reach
+        beside = _beside(partner, truth.grid1)
+        near = (target - self._points(beside, truth.grid1)).abs().amax(dim=2, keepdim=True) <= reach
+        cell1 = torch.where(near[..., 0], beside, partner)
+        found = self.network.fine(made.fine0, made.fine1, cell0, cell1)
+        offset = (target - self._points(cell1, truth.grid1)).flatten(0, 1)
+        known = (chosen.flatten() & offset.isfinite().all(dim=1))[:, None]
+        error = (found.offset - offset.nan_to_num(0.0)).abs()
+        scale = found.scale[:, None]
+        return mean_over(error / scale + scale.log(), known.expand_as(error))
+
+    def _points(self, cells: Tensor, grid: Grid) -> Tensor:
+        """(B, N) cells -> (B, N, 2) pixels."""
+        place = torch.stack([cells % grid[1], cells // grid[1]], dim=-1)
+        return place * self.config.backbone.stride + cell_offset(self.config)
+
+
+def _grid(cells: Tensor) -> Grid:
+    return cells.shape[2], cells.shape[3]
+
+
+def _beside(places: Tensor, grid: Grid) -> Tensor:
+    """Places of a grid, some of them moved to a neighbour."""
+    step = torch.randint(-1, 2, (2, *places.shape), device=places.device)
+    step = step * (torch.rand(places.shape, device=places.device) < _BESIDE)
+    row, column = places // grid[1] + step[0], places % grid[1] + step[1]
+    return row.clamp(0, grid[0] - 1) * grid[1] + column.clamp(0, grid[1] - 1)
