@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -144,9 +145,19 @@ class _Timed:
         return self._call(*arguments)
 
 
+def conv_flop(weight: tuple[int, ...], result: tuple[int, ...]) -> int:
+    """Multiplications and additions of a convolution, of the shapes (O, I, H, W) and (B, O, H', W')."""
+    return 2 * math.prod(weight) * result[0] * math.prod(result[2:])
+
+
 def gflop(work: Callable[[], Any]) -> float:
     """Multiplications and additions of the convolutions and matrix products that torch dispatches, in 1e9."""
-    with FlopCounterMode(display=False) as counter:
+    # torch's counter does not know the operators that call oneDNN directly.
+    known = {
+        torch.ops.mkldnn._convolution_pointwise: lambda x, weight, *_, out_shape, **__: conv_flop(weight, out_shape),
+        torch.ops.mkldnn._convolution_pointwise_: lambda y, x, weight, *_, **__: conv_flop(weight, y),
+    }
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         work()
     return counter.get_total_flops() / 1e9
 

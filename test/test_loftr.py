@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_weights import network, rendered_pair
 
-from loftr_ros.matcher import coarse, fine
+from loftr_ros.matcher import backbone, coarse, fine
 from loftr_ros.matcher.attention import full_attention, linear_attention
 from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.coarse import dual_softmax
@@ -75,14 +75,41 @@ def test_more_matches_than_a_tile_give_what_one_tile_gives(monkeypatch: pytest.M
     equal(model.match([first], second)[0], expected)
 
 
-def test_many_matches_make_the_whole_map_once_instead_of_many_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_that_overlap_are_smoothed_once_for_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_network()
     features = model.encode(blobs(96, 128))
-    made: list[int] = []
-    smooth = model.backbone.smooth
-    monkeypatch.setattr(model.backbone, "smooth", lambda x: made.append(1) or smooth(x))
-    model.match([model.complete(features)] * 2, features)
-    assert len(made) == 2, "one for the keyframe, one for the current image, none for each pair"
+    asked: list[int] = []
+    smooth = model.backbone.smooth_places
+    monkeypatch.setattr(
+        model.backbone, "smooth_places", lambda x, wanted: asked.append(int(wanted.sum())) or smooth(x, wanted)
+    )
+    matches = model.match([model.complete(features)] * 2, features)
+    assert len(asked) == 1, "of the current image; not of the keyframe, and not for each pair"
+    assert asked[0] < 25 * len(matches[0]), "what two windows share counts once"
+
+
+def test_places_of_the_map_equal_those_of_the_whole_map_which_is_made_where_it_costs_less() -> None:
+    model = small_network()
+    unsmoothed = model.encode(blobs(65, 90)).unsmoothed
+    assert unsmoothed is not None
+    whole = model.backbone.smooth(unsmoothed)
+    wanted = torch.zeros(unsmoothed.shape[2:], dtype=torch.bool)
+    assert model.backbone.smooth_places(unsmoothed, ~wanted) is None
+    wanted[:5, :7] = wanted[-1, -3:] = wanted[12:17, 20:25] = True
+    places = model.backbone.smooth_places(unsmoothed, wanted)
+    assert places is not None
+    torch.testing.assert_close(places[:, :, wanted], whole[:, :, wanted], rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_smoothed_in_bands_of_rows_equals_the_map_smoothed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_network()
+    unsmoothed = model.encode(blobs(101, 90)).unsmoothed
+    assert unsmoothed is not None
+    whole = model.backbone.smooth(unsmoothed)
+    monkeypatch.setattr(backbone, "BAND_BYTES", 1)
+    with torch.inference_mode():
+        bands = model.backbone.smooth(unsmoothed)
+    torch.testing.assert_close(bands, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_match_with_the_same_image_moves_by_nothing_and_is_sure_of_it() -> None:

@@ -28,6 +28,9 @@ class Context(NamedTuple):
 
 def feature_map(x: Tensor) -> Tensor:
     """The kernel elu(x) + 1 that stands in the softmax's place."""
+    if x.dtype == torch.bfloat16 and not x.requires_grad:
+        # The same in half the time, and small values are not rounded as parts of 1.
+        return x.clamp_max(0).exp_().add_(functional.relu(x))
     return functional.elu(x).add_(1)
 
 
@@ -60,6 +63,49 @@ def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
     return Context(products, keys.view(batch, heads, -1))
 
 
+def summarise_projected(key: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Context:
+    """`summarise` for one head as wide as all channels, of values that are still to be projected from their tokens.
+
+    A projection of the values is linear, so it can as well be applied to the sum: once, instead of to every token.
+
+    Args:
+        key: (B, S, C), before the feature map.
+        tokens: (B, S, C), what the values are projected from.
+        mask: (B, S) bool, false where a token must not be attended to; None for all.
+
+    Returns:
+        Products of all channels of the keys with all of the tokens, (B, 1, C, C), and the keys, (B, 1, C).
+    """
+    key = feature_map(key)
+    if mask is not None:
+        key = key * mask[..., None]
+    count = key.shape[1]
+    if key.dtype == torch.float16:  # whose range the sum would leave
+        products = (key.transpose(1, 2) @ (tokens / count)).float()
+    else:
+        products = (key.transpose(1, 2) @ tokens).float() / count
+    if key.dtype == torch.bfloat16 and not key.requires_grad:
+        # Sums of some at a time are made in fp32 and rounded at their ends: a sum to fp32 would copy all keys first.
+        parts = key.split(64, dim=1)
+        keys = torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0, dtype=torch.float32) / count
+    else:
+        keys = key.sum(dim=1, dtype=torch.float32) / count
+    return Context(products[:, None], keys[:, None])
+
+
+def project_values(context: Context, weight: Tensor, heads: int) -> Context:
+    """The context of each head's own channels, after `summarise_projected`.
+
+    Args:
+        context: (B, 1, C, C) and (B, 1, C).
+        weight: (C, C) of the projection, fp32, a row for each channel of the values.
+        heads: how many there are.
+    """
+    batch, _, channels, _ = context.products.shape
+    by_head = context.products.view(batch, heads, -1, channels)
+    return Context(by_head @ weight.view(heads, -1, channels).transpose(1, 2), context.keys.view(batch, heads, -1))
+
+
 def normalise(query: Tensor, context: Context) -> Tensor:
     """Queries after the feature map, divided by their sum over the keys: times `context.products` they are the message.
 
@@ -76,6 +122,11 @@ def normalise(query: Tensor, context: Context) -> Tensor:
     # One product with a block-diagonal matrix (heads * channels, heads) in place of one for each head.
     blocks = torch.eye(heads, device=query.device)[:, None, :] * context.keys[..., None]
     mapped = feature_map(query)
+    if query.dtype == torch.bfloat16 and not query.requires_grad:
+        # It has the range of fp32, and what the denominator is rounded by is no more than what the message is.
+        share = (mapped @ blocks.flatten(1, 2).to(query.dtype)).add_(EPSILON).reciprocal_()
+        mapped.view(*query.shape[:2], heads, channels).mul_(share[..., None])
+        return mapped
     share = 1 / (mapped.float() @ blocks.flatten(1, 2) + EPSILON)
     by_head = mapped.view(*query.shape[:2], heads, channels)
     if query.requires_grad:

@@ -9,6 +9,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import BackboneConfig
 
+# Of the largest temporary where a whole map of fine features is made, in bytes.
+BAND_BYTES = 64 << 20
+
+# Places that are smoothed at a time where only some are: their neighbourhoods are 7 MB in half precision.
+TILE_PLACES = 2048
+
+_SLOPE = 0.01  # of torch's leaky ReLU
+
+# What a place costs by gathering its neighbourhood, in what it costs as one of a whole map.
+_GATHERING = 1.3
+
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
@@ -31,9 +42,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if isinstance(self.conv1, OneDnnConv) and isinstance(self.conv2, OneDnnConv):
+            return self.conv2(self.conv1(x, "relu"), "relu", onto=shortcut)
         y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu(_sum(y, x if self.downsample is None else self.downsample(x)))
+        return self.relu(_sum(self.bn2(self.conv2(y)), shortcut))
 
 
 class Backbone(nn.Module):
@@ -86,7 +99,8 @@ class Backbone(nn.Module):
             (B, C, ceil(H / stride), ceil(W / stride)) in fp32, and None or
             (B, Cu, ceil(H / fine_stride), ceil(W / fine_stride)).
         """
-        x = self.relu(self.bn1(self.conv1(image)))
+        fused = isinstance(self.conv1, OneDnnConv)
+        x = self.conv1(image, "relu") if fused else self.relu(self.bn1(self.conv1(image)))
         stages = []
         for i in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{i}")(x)
@@ -95,14 +109,15 @@ class Backbone(nn.Module):
         coarse = functional.conv2d(x.float(), self.projection.weight.float())
         if self.fine_level is None:
             return coarse, None
-        up = coarse.to(x.dtype)
+        x = coarse.to(x.dtype)
         for i in range(self.num_stages - 1, self.fine_level - 1, -1):
-            lateral = self.get_submodule(f"layer{i}_outconv")(stages[i - 1])
             stages.pop()  # nothing needs the stage above any more
-            unsmoothed = _sum(lateral, _twice(up, lateral))
-            if i > self.fine_level:
-                up = self.get_submodule(f"layer{i}_outconv2")(unsmoothed)
-        return coarse, unsmoothed
+            if i < self.num_stages - 1:
+                x = _smoothed(self._smoothing(i + 1), x)
+            lateral = self.get_submodule(f"layer{i}_outconv")
+            x = _twice(x, stages[-1])
+            x = lateral(stages[-1], onto=x) if isinstance(lateral, OneDnnConv) else _sum(lateral(stages[-1]), x)
+        return coarse, x
 
     @property
     def projection(self) -> nn.Conv2d:
@@ -111,27 +126,65 @@ class Backbone(nn.Module):
         assert isinstance(projection, nn.Conv2d)
         return projection
 
+    def _smoothing(self, level: int) -> nn.Sequential:
+        """The two convolutions behind the sum of a level."""
+        smoothing = self.get_submodule(f"layer{level}_outconv2")
+        assert isinstance(smoothing, nn.Sequential)
+        return smoothing
+
     def smooth(self, unsmoothed: Tensor) -> Tensor:
-        """The fine features, (B, Cu, Hf, Wf) -> (B, Cf, Hf, Wf)."""
-        fine: Tensor = self.get_submodule(f"layer{self.fine_level}_outconv2")(unsmoothed)
+        """The fine features, (B, Cu, Hf, Wf) -> (B, Cf, Hf, Wf).
+
+        Of a single image, without gradients, it is done in bands of rows: what is between the two convolutions is the
+        largest map of all.
+        """
+        assert self.fine_level is not None
+        smoothing = self._smoothing(self.fine_level)
+        batch, channels, height, width = unsmoothed.shape
+        rows = max(8, BAND_BYTES // (channels * width * unsmoothed.element_size()))
+        if batch > 1 or rows >= height or torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+            return _smoothed(smoothing, unsmoothed)
+        second = smoothing[3]
+        assert isinstance(second, nn.Conv2d)
+        fine = unsmoothed.new_empty((1, height, width, second.out_channels)).permute(0, 3, 1, 2)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            # Two more rows on each side, of which each convolution spoils one where the image goes on.
+            first_row, end = max(0, top - 2), min(bottom + 2, height)
+            band = _smoothed(smoothing, unsmoothed[:, :, first_row:end])
+            fine[:, :, top:bottom] = band[:, :, top - first_row : bottom - first_row]
         return fine
 
-    def smooth_windows(self, patches: Tensor, inside: Tensor) -> Tensor:
-        """The fine features of small windows only; `fold_batch_norm` must have been called.
+    def smooth_places(self, unsmoothed: Tensor, wanted: Tensor) -> Tensor | None:
+        """The fine features of some places only; `fold_batch_norm` must have been called.
 
         Args:
-            patches: (M, Cu, W + 4, W + 4) of the unsmoothed features, zero outside of the image.
-            inside: (M, W + 4, W + 4) bool, whether a place is inside of it.
+            unsmoothed: (1, Cu, Hf, Wf), channels last in memory.
+            wanted: (Hf, Wf) bool.
 
         Returns:
-            (M, Cf, W, W), as if cut out of what `smooth` returns.
+            As `smooth`, but filled where it is wanted and nowhere else; None where the whole map costs less.
         """
-        first, _, activation, second = self.get_submodule(f"layer{self.fine_level}_outconv2").children()
+        assert self.fine_level is not None
+        first, _, activation, second = self._smoothing(self.fine_level).children()
         assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-        x = activation(functional.conv2d(patches, first.weight, first.bias))
-        if not inside.all():  # the second convolution pads with zeros, not with what the first makes of zeros
-            x = x * inside[:, None, 1:-1, 1:-1]
-        return functional.conv2d(x, second.weight, second.bias)
+        _, channels, height, width = unsmoothed.shape
+        around = functional.max_pool2d(wanted[None].to(unsmoothed.dtype), 3, 1, padding=1)[0] > 0
+        hidden_places, places = (mask.flatten().nonzero()[:, 0] for mask in (around, wanted))
+        operations = len(hidden_places) * first.out_channels + len(places) * second.out_channels
+        if _GATHERING * operations > height * width * (first.out_channels + second.out_channels):
+            return None
+        by_place = unsmoothed.permute(0, 2, 3, 1).reshape(-1, channels)  # a view
+        row_of = torch.arange(height * width, device=unsmoothed.device)
+        hidden = by_place.new_empty((len(hidden_places), first.out_channels))
+        fine = by_place.new_empty((height * width, second.out_channels))
+        for tile in range(0, len(hidden_places), TILE_PLACES):
+            part = hidden_places[tile : tile + TILE_PLACES]
+            hidden[tile : tile + TILE_PLACES] = activation(_convolved(first, by_place, row_of, part, (height, width)))
+        row_of[hidden_places] = torch.arange(len(hidden_places), device=unsmoothed.device)
+        for part in places.split(TILE_PLACES):
+            fine[part] = _convolved(second, hidden, row_of, part, (height, width))
+        return fine.view(1, height, width, -1).permute(0, 3, 1, 2)
 
     def fold_batch_norm(self) -> None:
         """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
@@ -164,37 +217,77 @@ class Backbone(nn.Module):
         convs = {name: module for name, module in self.named_modules() if isinstance(module, nn.Conv2d)}
         return {name: conv.bias.detach().clone() for name, conv in convs.items() if conv.bias is not None}
 
-    def keep_biases(self, biases: dict[str, Tensor]) -> None:
-        """Let the convolutions of a network in bfloat16 on a CPU add biases in fp32, as oneDNN can.
+    def use_onednn(self, biases: dict[str, Tensor]) -> None:
+        """Let oneDNN compute each convolution together with what follows it, on a CPU; for inference only.
 
-        A rounded bias is off by the same amount all over the image, and in a deep layer that is as much as all the
-        rounding of activations together.
+        In bfloat16 the biases and the sums stay in fp32 then: a rounded bias is off by the same amount all over the
+        image, and in a deep layer that is as much as all the rounding of activations together.
 
         Args:
             biases: (O,) float32 by the module's name.
         """
-        for name, bias in biases.items():
-            conv = self.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)
-            parent, _, attribute = name.rpartition(".")
-            setattr(self.get_submodule(parent), attribute, _BiasInFullPrecision(conv, bias))
+        for name, conv in list(self.named_modules()):
+            if isinstance(conv, nn.Conv2d):
+                parent, _, attribute = name.rpartition(".")
+                setattr(self.get_submodule(parent), attribute, OneDnnConv(conv, biases.get(name)))
 
 
-class _BiasInFullPrecision(nn.Conv2d):
-    """A convolution in bfloat16 whose bias is in fp32; torch's own wants both in one dtype."""
+class OneDnnConv(nn.Conv2d):
+    """A convolution, an addition and an activation in one pass over memory, with the bias in fp32."""
 
-    def __init__(self, conv: nn.Conv2d, bias: Tensor) -> None:
+    def __init__(self, conv: nn.Conv2d, bias: Tensor | None) -> None:
+        """Take over the weights of `conv`, and `bias`, (O,) float32."""
         outputs, inputs, *kernel = conv.weight.shape
         super().__init__(inputs, outputs, (kernel[0], kernel[1]), device="meta")
         self.stride, self.padding = conv.stride, conv.padding
         self.weight, self.bias = conv.weight, conv.bias
         self.register_buffer("full_bias", bias, persistent=False)
+        # Of an image of one channel, oneDNN's arrangement makes it take a third of the time; of others, as much.
+        self._arranged: Tensor | None = None
+        if inputs == 1:
+            arrange = torch.ops.mkldnn._reorder_convolution_weight
+            self._arranged = arrange(self.weight.detach(), self.padding, self.stride, (1, 1), 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H', W')."""
-        convolve = torch.ops.mkldnn._convolution_pointwise
-        y: Tensor = convolve(x, self.weight, self.full_bias, self.padding, self.stride, (1, 1), 1, "none", [], "")
-        return y
+    @staticmethod
+    def is_available() -> bool:
+        """Whether this torch can; it says so nowhere in public."""
+        names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
+        return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: (B, I, H, W).
+            activation: "none", "relu", or "leaky_relu" with torch's slope.
+            onto: (B, O, H', W') that the result is added to before the activation. It is overwritten.
+
+        Returns:
+            (B, O, H', W'), which is `onto` where that is given.
+        """
+        if torch.onnx.is_in_onnx_export():  # an exported graph is for others, who have no oneDNN
+            y: Tensor = super().forward(x)
+            return _activated(y if onto is None else onto + y, activation)
+        weight = self.weight if self._arranged is None else self._arranged
+        scalars = [_SLOPE] if activation == "leaky_relu" else []
+        shape = (self.padding, self.stride, (1, 1), 1)
+        if onto is None:
+            convolve = torch.ops.mkldnn._convolution_pointwise
+            y = convolve(x, weight, self.full_bias, *shape, activation, scalars, "")
+            return y  # noqa: RET504
+        if self.full_bias is not None and self.full_bias.dtype != x.dtype:  # not both a sum and another dtype
+            return _activated(onto.add_(self(x)), activation)
+        unary = None if activation == "none" else activation
+        add = torch.ops.mkldnn._convolution_pointwise_.binary
+        add(onto, x, weight, self.full_bias, *shape, "add", 1.0, unary, scalars, "")
+        return onto
+
+
+def _activated(x: Tensor, activation: str) -> Tensor:
+    """An activation in place."""
+    if activation == "none":
+        return x
+    return functional.relu_(x) if activation == "relu" else functional.leaky_relu_(x, _SLOPE)
 
 
 def _rounded_with_carry(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -208,10 +301,47 @@ def _rounded_with_carry(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return kernels.t().reshape(weight.shape)
 
 
+def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
+    """Two convolutions with a leaky ReLU between them."""
+    first, second = smoothing[0], smoothing[3]
+    if isinstance(first, OneDnnConv) and isinstance(second, OneDnnConv):
+        return second(first(x, "leaky_relu"))
+    y: Tensor = smoothing(x)
+    return y
+
+
+def _convolved(conv: nn.Conv2d, rows: Tensor, row_of: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    """A convolution of 3 x 3 at some places of a map, by one product.
+
+    Args:
+        conv: its weights are channels last in memory.
+        rows: (R, I) features.
+        row_of: (H * W,) int64, which of them is a place's; all neighbours of `places` must have one.
+        places: (P,) int64, row-major.
+        size: (H, W).
+
+    Returns:
+        (P, O).
+    """
+    height, width = size
+    tap = torch.arange(9, device=places.device)
+    down = (places // width)[:, None] + tap // 3 - 1
+    across = (places % width)[:, None] + tap % 3 - 1
+    inside = (down >= 0) & (down < height) & (across >= 0) & (across < width)
+    neighbours = down.clamp(0, height - 1) * width + across.clamp(0, width - 1)
+    taps = rows.index_select(0, row_of[neighbours.flatten()]).view(len(places), 9, -1)
+    if not inside.all():
+        taps[~inside] = 0
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # a view
+    return functional.linear(taps.flatten(1), weight, conv.bias)
+
+
 def _twice(coarse: Tensor, fine: Tensor) -> Tensor:
     """Twice as large, cut to the size of the finer map: at odd sizes that has one row or column less."""
     twice = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=True)
-    return twice[..., : fine.shape[2], : fine.shape[3]]
+    if twice.shape[2:] == fine.shape[2:]:
+        return twice
+    return twice[..., : fine.shape[2], : fine.shape[3]].contiguous(memory_format=torch.channels_last)
 
 
 def _sum(x: Tensor, y: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Rows, and scores, that are held at a time: 19 MB at most. Products of fewer rows are slower by up to a half; larger
-# tiles cost what the allocator takes from the system anew each time.
+# Rows, and scores, that are held at a time: 19 MB at most, half as much again in bf16. Products of fewer rows are
+# slower by up to a half; larger tiles cost what the allocator takes from the system anew each time.
 TILE_ROWS = 640
 TILE_SCORES = 4_800_000
 
@@ -27,6 +27,16 @@ NEVER = -1e9
 # Scores are worked on in bits, as powers of 2: torch's exp2 takes a third of the time of its exp, and where the result
 # underflows, as it does for most pairs of cells, a thirtieth.
 BITS = math.log2(math.e)
+
+# Least sum of a row or column of `_candidates_by_one_exponential`: what has underflowed beside it is nothing.
+_LEAST_SUM = 2.0**-85
+# Bits between the level of its exponents and the highest score that it hopes for: fp32 ends at 2 ** 127.
+_HEADROOM = 110
+# Rows from which it learns how a row's best score goes with its norm.
+_SAMPLE = 64
+
+# Columns that `entries_above` takes as one at first.
+_BLOCK = 64
 
 
 class CoarseMatches(NamedTuple):
@@ -118,7 +128,8 @@ def dual_softmax(
     column's sum is known too.
 
     Args:
-        tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer.
+        tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer. On a CPU their scores are as exact as
+            they are: in bf16, those that are next to nothing beside their row's or column's best are rounded too.
         temperature: divides the scores.
         threshold: least confidence of a match, at least LOWEST_THRESHOLD.
         allowed0, allowed1: (B, L) and (B, S) bool: cells that may match (not at the border, not masked).
@@ -132,9 +143,13 @@ def dual_softmax(
     found = []
     for pair in range(len(tokens0)):
         left, right = scaled(tokens0[pair], temperature) * BITS, tokens1[pair].float()
-        candidates = _dual_softmax_candidates(
-            left, right, threshold, of_pair(attended0, pair), of_pair(attended1, pair)
-        )
+        masks = of_pair(attended0, pair), of_pair(attended1, pair)
+        candidates = None
+        if left.device.type == "cpu" and not (left.requires_grad or right.requires_grad):
+            rough = torch.bfloat16 if tokens0.dtype == torch.bfloat16 else torch.float32
+            candidates = _candidates_by_one_exponential(left, right, threshold, *masks, rough)
+        if candidates is None:
+            candidates = _dual_softmax_candidates(left, right, threshold, *masks)
         best = mutual_best(
             candidates, threshold, len(left), len(right), of_pair(allowed0, pair), of_pair(allowed1, pair)
         )
@@ -153,16 +168,25 @@ def tiles_of(left: Tensor, right: Tensor, attended0: Tensor | None, attended1: T
         A slice of rows, and their scores with all columns, (rows, S), to be overwritten at will.
     """
     rows, columns = len(left), len(right)
-    height = max(1, min(TILE_ROWS, TILE_SCORES // columns))
+    height = _tile_height(columns)
     transposed = right.t()
     for start in range(0, rows, height):
         tile = slice(start, min(start + height, rows))
         part = left[tile] @ transposed
-        if attended0 is not None:
-            part.masked_fill_(~attended0[tile, None], NEVER)
-        if attended1 is not None:
-            part.masked_fill_(~attended1, NEVER)
+        _mask(part, None if attended0 is None else attended0[tile], attended1)
         yield _Tile(tile, part)
+
+
+def _tile_height(columns: int) -> int:
+    return max(1, min(TILE_ROWS, TILE_SCORES // columns))
+
+
+def _mask(scores: Tensor, attended0: Tensor | None, attended1: Tensor | None) -> None:
+    """Put scores of what takes no part, by row and column, far below any other."""
+    if attended0 is not None:
+        scores.masked_fill_(~attended0[:, None], NEVER)
+    if attended1 is not None:
+        scores.masked_fill_(~attended1, NEVER)
 
 
 class _Tile(NamedTuple):
@@ -170,18 +194,33 @@ class _Tile(NamedTuple):
     scores: Tensor
 
 
-def entries_above(values: Tensor, limits: Tensor, rows: Tensor, first_row: int) -> Candidates:
-    """Entries of a tile's chosen rows that are above a limit.
+def entries_above(values: Tensor, limits: Tensor, rows: Tensor | None, first_row: int) -> Candidates:
+    """Entries of a tile that are above a limit, ordered by row and column.
+
+    A first look takes the largest of each block of columns only: few blocks hold any.
 
     Args:
         values: (height, S).
         limits: (height,).
-        rows: (n,) rows of the tile that can hold any: the search goes through these only.
+        rows: (n,) rows of the tile to look in; None for all.
         first_row: of the tile.
     """
-    chosen = values[rows]
-    index, column = (chosen > limits[rows, None]).nonzero(as_tuple=True)
-    return Candidates(rows[index] + first_row, column, chosen[index, column])
+    if rows is not None:
+        limits = torch.full_like(limits, torch.inf).index_copy_(0, rows, limits[rows])
+    columns = values.shape[1]
+    blocks = columns // _BLOCK
+    whole = values[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
+    row, block = (whole.amax(dim=2) > limits[:, None]).nonzero(as_tuple=True)
+    chosen = whole[row, block]
+    index, offset = (chosen > limits[row, None]).nonzero(as_tuple=True)
+    row, column, value = row[index], block[index] * _BLOCK + offset, chosen[index, offset]
+    if columns > blocks * _BLOCK:
+        rest = values[:, blocks * _BLOCK :]
+        last = (rest > limits[:, None]).nonzero(as_tuple=True)
+        row, column = torch.cat([row, last[0]]), torch.cat([column, last[1] + blocks * _BLOCK])
+        order = row.sort(stable=True).indices
+        row, column, value = row[order], column[order], torch.cat([value, rest[last]])[order]
+    return Candidates(row + first_row, column, value)
 
 
 def mutual_best(
@@ -232,6 +271,83 @@ def batched(pairs: list[Candidates]) -> CoarseMatches:
     return CoarseMatches(number, *(torch.cat(parts) for parts in zip(*pairs, strict=True)))
 
 
+def _candidates_by_one_exponential(
+    left: Tensor,
+    right: Tensor,
+    threshold: float,
+    attended0: Tensor | None,
+    attended1: Tensor | None,
+    rough: torch.dtype,
+) -> Candidates | None:
+    """What `_dual_softmax_candidates` finds, with one exponential for both softmaxes; None where it would underflow.
+
+    The exponent is the score less a guess at the row's best one: that of the row's features with themselves. The sums
+    of columns weight it away again. So what matters is near zero, where half precision is fine, and the product can be
+    computed in it: it takes a third of the time. The candidates' own scores, which make up most of the sums that they
+    are divided by, are then computed again in fp32, and put right there.
+
+    Args:
+        left, right: (L, C) and (S, C) fp32, whose product is the score in bits.
+        threshold: least confidence.
+        attended0, attended1: (L,) and (S,) bool.
+        rough: dtype of the product of all with all.
+    """
+    rows, columns = len(left), len(right)
+    norms = left.norm(dim=1), right.norm(dim=1)
+    # Of how a row's best score goes with its norm, a sample of rows knows enough.
+    sample = slice(None, None, max(1, rows // _SAMPLE))
+    share = ((left[sample] @ right.t()).amax(dim=1) / norms[0][sample].square().clamp_min(1e-12)).median()
+    # Within 100 bits of each other, so that no weight overflows or is lost. Where the level is too high for the lowest
+    # sums or too low for the highest score, that is seen at the end.
+    level = (norms[0].amax() * norms[1].amax() - _HEADROOM).clamp(0.0, -math.log2(_LEAST_SUM))
+    guess = torch.minimum((share * norms[0].square()).clamp_min(0.0), level + 100).to(rough)
+    if attended0 is not None:
+        guess = guess * attended0
+    wide_left = torch.cat([left.to(rough), -guess[:, None]], dim=1)
+    wide_right = torch.cat([right.to(rough), guess.new_ones(columns, 1)], dim=1).t()
+    guess = guess.float()
+    weight = torch.exp2(guess - level)
+    row_sums, column_sums = left.new_empty(rows), left.new_zeros(columns)
+    height = min(_tile_height(columns), rows)
+    work = guess.new_empty(height, columns)
+    product = work if rough == torch.float32 else torch.empty_like(work, dtype=rough)
+    # A rough value and its row's sum can both be wrong by some hundredths: such are weighed again below.
+    margin = 1.0 if rough == torch.float32 else 0.5
+    kept = []
+    for start in range(0, rows, height):
+        tile = slice(start, min(start + height, rows))
+        part, exponential = product[: tile.stop - start], work[: tile.stop - start]
+        torch.mm(wide_left[tile], wide_right, out=part)
+        _mask(part, None if attended0 is None else attended0[tile], attended1)
+        exponential.copy_(part).exp2_()
+        row_sum = row_sums[tile] = exponential.sum(dim=1)
+        column_sums.addmv_(exponential.t(), weight[tile])
+        limit = row_sum * (margin * threshold)
+        row, column, value = entries_above(exponential, limit, None, start)
+        # The column's sum only grows from tile to tile.
+        possible = weight[row] * value > (margin * threshold) * column_sums[column]
+        kept.append(Candidates(row[possible], column[possible], value[possible]))
+    if not (_all_within(row_sums, attended0) and _all_within(column_sums, attended1)):
+        return None
+    row, column, value = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    if rough == torch.float32:
+        shifted = value.log2()
+    else:
+        shifted = (left[row] * right[column]).sum(dim=1) - guess[row]
+        correction = torch.exp2(shifted) - value
+        row_sums.index_add_(0, row, correction)
+        column_sums.index_add_(0, column, correction * weight[row])
+    by_row = shifted - row_sums[row].log2()
+    by_column = shifted + (guess[row] - level) - column_sums[column].log2()
+    return Candidates(row, column, torch.exp2(by_row.clamp_max_(0) + by_column.clamp_max_(0)))
+
+
+def _all_within(sums: Tensor, attended: Tensor | None) -> bool:
+    """Whether sums of exponentials, of what takes part, have neither overflowed nor lost anything that counts."""
+    within = (sums >= _LEAST_SUM) & torch.isfinite(sums)
+    return bool((within if attended is None else within | ~attended).all())
+
+
 def _dual_softmax_candidates(
     left: Tensor, right: Tensor, threshold: float, attended0: Tensor | None, attended1: Tensor | None
 ) -> Candidates:
@@ -249,8 +365,7 @@ def _dual_softmax_candidates(
         row_max = tile.amax(dim=1)
         exponential = tile.sub_(row_max[:, None]).exp2_()
         row_sum = exponential.sum(dim=1)
-        hopeful = (row_sum * threshold < 1).nonzero()[:, 0]
-        row, column, value = entries_above(exponential, row_sum * threshold, hopeful, rows.start)
+        row, column, value = entries_above(exponential, row_sum * threshold, None, rows.start)
         # log softmax over the row, plus the score: less the column's log-sum-exp it is the log-confidence.
         log_value = 2 * value.log2() + (row_max - row_sum.log2())[row - rows.start]
         # That log-sum-exp only grows from tile to tile.

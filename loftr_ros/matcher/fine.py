@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from loftr_ros.matcher.attention import EPSILON
 from loftr_ros.matcher.backbone import Backbone
-from loftr_ros.matcher.config import FineConfig
+from loftr_ros.matcher.config import FineConfig, TransformerConfig
 from loftr_ros.matcher.interface import ImageFeatures
-from loftr_ros.matcher.transformer import LocalFeatureTransformer
+from loftr_ros.matcher.transformer import EncoderLayer, LocalFeatureTransformer
 
-# Matches that are worked on at a time; the largest temporary is their patches of unsmoothed features, 8 MB in half
-# precision.
-TILE_MATCHES = 256
+# Matches that are worked on at a time.
+TILE_MATCHES = 128
 
 # The number of matches changes from frame to frame, and the libraries beneath keep what they prepared for each shape
 # that they have met, for ever: batches are filled up to a multiple of this, so that there are few.
 _BATCH_STEP = 64
-
-# Places that the backbone's last two convolutions work through for one window of 5 x 5, in places of a whole map.
-_WINDOW_COST = 45
 
 
 class FineMatches(NamedTuple):
@@ -77,6 +75,55 @@ def expectation(heat: Tensor) -> FineMatches:
     return FineMatches(offset, variance.clamp_min(0).mean(dim=1).sqrt())
 
 
+class FineTransformer(LocalFeatureTransformer):
+    """The fine stage's layers, on many short sequences: the windows of side 0 and those of side 1."""
+
+    def __init__(self, channels: int, config: TransformerConfig) -> None:
+        super().__init__(channels, config)
+        self.layers = nn.ModuleList(_WindowLayer(channels, config) for _ in config.layers)
+
+
+class _WindowLayer(EncoderLayer):
+    """A layer that, for inference, attends in few and small passes.
+
+    Not in fp16, where the denominator must be held in fp32; half of another kind has fp32's range.
+    """
+
+    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        dtype = self.merge.weight.dtype
+        special = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or dtype == torch.float16
+        if special or self.attention != "linear" or source_mask is not None or x.shape[0] != source.shape[0]:
+            return super().forward(x, source, source_mask)
+        x, source = x.to(dtype), source.to(dtype)
+        message = self.norm1(self.merge(self._attended(x, source)))
+        update: Tensor = self.norm2(self.mlp(torch.cat([x, message], dim=2)))
+        return update.add_(x)
+
+    def _attended(self, x: Tensor, source: Tensor) -> Tensor:
+        """Linear attention of (M, L, C) to (M, S, C); the same shape.
+
+        The denominator comes out of the same products: values get one more channel, which is one everywhere.
+        """
+        batch, length, channels = x.shape
+        query, key = (self._by_window(_mapped(tokens)) for tokens in (self.q_proj(x), self.k_proj(source)))
+        value = self._heads(self.v_proj(source))
+        padded = value.new_ones((*value.shape[:3], value.shape[3] + 1))
+        padded[..., :-1] = value
+        sums = query @ (key.transpose(1, 2) @ padded.flatten(0, 1))
+        message = sums[..., :-1] / sums[..., -1:].add_(EPSILON)
+        return message.view(batch, self.num_heads, length, -1).transpose(1, 2).reshape(batch, length, channels)
+
+    def _by_window(self, tokens: Tensor) -> Tensor:
+        """(M, L, C) -> (M * heads, L, C / heads)."""
+        return self._heads(tokens).flatten(0, 1)
+
+
+def _mapped(x: Tensor) -> Tensor:
+    """`feature_map`, elu(x) + 1, by operations that are vectorised in half precision too; over x."""
+    linear = x + 1
+    return torch.maximum(linear, x.clamp_(max=0).exp_(), out=linear)
+
+
 class FineMatcher:
     """Runs the fine stage on the matches of one pair, window by window, never on a whole map.
 
@@ -98,12 +145,24 @@ class FineMatcher:
         self._window, self._ratio = config.window, ratio
         self._backbone, self._preprocess, self._loftr = backbone, preprocess, loftr
 
-    def prefers_whole_map(self, features: ImageFeatures, num_matches: int) -> bool:
-        """Whether smoothing all of an image's features costs less than as many windows."""
-        if features.unsmoothed is None or features.fine is not None:
-            return False
+    def smoothed(self, features: ImageFeatures, cells: Tensor) -> ImageFeatures:
+        """The same with fine features in the windows around cells, perhaps nowhere else.
+
+        Windows of neighbouring cells overlap, those of different pairs too: what they cover is smoothed once, or the
+        whole map where that costs less.
+
+        Args:
+            features: of an image.
+            cells: (M,) int64, of all its matches.
+        """
+        if features.unsmoothed is None or features.fine is not None or not len(cells):
+            return features
         height, width = features.unsmoothed.shape[2:]
-        return num_matches * _WINDOW_COST > height * width
+        places, _ = self._places(features.grid, cells, (height, width))
+        wanted = torch.zeros(height * width, dtype=torch.bool, device=cells.device)
+        wanted[places.flatten()] = True
+        fine = self._backbone.smooth_places(features.unsmoothed, wanted.view(height, width))
+        return replace(features, fine=self._backbone.smooth(features.unsmoothed) if fine is None else fine)
 
     def __call__(
         self,
@@ -121,6 +180,7 @@ class FineMatcher:
             cell0, cell1: (M,) int64 matched cells, at least one.
             tokens0, tokens1: (L, C) and (S, C) coarse features after the transformer.
         """
+        features0, features1 = self.smoothed(features0, cell0), self.smoothed(features1, cell1)
         count = len(cell0)
         missing = -count % _BATCH_STEP
         cell0, cell1 = (torch.cat([cells, cells[:1].expand(missing)]) for cells in (cell0, cell1))
@@ -128,36 +188,30 @@ class FineMatcher:
         for tile0, tile1 in zip(cell0.split(TILE_MATCHES), cell1.split(TILE_MATCHES), strict=True):
             windows0 = self._preprocess(self._windows(features0, tile0), tokens0[tile0])
             windows1 = self._preprocess(self._windows(features1, tile1), tokens1[tile1])
-            windows0, windows1 = self._loftr.encode(windows0), self._loftr.encode(windows1)
-            parts.append(expectation(heat_map(*self._loftr(windows0, windows1))))
+            windows = self._loftr.encode(torch.cat([windows0, windows1]))
+            parts.append(expectation(heat_map(*self._loftr(*windows.chunk(2)))))
         offset, std = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
         return FineMatches(offset, std)
 
     def _windows(self, features: ImageFeatures, cells: Tensor) -> Tensor:
         """(M, WW, Cf) fine features around cells, zero outside of the image."""
-        if features.fine is not None:
-            return self._cut(features.fine, features.grid, cells, 0)[0].flatten(1, 2)
-        assert features.unsmoothed is not None
-        # Two more places on each side, for two convolutions of 3 x 3.
-        patches, inside = self._cut(features.unsmoothed, features.grid, cells, 2)
-        windows = self._backbone.smooth_windows(patches.permute(0, 3, 1, 2), inside)
-        windows = windows.permute(0, 2, 3, 1)
-        if not inside.all():
-            windows = windows * inside[:, 2:-2, 2:-2, None]
-        return windows.flatten(1, 2)
+        assert features.fine is not None
+        _, channels, height, width = features.fine.shape
+        places, inside = self._places(features.grid, cells, (height, width))
+        by_place = features.fine.permute(0, 2, 3, 1).reshape(-1, channels)  # a view: channels are last in memory
+        windows = by_place.index_select(0, places.flatten()).view(*places.shape, channels)
+        return windows if inside.all() else windows * inside[..., None]
 
-    def _cut(self, features: Tensor, grid: tuple[int, int], cells: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-        """Windows with a margin around cells out of (1, C, H, W), and which places are inside of the image.
+    def _places(self, grid: tuple[int, int], cells: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Windows around cells of a map of (height, width): row-major places, and which are inside of the image.
 
         Returns:
-            (M, side, side, C), zero outside, and (M, side, side) bool.
+            (M, WW) int64, those outside moved to the nearest place inside, and (M, WW) bool.
         """
-        _, channels, height, width = features.shape
-        reach = torch.arange(self._window + 2 * margin, device=cells.device) - (self._window // 2 + margin)
+        height, width = size
+        reach = torch.arange(self._window, device=cells.device) - self._window // 2
         rows = (cells // grid[1] * self._ratio)[:, None] + reach
         columns = (cells % grid[1] * self._ratio)[:, None] + reach
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-        by_place = features.permute(0, 2, 3, 1).reshape(-1, channels)  # a view: channels are last in memory
-        cut = by_place.index_select(0, places.reshape(-1)).view(*places.shape, channels)
-        return (cut if inside.all() else cut * inside[..., None]), inside
+        return places.flatten(1), inside.flatten(1)

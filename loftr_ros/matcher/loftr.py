@@ -9,11 +9,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.backbone import Backbone
+from loftr_ros.matcher.backbone import Backbone, OneDnnConv
 from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
-from loftr_ros.matcher.fine import FineMatcher, FinePreprocess
+from loftr_ros.matcher.fine import FineMatcher, FinePreprocess, FineTransformer
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.position import position_encoding
 from loftr_ros.matcher.transformer import LocalFeatureTransformer
@@ -44,7 +44,7 @@ class LoFTR(nn.Module):
                 raise ValueError(f"network '{config.name}': the fine stage's windows stand on the cells' corners")
             fine_dim = config.backbone.fine_dim
             self.fine_preprocess = FinePreprocess(config.backbone.coarse_dim, fine_dim)
-            self.loftr_fine = LocalFeatureTransformer(fine_dim, config.fine.transformer)
+            self.loftr_fine = FineTransformer(fine_dim, config.fine.transformer)
             ratio = config.backbone.stride // config.backbone.fine_stride
             self._fine = FineMatcher(config.fine, ratio, self.backbone, self.fine_preprocess, self.loftr_fine)
         self._position = lru_cache(maxsize=4)(self._make_position)
@@ -88,8 +88,8 @@ class LoFTR(nn.Module):
             self.backbone.round_weights(dtype)
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
-        if device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-            self.backbone.keep_biases(biases)
+        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and OneDnnConv.is_available():
+            self.backbone.use_onednn(biases)
         return self
 
     @torch.inference_mode()
@@ -173,8 +173,8 @@ class LoFTR(nn.Module):
         tokens1 = tokens1.expand(batch, -1, -1)
         found = self._match_coarse(tokens0, tokens1, keyframes, current, usable0)
         counts = torch.bincount(found.pair, minlength=batch).tolist()
-        if self._fine is not None and self._fine.prefers_whole_map(current, sum(counts)):
-            current = self.complete(current)
+        if self._fine is not None:
+            current = self._fine.smoothed(current, found.cell1)
         parts = zip(
             keyframes,
             found.cell0.split(counts),
