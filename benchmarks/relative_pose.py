@@ -1,165 +1,308 @@
-"""Relative pose from real video: our matcher beside SIFT and ORB, through the same geometry.
+"""Relative pose from real video: our networks beside SIFT, ORB, XFeat, ALIKED + LightGlue and the published student.
 
-Every matcher sees the same pairs, its matches go through the same MAGSAC++ and refinement, and every pair is estimated
-several times with its matches in another order, since the estimator's sampling depends on it.
+Every matcher sees the same pairs in one run, in turn on each pair. Its matches go through the front end's geometry
+(MAGSAC++ on rays in units of the focal length, refined), several times in another order, since the estimator's sampling
+depends on it. `make peers` makes the environment of XFeat, ALIKED and LightGlue.
 
-    .venv/bin/python benchmarks/relative_pose.py [--data ../shared/data] [--weights FILE]
+    .venv/bin/python benchmarks/relative_pose.py [--data ../shared/data] [--network NAME] [--weights FILE] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from parallel import in_processes
 
-from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
-from loftr_ros.frontend.config import FrontEndConfig, GeometryConfig
-from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import estimate_relative_pose
-from loftr_ros.matcher.checkpoint import load_network
-from loftr_ros.matcher.precision import resolve_device, resolve_precision
-from loftr_ros.sources import open_source
-from loftr_ros.weights import find_weights
+from loftr_ros.evaluation.match_metrics import mean_and_spread
+from loftr_ros.evaluation.metrics import pose_auc
+from loftr_ros.evaluation.pair_scores import PairScore, score_pose
+from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.config import GeometryConfig
 
-Points = NDArray[np.float32]
-Matcher = Callable[[Frame, Frame], tuple[Points, Points]]
-
-# name: folder, frames between the two images of a pair, frames between pairs
-SETS = {
-    "kitti06 gap 1": ("kitti06_stereo", 1, 1),
-    "kitti06 gap 3": ("kitti06_stereo", 3, 1),
-    "sevenscenes gap 5": ("sevenscenes", 5, 5),
-    "sevenscenes gap 20": ("sevenscenes", 20, 5),
-    "sevenscenes every 20th": ("sevenscenes", 20, 20),
-}
+# Folder and frames between a pair's images; every pair there is.
+SETS = ("sevenscenes:5", "sevenscenes:20", "sevenscenes:40", "kitti06_stereo:1", "kitti06_stereo:3", "kitti06_stereo:5")
+# Squared normalised units, as LoFTR's evaluation has it: indoors (ScanNet) and outdoors (MegaDepth).
+INDOOR, OUTDOOR = 5e-4, 1e-4
+THRESHOLD = 0.5
+QUICK_PAIRS, QUICK_ORDERS = 4, 2
+MEAN = "mean over sets"
+HEADER = (
+    "| set | pairs | matcher | AUC@5/10/20 | precision % | matches | inliers % | coverage % | ms a pair | images + matching |",  # noqa: E501
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+)
 
 
 @dataclass
-class Score:
-    """Of one matcher on one set, over all match orders."""
+class Result:
+    """Of one matcher on one set.
 
-    aucs: list[NDArray[np.float64]]
-    matches: list[int]
-    inliers: list[int]
-    seconds: list[float]
+    Attributes:
+        set, matcher: names.
+        missing: why it was not run; empty where it was.
+        errors: (orders, pairs) degrees.
+        precision, matches, inliers, coverage: a number a pair.
+        encode, match: seconds a pair: both images, and the matching.
+    """
 
-    def row(self) -> str:
-        mean, spread = np.mean(self.aucs, axis=0), np.std(self.aucs, axis=0)
-        auc = "/".join(f"{value:.1f}" for value in mean)
-        deviation = "/".join(f"{value:.1f}" for value in spread)
-        ratio = sum(self.inliers) / max(sum(self.matches) * len(self.aucs), 1)
-        return (
-            f"{auc} (±{deviation}) | {np.mean(self.matches):.0f} | {100 * ratio:.0f} % | "
-            f"{1e3 * np.median(self.seconds):.0f}"
+    set: str
+    matcher: str
+    missing: str = ""
+    errors: list[list[float]] = field(default_factory=list)
+    precision: list[float] = field(default_factory=list)
+    matches: list[int] = field(default_factory=list)
+    inliers: list[float] = field(default_factory=list)
+    coverage: list[float] = field(default_factory=list)
+    encode: list[float] = field(default_factory=list)
+    match: list[float] = field(default_factory=list)
+
+    @property
+    def aucs(self) -> NDArray[np.float64]:
+        """(orders, 3)."""
+        return np.array([pose_auc(row) for row in self.errors])
+
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """Precision, matches, inliers and coverage in percent; milliseconds a pair, of images and of matching."""
+        precision = np.nanmean(self.precision) if np.isfinite(self.precision).any() else np.nan
+        inliers = sum(self.inliers) / max(sum(self.matches), 1)
+        encode, match = 1e3 * np.median(self.encode), 1e3 * np.median(self.match)
+        return np.array(
+            [100 * precision, np.mean(self.matches), 100 * inliers, 100 * np.mean(self.coverage), encode, match]
         )
 
 
-def ours(weights: str, precision: str) -> Matcher:
-    """The published low-end network with Lucas-Kanade refinement, as the front end runs it."""
-    device = resolve_device("cpu")
-    network = load_network(
-        "coarse_lite", find_weights("coarse_lite", weights), device, resolve_precision(precision, device)
+def limit_of(folder: str) -> float:
+    """Of the epipolar error up to which a match is right: outdoors for KITTI, indoors else."""
+    return OUTDOOR if "kitti" in folder else INDOOR
+
+
+def chosen(total: int, gap: int, most: int) -> list[int]:
+    """First frames of a set's pairs: all, or every n-th so that there are at most `most`."""
+    every = range(max(total - gap, 0))
+    return list(every[:: -(-len(every) // most)] if most and every else every)
+
+
+def views(folder: str, path: Path) -> Iterator[tuple[Any, NDArray[np.float64]]]:
+    """Images of a sequence, and their (4, 4) T_world_camera."""
+    from contenders import View
+
+    from loftr_ros.sources import open_source
+
+    with open_source(folder if folder.startswith("rendered") else str(path / folder)) as source:
+        for frame in source:
+            color = frame.decode_color()
+            rgb = color if color.ndim == 2 else np.asarray(cv2.cvtColor(color, cv2.COLOR_BGR2RGB), np.uint8)
+            if frame.pose is None or frame.camera is None:
+                raise SystemExit(f"{folder}: frame {frame.index} has no pose, or no calibration")
+            yield View(f"{folder}/{frame.index}", frame.to_frame(), rgb), frame.pose
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair's matches by one matcher, to be scored."""
+
+    points: tuple[NDArray[np.float32], NDArray[np.float32]]
+    cameras: tuple[CameraModel, CameraModel]
+    truth: NDArray[np.float64]
+    limit: float
+    config: GeometryConfig
+    orders: int
+
+    def score(self) -> PairScore:
+        return score_pose(*self.points, self.cameras, self.truth, self.limit, self.config, self.orders)
+
+
+def score(job: Job) -> PairScore:
+    """In a process of its own."""
+    cv2.setNumThreads(1)
+    return job.score()
+
+
+def run(arguments: argparse.Namespace, config: GeometryConfig) -> list[Result]:
+    """Match everything, timed and nothing beside it; then score."""
+    from contenders import Race, open_contenders
+    from tqdm import tqdm
+
+    results: list[Result] = []
+    jobs: list[Job] = []
+    with ExitStack() as stack:
+        contenders, missing = open_contenders(arguments, stack)
+        for name in arguments.sets:
+            folder, _, gap_text = name.rpartition(":")
+            gap = int(gap_text)
+            results += [Result(name, label, why) for label, why in missing]
+            if not folder.startswith("rendered") and not (arguments.data / folder).is_dir():
+                results.append(Result(name, "all", f"{arguments.data / folder} is not there"))
+                continue
+            frames = list(views(folder, arguments.data))
+            firsts = chosen(len(frames), gap, arguments.pairs)
+            race = Race(contenders)
+            race.warm_up(frames[firsts[0]][0], frames[firsts[0] + gap][0])
+            rows = [Result(name, contender.label) for contender in contenders]
+            for n, i in enumerate(tqdm(firsts, desc=name, unit="pair", disable=None)):
+                (view0, pose0), (view1, pose1) = frames[i], frames[i + gap]
+                cameras = view0.frame.camera, view1.frame.camera
+                truth = np.linalg.inv(pose0) @ pose1
+                for row, (found, seconds) in zip(rows, race.pair(view0, view1), strict=True):
+                    row.encode.append(seconds)
+                    row.match.append(found.seconds)
+                    points = found.points0, found.points1
+                    jobs.append(Job(points, cameras, truth, limit_of(folder), config, arguments.orders))
+                race.keep([frames[j][0].key for k in firsts[n + 1 :] for j in (k, k + gap)])
+            results += rows
+    scored = iter(in_processes(score, jobs, "poses"))
+    ran = [result for result in results if not result.missing]
+    for name in dict.fromkeys(result.set for result in ran):
+        rows = [result for result in ran if result.set == name]
+        for _ in rows[0].encode:
+            for row in rows:
+                add(row, next(scored))
+    return results
+
+
+def add(result: Result, pair: PairScore) -> None:
+    result.errors = result.errors or [[] for _ in pair.errors]
+    for row, error in zip(result.errors, pair.errors, strict=True):
+        row.append(float(error))
+    result.matches.append(pair.matches)
+    result.precision.append(pair.precision)
+    result.inliers.append(pair.inliers)
+    result.coverage.append(pair.coverage)
+
+
+def line(name: str, pairs: int, matcher: str, aucs: NDArray[np.float64], numbers: NDArray[np.float64]) -> str:
+    precision, matches, inliers, covered, encode, match = numbers
+    return (
+        f"| {name} | {pairs} | {matcher} | {mean_and_spread(aucs)} | {precision:.0f} | {matches:.0f} | {inliers:.0f} | "
+        f"{covered:.0f} | {encode + match:.0f} | {encode:.0f} + {match:.0f} |"
     )
-    front_end = FrontEnd(network, FrontEndConfig())
-
-    def match(frame0: Frame, frame1: Frame) -> tuple[Points, Points]:
-        found = front_end.match_pair(frame0, frame1)
-        return found.keyframe_points, found.current_points
-
-    return match
 
 
-def sparse(detector: cv2.Feature2D, norm: int, ratio: float | None) -> Matcher:
-    """OpenCV features with mutual nearest neighbours, and the ratio test where `ratio` is given."""
-
-    def match(frame0: Frame, frame1: Frame) -> tuple[Points, Points]:
-        keypoints0, descriptors0 = detector.detectAndCompute(frame0.image, None)
-        keypoints1, descriptors1 = detector.detectAndCompute(frame1.image, None)
-        none = np.zeros((0, 2), np.float32)
-        if descriptors0 is None or descriptors1 is None or min(len(keypoints0), len(keypoints1)) < 2:
-            return none, none
-        matcher = cv2.BFMatcher(norm)
-        forward = matcher.knnMatch(descriptors0, descriptors1, k=2)
-        back = {m.queryIdx: m.trainIdx for m in matcher.match(descriptors1, descriptors0)}
-        kept = [
-            m
-            for m, n in forward
-            if back[m.trainIdx] == m.queryIdx and (ratio is None or m.distance < ratio * n.distance)
-        ]
-        points0 = np.float32([keypoints0[m.queryIdx].pt for m in kept]).reshape(-1, 2)
-        points1 = np.float32([keypoints1[m.trainIdx].pt for m in kept]).reshape(-1, 2)
-        return points0, points1
-
-    return match
+def table(results: list[Result]) -> list[str]:
+    """Markdown: a row for each set and matcher, then the means over sets of those that ran on all."""
+    rows = list(HEADER)
+    for result in results:
+        if result.missing:
+            rows.append(f"| {result.set} | 0 | {result.matcher} | not run: {result.missing} | | | | | | |")
+        else:
+            pairs = len(result.precision)
+            rows.append(line(result.set, pairs, result.matcher, result.aucs, result.numbers))
+    ran = [result for result in results if not result.missing]
+    sets = list(dict.fromkeys(result.set for result in ran))
+    for matcher in dict.fromkeys(result.matcher for result in results if result.matcher != "all"):
+        mine = [result for result in ran if result.matcher == matcher]
+        if len(mine) < len(sets) or not mine:
+            rows.append(f"| {MEAN} | | {matcher} | not run on all of them | | | | | | |")
+            continue
+        pairs = sum(len(result.precision) for result in mine)
+        aucs = np.mean([result.aucs for result in mine], axis=0)
+        rows.append(line(MEAN, pairs, matcher, aucs, np.mean([result.numbers for result in mine], axis=0)))
+    return rows
 
 
-def pairs(folder: Path, gap: int, stride: int) -> Iterator[tuple[Frame, Frame, NDArray[np.float64]]]:
-    """Frames and T_first_second of every pair whose poses are known."""
-    with open_source(str(folder)) as source:
-        frames = list(source)
-    for i in range(0, len(frames) - gap, stride):
-        first, second = frames[i], frames[i + gap]
-        if first.pose is not None and second.pose is not None:
-            yield first.to_frame(), second.to_frame(), np.linalg.inv(first.pose) @ second.pose
+def plot(results: list[Result], folder: Path) -> None:
+    """Cumulative errors of every set, and the areas under them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ran = [result for result in results if not result.missing]
+    sets = list(dict.fromkeys(result.set for result in ran))
+    matchers = list(dict.fromkeys(result.matcher for result in ran))
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = min(len(sets), 3)
+    figure = Figure(figsize=(4.4 * columns, 3.6 * -(-len(sets) // columns) + 0.8), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(np.ravel(figure.subplots(-(-len(sets) // columns), columns, squeeze=False)), sets):  # noqa: B905 (more axes than sets)
+        for number, matcher in enumerate(matchers):
+            for result in (r for r in ran if (r.set, r.matcher) == (name, matcher)):
+                errors = np.sort(np.append(result.errors, 0))
+                recall = np.arange(len(errors)) / (len(errors) - 1)
+                axes.plot(errors, 100 * recall, color=f"C{number}", label=matcher, drawstyle="steps-post")
+        axes.set(xlim=(0, 20), ylim=(0, 100), title=name, xlabel="pose error, degrees", ylabel="pairs within it, %")
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(folder / "relative_pose_errors.png")
+
+    figure = Figure(figsize=(2.2 * len(sets) + 2, 4.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    width = 0.8 / len(matchers)
+    for number, matcher in enumerate(matchers):
+        for place, name in enumerate(sets):
+            for result in (r for r in ran if (r.set, r.matcher) == (name, matcher)):
+                at, areas = place + (number - (len(matchers) - 1) / 2) * width, result.aucs[:, 1]
+                label = matcher if name == sets[0] else None
+                axes.bar(at, areas.mean(), width, yerr=areas.std(), color=f"C{number}", label=label)
+    axes.set_xticks(range(len(sets)), sets)
+    axes.set(ylabel="AUC@10, %", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(folder / "relative_pose_auc.png")
 
 
-def evaluate(matcher: Matcher, data: list[tuple[Frame, Frame, NDArray[np.float64]]], orders: int) -> Score:
-    """Match every pair once, estimate its pose `orders` times."""
-    score = Score([], [], [], [])
-    errors = np.zeros((orders, len(data)))
-    for i, (frame0, frame1, truth) in enumerate(data):
-        assert frame0.camera is not None and frame1.camera is not None
-        start = time.perf_counter()
-        points0, points1 = matcher(frame0, frame1)
-        score.seconds.append(time.perf_counter() - start)
-        score.matches.append(len(points0))
-        rays0, rays1 = frame0.camera.unproject(points0), frame1.camera.unproject(points1)
-        for order in range(orders):
-            shuffled = np.random.default_rng(order).permutation(len(points0))
-            pose = estimate_relative_pose(
-                rays0[shuffled], rays1[shuffled], frame0.camera.focal_length, GeometryConfig()
-            )
-            score.inliers.append(int(pose.inliers.sum()))
-            errors[order, i] = np.inf
-            if pose.has_rotation:
-                rotation = rotation_error(pose.rotation, truth[:3, :3])
-                errors[order, i] = max(rotation, translation_direction_error(pose.translation, truth[:3, 3]))
-    score.aucs = [pose_auc(row) for row in errors]
-    return score
+def protocol(orders: int, config: GeometryConfig) -> list[str]:
+    import torch
+
+    return [
+        f"AUC@5/10/20 of max(rotation, translation direction), mean (± standard deviation) over {orders} match orders;",
+        f"MAGSAC++ at {config.threshold:g} px and the front end's refinement for all. A pair whose translation counts",
+        f"as unobserved has an error of 90 degrees{'' if config.min_parallax else '; here it never does'}. Precision:",
+        f"matches whose symmetric squared epipolar distance to the true pose is below {INDOOR:g} indoors, {OUTDOOR:g}",
+        "(KITTI), normalised units, as in LoFTR's evaluation. Coverage: grid blocks of the second image (8 x 6) with",
+        "an inlier. Time: medians; both images from pixels to features, and the matching, one matcher after another.",
+        f"torch {torch.__version__}, OpenCV {cv2.__version__}, {os.cpu_count()} cores, {platform.machine()}.",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the sequences")
-    parser.add_argument("--weights", default="", help="weights of coarse_lite")
-    parser.add_argument("--precision", default="auto", help="of coarse_lite")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="FOLDER:GAP each; a folder may be `rendered`")
+    parser.add_argument("--pairs", type=int, default=0, help="pairs of each set, at most, evenly spread; 0 for all")
     parser.add_argument("--orders", type=int, default=5, help="match orders that every pose is estimated with")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs a set, {QUICK_ORDERS} orders")
+    parser.add_argument("--ungated", action="store_true", help="never take a translation for unobserved")
+    parser.add_argument("--out", type=Path, help="file for the table")
+    parser.add_argument("--raw", type=Path, help="file for every pair's numbers, as JSON")
+    parser.add_argument("--merge", type=Path, nargs="+", help="run nothing: one table of these files of --raw")
+    parser.add_argument("--plots", type=Path, help="folder for pictures")
+    from contenders import add_options
+
+    add_options(parser)
     arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        parser.error(f"{arguments.data} is not there; give the folder of the sequences by --data")
-    matchers = {
-        f"coarse_lite + LK ({arguments.precision})": ours(arguments.weights, arguments.precision),
-        "SIFT 2000, ratio 0.8": sparse(cv2.SIFT_create(2000), cv2.NORM_L2, 0.8),
-        "ORB 2000": sparse(cv2.ORB_create(2000), cv2.NORM_HAMMING, None),
-    }
-    print(f"AUC@5/10/20 of max(rotation, translation direction), mean (± standard deviation) over {arguments.orders}")
-    print(f"match orders; torch {torch.__version__}, OpenCV {cv2.__version__}, {torch.get_num_threads()} threads.")
-    print("Time: both images from pixels to matches, nothing cached.\n")
-    print("| set | pairs | matcher | AUC@5/10/20 | matches | inliers | ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, (folder, gap, stride) in SETS.items():
-        data = list(pairs(arguments.data / folder, gap, stride))
-        for label, matcher in matchers.items():
-            matcher(*data[0][:2])
-            print(f"| {name} | {len(data)} | {label} | {evaluate(matcher, data, arguments.orders).row()} |", flush=True)
+    if arguments.quick:
+        arguments.pairs, arguments.orders = arguments.pairs or QUICK_PAIRS, QUICK_ORDERS
+    config = GeometryConfig(threshold=THRESHOLD)
+    if arguments.ungated:
+        config = GeometryConfig(threshold=THRESHOLD, min_parallax=0.0, min_parallax_to_noise=0.0)
+    if arguments.merge:
+        kept = [json.loads(file.read_text()) for file in arguments.merge]
+        text = kept[0]["protocol"]
+        if any(part["protocol"] != text for part in kept):
+            parser.error("these files are of different protocols")
+        results = [Result(**entry) for part in kept for entry in part["results"]]
+    else:
+        text, results = protocol(arguments.orders, config), run(arguments, config)
+    if arguments.raw:
+        arguments.raw.write_text(json.dumps({"protocol": text, "results": [asdict(result) for result in results]}))
+    lines = [*text, "", *table(results)]
+    print("\n".join(lines))
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+    if arguments.plots:
+        plot(results, arguments.plots)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Matchers of others, in an environment and a process of their own."""

@@ -1,0 +1,119 @@
+"""How good single matches are: against the true pose, the true homography, and what the network said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+# Part of a normal distribution within one standard deviation.
+NORMAL_WITHIN_ONE = 0.6827
+
+
+def epipolar_errors(rays0: ArrayLike, rays1: ArrayLike, pose: ArrayLike) -> Array:
+    """Symmetric squared distance of matches from each other's epipolar lines, as LoFTR's precision is measured by.
+
+    Args:
+        rays0, rays1: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
+        pose: (4, 4) T_0_1, true, of any scale.
+
+    Returns:
+        (N,) squared normalised units; NaN where a ray is.
+    """
+    matrix = np.asarray(pose, np.float64)
+    x, y, z = matrix[:3, 3]
+    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ matrix[:3, :3]
+    p0, p1 = (np.pad(np.asarray(rays, np.float64), ((0, 0), (0, 1)), constant_values=1.0) for rays in (rays0, rays1))
+    line0, line1 = p1 @ essential.T, p0 @ essential
+    product = (p0 * line0).sum(axis=1)
+    # A match on both epipoles, or any where the cameras are in one place, is on every line: 0, not 0 / 0.
+    weights = sum(1 / np.maximum((line[:, :2] ** 2).sum(axis=1), 1e-30) for line in (line0, line1))
+    return np.asarray(product**2 * weights, np.float64)
+
+
+def map_points(homography: ArrayLike, points: ArrayLike) -> Array:
+    """(N, 2) pixels taken by a (3, 3) homography; NaN where that is at infinity."""
+    H, p = np.asarray(homography, np.float64), np.asarray(points, np.float64)
+    mapped = p @ H[:, :2].T + H[:, 2]
+    depth = np.where(np.abs(mapped[:, 2:]) > 1e-12, mapped[:, 2:], np.nan)
+    return np.asarray(mapped[:, :2] / depth, np.float64)
+
+
+def corner_error(homography: ArrayLike | None, truth: ArrayLike, size: tuple[int, int]) -> float:
+    """Mean distance between where an estimated and the true homography take an image's corners, in pixels.
+
+    Args:
+        homography: (3, 3), or None where none was found.
+        truth: (3, 3).
+        size: (width, height) of the image that both map from.
+
+    Returns:
+        Pixels of the image that they map to; inf without an estimate, or if it takes a corner nowhere.
+    """
+    if homography is None:
+        return float("inf")
+    width, height = size
+    corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64)
+    moved = np.linalg.norm(map_points(homography, corners) - map_points(truth, corners), axis=1)
+    return float(moved.mean()) if np.isfinite(moved).all() else float("inf")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What predicted standard deviations are worth. Every match counts twice: by its error along u and along v.
+
+    Attributes:
+        count: matches.
+        within_one, within_two: part of the errors within one and two predicted standard deviations; of a normal
+            distribution 0.68 and 0.95. NaN without matches.
+        scale: factor on the predictions with which 68 % of the errors would be within one; 1 is perfect.
+        predicted, measured: (B,) of as many matches each, ordered by prediction: the median predicted standard
+            deviation, and the error that 68 % of theirs are within, in pixels.
+    """
+
+    count: int
+    within_one: float
+    within_two: float
+    scale: float
+    predicted: Array
+    measured: Array
+
+
+def calibration(residuals: ArrayLike, std: ArrayLike, bins: int = 10) -> Calibration:
+    """Hold the errors of matches against their predicted standard deviations.
+
+    Args:
+        residuals: (N, 2) pixels, `points1` less where it truly is.
+        std: (N,) pixels along one axis; matches whose std or residual is not finite do not count.
+        bins: of equally many matches, at most.
+    """
+    error, sigma = np.abs(np.asarray(residuals, np.float64)), np.asarray(std, np.float64)
+    known = np.isfinite(error).all(axis=1) & np.isfinite(sigma)
+    error, sigma = error[known], sigma[known]
+    if not len(sigma):
+        return Calibration(0, np.nan, np.nan, np.nan, np.zeros(0), np.zeros(0))
+    ratio = error / np.maximum(sigma, 1e-9)[:, None]
+    parts = np.array_split(np.argsort(sigma, kind="stable"), min(bins, len(sigma)))
+    return Calibration(
+        len(sigma),
+        float((ratio <= 1).mean()),
+        float((ratio <= 2).mean()),
+        float(np.quantile(ratio, NORMAL_WITHIN_ONE)),
+        np.array([np.median(sigma[part]) for part in parts]),
+        np.array([np.quantile(error[part], NORMAL_WITHIN_ONE) for part in parts]),
+    )
+
+
+def mean_and_spread(values: Sequence[ArrayLike] | Array, digits: int = 1) -> str:
+    """Rows of numbers as "a/b/c (±d/e/f)": mean and standard deviation over the rows; "-" where a number is unknown."""
+    rows = np.asarray(values, np.float64).reshape(len(values), -1)
+
+    def joined(numbers: Array) -> str:
+        return "/".join(f"{number:.{digits}f}" if np.isfinite(number) else "-" for number in numbers)
+
+    with np.errstate(invalid="ignore"):
+        return f"{joined(rows.mean(axis=0))} (±{joined(rows.std(axis=0))})"
