@@ -101,6 +101,41 @@ def assets(
     typer.echo(f"{images} images, {sum(origin.held_out for origin in origins)} of them held out, are in {folder}")
 
 
+@app.command()
+def calibrate(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Weights of `compact`.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
+    pairs: Annotated[int, typer.Option(help="Held-out photos, under moderate homographies.", min=1)] = 100,
+    folder: Annotated[
+        Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
+    ] = None,
+) -> None:
+    """Set the factor on the predicted standard deviations, so that 68 % of errors along an axis are within them."""
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.training.assets import AssetError
+    from loftr_ros.training.calibration import calibrated_weights
+    from loftr_ros.training.config import config_of
+    from loftr_ros.training.data import open_data
+
+    content: dict[str, Any] = {
+        "budget": {"max_steps": 1},
+        "data": {"batch_size": 1, "sizes": [[640, 480]], "held_out_difficulty": 0.4},
+        "made": {"homography": 1.0, "room": 0, "clutter": 0, "street": 0, "relief": 0},
+        "validation": {"batches": pairs},
+    }
+    if folder is not None:
+        content["data"]["assets"] = str(folder)
+    try:
+        held_out = open_data(config_of(content)).held_out
+        before, after = calibrated_weights(source, target, (held_out[number] for number in range(pairs)))
+    except (AssetError, WeightsError) as error:
+        fail(error)
+    typer.echo(
+        f"of {after.count} matches {100 * before.within_one:.1f} % of the errors were within one standard deviation; "
+        f"times {before.scale:.3f} it is {100 * after.within_one:.1f} %, and {100 * after.within_two:.1f} % within two"
+    )
+
+
 def _settings(given: list[str]) -> dict[str, Any]:
     """NAME=VALUE, the value as YAML has it."""
     import yaml

@@ -12,6 +12,8 @@ __all__ = ["VARIABLE", "WeightsError", "find_weights"]
 
 VARIABLE = "LOFTR_ROS_WEIGHTS"
 _AUTO = "auto"
+# In the package: what a robot that has never seen a network starts with.
+EMBEDDED = {"compact": Path(__file__).parent / "compact.safetensors"}
 # Beside a checkout of the project: real data for its tests, with the published low-end weights among it.
 _BESIDE_THE_PROJECT = {"coarse_lite": Path("../shared/data/coarse_loftr/LoFTR_teacher.pt")}
 
@@ -23,7 +25,7 @@ def find_weights(network: str, given: str = "") -> Path:
         network: name of a preset, or `auto` for whatever network the file is of.
         given: what the user said: a file, or a name of the catalogue; empty to look in the environment's
             LOFTR_ROS_WEIGHTS, then in the cache for published weights of the network (with `auto`, for the only ones
-            that are there), then beside the project.
+            that are there), then in the package, then beside the project.
 
     Raises:
         WeightsError: none is there; the message says what to do.
@@ -41,6 +43,9 @@ def find_weights(network: str, given: str = "") -> Path:
         path = entry.cached()
         if path is not None:
             return path
+    embedded = EMBEDDED.get("compact" if network == _AUTO else network)
+    if embedded is not None and embedded.is_file():
+        return embedded
     beside = _BESIDE_THE_PROJECT.get(network)
     if beside is not None and beside.is_file():
         return beside.resolve()
