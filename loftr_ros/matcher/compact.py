@@ -18,6 +18,7 @@ from loftr_ros.matcher.compact_backbone import REGION_CELLS, REGION_PIXELS, Comp
 from loftr_ros.matcher.compact_cells import CellMatcher
 from loftr_ros.matcher.compact_fine import CompactFine
 from loftr_ros.matcher.config import CompactConfig
+from loftr_ros.matcher.convolutions import OneDnnConv, biases_of, round_weights, use_onednn
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.region_transformer import RegionTransformer
 
@@ -74,9 +75,14 @@ class Compact(nn.Module):
         # Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
         stem = self.backbone.stages[0][0]  # type: ignore[index]
         stem.conv.weight /= 255
+        biases = biases_of(self.backbone)
+        if dtype != torch.float32:
+            round_weights(self.backbone, dtype)
         self.to(device=device)
         self.backbone.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.transformer.to(dtype=dtype)
+        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and OneDnnConv.is_available():
+            use_onednn(self.backbone, biases)
         return self
 
     @torch.inference_mode()

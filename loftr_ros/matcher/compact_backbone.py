@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import CompactBackboneConfig
+from loftr_ros.matcher.convolutions import OneDnnConv
 
 # Side of a region, in cells and in pixels.
 REGION_CELLS = 2
@@ -46,6 +47,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        if isinstance(self.conv, OneDnnConv):
+            return self.conv(x, "relu" if self.relu else "none")
         y: Tensor = self.norm(self.conv(x))
         return functional.relu(y, inplace=True) if self.relu else y
 
@@ -65,8 +68,11 @@ class Residual(nn.Module):
         self.conv2 = ConvNorm(channels, channels, 3, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
-        return functional.relu(x + self.conv2(self.conv1(x)), inplace=True)
+        """(B, C, H, W) -> the same. In inference over x itself."""
+        y = self.conv1(x)
+        if isinstance(self.conv2.conv, OneDnnConv):
+            return self.conv2.conv(y, "relu", x)
+        return functional.relu(x + self.conv2(y), inplace=True)
 
 
 class CompactBackbone(nn.Module):

@@ -9,10 +9,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.backbone import Backbone, OneDnnConv
+from loftr_ros.matcher.backbone import Backbone
 from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.convolutions import OneDnnConv, biases_of, round_weights, use_onednn
 from loftr_ros.matcher.fine import FineMatcher, FinePreprocess, FineTransformer
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.position import position_encoding
@@ -83,13 +84,13 @@ class LoFTR(nn.Module):
         self.backbone.fold_batch_norm()
         # Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
         self.backbone.conv1.weight /= 255
-        biases, projection = self.backbone.biases(), self.backbone.projection.weight.clone()
+        biases, projection = biases_of(self.backbone), self.backbone.projection.weight.clone()
         if dtype != torch.float32:
-            self.backbone.round_weights(dtype)
+            round_weights(self.backbone, dtype)
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
         if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and OneDnnConv.is_available():
-            self.backbone.use_onednn(biases)
+            use_onednn(self.backbone, biases)
         return self
 
     @torch.inference_mode()
