@@ -29,6 +29,7 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
+    "openvino": ["openvino>=2024.0"],
     "parquet": ["pyarrow>=14"],
     "recorded": ["h5py>=3"],
     # 2.6.2 and 2.6.3 were malicious releases (GHSA-w37p-236h-pfx3).
@@ -40,6 +41,7 @@ EXTRAS = {
         "mypy>=1.10",
         "onnx>=1.14",
         "onnxruntime>=1.17",
+        "openvino>=2024.0",
         "pyarrow>=14",
         "pytest>=8",
         "pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3",

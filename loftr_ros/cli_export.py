@@ -30,29 +30,29 @@ def export(
     threshold: Annotated[
         float | None, typer.Option(help="Least confidence of a match, 0 to 1.", show_default="the network's")
     ] = None,
-    max_matches: Annotated[int, typer.Option(help="Matches of a pair, at most; 0 for all.")] = 0,
-    opset: Annotated[int, typer.Option(help="Version of ONNX's operators.")] = 17,
+    max_matches: Annotated[
+        int | None, typer.Option(help="Matches of a pair, at most; 0 for all.", show_default="the network's")
+    ] = None,
+    opset: Annotated[
+        int, typer.Option(help="Version of ONNX's operators.", show_default="17, or 18 where it is needed")
+    ] = 0,
 ) -> None:
     """Write a network as ONNX, for images of one size: encode.onnx, match.onnx and model.json."""
     import torch
 
     from loftr_ros.matcher.checkpoint import WeightsError, load_network
     from loftr_ros.matcher.export import ExportError, export_network
-    from loftr_ros.matcher.loftr import LoFTR
     from loftr_ros.matcher.precision import DeviceError, resolve_precision
     from loftr_ros.weights import VARIABLE, find_weights
 
-    coarse: dict[str, float | int] = {"max_matches": max_matches}
-    if threshold is not None:
-        coarse["threshold"] = threshold
+    asked = {"max_matches": max_matches, "threshold": threshold}
+    coarse = {name: value for name, value in asked.items() if value is not None}
     if network == "auto" and weights in ("", _RANDOM) and (weights or not os.environ.get(VARIABLE)):
         network = "coarse_lite"  # nothing says which: that of the node's default
     try:
         path = None if weights == _RANDOM else find_weights(network, weights)
         device = torch.device("cpu")
         model = load_network(network, path, device, resolve_precision(precision, device), coarse=coarse)
-        if not isinstance(model, LoFTR):
-            raise ExportError(f"network '{model.config.name}' is not exported yet; expected one of LoFTR's")
         folder = output or Path(f"{model.config.name}_{width}x{height}")
         exported = export_network(
             model, folder, width, height, weights=_RANDOM if path is None else path.name, opset=opset

@@ -26,7 +26,7 @@ class MatcherConfig(Settings):
     weights: str = setting(
         "",
         "Weights file of that network, or a name of `loftr_ros weights list`; random for weights that match nothing; "
-        "with backend onnx what `loftr_ros export` wrote",
+        "with backend onnx or openvino what `loftr_ros export` wrote",
     )
     device: str = setting("auto", "auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N")
     precision: str = setting(
@@ -35,7 +35,10 @@ class MatcherConfig(Settings):
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     backend: str = setting(
-        "torch", "What runs the network: PyTorch, or onnxruntime on an exported one", choices=("torch", "onnx")
+        "auto",
+        "What runs the network: torch (PyTorch), onnx (onnxruntime, an exported one), openvino (an exported one, or "
+        "compact by its weights); auto is openvino for compact on a CPU where it is installed, else torch",
+        choices=("auto", "torch", "onnx", "openvino"),
     )
     onnx_providers: str = setting(
         "", "Execution providers of backend onnx, the preferred first, with commas between; empty for the CPU's"
@@ -93,12 +96,13 @@ def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpe
     from loftr_ros.matcher.factory import MatcherSpec
     from loftr_ros.weights import find_weights
 
+    given = Path(matcher.weights).expanduser()
     if matcher.weights == RANDOM:
         weights = None
-    elif matcher.backend == "torch":
+    elif matcher.backend != "onnx" and not (matcher.backend == "openvino" and matcher.weights and given.is_dir()):
         weights = find_weights(matcher.network, matcher.weights)
     elif matcher.weights:
-        weights = Path(matcher.weights).expanduser()
+        weights = given
     else:
         raise WeightsError("backend onnx comes without a network; give what `loftr_ros export` wrote as its weights")
     return MatcherSpec(

@@ -11,22 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import made_compact
 import numpy as np
 import pytest
 import torch
 from fakes import PanningStream
+from made_compact import compact, shifted_pair
 from made_weights import CPU, network, rendered_pair, sevenscenes_pair
 from torch import Tensor
 
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher import onnx_graph, transformer
+from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoint import WeightsError, load_network
 from loftr_ros.matcher.export import ExportError, export_network
 from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE
+from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.interface import Matcher, Matches
 from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.onnx_backend import OnnxMatcher, load_onnx
+from loftr_ros.matcher.onnx_backend import load_onnx
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.ring import FeatureRing
 
@@ -72,11 +76,11 @@ def random_lite() -> LoFTR:
     return load_network("coarse_lite", None, CPU, torch.float32)
 
 
-def opened(folder: Path, **coarse: float) -> OnnxMatcher:
+def opened(folder: Path, **coarse: float) -> ExportedMatcher:
     return load_onnx(folder, CPU_PROVIDER, threads=1, coarse=coarse)
 
 
-def with_coarse(model: LoFTR, **changes: float) -> LoFTR:
+def with_coarse(model: Network, **changes: float) -> Network:
     model.config = replace(model.config, coarse=replace(model.config.coarse, **changes))
     return model
 
@@ -123,6 +127,60 @@ def test_masks_act_on_the_exported_network_as_on_torchs(folders: dict[str, Path]
     for points, mask in zip((found.points0, found.points1), masks, strict=True):
         column, row = points.round().long().unbind(1)
         assert mask is None or mask[row.clamp(0, HEIGHT - 1), column.clamp(0, WIDTH - 1)].all()
+
+
+@pytest.fixture(scope="module")
+def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compact network for images that fill neither its cells nor its regions."""
+    folder = tmp_path_factory.mktemp("compact")
+    export_network(compact(), folder, made_compact.WIDTH, made_compact.HEIGHT, weights="random")
+    return folder
+
+
+@pytest.mark.parametrize("where", ["nowhere", "keyframe", "current", "both"])
+def test_the_exported_compact_network_finds_what_torch_finds_with_masks_too(compact_folder: Path, where: str) -> None:
+    mask = corner_mask(made_compact.HEIGHT, made_compact.WIDTH)
+    masks = (mask if where in ("keyframe", "both") else None, mask.flip(1) if where in ("current", "both") else None)
+    images = shifted_pair()
+    found, expected = (matched(model, images, masks) for model in (opened(compact_folder), compact()))
+    assert_same(found, expected, at_least=40)
+    for points, usable in zip((found.points0, found.points1), masks, strict=True):
+        column, row = points.round().long().unbind(1)
+        inside = (row.clamp(0, made_compact.HEIGHT - 1), column.clamp(0, made_compact.WIDTH - 1))
+        assert usable is None or usable[inside].all()
+
+
+def test_where_nothing_matches_the_exported_compact_network_gives_nothing(compact_folder: Path) -> None:
+    image, matcher = shifted_pair()[0], opened(compact_folder)
+    for images in ((image, torch.zeros_like(image)), (torch.zeros_like(image), image)):
+        found = matched(matcher, images, (None, None))
+        assert found.points0.shape == found.points1.shape == (0, 2) and found.cell.dtype == torch.int64
+
+
+def test_the_compact_networks_cap_and_threshold_act_in_the_graph_and_after_it(
+    compact_folder: Path, tmp_path: Path
+) -> None:
+    model, images = compact(), shifted_pair()
+    expected = matched(model, images, (None, None))
+    count = confident(expected)
+    stricter = opened(compact_folder, threshold=0.9)
+    assert_same(
+        matched(stricter, images, (None, None)), matched(with_coarse(model, threshold=0.9), images, (None, None))
+    )
+    with_coarse(model, threshold=0.001, max_matches=count)
+    export_network(model, tmp_path, made_compact.WIDTH, made_compact.HEIGHT, weights="random")
+    for matcher in (opened(tmp_path), opened(compact_folder, max_matches=count)):
+        assert matched(matcher, images, (None, None)).cell.tolist() == expected.cell[expected.confidence > 0.9].tolist()
+
+
+def test_an_export_of_the_compact_network_is_recognised_and_needs_a_later_opset(
+    compact_folder: Path, tmp_path: Path
+) -> None:
+    matcher = opened(compact_folder)
+    assert matcher.config == compact().config and matcher.has_fine_stage and matcher.cell_size == 8
+    assert json.loads((compact_folder / MODEL_FILE).read_text())["opset"] == 18
+    with pytest.raises(ExportError, match="opset 17 is not written; expected 18 to 20"):
+        export_network(compact(), tmp_path / "export", WIDTH, HEIGHT, weights="random", opset=17)
 
 
 def test_the_published_low_end_network_finds_on_real_images_what_torch_finds(shared_data: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ROSDEP_KEYS = {
 WITHOUT_ROSDEP_KEY = {
     "kornia",
     "onnx",
+    "openvino",
     "pot",
     "pyarrow",
     "pytorch-lightning",

@@ -128,7 +128,7 @@ def test_the_networks_parameters_become_one_specification(tmp_path: Path) -> Non
     declare(node)
     found = read(node)
     spec = matcher_spec(found.matcher, found.matching)
-    assert (spec.network, spec.weights, spec.backend, spec.threads) == ("loftr", weights, "torch", 3)
+    assert (spec.network, spec.weights, spec.backend, spec.threads) == ("loftr", weights, "auto", 3)
     assert spec.coarse == {"max_matches": 7} and spec.providers == ()
     assert matcher_spec(dataclasses.replace(found.matcher, weights="random"), found.matching).weights is None
 

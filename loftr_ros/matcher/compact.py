@@ -114,7 +114,7 @@ class Compact(nn.Module):
         pixels = padded((pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype))
         made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         tokens = made.regions.flatten(2).transpose(1, 2).contiguous()
-        tokens = self.transformer.encode(tokens, regions_of(grid), _region_mask(cells, grid))
+        tokens = self.transformer.encode(tokens, regions_of(grid), region_mask(cells, grid))
         return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, cells=made.cells)
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
@@ -154,10 +154,10 @@ class Compact(nn.Module):
         tokens1 = current.tokens.expand(batch, -1, -1)
         mask0 = None
         if any(keyframe.usable is not None for keyframe in keyframes):
-            parts = [_region_mask(keyframe.usable, grid0) for keyframe in keyframes]
+            parts = [region_mask(keyframe.usable, grid0) for keyframe in keyframes]
             all_of_them = tokens0.new_ones(tokens0.shape[:2], dtype=torch.bool)[:1]
             mask0 = torch.cat([all_of_them if part is None else part for part in parts])
-        mask1 = _region_mask(current.usable, grid1)
+        mask1 = region_mask(current.usable, grid1)
         mask1 = None if mask1 is None else mask1.expand(batch, -1)
         tokens0, tokens1 = self.transformer(tokens0, tokens1, regions_of(grid0), regions_of(grid1), mask0, mask1)
         return tokens0, tokens1, mask0, mask1
@@ -217,7 +217,7 @@ def regions_of(grid: Grid) -> Grid:
     return grid[0] // REGION_CELLS, grid[1] // REGION_CELLS
 
 
-def _region_mask(cells: Tensor | None, grid: Grid) -> Tensor | None:
+def region_mask(cells: Tensor | None, grid: Grid) -> Tensor | None:
     """(1, L) bool of cells -> (1, L / 4) of regions: whether any of its cells takes part."""
     if cells is None:
         return None

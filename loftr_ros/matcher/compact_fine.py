@@ -9,6 +9,7 @@ fp32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,10 @@ class CompactFine(nn.Module):
         along = correlation.flatten(1).index_select(1, self._shifted(template.device))
         weight = self.weight.softmax(0) * len(self.weight)
         along = along.view(-1, side, side, shifts * shifts) * weight.view(side, side, 1)
-        quarters = along.unflatten(1, (2, side // 2)).unflatten(3, (2, side // 2)).mean(dim=(2, 4)).flatten(1, 2)
+        # Sums of slices: a mean over two dimensions at once takes twenty times as long.
+        rows = along.unflatten(1, (2, side // 2)).unbind(2)
+        halves = _added(rows).unflatten(2, (2, side // 2)).unbind(3)
+        quarters = (_added(halves) * (4 / side**2)).flatten(1, 2)
         heat = (quarters.mean(dim=1) * (4 * self.sharpness)).softmax(dim=1)
         reach = torch.arange(-self.config.reach, self.config.reach + 1, device=heat.device, dtype=heat.dtype)
         heat = heat.view(-1, shifts, shifts)
@@ -110,6 +114,13 @@ class CompactFine(nn.Module):
         column = t[None, :, None, None] + s[None, None, None, :]
         number = (t[:, None] * side + t)[:, :, None, None]
         return (number * self.window**2 + row * self.window + column).flatten()
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def windows(fine: Tensor, cells: Tensor, first: int, side: int) -> Tensor:

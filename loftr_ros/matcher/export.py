@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loftr_ros.matcher.build import Network
+from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.compact_graph import CompactEncodeGraph, CompactMatchGraph
 from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.onnx_graph import EncodeGraph, MatchGraph
@@ -23,6 +26,8 @@ from loftr_ros.matcher.precision import precision_name
 # 17 has LayerNorm whole. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
 OPSETS = range(16, 21)
 DEFAULT_OPSET = 17
+# From which on there is a scatter that keeps the largest.
+COMPACT_OPSET = 18
 
 _MATCH_OUTPUTS = ("cell0", "cell1", "points0", "points1", "confidence", "std")
 
@@ -32,7 +37,7 @@ class ExportError(RuntimeError):
 
 
 def export_network(
-    network: LoFTR, folder: Path, width: int, height: int, *, weights: str, opset: int = DEFAULT_OPSET
+    network: Network, folder: Path, width: int, height: int, *, weights: str, opset: int = 0
 ) -> Exported:
     """Write a network for images of one size.
 
@@ -41,7 +46,7 @@ def export_network(
         folder: made if it is not there. What is written is there whole or not at all: model.json comes last.
         width, height: of the images, in pixels; at least one cell each.
         weights: where the weights are from, for people.
-        opset: version of ONNX's operators.
+        opset: version of ONNX's operators; 0 for the least that the network needs, but for DEFAULT_OPSET.
 
     Returns:
         What model.json says.
@@ -55,8 +60,10 @@ def export_network(
         raise ExportError(f"images of {width}x{height}: expected sides of at least a cell, {cell} px")
     if network.dtype not in (torch.float32, torch.float16):
         raise ExportError(f"precision {precision_name(network.dtype)} is not exported; float32 and float16 are")
-    if opset not in OPSETS:
-        raise ExportError(f"opset {opset} is not written; expected {OPSETS[0]} to {OPSETS[-1]}")
+    least = COMPACT_OPSET if isinstance(network, Compact) else OPSETS[0]
+    opset = opset or max(least, DEFAULT_OPSET)
+    if not least <= opset <= OPSETS[-1]:
+        raise ExportError(f"opset {opset} is not written; expected {least} to {OPSETS[-1]}")
     exported = Exported(
         config=network.config,
         width=width,
@@ -86,26 +93,35 @@ def export_network(
 
 
 @torch.no_grad()
-def _export_graphs(network: LoFTR, folder: Path, exported: Exported) -> None:
+def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
     grid, device = exported.grid, network.device
-    encode, match = EncodeGraph(network, grid), MatchGraph(network, grid)
+    encode, match = _graphs(network, grid)
     image = torch.rand(1, 1, exported.height, exported.width, device=device)
     usable = torch.ones(1, grid[0] * grid[1], dtype=torch.bool, device=device)
-    fine = exported.config.fine is not None
-    outputs = ["tokens", "fine"] if fine else ["tokens"]
-    _export(encode, (image, usable), folder / ENCODE_FILE, ["image", "usable"], outputs, (), exported.opset)
-    try:
-        features = encode(image, usable)
+    outputs = list(exported.encoded)
+    try:  # also makes the constants that networks keep, before the exporter would take them for something computed
+        features = dict(zip(outputs, encode(image, usable), strict=True))
     except RuntimeError as error:
         raise _not_exported(encode, error) from error
-    inputs = [f"{name}{i}" for name in ("tokens", "usable", "allowed") for i in (0, 1)]
-    examples = [features[0], features[0], *(usable.clone() for _ in range(4))]
-    if fine:
-        inputs += ["fine0", "fine1"]
-        examples += [features[1], features[1]]
+    _export(encode, (image, usable), folder / ENCODE_FILE, ["image", "usable"], outputs, (), exported.opset)
     # A tensor each: what is given twice would become one input.
-    separate = tuple(tensor.clone() for tensor in examples)
-    _export(match, separate, folder / MATCH_FILE, inputs, _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
+    inputs = {}
+    for name in ("tokens", "usable", "allowed", *outputs[1:]):
+        for i in (0, 1):
+            inputs[f"{name}{i}"] = features.get(name, usable).clone()
+    examples = tuple(inputs.values())
+    try:
+        match(*examples)
+    except RuntimeError as error:
+        raise _not_exported(match, error) from error
+    _export(match, examples, folder / MATCH_FILE, list(inputs), _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
+
+
+def _graphs(network: Network, grid: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
+    """What encodes and what matches, for images of so many (rows, columns) of cells."""
+    if isinstance(network, LoFTR):
+        return EncodeGraph(network, grid), MatchGraph(network, grid)
+    return CompactEncodeGraph(network, grid), CompactMatchGraph(network, grid)
 
 
 def _export(

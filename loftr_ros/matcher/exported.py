@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.config import CompactConfig, NetworkConfig
 from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
 
 MODEL_FILE, ENCODE_FILE, MATCH_FILE = "model.json", "encode.onnx", "match.onnx"
 FORMAT = "loftr_ros-onnx"
 FORMAT_VERSION = 1
+
+# Of the fine features of `compact`, in pixels.
+_COMPACT_FINE_STRIDE = 2
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Exported:
     """An exported network.
 
     Attributes:
-        config: the network; its coarse threshold and max_matches are those in the graph.
+        config: the network; its coarse threshold and max_matches are those in the graphs.
         width, height: of the images that it takes, in pixels.
         precision: of its features, `float32` or `float16`.
         opset: of ONNX's operators.
@@ -28,7 +31,7 @@ class Exported:
         loftr_ros_version, torch_version: that wrote it.
     """
 
-    config: LoFTRConfig
+    config: NetworkConfig
     width: int
     height: int
     precision: str
@@ -39,9 +42,28 @@ class Exported:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of coarse cells."""
-        stride = self.config.backbone.stride
-        return -(-self.height // stride), -(-self.width // stride)
+        """(rows, columns) of cells, those that fill up the last regions included."""
+        stride = self.config.coarse_stride
+        cells = stride // self.config.backbone.stride
+        return -(-self.height // stride) * cells, -(-self.width // stride) * cells
+
+    @property
+    def encoded(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `encode` gives; maps have their channels last."""
+        config, (rows, columns) = self.config, self.grid
+        if isinstance(config, CompactConfig):
+            side = config.backbone.stride // _COMPACT_FINE_STRIDE
+            regions = rows * columns // (config.coarse_stride // config.backbone.stride) ** 2
+            return {
+                "tokens": (1, regions, config.backbone.region_dim),
+                "fine": (1, rows * side, columns * side, config.backbone.fine_dim),
+                "cells": (1, rows, columns, config.backbone.cell_dim),
+            }
+        shapes: dict[str, tuple[int, ...]] = {"tokens": (1, rows * columns, config.backbone.coarse_dim)}
+        if config.fine is not None:
+            stride = config.backbone.fine_stride
+            shapes["fine"] = (1, -(-self.height // stride), -(-self.width // stride), config.backbone.fine_dim)
+        return shapes
 
     @property
     def command(self) -> str:
@@ -57,7 +79,11 @@ def write_model(exported: Exported, path: Path) -> None:
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "network": {"config_version": network["format_version"], "config": json.loads(network["config"])},
+        "network": {
+            "config_version": network["format_version"],
+            "family": network["family"],
+            "config": json.loads(network["config"]),
+        },
         **content,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -71,7 +97,7 @@ def read_model(folder: Path) -> Exported:
     """
     again = "export again: loftr_ros export --output FOLDER"
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is no folder; backend onnx takes the folder that `loftr_ros export` wrote")
+        raise WeightsError(f"{folder} is no folder; this backend takes the folder that `loftr_ros export` wrote")
     missing = [name for name in (MODEL_FILE, ENCODE_FILE, MATCH_FILE) if not (folder / name).is_file()]
     if missing:
         raise WeightsError(f"{folder} lacks {', '.join(missing)}; {again}")
@@ -90,11 +116,10 @@ def read_model(folder: Path) -> Exported:
         )
     try:
         network = content["network"]
-        config = config_from_metadata(
-            {"format_version": network["config_version"], "config": json.dumps(network["config"])}
-        )
-        if not isinstance(config, LoFTRConfig):
-            raise WeightsError(f"a network '{config.name}' is never exported")
+        metadata = {"format_version": network["config_version"], "config": json.dumps(network["config"])}
+        if "family" in network:  # files from before there were two say nothing
+            metadata["family"] = network["family"]
+        config = config_from_metadata(metadata)
         return Exported(
             config=config,
             width=int(content["width"]),

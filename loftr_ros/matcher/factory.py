@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoint import AUTO, WeightsError, load_network
+from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision
+
+BACKENDS = ("auto", "torch", "onnx", "openvino")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,11 +28,12 @@ class MatcherSpec:
 
     Attributes:
         network: name of a preset; `auto` takes the one that the weights are of.
-        weights: a weights file, or for the ONNX backend what `loftr_ros export` wrote; None for random weights, always
-            the same ones, which match nothing.
+        weights: a weights file, or what `loftr_ros export` wrote, a folder; None for random weights, always the same
+            ones, which match nothing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto`, `float32`, `bfloat16` or `float16`; an exported network has one of its own.
-        backend: `torch` or `onnx`.
+        precision: `auto`, `float32`, `bfloat16` or `float16`; what onnxruntime runs has one of its own.
+        backend: what runs it: `torch`, `onnx` (onnxruntime, an exported network), `openvino` (an exported network, or
+            `compact` by its weights); `auto` is OpenVINO where it is installed and can, else torch.
         providers: execution providers of onnxruntime, the preferred first; empty for the CPU's.
         threads: CPU threads; 0 leaves them as they are.
         coarse: fields of the preset's `CoarseMatchingConfig` to replace.
@@ -33,7 +43,7 @@ class MatcherSpec:
     weights: Path | None
     device: str = "auto"
     precision: str = "auto"
-    backend: str = "torch"
+    backend: str = "auto"
     providers: tuple[str, ...] = ()
     threads: int = 0
     coarse: Mapping[str, int | float] = field(default_factory=dict)
@@ -47,20 +57,37 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
         DeviceError: the device, precision or backend is not to be had.
         ValueError: there is no such backend.
     """
+    if spec.backend not in BACKENDS:
+        raise ValueError(f"backend '{spec.backend}' is not known; expected one of {', '.join(BACKENDS)}")
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = resolve_device(spec.device)
     if spec.backend == "onnx":
         return _open_onnx(spec, device)
-    if spec.backend != "torch":
-        raise ValueError(f"backend '{spec.backend}' is not known; expected torch or onnx")
+    if spec.backend == "openvino":
+        return _open_openvino(spec, device)
     dtype = resolve_precision(spec.precision, device)
-    return load_network(spec.network, spec.weights, device, dtype, coarse=spec.coarse)
+    network = load_network(spec.network, spec.weights, device, dtype, coarse=spec.coarse)
+    if spec.backend == "auto" and _runs_by_openvino(network):
+        try:
+            return _open_openvino(replace(spec, network=network.config.name), device)
+        except DeviceError as error:
+            _logger.warning("torch runs the network, since OpenVINO does not: %s", error)
+    return network
+
+
+def backend_of(matcher: Matcher) -> str:
+    """What runs a matcher, as `backend` says it."""
+    if isinstance(matcher, ExportedMatcher):
+        return matcher.backend
+    from loftr_ros.matcher.openvino_compact import is_compiled
+
+    return "openvino" if isinstance(matcher, Compact) and is_compiled(matcher) else "torch"
 
 
 def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
     if spec.weights is None:
-        raise WeightsError("backend onnx runs what `loftr_ros export` wrote; random weights are for backend torch")
+        raise WeightsError("backend onnx runs what `loftr_ros export` wrote; random weights are for the others")
     if not spec.weights.exists():
         raise WeightsError(f"exported network {spec.weights} is not there; `loftr_ros export` writes one")
     try:  # here, since onnxruntime is needed by this backend alone
@@ -68,9 +95,44 @@ def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
     except ImportError as error:
         raise DeviceError(f"backend onnx cannot be loaded ({error}); install onnxruntime, or use torch") from error
     providers = spec.providers or ("CPUExecutionProvider",)
-    matcher: Matcher = load_onnx(spec.weights, providers, device, spec.threads, coarse=spec.coarse or None)
+    return _as_asked(load_onnx(spec.weights, providers, device, spec.threads, coarse=spec.coarse or None), spec)
+
+
+def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:
+    """An exported network, or `compact` by its weights."""
+    from loftr_ros.matcher.openvino_backend import load_openvino
+    from loftr_ros.matcher.openvino_compact import compiled
+
+    if spec.device == "auto":
+        device = torch.device("cpu")
+    if device.type != "cpu":
+        raise DeviceError(f"backend openvino computes on the CPU; device '{spec.device}' is for torch and onnx")
+    precision = resolve_precision(spec.precision, device)
+    threads = spec.threads or torch.get_num_threads()
+    if spec.weights is not None and spec.weights.is_dir():
+        return _as_asked(load_openvino(spec.weights, precision, threads, coarse=spec.coarse or None), spec)
+    network = load_network(spec.network, spec.weights, device, torch.float32, coarse=spec.coarse)
+    if not isinstance(network, Compact):
+        raise WeightsError(
+            f"backend openvino runs network 'compact' by its weights, but '{network.config.name}' as "
+            "`loftr_ros export` writes it: give that folder as the weights"
+        )
+    return compiled(network, precision, threads)
+
+
+def _as_asked(matcher: ExportedMatcher, spec: MatcherSpec) -> Matcher:
     if spec.network not in (AUTO, matcher.config.name):
         raise WeightsError(
             f"{spec.weights} holds network '{matcher.config.name}', not '{spec.network}'; name that network, or auto"
         )
     return matcher
+
+
+def _runs_by_openvino(network: Network) -> bool:
+    """Whether `auto` takes OpenVINO: where it is faster, and there."""
+    return (
+        isinstance(network, Compact)
+        and network.device.type == "cpu"
+        and network.dtype != torch.float16
+        and importlib.util.find_spec("openvino") is not None
+    )

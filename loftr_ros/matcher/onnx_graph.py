@@ -64,7 +64,7 @@ class MatchGraph(nn.Module):
         coarse = network.config.coarse
         self.coarse_matching: nn.Module
         if coarse.method == "dual_softmax":
-            self.coarse_matching = _DualSoftmax(coarse.temperature)
+            self.coarse_matching = DualSoftmax()
         else:
             self.coarse_matching = _OptimalTransport(network.coarse_matching.bin_score, coarse.sinkhorn_iterations)
         self.fine: _FineStage | None = None
@@ -118,14 +118,10 @@ class MatchGraph(nn.Module):
         """Mutual nearest neighbours above the threshold: their cells and confidence."""
         coarse, cells = self.config.coarse, self.grid[0] * self.grid[1]
         temperature = coarse.temperature if coarse.method == "dual_softmax" else 1.0
-        # What is masked has a score far below any other. A masked cell brings that along as one more channel, so that
-        # no pass over the scores is needed for it.
-        masked0, masked1 = (torch.where(usable, 0.0, NEVER)[:, None] for usable in (usable0, usable1))
-        left = torch.cat([scaled(tokens0, temperature), masked0, torch.ones_like(masked0)], dim=1)
-        right = torch.cat([tokens1.float(), torch.ones_like(masked1), masked1], dim=1)
-        best, column, column_best = self.coarse_matching(left, right.t(), tiles_of_rows(cells, cells))
-        confidence, threshold = best.exp(), max(coarse.threshold, LOWEST_THRESHOLD)
-        keep = (best == column_best[column]) & (confidence > threshold) & allowed0 & allowed1[column]
+        mutual, column, confidence = mutual_best(
+            self.coarse_matching, scaled(tokens0, temperature), tokens1.float(), usable0, usable1, coarse.threshold
+        )
+        keep = mutual & allowed0 & allowed1[column]
         if 0 < coarse.max_matches < cells:
             ranked = torch.where(keep, confidence, -1.0).topk(coarse.max_matches, sorted=False).indices.sort().values
             cell0 = ranked[keep[ranked].nonzero()[:, 0]]
@@ -134,12 +130,8 @@ class MatchGraph(nn.Module):
         return cell0, column[cell0], confidence[cell0]
 
 
-class _DualSoftmax(nn.Module):
+class DualSoftmax(nn.Module):
     """Log-confidence by equation 2: twice the score, less the log-sum-exps of its row and of its column."""
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, left: Tensor, right: Tensor, tiles: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
         """Two passes over tiles of the scores `left @ right`: the sums, then the best entries.
@@ -169,7 +161,7 @@ class _OptimalTransport(nn.Module):
         self.iterations = iterations
 
     def forward(self, left: Tensor, right: Tensor, tiles: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
-        """As of `_DualSoftmax`."""
+        """As of `DualSoftmax`."""
         num_rows, num_columns = tiles[-1].stop, right.shape[1]
         alpha = self.bin_score
         u, v = torch.zeros_like(left[:, 0]), torch.zeros_like(right[0])
@@ -207,22 +199,61 @@ class _FineStage(nn.Module):
         # One match more, which is left out again: runtimes differ in what they make of empty tensors.
         one = torch.zeros(1, dtype=torch.int64, device=cell0.device)
         cell0, cell1 = torch.cat([cell0, one]), torch.cat([cell1, one])
-        windows0 = self.preprocess(self._windows(fine0, cell0), tokens0[cell0])
-        windows1 = self.preprocess(self._windows(fine1, cell1), tokens1[cell1])
+        places = self.columns, self.ratio, -(self.window // 2), self.window
+        windows0 = self.preprocess(windows(fine0, cell0, *places), tokens0[cell0])
+        windows1 = self.preprocess(windows(fine1, cell1, *places), tokens1[cell1])
         windows0, windows1 = self.loftr_fine.encode(windows0), self.loftr_fine.encode(windows1)
         found = expectation(heat_map(*self.loftr_fine(windows0, windows1)))
         return FineMatches(found.offset[:-1], found.std[:-1])
 
-    def _windows(self, fine: Tensor, cells: Tensor) -> Tensor:
-        """(M, WW, Cf) fine features around cells, zero outside of the image."""
-        height, width, channels = (int(side) for side in fine.shape[1:])
-        reach = torch.arange(self.window, device=cells.device) - self.window // 2
-        rows = (cells // self.columns * self.ratio)[:, None] + reach
-        columns = (cells % self.columns * self.ratio)[:, None] + reach
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-        windows = fine.reshape(-1, channels)[places.flatten(1)]
-        return windows * inside.flatten(1)[..., None].to(windows.dtype)
+
+def windows(fine: Tensor, cells: Tensor, columns: int, ratio: int, first: int, side: int) -> Tensor:
+    """Squares of fine features at cells.
+
+    Args:
+        fine: (1, Hf, Wf, Cf).
+        cells: (M,), of a grid so many `columns` wide.
+        ratio: fine features along a cell.
+        first: from a cell's top-left fine feature to the window's, along both axes.
+        side: of the windows.
+
+    Returns:
+        (M, side side, Cf), zero outside of the image.
+    """
+    height, width, channels = (int(length) for length in fine.shape[1:])
+    reach = torch.arange(side, device=cells.device) + first
+    rows = (cells // columns * ratio)[:, None] + reach
+    along = (cells % columns * ratio)[:, None] + reach
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((along >= 0) & (along < width))[:, None, :]
+    places = rows.clamp(0, height - 1)[:, :, None] * width + along.clamp(0, width - 1)[:, None, :]
+    cut = fine.reshape(-1, channels)[places.flatten(1)]
+    return cut * inside.flatten(1)[..., None].to(cut.dtype)
+
+
+def mutual_best(
+    matching: nn.Module, left: Tensor, right: Tensor, usable0: Tensor, usable1: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Best entries of rows.
+
+    Args:
+        matching: a `DualSoftmax`, or optimal transport.
+        left, right: (L, C) and (S, C) float32, whose product is the score.
+        usable0, usable1: (L,) and (S,) bool.
+        threshold: least confidence.
+
+    Returns:
+        (L,) bool, whether a row's best entry is above the threshold and its column's best too; (L,) int64 where it
+        is; (L,) float32, its confidence.
+    """
+    # What is masked has a score far below any other. It brings that along as one more channel, so that no pass over
+    # the scores is needed for it.
+    masked0, masked1 = (torch.where(usable, 0.0, NEVER)[:, None] for usable in (usable0, usable1))
+    left = torch.cat([left, masked0, torch.ones_like(masked0)], dim=1)
+    right = torch.cat([right, torch.ones_like(masked1), masked1], dim=1)
+    best, column, column_best = matching(left, right.t(), tiles_of_rows(len(left), len(right)))
+    confidence = best.exp()
+    mutual = (best == column_best[column]) & (confidence > max(threshold, LOWEST_THRESHOLD))
+    return mutual, column, confidence
 
 
 def tiles_of_rows(rows: int, columns: int) -> list[slice]:

@@ -31,7 +31,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     """
     from loftr_ros.frontend.pipeline import FrontEnd
     from loftr_ros.matcher.checkpoint import WeightsError
-    from loftr_ros.matcher.factory import open_matcher
+    from loftr_ros.matcher.factory import backend_of, open_matcher
     from loftr_ros.matcher.precision import precision_name
     from loftr_ros.matcher_settings import RANDOM, matcher_spec
 
@@ -54,7 +54,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     warm = f"warmed up in {time.monotonic() - start:.2f} s" if min(size) > 0 else "not warmed up"
     logger.info(
         f"network {matcher.config.name} on {matcher.device} in {precision_name(matcher.dtype)}, weights "
-        f"{wanted.weights}, backend {wanted.backend}, {warm}"
+        f"{wanted.weights}, backend {backend_of(matcher)}, {warm}"
     )
     if wanted.weights == RANDOM:
         logger.warning("the weights are random: the matches mean nothing; set the parameter 'weights' for real ones")

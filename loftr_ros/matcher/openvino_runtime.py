@@ -1,0 +1,103 @@
+"""OpenVINO on torch's memory: what every graph that it runs here has in common."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loftr_ros.matcher.precision import DeviceError, precision_name
+
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+_CAPABILITIES = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
+
+
+def openvino_module() -> Any:
+    """The package.
+
+    Raises:
+        DeviceError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise DeviceError(f"backend openvino needs openvino ({error}); pip install openvino") from error
+    return openvino
+
+
+class Runtime:
+    """OpenVINO's CPU, in one precision."""
+
+    def __init__(self, precision: torch.dtype, threads: int) -> None:
+        """Start it.
+
+        Args:
+            precision: that graphs compute in; what goes in and comes out has its own.
+            threads: 0 for as many as there are cores.
+
+        Raises:
+            DeviceError: OpenVINO is not installed, or does not compute the precision on this processor.
+        """
+        self._openvino = openvino_module()
+        self.core = self._openvino.Core()
+        offered = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if _CAPABILITIES[precision] not in offered:
+            raise DeviceError(
+                f"OpenVINO does not compute {precision_name(precision)} on this processor; it has {', '.join(offered)}"
+            )
+        self.precision = precision
+        self._options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            # Each graph would pin its threads to the first cores, though another graph or torch works there.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if threads:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+
+    def compile(self, model: Any) -> Graph:
+        """A graph that is ready to run."""
+        return Graph(self._openvino, self.core.compile_model(model, "CPU", self._options))
+
+
+class Graph:
+    """A compiled graph. Several threads may run it at a time."""
+
+    def __init__(self, openvino: Any, compiled: Any) -> None:
+        self._openvino, self._compiled = openvino, compiled
+        self._types = {torch.bfloat16: openvino.Type.bf16}
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(
+        self, inputs: Mapping[Any, Tensor], outputs: Mapping[Any, Tensor] | None = None, names: Sequence[Any] = ()
+    ) -> list[Any]:
+        """Compute. Neither inputs nor `outputs` are copied.
+
+        Args:
+            inputs: by name or number, of the graph's types and shapes.
+            outputs: where results of known shapes go, by name or number.
+            names: of results that are wanted as numpy arrays, of any shape.
+        """
+        try:
+            request = self._free.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        held = [tensor.contiguous() for tensor in inputs.values()]  # until it has run: it is given addresses only
+        for name, tensor in zip(inputs, held, strict=True):
+            request.set_tensor(self._compiled.input(name), self._shared(tensor))
+        for name, tensor in (outputs or {}).items():
+            request.set_tensor(self._compiled.output(name), self._shared(tensor))
+        request.infer()
+        found = [request.get_tensor(self._compiled.output(name)).data.copy() for name in names]
+        self._free.put(request)
+        return found
+
+    def _shared(self, tensor: Tensor) -> Any:
+        """A tensor of OpenVINO's in torch's memory."""
+        if tensor.dtype in self._types:  # numpy does not have it
+            bits = tensor.view(torch.int16).numpy()
+            return self._openvino.Tensor(bits, list(tensor.shape), self._types[tensor.dtype])
+        return self._openvino.Tensor(tensor.numpy(), shared_memory=True)
