@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,25 +10,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.explanation import AttentionMap, ExplainedPoint, FineWindow, PairExplanation, View
+from loftr_ros.explanation import AttentionMap, ExplainedPoint, FineWindow, HeatMap, PairExplanation, View
 from loftr_ros.visualization import draw_matches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ASKING, _FOUND, _FINE = "#00e5ff", "#7cff4f", "#ff4fd8"
+_ASKING, _FOUND, _FINE, _REGION = "#00e5ff", "#7cff4f", "#ff4fd8", "white"
 _HEAT = "inferno"
 _LETTERS = ("A", "B")
 _FAINTEST = 1e-4  # least confidence that has a colour: what decides between candidates spans powers of ten
 _ZOOM_CELLS = 6  # cells shown on each side of the one in the middle
 _MAX_SIDE = 1200  # of an image in a picture, px
 _ATTENTION_CAPTION = (
-    "cyan cross: the cell that asks, where it is in this image; green ring: the cell that it is matched with; "
+    "cyan cross: what asks, where it is in this image; green ring: what it is matched with in the other; "
     "clear: less than the mean"
 )
 _MATCH_CAPTION = "cyan cross: the point's cell; green ring or square: the cell that fits best"
-_FINE_CAPTION = "green cross: its point; pink: mean of the window's heat, circle of one standard deviation"
+_REGION_CAPTION = "white square: the best region"
+_FINE_CAPTION = "green cross: its point; pink: the match, circle of one standard deviation"
 _WIDTH = 13.0  # of a picture, inches
 
 
@@ -77,25 +79,32 @@ def plot_attention(explanation: PairExplanation, point: ExplainedPoint, number: 
     """
     rows = len(point.attention) // 2
     figure, panels = _figure([_tallest(explanation.views)] * rows, 2, _ATTENTION_CAPTION)
+    unit = explanation.unit
     figure.suptitle(
         f"{_title(explanation, point, number)}\n"
-        f"attention of its cell (left) and of the best cell in B (right), {explanation.heads}"
+        f"attention of its {unit} (left) and of the best {unit} in B (right), {explanation.heads}"
     )
     for axes, attention in zip(panels, point.attention, strict=True):
         asking, attended = _LETTERS[attention.image], _LETTERS[attention.attended_image]
         view = explanation.views[attention.attended_image]
         _show(axes, view)
-        _heat_of_attention(axes, view, attention)
+        _heat_of_attention(axes, attention.heat)
         _mark(axes, explanation, point, attention)
-        axes.set_title(f"layer {attention.layer}, {attention.kind}: cell of {asking} looks at {attended}", fontsize=10)
+        axes.set_title(
+            f"layer {attention.layer}, {attention.kind}: {unit} of {asking} looks at {attended}", fontsize=10
+        )
     return figure
 
 
 def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int) -> Figure:
     """How a point finds its match: coarse heat maps over B, then nearer, then the fine stage's window."""
     view0, view1 = explanation.views
-    caption = _MATCH_CAPTION if point.fine is None else f"{_MATCH_CAPTION}; {_FINE_CAPTION}"
-    figure, panels = _figure([_tallest(explanation.views), 1.0], 3, caption)
+    captions = [_MATCH_CAPTION]
+    if point.choice is not None:
+        captions.append(_REGION_CAPTION)
+    if point.fine is not None:
+        captions.append(_FINE_CAPTION)
+    figure, panels = _figure([_tallest(explanation.views), 1.0], 3, "; ".join(captions))
     figure.suptitle(_title(explanation, point, number))
     whole_a, softmax, whole_b, near_a, near_b, window = panels
 
@@ -103,30 +112,37 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
     _cross(whole_a, point.point0, _ASKING)
     whole_a.set_title(f"A: point {number}", fontsize=10)
     _show(near_a, view0)
-    _outline(near_a, view0, point.point0)
+    _outline(near_a, point.point0, view0.cell_sides, _FOUND)
     _cross(near_a, point.point0, _ASKING)
     _zoom(near_a, view0, point.point0)
     near_a.set_title("A, nearer: the point's cell", fontsize=10)
 
-    name = "dual-softmax"
-    if point.softmax_map is None:
+    name, most = "dual-softmax", float(point.coarse.confidence.values.max())
+    if point.coarse.row_softmax is None:
         name = "transport plan"
         softmax.axis("off")
-        text = f"optimal transport\n\nin the dustbin: {point.unmatched:.3f}\nin the best cell: {point.confidence:.3f}"
+        text = f"optimal transport\n\nin the dustbin: {point.coarse.unmatched:.3f}\nin the best cell: {most:.3f}"
         softmax.text(0.5, 0.5, text, ha="center", va="center", transform=softmax.transAxes)
     else:
         _show(softmax, view1)
-        _heat_of_confidence(softmax, view1, point.softmax_map, "share of the row")
+        _heat_of_confidence(softmax, point.coarse.row_softmax, "share of the row")
         softmax.set_title("B: softmax over the row", fontsize=10)
-    for axes, near in ((whole_b, False), (near_b, True)):
-        _show(axes, view1)
-        _heat_of_confidence(axes, view1, point.confidence_map, "confidence")
-        if near:
-            _outline(axes, view1, point.coarse_point1)
-            _zoom(axes, view1, point.coarse_point1)
-        else:
-            _ring(axes, point.coarse_point1, _FOUND)
-        axes.set_title(f"B{', nearer' if near else ''}: {name}, best cell {point.confidence:.3g}", fontsize=10)
+    coarse = f"{name}, best {explanation.unit} {most:.3g}"
+    _show(whole_b, view1)
+    _heat_of_confidence(whole_b, point.coarse.confidence, "confidence")
+    _ring(whole_b, point.coarse_point1, _FOUND)
+    whole_b.set_title(f"B: {coarse}", fontsize=10)
+    _show(near_b, view1)
+    if point.choice is None:
+        _heat_of_confidence(near_b, point.coarse.confidence, "confidence")
+        near_b.set_title(f"B, nearer: {coarse}", fontsize=10)
+    else:
+        shares, none = point.choice.shares, point.choice.none
+        _heat_of_confidence(near_b, shares, "share of the cells")
+        _outline(near_b, point.coarse.best, point.coarse.confidence.sides, _REGION)
+        near_b.set_title(f"B, nearer: best of its cells {shares.values.max():.3g}, none {none:.3g}", fontsize=10)
+    _outline(near_b, point.coarse_point1, view1.cell_sides, _FOUND)
+    _zoom(near_b, view1, point.coarse_point1)
     if point.fine is None:
         window.axis("off")
         window.text(0.5, 0.5, "this network has no fine stage", ha="center", va="center", transform=window.transAxes)
@@ -176,21 +192,14 @@ def _show(axes: Axes, view: View) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _extent(view: View) -> tuple[float, float, float, float]:
-    """Where a map over the grid is on the image: each cell around its point."""
-    rows, columns = view.grid
-    first, last = view.point(0), view.point(rows * columns - 1)
-    half = view.cell_sides / 2
-    return first[0] - half[0], last[0] + half[0], last[1] + half[1], first[1] - half[1]
-
-
-def _overlay(axes: Axes, heat: NDArray[Any], norm: Any, extent: tuple[float, float, float, float], label: str) -> None:
-    """Heat over the image, the clearer the less of it there is, with its colour bar."""
+def _overlay(axes: Axes, heat: HeatMap, norm: Any, label: str, faintest: float = 0.0) -> None:
+    """Heat over the image, the clearer the less of it there is, with its colour bar; clear below the faintest."""
     from matplotlib.cm import ScalarMappable
 
-    shares = np.clip(np.asarray(norm(heat).filled(0.0), np.float64), 0, 1)
+    values = np.ma.masked_less(heat.values, faintest)
+    shares = np.clip(np.asarray(norm(values).filled(0.0), np.float64), 0, 1)
     limits = axes.axis()
-    axes.imshow(heat, cmap=_HEAT, norm=norm, alpha=0.9 * np.sqrt(shares), extent=extent, interpolation="nearest")
+    axes.imshow(values, cmap=_HEAT, norm=norm, alpha=0.9 * np.sqrt(shares), extent=heat.extent, interpolation="nearest")
     axes.axis(limits)
     # Of the map without its transparency, and as high as the image.
     bar = axes.figure.colorbar(ScalarMappable(norm, _HEAT), cax=axes.inset_axes((1.02, 0.0, 0.035, 1.0)))
@@ -198,39 +207,35 @@ def _overlay(axes: Axes, heat: NDArray[Any], norm: Any, extent: tuple[float, flo
     bar.ax.tick_params(labelsize=7)
 
 
-def _heat_of_attention(axes: Axes, view: View, attention: AttentionMap) -> None:
+def _heat_of_attention(axes: Axes, heat: HeatMap) -> None:
     from matplotlib.colors import Normalize
 
-    relative = attention.weights * attention.weights.size
+    relative = heat.values * heat.values.size
     # Most of linear attention is spread evenly: what is below the mean stays clear. A few cells far above all others
     # would leave those in the dark.
     norm = Normalize(1.0, max(float(np.percentile(relative, 99.8)), 1.01))
-    _overlay(axes, np.ma.asarray(relative), norm, _extent(view), f"times the mean (highest {relative.max():.3g})")
+    _overlay(axes, replace(heat, values=relative), norm, f"times the mean (highest {relative.max():.3g})")
 
 
-def _heat_of_confidence(axes: Axes, view: View, confidence: NDArray[np.float32], label: str) -> None:
+def _heat_of_confidence(axes: Axes, heat: HeatMap, label: str) -> None:
     from matplotlib.colors import LogNorm
 
-    norm = LogNorm(_FAINTEST, 1.0)
-    _overlay(axes, np.ma.masked_less(confidence, _FAINTEST), norm, _extent(view), label)
+    _overlay(axes, heat, LogNorm(_FAINTEST, 1.0), label, _FAINTEST)
 
 
 def _fine_window(axes: Axes, point: ExplainedPoint, fine: FineWindow) -> None:
     from matplotlib.colors import Normalize
     from matplotlib.patches import Circle
 
-    side = fine.heat.shape[0]
-    half = side * fine.spacing / 2
-    centre = point.coarse_point1
-    extent = (centre[0] - half[0], centre[0] + half[0], centre[1] + half[1], centre[1] - half[1])
-    norm = Normalize(0.0, float(fine.heat.max()))
-    _overlay(axes, np.ma.asarray(fine.heat), norm, extent, "share of the window")
+    _overlay(axes, fine.heat, Normalize(0.0, float(fine.heat.values.max())), "share of the window")
     axes.add_patch(Circle((point.point1[0], point.point1[1]), fine.std, fill=False, color=_FINE, linewidth=2))
+    centre = point.coarse_point1
     _cross(axes, point.point1, _FINE)
     _cross(axes, centre, _FOUND)
-    margin = 1.15 * half
-    axes.set_xlim(centre[0] - margin[0], centre[0] + margin[0])
-    axes.set_ylim(centre[1] + margin[1], centre[1] - margin[1])
+    left, right, bottom, top = fine.heat.extent
+    rim = 0.075 * (right - left), 0.075 * (bottom - top)
+    axes.set_xlim(left - rim[0], right + rim[0])
+    axes.set_ylim(bottom + rim[1], top - rim[1])
     moved = point.point1 - centre
     axes.set_title(
         f"B, fine window: moved by ({moved[0]:+.2f}, {moved[1]:+.2f}) px, std {fine.std:.2f} px", fontsize=10
@@ -258,13 +263,12 @@ def _ring(axes: Axes, place: NDArray[np.float64], color: str) -> None:
         )
 
 
-def _outline(axes: Axes, view: View, centre: NDArray[np.float64]) -> None:
-    """The outline of a cell."""
+def _outline(axes: Axes, centre: NDArray[np.float64], sides: NDArray[np.float64], color: str) -> None:
+    """The outline of a cell or region."""
     from matplotlib.patches import Rectangle
 
-    sides = view.cell_sides
     corner = centre - sides / 2
-    axes.add_patch(Rectangle((corner[0], corner[1]), sides[0], sides[1], fill=False, color=_FOUND, linewidth=1.5))
+    axes.add_patch(Rectangle((corner[0], corner[1]), sides[0], sides[1], fill=False, color=color, linewidth=1.5))
 
 
 def _zoom(axes: Axes, view: View, centre: NDArray[np.float64]) -> None:

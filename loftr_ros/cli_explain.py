@@ -57,7 +57,6 @@ def explain(
     from loftr_ros.frontend.config import ConfigError
     from loftr_ros.matcher.checkpoint import AUTO, WeightsError
     from loftr_ros.matcher.factory import open_matcher
-    from loftr_ros.matcher.loftr import LoFTR
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.matcher_settings import RANDOM, MatcherConfig, MatchingConfig, matcher_spec
     from loftr_ros.sources import SourceError
@@ -68,10 +67,8 @@ def explain(
         for image in (image_a, image_b):  # before the weights are loaded, which takes longer
             if not image.expanduser().is_file():
                 raise SourceError(f"image {image} is not there")
-        config = MatcherConfig(network=preset, weights=weights, device=device, precision=precision)
+        config = MatcherConfig(network=preset, weights=weights, backend="torch", device=device, precision=precision)
         matcher = open_matcher(matcher_spec(config, MatchingConfig()))
-        if not isinstance(matcher, LoFTR):
-            raise ExplainError(f"network '{matcher.config.name}' is not drawn yet; expected one of LoFTR's")
         explanation = explain_pair(matcher, (image_a, image_b), points, layer or (), head)
         files = write_pictures(explanation, output)
     except (ConfigError, DeviceError, ExplainError, SourceError, WeightsError) as error:

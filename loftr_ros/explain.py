@@ -10,24 +10,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loftr_ros.explanation import AttentionMap, ExplainedPoint, FineWindow, Heat, PairExplanation, View
+from loftr_ros.explanation import (
+    AttentionMap,
+    CellChoiceMap,
+    CoarseMaps,
+    ExplainedPoint,
+    FineWindow,
+    Heat,
+    PairExplanation,
+    View,
+)
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, raw_pixels
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.explain import (
     AttentionRows,
+    CellChoice,
     ConfidenceRows,
     FineHeat,
-    PairObserver,
-    attention_weights,
+    Inside,
+    Lattice,
     check_layers,
     confidence_rows,
     default_layers,
-    fine_heat,
 )
-from loftr_ros.matcher.interface import Matches
+from loftr_ros.matcher.explain_compact import InsideCompact
+from loftr_ros.matcher.explain_loftr import InsideLoFTR
+from loftr_ros.matcher.factory import backend_of
+from loftr_ros.matcher.interface import Matcher, Matches
 from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.pair_observer import PairObserver
 from loftr_ros.sources.base import FRAME_ID, EncodedImage, SourceError, SourceFrame
 
 DEFAULT_POINTS = 3
@@ -54,7 +68,7 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def explain_pair(
-    network: LoFTR,
+    network: Matcher,
     files: tuple[Path, Path],
     points: Sequence[tuple[float, float]] = (),
     layers: Sequence[int] = (),
@@ -63,7 +77,7 @@ def explain_pair(
     """Match two images, and look into it at a few points.
 
     Args:
-        network: ready to infer.
+        network: `LoFTR` or `Compact`, ready to infer.
         files: image A, whose points are asked about, and image B.
         points: pixels (u, v) of A; without any, those of confident matches all over the image, or, where nothing
             matches, places all over the image.
@@ -72,9 +86,10 @@ def explain_pair(
 
     Raises:
         SourceError: an image cannot be read.
-        ExplainError: a point is outside of A, or there is no such layer or head.
+        ExplainError: a point is outside of A, or there is no such layer or head; or the network runs elsewhere than
+            in torch, where it cannot be looked into.
     """
-    config = network.config
+    inside, config = look_into(network), network.config
     heads = config.transformer.num_heads
     layers = tuple(layers) or default_layers(config.transformer)
     try:
@@ -91,7 +106,7 @@ def explain_pair(
             raise ExplainError(f"point {u:g},{v:g} is outside of {files[0].name}, which is {width}x{height}")
 
     front_end = FrontEnd(network, FrontEndConfig())
-    with PairObserver(network, layers) as observer:
+    with PairObserver(inside, layers) as observer:
         try:
             encoded = [front_end.encode(Frame(gray, 0, FRAME_ID)) for gray, _ in images]
         except ValueError as error:
@@ -108,27 +123,54 @@ def explain_pair(
     else:
         cells = [views[0].cell_at((width * part, height * part)) for part in (0.25, 0.5, 0.75)]
 
-    assert observer.tokens is not None
-    chosen0 = torch.tensor(cells)
-    rows = confidence_rows(network, *observer.tokens, chosen0)
-    chosen1 = rows.confidence.argmax(dim=1)
+    features, tokens = (encoded[0].features, encoded[1].features), observer.tokens
+    cells0 = torch.tensor(cells)
+    rows = confidence_rows(inside.network, *tokens, inside.tokens_of(cells0, features[0]))
+    choice = inside.choose(rows, cells0, features, tokens)
     attention = [
-        attention_weights(network.loftr_coarse.layers[layer], observer.input_of(layer, image), chosen)  # type: ignore[arg-type]
+        inside.attention(observer.input_of(layer, image), chosen)
         for layer in sorted(set(layers))
-        for image, chosen in enumerate((chosen0, chosen1))
+        for image, chosen in enumerate((rows.tokens, rows.best))
     ]
-    features0, features1 = (frame.features for frame in encoded)
-    fine = None
-    if network.has_fine_stage:
-        fine = fine_heat(network, features0, features1, chosen0, chosen1, *observer.tokens)
-    explained = [
-        _explained(i, network, (views[0], views[1]), matches, rows, chosen1, fine, attention, head)
-        for i in range(len(cells))
-    ]
+    fine = inside.fine_heat(cells0, choice.cells, features, tokens) if network.has_fine_stage else None
+    token_places, key_places = inside.token_places(features[1]), [inside.key_places(image) for image in features]
+    explained = []
+    for i, cell0 in enumerate(cells):
+        cell1, sure = int(choice.cells[i]), float(choice.confidence[i])
+        window = None if fine is None else _fine_window(i, cell1, views[1], fine)
+        moved = 0.0 if fine is None else fine.offset[i].numpy() * views[1].scale
+        point = ExplainedPoint(
+            cell0=cell0,
+            cell1=cell1,
+            point0=views[0].point(cell0),
+            coarse_point1=views[1].point(cell1),
+            point1=views[1].point(cell1) + moved,
+            confidence=sure,
+            verdict=_verdict(network, matches, cell0, sure),
+            coarse=_coarse_maps(i, views[1], rows, token_places),
+            choice=_choice_map(i, views[1], choice),
+            fine=window,
+            attention=tuple(_attention_map(i, views, entry, key_places, head) for entry in attention),
+        )
+        explained.append(point)
     shown = f"head {head}" if head is not None else f"mean of {heads} heads" if heads > 1 else "one head"
     return PairExplanation(
-        (views[0], views[1]), points0, points1, confidence, tuple(explained), _describe(network), shown
+        (views[0], views[1]), points0, points1, confidence, tuple(explained), _describe(network), shown, inside.unit
     )
+
+
+def look_into(network: Matcher) -> Inside:
+    """The way to see a network from the inside.
+
+    Raises:
+        ExplainError: there is none.
+    """
+    backend = backend_of(network)
+    if backend == "torch" and isinstance(network, LoFTR):
+        return InsideLoFTR(network)
+    if backend == "torch" and isinstance(network, Compact):
+        return InsideCompact(network)
+    raise ExplainError(f"network '{network.config.name}' is run by {backend}; only torch lets it be looked into")
 
 
 def _names(files: tuple[Path, Path]) -> list[str]:
@@ -138,58 +180,55 @@ def _names(files: tuple[Path, Path]) -> list[str]:
     return [str(Path(file.absolute().parent.name) / file.name) for file in files]
 
 
-def _view(network: LoFTR, name: str, image: tuple[NDArray[np.uint8], NDArray[np.uint8]], encoded: EncodedFrame) -> View:
+def _view(
+    network: Matcher, name: str, image: tuple[NDArray[np.uint8], NDArray[np.uint8]], encoded: EncodedFrame
+) -> View:
     gray, pixels = image
     # The network's own point of a cell, not the one around which the front end tracks.
     return View(name, pixels, gray, encoded.features.grid, encoded.scale, network.cell_size, network.cell_offset)
 
 
-def _describe(network: LoFTR) -> str:
+def _describe(network: Matcher) -> str:
     return f"{network.config.name}, {str(network.dtype).removeprefix('torch.')}"
 
 
-def _explained(
-    i: int,
-    network: LoFTR,
-    views: tuple[View, View],
-    matches: Matches,
-    rows: ConfidenceRows,
-    chosen1: torch.Tensor,
-    fine: FineHeat | None,
-    attention: Sequence[AttentionRows],
-    head: int | None,
-) -> ExplainedPoint:
-    view0, view1 = views
-    cell0, cell1 = int(rows.cells[i]), int(chosen1[i])
-    confidence = float(rows.confidence[i, cell1])
-    point1, window = view1.point(cell1), None
-    if fine is not None:
-        point1 = point1 + fine.offset[i].numpy() * view1.scale
-        spacing = network.config.backbone.fine_stride * np.asarray(view1.scale)
-        std = float(fine.std[i]) * math.sqrt(view1.scale[0] * view1.scale[1])
-        window = FineWindow(fine.heat[i].numpy(), spacing, std)
-    maps = []
-    for entry in attention:
-        weights = entry.weights[:, i].mean(dim=0) if head is None else entry.weights[head, i]
-        attended = entry.image if entry.kind == "self" else 1 - entry.image
-        maps.append(AttentionMap(entry.layer, entry.kind, entry.image, weights.view(views[attended].grid).numpy()))
-    return ExplainedPoint(
-        cell0=cell0,
-        cell1=cell1,
-        point0=view0.point(cell0),
-        coarse_point1=view1.point(cell1),
-        point1=point1,
-        confidence=confidence,
-        verdict=_verdict(network, matches, cell0, confidence),
-        confidence_map=rows.confidence[i].view(view1.grid).numpy(),
-        softmax_map=None if rows.row_softmax is None else rows.row_softmax[i].view(view1.grid).numpy(),
-        unmatched=None if rows.unmatched is None else float(rows.unmatched[i]),
-        fine=window,
-        attention=tuple(maps),
+def _coarse_maps(i: int, view: View, rows: ConfidenceRows, places: Lattice) -> CoarseMaps:
+    """Of point i, over image B."""
+    row, column = divmod(int(rows.best[i]), places.grid[1])
+    best = np.array(places.first) + places.side * np.array([column, row], np.float64)
+    return CoarseMaps(
+        view.heat_map(rows.confidence[i].numpy(), places),
+        None if rows.row_softmax is None else view.heat_map(rows.row_softmax[i].numpy(), places),
+        None if rows.unmatched is None else float(rows.unmatched[i]),
+        view.to_raw(best),
     )
 
 
-def _verdict(network: LoFTR, matches: Matches, cell0: int, confidence: float) -> str:
+def _choice_map(i: int, view: View, choice: CellChoice) -> CellChoiceMap | None:
+    if choice.shares is None or choice.none is None:
+        return None
+    return CellChoiceMap(view.heat_map(choice.shares[i].numpy(), choice.places[i]), float(choice.none[i]))
+
+
+def _fine_window(i: int, cell: int, view: View, fine: FineHeat) -> FineWindow:
+    """Its middle is the cell's point."""
+    row, column = divmod(cell, view.grid[1])
+    reach = (fine.heat.shape[1] - 1) / 2 * fine.spacing
+    u, v = (number * view.cell_size + view.cell_offset - reach for number in (column, row))
+    places = Lattice((fine.heat.shape[1], fine.heat.shape[2]), fine.spacing, (u, v))
+    std = float(fine.std[i]) * math.sqrt(view.scale[0] * view.scale[1])
+    return FineWindow(view.heat_map(fine.heat[i].numpy(), places), std)
+
+
+def _attention_map(
+    i: int, views: Sequence[View], rows: AttentionRows, places: Sequence[Lattice], head: int | None
+) -> AttentionMap:
+    weights = rows.weights[:, i].mean(dim=0) if head is None else rows.weights[head, i]
+    attended = rows.image if rows.kind == "self" else 1 - rows.image
+    return AttentionMap(rows.layer, rows.kind, rows.image, views[attended].heat_map(weights.numpy(), places[attended]))
+
+
+def _verdict(network: Matcher, matches: Matches, cell0: int, confidence: float) -> str:
     if bool((matches.cell == cell0).any()):
         return "match"
     coarse = network.config.coarse

@@ -8,10 +8,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.matcher.explain import Kind
+from loftr_ros.matcher.explain import Kind, Lattice
 
 Array = NDArray[np.float64]
 Heat = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Values of squares side by side over an image.
+
+    Attributes:
+        values: (rows, columns) float32.
+        first: (2,) pixel of the top-left square's middle.
+        sides: (2,) width and height of a square, in pixels.
+    """
+
+    values: Heat
+    first: Array
+    sides: Array
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top, in pixels."""
+        left, top = (float(side) for side in self.first - self.sides / 2)
+        rows, columns = self.values.shape
+        return left, left + columns * float(self.sides[0]), top + rows * float(self.sides[1]), top
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,11 @@ class View:
         rows, columns = self.grid
         return int(np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1))
 
+    def heat_map(self, values: Heat, places: Lattice) -> HeatMap:
+        """Values of squares of the encoded image, on this one; (N,) values are row-major."""
+        first = self.to_raw(np.array(places.first, np.float64))
+        return HeatMap(values.reshape(places.grid), first, places.side * np.asarray(self.scale))
+
     def to_raw(self, points: Array) -> Array:
         """(..., 2) pixels of the encoded image to pixels of this one, half-pixel correct."""
         return np.asarray((points + 0.5) * self.scale - 0.5)
@@ -60,18 +87,18 @@ class View:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """How much one cell attends to every cell of an image, in one layer.
+    """What a cell attends to in one layer, or the region that it is in.
 
     Attributes:
         layer, kind: of the layer.
         image: 0 or 1, the image whose cell asks.
-        weights: (rows, columns) float32 over the grid of the image that is attended to, summing to 1.
+        heat: weights over the image that is attended to, summing to 1.
     """
 
     layer: int
     kind: Kind
     image: int
-    weights: Heat
+    heat: HeatMap
 
     @property
     def attended_image(self) -> int:
@@ -80,17 +107,45 @@ class AttentionMap:
 
 
 @dataclass(frozen=True)
+class CoarseMaps:
+    """How the coarse matching compares image B's cells for one cell of A; or regions, of networks that match those.
+
+    Attributes:
+        confidence: dual-softmax, or the transport plan.
+        row_softmax: the row's softmax alone; None with optimal transport.
+        unmatched: mass in the dustbin; None with dual-softmax.
+        best: (2,) pixel of B, the middle of the square with the highest confidence.
+    """
+
+    confidence: HeatMap
+    row_softmax: HeatMap | None
+    unmatched: float | None
+    best: Array
+
+
+@dataclass(frozen=True)
+class CellChoiceMap:
+    """The choice among the cells in and around the best region.
+
+    Attributes:
+        shares: softmax over these cells and none of them.
+        none: what goes to none of them.
+    """
+
+    shares: HeatMap
+    none: float
+
+
+@dataclass(frozen=True)
 class FineWindow:
     """The fine stage's window in image B.
 
     Attributes:
-        heat: (W, W) float32 over fine cells, summing to 1.
-        spacing: (2,) width and height of a fine cell, in pixels of B.
+        heat: summing to 1.
         std: standard deviation along one axis, in pixels of B.
     """
 
-    heat: Heat
-    spacing: Array
+    heat: HeatMap
     std: float
 
 
@@ -105,9 +160,8 @@ class ExplainedPoint:
         point1: (2,) pixel in B after the fine stage, if any.
         confidence: of the two cells, 0 to 1.
         verdict: `match`, or why it is none.
-        confidence_map: (rows, columns) over B's cells.
-        softmax_map: the row's softmax alone; None with optimal transport.
-        unmatched: mass in the dustbin; None with dual-softmax.
+        coarse: the coarse matching.
+        choice: from the region to the cell; None where the coarse matching is of cells already.
         fine: None where the network has no fine stage.
         attention: chosen layers, in their order; of each that of the cell in A, then that of the cell in B.
     """
@@ -119,9 +173,8 @@ class ExplainedPoint:
     point1: Array
     confidence: float
     verdict: str
-    confidence_map: Heat
-    softmax_map: Heat | None
-    unmatched: float | None
+    coarse: CoarseMaps
+    choice: CellChoiceMap | None
     fine: FineWindow | None
     attention: tuple[AttentionMap, ...]
 
@@ -141,6 +194,7 @@ class PairExplanation:
         points: the chosen ones.
         network: what ran, in words.
         heads: what the attention is of, in words.
+        unit: what attends and is matched at first: "cell", or "region" of several.
     """
 
     views: tuple[View, View]
@@ -150,6 +204,7 @@ class PairExplanation:
     points: tuple[ExplainedPoint, ...]
     network: str
     heads: str
+    unit: str
 
     @property
     def count(self) -> str:

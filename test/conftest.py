@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, and for the processes that tests start too: threads that wait for each other crawl where
+# something else runs on the machine, and most tests are too small to gain anything by a second one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -21,9 +21,17 @@ from loftr_ros.matcher.loftr import LoFTR
 CPU = torch.device("cpu")
 
 
-@cache
+# Presets that differ from another in nothing that weights are made of.
+_ALIKE = {"loftr_new": "loftr"}  # only in the positional encoding
+
+
 def state_dict(preset: str = "loftr") -> dict[str, Tensor]:
     """The made weights of a preset, made once a process."""
+    return _state_dict(_ALIKE.get(preset, preset))
+
+
+@cache
+def _state_dict(preset: str) -> dict[str, Tensor]:
     return made_state_dict(preset)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
+from loftr_ros.cli import app
 from loftr_ros.matcher.config import COARSE_LITE
 from loftr_ros.matcher.loftr import LoFTR
 
 PROGRAM = Path(sys.executable).parent / "loftr_ros"
 
 
-def loftr_ros(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(PROGRAM), *map(str, arguments)]
-    variables = {name: value for name, value in os.environ.items() if name != "LOFTR_ROS_WEIGHTS"}
-    return subprocess.run(
-        command, cwd=cwd, env=variables | environment, capture_output=True, text=True, timeout=100, check=False
-    )
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in an empty folder, and know of no weights but those that they are given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOFTR_ROS_WEIGHTS", raising=False)
+
+
+def loftr_ros(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +38,30 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_sub_command_explains_itself(tmp_path: Path) -> None:
-    overview = loftr_ros("--help", cwd=tmp_path)
+def test_the_installed_program_shows_its_commands_and_ends_in_one_line_with_what_cannot_be_done() -> None:
+    overview = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, timeout=100, check=False)
     assert overview.returncode == 0
     for command in ("demo", "node", "play", "run"):
         assert command in overview.stdout
-    assert "--weights" in loftr_ros("run", "--help", cwd=tmp_path).stdout
+    command = [PROGRAM, "run", "nowhere", "--weights", "random"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert refused.returncode == 2
+    assert "nowhere does not exist" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["demo", "explain", "export", "node", "play", "run"])
+def test_every_sub_command_explains_itself(command: str) -> None:
+    done = loftr_ros(command, "--help")
+    assert done.exit_code == 0
+    assert command in done.output
 
 
 def test_a_run_over_real_video_writes_all_that_it_says(shared_data: Path, tmp_path: Path) -> None:
     student = shared_data / "coarse_loftr" / "LoFTR_teacher.pt"
     source, out = shared_data / "kitti06_stereo", tmp_path / "out"
-    done = loftr_ros("run", source, "--stop", 12, "-o", out, "--weights", student, "-q", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "12 frames" in done.stdout and "against the truth: rotation 0." in done.stdout
+    done = loftr_ros("run", source, "--stop", 12, "-o", out, "--weights", student, "-q")
+    assert done.exit_code == 0, done.output
+    assert "12 frames" in done.output and "against the truth: rotation 0." in done.output
     trajectory = np.loadtxt(out / "trajectory.tum")
     assert trajectory.shape == (12, 8)
     np.testing.assert_allclose(np.linalg.norm(trajectory[:, 4:], axis=1), 1, atol=1e-6)
@@ -74,19 +88,17 @@ def test_correspondences_can_be_parquet(shared_data: Path, tmp_path: Path, weigh
         "--parquet",
         "-q",
     )
-    done = loftr_ros(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = loftr_ros(*arguments)
+    assert done.exit_code == 0, done.output
     assert "track_id" in parquet.read_table(tmp_path / "correspondences.parquet").column_names
 
 
 def test_parameters_come_from_the_same_file_as_the_node_s(shared_data: Path, tmp_path: Path, weights: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text("/**:\n  ros__parameters:\n    weights: elsewhere\n    keyframe:\n      min_coverage: 7.0\n")
-    done = loftr_ros(
-        "run", shared_data / "euroc_micro", "--params-file", params, "--weights", weights, "-q", cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert "keyframe.min_coverage is 7.0; expected 0.0 to 1.0" in done.stderr
+    done = loftr_ros("run", shared_data / "euroc_micro", "--params-file", params, "--weights", weights, "-q")
+    assert done.exit_code == 2
+    assert "keyframe.min_coverage is 7.0; expected 0.0 to 1.0" in done.output
 
 
 @pytest.mark.parametrize(
@@ -107,14 +119,15 @@ def test_what_cannot_be_done_is_said_in_one_line_without_a_traceback(
     given = [str(weights) if a == "WEIGHTS" else a for a in arguments]
     if arguments[1] == "nowhere" and arguments[0] == "run":
         given += ["--weights", str(weights)]
-    done = loftr_ros(*given, cwd=tmp_path)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    done = loftr_ros(*given)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert isinstance(done.exception, SystemExit), "an error that nobody caught"
+    assert len(done.output.strip().splitlines()) == 1
 
 
 def test_an_empty_folder_is_refused_with_what_was_expected(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = loftr_ros("run", tmp_path / "empty", "--weights", weights, cwd=tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "empty" in done.stderr
+    done = loftr_ros("run", tmp_path / "empty", "--weights", weights)
+    assert done.exit_code == 2
+    assert "empty" in done.output

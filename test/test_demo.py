@@ -18,12 +18,13 @@ import pytest
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.report import chained, draw_trajectory, lines, summary, without_nan
+from loftr_ros.demo.run import run_demo
 from loftr_ros.demo.sequence import Truth, prepare
 from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_previous, to_reference
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.sources import SourceError
 
-ROOM = "rendered:room?frames=30&width=320&height=240"
+ROOM = "rendered:room?frames=20&width=320&height=240"
 
 
 def transform(turn_deg=0.0, position=(0.0, 0.0, 0.0)):
@@ -292,12 +293,21 @@ def gone(mark, seconds=5.0):
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch):
-    """Starts `loftr_ros demo` as a user does."""
+def own_environment(tmp_path, monkeypatch):
+    """What a demo starts carries this test's mark and talks to nobody else."""
     if importlib.util.find_spec("rclpy") is None:
         pytest.skip("needs rclpy")
     monkeypatch.setenv("DEMO_TEST", str(tmp_path))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     monkeypatch.delenv("ROS_DOMAIN_ID", raising=False)
+    yield
+    for number in marked(tmp_path):
+        os.kill(number, signal.SIGKILL)
+
+
+@pytest.fixture
+def demo(own_environment, tmp_path):
+    """Starts `loftr_ros demo` as a user does."""
     code = "import sys; from loftr_ros.cli import main; sys.exit(main())"
     running = []
 
@@ -312,8 +322,6 @@ def demo(tmp_path, monkeypatch):
         if process.poll() is None:
             process.kill()
         process.wait()
-    for number in marked(tmp_path):
-        os.kill(number, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -324,15 +332,19 @@ def weights(shared_data):
 @pytest.mark.ros
 @pytest.mark.data
 def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, weights, tmp_path):
-    process = demo(ROOM, "--weights", weights, "--hz", 6)  # as slow as a busy machine
+    # Rendered here, where other tests have the room already; the demo plays what it finds.
+    prepare(ROOM, tmp_path / "demo" / "rendered", None, {"start": 0, "step": 1}, False)
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo" / "rendered").rglob("*.png")}
+    process = demo(ROOM, "--weights", weights, "--hz", 8)  # which a busy machine can do too
     assert process.wait(timeout=90) == 0, (tmp_path / "said").read_text()
     assert gone(tmp_path)
+    assert len(written) == 20 and all(file.stat().st_mtime_ns == when for file, when in written.items())
     said = (tmp_path / "said").read_text()
-    assert "30 published" in said and "AUC @ 5°" in said
+    assert "20 published" in said and "AUC @ 5°" in said
 
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     frames = report["frames"]
-    assert frames["published"] == 30
+    assert frames["published"] == 20
     assert frames["received"] == frames["processed"] + frames["dropped"] + frames["failed"]
     assert frames["failed"] == 0
     assert frames["processed"] >= 6
@@ -352,6 +364,7 @@ def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, 
 
 
 @pytest.mark.ros
+@pytest.mark.long
 def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
     room = "rendered:room?frames=6&width=160&height=120"
     process = demo(room, "--network", "loftr", "--weights", "random", "--hz", 2)
@@ -378,21 +391,20 @@ def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, weights, shared_da
 
 
 @pytest.mark.ros
-def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(demo, tmp_path, monkeypatch):
+def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(own_environment, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("LOFTR_ROS_WEIGHTS", raising=False)
-    process = demo(ROOM, "--weights", tmp_path / "nowhere.pt")
-    assert process.wait(timeout=60) == 2
-    assert "nowhere.pt is not there" in (tmp_path / "said").read_text()
+    assert run_demo(ROOM, output=tmp_path / "demo", weights=str(tmp_path / "nowhere.pt")) == 2
+    assert "nowhere.pt is not there" in capfd.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.ros
 @pytest.mark.data
-def test_a_node_that_cannot_be_configured_is_quoted(demo, shared_data, tmp_path):
+def test_a_node_that_cannot_be_configured_is_quoted(own_environment, shared_data, tmp_path, capfd):
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not weights")
-    process = demo(shared_data / "euroc_micro", "--weights", broken)
-    assert process.wait(timeout=60) == 1
-    said = (tmp_path / "said").read_text()
+    source = str(shared_data / "euroc_micro")
+    assert run_demo(source, output=tmp_path / "demo", weights=str(broken), progress=False) == 1
+    said = capfd.readouterr().err
     assert "could not become configured" in said and "broken.pt" in said
     assert gone(tmp_path)

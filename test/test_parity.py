@@ -137,7 +137,8 @@ def off_padding(cells: Tensor, usable: Tensor) -> Tensor:
     return (cells // columns < height - BORDER) & (cells % columns < width - BORDER)
 
 
-PAIRS = ("rendered", "sevenscenes", pytest.param("kitti", marks=pytest.mark.long), "padded")
+# The rendered pair is the shorter test of what the large real ones test.
+PAIRS = ("rendered", *(pytest.param(real, marks=pytest.mark.long) for real in ("sevenscenes", "kitti")), "padded")
 
 
 @pytest.fixture(params=PAIRS)
@@ -253,7 +254,7 @@ def test_matches_by_optimal_transport_are_the_plans_mutual_best(
     assert (found.confidence - plan[cell0, cell1]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("preset", ["loftr_new", "loftr_ot", "loftr_16_4"])
+@pytest.mark.parametrize("preset", ["loftr_new", "loftr_ot", pytest.param("loftr_16_4", marks=pytest.mark.long)])
 def test_the_other_presets_match_the_rendered_pair_too(preset: str) -> None:
     network = made_weights.network(preset=preset)
     images = made_weights.rendered_pair(*((640, 480) if preset == "loftr_16_4" else (320, 240)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -570,7 +569,8 @@ def test_the_same_seed_gives_the_same_losses_whatever_makes_the_data(
 ) -> None:
     assert len(trained[1]) == 6
     assert run(settings(machine={"workers": 2}), tmp_path / "a") == trained[1]
-    assert run(config_of({**content_of(settings()), "seed": 2}), tmp_path / "b") != trained[1]
+    other = run(config_of({**content_of(settings(steps=2)), "seed": 2}), tmp_path / "b")
+    assert all(loss != same for loss, same in zip(other, trained[1], strict=False))
 
 
 def test_a_resumed_training_goes_on_exactly(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
@@ -612,10 +612,10 @@ def _until(steps: int, output: Path) -> list[float]:
 
 
 def test_a_training_that_has_ended_can_be_made_longer(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
-    run(settings(steps=2), tmp_path)
-    more = run(settings(steps=5), tmp_path, resume=True)
-    assert len(more) == 3
-    assert run(settings(steps=5), tmp_path, resume=True) == []
+    run(settings(steps=1), tmp_path)
+    more = run(settings(steps=3), tmp_path, resume=True)
+    assert len(more) == 2
+    assert run(settings(steps=3), tmp_path, resume=True) == []
 
 
 def test_the_best_weights_are_a_network_that_matches_and_say_where_they_are_from(
@@ -657,7 +657,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypat
         return (total * math.nan if len(weights) == 3 else total), parts
 
     monkeypatch.setattr(LoFTRObjective, "losses", poisoned)
-    run(settings(steps=5), tmp_path)
+    run(settings(steps=5, validation={"every_steps": 100}), tmp_path)
     assert torch.equal(weights[2], weights[3])
     assert not torch.equal(weights[3], weights[4])
 
@@ -681,13 +681,12 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> N
         "from pathlib import Path\n"
         "from test_training import Homographies, settings\n"
         "from loftr_ros.training.trainer import TrainingData, train\n"
-        "machine, validation = {'checkpoint_minutes': 0.0}, {'every_steps': 1000}\n"
-        "config = settings(steps=int(sys.argv[3]), machine=machine, validation=validation)\n"
-        "train(config, TrainingData(Homographies(), Homographies()), Path(sys.argv[2]), resume=True, progress=False)\n"
+        "config = settings(steps=100000, machine={'checkpoint_minutes': 0.0}, validation={'every_steps': 1000})\n"
+        "train(config, TrainingData(Homographies(), Homographies()), Path(sys.argv[2]), progress=False)\n"
     )
     here, output = str(Path(__file__).parent), tmp_path / "run"
     command = [sys.executable, str(script), here, str(output)]
-    process = subprocess.Popen([*command, "100000"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command)
     try:
         deadline = time.monotonic() + 90
         while not (output / "last.ckpt").is_file() and time.monotonic() < deadline:
@@ -698,7 +697,8 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> N
         process.wait()
     step = torch.load(output / "last.ckpt", weights_only=True)["global_step"]
     assert step > 0
-    subprocess.run([*command, str(step + 3)], check=True, timeout=90)
+    more = run(settings(steps=step + 3, validation={"every_steps": 1000}), output, resume=True)
+    assert len(more) == 3
     assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == step + 3
 
 

@@ -111,6 +111,14 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def undecided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the full network, which do not tell whether they were trained as 'loftr' or as 'loftr_new'."""
+    path = tmp_path_factory.mktemp("undecided") / "new.pt"
+    torch.save(LoFTR(PRESETS["loftr_new"]).state_dict(), path)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own; proxies are for the world outside."""
@@ -445,7 +453,7 @@ def test_get_says_where_the_file_is_or_why_not(
     assert missing.exit_code == 2 and "no published weights are called 'large'; there are small" in missing.output
 
 
-def test_check_says_what_a_file_holds_and_what_cannot_be_told(content: bytes, tmp_path: Path) -> None:
+def test_check_says_what_a_file_holds_and_what_cannot_be_told(content: bytes, undecided: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.pt"
     path.write_bytes(content)
     done = loftr_ros("check", path)
@@ -456,8 +464,7 @@ def test_check_says_what_a_file_holds_and_what_cannot_be_told(content: bytes, tm
     parameters = sum(value.numel() for value in LoFTR(COARSE_LITE).parameters())
     assert f"parameters  {parameters:,}, float32, all finite\n" in done.stdout
     assert "not told" not in done.stdout
-    torch.save(LoFTR(PRESETS["loftr_new"]).state_dict(), path)
-    assert "not told    whether they were trained as 'loftr' or as 'loftr_new'" in loftr_ros("check", path).stdout
+    assert "not told    whether they were trained as 'loftr' or as 'loftr_new'" in loftr_ros("check", undecided).stdout
 
 
 def test_check_knows_published_files_and_names_what_is_not_used(shared_data: Path) -> None:
@@ -488,9 +495,8 @@ def test_converted_weights_make_the_same_network(content: bytes, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_convert_writes_down_what_the_user_knows_of_the_network(tmp_path: Path) -> None:
-    source, target = tmp_path / "new.pt", tmp_path / "new.safetensors"
-    torch.save(LoFTR(PRESETS["loftr_new"]).state_dict(), source)
+def test_convert_writes_down_what_the_user_knows_of_the_network(undecided: Path, tmp_path: Path) -> None:
+    source, target = undecided, tmp_path / "new.safetensors"
     told = loftr_ros("convert", source, target)
     assert told.exit_code == 0 and "does not tell whether they were trained as 'loftr' or as 'loftr_new'" in told.output
     assert loftr_ros("convert", source, target, "--network", "loftr_new").exit_code == 0

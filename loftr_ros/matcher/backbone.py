@@ -17,7 +17,7 @@ BAND_BYTES = 64 << 20
 TILE_PLACES = 2048
 
 # What a place costs by gathering its neighbourhood, in what it costs as one of a whole map.
-_GATHERING = 1.3
+_GATHERING = 2.0
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:

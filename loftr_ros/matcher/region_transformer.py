@@ -61,7 +61,7 @@ class RegionLayer(nn.Module):
         if rotate:
             query = rotated(query, grid, 1)
             key = rotated(key, pooled_grid, 2)
-        scale = math.log(max(key.shape[2], 2)) / math.log(_KEYS) / math.sqrt(key.shape[3])
+        scale = attention_scale(key.shape[2], key.shape[3])
         attended = None if mask is None else pool_mask(mask, source_grid)[:, None, None]
         message = functional.scaled_dot_product_attention(query, key, value, attended, scale=scale)
         message = self.norm1(self.merge(message.transpose(1, 2).reshape(x.shape)))
@@ -125,6 +125,11 @@ class RegionTransformer(nn.Module):
             source = tokens if kind == "self" else tokens.roll(pairs, dims=0)
             tokens = layer(tokens, grid, source, grid, None, rotate=kind == "self")
         return tokens[:pairs], tokens[pairs:]
+
+
+def attention_scale(keys: int, channels: int) -> float:
+    """What the products of queries and keys, so many of them and so wide, are multiplied by before the softmax."""
+    return math.log(max(keys, 2)) / math.log(_KEYS) / math.sqrt(channels)
 
 
 def pool(tokens: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
