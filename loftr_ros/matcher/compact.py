@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import Candidates, confidence_matrix, dual_softmax, most_confident
 from loftr_ros.matcher.compact_backbone import REGION_CELLS, REGION_PIXELS, CompactBackbone, padded
 from loftr_ros.matcher.compact_cells import CellMatcher
@@ -21,12 +21,15 @@ from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.convolutions import OneDnnConv, biases_of, round_weights, use_onednn
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.region_transformer import RegionTransformer
+from loftr_ros.matcher.streaming import StreamingNetwork
 
 Grid = tuple[int, int]
 
 
-class Compact(nn.Module):
+class Compact(StreamingNetwork):
     """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it."""
+
+    config: CompactConfig
 
     def __init__(self, config: CompactConfig) -> None:
         """Random weights."""
@@ -38,32 +41,9 @@ class Compact(nn.Module):
         self.fine = CompactFine(config.fine, config.backbone.fine_dim)
 
     @property
-    def has_fine_stage(self) -> bool:
-        """Its matches are sub-pixel."""
-        return True
-
-    @property
-    def cell_size(self) -> int:
-        """Side of a cell, in pixels of the encoded image."""
-        return self.config.backbone.stride
-
-    @property
-    def cell_offset(self) -> float:
-        """From a cell's top-left pixel to its point."""
-        return cell_offset(self.config)
-
-    @property
-    def fixed_size(self) -> None:
-        """It takes images of any size."""
-        return None
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.region_projection.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.region_projection.weight.dtype
+    def first_weight(self) -> Tensor:
+        """See `StreamingNetwork.first_weight`."""
+        return self.backbone.first_weight
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> Compact:
         """Make the loaded network ready to infer: batch norms folded, channels last, on its device.
@@ -72,9 +52,7 @@ class Compact(nn.Module):
         """
         self.eval().requires_grad_(False)
         self.backbone.fold_batch_norm()
-        # Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
-        stem = self.backbone.stages[0][0]  # type: ignore[index]
-        stem.conv.weight /= 255
+        self.first_weight.div_(255)  # see `gray_levels`
         biases = biases_of(self.backbone)
         if dtype != torch.float32:
             round_weights(self.backbone, dtype)
@@ -98,10 +76,7 @@ class Compact(nn.Module):
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
-        if image.ndim != 2 or min(image.shape) < self.cell_size:
-            raise ValueError(
-                f"image of shape {tuple(image.shape)}: expected (H, W) with sides of at least {self.cell_size} px"
-            )
+        self.check_image(image)
         height, width = image.shape
         usable = None if usable is None else usable.to(self.device, torch.bool)
         cells = cells_taking_part(image, usable, self.cell_size)
@@ -110,8 +85,7 @@ class Compact(nn.Module):
             rows, columns = -(-height // self.cell_size), -(-width // self.cell_size)
             cells = cells.to(self.device).view(1, rows, columns)
             cells = functional.pad(cells, (0, grid[1] - columns, 0, grid[0] - rows)).flatten(1)
-        pixels = image.to(self.device)[None, None]
-        pixels = padded((pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype))
+        pixels = padded(self.gray_levels(image))
         made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         tokens = made.regions.flatten(2).transpose(1, 2).contiguous()
         tokens = self.transformer.encode(tokens, regions_of(grid), region_mask(cells, grid))
@@ -120,24 +94,6 @@ class Compact(nn.Module):
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """Nothing was put off."""
         return features
-
-    @torch.inference_mode()
-    def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
-        """Match one image against several, those of equal size in one batch.
-
-        Args:
-            keyframes: K features, each image 0 of its pair.
-            current: features of the image that is image 1 of every pair.
-
-        Returns:
-            K matches, in the order of `keyframes`.
-        """
-        results: list[Matches | None] = [None] * len(keyframes)
-        for grid in {keyframe.grid for keyframe in keyframes}:
-            indices = [i for i, keyframe in enumerate(keyframes) if keyframe.grid == grid]
-            for i, matches in zip(indices, self._match_batch([keyframes[i] for i in indices], current), strict=True):
-                results[i] = matches
-        return [matches for matches in results if matches is not None]
 
     @torch.inference_mode()
     def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
@@ -162,7 +118,8 @@ class Compact(nn.Module):
         tokens0, tokens1 = self.transformer(tokens0, tokens1, regions_of(grid0), regions_of(grid1), mask0, mask1)
         return tokens0, tokens1, mask0, mask1
 
-    def _match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+    def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """See `StreamingNetwork.match_batch`."""
         coarse = self.config.coarse
         tokens0, tokens1, mask0, mask1 = self._attend(keyframes, current)
         found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, attended0=mask0, attended1=mask1)

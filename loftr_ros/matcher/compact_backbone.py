@@ -123,6 +123,13 @@ class CompactBackbone(nn.Module):
         fine = self.fine_projection(self.half_smooth(fine))
         return CompactFeatures(self.region_projection(sixteenth), self.cell_projection(cells), fine)
 
+    @property
+    def first_weight(self) -> Tensor:
+        """Of the convolution that sees the image."""
+        first = self.stages[0][0]  # type: ignore[index]
+        assert isinstance(first, ConvNorm)
+        return first.conv.weight
+
     def fold_batch_norm(self) -> None:
         """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
         for module in self.modules():

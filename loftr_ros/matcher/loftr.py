@@ -10,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.backbone import Backbone
-from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.convolutions import OneDnnConv, biases_of, round_weights, use_onednn
 from loftr_ros.matcher.fine import FineMatcher, FinePreprocess, FineTransformer
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.position import position_encoding
+from loftr_ros.matcher.streaming import StreamingNetwork
 from loftr_ros.matcher.transformer import LocalFeatureTransformer
 from loftr_ros.matcher.transport import assignment_matrix, optimal_transport
 
 
-class LoFTR(nn.Module):
+class LoFTR(StreamingNetwork):
     """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
 
     Names of its parts are those of the published checkpoints.
     """
+
+    config: LoFTRConfig
 
     def __init__(self, config: LoFTRConfig) -> None:
         """Random weights.
@@ -51,38 +54,15 @@ class LoFTR(nn.Module):
         self._position = lru_cache(maxsize=4)(self._make_position)
 
     @property
-    def has_fine_stage(self) -> bool:
-        """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
-        return self._fine is not None
-
-    @property
-    def cell_size(self) -> int:
-        """Side of a coarse cell, in pixels of the encoded image."""
-        return self.config.backbone.stride
-
-    @property
-    def cell_offset(self) -> float:
-        """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
-        return cell_offset(self.config)
-
-    @property
-    def fixed_size(self) -> None:
-        """It takes images of any size."""
-        return None
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.conv1.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.conv1.weight.dtype
+    def first_weight(self) -> Tensor:
+        """See `StreamingNetwork.first_weight`."""
+        return self.backbone.conv1.weight
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> LoFTR:
         """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
         self.eval().requires_grad_(False)
         self.backbone.fold_batch_norm()
-        # Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
+        # See `gray_levels`.
         self.backbone.conv1.weight /= 255
         biases, projection = biases_of(self.backbone), self.backbone.projection.weight.clone()
         if dtype != torch.float32:
@@ -109,16 +89,12 @@ class LoFTR(nn.Module):
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
-        if image.ndim != 2 or min(image.shape) < self.cell_size:
-            raise ValueError(
-                f"image of shape {tuple(image.shape)}: expected (H, W) with sides of at least {self.cell_size} px"
-            )
+        self.check_image(image)
         height, width = image.shape
         usable = None if usable is None else usable.to(self.device, torch.bool)
         cells = cells_taking_part(image, usable, self.cell_size)
         cells = None if cells is None else cells.to(self.device)
-        pixels = image.to(self.device)[None, None]
-        pixels = (pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype)
+        pixels = self.gray_levels(image)
         coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         grid = (coarse.shape[2], coarse.shape[3])
         tokens = (coarse + self._position(*grid)).flatten(2).transpose(1, 2).contiguous()
@@ -131,24 +107,6 @@ class LoFTR(nn.Module):
         if features.unsmoothed is None or features.fine is not None:
             return features
         return replace(features, fine=self.backbone.smooth(features.unsmoothed), unsmoothed=None)
-
-    @torch.inference_mode()
-    def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
-        """Match one image against several, those of equal size in one batch.
-
-        Args:
-            keyframes: K features, each image 0 of its pair.
-            current: features of the image that is image 1 of every pair.
-
-        Returns:
-            K matches, in the order of `keyframes`.
-        """
-        results: list[Matches | None] = [None] * len(keyframes)
-        for grid in {keyframe.grid for keyframe in keyframes}:
-            indices = [i for i, keyframe in enumerate(keyframes) if keyframe.grid == grid]
-            for i, matches in zip(indices, self._match_batch([keyframes[i] for i in indices], current), strict=True):
-                results[i] = matches
-        return [matches for matches in results if matches is not None]
 
     @torch.inference_mode()
     def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
@@ -164,7 +122,8 @@ class LoFTR(nn.Module):
         bin_score = self.coarse_matching.bin_score
         return assignment_matrix(tokens0, tokens1, bin_score, coarse.sinkhorn_iterations, *attended)[0, :-1, :-1]
 
-    def _match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+    def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """See `StreamingNetwork.match_batch`."""
         batch = len(keyframes)
         tokens0 = torch.cat([keyframe.tokens for keyframe in keyframes])
         usable0 = None

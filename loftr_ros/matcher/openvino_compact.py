@@ -131,7 +131,7 @@ class _CompiledBackbone(nn.Module):
         super().__init__()
         self._module, self._graphs = _Maps(backbone), graphs
         # Which says where, and in what, features are.
-        self.region_projection = nn.Conv2d(1, 1, 1, dtype=graphs.runtime.precision).requires_grad_(False)
+        self.register_buffer("first_weight", torch.empty(0, dtype=graphs.runtime.precision), persistent=False)
         dims = backbone.region_projection, backbone.cell_projection, backbone.fine_projection
         self._channels = [layer.out_channels for layer in dims]
 

@@ -96,7 +96,7 @@ class CompactObjective(Objective):
         with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
             network = Compact(self.config)
         network.load_state_dict(self.exported(state))
-        return network.prepare(self.network.backbone.region_projection.weight.device, torch.float32)
+        return network.prepare(self.network.device, torch.float32)
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)

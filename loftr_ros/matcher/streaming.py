@@ -1,0 +1,99 @@
+"""What all networks here have in common as matchers of streams."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from loftr_ros.matcher.cells import cell_offset
+from loftr_ros.matcher.config import NetworkConfig
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+
+
+class StreamingNetwork(nn.Module):
+    """A network that encodes an image once and matches it against many.
+
+    Attributes:
+        config: the network.
+    """
+
+    config: NetworkConfig
+
+    @property
+    def has_fine_stage(self) -> bool:
+        """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
+        return self.config.fine is not None
+
+    @property
+    def cell_size(self) -> int:
+        """Side of a cell, in pixels of the encoded image."""
+        return self.config.backbone.stride
+
+    @property
+    def cell_offset(self) -> float:
+        """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
+        return cell_offset(self.config)
+
+    @property
+    def fixed_size(self) -> None:
+        """It takes images of any size."""
+        return None
+
+    @property
+    @abstractmethod
+    def first_weight(self) -> Tensor:
+        """That of the convolution that sees the image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.first_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, apart from islands."""
+        return self.first_weight.dtype
+
+    @torch.inference_mode()
+    def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """Match one image against several, those of equal size in one batch.
+
+        Args:
+            keyframes: K features, each image 0 of its pair.
+            current: features of the image that is image 1 of every pair.
+
+        Returns:
+            K matches, in the order of `keyframes`.
+        """
+        results: list[Matches | None] = [None] * len(keyframes)
+        for grid in {keyframe.grid for keyframe in keyframes}:
+            indices = [i for i, keyframe in enumerate(keyframes) if keyframe.grid == grid]
+            for i, matches in zip(indices, self.match_batch([keyframes[i] for i in indices], current), strict=True):
+                results[i] = matches
+        return [matches for matches in results if matches is not None]
+
+    @abstractmethod
+    def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """`match` for keyframes of equal size."""
+
+    def check_image(self, image: Tensor) -> None:
+        """Refuse what is no image.
+
+        Raises:
+            ValueError: it is not (H, W), or smaller than a cell.
+        """
+        if image.ndim != 2 or min(image.shape) < self.cell_size:
+            raise ValueError(
+                f"image of shape {tuple(image.shape)}: expected (H, W) with sides of at least {self.cell_size} px"
+            )
+
+    def gray_levels(self, image: Tensor) -> Tensor:
+        """(H, W), uint8 or floating point in [0, 1], as (1, 1, H, W) from 0 to 255 on the network's device.
+
+        Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
+        """
+        pixels = image.to(self.device)[None, None]
+        return (pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype)
