@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from loftr_ros.evaluation.match_metrics import Calibration, calibration
 from loftr_ros.matcher.checkpoint import check_weights, load_network, read_weights, recognise_file, save_network_weights
 from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.recognition import WeightsError
+from loftr_ros.training.metrics import match_residuals
 from loftr_ros.training.supervision import PairBatch
 
 
@@ -53,12 +53,6 @@ def _residuals(matcher: Matcher, batches: Iterable[PairBatch]) -> tuple[np.ndarr
         for pair in range(len(batch)):
             keyframe, current = (matcher.encode(image[pair, 0]) for image in (batch.image0, batch.image1))
             matches = matcher.match([matcher.complete(keyframe)], current)[0]
-            warp = batch.warp01[pair]
-            height, width = warp.shape[:2]
-            place = (2 * matches.points0 + 1) / torch.tensor([width, height]) - 1
-            true = functional.grid_sample(
-                warp.permute(2, 0, 1)[None], place[None, None], padding_mode="border", align_corners=False
-            )
-            residuals.append((matches.points1 - true[0, :, 0].t()).numpy())
+            residuals.append(match_residuals(matches, batch.warp01[pair]).numpy())
             deviations.append(matches.std.numpy())
     return np.concatenate(residuals), np.concatenate(deviations)

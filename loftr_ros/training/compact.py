@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -86,17 +85,6 @@ class CompactObjective(Objective):
         parts["fine"], weights["fine"] = self._fine_loss(made, of_cells), settings.fine_weight
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return total, {name: value.detach() for name, value in parts.items()}
-
-    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Objective.exported`: all of it."""
-        return dict(state)
-
-    def matcher(self, state: Mapping[str, Tensor]) -> Compact:
-        """See `Objective.matcher`."""
-        with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
-            network = Compact(self.config)
-        network.load_state_dict(self.exported(state))
-        return network.prepare(self.network.device, torch.float32)
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)

@@ -65,14 +65,19 @@ def match_errors(matches: Matches, warp01: Tensor) -> Tensor:
         matches: of one pair.
         warp01: (H, W, 2).
     """
+    error: Tensor = torch.linalg.vector_norm(match_residuals(matches, warp01), dim=1)
+    return error
+
+
+def match_residuals(matches: Matches, warp01: Tensor) -> Tensor:
+    """(N, 2) pixels, `points1` less where `points0` truly are; arguments and NaN as of `match_errors`."""
     height, width = warp01.shape[:2]
     grid = (2 * matches.points0 + 1) / torch.tensor([width, height]) - 1
     # Not zero outside, which would be a place; a pixel that is not seen makes all that lies beside it unknown.
     target = functional.grid_sample(
         warp01.permute(2, 0, 1)[None], grid[None, None], padding_mode="border", align_corners=False
     )[0, :, 0].t()
-    error: Tensor = torch.linalg.vector_norm(matches.points1 - target, dim=1)
-    return error
+    return matches.points1 - target
 
 
 def _of_matches(matches: Matches, warp01: Tensor, complete: bool, partner: Tensor, cell_size: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.checkpoint import AUTO, WeightsFile, check_weights, load_network
 from loftr_ros.matcher.config import LoFTRConfig, NetworkConfig
 from loftr_ros.matcher.fine import expectation, heat_map
@@ -60,13 +61,16 @@ class Objective(ABC):
             () float32, and named scalars for the logs.
         """
 
-    @abstractmethod
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What of a state dict of `network` inference needs: the trainer writes it to the weights file."""
+        """What of a state dict of `network` inference needs, by default all: the trainer writes it to the file."""
+        return dict(state)
 
-    @abstractmethod
     def matcher(self, state: Mapping[str, Tensor]) -> Matcher:
         """An inference network of its own with the weights of a state dict of `network`, on the network's device."""
+        with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
+            network = build_network(self.config)
+        network.load_state_dict(self.exported(state))
+        return network.prepare(next(self.network.parameters()).device, torch.float32)
 
     def start_from(self, file: WeightsFile) -> None:
         """Take the network's first weights from a file; parts that only training needs keep their random ones.
@@ -241,17 +245,6 @@ class LoFTRObjective(Objective):
             weights["fine"] = settings.fine_weight
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return total, {name: value.detach() for name, value in parts.items()}
-
-    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Objective.exported`: all of it."""
-        return dict(state)
-
-    def matcher(self, state: Mapping[str, Tensor]) -> LoFTR:
-        """See `Objective.matcher`."""
-        with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
-            network = LoFTR(self.config)
-        network.load_state_dict(self.exported(state))
-        return network.prepare(self.network.device, torch.float32)
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)
