@@ -59,7 +59,7 @@ def train(
     from loftr_ros.matcher.checkpoint import WeightsError
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.training.assets import AssetError
-    from loftr_ros.training.config import read_config
+    from loftr_ros.training.config_file import read_config
     from loftr_ros.training.data import open_data
     from loftr_ros.training.module import TrainingError
     from loftr_ros.training.recorded import RecordedError
@@ -114,7 +114,7 @@ def calibrate(
     from loftr_ros.matcher.checkpoint import WeightsError
     from loftr_ros.training.assets import AssetError
     from loftr_ros.training.calibration import calibrated_weights
-    from loftr_ros.training.config import config_of
+    from loftr_ros.training.config_file import config_of
     from loftr_ros.training.data import open_data
 
     content: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             fail(f"--set {text}: expected NAME=VALUE")
-        values[name] = yaml.safe_load(value)
+        values[name] = yaml.safe_load(value) if value else ""  # YAML takes nothing for no value at all
     return values
 
 

@@ -17,26 +17,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.cells import cell_offset
+from loftr_ros.matcher.build import build_network
+from loftr_ros.matcher.cells import point_offset
 from loftr_ros.matcher.checkpoint import load_network, read_weights, recognise_file
 from loftr_ros.matcher.coarse import confidence_matrix
-from loftr_ros.matcher.config import COARSE_LITE, COMPACT, LOFTR, LOFTR_16_4, LOFTR_OT, BackboneConfig, LoFTRConfig
+from loftr_ros.matcher.config import (
+    COARSE_LITE,
+    COMPACT,
+    LOFTR,
+    LOFTR_16_4,
+    LOFTR_OT,
+    BackboneConfig,
+    CompactConfig,
+    LoFTRConfig,
+    NetworkConfig,
+)
 from loftr_ros.matcher.interface import Matches
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.transport import assignment_matrix
 from loftr_ros.training.compact import CompactObjective
-from loftr_ros.training.config import (
-    ConfigError,
-    DistillationConfig,
-    LossConfig,
-    OptimizerConfig,
-    TrainingConfig,
-    config_of,
-    content_of,
-    read_config,
-    write_config,
-)
-from loftr_ros.training.distillation import Teacher, soft_target_loss
+from loftr_ros.training.config import DistillationConfig, LossConfig, OptimizerConfig, TrainingConfig
+from loftr_ros.training.config_file import ConfigError, config_of, content_of, read_config, write_config
+from loftr_ros.training.distillation import Teacher, pooled, soft_target_loss
 from loftr_ros.training.losses import (
     _LogConfidenceAt,
     _LogDualSoftmax,
@@ -62,6 +64,7 @@ from loftr_ros.training.supervision import (
 )
 
 CPU = torch.device("cpu")
+CONFIGS = Path(__file__).parents[1] / "config" / "training"
 HEIGHT, WIDTH = 64, 96
 SMALL = BackboneConfig(initial_dim=8, block_dims=(8, 12, 16), fine_level=1)
 SMALL_CHANGES = {
@@ -380,22 +383,91 @@ def test_all_of_a_training_step_is_the_same_for_a_batch_of_one_pair_twice() -> N
 # Distillation
 
 
-def test_a_teacher_sees_the_image_so_that_its_cells_points_fall_on_the_students() -> None:
-    v, u = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
-    image = (u + v)[None, None] / 160
-    centred = replace(LOFTR, coarse=replace(LOFTR.coarse, point="centre"), fine=None)
-    for student, teacher in ((COARSE_LITE, LOFTR), (centred, COARSE_LITE), (centred, LOFTR), (LOFTR, centred)):
-        matcher = LoFTR(replace(small(teacher), fine=None))
-        seen = Teacher(matcher, student).as_seen(image)
-        stride, own = teacher.backbone.stride, student.backbone.stride
-        assert seen.shape[2] // stride == 64 // own
-        assert seen.shape[3] // stride == 96 // own
-        # The cell (2, 1): its value in the image, at the student's point, which is linear between pixels.
-        expected = (2 * own + own + 2 * cell_offset(student)) / 160
-        at = cell_offset(teacher)
-        beside = {math.floor(at), math.ceil(at)}
-        found = torch.stack([seen[0, 0, stride + y, 2 * stride + x] for y in beside for x in beside]).mean()
-        assert float(found) == pytest.approx(expected, abs=2e-3)
+CENTRED = replace(LOFTR, name="centred", coarse=replace(LOFTR.coarse, point="centre"), fine=None)
+PAIRS_OF_NETWORKS = (
+    (COARSE_LITE, LOFTR),
+    (CENTRED, COARSE_LITE),
+    (CENTRED, LOFTR),
+    (LOFTR, CENTRED),
+    (COMPACT, LOFTR),
+    (COMPACT, CENTRED),
+    (COMPACT, COARSE_LITE),
+    (COARSE_LITE, COMPACT),
+    (LOFTR, COMPACT),
+    (COMPACT, COMPACT),
+)
+SLOPE = 200  # of the values of `ramp` along a column: no two points of a grid of cells have the same
+
+
+def ramp(du: float = 0.0, dv: float = 0.0) -> Tensor:
+    """(1, 1, H, W), linear between pixels: what stands at (u, v) is at (u + du, v + dv) with a shift."""
+    v, u = torch.meshgrid(torch.arange(float(HEIGHT)), torch.arange(float(WIDTH)), indexing="ij")
+    return ((u - du) + SLOPE * (v - dv))[None, None]
+
+
+class Reader:
+    """A teacher that reads an image at its cells' points, and is sure of those with the same value."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.config = config
+
+    def encode(self, image: Tensor) -> Tensor:
+        side = self.config.coarse_stride
+        offset = point_offset(self.config, side)
+        beside = [int(place) for place in {math.floor(offset), math.ceil(offset)}]
+        return torch.stack([image[y::side, x::side] for y in beside for x in beside]).mean(dim=0).flatten()
+
+    def confidence(self, values0: Tensor, values1: Tensor) -> Tensor:
+        return ((values0[:, None] - values1[None]).abs() < 2).float()
+
+
+@pytest.mark.parametrize(("student", "teacher"), PAIRS_OF_NETWORKS, ids=lambda config: config.name)
+def test_a_teachers_cells_points_are_spread_evenly_around_the_students(
+    student: NetworkConfig, teacher: NetworkConfig
+) -> None:
+    reader, own = Reader(teacher), student.coarse_stride
+    cells = max(own // teacher.coarse_stride, 1)
+    read = reader.encode(Teacher(reader, student).as_seen(ramp())[0, 0])  # type: ignore[arg-type]
+    read = read.view(HEIGHT // own, cells, WIDTH // own, cells)
+    first = point_offset(student, own) - (own - own / cells) / 2
+    points = torch.arange(cells) * (own / cells) + first
+    row, column = 1, 2
+    expected = (points[None] + column * own) + SLOPE * (points[:, None] + row * own)
+    assert torch.allclose(read[row, :, column], expected, atol=0.05)
+    assert float(expected.mean()) == pytest.approx((SLOPE + 1) * point_offset(student, own) + (SLOPE + 2) * own)
+
+
+@pytest.mark.parametrize(("student", "teacher"), PAIRS_OF_NETWORKS, ids=lambda config: config.name)
+def test_what_a_teacher_is_sure_of_is_said_of_the_students_own_cells(
+    student: NetworkConfig, teacher: NetworkConfig
+) -> None:
+    batch = shifted(16, -16)
+    truth = coarse_truth(batch, student, student.coarse_stride)
+    taught = Teacher(Reader(teacher), student).confidence(ramp(), ramp(16, -16))  # type: ignore[arg-type]
+    assert taught.shape == (1, truth.partner.shape[1], truth.partner.shape[1])
+    rows, columns = truth.grid0
+    inner = torch.zeros(rows, columns, dtype=torch.bool)
+    reach = 16 // student.coarse_stride  # what shifts to the border is seen through its replicated pixels
+    inner[2 * reach : -reach, reach : -2 * reach] = True
+    chosen = (inner.flatten() & (truth.partner[0] >= 0)).nonzero()[:, 0]
+    assert len(chosen)
+    expected = torch.zeros(len(chosen), taught.shape[2]).scatter_(1, truth.partner[0, chosen][:, None], 1.0)
+    assert torch.equal(taught[0, chosen], expected)
+
+
+def test_pooled_confidences_are_what_small_cells_give_to_large_ones_in_the_mean() -> None:
+    random = torch.Generator().manual_seed(0)
+    grid0, grid1, cells = (2, 3), (1, 2), 2
+    small = torch.rand(24, 8, generator=random) / 8
+    found = pooled(small, grid0, grid1, cells)
+    expected = torch.zeros(6, 2)
+    for i in range(24):
+        for j in range(8):
+            large0 = i // 6 // cells * 3 + i % 6 // cells
+            large1 = j // 4 // cells * 2 + j % 4 // cells
+            expected[large0, large1] += small[i, j] / cells**2
+    assert torch.allclose(found, expected)
+    assert torch.equal(pooled(small, (4, 6), (2, 4), 1), small)
 
 
 def test_soft_targets_are_met_by_the_teacher_itself_and_pull_towards_it() -> None:
@@ -406,7 +478,8 @@ def test_soft_targets_are_met_by_the_teacher_itself_and_pull_towards_it() -> Non
     student = torch.zeros_like(teacher, requires_grad=True)
     before = soft_target_loss(student.log_softmax(2), teacher, 2.0)
     before.backward()
-    assert float(soft_target_loss((student - 5 * student.grad).log_softmax(2), teacher, 2.0)) < float(before.detach())
+    drawn = (student - 5 * student.grad).detach().log_softmax(2)
+    assert float(soft_target_loss(drawn, teacher, 2.0)) < float(before.detach())
 
 
 def test_a_taught_network_has_a_loss_on_the_teachers_confidences_and_none_of_its_weights(tmp_path: Path) -> None:
@@ -422,6 +495,55 @@ def test_a_taught_network_has_a_loss_on_the_teachers_confidences_and_none_of_its
     total.backward()
     own = LoFTR(small(LOFTR)).state_dict()
     assert set(objective.network.state_dict()) == set(own)
+
+
+def tiny(config: NetworkConfig) -> NetworkConfig:
+    """A preset in its small form; `compact` is small."""
+    return small(config) if isinstance(config, LoFTRConfig) else config
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [(COMPACT, LOFTR), (COMPACT, COARSE_LITE), (COMPACT, COMPACT), (COARSE_LITE, COMPACT), (COARSE_LITE, LOFTR)],
+    ids=lambda config: config.name,
+)
+def test_soft_targets_alone_draw_a_network_to_its_teacher_which_stays_as_it_is(
+    student: NetworkConfig, teacher: NetworkConfig
+) -> None:
+    """On one batch, over a few steps; of weights that are random with both."""
+    torch.manual_seed(0)
+    network = build_network(tiny(teacher)).prepare(CPU, torch.float32)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    nothing = LossConfig(coarse_weight=0, no_partner_weight=0, cell_weight=0, fine_weight=0, fine_samples=8)
+    make = CompactObjective if isinstance(student, CompactConfig) else LoFTRObjective
+    config = tiny(student)
+    taught_by = Teacher(network, config)
+    objective = make(config, nothing, DistillationConfig(weight=1.0), taught_by)  # type: ignore[arg-type]
+    objective.network.train()
+    batch = pair_batch(Homographies()[0])
+    target = taught_by.confidence(batch.image0, batch.image1)
+
+    def distance() -> float:
+        """Of the rows' distributions over partners, from 0 to 2."""
+        with torch.no_grad():
+            made = objective._forward(batch)
+            confidence = log_confidence(made.tokens0, made.tokens1, 0.1).exp()
+        rows = [matrix / matrix.sum(dim=2, keepdim=True) for matrix in (confidence, target)]
+        return float((rows[0] - rows[1]).abs().sum(dim=2).mean())
+
+    optimizer = torch.optim.Adam(objective.network.parameters(), lr=2e-3)
+    before, losses = distance(), []
+    for _ in range(20):
+        total, parts = objective.losses(batch)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(float(parts["soft_target"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert distance() < 0.8 * before
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert torch.equal(taught_by.confidence(batch.image0, batch.image1), target)
 
 
 # Metrics
@@ -705,10 +827,35 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> N
 # The command line and the files that come with it
 
 
-@pytest.mark.parametrize("name", ["smoke", "low_end", "outdoor"])
-def test_the_config_files_that_come_along_are_read(name: str) -> None:
-    config = read_config(Path(__file__).parents[1] / "config" / "training" / f"{name}.yaml")
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_config_files_that_come_along_are_read_and_name_teachers_that_there_are(file: Path) -> None:
+    from loftr_ros.weights import EMBEDDED
+    from loftr_ros.weights.catalogue import CATALOGUE
+
+    config = read_config(file)
     assert config.network_config().backbone.stride in (8, 16)
+    assert config.distillation.teacher in {"", *EMBEDDED, *(entry.name for entry in CATALOGUE)}
+    assert bool(config.distillation.teacher) == (file.stem in ("low_end", "smoke_low_end", "smoke_distill_compact"))
+
+
+@pytest.mark.long
+def test_the_smoke_training_learns_to_find_partners_from_chance(tmp_path: Path) -> None:
+    """As its config says but for the pairs, which are made here, and an eighth of the steps."""
+    config = read_config(
+        CONFIGS / "smoke.yaml", {"budget.max_steps": 100, "machine.workers": 0, "validation.every_steps": 100}
+    )
+    pytest.importorskip("pytorch_lightning")
+    from loftr_ros.training.trainer import TrainingData, train
+
+    held_out = Homographies(batch=4, seed=9, size=(144, 192))
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loftr_ros.training.callbacks._logger.info", lambda text, *values: said.append(text % values))
+        data = TrainingData(Homographies(batch=4, size=(144, 192)), held_out)
+        train(config, data, tmp_path, progress=False)
+    first, *_, last = (float(line.split("coarse_accuracy ")[1].split(",")[0]) for line in said if "coarse_acc" in line)
+    assert first < 0.05  # of 108 regions
+    assert last > 0.3
 
 
 def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_cannot_do(tmp_path: Path) -> None:
@@ -749,3 +896,6 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     assert "--config is missing" in call(code=2)
     assert "expected NAME=VALUE" in call(*train, "--set", "seed", code=2)
     assert "tiny.yaml: there is no setting seeds" in call(*train, "--set", "seeds=2", code=2)
+    taught = [*train, "--output", str(tmp_path / "taught"), "--set"]
+    assert "none.pt is not there" in call(*taught, "distillation.teacher=none.pt", code=2)
+    call(*taught, "distillation.teacher=", "--max-steps", "1")

@@ -66,6 +66,11 @@ class Validation(lightning.Callback):
         self._batches, self._every_steps = batches, every_steps
         self._output, self._source = output, source
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Before the first step, to see what training brings; weights that nothing was learned by are not kept."""
+        if trainer.global_step == 0:
+            self._validate(trainer, pl_module, keep=False)
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -81,7 +86,7 @@ class Validation(lightning.Callback):
             assert isinstance(pl_module, TrainingModule)
             self._export(pl_module, LAST)
 
-    def _validate(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def _validate(self, trainer: lightning.Trainer, module: lightning.LightningModule, *, keep: bool = True) -> None:
         if not trainer.is_global_zero:
             return
         assert isinstance(module, TrainingModule)
@@ -97,7 +102,7 @@ class Validation(lightning.Callback):
                 {f"held_out/{name}": value for name, value in metrics.items() if math.isfinite(value)},
                 trainer.global_step,
             )
-        better = metrics["score"] > module.best_score
+        better = keep and metrics["score"] > module.best_score
         said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _logger.info(
             "step %d, %.1f min: %s%s (%.1f s)",

@@ -14,10 +14,11 @@ from loftr_ros.matcher.compact_backbone import REGION_PIXELS, padded
 from loftr_ros.matcher.compact_cells import cells_around_region, cells_in_region, place_around_region
 from loftr_ros.matcher.compact_fine import FINE_PIXELS
 from loftr_ros.matcher.config import CompactConfig
+from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
 from loftr_ros.training.config import DistillationConfig, LossConfig
 from loftr_ros.training.distillation import Teacher
 from loftr_ros.training.losses import mean_over
-from loftr_ros.training.objective import Objective, dual_softmax_losses, positive_loss
+from loftr_ros.training.objective import Objective
 from loftr_ros.training.supervision import CoarseTruth, PairBatch, coarse_truth, nearest_cell, sample_matches
 
 # How often a region, or a cell, is asked for beside its true partner, as the stage before it will sometimes say.
@@ -73,18 +74,11 @@ class CompactObjective(Objective):
         parts = dual_softmax_losses(
             made.tokens0, made.tokens1, of_regions, temperature, settings, self._distillation, self._teacher, batch
         )
-        weights = {
-            "coarse": settings.coarse_weight,
-            "no_partner": settings.no_partner_weight,
-            "soft_target": self._distillation.weight,
-        }
         if settings.feature_weight > 0:
             parts["feature"] = positive_loss(made.raw0, made.raw1, of_regions, temperature, settings)
-            weights["feature"] = settings.feature_weight
-        parts["cell"], weights["cell"] = self._cell_loss(made, of_regions, of_cells), settings.cell_weight
-        parts["fine"], weights["fine"] = self._fine_loss(made, of_cells), settings.fine_weight
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        return total, {name: value.detach() for name, value in parts.items()}
+        parts["cell"] = self._cell_loss(made, of_regions, of_cells)
+        parts["fine"] = self._fine_loss(made, of_cells)
+        return weighed(parts, settings, self._distillation)
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from loftr_ros.frontend.config import ConfigError
 from loftr_ros.training.assets import AssetBank, default_folder
-from loftr_ros.training.config import RECORDED_SETS, ConfigError, TrainingConfig
+from loftr_ros.training.config import RECORDED_SETS, TrainingConfig
 from loftr_ros.training.dataset import PairBatches
 from loftr_ros.training.mixture import Curriculum, Mixture, PairSource, made_sources
 from loftr_ros.training.supervision import PairBatch

@@ -14,6 +14,8 @@ from loftr_ros.matcher.cells import point_offset
 from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.interface import ImageFeatures, Matcher
 
+Grid = tuple[int, int]
+
 # Confidences below this are as good as none; their logarithm would be.
 _LEAST_CONFIDENCE = 1e-8
 
@@ -26,7 +28,12 @@ class ConfidentMatcher(Matcher, Protocol):
 
 
 class Teacher:
-    """Any network, whatever its cells are, seen on the cells of the network that learns."""
+    """Any network, whatever its cells are, seen on the cells of the network that learns.
+
+    What the student compares coarsely is called a cell here too, where it is a region of several of its cells. A
+    teacher with smaller cells sees the image as it is, and its confidences are summed over the cells in each of the
+    student's; one with larger cells sees the image enlarged.
+    """
 
     def __init__(self, matcher: ConfidentMatcher, student: NetworkConfig) -> None:
         """Take a network that is ready to infer.
@@ -37,6 +44,9 @@ class Teacher:
         """
         self._matcher = matcher
         self._student = student
+        own, stride = student.coarse_stride, matcher.config.coarse_stride
+        # All strides are powers of two, so one divides the other.
+        self._cells = max(own // stride, 1)
 
     @torch.no_grad()
     def confidence(self, image0: Tensor, image1: Tensor) -> Tensor:
@@ -48,39 +58,65 @@ class Teacher:
         Returns:
             (B, L, S) float32 in [0, 1].
         """
+        own = self._student.coarse_stride
+        grid0, grid1 = ((-(-image.shape[2] // own), -(-image.shape[3] // own)) for image in (image0, image1))
         with torch.autocast(image0.device.type, enabled=False):
             seen0, seen1 = self.as_seen(image0), self.as_seen(image1)
             pairs = []
             for one, other in zip(seen0, seen1, strict=True):
                 features = self._matcher.encode(one[0]), self._matcher.encode(other[0])
+                confidence = self._matcher.confidence(*features).float()
                 # Tensors made in inference mode must not be kept for a gradient.
-                pairs.append(self._matcher.confidence(*features).float().clone())
+                pairs.append(pooled(confidence, grid0, grid1, self._cells).clone())
         return torch.stack(pairs)
 
     def as_seen(self, image: Tensor) -> Tensor:
-        """Images as the teacher sees them: scaled and shifted so that its cells' points fall on the student's.
+        """Images as the teacher sees them: its cells' points fall on the student's, or evenly around them.
 
         Args:
             image: (B, 1, H, W).
 
         Returns:
-            (B, 1, rows * teacher's stride, columns * teacher's stride).
+            (B, 1, rows * n * teacher's stride, columns * n * teacher's stride), of the student's rows and columns, and
+            n of the teacher's cells along each side of one of the student's.
         """
         teacher, student = self._matcher.config, self._student
         stride, own = teacher.coarse_stride, student.coarse_stride
-        offset, own_offset = point_offset(teacher, stride), point_offset(student, own)
-        if stride == own and offset == own_offset:
-            return image
+        step = own / self._cells  # between the teacher's points, in pixels of the image
+        offset = point_offset(teacher, stride)
+        first = point_offset(student, own) - (own - step) / 2
         height, width = image.shape[2:]
-        if own > stride:  # what is too fine for the smaller image would come out as patterns that are not there
-            image = _blurred(image, own // stride)
+        rows, columns = -(-height // own) * self._cells, -(-width // own) * self._cells
+        if step == stride and first == offset and (height, width) == (rows * stride, columns * stride):
+            return image
         axes = []
-        for side in (width, height):
-            place = torch.arange(-(-side // own) * stride, device=image.device, dtype=torch.float32)
-            place = (place - offset) / stride * own + own_offset
+        for side, count in ((width, columns), (height, rows)):
+            place = torch.arange(count * stride, device=image.device, dtype=torch.float32)
+            place = (place - offset) / stride * step + first
             axes.append((2 * place + 1) / side - 1)
         grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).expand(len(image), -1, -1, -1)
         return functional.grid_sample(image, grid.to(image.dtype), padding_mode="border", align_corners=False)
+
+
+def pooled(confidence: Tensor, grid0: Grid, grid1: Grid, cells: int) -> Tensor:
+    """Confidences in pairs of small cells as those in pairs of the large ones that they are in.
+
+    What a small cell gives to the small cells of a large one adds up, and a large cell gives the mean of what its small
+    ones do: where all of these match one to one within a pair of large cells, that pair has a confidence of 1.
+
+    Args:
+        confidence: (cells² L, cells² S), of small cells.
+        grid0, grid1: (rows, columns) of large cells, L and S of them.
+        cells: small ones along the side of a large one.
+
+    Returns:
+        (L, S).
+    """
+    if cells == 1:
+        return confidence
+    split = confidence.view(grid0[0], cells, grid0[1], cells, grid1[0], cells, grid1[1], cells)
+    summed = split.sum(dim=(1, 3, 5, 7)) / cells**2
+    return summed.reshape(grid0[0] * grid0[1], grid1[0] * grid1[1])
 
 
 def soft_target_loss(log_student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -105,12 +141,3 @@ def soft_target_loss(log_student: Tensor, teacher: Tensor, temperature: float) -
         divergence = (target.exp() * (target - learned)).sum(dim=dim)
         total = total + (weight * divergence).sum() / weight.sum().clamp_min(1e-6)
     return total * (temperature**2 / 2)
-
-
-def _blurred(image: Tensor, factor: int) -> Tensor:
-    """A tent as wide as shrinking by `factor` needs; the border's pixels go on outside."""
-    tent = 1 - (torch.arange(1 - factor, factor, device=image.device, dtype=image.dtype) / factor).abs()
-    tent = tent / tent.sum()
-    reach = factor - 1
-    padded = functional.pad(image, (reach, reach, reach, reach), mode="replicate")
-    return functional.conv2d(functional.conv2d(padded, tent.view(1, 1, 1, -1)), tent.view(1, 1, -1, 1))

@@ -16,7 +16,8 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from loftr_ros.training.config import OptimizerConfig, TrainingConfig, content_of
+from loftr_ros.training.config import OptimizerConfig, TrainingConfig
+from loftr_ros.training.config_file import content_of
 from loftr_ros.training.objective import Objective
 from loftr_ros.training.supervision import PairBatch, pair_batch
 

@@ -87,7 +87,7 @@ class RecordedPairs(ABC):
         """How many pairs there are."""
 
     @abstractmethod
-    def views(self, pair: int) -> tuple[RecordedView, RecordedView]:
+    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
         """Both frames of a pair.
 
         Raises:
@@ -117,7 +117,7 @@ class RecordedPairs(ABC):
 
     def pair(self, number: int, size: tuple[int, int]) -> Sample:
         """A pair as it was recorded, in (width, height)."""
-        view0, view1 = self.views(number)
+        view0, view1 = self.views_of(number)
         image0, inverse0, K0 = view0.resized(size)
         image1, inverse1, K1 = view1.resized(size)
         T_1_0 = view1.T_camera_world @ inverse(view0.T_camera_world)

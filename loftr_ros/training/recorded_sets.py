@@ -54,7 +54,7 @@ class ScanNetPairs(RecordedPairs):
     def __len__(self) -> int:
         return len(self._names)
 
-    def views(self, pair: int) -> tuple[RecordedView, RecordedView]:
+    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
         """Both frames of a pair; see `RecordedPairs`."""
         scene, scan, first, second = (int(n) for n in self._names[pair])
         name = f"scene{scene:04d}_{scan:02d}"
@@ -105,7 +105,7 @@ class MegaDepthPairs(RecordedPairs):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def views(self, pair: int) -> tuple[RecordedView, RecordedView]:
+    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
         """Both frames of a pair; see `RecordedPairs`."""
         first, second = self._pairs[pair]
         return self._view(first), self._view(second)
@@ -136,8 +136,8 @@ class BlendedMvsPairs(RecordedPairs):
         file = scene / "cams" / "pair.txt"
         try:
             rows = [row.split() for row in file.read_text().splitlines() if row.strip()]
-            views = [(int(rows[k][0]), rows[k + 1][1::2]) for k in range(1, len(rows), 2)]
-            self._pairs = [(view, int(other)) for view, others in views for other in others[:neighbours]]
+            ranked = {int(rows[k][0]): rows[k + 1][1::2] for k in range(1, len(rows), 2)}
+            self._pairs = [(view, int(other)) for view, others in ranked.items() for other in others[:neighbours]]
         except (OSError, ValueError, IndexError) as error:
             raise RecordedError(f"{file} holds no pairs: {error}") from error
         if not self._pairs:
@@ -146,7 +146,7 @@ class BlendedMvsPairs(RecordedPairs):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def views(self, pair: int) -> tuple[RecordedView, RecordedView]:
+    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
         """Both frames of a pair; see `RecordedPairs`."""
         first, second = self._pairs[pair]
         return self._view(first), self._view(second)
@@ -194,7 +194,7 @@ class SevenScenesPairs(RecordedPairs):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def views(self, pair: int) -> tuple[RecordedView, RecordedView]:
+    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
         """Both frames of a pair; see `RecordedPairs`."""
         first, second = self._pairs[pair]
         return self._view(first), self._view(second)

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from loftr_ros.matcher.checkpoint import read_weights
 from loftr_ros.matcher.precision import resolve_device, resolve_precision
 from loftr_ros.training.callbacks import BEST, CHECKPOINT, LAST, Averaging, Checkpoints, HeldOut, Lines, Validation
-from loftr_ros.training.config import TrainingConfig, content_of, write_config
+from loftr_ros.training.config import TrainingConfig
+from loftr_ros.training.config_file import content_of, write_config
 from loftr_ros.training.module import TrainingError, TrainingModule
 from loftr_ros.training.objective import open_objective
 
