@@ -1,15 +1,17 @@
-"""The same network by PyTorch and by onnxruntime on the CPU: time to encode an image and to match it with a keyframe.
+"""The same network by PyTorch, onnxruntime and OpenVINO on the CPU: time to encode an image and to match it.
 
 One process; the backends take turns, so that whatever else the machine does falls on all alike. The images are two
-views of the rendered room. `loftr` runs with weights that are made to match, `coarse_lite` with published ones where
-they are found, and with random ones elsewhere.
+views of the rendered room. `compact` runs with the weights in the package, `loftr` with weights that are made to match,
+`coarse_lite` with published ones where they are found, and with random ones elsewhere. OpenVINO runs `compact` by its
+weights and the others as they are exported, where it is installed.
 
-    .venv/bin/python benchmarks/backends.py [--networks loftr coarse_lite] [--repeats 5] [--threads 2]
+    .venv/bin/python benchmarks/backends.py [--networks compact coarse_lite loftr] [--repeats 5] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -20,11 +22,14 @@ import torch
 from loftr_ros.evaluation.made_weights import made_state_dict
 from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.matcher.checkpoint import WeightsError, load_network, save_network_weights
-from loftr_ros.matcher.config import PRESETS
+from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.config import PRESETS, LoFTRConfig
 from loftr_ros.matcher.export import export_network
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.onnx_backend import load_onnx
-from loftr_ros.matcher.precision import cpu_has_bf16
+from loftr_ros.matcher.openvino_backend import load_openvino
+from loftr_ros.matcher.openvino_compact import compiled
+from loftr_ros.matcher.precision import cpu_has_bf16, precision_name
 from loftr_ros.weights import find_weights
 
 CPU = torch.device("cpu")
@@ -32,12 +37,12 @@ CPU = torch.device("cpu")
 
 def weights_of(network: str, folder: Path) -> tuple[Path | None, str]:
     """A weights file for a network, and where it is from."""
-    if PRESETS[network].fine is not None:
+    if isinstance(PRESETS[network], LoFTRConfig) and PRESETS[network].fine is not None:
         path = folder / f"{network}.safetensors"
         save_network_weights(path, made_state_dict(network), PRESETS[network], "made")
         return path, "made"
     try:
-        return find_weights(network), "published"
+        return find_weights(network), "in the package" if network == "compact" else "published"
     except WeightsError:
         return None, "random"
 
@@ -51,6 +56,13 @@ def backends(network: str, folder: Path, width: int, height: int, threads: int) 
         matchers["torch bfloat16"] = load_network(network, weights, CPU, torch.bfloat16)
     export_network(full, folder / network, width, height, weights=source)
     matchers["onnxruntime float32"] = load_onnx(folder / network, ["CPUExecutionProvider"], threads=threads)
+    if importlib.util.find_spec("openvino") is not None:
+        for precision in (torch.float32, torch.bfloat16) if cpu_has_bf16() else (torch.float32,):
+            matchers[f"openvino {precision_name(precision)}"] = (
+                compiled(load_network(network, weights, CPU, torch.float32), precision, threads)  # type: ignore[arg-type]
+                if isinstance(full, Compact)
+                else load_openvino(folder / network, precision, threads)
+            )
     return matchers, source
 
 
@@ -74,7 +86,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["coarse_lite", "loftr"], choices=list(PRESETS))
+    parser.add_argument("--networks", nargs="+", default=["compact", "coarse_lite", "loftr"], choices=list(PRESETS))
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--repeats", type=int, default=5)
@@ -87,13 +99,13 @@ def main() -> None:
         f"{arguments.width}x{arguments.height}, {arguments.threads} threads, median of {arguments.repeats}, "
         f"torch {torch.__version__}"
     )
-    print(f"{'network':<14}{'weights':<12}{'backend':<22}{'encode':>10}{'match':>10}{'matches':>9}")
+    print(f"{'network':<14}{'weights':<16}{'backend':<22}{'encode':>10}{'match':>10}{'matches':>9}")
     for network in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
             size = (arguments.width, arguments.height)
             matchers, source = backends(network, Path(folder), *size, arguments.threads)
             for name, (encode, match, count) in measure(matchers, images, arguments.repeats).items():
-                print(f"{network:<14}{source:<12}{name:<22}{encode * 1e3:7.0f} ms{match * 1e3:7.0f} ms{count:9}")
+                print(f"{network:<14}{source:<16}{name:<22}{encode * 1e3:7.0f} ms{match * 1e3:7.0f} ms{count:9}")
 
 
 if __name__ == "__main__":

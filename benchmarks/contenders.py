@@ -81,21 +81,22 @@ class Ours:
     """A network behind the front end, as it runs in the node: resized, encoded, matched, refined where it must be."""
 
     def __init__(self, label: str, spec: MatcherSpec) -> None:
+        """`label` in place of the network's name; empty for that. `front_end` has the default settings."""
         matcher = open_matcher(spec)
         refined = "" if matcher.has_fine_stage else " + LK"
         self.label = f"{label or matcher.config.name}{refined}, {precision_name(matcher.dtype)}"
-        self._front_end = FrontEnd(matcher, FrontEndConfig())
+        self.front_end = FrontEnd(matcher, FrontEndConfig())
 
     def encode(self, view: View) -> tuple[Any, float]:
         start = time.perf_counter()
-        encoded = self._front_end.encode(view.frame)
+        encoded = self.front_end.encode(view.frame)
         return encoded, time.perf_counter() - start
 
     def match(self, features0: EncodedFrame, features1: EncodedFrame) -> Found:
-        matcher = self._front_end.matcher
+        matcher = self.front_end.matcher
         start = time.perf_counter()
         matches = matcher.match([matcher.complete(features0.features)], features1.features)[0]
-        found = self._front_end._to_raw_pixels(features0, features1, matches)
+        found = self.front_end.to_raw_pixels(features0, features1, matches)
         seconds = time.perf_counter() - start
         return Found(found.keyframe_points, found.current_points, seconds, found.std)
 
@@ -225,12 +226,21 @@ def _opened(name: str, arguments: argparse.Namespace, process: PeerProcess) -> I
             yield Ours("", matcher_spec(config, MatchingConfig()))
         except WeightsError as error:
             raise _StudentError(str(error)) from error
-    elif name == "sift":
-        yield Sparse(f"SIFT {KEYPOINTS}, ratio 0.8", cv2.SIFT_create(KEYPOINTS), cv2.NORM_L2, 0.8)
-    elif name == "orb":
-        yield Sparse(f"ORB {KEYPOINTS}", cv2.ORB_create(KEYPOINTS), cv2.NORM_HAMMING, None)
     else:
-        yield Peer(name, process)
+        yield open_other(name, process)
+
+
+def open_other(name: str, process: PeerProcess) -> Contender:
+    """One of OpenCV's, or of the peers.
+
+    Raises:
+        PeerError: the peer cannot run here.
+    """
+    if name == "sift":
+        return Sparse(f"SIFT {KEYPOINTS}, ratio 0.8", cv2.SIFT_create(KEYPOINTS), cv2.NORM_L2, 0.8)
+    if name == "orb":
+        return Sparse(f"ORB {KEYPOINTS}", cv2.ORB_create(KEYPOINTS), cv2.NORM_HAMMING, None)
+    return Peer(name, process)
 
 
 def _networks(networks: Sequence[str], weights: Sequence[str]) -> list[tuple[str, str]]:

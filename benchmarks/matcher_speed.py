@@ -14,9 +14,6 @@ import argparse
 import ctypes
 import gc
 import json
-import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,8 +27,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from measuring import Meter, Report, gflop, machine, peak_gflops, seconds, size_of
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from loftr_ros.evaluation.made_weights import made_state_dict
 from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
@@ -44,17 +41,6 @@ from loftr_ros.matcher.ring import FeatureRing
 CPU = torch.device("cpu")
 KEYFRAMES = 4
 STAGES = ("backbone", "leading self layer", "coarse transformer", "coarse matching", "fine stage")
-
-
-class Report:
-    """Prints lines and keeps them."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __call__(self, line: str = "") -> None:
-        print(line, flush=True)
-        self.lines.append(line)
 
 
 def views(size: tuple[int, int], count: int, files: list[Path]) -> list[Tensor]:
@@ -96,42 +82,17 @@ def run_kornia(network: Any, image0: Tensor, image1: Tensor) -> dict[str, Tensor
     return found
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-class Stopwatch:
+def watch_stages(network: LoFTR) -> Meter:
     """Adds up the time that a network spends in its stages."""
-
-    def __init__(self, network: LoFTR) -> None:
-        self.total: dict[str, float] = defaultdict(float)
-        watched = network.backbone, network.loftr_coarse, network.loftr_coarse, network, network._fine
-        names = "forward", "encode", "forward", "_match_coarse", "__call__"
-        # Where there are many matches, their windows come out of the whole map of the new image.
-        network.backbone.smooth = self.timed(STAGES[-1], network.backbone.smooth)  # type: ignore[method-assign]
-        for stage, owner, name in zip(STAGES, watched, names, strict=True):
-            if name == "__call__":  # looked up in the class: a stand-in takes the object's place
-                network._fine = _Timed(owner, self.timed(stage, owner))  # type: ignore[assignment, arg-type]
-            else:
-                setattr(owner, name, self.timed(stage, getattr(owner, name)))
-
-    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, its time added to that of a stage."""
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            result = work(*arguments, **options)
-            self.total[stage] += time.perf_counter() - start
-            return result
-
-        return call
-
-    def take(self) -> dict[str, float]:
-        """Seconds since the last time."""
-        total, self.total = dict(self.total), defaultdict(float)
-        return total
+    watch = Meter()
+    # Where there are many matches, their windows come out of the whole map of the new image.
+    watch.watch(network.backbone, "smooth", STAGES[-1])
+    watched = network.backbone, network.loftr_coarse, network.loftr_coarse, network
+    for stage, owner, name in zip(STAGES, watched, ("forward", "encode", "forward", "_match_coarse"), strict=False):
+        watch.watch(owner, name, stage)
+    # Looked up in the class: a stand-in takes the object's place.
+    network._fine = _Timed(network._fine, watch.measured(STAGES[-1], network._fine))  # type: ignore[assignment, arg-type]
+    return watch
 
 
 class _Timed:
@@ -143,38 +104,6 @@ class _Timed:
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(*arguments)
-
-
-def conv_flop(weight: tuple[int, ...], result: tuple[int, ...]) -> int:
-    """Multiplications and additions of a convolution, of the shapes (O, I, H, W) and (B, O, H', W')."""
-    return 2 * math.prod(weight) * result[0] * math.prod(result[2:])
-
-
-def gflop(work: Callable[[], Any]) -> float:
-    """Multiplications and additions of the convolutions and matrix products that torch dispatches, in 1e9."""
-    # torch's counter does not know the operators that call oneDNN directly.
-    known = {
-        torch.ops.mkldnn._convolution_pointwise: lambda x, weight, *_, out_shape, **__: conv_flop(weight, out_shape),
-        torch.ops.mkldnn._convolution_pointwise_: lambda y, x, weight, *_, **__: conv_flop(weight, y),
-    }
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        work()
-    return counter.get_total_flops() / 1e9
-
-
-def peak_gflops(dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a large 3x3 convolution of 128 channels and of a large matrix product, the best of several."""
-    convolution = torch.nn.Conv2d(128, 128, 3, padding=1).to(dtype).to(memory_format=torch.channels_last)
-    image = torch.randn(1, 128, 240, 320).to(dtype).contiguous(memory_format=torch.channels_last)
-    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    work = {
-        "convolution": (2 * 128 * 128 * 9 * 240 * 320, lambda: convolution(image)),
-        "matrix product": (2 * 2048**3, lambda: a @ b),
-    }
-    with torch.inference_mode():
-        return {
-            name: operations / min(seconds(call) for _ in range(8)) / 1e9 for name, (operations, call) in work.items()
-        }
 
 
 def agreement(ours: Matches, theirs: dict[str, Tensor], tolerance: float) -> str:
@@ -252,7 +181,7 @@ def report_stages(
         work[what] -= work["encode"]
     peaks = peak_gflops(network.dtype)
     report("  measured peak: " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks.items()))
-    watch = Stopwatch(network)
+    watch = watch_stages(network)
     report(f"  {'stage':24}{'1 keyframe':>14}{f'{KEYFRAMES} keyframes':>14}")
     columns = []
     for count in (1, KEYFRAMES):
@@ -353,24 +282,6 @@ def measure_flatness(report: Report, weights: dict[str, Tensor], size: tuple[int
         f"  grown by {marks[-1] - marks[0]:+.1f} MB since frame {max(1, frames // 10)}; "
         f"{frames / (time.perf_counter() - start):.1f} frames/s"
     )
-
-
-def size_of(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(side) for side in text.split("x"))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not WIDTHxHEIGHT") from error
-    return width, height
-
-
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    load = os.getloadavg()[0]
-    threads = f"torch {torch.__version__} with {torch.get_num_threads()} threads"
-    return f"{model}, {os.cpu_count()} cores, {threads}, load {load:.1f} at the start"
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ ARGUMENTS = [
         PathJoinSubstitution([FindPackageShare("loftr_ros"), "config", "front_end.yaml"]),
         "YAML file of the node's parameters.",
     ),
-    ("network", "", "Preset of the network, for example coarse_lite. Not given: as in params_file."),
+    ("network", "", "Preset of the network, for example loftr. Not given: as in params_file."),
     ("weights", "", "File of the network's weights. Not given: as in params_file."),
     ("device", "", "auto, cpu, cuda, cuda:1, ... Not given: as in params_file."),
     ("precision", "", "auto, float32, bfloat16 or float16. Not given: as in params_file."),

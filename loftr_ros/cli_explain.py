@@ -21,9 +21,8 @@ def explain(
         str,
         typer.Option(
             help="Preset of the network, or auto for the one that the weights are of.",
-            show_default="auto where weights are named, else coarse_lite",
         ),
-    ] = "",
+    ] = "auto",
     weights: Annotated[
         str,
         typer.Option(
@@ -55,19 +54,18 @@ def explain(
     from loftr_ros.attention_plot import write_pictures
     from loftr_ros.explain import ExplainError, explain_pair
     from loftr_ros.frontend.config import ConfigError
-    from loftr_ros.matcher.checkpoint import AUTO, WeightsError
+    from loftr_ros.matcher.checkpoint import WeightsError
     from loftr_ros.matcher.factory import open_matcher
     from loftr_ros.matcher.precision import DeviceError
-    from loftr_ros.matcher_settings import RANDOM, MatcherConfig, MatchingConfig, matcher_spec
+    from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
     from loftr_ros.sources import SourceError
 
     points = [_point(text) for text in point or ()]
-    preset = network or (AUTO if weights not in ("", RANDOM) else MatcherConfig().network)
     try:
         for image in (image_a, image_b):  # before the weights are loaded, which takes longer
             if not image.expanduser().is_file():
                 raise SourceError(f"image {image} is not there")
-        config = MatcherConfig(network=preset, weights=weights, backend="torch", device=device, precision=precision)
+        config = MatcherConfig(network=network, weights=weights, backend="torch", device=device, precision=precision)
         matcher = open_matcher(matcher_spec(config, MatchingConfig()))
         explanation = explain_pair(matcher, (image_a, image_b), points, layer or (), head)
         files = write_pictures(explanation, output)

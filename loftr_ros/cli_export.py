@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ _RANDOM = "random"
 
 def export(
     network: Annotated[
-        str, typer.Option(help="Preset of the network.", show_default="what the weights are of, else coarse_lite")
+        str, typer.Option(help="Preset of the network, or auto for the one that the weights are of.")
     ] = "auto",
     weights: Annotated[
         str,
@@ -43,12 +42,10 @@ def export(
     from loftr_ros.matcher.checkpoint import WeightsError, load_network
     from loftr_ros.matcher.export import ExportError, export_network
     from loftr_ros.matcher.precision import DeviceError, resolve_precision
-    from loftr_ros.weights import VARIABLE, find_weights
+    from loftr_ros.weights import find_weights
 
     asked = {"max_matches": max_matches, "threshold": threshold}
     coarse = {name: value for name, value in asked.items() if value is not None}
-    if network == "auto" and weights in ("", _RANDOM) and (weights or not os.environ.get(VARIABLE)):
-        network = "coarse_lite"  # nothing says which: that of the node's default
     try:
         path = None if weights == _RANDOM else find_weights(network, weights)
         device = torch.device("cpu")

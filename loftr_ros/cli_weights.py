@@ -9,16 +9,23 @@ import typer
 
 from loftr_ros.cli_errors import fail
 
+_OURS = "rendered scenes, photos by homographies"
+
 app = typer.Typer(help="Published weights: list, get, check, convert.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_weights() -> None:
-    """Show the published weights, and which of them are on this machine."""
+    """Show the weights in the package and the published ones, and which of them are on this machine."""
+    from loftr_ros.weights import EMBEDDED
     from loftr_ros.weights.catalogue import CATALOGUE, cache_folder
 
-    header = ("NAME", "NETWORK", "SIZE", "HERE", "TRAINED ON", "FROM")
-    rows = [header] + [
+    rows = [("NAME", "NETWORK", "SIZE", "HERE", "TRAINED ON", "FROM")]
+    rows += [
+        (network, network, f"{path.stat().st_size / 1e6:.1f} MB", "yes", _OURS, "this package")
+        for network, path in EMBEDDED.items()
+    ]
+    rows += [
         (
             entry.name,
             entry.network,
@@ -32,7 +39,7 @@ def list_weights() -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo(f"\nThose that are here lie in {cache_folder()}; others come there by `loftr_ros weights get NAME`.")
+    typer.echo(f"\nPublished ones lie in {cache_folder()}; they come there by `loftr_ros weights get NAME`.")
 
 
 @app.command()
@@ -103,13 +110,13 @@ def convert(
 ) -> None:
     """Rewrite weights in our own format: safe to read, nothing but the weights in it, and its network named."""
     from loftr_ros.matcher.checkpoint import (
-        AUTO,
         check_weights,
         preset,
         read_weights,
         recognise_file,
         save_network_weights,
     )
+    from loftr_ros.matcher.config import AUTO
     from loftr_ros.weights import WeightsError
 
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loftr_ros.frontend.config import Settings, setting
-from loftr_ros.matcher.config import PRESETS
+from loftr_ros.matcher.config import AUTO, PRESETS
 
 if TYPE_CHECKING:  # it imports torch, which the node loads when it is configured
     from loftr_ros.matcher.factory import MatcherSpec
@@ -21,12 +21,13 @@ class MatcherConfig(Settings):
     """Which network runs, and where."""
 
     network: str = setting(
-        "coarse_lite", f"Preset of the network: {', '.join(PRESETS)}; auto recognises it by its weights"
+        AUTO, f"Preset of the network: {', '.join(PRESETS)}; auto is the one that the weights are of, compact without"
     )
     weights: str = setting(
         "",
-        "Weights file of that network, or a name of `loftr_ros weights list`; random for weights that match nothing; "
-        "with backend onnx or openvino what `loftr_ros export` wrote",
+        "Weights file of that network, or a name of `loftr_ros weights list`; empty for those in the package (compact) "
+        "or else the first found; random for weights that match nothing; with backend onnx or openvino what "
+        "`loftr_ros export` wrote",
     )
     device: str = setting("auto", "auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N")
     precision: str = setting(
@@ -76,7 +77,7 @@ class MatchingConfig(Settings):
     threshold: float = setting(0.0, "Least confidence of a match; 0 for the preset's", low=0.0, high=1.0)
     border: int = setting(-1, "Cells at the rim of the image that never match; -1 for the preset's", low=-1, high=100)
     max_matches: int = setting(
-        0, "Matches with a keyframe, at most, the most confident ones; 0 for all", low=0, high=100000
+        0, "Matches with a keyframe, at most, the most confident ones; 0 for the preset's", low=0, high=100000
     )
 
     @property
@@ -90,12 +91,14 @@ def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpe
     """The matcher that the settings ask for.
 
     Raises:
-        WeightsError: the weights are not there; the message says what to do.
+        WeightsError: the network is not known, or the weights are not there; the message says what to do.
     """
-    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.checkpoint import WeightsError, preset
     from loftr_ros.matcher.factory import MatcherSpec
     from loftr_ros.weights import find_weights
 
+    if matcher.network != AUTO:
+        preset(matcher.network)
     given = Path(matcher.weights).expanduser()
     if matcher.weights == RANDOM:
         weights = None

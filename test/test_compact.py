@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from loftr_ros.matcher import compact_fine
 from loftr_ros.matcher.checkpoint import save_network_weights
 from loftr_ros.matcher.coarse import Candidates
 from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.compact_backbone import CompactBackbone
 from loftr_ros.matcher.compact_cells import CellMatcher, cells_around_region, cells_in_region, place_around_region
-from loftr_ros.matcher.compact_fine import ONE_SIGMA, CompactFine, windows
+from loftr_ros.matcher.compact_fine import ONE_SIGMA, CompactFine, Windows
 from loftr_ros.matcher.config import COMPACT, CompactConfig
+from loftr_ros.matcher.convolutions import twice
 from loftr_ros.matcher.interface import Matches
 from loftr_ros.matcher.region_transformer import RegionTransformer, pool_mask, rotated
 from loftr_ros.matcher.ring import FeatureRing
@@ -191,15 +193,59 @@ def test_windows_are_cut_where_they_should_be_with_and_without_a_gradient(first:
     fine = torch.randn(2, 5, 16, 24).to(memory_format=torch.channels_last)
     cells = torch.tensor([[0, 7, 23], [8, 13, 17]])
     side = 4 - 2 * first
-    cut = windows(fine, cells, first, side).view(2, 3, side, side, 5)
+    cut = Windows(fine, cells, first, side).cut(0, 6).view(2, 3, side, side, 5)
     padded = nn.functional.pad(fine, (4, 4, 4, 4))
     for image in range(2):
         for number, cell in enumerate(cells[image].tolist()):
             top, left = cell // 6 * 4 + first + 4, cell % 6 * 4 + first + 4
             expected = padded[image, :, top : top + side, left : left + side].permute(1, 2, 0)
             assert torch.equal(cut[image, number], expected)
-    learned = windows(fine.clone().requires_grad_(), cells, first, side)
+    learned = Windows(fine.clone().requires_grad_(), cells, first, side).cut(0, 6)
     assert torch.equal(learned.view_as(cut), cut)
+
+
+def test_windows_inside_of_the_image_are_the_same_without_a_rim_around_it() -> None:
+    fine = torch.randn(1, 5, 16, 24).to(memory_format=torch.channels_last)
+    inner = torch.tensor([[7, 10, 16]])
+    cut = Windows(fine, inner, -3, 10).cut(0, 3)
+    assert torch.equal(cut, Windows(fine, torch.cat([inner, torch.tensor([[0]])], dim=1), -3, 10).cut(0, 3))
+
+
+def test_matches_are_refined_alike_by_the_tile_and_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    fine, cells = CompactFine(COMPACT.fine, 24), torch.randint(0, 12 * 16, (1, 20))
+    features = torch.randn(2, 1, 24, 48, 64)
+    with torch.no_grad():
+        together = fine(*features, cells, cells.flip(1))
+        monkeypatch.setattr(compact_fine, "TILE_MATCHES", 7)
+        tiles = fine(*features, cells, cells.flip(1))
+    learned = fine(*features.clone().requires_grad_(), cells, cells.flip(1))
+    for found in (tiles, learned):
+        torch.testing.assert_close(found.offset, together.offset, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.scale, together.scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.04)])
+def test_features_twice_as_large_are_those_of_bilinear_interpolation(dtype: torch.dtype, tolerance: float) -> None:
+    x = torch.randn(2, 5, 3, 7).to(dtype).to(memory_format=torch.channels_last)
+    expected = nn.functional.interpolate(x.float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(twice(x).float(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(twice(x.clone().requires_grad_()).float(), expected, rtol=0, atol=tolerance)
+
+
+def test_the_prepared_backbone_computes_what_the_trained_one_does() -> None:
+    torch.manual_seed(0)
+    network = Compact(COMPACT).eval()
+    for module in network.backbone.modules():  # as after training: nothing is zero
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.bias.data.normal_(0, 0.1)
+    image = torch.rand(1, 1, 64, 96)
+    with torch.no_grad():
+        trained = network.backbone(image)
+        prepared = network.prepare(torch.device("cpu"), torch.float32).backbone(image * 255)
+    for expected, found in zip(trained, prepared, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_standard_deviation_holds_68_percent_of_the_errors_that_were_learned() -> None:

@@ -333,19 +333,13 @@ def test_a_wrong_argument_is_refused_before_anything_starts(launch, argument, wo
 
 
 def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     from ament_index_python import get_package_prefix
 
-    from loftr_ros.matcher.config import COARSE_LITE
-    from loftr_ros.matcher.loftr import LoFTR
-
     assert (Path(get_package_prefix("loftr_ros")) / "lib" / "loftr_ros" / "front_end").is_file()
-    torch.save(LoFTR(COARSE_LITE).state_dict(), tmp_path / "weights.pt")
     environment = os.environ | {"ROS_LOG_DIR": str(tmp_path / "log"), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-    launched = Launched(
-        tmp_path / "output", environment, "loftr_ros", "front_end.launch.py", f"weights:={tmp_path / 'weights.pt'}"
-    )
+    launched = Launched(tmp_path / "output", environment, "loftr_ros", "front_end.launch.py")
     try:
         launched.wait_for("/loftr_front_end is active")
         assert "waiting for images on /image" in launched.said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -105,6 +107,23 @@ def test_features_are_their_images_own_however_many_come_after() -> None:
     assert all(torch.equal(future.result().tokens, first.tokens) for future in others[1::2])
     assert not torch.equal(others[0].result().tokens, first.tokens)
     assert all(torch.equal(future.result()[0].points1, matches[0].result()[0].points1) for future in matches)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_torchs_idle_threads_leave_the_cores_to_others_soon_unless_the_user_says_otherwise(
+    given: dict[str, str], spins: str
+) -> None:
+    # What OpenMP reads when torch brings it in, as it is by then.
+    code = "import loftr_ros.matcher.config, os, sys; assert 'torch' not in sys.modules; "
+    code += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout.strip() == spins
 
 
 def test_where_nothing_matches_the_result_is_empty() -> None:

@@ -620,7 +620,7 @@ def test_settings_come_from_yaml_and_go_back_to_it_unchanged(tmp_path: Path) -> 
         ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate is 'fast'; expected float"),
         ({"network": {"preset": "lofter"}}, "network.preset is 'lofter'; expected one of"),
         ({"network": {"changes": {"backbone": {"initial": 3}}}}, "network.changes: .*initial"),
-        ({"network": {"changes": {"backbone": {"initial_dim": "many"}}}}, "network.changes: .*'many'"),
+        ({"network": {"changes": {"backbone": {"cell_dim": "many"}}}}, "network.changes: .*'many'"),
         ({"budget": {"max_steps": 0}}, "budget.max_steps and budget.max_minutes are both 0"),
         ({"seed": -1}, "seed is -1"),
         ({"data": 3}, "there is no setting data"),

@@ -20,7 +20,7 @@ from loftr_ros.matcher.checkpoint import WeightsError, load_network, read_weight
 from loftr_ros.matcher.config import COARSE_LITE, PRESETS
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.recognition import PUBLISHED_DIGESTS
-from loftr_ros.weights import VARIABLE, find_weights
+from loftr_ros.weights import EMBEDDED, VARIABLE, find_weights
 from loftr_ros.weights.catalogue import CATALOGUE, Entry, cache_folder, find_entry
 from loftr_ros.weights.download import get_weights
 
@@ -403,14 +403,9 @@ def test_the_environment_may_name_weights_of_the_catalogue(cache: Path, monkeypa
     assert find_weights("loftr") == indoor
 
 
-def test_auto_takes_the_only_weights_that_are_there_and_does_not_choose_among_several(cache: Path) -> None:
-    with pytest.raises(WeightsError, match="`loftr_ros weights get outdoor`"):
-        find_weights("auto")
-    indoor = put("indoor", cache)
-    assert find_weights("auto") == indoor
-    put("low_end", cache)
-    with pytest.raises(WeightsError, match="the cache has those of indoor, low_end; give one of them"):
-        find_weights("auto")
+def test_what_was_downloaded_changes_nothing_for_who_names_neither_network_nor_weights(cache: Path) -> None:
+    put("indoor", cache)
+    assert find_weights("auto") == find_weights("compact") == find_weights("auto", "compact") == EMBEDDED["compact"]
 
 
 @pytest.mark.parametrize(
@@ -421,7 +416,11 @@ def test_auto_takes_the_only_weights_that_are_there_and_does_not_choose_among_se
         ("loftr_ot", "", r"comes without weights.*download outdoor_ot\.ckpt by hand"),
         ("loftr", "", "comes without weights.*Published ones: `loftr_ros weights get outdoor`"),
         ("loftr_16_4", "", "comes without weights.*None are published"),
-        ("loftr", "nowhere.pt", r"nowhere\.pt is not there; give an existing file, or one of the names outdoor"),
+        (
+            "loftr",
+            "nowhere.pt",
+            r"nowhere\.pt is not there; give an existing file, or one of the names compact, outdoor",
+        ),
     ],
 )
 def test_weights_that_are_not_there_are_said_with_what_to_do(network: str, given: str, words: str) -> None:
@@ -438,7 +437,8 @@ def test_list_shows_what_there_is_and_what_is_here(cache: Path) -> None:
     done = loftr_ros("list")
     assert done.exit_code == 0
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
-    assert {entry.name for entry in CATALOGUE} < lines.keys()
+    assert {"compact"} | {entry.name for entry in CATALOGUE} < lines.keys()
+    assert " yes " in lines["compact"] and "this package" in lines["compact"]
     assert " yes " in lines["indoor"] and " yes " not in lines["outdoor"]
     assert "46.3 MB" in lines["outdoor"] and "(by hand)" in lines["outdoor_ot"]
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.sequence import Sequence, prepare
 from loftr_ros.matcher.checkpoint import WeightsError
+from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM
 from loftr_ros.sources import SourceError
 from loftr_ros.weights import find_weights
@@ -180,9 +181,10 @@ def _weights(settings: Settings) -> str:
         return ""
     if settings.weights == RANDOM:
         return RANDOM
-    if settings.weights and named.get("backend") == "onnx":
-        return str(Path(settings.weights).expanduser().resolve())
-    network = settings.network or str(named.get("network", "coarse_lite"))
+    given = Path(settings.weights).expanduser()
+    if settings.weights and named.get("backend") in ("onnx", "openvino") and given.is_dir():
+        return str(given.resolve())
+    network = settings.network or str(named.get("network", AUTO))
     return str(find_weights(network, settings.weights).resolve())
 
 

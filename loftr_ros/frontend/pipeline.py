@@ -148,9 +148,7 @@ class FrontEnd:
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
         with timer("refine"):
-            correspondences = [
-                self._to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)
-            ]
+            correspondences = [self.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
         with timer("geometry"):
             matches = [
                 KeyframeMatch(k, c, self._relative_pose(k.encoded, current, c))
@@ -178,7 +176,7 @@ class FrontEnd:
         """Match two frames by themselves, whatever the stream; keeps nothing."""
         encoded0, encoded1 = self.encode(keyframe), self.encode(current)
         complete = self.matcher.complete(encoded0.features)
-        return self._to_raw_pixels(encoded0, encoded1, self.matcher.match([complete], encoded1.features)[0])
+        return self.to_raw_pixels(encoded0, encoded1, self.matcher.match([complete], encoded1.features)[0])
 
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
         """Drop every keyframe and forget the stream; the next frame is the first of a new one."""
@@ -239,7 +237,7 @@ class FrontEnd:
             )
         return fixed
 
-    def _to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
+    def to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
         """Matches in pixels of the incoming images, refined where the network has no fine stage."""
         cell = matches.cell.numpy()
         points0 = keyframe.cell_points[cell]

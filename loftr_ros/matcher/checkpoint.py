@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from loftr_ros.matcher.build import Network, build_network
-from loftr_ros.matcher.config import PRESETS, NetworkConfig
+from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, NetworkConfig
 from loftr_ros.matcher.recognition import FORMAT, Recognition, WeightsError, metadata_of_config, recognise, same_weights
 
 __all__ = [
-    "AUTO",
     "WeightsError",
     "WeightsFile",
     "check_weights",
@@ -32,7 +31,6 @@ __all__ = [
     "sha256_of",
 ]
 
-AUTO = "auto"
 
 # Where published files keep their weights: Lightning's and the official LoFTR's, the low-end network's.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
@@ -85,7 +83,7 @@ def load_network(
     """Build a network, load its weights and make it ready to infer.
 
     Args:
-        network: name of a preset; `auto` for the one that the file is recognised as.
+        network: name of a preset; `auto` for the one that the file is recognised as, without a file the default one.
         weights: a file in any published layout of this network. None for random weights, the same ones every time, to
             measure what a network costs: they match nothing.
         device, dtype: where and in which precision it runs.
@@ -95,13 +93,13 @@ def load_network(
         WeightsError: the preset or the file is missing, the file is damaged or of another network.
         ValueError: `coarse` names anything else.
     """
-    config = None if network == AUTO else preset(network)
     file = None
-    if weights is not None:
+    if weights is None:
+        config = preset(DEFAULT_PRESET if network == AUTO else network)
+    else:
+        asked = None if network == AUTO else preset(network)
         file = read_weights(weights)
-        config = _choose(config, file)
-    elif config is None:
-        raise WeightsError(f"network '{AUTO}' is told by a weights file, and none was given; name the network")
+        config = _choose(asked, file)
     unknown = [name for name in coarse or {} if name not in _ADJUSTABLE]
     if unknown:
         raise ValueError(f"coarse matching: {', '.join(unknown)} cannot be replaced; only {', '.join(_ADJUSTABLE)} can")
@@ -210,14 +208,15 @@ def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: N
     Raises:
         WeightsError: the weights are not that network's, or not finite; the file cannot be written.
     """
-    save_file = _safetensors("save_file")
+    serialised = _safetensors("save")
     found = check_weights(config, WeightsFile(Path("the state dict"), dict(state_dict), "state dict", {}))
     # A clone each: safetensors refuses tensors that share memory, and writes what lies in memory, gaps included.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata=metadata_of_config(config, source))
+        # Not by save_file, whose files nobody else may read, whatever the umask.
+        part.write_bytes(serialised(tensors, metadata=metadata_of_config(config, source)))
         part.replace(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error}") from error

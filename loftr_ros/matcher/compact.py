@@ -18,7 +18,7 @@ from loftr_ros.matcher.compact_backbone import REGION_CELLS, REGION_PIXELS, Comp
 from loftr_ros.matcher.compact_cells import CellMatcher
 from loftr_ros.matcher.compact_fine import CompactFine
 from loftr_ros.matcher.config import CompactConfig
-from loftr_ros.matcher.convolutions import OneDnnConv, biases_of, round_weights, use_onednn
+from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.region_transformer import RegionTransformer
 from loftr_ros.matcher.streaming import StreamingNetwork
@@ -59,8 +59,8 @@ class Compact(StreamingNetwork):
         self.to(device=device)
         self.backbone.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.transformer.to(dtype=dtype)
-        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and OneDnnConv.is_available():
-            use_onednn(self.backbone, biases)
+        use_onednn(self.backbone, biases)
+        lay_out_products(self)
         return self
 
     @torch.inference_mode()
@@ -106,7 +106,7 @@ class Compact(StreamingNetwork):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Regions of both images after the transformer, and which of them take part."""
         batch, grid0, grid1 = len(keyframes), keyframes[0].grid, current.grid
-        tokens0 = torch.cat([keyframe.tokens for keyframe in keyframes])
+        tokens0 = keyframes[0].tokens if batch == 1 else torch.cat([keyframe.tokens for keyframe in keyframes])
         tokens1 = current.tokens.expand(batch, -1, -1)
         mask0 = None
         if any(keyframe.usable is not None for keyframe in keyframes):

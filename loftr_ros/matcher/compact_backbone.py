@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import CompactBackboneConfig
-from loftr_ros.matcher.convolutions import OneDnnConv
+from loftr_ros.matcher.convolutions import OneDnnConv, is_traced, twice
 
 # Side of a region, in cells and in pixels.
 REGION_CELLS = 2
@@ -117,9 +117,9 @@ class CompactBackbone(nn.Module):
         quarter = self.stages[1](half)
         eighth = self.stages[2](quarter)
         sixteenth = self.stages[3](eighth)
-        cells = self.cell_smooth(functional.relu(self.cell_lateral(eighth) + _twice(self.cell_above(sixteenth))))
-        quarter = functional.relu(self.quarter_lateral(quarter) + _twice(self.quarter_above(cells)))
-        fine = functional.relu(self.half_lateral(half) + _twice(self.quarter_smooth(quarter)))
+        cells = self.cell_smooth(_merged(self.cell_lateral, eighth, self.cell_above(sixteenth)))
+        quarter = _merged(self.quarter_lateral, quarter, self.quarter_above(cells))
+        fine = _merged(self.half_lateral, half, self.quarter_smooth(quarter))
         fine = self.fine_projection(self.half_smooth(fine))
         return CompactFeatures(self.region_projection(sixteenth), self.cell_projection(cells), fine)
 
@@ -137,9 +137,19 @@ class CompactBackbone(nn.Module):
                 module.fold()
 
 
-def _twice(x: Tensor) -> Tensor:
-    """Twice as large; features stay at the centres of what they are of."""
-    return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+def _merged(lateral: nn.Conv2d, x: Tensor, above: Tensor) -> Tensor:
+    """What comes down from the level above, and the level's own features through their convolution.
+
+    Args:
+        lateral: of a 1x1 kernel.
+        x: (B, I, H, W) features of the level.
+        above: (B, O, H / 2, W / 2); in inference overwritten.
+    """
+    if not isinstance(lateral, OneDnnConv) or is_traced():
+        return functional.relu(lateral(x) + twice(above))
+    # The bias where there is a quarter of the places; it is the same between them.
+    biased = above if lateral.full_bias is None else above.add_(lateral.full_bias[:, None, None])
+    return lateral(x, "relu", twice(biased), biased=False)
 
 
 def padded(image: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ _CORRECTION = 2.0
 # Half-width that 68 % of a Laplace distribution's errors are within, as the normal distribution's are within one
 # standard deviation, in units of its scale.
 ONE_SIGMA = -math.log(1 - 0.6827)
-# Matches that are worked on at a time: 20 MB.
-TILE_MATCHES = 1024
+# Matches whose windows are worked on at a time, 5 MB of them: they stay in the cache, and in memory that the allocator
+# keeps. What it takes from the system anew for each image costs more than all the products.
+TILE_MATCHES = 256
 
 
 class FineMatch(NamedTuple):
@@ -79,41 +80,64 @@ class CompactFine(nn.Module):
         """
         with torch.autocast(fine0.device.type, enabled=False):
             first = (_CELL - self.config.template) // 2
-            template = windows(fine0, cells0, first, self.config.template).float()
-            window = windows(fine1, cells1, first - self.config.reach, self.window).float()
-            return self.refine(template, window)
+            templates = Windows(fine0, cells0, first, self.config.template)
+            surroundings = Windows(fine1, cells1, first - self.config.reach, self.window)
+            if fine0.requires_grad:  # each tile would have a gradient of the size of the whole map
+                everything = 0, cells0.numel()
+                return self.refine(templates.cut(*everything).float(), surroundings.cut(*everything).float())
+            count = min(TILE_MATCHES, max(1, cells0.numel()))
+            floats = fine0.new_empty(count, self.window**2, fine0.shape[1], dtype=torch.float32)
+            correlation = floats.new_empty(count, self.config.template**2, self.window**2)
+            quarters = []
+            for start in range(0, max(1, cells0.numel()), count):
+                template, window = templates.cut(start, count), surroundings.cut(start, count)
+                window = floats[: len(window)].copy_(window)
+                quarters.append(self._quarters(template.float(), window, correlation[: len(window)]))
+            return self._read(torch.cat(quarters))
 
     def refine(self, template: Tensor, window: Tensor) -> FineMatch:
         """(M, T T, Cf) templates and (M, W W, Cf) windows, fp32."""
-        side, shifts = self.config.template, 2 * self.config.reach + 1
-        correlation = (template * self._norm) @ window.transpose(1, 2)
-        along = correlation.flatten(1).index_select(1, self._shifted(template.device))
-        weight = self.weight.softmax(0) * len(self.weight)
-        along = along.view(-1, side, side, shifts * shifts) * weight.view(side, side, 1)
-        # Sums of slices: a mean over two dimensions at once takes twenty times as long.
-        rows = along.unflatten(1, (2, side // 2)).unbind(2)
-        halves = _added(rows).unflatten(2, (2, side // 2)).unbind(3)
-        quarters = (_added(halves) * (4 / side**2)).flatten(1, 2)
+        return self._read(self._quarters(template, window))
+
+    def _quarters(self, template: Tensor, window: Tensor, work: Tensor | None = None) -> Tensor:
+        """Weighted correlation of each quarter of the template at each shift: (M, 4, shifts ** 2).
+
+        Sums of long slices: a feature's neighbour meets its like one place further in the window.
+
+        Args:
+            template, window: as of `refine`.
+            work: (M, T T, W W) fp32 to be overwritten; without, it is made.
+        """
+        side, half, width = self.config.template, self.config.template // 2, self.window
+        weight = self.weight.softmax(0) * (4 * self._norm)
+        correlation = torch.bmm(template * weight[:, None], window.transpose(1, 2), out=work)
+        columns = correlation.view(-1, side, 2, half, width * width)
+        count = width * width - half + 1
+        row = _added([columns[:, :, :, i, i : i + count] for i in range(half)]).unflatten(1, (2, half))
+        count -= (half - 1) * width
+        square = _added([row[:, :, i, :, i * width : i * width + count] for i in range(half)])
+        shifts = self._shifts(template.device, count)
+        return square.flatten(1).index_select(1, shifts).unflatten(1, (4, -1))
+
+    def _read(self, quarters: Tensor) -> FineMatch:
+        """What the correlation of the template's quarters, (M, 4, shifts ** 2), says."""
         heat = (quarters.mean(dim=1) * (4 * self.sharpness)).softmax(dim=1)
         reach = torch.arange(-self.config.reach, self.config.reach + 1, device=heat.device, dtype=heat.dtype)
-        heat = heat.view(-1, shifts, shifts)
-        expected = torch.stack([heat.sum(dim=1) @ reach, heat.sum(dim=2) @ reach], dim=1)
+        shifts = torch.stack([reach.repeat(len(reach)), reach.repeat_interleave(len(reach))], dim=1)
         said = self.said(self.read(quarters.flatten(1)))
-        offset = FINE_PIXELS * expected + _CORRECTION * torch.tanh(said[:, :2])
+        offset = FINE_PIXELS * (heat @ shifts) + _CORRECTION * torch.tanh(said[:, :2])
         return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02)
 
     def std(self, scale: Tensor) -> Tensor:
         """(M,) standard deviations along an axis, in pixels: what 68 % of errors are within."""
         return scale * (ONE_SIGMA * self.config.sigma_scale)
 
-    def _shifted(self, device: torch.device) -> Tensor:
-        """Places in the flattened correlation where a feature of the template meets its like at each shift."""
-        side, shifts = self.config.template, 2 * self.config.reach + 1
-        t, s = torch.arange(side, device=device), torch.arange(shifts, device=device)
-        row = t[:, None, None, None] + s[None, None, :, None]
-        column = t[None, :, None, None] + s[None, None, None, :]
-        number = (t[:, None] * side + t)[:, :, None, None]
-        return (number * self.window**2 + row * self.window + column).flatten()
+    def _shifts(self, device: torch.device, count: int) -> Tensor:
+        """Places of the shifts of each quarter, among `count` for each of the quarters."""
+        shifts = 2 * self.config.reach + 1
+        start, shift = torch.arange(2, device=device) * (self.config.template // 2), torch.arange(shifts, device=device)
+        place = (start[:, None] + shift)[:, None, :, None] * self.window + (start[:, None] + shift)[None, :, None, :]
+        return (torch.arange(4, device=device).view(2, 2, 1, 1) * count + place).flatten()
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:
@@ -123,33 +147,42 @@ def _added(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def windows(fine: Tensor, cells: Tensor, first: int, side: int) -> Tensor:
-    """Squares of fine features at cells.
+class Windows:
+    """Squares of fine features at cells."""
 
-    Args:
-        fine: (B, Cf, H, W).
-        cells: (B, N), row-major in grids of H / 4 x W / 4.
-        first: from a cell's top-left fine feature to the window's, along both axes; negative for windows that begin
-            before it.
-        side: of the windows.
+    def __init__(self, fine: Tensor, cells: Tensor, first: int, side: int) -> None:
+        """Say which.
 
-    Returns:
-        (B N, side side, Cf), zero outside of the image.
-    """
-    columns = fine.shape[3] // _CELL
-    outside = max(0, -first, first + side - _CELL)
-    places = functional.pad(fine, (outside,) * 4) if outside else fine
-    places = places.permute(0, 2, 3, 1).contiguous()
-    batch, height, width, channels = places.shape
-    row = cells // columns * _CELL + (first + outside)
-    column = cells % columns * _CELL + (first + outside)
-    image = torch.arange(batch, device=cells.device)[:, None] * (height * width)
-    corner = (image + row * width + column).flatten()
-    reach = torch.arange(side, device=cells.device)
-    if places.requires_grad:
-        place = (corner[:, None, None] + reach[:, None] * width + reach).flatten()
-        return places.view(-1, channels).index_select(0, place).view(-1, side * side, channels)
-    # A window's row is one piece of memory: rows of overlapping views of it are copied as wholes.
-    pieces = places.as_strided((batch * height * width - side + 1, side * channels), (channels, 1))
-    rows = pieces.index_select(0, (corner[:, None] + reach * width).flatten())
-    return rows.view(-1, side * side, channels)
+        Args:
+            fine: (B, Cf, H, W).
+            cells: (B, N), row-major in grids of H / 4 x W / 4.
+            first: from a cell's top-left fine feature to the window's, along both axes; negative for windows that
+                begin before it.
+            side: of the windows.
+        """
+        batch, _, height, width = fine.shape
+        row = cells // (width // _CELL) * _CELL + first
+        column = cells % (width // _CELL) * _CELL + first
+        rim = max(0, -first, first + side - _CELL)
+        # Zeros around it all take a copy of it all: where it costs little to ask, only where a window has some.
+        if rim and fine.device.type == "cpu" and cells.numel():
+            lowest = min(int(row.min()), int(column.min()))
+            rim = 0 if lowest >= 0 and row.max() + side <= height and column.max() + side <= width else rim
+        places = functional.pad(fine, (rim,) * 4) if rim else fine
+        self._places, self._side = places.permute(0, 2, 3, 1).contiguous(), side
+        height, width = self._places.shape[1:3]
+        image = torch.arange(batch, device=cells.device)[:, None] * (height * width)
+        self._corner = (image + (row + rim) * width + (column + rim)).flatten()
+
+    def cut(self, start: int, count: int) -> Tensor:
+        """(count, side side, Cf) some of the B N windows, zero outside of the image; fewer where there are no more."""
+        batch, height, width, channels = self._places.shape
+        side, corner = self._side, self._corner[start : start + count]
+        reach = torch.arange(side, device=corner.device)
+        if self._places.requires_grad:
+            place = (corner[:, None, None] + reach[:, None] * width + reach).flatten()
+            return self._places.view(-1, channels).index_select(0, place).view(-1, side * side, channels)
+        # A window's row is one piece of memory: rows of overlapping views of it are copied as wholes.
+        pieces = self._places.as_strided((batch * height * width - side + 1, side * channels), (channels, 1))
+        rows = pieces.index_select(0, (corner[:, None] + reach * width).flatten())
+        return rows.view(-1, side * side, channels)

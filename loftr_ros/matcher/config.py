@@ -262,3 +262,8 @@ COMPACT = CompactConfig(
 PRESETS: dict[str, NetworkConfig] = {
     config.name: config for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE, COMPACT)
 }
+
+# In place of a preset's name: the one that the weights are of; where there are none, the default one.
+AUTO = "auto"
+# Its weights are in the package.
+DEFAULT_PRESET = COMPACT.name

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from loftr_ros.matcher.build import Network
-from loftr_ros.matcher.checkpoint import AUTO, WeightsError, load_network
+from loftr_ros.matcher.checkpoint import WeightsError, load_network
 from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision

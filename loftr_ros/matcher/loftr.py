@@ -13,7 +13,7 @@ from loftr_ros.matcher.backbone import Backbone
 from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
-from loftr_ros.matcher.convolutions import OneDnnConv, biases_of, round_weights, use_onednn
+from loftr_ros.matcher.convolutions import biases_of, round_weights, use_onednn
 from loftr_ros.matcher.fine import FineMatcher, FinePreprocess, FineTransformer
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.position import position_encoding
@@ -69,8 +69,7 @@ class LoFTR(StreamingNetwork):
             round_weights(self.backbone, dtype)
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
-        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and OneDnnConv.is_available():
-            use_onednn(self.backbone, biases)
+        use_onednn(self.backbone, biases)
         return self
 
     @torch.inference_mode()

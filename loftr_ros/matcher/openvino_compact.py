@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.compact_backbone import CompactBackbone, CompactFeatures
-from loftr_ros.matcher.convolutions import OneDnnConv, round_weights
+from loftr_ros.matcher.convolutions import round_weights
 from loftr_ros.matcher.openvino_runtime import Graph, Runtime
 from loftr_ros.matcher.region_transformer import RegionTransformer
 
@@ -44,7 +44,6 @@ def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Comp
         DeviceError: OpenVINO is not installed, or does not compute the precision here.
     """
     graphs = _Graphs(Runtime(precision, threads))
-    _use_plain_convolutions(network.backbone)
     if precision != torch.float32:
         round_weights(network.backbone, precision)
     network.backbone = _CompiledBackbone(network.backbone, graphs)  # type: ignore[assignment]
@@ -55,18 +54,6 @@ def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Comp
 def is_compiled(network: Compact) -> bool:
     """Whether OpenVINO runs a network."""
     return isinstance(network.backbone, _CompiledBackbone)
-
-
-def _use_plain_convolutions(backbone: CompactBackbone) -> None:
-    """Put torch's own convolutions back in place of oneDNN's, which other runtimes do not know."""
-    for name, conv in list(backbone.named_modules()):
-        if isinstance(conv, OneDnnConv):
-            kernel = conv.weight.shape[2], conv.weight.shape[3]
-            plain = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, device="meta")
-            plain.stride, plain.padding = conv.stride, conv.padding
-            plain.weight, plain.bias = conv.weight, conv.bias
-            parent, _, attribute = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), attribute, plain)
 
 
 class _Graphs:

@@ -63,7 +63,13 @@ class RegionLayer(nn.Module):
             key = rotated(key, pooled_grid, 2)
         scale = attention_scale(key.shape[2], key.shape[3])
         attended = None if mask is None else pool_mask(mask, source_grid)[:, None, None]
-        message = functional.scaled_dot_product_attention(query, key, value, attended, scale=scale)
+        if query.requires_grad and query.device.type == "cpu":
+            # The fused kernel takes twice as long, there and back.
+            logits = (query * scale) @ key.transpose(2, 3)
+            logits = logits if attended is None else logits.masked_fill(~attended, -math.inf)
+            message = logits.softmax(dim=3) @ value
+        else:
+            message = functional.scaled_dot_product_attention(query, key, value, attended, scale=scale)
         message = self.norm1(self.merge(message.transpose(1, 2).reshape(x.shape)))
         update: Tensor = self.norm2(self.mlp(torch.cat([x, message.to(x.dtype)], dim=2)))
         return x + update

@@ -30,20 +30,15 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
         DeviceError: the device or precision is not to be had.
     """
     from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.matcher.checkpoint import WeightsError
     from loftr_ros.matcher.factory import backend_of, open_matcher
     from loftr_ros.matcher.precision import precision_name
     from loftr_ros.matcher_settings import RANDOM, matcher_spec
 
     wanted = parameters.matcher
-    if not wanted.weights:
-        raise WeightsError(
-            f"the parameter 'weights' is empty, and network '{wanted.network}' comes without weights; "
-            "set it to a weights file"
-        )
     cores = os.cpu_count() or 1
     threads = wanted.threads or max(1, cores // (2 if wanted.is_pipelined else 1))
-    matcher = open_matcher(replace(matcher_spec(wanted, parameters.matching), threads=threads))
+    spec = matcher_spec(wanted, parameters.matching)
+    matcher = open_matcher(replace(spec, threads=threads))
     front_end = FrontEnd(matcher, parameters.front_end, first_keyframe_id)
     size = (wanted.warm_up_width, wanted.warm_up_height)
     if min(size) > 0 and matcher.fixed_size is not None:
@@ -54,7 +49,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     warm = f"warmed up in {time.monotonic() - start:.2f} s" if min(size) > 0 else "not warmed up"
     logger.info(
         f"network {matcher.config.name} on {matcher.device} in {precision_name(matcher.dtype)}, weights "
-        f"{wanted.weights}, backend {backend_of(matcher)}, {warm}"
+        f"{spec.weights or RANDOM}, backend {backend_of(matcher)}, {warm}"
     )
     if wanted.weights == RANDOM:
         logger.warning("the weights are random: the matches mean nothing; set the parameter 'weights' for real ones")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET
 from loftr_ros.matcher.recognition import WeightsError
 from loftr_ros.weights.catalogue import CATALOGUE, Entry, find_entry
 
-__all__ = ["VARIABLE", "WeightsError", "find_weights"]
+__all__ = ["EMBEDDED", "VARIABLE", "WeightsError", "find_weights"]
 
 VARIABLE = "LOFTR_ROS_WEIGHTS"
-_AUTO = "auto"
 # In the package: what a robot that has never seen a network starts with.
-EMBEDDED = {"compact": Path(__file__).parent / "compact.safetensors"}
+EMBEDDED = {DEFAULT_PRESET: Path(__file__).parent / "compact.safetensors"}
 # Beside a checkout of the project: real data for its tests, with the published low-end weights among it.
 _BESIDE_THE_PROJECT = {"coarse_lite": Path("../shared/data/coarse_loftr/LoFTR_teacher.pt")}
 
@@ -23,9 +23,9 @@ def find_weights(network: str, given: str = "") -> Path:
 
     Args:
         network: name of a preset, or `auto` for whatever network the file is of.
-        given: what the user said: a file, or a name of the catalogue; empty to look in the environment's
-            LOFTR_ROS_WEIGHTS, then in the cache for published weights of the network (with `auto`, for the only ones
-            that are there), then in the package, then beside the project.
+        given: what the user said: a file, a name of the catalogue, or a preset's name for its weights in the package;
+            empty to look in the environment's LOFTR_ROS_WEIGHTS, then in the package, then in the cache for published
+            weights of the network, then beside the project.
 
     Raises:
         WeightsError: none is there; the message says what to do.
@@ -33,38 +33,34 @@ def find_weights(network: str, given: str = "") -> Path:
     said = given or os.environ.get(VARIABLE, "")
     if said:
         return _named(said)
-    cached = [entry for entry in CATALOGUE if network in (_AUTO, entry.network) and entry.cached() is not None]
-    if network == _AUTO and len(cached) > 1:
-        raise WeightsError(
-            f"network '{_AUTO}' is told by the weights, and the cache has those of "
-            f"{', '.join(entry.name for entry in cached)}; give one of them by --weights or {VARIABLE}"
-        )
-    for entry in cached:
+    embedded = EMBEDDED.get(DEFAULT_PRESET if network == AUTO else network)
+    if embedded is not None:
+        return embedded
+    entries = [entry for entry in CATALOGUE if entry.network == network]
+    for entry in entries:
         path = entry.cached()
         if path is not None:
             return path
-    embedded = EMBEDDED.get("compact" if network == _AUTO else network)
-    if embedded is not None and embedded.is_file():
-        return embedded
     beside = _BESIDE_THE_PROJECT.get(network)
     if beside is not None and beside.is_file():
         return beside.resolve()
-    published = [entry for entry in CATALOGUE if network in (_AUTO, entry.network)]
-    advice = f" Published ones: {_how(published[0])}" if published else " None are published"
+    advice = f" Published ones: {_how(entries[0])}" if entries else " None are published"
     raise WeightsError(
-        f"network '{network}' comes without weights; give a weights file by --weights, or by the environment variable "
+        f"network '{network}' comes without weights; name a weights file by `weights`, or by the environment variable "
         f"{VARIABLE}.{advice}"
     )
 
 
 def _named(said: str) -> Path:
-    """A file, or the cached file of a name of the catalogue."""
+    """A file, that in the package, or the cached file of a name of the catalogue."""
     path = Path(said).expanduser()
     if path.is_file():
         return path
+    if said in EMBEDDED:
+        return EMBEDDED[said]
     entry = find_entry(said)
     if entry is None:
-        names = ", ".join(entry.name for entry in CATALOGUE)
+        names = ", ".join([*EMBEDDED, *(entry.name for entry in CATALOGUE)])
         raise WeightsError(f"weights file {path} is not there; give an existing file, or one of the names {names}")
     cached = entry.cached()
     if cached is None:
