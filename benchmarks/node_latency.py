@@ -19,21 +19,21 @@ from pathlib import Path
 import numpy as np
 
 from loftr_ros.demo.processes import Child, own_domain, wait_until
-from loftr_ros.weights import find_weights
 
 BIN = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One status, with the node's memory when it came."""
+    """One status, with the node's memory when it came, and the most that it has had."""
 
     seconds: float
     status: object
     resident_mb: float
+    peak_mb: float
 
 
-def measure(source: str, weights: Path, hz: float, seconds: float, extra: list[str]) -> list[Sample]:
+def measure(source: str, weights: str, hz: float, seconds: float, extra: list[str]) -> list[Sample]:
     """Play `source` in a loop at `hz` for `seconds` and sample the node once a second."""
     import rclpy
     from loftr_ros.msg import FrontEndStatus
@@ -49,7 +49,7 @@ def measure(source: str, weights: Path, hz: float, seconds: float, extra: list[s
         executor.add_node(watcher)
         statuses: list[FrontEndStatus] = []
         watcher.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)
-        node_command = [str(BIN / "loftr_ros"), "node", "--weights", str(weights), "--ros-args"]
+        node_command = [str(BIN / "loftr_ros"), "node", *(["--weights", weights] if weights else []), "--ros-args"]
         node_command += ["-p", "output.status_window:=100000", *extra]
         play_command = [
             str(BIN / "loftr_ros"),
@@ -78,14 +78,14 @@ def measure(source: str, weights: Path, hz: float, seconds: float, extra: list[s
                     count = len(statuses)
                     executor.spin_once(timeout_sec=0.2)
                     if len(statuses) > count:
-                        samples.append(Sample(time.monotonic() - start, statuses[-1], resident_mb(node.pid)))
+                        samples.append(Sample(time.monotonic() - start, statuses[-1], *memory_mb(node.pid)))
             finally:
                 player.close()
             count = len(statuses)
             end = time.monotonic() + 3
             while time.monotonic() < end or len(statuses) == count:
                 executor.spin_once(timeout_sec=0.2)
-            samples.append(Sample(time.monotonic() - start, statuses[-1], resident_mb(node.pid)))
+            samples.append(Sample(time.monotonic() - start, statuses[-1], *memory_mb(node.pid)))
         finally:
             node.close()
             watcher.destroy_node()
@@ -93,11 +93,14 @@ def measure(source: str, weights: Path, hz: float, seconds: float, extra: list[s
     return samples
 
 
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process and its children, MB."""
-    children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    return own + sum(resident_mb(child) for child in children)
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Resident memory of a process and its children, and the sum of their peaks, in MB."""
+    said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    now, peak = (float(said[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        more = memory_mb(int(child))
+        now, peak = now + more[0], peak + more[1]
+    return now, peak
 
 
 def report(title: str, samples: list[Sample]) -> None:
@@ -124,22 +127,22 @@ def report(title: str, samples: list[Sample]) -> None:
             f"  after {sample.seconds:5.1f} s: {sample.resident_mb:6.1f} MB resident, "
             f"p50 so far {1e3 * sample.status.latency_median[total]:.1f} ms"
         )
+    print(f"  peak: {samples[-1].peak_mb:.1f} MB resident")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="../shared/data/sevenscenes", help="what to play")
-    parser.add_argument("--weights", default="", help="weights of coarse_lite")
+    parser.add_argument("--weights", default="", help="without, those in the package")
     parser.add_argument("--hz", type=float, nargs="*", default=[30.0, 100.0], help="rates to play at")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long for each rate")
     parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
     arguments = parser.parse_args()
-    weights = find_weights("coarse_lite", arguments.weights)
     extra = [word for parameter in arguments.parameter for word in ("-p", parameter)]
     source = str(Path(arguments.source).resolve()) if Path(arguments.source).exists() else arguments.source
     print(f"{os.cpu_count()} cores, load {np.round(os.getloadavg()[0], 1)} at the start")
     for hz in arguments.hz:
-        samples = measure(source, weights, hz, arguments.seconds, extra)
+        samples = measure(source, arguments.weights, hz, arguments.seconds, extra)
         report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s", samples)
 
 

@@ -4,6 +4,8 @@ Every matcher sees the same pairs in one run, in turn on each pair. Its matches 
 (MAGSAC++ on rays in units of the focal length, refined), several times in another order, since the estimator's sampling
 depends on it. `make peers` makes the environment of XFeat, ALIKED and LightGlue.
 
+`--sets wide:48` takes so many pairs of rendered rooms, turned against each other by 30 to 60 degrees, instead.
+
     .venv/bin/python benchmarks/relative_pose.py [--data ../shared/data] [--network NAME] [--weights FILE] [--quick]
 """
 
@@ -35,6 +37,7 @@ SETS = ("sevenscenes:5", "sevenscenes:20", "sevenscenes:40", "kitti06_stereo:1",
 # Squared normalised units, as LoFTR's evaluation has it: indoors (ScanNet) and outdoors (MegaDepth).
 INDOOR, OUTDOOR = 5e-4, 1e-4
 THRESHOLD = 0.5
+WIDE = "wide"
 QUICK_PAIRS, QUICK_ORDERS = 4, 2
 MEAN = "mean over sets"
 HEADER = (
@@ -93,6 +96,17 @@ def chosen(total: int, gap: int, most: int) -> list[int]:
     return list(every[:: -(-len(every) // most)] if most and every else every)
 
 
+def pairs_of(name: str, arguments: argparse.Namespace) -> list[tuple[Any, Any]]:
+    """Pairs of a set: two views, each with its (4, 4) T_world_camera."""
+    folder, _, number = name.rpartition(":")
+    if folder == WIDE:
+        from wide_pairs import wide_pairs
+
+        return wide_pairs(min(int(number), arguments.pairs or int(number)))
+    gap, frames = int(number), list(views(folder, arguments.data))
+    return [(frames[i], frames[i + gap]) for i in chosen(len(frames), gap, arguments.pairs)]
+
+
 def views(folder: str, path: Path) -> Iterator[tuple[Any, NDArray[np.float64]]]:
     """Images of a sequence, and their (4, 4) T_world_camera."""
     from contenders import View
@@ -118,9 +132,10 @@ class Job:
     limit: float
     config: GeometryConfig
     orders: int
+    std: NDArray[np.float32] | None
 
     def score(self) -> PairScore:
-        return score_pose(*self.points, self.cameras, self.truth, self.limit, self.config, self.orders)
+        return score_pose(*self.points, self.cameras, self.truth, self.limit, self.config, self.orders, self.std)
 
 
 def score(job: Job) -> PairScore:
@@ -139,27 +154,25 @@ def run(arguments: argparse.Namespace, config: GeometryConfig) -> list[Result]:
     with ExitStack() as stack:
         contenders, missing = open_contenders(arguments, stack)
         for name in arguments.sets:
-            folder, _, gap_text = name.rpartition(":")
-            gap = int(gap_text)
+            folder = name.rpartition(":")[0]
             results += [Result(name, label, why) for label, why in missing]
-            if not folder.startswith("rendered") and not (arguments.data / folder).is_dir():
+            if folder != WIDE and not folder.startswith("rendered") and not (arguments.data / folder).is_dir():
                 results.append(Result(name, "all", f"{arguments.data / folder} is not there"))
                 continue
-            frames = list(views(folder, arguments.data))
-            firsts = chosen(len(frames), gap, arguments.pairs)
+            pairs = pairs_of(name, arguments)
             race = Race(contenders)
-            race.warm_up(frames[firsts[0]][0], frames[firsts[0] + gap][0])
+            race.warm_up(pairs[0][0][0], pairs[0][1][0])
             rows = [Result(name, contender.label) for contender in contenders]
-            for n, i in enumerate(tqdm(firsts, desc=name, unit="pair", disable=None)):
-                (view0, pose0), (view1, pose1) = frames[i], frames[i + gap]
+            for n, ((view0, pose0), (view1, pose1)) in enumerate(tqdm(pairs, desc=name, unit="pair", disable=None)):
                 cameras = view0.frame.camera, view1.frame.camera
                 truth = np.linalg.inv(pose0) @ pose1
                 for row, (found, seconds) in zip(rows, race.pair(view0, view1), strict=True):
                     row.encode.append(seconds)
                     row.match.append(found.seconds)
                     points = found.points0, found.points1
-                    jobs.append(Job(points, cameras, truth, limit_of(folder), config, arguments.orders))
-                race.keep([frames[j][0].key for k in firsts[n + 1 :] for j in (k, k + gap)])
+                    std = None if arguments.unweighted else found.std
+                    jobs.append(Job(points, cameras, truth, limit_of(folder), config, arguments.orders, std))
+                race.keep([view.key for pair in pairs[n + 1 :] for view, _ in pair])
             results += rows
     scored = iter(in_processes(score, jobs, "poses"))
     ran = [result for result in results if not result.missing]
@@ -257,8 +270,9 @@ def protocol(orders: int, config: GeometryConfig) -> list[str]:
 
     return [
         f"AUC@5/10/20 of max(rotation, translation direction), mean (± standard deviation) over {orders} match orders;",
-        f"MAGSAC++ at {config.threshold:g} px and the front end's refinement for all. A pair whose translation counts",
-        f"as unobserved has an error of 90 degrees{'' if config.min_parallax else '; here it never does'}. Precision:",
+        f"MAGSAC++ at {config.threshold:g} px and the front end's refinement for all, in which matches count by their",
+        "predicted standard deviations where a matcher has them. A pair whose translation counts as unobserved has an",
+        f"error of 90 degrees{'' if config.min_parallax else '; here it never does'}. Precision:",
         f"matches whose symmetric squared epipolar distance to the true pose is below {INDOOR:g} indoors, {OUTDOOR:g}",
         "(KITTI), normalised units, as in LoFTR's evaluation. Coverage: grid blocks of the second image (8 x 6) with",
         "an inlier. Time: medians; both images from pixels to features, and the matching, one matcher after another.",
@@ -269,11 +283,14 @@ def protocol(orders: int, config: GeometryConfig) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the sequences")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), help="FOLDER:GAP each; a folder may be `rendered`")
+    parser.add_argument(
+        "--sets", nargs="+", default=list(SETS), help="FOLDER:GAP each; a folder may be `rendered`; wide:PAIRS"
+    )
     parser.add_argument("--pairs", type=int, default=0, help="pairs of each set, at most, evenly spread; 0 for all")
     parser.add_argument("--orders", type=int, default=5, help="match orders that every pose is estimated with")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs a set, {QUICK_ORDERS} orders")
     parser.add_argument("--ungated", action="store_true", help="never take a translation for unobserved")
+    parser.add_argument("--unweighted", action="store_true", help="leave out what matchers say of their certainty")
     parser.add_argument("--out", type=Path, help="file for the table")
     parser.add_argument("--raw", type=Path, help="file for every pair's numbers, as JSON")
     parser.add_argument("--merge", type=Path, nargs="+", help="run nothing: one table of these files of --raw")

@@ -188,6 +188,25 @@ def test_the_fine_stage_finds_a_shift_of_whole_features(across: int, down: int) 
     torch.testing.assert_close(found.offset, torch.tensor([[2.0 * across, 2.0 * down]] * 2), rtol=0, atol=0.02)
 
 
+def test_the_expectation_is_over_the_heat_maps_peak_and_leaves_another_alone() -> None:
+    stage, side = CompactFine(COMPACT.fine, 24), 2 * COMPACT.fine.reach + 1
+    quarters = torch.full((1, 4, side, side), -20.0)
+    quarters[..., 2, 4], quarters[..., 2, 5] = 2.0, 2.0  # a row above the middle, between one and two columns beside
+    quarters[..., 6, 0] = 1.8
+    found = stage._read(quarters.flatten(2))
+    assert found.offset[0].tolist() == pytest.approx([2 * 1.5, 2 * -1.0], abs=1e-4)
+    everywhere = found.log_heat.exp().view(side, side)
+    assert everywhere.sum().item() == pytest.approx(1) and everywhere[6, 0] > 0.1
+
+
+def test_a_peak_at_the_heat_maps_corner_is_expected_there() -> None:
+    stage, side = CompactFine(COMPACT.fine, 24), 2 * COMPACT.fine.reach + 1
+    quarters = torch.full((1, 4, side, side), -20.0)
+    quarters[..., 0, side - 1] = 2.0
+    reach = 2.0 * COMPACT.fine.reach
+    assert stage._read(quarters.flatten(2)).offset[0].tolist() == pytest.approx([reach, -reach], abs=1e-4)
+
+
 @pytest.mark.parametrize("first", [0, -3])
 def test_windows_are_cut_where_they_should_be_with_and_without_a_gradient(first: int) -> None:
     fine = torch.randn(2, 5, 16, 24).to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -252,8 +253,13 @@ def test_compact_s_chosen_cells_and_fine_heat_are_those_of_its_matches() -> None
     fine = inside.fine_heat(cells, choice.cells, features, observer.tokens)
     torch.testing.assert_close(points + fine.offset, matches.points1, atol=1e-4, rtol=0)
     torch.testing.assert_close(fine.std, matches.std, atol=1e-4, rtol=0)
-    # Untrained, nothing is read from the correlations yet: the match is the heat's mean.
-    torch.testing.assert_close(mean_of(fine), fine.offset, atol=1e-4, rtol=0)
+    # Untrained, nothing is read from the correlations yet: the match is the mean of the heat's peak.
+    peaks = torch.zeros_like(fine.heat)
+    for number, heat in enumerate(fine.heat):
+        row, column = divmod(int(heat.argmax()), heat.shape[1])
+        part = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
+        peaks[number][part] = heat[part] / heat[part].sum()
+    torch.testing.assert_close(mean_of(dataclasses.replace(fine, heat=peaks)), fine.offset, atol=1e-4, rtol=0)
     assert fine.offset.norm(dim=1).max() > 1
 
 

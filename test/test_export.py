@@ -91,14 +91,17 @@ def matched(matcher: Matcher, images: tuple[Tensor, Tensor], masks: tuple[Tensor
 
 
 def assert_same(found: Matches, expected: Matches, at_least: int = 50) -> None:
-    """Equal but for rounding, which may carry a match in fifty over the threshold or below its dustbin."""
+    """Equal but for rounding, which may carry a match in fifty over the threshold or below its dustbin, or decide
+    between two peaks of a heat map."""
     assert len(expected) >= at_least, "there must be matches for the comparison to mean anything"
     here, there = torch.isin(found.cell, expected.cell), torch.isin(expected.cell, found.cell)
     assert int((~here).sum() + (~there).sum()) <= max(2, len(expected) / 50)
     torch.testing.assert_close(found.points0[here], expected.points0[there], rtol=0, atol=0)
-    torch.testing.assert_close(found.points1[here], expected.points1[there], rtol=0, atol=0.01)
+    moved = (found.points1[here] - expected.points1[there]).abs().amax(dim=1) > 0.01
+    assert int(moved.sum()) <= max(2, len(expected) / 50)
     torch.testing.assert_close(found.confidence[here], expected.confidence[there], rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.std[here], expected.std[there], rtol=0, atol=0.01, equal_nan=True)
+    std, expected_std = found.std[here][~moved], expected.std[there][~moved]
+    torch.testing.assert_close(std, expected_std, rtol=0, atol=0.01, equal_nan=True)
 
 
 def corner_mask(height: int = HEIGHT, width: int = WIDTH) -> Tensor:

@@ -145,7 +145,7 @@ def _correspondences(client: Client, stamp: int) -> list[Correspondences]:
 
 def test_arrays_are_of_equal_length_and_agree_with_the_pose(node, footage):
     client = node.client
-    for _ in range(4):
+    for _ in range(8):  # until the camera has moved
         stamp = client.process(*node.next_frame())
     found = client.wait(lambda: _correspondences(client, stamp), "matches")[0]
     pose = client.wait(lambda: [p for p in client.poses_of(stamp) if p.keyframe_id == found.keyframe_id], "a pose")[0]

@@ -174,6 +174,45 @@ def test_refinement_is_at_least_as_accurate_as_opencv_alone() -> None:
     assert np.mean(ours) < np.mean(theirs)
 
 
+def _uneven(seed: int) -> tuple[TwoViews, Array]:
+    """Matches of which half are four times as noisy, and their standard deviations in pixels."""
+    turn, move = MOTIONS[1]
+    views = TwoViews(turn, np.array(move), seed, noise=0.1, outliers=0.1)
+    rng = np.random.default_rng(seed)
+    noisy = rng.random(len(views.rays1)) < 0.5
+    views.rays1[noisy] += rng.normal(0, 0.4 / FOCAL, (int(noisy.sum()), 2))
+    return views, np.where(noisy, np.hypot(0.4, 0.1), 0.1)
+
+
+def test_matches_known_to_be_uncertain_count_less() -> None:
+    errors = []
+    for seed in range(20):
+        views, std = _uneven(seed)
+        for known in (std, None):
+            pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), known)
+            errors.append(translation_direction_error(pose.translation, views.translation))
+    weighed, alike = np.array(errors).reshape(-1, 2).T
+    assert np.sqrt((weighed**2).mean()) < 0.8 * np.sqrt((alike**2).mean())
+
+
+def test_the_covariance_matches_the_scatter_where_matches_differ_in_certainty() -> None:
+    squared = []
+    for seed in range(60):
+        views, std = _uneven(seed)
+        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), std)
+        error = Rotation.from_matrix(views.rotation @ pose.rotation.T).as_rotvec()
+        squared.append(error @ np.linalg.solve(pose.covariance[3:, 3:], error))
+    assert 1.5 < np.mean(squared) < 6  # three degrees of freedom
+
+
+def test_standard_deviations_that_are_not_known_change_nothing() -> None:
+    views, _ = _uneven(0)
+    alike = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig())
+    for std in (np.full(len(views.rays0), np.nan), np.full(len(views.rays0), 0.7)):
+        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), std)
+        np.testing.assert_array_equal(pose.matrix, alike.matrix)
+
+
 def test_the_covariance_matches_the_scatter_of_the_estimates() -> None:
     turn, move = rotation(2, -6, 1), np.array([0.6, 0.1, 0.3])
     direction = move / np.linalg.norm(move)

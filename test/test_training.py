@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.cells import point_offset
@@ -35,7 +35,7 @@ from loftr_ros.matcher.config import (
 from loftr_ros.matcher.interface import Matches
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.transport import assignment_matrix
-from loftr_ros.training.compact import CompactObjective
+from loftr_ros.training.compact import CompactObjective, heat_entropy
 from loftr_ros.training.config import DistillationConfig, LossConfig, OptimizerConfig, TrainingConfig
 from loftr_ros.training.config_file import ConfigError, config_of, content_of, read_config, write_config
 from loftr_ros.training.distillation import Teacher, pooled, soft_target_loss
@@ -298,6 +298,33 @@ def test_the_hardest_wrong_partner_is_the_one_most_alike() -> None:
         assert j == (-1 if i < 0 else int((one[0, i] @ other[0].t()).argmax()))
 
 
+def test_only_the_weights_that_are_named_are_trained_and_no_other_norm_learns_statistics() -> None:
+    from loftr_ros.training.module import TrainingError, freeze
+
+    network = build_network(COMPACT)
+    left = freeze(network, ["fine.", "backbone.half_"])
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained and all(name.startswith(("fine.", "backbone.half_")) for name in trained)
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert set(map(id, left)) == {id(norm) for name, norm in norms.items() if not name.startswith("backbone.half_")}
+    assert not freeze(build_network(COMPACT), [])
+    with pytest.raises(TrainingError, match="no weights called 'fin_"):
+        freeze(network, ["fine.", "fin_"])
+
+
+def test_the_heat_maps_entropy_is_that_with_a_shift_shared_by_the_places_around_it() -> None:
+    torch.manual_seed(0)
+    log_heat = torch.randn(4, 49).log_softmax(dim=1)
+    shift = torch.tensor([[0.0, 0.0], [1.25, -2.5], [3.0, 3.0], [-3.0, 2.75]])
+    label = torch.zeros(4, 7, 7)
+    label[0, 3, 3] = 1
+    label[1, 0, 4], label[1, 0, 5], label[1, 1, 4], label[1, 1, 5] = 0.375, 0.125, 0.375, 0.125
+    label[2, 6, 6] = 1
+    label[3, 5, 0], label[3, 6, 0] = 0.25, 0.75
+    expected = torch.nn.functional.cross_entropy(log_heat, label.flatten(1), reduction="none")
+    torch.testing.assert_close(heat_entropy(log_heat, shift), expected)
+
+
 def test_the_fine_loss_counts_certain_matches_more_and_does_not_reward_uncertainty() -> None:
     offset = torch.tensor([[0.1, 0.0], [0.3, 0.0]], requires_grad=True)
     std = torch.tensor([0.1, 0.3], requires_grad=True)
@@ -336,7 +363,7 @@ def test_the_compact_network_has_finite_losses_and_a_gradient_for_all_its_weight
     objective = CompactObjective(COMPACT, losses, DistillationConfig(), None)
     objective.network.train()
     total, parts = objective.losses(pair_batch(Homographies()[0]))
-    assert total.isfinite() and {"coarse", "feature", "cell", "fine"} <= parts.keys()
+    assert total.isfinite() and {"coarse", "feature", "cell", "fine", "heat"} <= parts.keys()
     total.backward()
     without = [
         name for name, p in objective.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()

@@ -56,6 +56,7 @@ def score_pose(
     limit: float,
     config: GeometryConfig,
     orders: int,
+    std: NDArray[np.float32] | None = None,
 ) -> PairScore:
     """Estimate a pair's relative pose with its matches in several orders, by the front end's geometry.
 
@@ -66,12 +67,14 @@ def score_pose(
         limit: of `epipolar_errors` up to which a match is right.
         config: of the geometry.
         orders: how many.
+        std: (N,) standard deviations of the matches, where the matcher tells.
     """
     rays0, rays1 = cameras[0].unproject(points0), cameras[1].unproject(points1)
     size = cameras[1].width, cameras[1].height
     errors, inliers, covered = np.full(orders, np.inf), np.zeros(orders), np.zeros(orders)
     for i, order in enumerate(orders_of(len(points0), orders)):
-        pose = estimate_relative_pose(rays0[order], rays1[order], cameras[0].focal_length, config)
+        known = None if std is None else std[order]
+        pose = estimate_relative_pose(rays0[order], rays1[order], cameras[0].focal_length, config, known)
         inliers[i] = pose.inliers.sum()
         covered[i] = coverage(points1[order][pose.inliers], size)
         if pose.has_rotation:

@@ -73,7 +73,13 @@ def cheirality_vote(p0: Array, p1: Array, rotation: Array, translation: Array, n
 
 
 def refine_pose(
-    p0: Array, p1: Array, rotation: Array, translation: Array, threshold: float, iterations: int = 10
+    p0: Array,
+    p1: Array,
+    rotation: Array,
+    translation: Array,
+    threshold: float,
+    iterations: int = 10,
+    relative_std: Array | None = None,
 ) -> RefinedPose:
     """Minimise the Cauchy-robust Sampson error over rotation and translation direction (five unknowns).
 
@@ -85,11 +91,12 @@ def refine_pose(
         rotation, translation: where to start; translation of unit length.
         threshold: normalised units; half of it is the robust kernel's scale.
         iterations: at most.
+        relative_std: (N,) standard deviations of the matches in units of an ordinary one's; None where all are alike.
 
     Returns:
         The refined pose and its covariance.
     """
-    problem = _SampsonProblem(p0, p1, threshold / 2)
+    problem = _SampsonProblem(p0, p1, threshold / 2, relative_std)
     damping = 1e-4
     cost = problem.cost(rotation, translation)
     for _ in range(iterations):
@@ -176,14 +183,19 @@ class _SampsonProblem:
     made once, gives residuals and Jacobians by one matrix product each.
     """
 
-    def __init__(self, p0: Array, p1: Array, scale: float) -> None:
+    def __init__(self, p0: Array, p1: Array, scale: float, relative_std: Array | None) -> None:
         self._p0, self._p1, self._scale = p0, p1, scale
+        self._std: Array | float = 1.0 if relative_std is None else relative_std
         self._products = (p0[:, :, None] * p1[:, None, :]).reshape(-1, 9)
+
+    def _denominator(self, essential: Array) -> Array:
+        """(N,) what the constraint is divided by: its gradient's length, and how uncertain the match is."""
+        return np.asarray(_sampson_denominator(self._p0, self._p1, essential) * self._std)
 
     def cost(self, rotation: Array, translation: Array) -> float:
         """Mean Cauchy cost."""
         essential = _skew(translation) @ rotation
-        residual = self._products @ essential.ravel() / _sampson_denominator(self._p0, self._p1, essential)
+        residual = self._products @ essential.ravel() / self._denominator(essential)
         return float(np.mean(np.log1p((residual / self._scale) ** 2)))
 
     def normal_equations(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array, float]:
@@ -193,7 +205,7 @@ class _SampsonProblem:
         tangent = _tangent_basis(translation)
         derivatives = [_skew(direction) @ rotation for direction in tangent.T]
         derivatives += [skew @ _skew(axis) @ rotation for axis in np.eye(3)]
-        denominator = _sampson_denominator(self._p0, self._p1, essential)
+        denominator = self._denominator(essential)
         residual = self._products @ essential.ravel() / denominator
         jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T / denominator[:, None]
         weight = 1 / (1 + (residual / self._scale) ** 2)

@@ -267,7 +267,7 @@ class FrontEnd:
         rays_keyframe = keyframe.cell_rays[matches.track_id]
         rays_current = camera.unproject(matches.current_points)
         return estimate_relative_pose(
-            rays_keyframe, rays_current, keyframe.frame.camera.focal_length, self.config.geometry
+            rays_keyframe, rays_current, keyframe.frame.camera.focal_length, self.config.geometry, matches.std
         )
 
     def _update_keyframes(self, current: EncodedFrame, matches: list[KeyframeMatch]) -> None:

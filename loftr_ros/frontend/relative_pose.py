@@ -30,6 +30,8 @@ UNKNOWN_VARIANCE = 1e6
 
 # How many thresholds a match may be off a least-squares homography and still speak for a plane.
 _ROUGH_PLANE = 5.0
+# How many times more, or less, certain than the median a match may count.
+_STD_RANGE = 3.0
 
 
 class PoseStatus(IntEnum):
@@ -125,7 +127,11 @@ def uncalibrated_inliers(points0: NDArray[np.float32], points1: NDArray[np.float
 
 
 def estimate_relative_pose(
-    rays_keyframe: Array, rays_current: Array, focal_length: float, config: GeometryConfig
+    rays_keyframe: Array,
+    rays_current: Array,
+    focal_length: float,
+    config: GeometryConfig,
+    std: NDArray[np.floating] | None = None,
 ) -> RelativePose:
     """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
 
@@ -135,6 +141,8 @@ def estimate_relative_pose(
         rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
         focal_length: pixels; thresholds in pixels are divided by it.
         config: thresholds.
+        std: (N,) standard deviations of the matches in any unit, by which the refinement weighs them; None, or NaN
+            among them, where they are not known.
 
     Returns:
         The pose with one inlier flag a match.
@@ -144,13 +152,23 @@ def estimate_relative_pose(
     if usable.sum() < max(config.min_matches, 5):
         return without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
     x0, x1 = rays_keyframe[usable], rays_current[usable]
-    solver = _Solver(x0, x1, focal_length, config)
+    solver = _Solver(x0, x1, focal_length, config, None if std is None else relative_std(std[usable]))
     result = solver.solve()
     inliers = nothing.copy()
     inliers[usable] = result.inliers
     return RelativePose(
         result.status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax
     )
+
+
+def relative_std(std: NDArray[np.floating]) -> Array | None:
+    """(N,) standard deviations in units of their median, none of them extreme; None where they are not known.
+
+    A match that says it is very certain must not decide alone.
+    """
+    if not np.isfinite(std).all():
+        return None
+    return np.clip(np.asarray(std, np.float64) / max(float(np.median(std)), 1e-9), 1 / _STD_RANGE, _STD_RANGE)
 
 
 class _Solver:
@@ -160,8 +178,10 @@ class _Solver:
     order of a pixel, whatever the threshold, and finds poses several times worse on coordinates of unit size.
     """
 
-    def __init__(self, x0: Array, x1: Array, focal_length: float, config: GeometryConfig) -> None:
-        self.x0, self.x1 = x0, x1
+    def __init__(
+        self, x0: Array, x1: Array, focal_length: float, config: GeometryConfig, std: Array | None = None
+    ) -> None:
+        self.x0, self.x1, self.std = x0, x1, std
         self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
         self.u0, self.u1 = x0 * focal_length, x1 * focal_length
         self.focal_matrix = np.diag([focal_length, focal_length, 1.0])
@@ -209,7 +229,8 @@ class _Solver:
         return RelativePose(PoseStatus.LOW_PARALLAX, pose.rotation, np.zeros(3), covariance, inliers, parallax)
 
     def _refined(self, inliers: Flags, rotation: Array, translation: Array, iterations: int = 10) -> RefinedPose:
-        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold, iterations)
+        std = None if self.std is None else self.std[inliers]
+        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold, iterations, std)
 
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
         """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""

@@ -1,9 +1,9 @@
 """The fine stage of `compact`: where in pixels, and how sure.
 
 The fine features of a cell of image 0 are a template; its correlation with the surroundings of the matched cell of
-image 1 is a heat map, whose expectation is the match (paper, section 3.4). A small perceptron reads the correlations of
-the template's quarters, which a plain sum forgets, and says what is missing and the standard deviation. All of it is
-fp32.
+image 1 is a heat map. The match is the expectation (paper, section 3.4) over its peak alone, since what little there is
+everywhere else would draw it to the middle. A small perceptron reads the correlations of the template's quarters around
+the peak, which a plain sum forgets, and says what is missing and the standard deviation. All of it is fp32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from loftr_ros.matcher.config import CompactFineConfig
 FINE_PIXELS = 2
 _CELL = 4
 # Largest correction of the expectation, in pixels.
-_CORRECTION = 2.0
+_CORRECTION = 1.0
+# Shifts to each side of the peak that the expectation is over, and that the perceptron reads.
+_PEAK, _AROUND = 1, 2
 # Half-width that 68 % of a Laplace distribution's errors are within, as the normal distribution's are within one
 # standard deviation, in units of its scale.
 ONE_SIGMA = -math.log(1 - 0.6827)
@@ -37,10 +39,12 @@ class FineMatch(NamedTuple):
     Attributes:
         offset: (M, 2) float32 pixels (u, v) from the cell of image 1 to the match.
         scale: (M,) float32, of the Laplace distribution of the error along an axis, in pixels.
+        log_heat: (M, shifts ** 2) float32, logarithm of the heat map, row-major from the shift up and left.
     """
 
     offset: Tensor
     scale: Tensor
+    log_heat: Tensor
 
 
 class CompactFine(nn.Module):
@@ -57,11 +61,13 @@ class CompactFine(nn.Module):
             raise ValueError(f"template of {config.template} fine features: expected an even number")
         self.config = config
         self.window = config.template + 2 * config.reach
-        shifts = 2 * config.reach + 1
         self.weight = nn.Parameter(torch.zeros(config.template**2))
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.read = nn.Sequential(
-            nn.Linear(4 * shifts**2, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.hidden), nn.ReLU()
+            nn.Linear(4 * (2 * _AROUND + 1) ** 2 + 1, config.hidden),
+            nn.ReLU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.ReLU(),
         )
         self.said = nn.Linear(config.hidden, 3)
         nn.init.zeros_(self.said.weight)
@@ -121,12 +127,25 @@ class CompactFine(nn.Module):
 
     def _read(self, quarters: Tensor) -> FineMatch:
         """What the correlation of the template's quarters, (M, 4, shifts ** 2), says."""
-        heat = (quarters.mean(dim=1) * (4 * self.sharpness)).softmax(dim=1)
-        reach = torch.arange(-self.config.reach, self.config.reach + 1, device=heat.device, dtype=heat.dtype)
-        shifts = torch.stack([reach.repeat(len(reach)), reach.repeat_interleave(len(reach))], dim=1)
-        said = self.said(self.read(quarters.flatten(1)))
-        offset = FINE_PIXELS * (heat @ shifts) + _CORRECTION * torch.tanh(said[:, :2])
-        return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02)
+        reach, side = self.config.reach, 2 * self.config.reach + 1
+        log_heat = (quarters.mean(dim=1) * (4 * self.sharpness)).log_softmax(dim=1)
+        peak = log_heat.argmax(dim=1)
+        row, column = peak // side, peak % side
+        steps = torch.arange(-_AROUND, _AROUND + 1, device=peak.device)
+        rows, columns = (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None]
+        place = (rows.clamp(0, side - 1) * side + columns.clamp(0, side - 1)).flatten(1)
+        near = ((steps.abs() <= _PEAK)[:, None] & (steps.abs() <= _PEAK)).flatten()
+        inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)).flatten(1)
+        heat = log_heat.gather(1, place).exp() * (inside & near)
+        mass = heat.sum(dim=1, keepdim=True)
+        shift = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], dim=1)
+        middle = torch.stack([column, row], dim=1) - reach
+        expected = middle + heat / mass @ shift.to(heat.dtype)
+        around = quarters.gather(2, place[:, None].expand(-1, 4, -1))
+        around = around - around[:, :, len(shift) // 2].mean(dim=1)[:, None, None]
+        said = self.said(self.read(torch.cat([around.flatten(1), mass], dim=1)))
+        offset = FINE_PIXELS * expected + _CORRECTION * torch.tanh(said[:, :2])
+        return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02, log_heat)
 
     def std(self, scale: Tensor) -> Tensor:
         """(M,) standard deviations along an axis, in pixels: what 68 % of errors are within."""

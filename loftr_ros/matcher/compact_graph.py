@@ -135,4 +135,4 @@ class CompactMatchGraph(nn.Module):
             windows(fine0, cell0, self.grid[1], ratio, first, template).float(),
             windows(fine1, cell1, self.grid[1], ratio, first - reach, self.fine.window).float(),
         )
-        return FineMatch(found.offset[:-1], found.scale[:-1])
+        return FineMatch(*(part[:-1] for part in found))

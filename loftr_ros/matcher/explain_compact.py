@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loftr_ros.matcher.cells import point_offset
 from loftr_ros.matcher.coarse import NEVER
@@ -103,18 +103,9 @@ class InsideCompact(Inside):
         fine0, fine1 = (image.fine for image in features)
         assert fine0 is not None and fine1 is not None
         side = 2 * stage.config.reach + 1
-        heats: list[Tensor] = []
-
-        def keep_heat(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            correlation = inputs[0].unflatten(1, (4, side * side)).mean(dim=1)
-            heats.append((correlation * (4 * stage.sharpness)).softmax(dim=1).unflatten(1, (side, side)))
-
-        hook = stage.read.register_forward_pre_hook(keep_heat)
-        try:
-            found = stage(fine0, fine1, cells0.to(device)[None], cells1.to(device)[None])
-        finally:
-            hook.remove()
-        return FineHeat(torch.cat(heats).cpu(), FINE_PIXELS, found.offset.cpu(), stage.std(found.scale).cpu())
+        found = stage(fine0, fine1, cells0.to(device)[None], cells1.to(device)[None])
+        heat = found.log_heat.exp().unflatten(1, (side, side))
+        return FineHeat(heat.cpu(), FINE_PIXELS, found.offset.cpu(), stage.std(found.scale).cpu())
 
 
 @torch.inference_mode()

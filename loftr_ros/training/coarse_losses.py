@@ -32,6 +32,7 @@ def weighed(
         "feature": settings.feature_weight,
         "cell": settings.cell_weight,
         "fine": settings.fine_weight,
+        "heat": settings.heat_weight,
         "soft_target": distillation.weight,
     }
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()

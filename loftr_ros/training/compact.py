@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from loftr_ros.matcher.cells import cell_offset
 from loftr_ros.matcher.compact import Compact, regions_of
-from loftr_ros.matcher.compact_backbone import REGION_PIXELS, padded
+from loftr_ros.matcher.compact_backbone import REGION_PIXELS, CompactFeatures, padded
 from loftr_ros.matcher.compact_cells import cells_around_region, cells_in_region, place_around_region
 from loftr_ros.matcher.compact_fine import FINE_PIXELS
 from loftr_ros.matcher.config import CompactConfig
@@ -67,23 +68,27 @@ class CompactObjective(Objective):
 
     def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.losses`."""
-        of_regions = coarse_truth(batch, self.config, REGION_PIXELS)
-        of_cells = coarse_truth(batch, self.config)
-        made = self._forward(batch)
         settings, temperature = self._losses, self.config.coarse.temperature
+        of_cells = coarse_truth(batch, self.config)
+        weights = settings.coarse_weight, settings.no_partner_weight, settings.feature_weight, settings.cell_weight
+        if self._teacher is None and not any(weights):
+            fine = self._maps(batch).fine
+            likelihood, heat = self._fine_losses(fine[: len(batch)], fine[len(batch) :], of_cells)
+            return weighed({"fine": likelihood, "heat": heat}, settings, self._distillation)
+        of_regions = coarse_truth(batch, self.config, REGION_PIXELS)
+        made = self._forward(batch)
         parts = dual_softmax_losses(
             made.tokens0, made.tokens1, of_regions, temperature, settings, self._distillation, self._teacher, batch
         )
         if settings.feature_weight > 0:
             parts["feature"] = positive_loss(made.raw0, made.raw1, of_regions, temperature, settings)
         parts["cell"] = self._cell_loss(made, of_regions, of_cells)
-        parts["fine"] = self._fine_loss(made, of_cells)
+        parts["fine"], parts["heat"] = self._fine_losses(made.fine0, made.fine1, of_cells)
         return weighed(parts, settings, self._distillation)
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)
-        images = padded(torch.cat([batch.image0, batch.image1])).contiguous(memory_format=torch.channels_last)
-        regions, cells, fine = network.backbone(images)
+        regions, cells, fine = self._maps(batch)
         grid = (regions.shape[2], regions.shape[3])
         raw = regions.flatten(2).transpose(1, 2).contiguous()
         tokens = network.transformer.encode(raw, grid)
@@ -91,6 +96,12 @@ class CompactObjective(Objective):
         return Forward(
             raw[:pairs], raw[pairs:], tokens0, tokens1, cells[:pairs], cells[pairs:], fine[:pairs], fine[pairs:]
         )
+
+    def _maps(self, batch: PairBatch) -> CompactFeatures:
+        """The backbone's, of the first images and then of the second ones."""
+        images = padded(torch.cat([batch.image0, batch.image1])).contiguous(memory_format=torch.channels_last)
+        made: CompactFeatures = self.network.backbone(images)
+        return made
 
     def _cell_loss(self, made: Forward, of_regions: CoarseTruth, of_cells: CoarseTruth) -> Tensor:
         """Cross-entropy over a cell's candidates and none of them, at a fixed number of true matches of regions."""
@@ -117,8 +128,13 @@ class CompactObjective(Objective):
         total = functional.cross_entropy(logits.flatten(0, 1), label.flatten(), ignore_index=_IGNORED, reduction="sum")
         return total / (~unknown).sum().clamp_min(1)
 
-    def _fine_loss(self, made: Forward, truth: CoarseTruth) -> Tensor:
-        """Negative log-likelihood of the true offsets under the predicted Laplace distribution, along both axes."""
+    def _fine_losses(self, fine0: Tensor, fine1: Tensor, truth: CoarseTruth) -> tuple[Tensor, Tensor]:
+        """What the fine stage learns by.
+
+        The first is the negative log-likelihood of the true offsets under the predicted Laplace distribution, along
+        both axes. It cannot move the heat map's peak, over which alone the expectation is: the second one does, the
+        cross-entropy of the heat map with the true shift, which is shared by the four places around it.
+        """
         cell0, chosen = sample_matches(truth, self._losses.fine_samples)
         partner = truth.partner.gather(1, cell0).clamp_min(0)
         target = truth.target.gather(1, cell0[..., None].expand(-1, -1, 2))
@@ -126,17 +142,43 @@ class CompactObjective(Objective):
         beside = _beside(partner, truth.grid1)
         near = (target - self._points(beside, truth.grid1)).abs().amax(dim=2, keepdim=True) <= reach
         cell1 = torch.where(near[..., 0], beside, partner)
-        found = self.network.fine(made.fine0, made.fine1, cell0, cell1)
+        found = self.network.fine(fine0, fine1, cell0, cell1)
         offset = (target - self._points(cell1, truth.grid1)).flatten(0, 1)
         known = (chosen.flatten() & offset.isfinite().all(dim=1))[:, None]
         error = (found.offset - offset.nan_to_num(0.0)).abs()
         scale = found.scale[:, None]
-        return mean_over(error / scale + scale.log(), known.expand_as(error))
+        likelihood = mean_over(error / scale + scale.log(), known.expand_as(error))
+        shift = (offset.nan_to_num(0.0) / FINE_PIXELS).clamp(-self.config.fine.reach, self.config.fine.reach)
+        return likelihood, mean_over(heat_entropy(found.log_heat, shift), known[:, 0])
 
     def _points(self, cells: Tensor, grid: Grid) -> Tensor:
         """(B, N) cells -> (B, N, 2) pixels."""
         place = torch.stack([cells % grid[1], cells // grid[1]], dim=-1)
         return place * self.config.backbone.stride + cell_offset(self.config)
+
+
+def heat_entropy(log_heat: Tensor, shift: Tensor) -> Tensor:
+    """Cross-entropy of heat maps with true shifts between their places.
+
+    Args:
+        log_heat: (M, S * S) logarithm of heat maps over the shifts from -(S - 1) / 2 on, row-major.
+        shift: (M, 2) true ones along columns and rows, within them.
+
+    Returns:
+        (M,); at least the entropy of how a shift is shared by the places around it, bilinearly.
+    """
+    side = math.isqrt(log_heat.shape[1])
+    place = shift + (side - 1) / 2
+    corner = place.floor().clamp(0, side - 2)
+    after = place - corner
+    column, row = corner.long().unbind(dim=1)
+    total = torch.zeros_like(log_heat[:, 0])
+    for down in (0, 1):
+        for along in (0, 1):
+            weight = (after[:, 0] if along else 1 - after[:, 0]) * (after[:, 1] if down else 1 - after[:, 1])
+            there = (row + down) * side + column + along
+            total = total - weight * log_heat.gather(1, there[:, None])[:, 0]
+    return total
 
 
 def _grid(cells: Tensor) -> Grid:

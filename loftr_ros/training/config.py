@@ -46,6 +46,12 @@ class LossConfig(Settings):
     )
     cell_samples: int = setting(64, "Matched regions taken from each pair for that loss", low=1, high=10000)
     fine_weight: float = setting(1.0, "Weight of the fine loss", low=0.0, high=100.0)
+    heat_weight: float = setting(
+        1.0,
+        "Weight of the loss on the fine stage's heat map, in networks that take its peak alone",
+        low=0.0,
+        high=100.0,
+    )
     fine_samples: int = setting(100, "Matches taken from each pair for the fine loss", low=1, high=10000)
 
 
@@ -70,6 +76,9 @@ class OptimizerConfig(Settings):
     gradient_clip: float = setting(1.0, "Largest norm of the gradient", low=0.001, high=1000.0)
     ema_decay: float = setting(
         0.999, "Decay of the moving average of the weights, which is validated and exported", low=0.0, high=0.999999
+    )
+    only: str = setting(
+        "", "Beginnings of the names of the weights that are trained, with spaces between; empty for all of them"
     )
 
 

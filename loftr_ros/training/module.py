@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class TrainingModule(LightningModule):
         """Take the objective, whose network gets trained in place."""
         super().__init__()
         self.network = objective.network
+        self._left_alone = freeze(self.network, config.optimizer.only.split())
         self.objective = objective  # no module: the teacher that it may hold is not trained, nor checkpointed
         self.settings = config
         self.averaged = AveragedWeights(self.network, config.optimizer.ema_decay)
@@ -112,7 +113,9 @@ class TrainingModule(LightningModule):
         return pair_batch(batch).to(device)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Seed the step, and set its learning rate."""
+        """Seed the step, set its learning rate, and keep what is not trained as it is."""
+        for norm in self._left_alone:
+            norm.eval()
         torch.manual_seed(_mixed(self.settings.seed, self.global_step, self.global_rank))
         rate = learning_rate(self.settings.optimizer, self.global_step, self.progress)
         for group in self.trainer.optimizers[0].param_groups:
@@ -172,6 +175,31 @@ class TrainingModule(LightningModule):
         self.averaged.restore(ours["averaged"])
         self.best_score = ours["best_score"]
         self._seconds_before = ours["seconds"]
+
+
+def freeze(network: nn.Module, only: Sequence[str]) -> list[nn.Module]:
+    """Leave all but some parts of a network as they are.
+
+    Args:
+        network: its parameters get `requires_grad`.
+        only: prefixes of the names of what is trained; empty for everything.
+
+    Returns:
+        The norms that must not learn statistics either.
+
+    Raises:
+        TrainingError: a prefix is of nothing.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for prefix in only:
+        if not any(name.startswith(prefix) for name in names):
+            raise TrainingError(f"optimizer.only: the network has no weights called '{prefix}...'")
+    if not only:
+        return []
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(only)))
+    norms = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [norm for norm in norms if not any(parameter.requires_grad for parameter in norm.parameters())]
 
 
 def learning_rate(settings: OptimizerConfig, step: int, progress: float) -> float:
