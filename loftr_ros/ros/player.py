@@ -29,6 +29,10 @@ class PlayError(Exception):
     """Playing cannot begin; the message says why, and what to do."""
 
 
+# Seconds that two who found each other are given.
+_ACQUAINTED = 0.2
+
+
 @dataclass(frozen=True)
 class PlayReport:
     """What was played.
@@ -270,6 +274,8 @@ class _Player:
         grace = time.monotonic() + 0.5
         while with_camera and self._infos.get_subscription_count() == 0 and time.monotonic() < grace:
             time.sleep(0.01)
+        # The subscriber learns of the publisher a moment after the publisher of it, and what comes before is lost.
+        time.sleep(_ACQUAINTED)
 
     def _publish(self, frame: SourceFrame, image: Any, info: CameraInfo | None) -> None:
         stamp_ns = time.time_ns() if self._now else frame.stamp_ns
