@@ -23,14 +23,11 @@ from loftr_ros.sources import PixelImage, Source, SourceError, SourceFrame
 
 RAW, COMPRESSED = "raw", "compressed"
 _LATE = 0.005  # s behind its time at which a frame counts as late
+_ACQUAINTED = 0.2  # s that a publisher and a subscriber who found each other are given
 
 
 class PlayError(Exception):
     """Playing cannot begin; the message says why, and what to do."""
-
-
-# Seconds that two who found each other are given.
-_ACQUAINTED = 0.2
 
 
 @dataclass(frozen=True)
