@@ -9,6 +9,7 @@ import numpy as np
 from contenders import View
 from numpy.typing import NDArray
 
+from loftr_ros.evaluation.metrics import rotation_error
 from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.frontend.frame import Frame
 
@@ -51,8 +52,7 @@ def _choose(scene: Scene, poses: Array, count: int, seed: int) -> list[tuple[int
     for i, j in zip(*np.unravel_index(order, (len(poses), len(poses))), strict=True):
         if len(chosen) == count:
             break
-        cosine = (np.trace(poses[i][:3, :3].T @ poses[j][:3, :3]) - 1) / 2
-        if not TURN[0] <= np.degrees(np.arccos(np.clip(cosine, -1, 1))) <= TURN[1]:
+        if not TURN[0] <= rotation_error(poses[i][:3, :3], poses[j][:3, :3]) <= TURN[1]:
             continue
         seen = [covisible(camera.matrix, depths[a], poses[a], depths[b], poses[b]) for a, b in ((i, j), (j, i))]
         if min(seen) >= LEAST_COVISIBLE:

@@ -31,7 +31,6 @@ __all__ = [
     "sha256_of",
 ]
 
-
 # Where published files keep their weights: Lightning's and the official LoFTR's, the low-end network's.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 # DistributedDataParallel prefixes every name, and inside that the official Lightning module's attribute.
