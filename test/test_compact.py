@@ -184,7 +184,7 @@ def test_the_fine_stage_finds_a_shift_of_whole_features(across: int, down: int) 
         fine.sharpness.fill_(50.0)
         scene = torch.randn(1, 24, 48, 64)
         cells = torch.tensor([[3 * 16 + 4, 5 * 16 + 9]])
-        found = fine(scene, scene.roll((down, across), (2, 3)), cells, cells)
+        found = fine(scene, scene.roll((down, across), (2, 3)), cells, cells, torch.eye(2).expand(1, 2, 2, 2))
     torch.testing.assert_close(found.offset, torch.tensor([[2.0 * across, 2.0 * down]] * 2), rtol=0, atol=0.02)
 
 
@@ -233,12 +233,12 @@ def test_windows_inside_of_the_image_are_the_same_without_a_rim_around_it() -> N
 def test_matches_are_refined_alike_by_the_tile_and_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     fine, cells = CompactFine(COMPACT.fine, 24), torch.randint(0, 12 * 16, (1, 20))
-    features = torch.randn(2, 1, 24, 48, 64)
+    features, affine = torch.randn(2, 1, 24, 48, 64), torch.eye(2) + 0.3 * torch.randn(1, 20, 2, 2)
     with torch.no_grad():
-        together = fine(*features, cells, cells.flip(1))
+        together = fine(*features, cells, cells.flip(1), affine)
         monkeypatch.setattr(compact_fine, "TILE_MATCHES", 7)
-        tiles = fine(*features, cells, cells.flip(1))
-    learned = fine(*features.clone().requires_grad_(), cells, cells.flip(1))
+        tiles = fine(*features, cells, cells.flip(1), affine)
+    learned = fine(*features.clone().requires_grad_(), cells, cells.flip(1), affine)
     for found in (tiles, learned):
         torch.testing.assert_close(found.offset, together.offset, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.scale, together.scale, rtol=0, atol=1e-5)

@@ -167,9 +167,10 @@ def test_the_compact_networks_cap_and_threshold_act_in_the_graph_and_after_it(
     expected = matched(model, images, (None, None))
     count = confident(expected)
     stricter = opened(compact_folder, threshold=0.9)
-    assert_same(
-        matched(stricter, images, (None, None)), matched(with_coarse(model, threshold=0.9), images, (None, None))
-    )
+    # Not to the pixel: the matches that are left out here have told the graph how the image is turned around others.
+    found = matched(stricter, images, (None, None)), matched(with_coarse(model, threshold=0.9), images, (None, None))
+    assert found[0].cell.tolist() == found[1].cell.tolist()
+    torch.testing.assert_close(found[0].confidence, found[1].confidence, rtol=0, atol=1e-5)
     with_coarse(model, threshold=0.001, max_matches=count)
     export_network(model, tmp_path, made_compact.WIDTH, made_compact.HEIGHT, weights="random")
     for matcher in (opened(tmp_path), opened(compact_folder, max_matches=count)):

@@ -20,6 +20,7 @@ from loftr_ros.matcher.compact_fine import CompactFine
 from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
 from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.local_affine import local_affine
 from loftr_ros.matcher.region_transformer import RegionTransformer
 from loftr_ros.matcher.streaming import StreamingNetwork
 
@@ -120,48 +121,53 @@ class Compact(StreamingNetwork):
 
     def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         """See `StreamingNetwork.match_batch`."""
+        found = self.matched_cells(keyframes, current)
+        return [self._matches(keyframe, current, cells) for keyframe, cells in zip(keyframes, found, strict=True)]
+
+    @torch.inference_mode()
+    def matched_cells(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Candidates]:
+        """The matches of the coarse stages, of each keyframe: which cells belong together."""
         coarse = self.config.coarse
         tokens0, tokens1, mask0, mask1 = self._attend(keyframes, current)
         found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, attended0=mask0, attended1=mask1)
         counts = torch.bincount(found.pair, minlength=len(keyframes)).tolist()
-        parts = zip(
-            keyframes,
-            tokens0.split(1),
-            tokens1.split(1),
-            found.cell0.split(counts),
-            found.cell1.split(counts),
-            found.confidence.split(counts),
-            strict=True,
-        )
+        regions = zip(*(part.split(counts) for part in (found.cell0, found.cell1, found.confidence)), strict=True)
         allowed1 = allowed_cells(self.config, current)[0]
-        return [self._matches(keyframe, current, allowed1, *part) for keyframe, *part in parts]
+        return [
+            self._cells_of(keyframe, current, allowed1, attended0, attended1, Candidates(*matched))
+            for keyframe, attended0, attended1, matched in zip(
+                keyframes, tokens0.split(1), tokens1.split(1), regions, strict=True
+            )
+        ]
 
-    def _matches(
+    def _cells_of(
         self,
         keyframe: ImageFeatures,
         current: ImageFeatures,
         allowed1: Tensor,
         tokens0: Tensor,
         tokens1: Tensor,
-        region0: Tensor,
-        region1: Tensor,
-        confidence: Tensor,
-    ) -> Matches:
-        """The matches of one pair from those of its regions, on the CPU."""
+        regions: Candidates,
+    ) -> Candidates:
+        """The cells of one pair from its regions."""
         assert keyframe.cells is not None and current.cells is not None
-        assert keyframe.fine is not None and current.fine is not None
         coarse = self.config.coarse
         cells = self.cell_matcher(
             self.cell_matcher.vectors(keyframe.cells, tokens0)[0],
             self.cell_matcher.vectors(current.cells, tokens1)[0],
             keyframe.grid,
             current.grid,
-            Candidates(region0, region1, confidence),
+            regions,
             coarse.threshold,
         )
         allowed = allowed_cells(self.config, keyframe)[0][cells.row] & allowed1[cells.column]
-        cells = most_confident(Candidates(*(part[allowed] for part in cells)), coarse.max_matches)
-        fine = self.fine(keyframe.fine, current.fine, cells.row[None], cells.column[None])
+        return most_confident(Candidates(*(part[allowed] for part in cells)), coarse.max_matches)
+
+    def _matches(self, keyframe: ImageFeatures, current: ImageFeatures, cells: Candidates) -> Matches:
+        """The matches of one pair in pixels, on the CPU."""
+        assert keyframe.fine is not None and current.fine is not None
+        matched = cells.row[None], cells.column[None]
+        fine = self.fine(keyframe.fine, current.fine, *matched, local_affine(*matched, keyframe.grid, current.grid))
         points0 = points_of_cells(self.config, cells.row, keyframe.grid[1])
         points1 = points_of_cells(self.config, cells.column, current.grid[1]) + fine.offset
         matches = Matches(cells.row, points0, points1, cells.value, self.fine.std(fine.scale))

@@ -1,9 +1,10 @@
 """The fine stage of `compact`: where in pixels, and how sure.
 
-The fine features of a cell of image 0 are a template; its correlation with the surroundings of the matched cell of
-image 1 is a heat map. The match is the expectation (paper, section 3.4) over its peak alone, since what little there is
-everywhere else would draw it to the middle. A small perceptron reads the correlations of the template's quarters around
-the peak, which a plain sum forgets, and says what is missing and the standard deviation. All of it is fp32.
+The fine features of a cell of image 0 are a template, turned, scaled and sheared as the matches around it say that the
+image is; its correlation with the surroundings of the matched cell of image 1 is a heat map. The match is the
+expectation (paper, section 3.4) over its peak alone, since what little there is everywhere else would draw it to the
+middle. A small perceptron reads the correlations of the template's quarters around the peak, which a plain sum forgets,
+and says what is missing and the standard deviation. All of it is fp32.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loftr_ros.matcher.config import CompactFineConfig
+from loftr_ros.matcher.local_affine import inverse
 
 # Pixels from one fine feature to the next, and fine features along a cell.
 FINE_PIXELS = 2
 _CELL = 4
+# Fine features along the square around a cell that its template is interpolated in.
+TEMPLATE_WINDOW = 8
 # Largest correction of the expectation, in pixels.
 _CORRECTION = 1.0
 # Shifts to each side of the peak that the expectation is over, and that the perceptron reads.
@@ -74,36 +78,54 @@ class CompactFine(nn.Module):
         nn.init.zeros_(self.said.bias)
         self._norm = 1 / math.sqrt(channels)
 
-    def forward(self, fine0: Tensor, fine1: Tensor, cells0: Tensor, cells1: Tensor) -> FineMatch:
+    def forward(self, fine0: Tensor, fine1: Tensor, cells0: Tensor, cells1: Tensor, affine: Tensor) -> FineMatch:
         """Refine matches.
 
         Args:
             fine0, fine1: (B, Cf, H, W) fine features.
             cells0, cells1: (B, N) matched cells, row-major in grids of H / 4 x W / 4.
+            affine: (B, N, 2, 2) of `local_affine`.
 
         Returns:
             Of the B N matches.
         """
         with torch.autocast(fine0.device.type, enabled=False):
-            first = (_CELL - self.config.template) // 2
-            templates = Windows(fine0, cells0, first, self.config.template)
-            surroundings = Windows(fine1, cells1, first - self.config.reach, self.window)
+            sources = Windows(fine0, cells0, (_CELL - TEMPLATE_WINDOW) // 2, TEMPLATE_WINDOW)
+            surroundings = Windows(fine1, cells1, (_CELL - self.window) // 2, self.window)
+            affine = affine.flatten(0, 1)
             if fine0.requires_grad:  # each tile would have a gradient of the size of the whole map
                 everything = 0, cells0.numel()
-                return self.refine(templates.cut(*everything).float(), surroundings.cut(*everything).float())
+                return self.refine(sources.cut(*everything).float(), surroundings.cut(*everything).float(), affine)
             count = min(TILE_MATCHES, max(1, cells0.numel()))
             floats = fine0.new_empty(count, self.window**2, fine0.shape[1], dtype=torch.float32)
             correlation = floats.new_empty(count, self.config.template**2, self.window**2)
             quarters = []
             for start in range(0, max(1, cells0.numel()), count):
-                template, window = templates.cut(start, count), surroundings.cut(start, count)
+                source, window = sources.cut(start, count), surroundings.cut(start, count)
+                template = self._template(source.float(), affine[start : start + count])
                 window = floats[: len(window)].copy_(window)
-                quarters.append(self._quarters(template.float(), window, correlation[: len(window)]))
+                quarters.append(self._quarters(template, window, correlation[: len(window)]))
             return self._read(torch.cat(quarters))
 
-    def refine(self, template: Tensor, window: Tensor) -> FineMatch:
-        """(M, T T, Cf) templates and (M, W W, Cf) windows, fp32."""
-        return self._read(self._quarters(template, window))
+    def refine(self, source: Tensor, window: Tensor, affine: Tensor) -> FineMatch:
+        """Of the matches' surroundings.
+
+        Args:
+            source: (M, 64, Cf) float32, the squares of `TEMPLATE_WINDOW` around the cells of image 0.
+            window: (M, W W, Cf) float32, those around the cells of image 1.
+            affine: (M, 2, 2) of `local_affine`.
+        """
+        return self._read(self._quarters(self._template(source, affine), window))
+
+    def _template(self, source: Tensor, affine: Tensor) -> Tensor:
+        """(M, T T, Cf) what the source would look like in image 1, by bilinear interpolation."""
+        side = self.config.template
+        step = torch.arange(side, device=source.device, dtype=torch.float32) - (side - 1) / 2
+        steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # (across, down) in image 1
+        last = TEMPLATE_WINDOW - 1
+        place = (inverse(affine) @ steps + last / 2).clamp(0, last)[..., None]
+        weight = (1 - (place - torch.arange(last + 1, device=source.device)).abs()).clamp_min(0)
+        return torch.bmm((weight[:, 1, :, :, None] * weight[:, 0, :, None]).flatten(2), source)
 
     def _quarters(self, template: Tensor, window: Tensor, work: Tensor | None = None) -> Tensor:
         """Weighted correlation of each quarter of the template at each shift: (M, 4, shifts ** 2).
@@ -111,7 +133,8 @@ class CompactFine(nn.Module):
         Sums of long slices: a feature's neighbour meets its like one place further in the window.
 
         Args:
-            template, window: as of `refine`.
+            template: (M, T T, Cf) float32.
+            window: as of `refine`.
             work: (M, T T, W W) fp32 to be overwritten; without, it is made.
         """
         side, half, width = self.config.template, self.config.template // 2, self.window

@@ -13,7 +13,8 @@ from loftr_ros.matcher.cells import points_of_cells
 from loftr_ros.matcher.coarse import Candidates, scaled
 from loftr_ros.matcher.compact import Compact, region_mask, regions_of
 from loftr_ros.matcher.compact_backbone import padded
-from loftr_ros.matcher.compact_fine import FINE_PIXELS, FineMatch
+from loftr_ros.matcher.compact_fine import FINE_PIXELS, TEMPLATE_WINDOW, FineMatch
+from loftr_ros.matcher.local_affine import local_affine
 from loftr_ros.matcher.onnx_graph import DualSoftmax, mutual_best, windows
 
 Grid = tuple[int, int]
@@ -127,12 +128,13 @@ class CompactMatchGraph(nn.Module):
     def _fine(self, fine0: Tensor, fine1: Tensor, cell0: Tensor, cell1: Tensor) -> FineMatch:
         # One match more, which is left out again: runtimes differ in what they make of empty tensors.
         one = torch.zeros(1, dtype=torch.int64, device=cell0.device)
+        taken = torch.cat([torch.ones_like(cell0), one])
         cell0, cell1 = torch.cat([cell0, one]), torch.cat([cell1, one])
-        template, reach = self.fine.config.template, self.fine.config.reach
-        ratio = self.config.backbone.stride // FINE_PIXELS
-        first = (ratio - template) // 2
+        affine = local_affine(cell0[None], cell1[None], self.grid, self.grid, taken[None])[0]
+        ratio, around = self.config.backbone.stride // FINE_PIXELS, self.fine.window
         found = self.fine.refine(
-            windows(fine0, cell0, self.grid[1], ratio, first, template).float(),
-            windows(fine1, cell1, self.grid[1], ratio, first - reach, self.fine.window).float(),
+            windows(fine0, cell0, self.grid[1], ratio, (ratio - TEMPLATE_WINDOW) // 2, TEMPLATE_WINDOW).float(),
+            windows(fine1, cell1, self.grid[1], ratio, (ratio - around) // 2, around).float(),
+            affine,
         )
         return FineMatch(*(part[:-1] for part in found))

@@ -27,6 +27,7 @@ from loftr_ros.matcher.explain import (
     by_head,
 )
 from loftr_ros.matcher.interface import ImageFeatures
+from loftr_ros.matcher.local_affine import local_affine
 from loftr_ros.matcher.region_transformer import RegionLayer, attention_scale, pool, pool_mask, rotated
 
 
@@ -103,9 +104,19 @@ class InsideCompact(Inside):
         fine0, fine1 = (image.fine for image in features)
         assert fine0 is not None and fine1 is not None
         side = 2 * stage.config.reach + 1
-        found = stage(fine0, fine1, cells0.to(device)[None], cells1.to(device)[None])
+        asked = cells0.to(device)[None], cells1.to(device)[None]
+        found = stage(fine0, fine1, *asked, self._affine(*asked, features))
         heat = found.log_heat.exp().unflatten(1, (side, side))
         return FineHeat(heat.cpu(), FINE_PIXELS, found.offset.cpu(), stage.std(found.scale).cpu())
+
+    def _affine(self, cells0: Tensor, cells1: Tensor, features: Both) -> Tensor:
+        """As the matches around the asked cells say, whether these are among them or not."""
+        matched = self.network.matched_cells([features[0]], features[1])[0]
+        others = ~torch.isin(matched.row, cells0)
+        every0 = torch.cat([cells0, matched.row[others][None]], dim=1)
+        every1 = torch.cat([cells1, matched.column[others][None]], dim=1)
+        taken = torch.isin(every0, matched.row)
+        return local_affine(every0, every1, features[0].grid, features[1].grid, taken)[:, : cells0.shape[1]]
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from loftr_ros.matcher.compact_backbone import REGION_PIXELS, CompactFeatures, p
 from loftr_ros.matcher.compact_cells import cells_around_region, cells_in_region, place_around_region
 from loftr_ros.matcher.compact_fine import FINE_PIXELS
 from loftr_ros.matcher.config import CompactConfig
+from loftr_ros.matcher.local_affine import local_affine
 from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
 from loftr_ros.training.config import DistillationConfig, LossConfig
 from loftr_ros.training.distillation import Teacher
@@ -142,7 +143,8 @@ class CompactObjective(Objective):
         beside = _beside(partner, truth.grid1)
         near = (target - self._points(beside, truth.grid1)).abs().amax(dim=2, keepdim=True) <= reach
         cell1 = torch.where(near[..., 0], beside, partner)
-        found = self.network.fine(fine0, fine1, cell0, cell1)
+        affine = local_affine(cell0, cell1, truth.grid0, truth.grid1, chosen)
+        found = self.network.fine(fine0, fine1, cell0, cell1, affine)
         offset = (target - self._points(cell1, truth.grid1)).flatten(0, 1)
         known = (chosen.flatten() & offset.isfinite().all(dim=1))[:, None]
         error = (found.offset - offset.nan_to_num(0.0)).abs()

@@ -1,0 +1,91 @@
+"""How a match's surroundings are turned, scaled and sheared from one image to the other, from coarse matches alone.
+
+Cells' centres are off by up to half a cell, but neighbours are many: a plane through the displacements of the cells
+around a match gives the derivative of the motion to a few percent, before anything is known in pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Cells to each side of a match that its surroundings are estimated from.
+_REACH = 4
+# Pull towards a mere shift, in squared cells: the variance of a cell's displacement, which is rounded to whole cells,
+# by that of the derivatives expected between two images of a stream.
+_STIFFNESS = 2.0
+# Residual, in cells, at which a match counts a quarter.
+_OUTLIER = 2.0
+# Change of area beyond which an estimate is not believed.
+_LARGEST_AREA = 4.0
+
+Grid = tuple[int, int]
+
+
+def local_affine(cells0: Tensor, cells1: Tensor, grid0: Grid, grid1: Grid, taken: Tensor | None = None) -> Tensor:
+    """Derivatives of the motion at matches.
+
+    Least squares over the matches in 9 x 9 cells, twice: the second time those that disagreed count little.
+
+    Args:
+        cells0, cells1: (B, N) int64 matched cells, row-major in grids of (rows, columns); none of image 0 twice.
+        grid0, grid1: the grids.
+        taken: (B, N) bool, false for what is no match; None where all are.
+
+    Returns:
+        (B, N, 2, 2) float32: a step (across, down) in image 0 times it, from the left, is one in image 1. The identity
+        where neighbours are few, or say that the area changes beyond belief.
+    """
+    moved = torch.stack([cells1 % grid1[1] - cells0 % grid0[1], cells1 // grid1[1] - cells0 // grid0[1]], dim=1)
+    weight = torch.ones_like(cells0, dtype=torch.float32) if taken is None else taken.float()
+    batch, cells = len(cells0), grid0[0] * grid0[1]
+    layers = torch.cat([weight[:, None], moved * weight[:, None]], dim=1)  # 1, u, v
+    places = cells0[:, None].expand(-1, 3, -1)
+    # Added, not set: what is no match may be at another one's cell, with nothing to add.
+    made = torch.zeros(batch, 3, cells, device=cells0.device).scatter_add(2, places, layers).view(batch, 3, *grid0)
+    there, motion = made[:, :1], made[:, 1:]
+    mean, slope = _planes(there, motion)
+    disagreement = (motion - mean).square().sum(dim=1, keepdim=True)  # the plane's height at the cell itself
+    there = there / (1 + disagreement / _OUTLIER**2).square()
+    slope = _planes(there, motion)[1]
+    derivative = slope + torch.eye(2, device=slope.device).flatten()[:, None, None]
+    area = derivative[:, :1] * derivative[:, 3:] - derivative[:, 1:2] * derivative[:, 2:3]
+    believed = (area > 1 / _LARGEST_AREA) & (area < _LARGEST_AREA)
+    identity = torch.eye(2, device=slope.device).flatten()[:, None, None].expand_as(derivative)
+    derivative = torch.where(believed, derivative, identity).flatten(2)
+    return derivative.gather(2, cells0[:, None].expand(-1, 4, -1)).transpose(1, 2).unflatten(2, (2, 2))
+
+
+def inverse(affine: Tensor) -> Tensor:
+    """(..., 2, 2) inverse matrices, in operations that every runtime has."""
+    a, b, c, d = affine.flatten(-2).unbind(dim=-1)
+    adjugate = torch.stack([d, -b, -c, a], dim=-1)
+    return (adjugate / (a * d - b * c)[..., None]).unflatten(-1, (2, 2))
+
+
+def _planes(weight: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+    """Planes through motions around each cell.
+
+    Args:
+        weight: (B, 1, H, W), 0 where nothing is known.
+        motion: (B, 2, H, W) in cells; 0 where nothing is known.
+
+    Returns:
+        (B, 2, H, W), the planes' height at the cell; (B, 4, H, W), du/dx, du/dy, dv/dx, dv/dy.
+    """
+    steps = torch.arange(-_REACH, _REACH + 1, device=weight.device, dtype=weight.dtype)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    one = torch.ones_like(x)
+    kernels = torch.stack([one, x, y, x * x, x * y, y * y])[:, None]
+    total, sx, sy, sxx, sxy, syy = functional.conv2d(weight, kernels, padding=_REACH).split(1, dim=1)
+    some = total.clamp_min(1e-6)
+    moments = functional.conv2d((motion * weight).flatten(0, 1)[:, None], kernels[:3], padding=_REACH)
+    value, across, down = moments.unflatten(0, (-1, 2)).unbind(dim=2)
+    mx, my, mean = sx / some, sy / some, value / some
+    xx, xy, yy = sxx - sx * mx + _STIFFNESS, sxy - sx * my, syy - sy * my + _STIFFNESS
+    along_x, along_y = across - mx * value, down - my * value
+    area = xx * yy - xy * xy
+    dx, dy = (along_x * yy - along_y * xy) / area, (along_y * xx - along_x * xy) / area
+    height = mean - dx * mx - dy * my
+    return height, torch.stack([dx, dy], dim=2).flatten(1, 2)
