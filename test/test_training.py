@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_pairs import HEIGHT, WIDTH, Homographies, warp_by
 from torch import Tensor, nn
 
 from loftr_ros.matcher.build import build_network
@@ -65,7 +66,6 @@ from loftr_ros.training.supervision import (
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "config" / "training"
-HEIGHT, WIDTH = 64, 96
 SMALL = BackboneConfig(initial_dim=8, block_dims=(8, 12, 16), fine_level=1)
 SMALL_CHANGES = {
     "backbone": {"initial_dim": 8, "block_dims": [8, 12, 16], "fine_level": 1},
@@ -83,66 +83,13 @@ def small(config: LoFTRConfig) -> LoFTRConfig:
     return replace(config, backbone=backbone, transformer=replace(config.transformer, num_heads=2), fine=fine)
 
 
-class Homographies:
-    """Blurred noise and the same under a random mild homography, by number."""
-
-    def __init__(self, batch: int = 2, seed: int = 0, length: int = 2, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
-        self._batch, self._seed, self._length, self._size = batch, seed, length, size
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        pairs = [self._pair(np.random.default_rng([self._seed, number, i])) for i in range(self._batch)]
-        return {name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}
-
-    def _pair(self, random: np.random.Generator) -> dict[str, Tensor]:
-        import cv2
-
-        height, width = self._size
-        texture = sum(
-            cv2.resize(random.random((height // s + 2, width // s + 2), dtype=np.float32), (width * 2, height * 2))
-            for s in (2, 4, 8, 16)
-        )
-        texture = (texture - texture.min()) / (texture.max() - texture.min())
-        centre = np.float32([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
-        angle, scale, shift = random.uniform(-0.3, 0.3), random.uniform(0.8, 1.25), random.uniform(-8, 8, 2)
-        turn = np.float32(
-            [
-                [scale * np.cos(angle), -scale * np.sin(angle), shift[0]],
-                [scale * np.sin(angle), scale * np.cos(angle), shift[1]],
-                [random.uniform(-1e-3, 1e-3), 0, 1],
-            ]
-        )
-        image1_from_image0 = (centre @ turn @ np.linalg.inv(centre)).astype(np.float64)
-        whole = centre.copy()
-        whole[:2, 2] = -width / 2, -height / 2  # image 0 is the texture's middle
-        whole = np.float64([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1]])
-        images = [
-            cv2.warpPerspective(texture, matrix @ whole, (width, height)) for matrix in (np.eye(3), image1_from_image0)
-        ]
-        warps = [_warp(matrix, self._size) for matrix in (image1_from_image0, np.linalg.inv(image1_from_image0))]
-        tensors = [torch.from_numpy(image)[None] for image in images] + [torch.from_numpy(warp) for warp in warps]
-        return dict(zip(("image0", "image1", "warp01", "warp10"), tensors, strict=True))
-
-
-def _warp(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    v, u = np.mgrid[:height, :width]
-    points = np.stack([u, v, np.ones_like(u)], axis=-1) @ matrix.T
-    points = points[..., :2] / points[..., 2:]
-    outside = (points < -0.5).any(axis=-1) | (points > np.array([width, height]) - 0.5).any(axis=-1)
-    points[outside] = np.nan
-    return points.astype(np.float32)
-
-
 def shifted(du: float, dv: float, batch: int = 1, complete: bool = True) -> PairBatch:
     """A pair of which image 1 shows what image 0 shows, further by (du, dv) pixels."""
     random = torch.Generator().manual_seed(0)
     images = torch.rand(2, batch, 1, HEIGHT, WIDTH, generator=random)
     there = np.float64([[1, 0, du], [0, 1, dv], [0, 0, 1]])
     back = np.float64([[1, 0, -du], [0, 1, -dv], [0, 0, 1]])
-    warps = [torch.from_numpy(_warp(m, (HEIGHT, WIDTH))).expand(batch, -1, -1, -1).clone() for m in (there, back)]
+    warps = [torch.from_numpy(warp_by(m, (HEIGHT, WIDTH))).expand(batch, -1, -1, -1).clone() for m in (there, back)]
     return PairBatch(images[0], images[1], *warps, torch.full((batch,), complete))
 
 
@@ -170,7 +117,7 @@ def test_cells_of_which_no_pixel_is_seen_are_known_to_have_no_partner_only_where
 
 def test_of_several_cells_that_fall_on_one_only_the_mutually_nearest_has_it() -> None:
     shrunk = np.float64([[0.5, 0, 0], [0, 0.5, 0], [0, 0, 1]])
-    warps = [torch.from_numpy(_warp(m, (HEIGHT, WIDTH)))[None] for m in (shrunk, np.linalg.inv(shrunk))]
+    warps = [torch.from_numpy(warp_by(m, (HEIGHT, WIDTH)))[None] for m in (shrunk, np.linalg.inv(shrunk))]
     image = torch.rand(1, 1, HEIGHT, WIDTH)
     truth = coarse_truth(PairBatch(image, image, *warps, torch.tensor([True])), COARSE_LITE)
     chosen = truth.partner[truth.partner >= 0]

@@ -168,6 +168,8 @@ class _Data(lightning.LightningDataModule):
             num_workers=self._workers,
             prefetch_factor=4 if self._workers else None,
             worker_init_fn=_start_worker,
+            # Not a fork of this process: one that has run other libraries' threads may not survive it.
+            multiprocessing_context="forkserver" if self._workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
