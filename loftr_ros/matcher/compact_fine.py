@@ -90,21 +90,21 @@ class CompactFine(nn.Module):
             Of the B N matches.
         """
         with torch.autocast(fine0.device.type, enabled=False):
-            sources = Windows(fine0, cells0, (_CELL - TEMPLATE_WINDOW) // 2, TEMPLATE_WINDOW)
             surroundings = Windows(fine1, cells1, (_CELL - self.window) // 2, self.window)
             affine = affine.flatten(0, 1)
             if fine0.requires_grad:  # each tile would have a gradient of the size of the whole map
+                sources = Windows(fine0, cells0, (_CELL - TEMPLATE_WINDOW) // 2, TEMPLATE_WINDOW)
                 everything = 0, cells0.numel()
                 return self.refine(sources.cut(*everything).float(), surroundings.cut(*everything).float(), affine)
+            templates = self._templates(fine0, cells0, affine)
             count = min(TILE_MATCHES, max(1, cells0.numel()))
             floats = fine0.new_empty(count, self.window**2, fine0.shape[1], dtype=torch.float32)
             correlation = floats.new_empty(count, self.config.template**2, self.window**2)
             quarters = []
             for start in range(0, max(1, cells0.numel()), count):
-                source, window = sources.cut(start, count), surroundings.cut(start, count)
-                template = self._template(source.float(), affine[start : start + count])
+                window = surroundings.cut(start, count)
                 window = floats[: len(window)].copy_(window)
-                quarters.append(self._quarters(template, window, correlation[: len(window)]))
+                quarters.append(self._quarters(templates[start : start + count], window, correlation[: len(window)]))
             return self._read(torch.cat(quarters))
 
     def refine(self, source: Tensor, window: Tensor, affine: Tensor) -> FineMatch:
@@ -119,13 +119,34 @@ class CompactFine(nn.Module):
 
     def _template(self, source: Tensor, affine: Tensor) -> Tensor:
         """(M, T T, Cf) what the source would look like in image 1, by bilinear interpolation."""
-        side = self.config.template
-        step = torch.arange(side, device=source.device, dtype=torch.float32) - (side - 1) / 2
-        steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # (across, down) in image 1
-        last = TEMPLATE_WINDOW - 1
-        place = (inverse(affine) @ steps + last / 2).clamp(0, last)[..., None]
-        weight = (1 - (place - torch.arange(last + 1, device=source.device)).abs()).clamp_min(0)
+        places = self._places(affine)[..., None]
+        weight = (1 - (places - torch.arange(TEMPLATE_WINDOW, device=source.device)).abs()).clamp_min(0)
         return torch.bmm((weight[:, 1, :, :, None] * weight[:, 0, :, None]).flatten(2), source)
+
+    def _templates(self, fine0: Tensor, cells0: Tensor, affine: Tensor) -> Tensor:
+        """The same from whole maps, by sums of four places each, which is faster where no gradient is asked for."""
+        first = (_CELL - TEMPLATE_WINDOW) // 2
+        table, corner, width = _table(fine0, cells0, first, TEMPLATE_WINDOW)
+        across, down = self._places(affine).unbind(dim=1)
+        left, top = across.floor(), down.floor()
+        right, low = across - left, down - top
+        place = corner[:, None] + (top * width + left).long()
+        index = torch.stack([place, place + 1, place + width, place + width + 1], dim=-1)
+        both = right * low
+        weight = torch.stack([1 - right - low + both, right - both, low - both, both], dim=-1)
+        made = functional.embedding_bag(
+            index.view(-1, 4), table.float(), mode="sum", per_sample_weights=weight.view(-1, 4)
+        )
+        return made.view(-1, self.config.template**2, table.shape[1])
+
+    def _places(self, affine: Tensor) -> Tensor:
+        """(M, 2, T T) where a template's features are, (across, down) in the square of `TEMPLATE_WINDOW`."""
+        side, last = self.config.template, TEMPLATE_WINDOW - 1
+        step = torch.arange(side, device=affine.device, dtype=torch.float32) - (side - 1) / 2
+        steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # in image 1
+        return (inverse(affine) @ steps + last / 2).clamp(
+            0, last - 1e-3
+        )  # short of the last, so that there is a next one
 
     def _quarters(self, template: Tensor, window: Tensor, work: Tensor | None = None) -> Tensor:
         """Weighted correlation of each quarter of the template at each shift: (M, 4, shifts ** 2).
@@ -202,29 +223,43 @@ class Windows:
                 begin before it.
             side: of the windows.
         """
-        batch, _, height, width = fine.shape
-        row = cells // (width // _CELL) * _CELL + first
-        column = cells % (width // _CELL) * _CELL + first
-        rim = max(0, -first, first + side - _CELL)
-        # Zeros around it all take a copy of it all: where it costs little to ask, only where a window has some.
-        if rim and fine.device.type == "cpu" and cells.numel():
-            lowest = min(int(row.min()), int(column.min()))
-            rim = 0 if lowest >= 0 and row.max() + side <= height and column.max() + side <= width else rim
-        places = functional.pad(fine, (rim,) * 4) if rim else fine
-        self._places, self._side = places.permute(0, 2, 3, 1).contiguous(), side
-        height, width = self._places.shape[1:3]
-        image = torch.arange(batch, device=cells.device)[:, None] * (height * width)
-        self._corner = (image + (row + rim) * width + (column + rim)).flatten()
+        self._places, self._corner, self._width = _table(fine, cells, first, side)
+        self._side = side
 
     def cut(self, start: int, count: int) -> Tensor:
         """(count, side side, Cf) some of the B N windows, zero outside of the image; fewer where there are no more."""
-        batch, height, width, channels = self._places.shape
+        (places, channels), width = self._places.shape, self._width
         side, corner = self._side, self._corner[start : start + count]
         reach = torch.arange(side, device=corner.device)
         if self._places.requires_grad:
             place = (corner[:, None, None] + reach[:, None] * width + reach).flatten()
-            return self._places.view(-1, channels).index_select(0, place).view(-1, side * side, channels)
+            return self._places.index_select(0, place).view(-1, side * side, channels)
         # A window's row is one piece of memory: rows of overlapping views of it are copied as wholes.
-        pieces = self._places.as_strided((batch * height * width - side + 1, side * channels), (channels, 1))
+        pieces = self._places.as_strided((places - side + 1, side * channels), (channels, 1))
         rows = pieces.index_select(0, (corner[:, None] + reach * width).flatten())
         return rows.view(-1, side * side, channels)
+
+
+def _table(fine: Tensor, cells: Tensor, first: int, side: int) -> tuple[Tensor, Tensor, int]:
+    """Fine features one after the other, and where in them the windows begin.
+
+    Args:
+        fine, cells, first, side: as of `Windows`.
+
+    Returns:
+        (P, Cf) the features; with zeros around the image where a window has some.
+        (B N,) int64 places of the windows' first features.
+        How many places further the next row is.
+    """
+    batch, channels, height, width = fine.shape
+    row = cells // (width // _CELL) * _CELL + first
+    column = cells % (width // _CELL) * _CELL + first
+    rim = max(0, -first, first + side - _CELL)
+    # Zeros around it all take a copy of it all: where it costs little to ask, only where a window has some.
+    if rim and fine.device.type == "cpu" and cells.numel():
+        lowest = min(int(row.min()), int(column.min()))
+        rim = 0 if lowest >= 0 and row.max() + side <= height and column.max() + side <= width else rim
+    places = (functional.pad(fine, (rim,) * 4) if rim else fine).permute(0, 2, 3, 1).contiguous()
+    height, width = places.shape[1:3]
+    image = torch.arange(batch, device=cells.device)[:, None] * (height * width)
+    return places.view(-1, channels), (image + (row + rim) * width + (column + rim)).flatten(), width

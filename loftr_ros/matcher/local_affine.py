@@ -78,10 +78,11 @@ def _planes(weight: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     one = torch.ones_like(x)
     kernels = torch.stack([one, x, y, x * x, x * y, y * y])[:, None]
-    total, sx, sy, sxx, sxy, syy = functional.conv2d(weight, kernels, padding=_REACH).split(1, dim=1)
+    layers = torch.cat([weight, motion * weight], dim=1)
+    moments = functional.conv2d(layers.flatten(0, 1)[:, None], kernels, padding=_REACH).unflatten(0, (-1, 3))
+    total, sx, sy, sxx, sxy, syy = moments[:, 0].split(1, dim=1)
     some = total.clamp_min(1e-6)
-    moments = functional.conv2d((motion * weight).flatten(0, 1)[:, None], kernels[:3], padding=_REACH)
-    value, across, down = moments.unflatten(0, (-1, 2)).unbind(dim=2)
+    value, across, down = moments[:, 1:, :3].unbind(dim=2)
     mx, my, mean = sx / some, sy / some, value / some
     xx, xy, yy = sxx - sx * mx + _STIFFNESS, sxy - sx * my, syy - sy * my + _STIFFNESS
     along_x, along_y = across - mx * value, down - my * value
