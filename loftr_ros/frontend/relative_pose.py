@@ -285,7 +285,8 @@ class _Solver:
         if rough is None or not np.isfinite(rough).all():
             return [], nothing
         moved = self.u1[inliers] @ rough[:, :2].T + rough[:, 2]
-        off = np.linalg.norm(moved[:, :2] / moved[:, 2:] - self.u0[inliers], axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # at the plane's horizon: infinitely far off, or NaN
+            off = np.linalg.norm(moved[:, :2] / moved[:, 2:] - self.u0[inliers], axis=1)
         if (off < _ROUGH_PLANE * self.config.threshold).sum() < least:
             return [], nothing
         homography, mask = cv2.findHomography(
