@@ -144,9 +144,8 @@ class CompactFine(nn.Module):
         side, last = self.config.template, TEMPLATE_WINDOW - 1
         step = torch.arange(side, device=affine.device, dtype=torch.float32) - (side - 1) / 2
         steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # in image 1
-        return (inverse(affine) @ steps + last / 2).clamp(
-            0, last - 1e-3
-        )  # short of the last, so that there is a next one
+        # Short of the last one, so that there is a next one.
+        return (inverse(affine) @ steps + last / 2).clamp(0, last - 1e-3)
 
     def _quarters(self, template: Tensor, window: Tensor, work: Tensor | None = None) -> Tensor:
         """Weighted correlation of each quarter of the template at each shift: (M, 4, shifts ** 2).

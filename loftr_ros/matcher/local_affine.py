@@ -45,14 +45,14 @@ def local_affine(cells0: Tensor, cells1: Tensor, grid0: Grid, grid1: Grid, taken
     # Added, not set: what is no match may be at another one's cell, with nothing to add.
     made = torch.zeros(batch, 3, cells, device=cells0.device).scatter_add(2, places, layers).view(batch, 3, *grid0)
     there, motion = made[:, :1], made[:, 1:]
-    mean, slope = _planes(there, motion)
-    disagreement = (motion - mean).square().sum(dim=1, keepdim=True)  # the plane's height at the cell itself
+    plane, _ = _planes(there, motion)
+    disagreement = (motion - plane).square().sum(dim=1, keepdim=True)
     there = there / (1 + disagreement / _OUTLIER**2).square()
-    slope = _planes(there, motion)[1]
-    derivative = slope + torch.eye(2, device=slope.device).flatten()[:, None, None]
+    _, slope = _planes(there, motion)
+    identity = torch.eye(2, device=slope.device).flatten()[:, None, None]
+    derivative = slope + identity
     area = derivative[:, :1] * derivative[:, 3:] - derivative[:, 1:2] * derivative[:, 2:3]
     believed = (area > 1 / _LARGEST_AREA) & (area < _LARGEST_AREA)
-    identity = torch.eye(2, device=slope.device).flatten()[:, None, None].expand_as(derivative)
     derivative = torch.where(believed, derivative, identity).flatten(2)
     return derivative.gather(2, cells0[:, None].expand(-1, 4, -1)).transpose(1, 2).unflatten(2, (2, 2))
 
