@@ -153,15 +153,20 @@ def run(arguments: argparse.Namespace, config: GeometryConfig) -> list[Result]:
     jobs: list[Job] = []
     with ExitStack() as stack:
         contenders, missing = open_contenders(arguments, stack)
-        for name in arguments.sets:
+        race, raced = Race(contenders), ""
+        for place, name in enumerate(arguments.sets):
             folder = name.rpartition(":")[0]
             results += [Result(name, label, why) for label, why in missing]
             if folder != WIDE and not folder.startswith("rendered") and not (arguments.data / folder).is_dir():
                 results.append(Result(name, "all", f"{arguments.data / folder} is not there"))
                 continue
             pairs = pairs_of(name, arguments)
-            race = Race(contenders)
-            race.warm_up(pairs[0][0][0], pairs[0][1][0])
+            if folder != raced:
+                race.keep(())
+                race.warm_up(pairs[0][0][0], pairs[0][1][0])
+            raced = folder
+            # The next set's pairs are of the same images.
+            kept = name != arguments.sets[-1] and arguments.sets[place + 1].rpartition(":")[0] == folder
             rows = [Result(name, contender.label) for contender in contenders]
             for n, ((view0, pose0), (view1, pose1)) in enumerate(tqdm(pairs, desc=name, unit="pair", disable=None)):
                 cameras = view0.frame.camera, view1.frame.camera
@@ -172,7 +177,8 @@ def run(arguments: argparse.Namespace, config: GeometryConfig) -> list[Result]:
                     points = found.points0, found.points1
                     std = None if arguments.unweighted else found.std
                     jobs.append(Job(points, cameras, truth, limit_of(folder), config, arguments.orders, std))
-                race.keep([view.key for pair in pairs[n + 1 :] for view, _ in pair])
+                if not kept:
+                    race.keep([view.key for pair in pairs[n + 1 :] for view, _ in pair])
             results += rows
     scored = iter(in_processes(score, jobs, "poses"))
     ran = [result for result in results if not result.missing]
