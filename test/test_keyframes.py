@@ -155,16 +155,15 @@ def test_a_full_buffer_of_one_frees_its_place_before_it_needs_it() -> None:
     assert len(keyframes) == 1 and len(places(keyframes)) == 1
 
 
-def test_a_cleared_buffer_takes_frames_of_another_size() -> None:
+def test_a_frame_that_the_network_saw_at_another_size_takes_the_place_of_all() -> None:
     keyframes = buffer()
     keyframes.add(encoded(), KeyframeReason.FIRST)
     large = PanningStream(640, 480).at(0)
     features = ShiftMatcher().encode(torch.from_numpy(large.image))
     other = EncodedFrame(large, features, (1.0, 1.0), 16, 7.5)
-    with pytest.raises(ValueError, match="holds others"):
-        keyframes.add(other, KeyframeReason.AGE)
-    keyframes.clear(KeyframeReason.CAMERA_CHANGED)
-    keyframes.add(other, KeyframeReason.FIRST)
+    keyframes.add(other, KeyframeReason.EFFORT)
+    assert [event.reason for event in keyframes.take_events() if not event.added] == [KeyframeReason.RESIZED]
+    assert len(keyframes) == 1
     assert torch.equal(keyframes.keyframes[0].encoded.features.tokens, features.tokens)
 
 

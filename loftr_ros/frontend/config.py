@@ -155,6 +155,12 @@ class GeometryConfig(Settings):
         low=0.5,
         high=1.0,
     )
+    min_spread: float = setting(
+        0.05,
+        "Part of the image that inliers must be spread over, below which they are called concentrated; 0 for never",
+        low=0.0,
+        high=1.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -179,13 +185,88 @@ class KeyframeConfig(Settings):
         low=0.0,
         high=86400.0,
     )
+    max_link: float = setting(
+        1.5,
+        "Distance between the points of two keyframes' cells up to which they are linked as one landmark",
+        unit="px",
+        low=0.0,
+        high=100.0,
+    )
+
+
+MONO, STEREO, RGBD = "mono", "stereo", "rgbd"
+
+
+@dataclass(frozen=True)
+class ScaleConfig(Settings):
+    """Where the length of translations comes from."""
+
+    mode: str = setting(
+        MONO,
+        "mono knows no scale; stereo takes it from a second camera beside the first, rgbd from a depth image "
+        "registered to the image",
+        choices=(MONO, STEREO, RGBD),
+    )
+
+
+@dataclass(frozen=True)
+class LatencyConfig(Settings):
+    """How long a frame may take."""
+
+    max_latency_ms: float = setting(
+        0.0,
+        "Time for a frame, from its decoded image to its poses, that 95 of 100 keep: by matching fewer keyframes, then "
+        "a smaller image; 0 for no limit",
+        unit="ms",
+        low=0.0,
+        high=10000.0,
+    )
+
+
+@dataclass(frozen=True)
+class DepthConfig(Settings):
+    """Depth of a keyframe's cells."""
+
+    min_depth: float = setting(0.1, "Depth below which nothing is believed", unit="m", low=0.001, high=100.0)
+    max_depth: float = setting(
+        10.0, "Depth in a depth image beyond which nothing is believed", unit="m", low=0.1, high=10000.0
+    )
+    max_edge: float = setting(
+        0.05, "Difference of depths around a cell's point, as a part of them, that tells of an edge", low=0.0, high=1.0
+    )
+    edge_window: int = setting(2, "How far around a cell's point that is looked for", unit="px", low=0, high=16)
+    image_noise: float = setting(
+        0.003,
+        "Noise of a depth image's inverse depth that is the same at all depths, as of structured light and stereo",
+        unit="1/m",
+        low=0.0,
+        high=1.0,
+    )
+    image_offset: float = setting(
+        0.003, "Noise of a depth image's depth that is the same at all depths", unit="m", low=0.0, high=1.0
+    )
+    max_epipolar: float = setting(
+        1.5, "Distance of a stereo match from its epipolar line beyond which it is wrong", unit="px", low=0.1, high=20.0
+    )
+    stereo_std: float = setting(
+        0.5, "Standard deviation of a stereo match whose network does not tell it", unit="px", low=0.01, high=10.0
+    )
+    min_parallax: float = setting(
+        5.0, "Median parallax from which on a single camera's cells are triangulated", unit="px", low=0.0, high=1000.0
+    )
+    min_cells: int = setting(
+        30, "Cells of known depth in agreement with a pose, below which its length is not known", low=4, high=10000
+    )
 
 
 @dataclass(frozen=True)
 class FrontEndConfig:
     """Everything that `FrontEnd` can be told."""
 
+    scale: ScaleConfig = field(default_factory=ScaleConfig, metadata=FLAT)
+    latency: LatencyConfig = field(default_factory=LatencyConfig, metadata=FLAT)
     image: ImageConfig = field(default_factory=ImageConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     keyframe: KeyframeConfig = field(default_factory=KeyframeConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)

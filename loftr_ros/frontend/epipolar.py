@@ -37,6 +37,24 @@ def homogeneous(rays: Array) -> Array:
     return np.hstack([rays, np.ones((len(rays), 1))])
 
 
+def ray_area(rays: Array) -> float:
+    """Area of the normalised plane that rays are spread over; as many as a twentieth at either side count for nothing.
+
+    Along each of the two axes of their covariance, it is the range of the middle nine tenths. Rays spread evenly over
+    a rectangle give its area; rays on a line, and fewer than three, give none.
+
+    Args:
+        rays: (N, 2) normalised coordinates; NaN for pixels without a ray.
+    """
+    rays = rays[np.isfinite(rays).all(axis=1)]
+    if len(rays) < 3:
+        return 0.0
+    centred = rays - np.median(rays, axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    low, high = np.percentile(centred @ axes, (5, 95), axis=0)
+    return float(np.prod((high - low) / 0.9))
+
+
 def rotated_residual(p0: Array, p1: Array, rotation: Array) -> Array:
     """(N,) distance in the keyframe's normalised plane between p0 and the rotated p1: the parallax."""
     y = p1 @ rotation.T
@@ -46,7 +64,7 @@ def rotated_residual(p0: Array, p1: Array, rotation: Array) -> Array:
 
 def sampson_distance(p0: Array, p1: Array, rotation: Array, translation: Array) -> Array:
     """(N,) first-order distance to the epipolar constraint, in normalised units."""
-    essential = _skew(translation) @ rotation
+    essential = skew(translation) @ rotation
     numerator = ((p0 @ essential) * p1).sum(axis=1)
     return np.asarray(np.abs(numerator) / _sampson_denominator(p0, p1, essential))
 
@@ -83,8 +101,7 @@ def refine_pose(
 ) -> RefinedPose:
     """Minimise the Cauchy-robust Sampson error over rotation and translation direction (five unknowns).
 
-    Levenberg-Marquardt on SO(3) x S2 with left perturbations, that is about keyframe axes. The denominator of
-    the Sampson error is held within a step, which its minimum does not feel.
+    Levenberg-Marquardt on SO(3) x S2 with left perturbations, that is about keyframe axes.
 
     Args:
         p0, p1: inlier rays.
@@ -100,7 +117,7 @@ def refine_pose(
     damping = 1e-4
     cost = problem.cost(rotation, translation)
     for _ in range(iterations):
-        hessian, gradient, tangent, _ = problem.normal_equations(rotation, translation)
+        hessian, gradient, tangent = problem.normal_equations(rotation, translation)
         step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)) + 1e-12 * np.eye(5), gradient)
         new_rotation = cv2.Rodrigues(step[2:])[0] @ rotation
         new_translation = translation + tangent @ step[:2]
@@ -116,11 +133,7 @@ def refine_pose(
             damping *= 10
             if damping > 1e2:
                 break
-    hessian, _, tangent, variance = problem.normal_equations(rotation, translation)
-    spread = np.zeros((6, 5))
-    spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
-    covariance = spread @ (variance * np.linalg.pinv(hessian, hermitian=True)) @ spread.T
-    return RefinedPose(rotation, translation, (covariance + covariance.T) / 2, cost)
+    return RefinedPose(rotation, translation, problem.covariance(rotation, translation), cost)
 
 
 def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
@@ -144,6 +157,31 @@ def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
     return rotation
 
 
+def rotation_covariance(p0: Array, p1: Array, rotation: Array, scale: float) -> Array:
+    """(3, 3) of the rotation vector, about keyframe axes, of what `fit_rotation` found, first order.
+
+    Each match pulls by its weight and its distance; what they pull as they scatter, through the curvature (the sandwich
+    of robust estimates).
+
+    Args:
+        p0, p1, scale: as given to `fit_rotation`.
+        rotation: what it found.
+    """
+    unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
+    turned = p1 / np.linalg.norm(p1, axis=1, keepdims=True) @ rotation.T
+    squared = ((unit0 - turned) ** 2).sum(axis=1) / scale**2
+    weight = 1 / (1 + squared) ** 2
+    pull = _cross(turned, unit0) * weight[:, None]
+    # What a weight loses along the distance, on the average over the two directions across the ray.
+    slope = weight - 2 * squared / (1 + squared) ** 3
+    curvature = slope.sum() * np.eye(3) - (turned * slope[:, None]).T @ turned
+    inverse = np.linalg.pinv(curvature, hermitian=True)
+    count = float(weight.sum())
+    covariance = inverse @ (pull.T @ pull) @ inverse * count / max(count - 1.5, 1.0)
+    # Without any noise, a filter must still be able to invert it.
+    return np.asarray((covariance + covariance.T) / 2 + 1e-18 * np.eye(3))
+
+
 def _cross(a: Array, b: Array) -> Array:
     """(N, 3) cross products; NumPy's own takes five times as long on arrays of this size."""
     result = np.empty(a.shape)
@@ -153,7 +191,7 @@ def _cross(a: Array, b: Array) -> Array:
     return result
 
 
-def _skew(v: Array) -> Array:
+def skew(v: Array) -> Array:
     """(3, 3) matrix of the cross product with v."""
     return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
 
@@ -179,36 +217,88 @@ def _sampson_denominator(p0: Array, p1: Array, essential: Array) -> Array:
 class _SampsonProblem:
     """The Sampson error of fixed rays as a function of the pose.
 
-    The constraint p0^T E p1 is linear in the nine entries of E, so that a row of products p0_i p1_j for each match,
-    made once, gives residuals and Jacobians by one matrix product each.
+    The constraint p0^T E p1 is linear in the nine entries of E, and the square of its gradient's length in products of
+    two of them, so that rows of products of coordinates for each match, made once, give residuals and Jacobians by two
+    matrix products.
     """
 
     def __init__(self, p0: Array, p1: Array, scale: float, relative_std: Array | None) -> None:
-        self._p0, self._p1, self._scale = p0, p1, scale
+        self._scale = scale
         self._std: Array | float = 1.0 if relative_std is None else relative_std
         self._products = (p0[:, :, None] * p1[:, None, :]).reshape(-1, 9)
+        squares = [(p[:, :, None] * p[:, None, :]).reshape(-1, 9) for p in (p0, p1)]
+        self._squares = np.hstack(squares)
 
     def _denominator(self, essential: Array) -> Array:
-        """(N,) what the constraint is divided by: its gradient's length, and how uncertain the match is."""
-        return np.asarray(_sampson_denominator(self._p0, self._p1, essential) * self._std)
+        """(N,) what the constraint is divided by: its gradient's length in the four image coordinates."""
+        return np.asarray(np.sqrt(self._squares @ _gradient_form(essential, essential) + 1e-18))
 
     def cost(self, rotation: Array, translation: Array) -> float:
         """Mean Cauchy cost."""
-        essential = _skew(translation) @ rotation
-        residual = self._products @ essential.ravel() / self._denominator(essential)
+        essential = skew(translation) @ rotation
+        residual = self._products @ essential.ravel() / (self._denominator(essential) * self._std)
         return float(np.mean(np.log1p((residual / self._scale) ** 2)))
 
-    def normal_equations(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array, float]:
-        """Hessian (5, 5), gradient (5,), tangent basis (3, 2) of the translation, and the residuals' variance."""
-        skew = _skew(translation)
-        essential = skew @ rotation
+    def linearised(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
+        """Residuals (N,), their Jacobian (N, 5), and the tangent basis (3, 2) of the translation."""
+        across = skew(translation)
+        essential = across @ rotation
         tangent = _tangent_basis(translation)
-        derivatives = [_skew(direction) @ rotation for direction in tangent.T]
-        derivatives += [skew @ _skew(axis) @ rotation for axis in np.eye(3)]
+        derivatives = [skew(direction) @ rotation for direction in tangent.T]
+        derivatives += [across @ skew(axis) @ rotation for axis in np.eye(3)]
         denominator = self._denominator(essential)
         residual = self._products @ essential.ravel() / denominator
-        jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T / denominator[:, None]
-        weight = 1 / (1 + (residual / self._scale) ** 2)
-        weighted = jacobian * weight[:, None]
-        variance = float((weight * residual**2).sum() / max(weight.sum() - 5, 1.0))
-        return weighted.T @ jacobian, weighted.T @ residual, tangent, variance
+        jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T
+        # The gradient's length changes with the pose too. Left out, noise would shift the minimum, by as much as it
+        # scatters where there are hundreds of matches.
+        forms = np.stack([_gradient_form(essential, derivative) for derivative in derivatives])
+        jacobian -= (residual / denominator)[:, None] * (self._squares @ forms.T)
+        jacobian /= (denominator * self._std)[:, None]
+        return residual / self._std, jacobian, tangent
+
+    def normal_equations(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
+        """Hessian (5, 5), gradient (5,) and tangent basis (3, 2) of the translation."""
+        residual, jacobian, tangent = self.linearised(rotation, translation)
+        weighted = jacobian * (1 / (1 + (residual / self._scale) ** 2))[:, None]
+        return weighted.T @ jacobian, weighted.T @ residual, tangent
+
+    def covariance(self, rotation: Array, translation: Array) -> Array:
+        """(6, 6) of (translation, rotation vector) at the minimum, first order."""
+        residual, jacobian, tangent = self.linearised(rotation, translation)
+        variance = m_estimate_variance(
+            (residual / self._scale) ** 2, np.ones(len(residual)), 5, squared_scale=self._scale**2
+        )
+        spread = np.zeros((6, 5))
+        spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
+        covariance = spread @ (variance * np.linalg.pinv(jacobian.T @ jacobian, hermitian=True)) @ spread.T
+        return np.asarray((covariance + covariance.T) / 2)
+
+
+def _gradient_form(first: Array, second: Array) -> Array:
+    """(18,) coefficients, of products of p0's and p1's coordinates, of the constraints' gradients' product."""
+    by_p1, by_p0 = first[:, :2] @ second[:, :2].T, first[:2].T @ second[:2]
+    return np.concatenate([by_p1.ravel(), by_p0.ravel()])
+
+
+def m_estimate_variance(squared: Array, freedom: Array, unknowns: int, squared_scale: float) -> float:
+    """By how much (J^T J)^-1 is to be multiplied for the covariance of a Cauchy-robust least-squares estimate.
+
+    The kernel takes weight from the residuals and from their scatter alike, but not by the same factor: E[psi^2] over
+    E[psi']^2, with the correction for the number of unknowns (Huber, Robust Statistics, 1981, section 7.6).
+
+    Args:
+        squared: (N,) squared length of each residual in units of the kernel's scale.
+        freedom: (N,) components that each residual may scatter in.
+        unknowns: that were estimated.
+        squared_scale: of the kernel, in the unit of the residuals that J is of.
+    """
+    weight = 1 / (1 + squared)
+    count = float(freedom.sum())
+    scatter = float((weight**2 * squared).sum()) / max(count - unknowns, 1.0)
+    # Of one component: the weight, less what the weight itself loses along the residual.
+    slope = weight - 2 * weight**2 * squared / np.maximum(freedom, 1.0)
+    mean = float(slope @ freedom) / count
+    spread = float(((slope - mean) ** 2) @ freedom) / count
+    # A mean slope near zero is a minimum that rests on outliers alone: as uncertain as can be told.
+    mean = max(mean, 0.05)
+    return squared_scale * scatter * ((1 + unknowns / count * spread / mean**2) / mean) ** 2

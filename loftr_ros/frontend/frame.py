@@ -3,11 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraModel
+
+
+@dataclass(frozen=True, eq=False)
+class DepthImage:
+    """Depth along the optical axis, pixel by pixel of the image that it is registered to.
+
+    Attributes:
+        values: (H, W) uint16 or float32, as they came; zero, and what is not finite, is a hole.
+        unit: metres a unit of `values`.
+        hole: another value that is a hole, as 65535 is of some sensors; None for no such value.
+    """
+
+    values: NDArray[np.uint16] | NDArray[np.float32]
+    unit: float
+    hole: int | None = None
+
+    def metres(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Some of the values in metres, float32, NaN for holes."""
+        with np.errstate(invalid="ignore"):
+            there = (values > 0) & np.isfinite(values)
+        if self.hole is not None:
+            there &= values != self.hole
+        return np.where(there, values * np.float32(self.unit), np.float32("nan"))
+
+
+@dataclass(frozen=True, eq=False)
+class RightImage:
+    """What a second camera, fixed to the first, saw at the same moment.
+
+    Attributes:
+        image: (H, W) uint8 gray, raw.
+        camera: its calibration.
+        left_from_right: (4, 4) T_left_right in metres, between the two optical frames.
+    """
+
+    image: NDArray[np.uint8]
+    camera: CameraModel
+    left_from_right: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,6 +59,8 @@ class Frame:
         frame_id: the image header's optical frame (REP 103: x right, y down, z forward).
         camera: the camera's calibration for this image size, or None where it is unknown.
         usable: (H, W) bool, false for raw pixels to ignore (the robot's own body, moving objects); None to use all.
+        depth: registered to `image`, where there is a depth camera.
+        right: of a stereo pair, of which `image` is the left one.
     """
 
     image: NDArray[np.uint8]
@@ -27,6 +68,8 @@ class Frame:
     frame_id: str
     camera: CameraModel | None = None
     usable: NDArray[np.bool_] | None = None
+    depth: DepthImage | None = None
+    right: RightImage | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import KeyframeConfig
+from loftr_ros.frontend.epipolar import ray_area
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.mask import on_usable
+from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.ring import FeatureRing
 
@@ -29,10 +34,12 @@ class KeyframeReason(IntEnum):
     AGE = 4
     LOST = 5
     FORCED = 6
+    EFFORT = 7
     EVICTED = 16
     RESET = 17
     CAMERA_CHANGED = 18
     TIME_JUMPED = 19
+    RESIZED = 20
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class EncodedFrame:
         cell_size: side of a coarse cell, in pixels of the encoded image.
         cell_offset: from a cell's top-left pixel to the point that its matches have, along either axis, in pixels of
             the encoded image.
+        seconds: that encoding took.
     """
 
     frame: Frame
@@ -53,6 +61,7 @@ class EncodedFrame:
     scale: tuple[float, float]
     cell_size: int
     cell_offset: float
+    seconds: float = 0.0
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
@@ -66,6 +75,17 @@ class EncodedFrame:
         """(L, 2) rays of the cells' points, NaN where there is none; None without calibration."""
         return None if self.frame.camera is None else self.frame.camera.unproject(self.cell_points)
 
+    @cached_property
+    def field(self) -> float | None:
+        """Area of the normalised plane that the usable cells see; None without calibration."""
+        if self.cell_rays is None:
+            return None
+        return ray_area(self.cell_rays[on_usable(self.cell_points, self.frame.usable)])
+
+    def nearest_cells(self, points: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(N,) cells whose points are nearest to (N, 2) raw pixels, and (N,) pixels between the two."""
+        return nearest_cells(points, self.cell_points, self.features.grid)
+
 
 @dataclass
 class Keyframe:
@@ -76,12 +96,24 @@ class Keyframe:
         encoded: the frame.
         coverage: part of the newest frame matched with it that its inliers covered, 0 to 1.
         last_matched: number of the frame it was last matched with.
+        landmarks: (L,) uint64 names of its cells' scene points; by default its own (see `landmarks_of`).
+        depth: of its cells; None where nothing tells of it yet.
+        depth_parallax: px, median parallax of the views that its depths were triangulated from.
+        location: of its camera; None until it is known.
     """
 
     id: int
     encoded: EncodedFrame
     coverage: float = 1.0
     last_matched: int = 0
+    landmarks: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    depth: CellDepth | None = None
+    depth_parallax: float = 0.0
+    location: Location | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.landmarks):
+            self.landmarks = landmarks_of(self.id, len(self.encoded.cell_points))
 
     @property
     def frame(self) -> Frame:
@@ -129,8 +161,8 @@ class KeyframeBuffer:
         """The keyframes held, oldest first."""
         return tuple(self._keyframes)
 
-    def choose(self) -> list[Keyframe]:
-        """The keyframes to match the next frame with, at most `max_matched`, the reference first.
+    def choose(self, most: int | None = None) -> list[Keyframe]:
+        """The keyframes to match the next frame with, at most `most` (or `max_matched`), the reference first.
 
         Then come those that covered the newest frame they were matched with best; the last place goes to
         whichever has waited longest for a match, so that a place seen again is found again.
@@ -139,7 +171,7 @@ class KeyframeBuffer:
             return []
         others = [keyframe for keyframe in self._keyframes if keyframe is not self.reference]
         others.sort(key=lambda keyframe: keyframe.coverage, reverse=True)
-        places = self._config.max_matched - 1
+        places = (most or self._config.max_matched) - 1
         if len(others) <= places:
             return [self.reference, *others]
         if places == 0:
@@ -166,16 +198,17 @@ class KeyframeBuffer:
         if not self._keyframes:
             self._ring.free(self._ring.keep(features))
 
-    def add(self, encoded: EncodedFrame, reason: KeyframeReason) -> None:
+    def add(self, encoded: EncodedFrame, reason: KeyframeReason) -> Keyframe:
         """Keep a frame and make it the reference, evicting if there is no room.
 
         Args:
             encoded: the frame; its features are copied, and may be used again by who made them.
             reason: why.
 
-        Raises:
-            ValueError: the features are of another shape than those held.
+        Those held are dropped where the features are of another size: the ring has places of one.
         """
+        if self._keyframes and self._keyframes[0].encoded.features.size != encoded.features.size:
+            self.clear(KeyframeReason.RESIZED)
         if len(self._keyframes) >= self._config.capacity:
             candidates = [k for k in self._keyframes if k is not self.reference] or self._keyframes
             gone = min(candidates, key=lambda keyframe: keyframe.last_matched)
@@ -186,6 +219,7 @@ class KeyframeBuffer:
         self._keyframes.append(keyframe)
         self.reference = keyframe
         self._events.append(KeyframeEvent(keyframe, True, reason, len(self._keyframes)))
+        return keyframe
 
     def clear(self, reason: KeyframeReason) -> None:
         """Drop every keyframe; ids go on."""

@@ -6,18 +6,18 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.budget import LatencyBudget
+from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
+from loftr_ros.frontend.config import RGBD, STEREO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import (
     EncodedFrame,
-    Keyframe,
     KeyframeBuffer,
     KeyframeEvent,
     KeyframeReason,
@@ -25,82 +25,18 @@ from loftr_ros.frontend.keyframes import (
     raw_pixels,
     reason_for_keyframe,
 )
+from loftr_ros.frontend.localization import Localizer, Located
 from loftr_ros.frontend.mask import check_mask, on_usable, shrink_mask
+from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.refinement import refine
-from loftr_ros.frontend.relative_pose import (
-    PoseStatus,
-    RelativePose,
-    estimate_relative_pose,
-    uncalibrated_inliers,
-    without_pose,
-)
-from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard
+from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
+from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
+from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.matcher.interface import Matcher, Matches
 
+__all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch"]
+
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
-
-
-@dataclass(frozen=True)
-class Correspondences:
-    """Matches of the current frame with one keyframe, in raw pixels.
-
-    Attributes:
-        track_id: (N,) uint32, the keyframe's cell; with the keyframe's id it names a scene point.
-        keyframe_points, current_points: (N, 2) float32 pixels (u, v).
-        confidence: (N,) float32 in [0, 1], the matcher's.
-        std: (N,) float32 pixels, standard deviation of `current_points` along one axis as the network's fine stage
-            sees it; NaN where the network has none.
-    """
-
-    track_id: NDArray[np.uint32]
-    keyframe_points: NDArray[np.float32]
-    current_points: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    std: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.track_id)
-
-    def __getitem__(self, keep: NDArray[np.bool_]) -> Correspondences:
-        """Those that an (N,) bool says."""
-        return Correspondences(
-            self.track_id[keep],
-            self.keyframe_points[keep],
-            self.current_points[keep],
-            self.confidence[keep],
-            self.std[keep],
-        )
-
-
-@dataclass(frozen=True)
-class KeyframeMatch:
-    """What the current frame and one keyframe have in common."""
-
-    keyframe: Keyframe
-    correspondences: Correspondences
-    pose: RelativePose
-
-
-@dataclass(frozen=True)
-class FrontEndResult:
-    """What `FrontEnd.process` found.
-
-    Attributes:
-        frame: the frame it was given.
-        matches: one entry a keyframe matched, the reference first; empty for the first frame.
-        events: keyframes that came and went, with those of a frame before it that failed halfway.
-        latencies: seconds spent in each of STAGES.
-    """
-
-    frame: Frame
-    matches: tuple[KeyframeMatch, ...]
-    events: tuple[KeyframeEvent, ...]
-    latencies: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def is_unmatched(self) -> bool:
-        """Whether there were keyframes, and too few matches with each of them."""
-        return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
 
 
 class FrontEnd:
@@ -119,6 +55,9 @@ class FrontEnd:
         self.buffer = KeyframeBuffer(self.config.keyframe, first_keyframe_id)
         self._stream = StreamGuard()
         self._forced = False
+        self.localizer = Localizer(self.config)
+        self._resolution = 1.0
+        self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
     def process(self, frame: Frame) -> FrontEndResult:
         """Match a frame with the keyframes, find its relative poses, decide whether it becomes a keyframe.
@@ -130,33 +69,37 @@ class FrontEnd:
             FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
             MaskError: the frame's mask is not of its image's size; the state is unchanged.
         """
-        timer = _Timer()
-        with timer("encode"):
-            current = self.encode(frame)
-        return self.process_encoded(current, timer)
+        return self.process_encoded(self.encode(frame))
 
-    def process_encoded(self, current: EncodedFrame, timer: _Timer | None = None) -> FrontEndResult:
+    def process_encoded(self, current: EncodedFrame) -> FrontEndResult:
         """The rest of `process`, after `encode`, which touches no state: a caller may encode the next frame meanwhile.
 
         Raises:
             FrameRefusedError: as `process`.
         """
-        timer = timer or _Timer()
+        timer = _Timer()
+        timer.seconds["encode"] = current.seconds
         frame = current.frame
         self._admit(frame)
-        keyframes = self.buffer.choose()
+        reference = self.buffer.reference
+        if reference is not None and reference.encoded.features.size != current.features.size:
+            current = self.encode(frame)  # it was encoded before the resolution changed
+        keyframes = self.buffer.choose(self._budget.effort.keyframes)
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
         with timer("refine"):
             correspondences = [self.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
         with timer("geometry"):
-            matches = [
-                KeyframeMatch(k, c, self._relative_pose(k.encoded, current, c))
-                for k, c in zip(keyframes, correspondences, strict=True)
-            ]
+            located = [self.localizer.locate(k, current, c) for k, c in zip(keyframes, correspondences, strict=True)]
+            location = None
+            if located:
+                located[0], location = self.localizer.follow(located[0])
+        matches = tuple(each.match for each in located)
         with timer("keyframe"):
-            self._update_keyframes(current, matches)
-        return FrontEndResult(frame, tuple(matches), self.buffer.take_events(), timer.seconds)
+            links = self._update_keyframes(current, located, location)
+        self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
+        events = self.buffer.take_events()
+        return FrontEndResult(frame, matches, events, timer.seconds, location, links, self._budget.effort)
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.
@@ -171,6 +114,9 @@ class FrontEnd:
         self.buffer.reserve(keyframe)
         for count in range(1, self.config.keyframe.max_matched + 1):
             self.matcher.match([keyframe] * count, features)
+        for effort in self._budget.efforts[self.config.keyframe.max_matched :]:
+            smaller = self.encode(Frame(noise, 0, ""), effort.scale).features
+            self.matcher.match([self.matcher.complete(smaller)], smaller)
 
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
         """Match two frames by themselves, whatever the stream; keeps nothing."""
@@ -181,6 +127,7 @@ class FrontEnd:
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
         """Drop every keyframe and forget the stream; the next frame is the first of a new one."""
         self._stream.reset()
+        self.localizer.reset()
         self._forced = False
         self.buffer.clear(reason)
         return self.buffer.take_events()
@@ -190,20 +137,26 @@ class FrontEnd:
         self._forced = True
 
     def _admit(self, frame: Frame) -> None:
+        check_companions(frame, self.config.scale.mode)
         changed = self._stream.admit(frame)
         self.buffer.next_frame()
         if changed is not None:
             self.buffer.clear(changed)
 
-    def encode(self, frame: Frame) -> EncodedFrame:
+    def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
         """Everything that is computed from the frame alone; may be called from another thread than the rest.
+
+        Args:
+            frame: the image.
+            effort: part of the configured resolution; None for that of the keyframes.
 
         Raises:
             MaskError: the frame's mask is not of its image's size.
             FrameRefusedError: the network takes images of another shape only.
         """
+        start = time.perf_counter()
         width, height = frame.size
-        size = self._network_size(width, height)
+        size = self._network_size(width, height, self._resolution if effort is None else effort)
         image, usable = frame.image, frame.usable
         if usable is not None:
             check_mask(usable, image)
@@ -220,13 +173,13 @@ class FrontEnd:
         # A fine stage finds the cell's own point. Without one, the patch around the cell's centre is tracked, which
         # tells more than one around its corner, where the published weights have the cell's point.
         offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
-        return EncodedFrame(frame, features, scale, cell, offset)
+        return EncodedFrame(frame, features, scale, cell, offset, time.perf_counter() - start)
 
-    def _network_size(self, width: int, height: int) -> tuple[int, int]:
+    def _network_size(self, width: int, height: int, effort: float) -> tuple[int, int]:
         """(width, height) at which the network sees an image."""
         fixed = self.matcher.fixed_size
         if fixed is None:
-            shrink = min(1.0, self.config.image.max_side / max(width, height))
+            shrink = min(1.0, self.config.image.max_side / max(width, height)) * effort
             return max(round(width * shrink), 1), max(round(height * shrink), 1)
         # A pixel's rounding at either side is no other shape.
         if abs(width * fixed[1] - height * fixed[0]) > max(width, height, *fixed):
@@ -259,21 +212,16 @@ class FrontEnd:
         usable = on_usable(found.keyframe_points, keyframe.frame.usable)
         return found[usable & on_usable(found.current_points, current.frame.usable)]
 
-    def _relative_pose(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Correspondences) -> RelativePose:
-        camera = current.frame.camera
-        if camera is None or keyframe.cell_rays is None or keyframe.frame.camera is None:
-            inliers = uncalibrated_inliers(matches.keyframe_points, matches.current_points, self.config.geometry)
-            return without_pose(PoseStatus.NO_CALIBRATION, inliers)
-        rays_keyframe = keyframe.cell_rays[matches.track_id]
-        rays_current = camera.unproject(matches.current_points)
-        return estimate_relative_pose(
-            rays_keyframe, rays_current, keyframe.frame.camera.focal_length, self.config.geometry, matches.std
-        )
+    def _update_keyframes(
+        self, current: EncodedFrame, located: list[Located], location: Location | None
+    ) -> TrackLinks | None:
+        """Let the best-covering keyframe be the reference, and add the frame where it has gone too far from it.
 
-    def _update_keyframes(self, current: EncodedFrame, matches: list[KeyframeMatch]) -> None:
-        """Let the best-covering keyframe be the reference, and add the frame where it has gone too far from it."""
+        Returns:
+            Which cells of the new keyframe see points of the one that the frame was located by; None without either.
+        """
         covered = {}
-        for match in matches:
+        for match in (each.match for each in located):
             points = match.correspondences.current_points[match.pose.inliers]
             covered[match.keyframe.id] = coverage(points, current.frame.size)
             self.buffer.record_match(match.keyframe, covered[match.keyframe.id])
@@ -282,12 +230,44 @@ class FrontEnd:
             reason: KeyframeReason | None = KeyframeReason.FIRST
         elif self._forced:
             reason = KeyframeReason.FORCED
+        elif self._budget.effort.scale != self._resolution:
+            # Located at the old resolution, it leads over to the new one.
+            reason, self._resolution = KeyframeReason.EFFORT, self._budget.effort.scale
+            current = self.encode(current.frame)
         else:
-            pose = next(match.pose for match in matches if match.keyframe is reference)
+            pose = next(each.match.pose for each in located if each.match.keyframe is reference)
             reason = reason_for_keyframe(reference, covered[reference.id], pose, current.frame, self.config.keyframe)
-        if reason is not None:
-            self.buffer.add(replace(current, features=self.matcher.complete(current.features)), reason)
+        if reason is None:
+            return None
+        complete = replace(current, features=self.matcher.complete(current.features))
+        depth = self._measured_depth(complete)
+        keyframe = self.buffer.add(complete, reason)
         self._forced = False
+        if not located or location is None:
+            self.localizer.begin(keyframe, depth)
+            return None
+        return self.localizer.go_on(keyframe, depth, located[0], location)
+
+    def _measured_depth(self, keyframe: EncodedFrame) -> CellDepth | None:
+        """Of the cells, by the depth image or by the right image; None for a single camera."""
+        frame, config = keyframe.frame, self.config.depth
+        if self.config.scale.mode == RGBD and frame.depth is not None:
+            return from_depth_image(frame.depth, keyframe.cell_points, config)
+        if self.config.scale.mode != STEREO or frame.right is None or keyframe.cell_rays is None:
+            return None
+        right = frame.right
+        seen = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
+        found = self.to_raw_pixels(keyframe, seen, self.matcher.match([keyframe.features], seen.features)[0])
+        return from_stereo(
+            len(keyframe.cell_points),
+            found.track_id,
+            keyframe.cell_rays[found.track_id],
+            right.camera.unproject(found.current_points),
+            right.left_from_right,
+            found.std,
+            right.camera,
+            config,
+        )
 
 
 class _Timer:

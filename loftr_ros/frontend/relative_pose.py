@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -16,8 +17,10 @@ from loftr_ros.frontend.epipolar import (
     depth_signs,
     fit_rotation,
     homogeneous,
+    ray_area,
     refine_pose,
     rotated_residual,
+    rotation_covariance,
     sampson_distance,
 )
 
@@ -32,6 +35,13 @@ UNKNOWN_VARIANCE = 1e6
 _ROUGH_PLANE = 5.0
 # How many times more, or less, certain than the median a match may count.
 _STD_RANGE = 3.0
+# Of the parallax that it takes to tell a direction, the part that the best rotation alone may leave.
+_LEFT_BY_ROTATION = 0.6
+# How many standard deviations, and thresholds at most, a match may be off to take part in the last refinement.
+_NOISE_REACH = 5.0
+_MAX_REACH = 3.0
+# Standard deviations to which the threshold is widened for its robust kernel.
+_NOISE_KERNEL = 5.0
 
 
 class PoseStatus(IntEnum):
@@ -43,6 +53,7 @@ class PoseStatus(IntEnum):
     PURE_ROTATION = 3
     PLANAR = 4
     NO_CALIBRATION = 5
+    CONCENTRATED = 6
 
     @property
     def has_rotation(self) -> bool:
@@ -52,7 +63,7 @@ class PoseStatus(IntEnum):
     @property
     def has_direction(self) -> bool:
         """Whether the translation's direction is observed."""
-        return self in (PoseStatus.OK, PoseStatus.PLANAR)
+        return self in (PoseStatus.OK, PoseStatus.PLANAR, PoseStatus.CONCENTRATED)
 
 
 @dataclass(frozen=True)
@@ -132,10 +143,12 @@ def estimate_relative_pose(
     focal_length: float,
     config: GeometryConfig,
     std: NDArray[np.floating] | None = None,
+    field: float | None = None,
 ) -> RelativePose:
     """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
 
-    What follows from too few matches, from a rotation without translation and from a plane is told by `status`.
+    What follows from too few matches, from a rotation without translation, from a plane and from matches in one small
+    part of the image is told by `status`.
 
     Args:
         rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
@@ -143,6 +156,8 @@ def estimate_relative_pose(
         config: thresholds.
         std: (N,) standard deviations of the matches in any unit, by which the refinement weighs them; None, or NaN
             among them, where they are not known.
+        field: `ray_area` of everything in the keyframe that could match; None where that is not known, and matches in
+            a small part of it are not told.
 
     Returns:
         The pose with one inlier flag a match.
@@ -156,9 +171,22 @@ def estimate_relative_pose(
     result = solver.solve()
     inliers = nothing.copy()
     inliers[usable] = result.inliers
-    return RelativePose(
-        result.status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax
-    )
+    status = result.status
+    # Of a small part of the scene every patch is nearly a plane: which part it is says more.
+    if result.has_direction and is_concentrated(rays_keyframe[inliers], field, config):
+        status = PoseStatus.CONCENTRATED
+    return RelativePose(status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax)
+
+
+def is_concentrated(rays: Array, field: float | None, config: GeometryConfig) -> bool:
+    """Whether inliers are in so small a part of the image that errors of one region decide the pose.
+
+    Args:
+        rays: (N, 2) of the keyframe's inliers.
+        field: as in `estimate_relative_pose`.
+        config: `min_spread`.
+    """
+    return field is not None and ray_area(rays) < config.min_spread * field
 
 
 def relative_std(std: NDArray[np.floating]) -> Array | None:
@@ -212,13 +240,20 @@ class _Solver:
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
-        best = self._refined(inliers, best.rotation, best.translation)
+        # As far as the noise goes. Where the threshold cuts off a part of it, the pose scatters more than its residuals
+        # tell. Much further, wrong matches come in, whose parallax gives them leverage that the kernel does not see.
+        noise = self._noise(best, inliers) / self.config.threshold
+        near = self._inliers(best.rotation, best.translation, float(np.clip(_NOISE_REACH * noise, 1.0, _MAX_REACH)))
+        noise = self._noise(best, near) / self.config.threshold
+        best = self._refined(near, best.rotation, best.translation, widened=max(_NOISE_KERNEL * noise, 1.0))
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
         parallax = self._median_parallax(best.rotation, inliers)
-        # The covariance does not tell this: where noise decides the direction, the minimum is one that fits the noise.
-        if parallax < config.min_parallax_to_noise * self._noise(best, inliers):
+        # The covariance does not tell this: where noise decides the direction, the minimum is one that fits the noise,
+        # its rotation included, and it is the best rotation alone that tells how little there was to explain.
+        unexplained = min(parallax, self._median_parallax(self._turn, inliers) / _LEFT_BY_ROTATION)
+        if unexplained < config.min_parallax_to_noise * self._noise(best, inliers):
             return self._without_direction(best, inliers, parallax)
         return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)
 
@@ -228,9 +263,12 @@ class _Solver:
         covariance[:3, :3] = np.eye(3) * UNKNOWN_VARIANCE
         return RelativePose(PoseStatus.LOW_PARALLAX, pose.rotation, np.zeros(3), covariance, inliers, parallax)
 
-    def _refined(self, inliers: Flags, rotation: Array, translation: Array, iterations: int = 10) -> RefinedPose:
+    def _refined(
+        self, inliers: Flags, rotation: Array, translation: Array, iterations: int = 10, widened: float = 1.0
+    ) -> RefinedPose:
         std = None if self.std is None else self.std[inliers]
-        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, self.threshold, iterations, std)
+        threshold = widened * self.threshold
+        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, threshold, iterations, std)
 
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
         """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
@@ -253,9 +291,14 @@ class _Solver:
         rotation, translation = max(candidates, key=lambda c: cheirality_vote(p0, p1, c[0], c[1], self.threshold))
         return rotation, translation, inliers
 
+    @cached_property
+    def _turn(self) -> Array:
+        """The rotation that alone explains the matches best."""
+        return fit_rotation(self.p0, self.p1, self.threshold)
+
     def _rotation_only(self, inliers: Flags) -> RelativePose:
         """The pose without translation where that explains the matches as well; else one with status OK."""
-        rotation = fit_rotation(self.p0, self.p1, self.threshold)
+        rotation = self._turn
         residual = rotated_residual(self.p0, self.p1, rotation)
         agreeing = residual < self.threshold
         needed = max(self.config.min_inliers, 0.8 * inliers.sum())
@@ -264,13 +307,8 @@ class _Solver:
             if not inliers.any():
                 return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
             return without_pose(PoseStatus.OK, inliers)
-        noise = max(float(np.median(residual[agreeing])) / 1.18, 1e-9)  # of a 2-D Gaussian's median radius
-        points = homogeneous(self.x0[agreeing])
-        # Each match tells of the two rotations across its ray: sum of |p|^2 I - p p^T over unit rays.
-        unit = points / np.linalg.norm(points, axis=1, keepdims=True)
-        information = (len(unit) * np.eye(3) - unit.T @ unit) / noise**2
         covariance = np.eye(6) * UNKNOWN_VARIANCE
-        covariance[3:, 3:] = np.linalg.inv(information)
+        covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
         moved = np.median(np.linalg.norm(self.x0[agreeing] - self.x1[agreeing], axis=1))
         status = PoseStatus.LOW_PARALLAX if moved < 3 * limit else PoseStatus.PURE_ROTATION
         parallax = float(np.median(residual[agreeing])) * self.focal_length
@@ -307,10 +345,10 @@ class _Solver:
                 poses.append((rotation, t))
         return poses, on_plane
 
-    def _inliers(self, rotation: Array, translation: Array) -> Flags:
-        """Close to the epipolar line, and in front of both cameras unless too far off to tell."""
-        close = sampson_distance(self.p0, self.p1, rotation, translation) < self.threshold
-        far = rotated_residual(self.p0, self.p1, rotation) < 2 * self.threshold
+    def _inliers(self, rotation: Array, translation: Array, reach: float = 1.0) -> Flags:
+        """Within `reach` thresholds of the epipolar line, and in front of both cameras unless too far off to tell."""
+        close = sampson_distance(self.p0, self.p1, rotation, translation) < reach * self.threshold
+        far = rotated_residual(self.p0, self.p1, rotation) < 2 * reach * self.threshold
         flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
         return flags
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
 
@@ -14,7 +15,7 @@ class FrameRefusedError(ValueError):
     """A frame that contradicts the stream, or that the network cannot take; nothing was changed by it.
 
     Attributes:
-        kind: `time`, `size` or `frame_id`.
+        kind: `time`, `size`, `frame_id`, `depth`, `right` or `camera_info`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -79,3 +80,29 @@ def _contradiction(before: Frame, frame: Frame) -> FrameRefusedError | None:
             "Check the driver's clock, or whether a recording was started again",
         )
     return None
+
+
+def check_companions(frame: Frame, mode: str) -> None:
+    """Hold what came with a frame against what the mode needs.
+
+    Args:
+        frame: the frame.
+        mode: of `ScaleConfig`.
+
+    Raises:
+        FrameRefusedError: the depth or right image is missing, or of another size.
+    """
+    if mode == RGBD:
+        if frame.depth is None:
+            raise FrameRefusedError("depth", "the image came without a depth image; publish one, or set mode to 'mono'")
+        height, width = frame.depth.values.shape
+        if (width, height) != frame.size:
+            raise FrameRefusedError(
+                "depth",
+                f"the depth image is {width}x{height}, its image is {frame.size[0]}x{frame.size[1]}; register the "
+                "depth to the image (depth_image_proc/register)",
+            )
+    if mode == STEREO and frame.right is None:
+        raise FrameRefusedError("right", "the image came without a right image; publish one, or set mode to 'mono'")
+    if mode != MONO and frame.camera is None:
+        raise FrameRefusedError("camera_info", f"mode '{mode}' needs the camera's calibration, and the image has none")

@@ -1,0 +1,203 @@
+"""What is known of the depth of a keyframe's cells: inverse depths with variances, from whatever tells of them.
+
+An inverse depth's error is close to Gaussian where a depth's is not (Civera, Davison and Montiel, 2008), and what is
+not known at all is simply a large variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.config import DepthConfig
+from loftr_ros.frontend.frame import DepthImage
+
+Array = NDArray[np.float64]
+
+# How many standard deviations two measurements of one cell may be apart.
+_GATE = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class CellDepth:
+    """Inverse depths of the cells of one keyframe, along its optical axis.
+
+    Attributes:
+        inverse: (L,) 1/m, or in units of the trajectory's own where no metric source told them; NaN where unknown. Of a
+            point too far to tell it is near zero, and may be below it by its noise.
+        variance: (L,) of `inverse`; infinite where unknown.
+        is_metric: whether they are of metres.
+    """
+
+    inverse: Array
+    variance: Array
+    is_metric: bool
+
+    @classmethod
+    def unknown(cls, cells: int, is_metric: bool) -> CellDepth:
+        """Of `cells` cells of which nothing is known."""
+        return cls(np.full(cells, np.nan), np.full(cells, np.inf), is_metric)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(L,) bool."""
+        return np.isfinite(self.inverse)
+
+    def with_measured(self, cell: NDArray[np.integer], inverse: Array, variance: Array) -> CellDepth:
+        """Fuse measurements of some cells with what is known (Kalman's update of a scalar).
+
+        A measurement that contradicts what is known replaces it only where it is the more certain one.
+
+        Args:
+            cell: (N,) numbers of cells, each once.
+            inverse, variance: (N,); a NaN tells nothing.
+        """
+        told = np.isfinite(inverse) & np.isfinite(variance)
+        cell, inverse, variance = cell[told], inverse[told], variance[told]
+        before, spread = self.inverse[cell], self.variance[cell]
+        with np.errstate(invalid="ignore"):
+            new = ~np.isfinite(before)
+            agrees = np.abs(inverse - before) < _GATE * np.sqrt(spread + variance)
+        gain = np.where(new, 1.0, np.where(agrees, _share(spread, variance), np.where(variance < spread, 1.0, 0.0)))
+        both, spreads = self.inverse.copy(), self.variance.copy()
+        both[cell] = np.where(new, inverse, np.nan_to_num(before) + gain * (inverse - np.nan_to_num(before)))
+        spreads[cell] = np.where(gain == 1.0, variance, (1 - gain) * np.where(gain == 1.0, 0.0, spread))
+        return CellDepth(both, spreads, self.is_metric)
+
+    def scaled(self, factor: float) -> CellDepth:
+        """The same scene `factor` times as large."""
+        return CellDepth(self.inverse / factor, self.variance / factor**2, self.is_metric)
+
+
+def _share(spread: Array, variance: Array) -> Array:
+    """(N,) Kalman's gain; a cell of infinite variance takes all of the measurement, an exact one nothing."""
+    both = spread + variance
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(spread), spread / np.where(both > 0, both, 1.0), 1.0)
+
+
+def from_depth_image(depth: DepthImage, points: NDArray[np.floating], config: DepthConfig) -> CellDepth:
+    """Depth of cells as a registered depth image has it at their points.
+
+    A cell is left out where the image has a hole, or where depths around its point differ by so much that an edge runs
+    through: a point there is as likely on the one side as on the other.
+
+    Args:
+        depth: of the keyframe's image, pixel by pixel.
+        points: (L, 2) pixels of the cells' points.
+        config: range, edges and noise.
+    """
+    height, width = depth.values.shape
+    reach = np.arange(-config.edge_window, config.edge_window + 1)
+    columns, rows = np.rint(points).astype(np.int64).T
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    around_rows = np.clip(rows[:, None] + reach, 0, height - 1)[:, :, None]
+    around_columns = np.clip(columns[:, None] + reach, 0, width - 1)[:, None, :]
+    around = depth.metres(depth.values[around_rows, around_columns]).astype(np.float64)
+    around = around.reshape(len(points), len(reach) ** 2)
+    with np.errstate(invalid="ignore"):
+        valid = inside & np.isfinite(around).all(axis=1)
+        nearest, farthest = around.min(axis=1), around.max(axis=1)
+        valid &= (nearest >= config.min_depth) & (farthest <= config.max_depth)
+        valid &= farthest - nearest <= config.max_edge * nearest
+    middle = np.where(valid, np.median(np.where(valid[:, None], around, 1.0), axis=1), np.nan)
+    inverse = 1 / middle
+    variance = np.where(valid, (config.image_noise + config.image_offset * inverse**2) ** 2, np.inf)
+    return CellDepth(inverse, variance, True)
+
+
+@dataclass(frozen=True, eq=False)
+class Triangulation:
+    """Inverse depths that matches with a second view of known pose tell.
+
+    Attributes:
+        inverse, variance: (N,) of the first view's rays; NaN and infinite where the rays do not tell.
+        off: (N,) pixels of the second image between the match and its epipolar line.
+    """
+
+    inverse: Array
+    variance: Array
+    off: Array
+
+
+def triangulate(
+    rays0: Array,
+    rays1: Array,
+    rotation: Array,
+    translation: Array,
+    std: Array,
+    focal_length: float,
+    past_infinity: bool = False,
+) -> Triangulation:
+    """Inverse depth along rays of the first view by where the second view sees their points.
+
+    With p = R^T (p0 - rho t) the second view's point, p_xy = x1 p_z is linear in rho: its least squares are closed.
+
+    Args:
+        rays0, rays1: (N, 2) normalised coordinates of both views.
+        rotation, translation: T_0_1.
+        std: (N,) pixels, standard deviations of the matches.
+        focal_length: pixels, of the second view.
+        past_infinity: keep an inverse depth below zero where that may be noise. Half of the points at infinity have
+            one, and without these the others would say that it is nearer than it is.
+    """
+    turned = np.insert(rays0, 2, 1.0, axis=1) @ rotation
+    shift = translation @ rotation
+    constant = turned[:, :2] - rays1 * turned[:, 2:]
+    slope = shift[:2] - rays1 * shift[2]
+    squared = np.maximum((slope**2).sum(axis=1), 1e-18)
+    inverse = (constant * slope).sum(axis=1) / squared
+    z = turned[:, 2] - inverse * shift[2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = np.abs(constant[:, 0] * slope[:, 1] - constant[:, 1] * slope[:, 0]) / np.sqrt(squared)
+        off = off / np.abs(z) * focal_length
+        variance = (std / focal_length * z) ** 2 / squared
+    least = -_GATE * np.sqrt(variance) if past_infinity else np.zeros(len(inverse))
+    wrong = (z <= 0) | (inverse <= least) | ~np.isfinite(inverse)
+    return Triangulation(
+        np.where(wrong, np.nan, inverse), np.where(wrong, np.inf, variance), np.where(z <= 0, np.inf, off)
+    )
+
+
+def from_stereo(
+    cells: int,
+    cell: NDArray[np.integer],
+    rays_left: Array,
+    rays_right: Array,
+    left_from_right: Array,
+    std: NDArray[np.floating],
+    right: CameraModel,
+    config: DepthConfig,
+) -> CellDepth:
+    """Depth of cells by matches between the keyframe's image and the one taken beside it at the same moment.
+
+    A match off its epipolar line is wrong. One on it that has moved by less than its own uncertainty tells only that
+    the point is far, which is kept as such: an inverse depth near zero, of either sign, is a good one.
+
+    Args:
+        cells: number of the keyframe's cells.
+        cell: (N,) of the matches.
+        rays_left, rays_right: (N, 2).
+        left_from_right: (4, 4) T_left_right, metres.
+        std: (N,) pixels of the right image; NaN where the matcher does not tell.
+        right: the right camera.
+        config: what is refused.
+    """
+    focal_length = right.focal_length
+    known = np.where(np.isfinite(std), std, config.stereo_std)
+    found = triangulate(
+        rays_left,
+        rays_right,
+        left_from_right[:3, :3],
+        left_from_right[:3, 3],
+        known,
+        focal_length,
+        past_infinity=True,
+    )
+    with np.errstate(invalid="ignore"):
+        good = (found.off < config.max_epipolar) & (found.inverse <= 1 / config.min_depth)
+    good &= np.isfinite(found.inverse)
+    return CellDepth.unknown(cells, True).with_measured(cell[good], found.inverse[good], found.variance[good])

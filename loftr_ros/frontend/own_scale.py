@@ -1,0 +1,165 @@
+"""A single camera's own unit of length: depths of keyframes' cells by triangulation, handed from keyframe to keyframe.
+
+Nothing observes the unit itself. The first keyframe's typical depth is made one; from then on a pose has its length
+from the cells whose depth is known, and a new keyframe's cells have theirs from those that both see. What each
+hand-over leaves in doubt is measured and added up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate
+from loftr_ros.frontend.config import DepthConfig, GeometryConfig
+from loftr_ros.frontend.epipolar import homogeneous
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
+from loftr_ros.frontend.metric_pose import metric_relative_pose
+from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.frontend.results import Correspondences, MatchedRays
+from loftr_ros.frontend.tracks import one_each
+
+Array = NDArray[np.float64]
+
+# Depths are refined where the views are this much farther apart than those that told of them last: what is nearer tells
+# little, and its errors are those of the pose that the depths themselves have made.
+_FARTHER = 1.15
+# A cell's point and the point that it takes its depth from may lie on a slanted surface.
+_SLANT = 0.05
+# Neighbouring cells are wrong together: so many of them count as one.
+_TOGETHER = 10
+_MAD = 1.4826
+
+
+@dataclass(frozen=True, eq=False)
+class HandOver:
+    """Depth of a new keyframe's cells by an older one's.
+
+    Attributes:
+        depth: of the new keyframe's cells.
+        scale_std: standard deviation of the logarithm of the unit that they are in over the older keyframe's.
+    """
+
+    depth: CellDepth
+    scale_std: float
+
+
+class OwnScale:
+    """Gives a single camera's poses their length, in one unit for as long as the chain holds."""
+
+    def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
+        self._geometry, self._config = geometry, depth
+
+    def locate(
+        self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
+    ) -> RelativePose | None:
+        """The current camera's pose in the trajectory's unit, and depths refined by it; None where there is none.
+
+        Args:
+            keyframe: its `depth` is made, or refined.
+            matches: with it.
+            rays: of the matches.
+            pose: of the current camera relative to it, with a unit translation.
+        """
+        if not pose.has_rotation:
+            return None
+        if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
+            return self._begin(keyframe, matches, pose, rays)
+        depth, cell = keyframe.depth, matches.track_id
+        found = metric_relative_pose(
+            rays.keyframe,
+            rays.current,
+            depth.inverse[cell],
+            depth.variance[cell],
+            matches.std,
+            rays.focal_length,
+            self._geometry,
+            self._config.min_cells,
+            rays.field,
+        )
+        if found is None or not found.has_rotation:
+            return None
+        self._refine(keyframe, matches, found, rays)
+        return found
+
+    def hand_over(
+        self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose, new: EncodedFrame
+    ) -> HandOver | None:
+        """Depth of the cells of a frame that becomes a keyframe; None where the older one knows none.
+
+        Args:
+            keyframe: the older one.
+            matches: of it with the frame.
+            rays: of the matches.
+            pose: of the frame relative to it, in the trajectory's unit.
+            new: the frame.
+        """
+        if keyframe.depth is None:
+            return None
+        told = keyframe.depth
+        found = self._triangulated(matches, pose, rays)
+        known = CellDepth(told.inverse[matches.track_id], told.variance[matches.track_id], is_metric=False)
+        both = known.with_measured(np.arange(len(matches)), found.inverse, found.variance)
+        keep = pose.inliers & both.known
+        if keep.sum() < self._config.min_cells:
+            return None
+        inverse = both.inverse[keep]
+        # The point over its depth in the older keyframe, in the new one's axes.
+        far = homogeneous(rays.keyframe[keep]) @ pose.rotation
+        ahead = far[:, 2] - inverse * float(pose.translation @ pose.rotation[:, 2])
+        there = inverse / ahead
+        variance = both.variance[keep] * (far[:, 2] / ahead**2) ** 2 + (_SLANT * there) ** 2
+        cell, distance = new.nearest_cells(matches.current_points[keep])
+        chosen = one_each(cell, distance)
+        chosen = chosen[(there[chosen] > 0) & (distance[chosen] < new.cell_size * max(new.scale))]
+        depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
+        depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
+        return HandOver(depth, _disagreement(known.inverse[pose.inliers], found.inverse[pose.inliers]))
+
+    def _begin(
+        self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays
+    ) -> RelativePose | None:
+        """The first depths of a trajectory, of which the typical one is 1."""
+        if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
+            return pose
+        if not pose.has_direction or pose.median_parallax < self._config.min_parallax:
+            return None
+        found = self._triangulated(matches, pose, rays)
+        good = pose.inliers & np.isfinite(found.inverse)
+        if good.sum() < self._config.min_cells:
+            return None
+        length = float(np.median(found.inverse[good]))
+        depth = CellDepth.unknown(len(keyframe.encoded.cell_points), is_metric=False)
+        keyframe.depth = depth.with_measured(
+            matches.track_id[good], found.inverse[good] / length, found.variance[good] / length**2
+        )
+        keyframe.depth_parallax = pose.median_parallax
+        covariance = pose.covariance.copy()
+        covariance[:3] *= length
+        covariance[:, :3] *= length
+        return replace(pose, translation=pose.translation * length, covariance=covariance)
+
+    def _refine(self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> None:
+        if pose.median_parallax < max(self._config.min_parallax, _FARTHER * keyframe.depth_parallax):
+            return
+        assert keyframe.depth is not None
+        found = self._triangulated(matches, pose, rays)
+        good = pose.inliers
+        keyframe.depth = keyframe.depth.with_measured(matches.track_id[good], found.inverse[good], found.variance[good])
+        keyframe.depth_parallax = pose.median_parallax
+
+    def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
+        std = np.where(np.isfinite(matches.std), matches.std, self._geometry.threshold / 2)
+        return triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
+
+
+def _disagreement(known: Array, found: Array) -> float:
+    """Standard error of the logarithm of the ratio of two sets of inverse depths of the same cells."""
+    both = np.isfinite(known) & np.isfinite(found)
+    if both.sum() < 2:
+        return 0.0
+    ratio = np.log(found[both] / known[both])
+    spread = _MAD * float(np.median(np.abs(ratio - np.median(ratio))))
+    return spread / float(np.sqrt(max(both.sum() / _TOGETHER, 1.0)))

@@ -1,0 +1,111 @@
+"""What the front end finds in a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.budget import Effort
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import Keyframe, KeyframeEvent
+from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.frontend.tracks import TrackLinks
+
+
+@dataclass(frozen=True)
+class Correspondences:
+    """Matches of the current frame with one keyframe, in raw pixels.
+
+    Attributes:
+        track_id: (N,) uint32, the keyframe's cell; with the keyframe's id it names a scene point.
+        keyframe_points, current_points: (N, 2) float32 pixels (u, v).
+        confidence: (N,) float32 in [0, 1], the matcher's.
+        std: (N,) float32 pixels, standard deviation of `current_points` along one axis as the network's fine stage
+            sees it; NaN where the network has none.
+    """
+
+    track_id: NDArray[np.uint32]
+    keyframe_points: NDArray[np.float32]
+    current_points: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.track_id)
+
+    def __getitem__(self, keep: NDArray[np.bool_]) -> Correspondences:
+        """Those that an (N,) bool says."""
+        return Correspondences(
+            self.track_id[keep],
+            self.keyframe_points[keep],
+            self.current_points[keep],
+            self.confidence[keep],
+            self.std[keep],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedRays:
+    """Rays of the matches of two calibrated images.
+
+    Attributes:
+        keyframe, current: (N, 2) float64 normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
+        focal_length: pixels, of the current image.
+        field: area of the normalised plane that the keyframe's cells see; None where nobody asks.
+    """
+
+    keyframe: NDArray[np.float64]
+    current: NDArray[np.float64]
+    focal_length: float
+    field: float | None = None
+
+
+@dataclass(frozen=True)
+class KeyframeMatch:
+    """What the current frame and one keyframe have in common.
+
+    Attributes:
+        keyframe: the keyframe.
+        correspondences: matches with it.
+        pose: of the current camera relative to it.
+    """
+
+    keyframe: Keyframe
+    correspondences: Correspondences
+    pose: RelativePose
+
+    @property
+    def landmark(self) -> NDArray[np.uint64]:
+        """(N,) a name of each match's scene point that outlives the keyframe (see `TrackLinks`)."""
+        return self.keyframe.landmarks[self.correspondences.track_id]
+
+
+@dataclass(frozen=True)
+class FrontEndResult:
+    """What `FrontEnd.process` found.
+
+    Attributes:
+        frame: the frame it was given.
+        matches: one entry a keyframe matched, the reference first; empty for the first frame.
+        events: keyframes that came and went, with those of a frame before it that failed halfway.
+        latencies: seconds spent in each of STAGES.
+        location: of the camera in the trajectory; None where it is not known.
+        links: from the cells of the keyframe that was the reference to those of the one that this frame became.
+        effort: what the next frame is given, to stay inside `max_latency_ms`.
+    """
+
+    frame: Frame
+    matches: tuple[KeyframeMatch, ...]
+    events: tuple[KeyframeEvent, ...]
+    latencies: dict[str, float] = field(default_factory=dict)
+    location: Location | None = None
+    links: TrackLinks | None = None
+    effort: Effort = field(default_factory=lambda: Effort(1))
+
+    @property
+    def is_unmatched(self) -> bool:
+        """Whether there were keyframes, and too few matches with each of them."""
+        return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)

@@ -1,0 +1,221 @@
+"""The trajectory: metric by stereo and depth, in one unit by a single camera, with landmarks that outlive keyframes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+from made_world import WorldMatcher, frame, walk
+
+from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.results import FrontEndResult
+from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
+
+FRAMES = 40
+
+
+@functools.cache
+def walked(mode: str, **settings: float) -> tuple[FrontEnd, list[FrontEndResult]]:
+    """The front end after a walk of FRAMES, and what it found; not to be changed."""
+    return run(mode, walk(FRAMES), **settings)
+
+
+def run(mode: str, poses: list[np.ndarray], **settings: float) -> tuple[FrontEnd, list[FrontEndResult]]:
+    values = {"mode": mode, "depth.max_depth": 20.0, **{k.replace("__", "."): v for k, v in settings.items()}}
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), values))
+    results = []
+    for i in range(len(poses)):
+        results.append(front_end.process(frame(poses, i, right=mode == "stereo", depth=mode == "rgbd")))
+    return front_end, results
+
+
+def positions(results: list[FrontEndResult]) -> np.ndarray:
+    return np.array([r.location.pose[:3, 3] for r in results if r.location is not None])
+
+
+def truth(poses: list[np.ndarray], results: list[FrontEndResult]) -> np.ndarray:
+    first = np.linalg.inv(poses[0])
+    return np.array([(first @ pose)[:3, 3] for pose, r in zip(poses, results, strict=True) if r.location is not None])
+
+
+@pytest.mark.parametrize("mode", ["stereo", "rgbd"])
+def test_with_depth_the_trajectory_is_metric_and_near_the_truth_over_several_keyframes(mode: str) -> None:
+    poses = walk(FRAMES)
+    _, results = walked(mode)
+    found, true = positions(results), truth(poses, results)
+    assert sum(event.added for r in results for event in r.events) >= 2
+    assert len(found) >= FRAMES - 1
+    length = np.linalg.norm(np.diff(true, axis=0), axis=1).sum()
+    assert np.abs(found - true).max() < 0.015 * length
+    assert all(m.pose.scale_known for r in results for m in r.matches)
+    assert all(r.location.is_metric and r.location.scale_std == 0 for r in results if r.location is not None)
+
+
+def test_the_location_of_a_frame_is_within_a_few_of_the_standard_deviations_that_it_states() -> None:
+    poses = walk(FRAMES)
+    _, results = walked("stereo")
+    off = positions(results)[-1] - truth(poses, results)[-1]
+    last = results[-1].location
+    assert last is not None
+    squared = off @ np.linalg.solve(last.covariance[:3, :3], off)
+    assert squared < 25
+
+
+def test_a_single_camera_keeps_one_unit_of_length_over_several_keyframes_and_claims_no_metres() -> None:
+    poses = walk(FRAMES)
+    _, results = walked("mono")
+    found, true = positions(results), truth(poses, results)
+    assert sum(event.added for r in results for event in r.events) >= 2
+    assert not any(m.pose.scale_known for r in results for m in r.matches)
+    steps = np.linalg.norm(np.diff(found, axis=0), axis=1) / np.linalg.norm(np.diff(true, axis=0), axis=1)
+    half = len(steps) // 2
+    first, second = np.median(steps[:half]), np.median(steps[half:])
+    assert abs(np.log(second / first)) < 0.1
+    scale = np.linalg.norm(true[-1] - true[0]) / np.linalg.norm(found[-1] - found[0])
+    moved = scale * (found - found[0]) - (true - true[0])
+    assert np.abs(moved).max() < 0.05 * np.linalg.norm(np.diff(true, axis=0), axis=1).sum()
+
+
+def test_the_drift_of_the_unit_is_stated_and_grows_with_every_hand_over() -> None:
+    _, results = walked("mono")
+    drift = [r.location.scale_std for r in results if r.location is not None]
+    assert drift[0] == 0
+    assert drift[-1] > 0
+    assert all(b >= a for a, b in itertools.pairwise(drift))
+
+
+def test_a_single_cameras_relative_pose_has_a_unit_translation_whatever_the_trajectorys_unit() -> None:
+    _, results = walked("mono")
+    lengths = [np.linalg.norm(m.pose.translation) for r in results for m in r.matches if m.pose.has_direction]
+    assert lengths
+    assert np.allclose(lengths, 1)
+
+
+@pytest.mark.parametrize("mode", ["stereo", "rgbd"])
+def test_a_camera_that_stands_still_goes_nowhere(mode: str) -> None:
+    poses = [walk(1)[0]] * 20
+    front_end, results = run(mode, poses)
+    assert np.abs(positions(results)).max() < 0.005
+    assert front_end.localizer.trajectory.length < 0.05
+
+
+def test_a_keyframes_right_image_is_matched_once_when_it_comes_and_no_other_frames_is() -> None:
+    front_end, results = walked("stereo")
+    keyframes = sum(event.added for r in results for event in r.events)
+    matcher = front_end.matcher
+    assert isinstance(matcher, WorldMatcher)
+    assert matcher.encoded == FRAMES + keyframes
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("stereo", "right"), ("rgbd", "depth")])
+def test_a_frame_without_what_its_mode_needs_is_refused_and_the_next_good_one_goes_on(mode: str, kind: str) -> None:
+    poses = walk(4)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": mode}))
+    good = {"right": mode == "stereo", "depth": mode == "rgbd"}
+    front_end.process(frame(poses, 0, **good))
+    with pytest.raises(FrameRefusedError) as refused:
+        front_end.process(frame(poses, 1))
+    assert refused.value.kind == kind
+    assert front_end.process(frame(poses, 2, **good)).location is not None
+
+
+def test_a_depth_image_of_another_size_is_refused_with_what_to_do() -> None:
+    poses = walk(1)
+    whole = frame(poses, 0, depth=True)
+    assert whole.depth is not None
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "rgbd"}))
+    small = type(whole.depth)(whole.depth.values[::2, ::2], 0.001)
+    with pytest.raises(FrameRefusedError, match=r"160x120.*register"):
+        front_end.process(type(whole)(whole.image, whole.stamp_ns, "cam", whole.camera, None, small))
+
+
+def test_a_camera_that_was_lost_begins_a_new_segment_and_claims_nothing_of_its_place_in_the_old() -> None:
+    poses = walk(10)
+    behind = poses[-1].copy()
+    behind[:3, :3] = behind[:3, :3] @ np.diag([-1.0, 1.0, -1.0])
+    poses = [*poses, *[behind @ np.linalg.inv(poses[0]) @ pose for pose in poses[:5]]]
+    _, results = run("stereo", poses)
+    segments = [r.location.segment for r in results if r.location is not None]
+    assert segments[0] == 0
+    assert segments[-1] == 1
+
+
+def test_a_landmark_keeps_its_name_over_keyframes_and_names_one_scene_point() -> None:
+    front_end, results = walked("rgbd")
+    linked = [r for r in results if r.links is not None and len(r.links)]
+    assert linked
+    where: dict[int, list[np.ndarray]] = {}
+    for keyframe in front_end.buffer.keyframes:
+        assert keyframe.depth is not None
+        assert keyframe.location is not None
+        rays = keyframe.encoded.cell_rays
+        assert rays is not None
+        points = np.insert(rays, 2, 1.0, axis=1) / keyframe.depth.inverse[:, None]
+        world = points @ keyframe.location.pose[:3, :3].T + keyframe.location.pose[:3, 3]
+        for name, point in zip(keyframe.landmarks.tolist(), world, strict=True):
+            if np.isfinite(point).all():
+                where.setdefault(name, []).append(point)
+    shared = [np.linalg.norm(np.diff(points, axis=0), axis=1).max() for points in where.values() if len(points) > 1]
+    assert len(shared) > 20
+    assert np.median(shared) < 0.04
+
+
+def test_a_link_joins_cells_no_farther_apart_than_allowed_and_each_cell_once() -> None:
+    _, results = walked("rgbd")
+    for links in (r.links for r in results if r.links is not None):
+        assert (links.distance <= 1.5).all()
+        assert len(np.unique(links.new_track)) == len(links)
+        assert len(np.unique(links.old_track)) == len(links)
+
+
+def test_the_nearest_cell_is_the_one_that_a_search_over_all_finds() -> None:
+    rng = np.random.default_rng(0)
+    cells = np.stack(np.meshgrid(np.arange(7), np.arange(5)), axis=-1).reshape(-1, 2) * [9.6, 9.4] + [3.3, 3.2]
+    points = rng.random((200, 2)) * [80, 60] - 5
+    cell, distance = nearest_cells(points, cells, (5, 7))
+    apart = np.linalg.norm(points[:, None] - cells[None], axis=2)
+    assert (cell == apart.argmin(axis=1)).all()
+    assert np.allclose(distance, apart.min(axis=1), atol=1e-4)
+
+
+def test_of_several_matches_in_a_cell_the_nearest_to_its_point_is_taken() -> None:
+    chosen = one_each(np.array([4, 2, 4, 2, 9]), np.array([0.5, 0.2, 0.1, 0.3, 0.7], np.float32))
+    assert chosen.tolist() == [1, 2, 4]
+
+
+def test_a_linked_cell_takes_the_older_landmarks_name_and_the_others_their_own() -> None:
+    links = TrackLinks(1, 2, np.array([3], np.uint32), np.array([5], np.uint32), np.array([0.5], np.float32))
+    old = landmarks_of(1, 8)
+    names = landmarks_of(2, 8, links, old)
+    assert names[5] == (1 << 32) + 3
+    assert names[4] == (2 << 32) + 4
+
+
+def test_the_covariance_of_two_steps_is_that_of_many_disturbed_ones() -> None:
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(3)
+
+    def random_step() -> tuple[np.ndarray, np.ndarray]:
+        step, root = np.eye(4), rng.normal(size=(6, 6)) * 0.01
+        step[:3, :3], step[:3, 3] = Rotation.from_rotvec(rng.normal(size=3)).as_matrix(), rng.normal(size=3) * 2
+        return step, root @ root.T
+
+    steps = [random_step() for _ in range(2)]
+    location: Location = origin(is_metric=True)
+    for step, covariance in steps:
+        location = location.moved(step, covariance)
+    turn, place = np.tile(np.eye(3), (20000, 1, 1)), np.zeros((20000, 3))
+    for step, covariance in steps:
+        by = rng.multivariate_normal(np.zeros(6), covariance, 20000)
+        place += np.einsum("nij,nj->ni", turn, step[:3, 3] + by[:, :3])
+        turn = turn @ Rotation.from_rotvec(by[:, 3:]).as_matrix() @ step[:3, :3]
+    turned = Rotation.from_matrix(turn @ location.pose[:3, :3].T).as_rotvec()
+    scatter = np.cov(np.hstack([place - location.pose[:3, 3], turned]).T)
+    spread = np.sqrt(np.diag(scatter))
+    assert np.abs((location.covariance - scatter) / np.outer(spread, spread)).max() < 0.05
