@@ -1,6 +1,7 @@
 """Starts the LoFTR front end and brings it to active.
 
     ros2 launch loftr_ros front_end.launch.py image:=/camera/image_raw
+    ros2 launch loftr_ros front_end.launch.py camera_names:=[front,rear]
 
 `ros2 launch -s loftr_ros front_end.launch.py` shows every argument. What you are likely to change in this file
 are the defaults in ARGUMENTS below, for a robot whose topics are always the same; everything else about the node is
@@ -9,6 +10,7 @@ set in config/front_end.yaml, or in a copy of it given as `params_file:=`. Nothi
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -27,11 +29,41 @@ from lifecycle_msgs.msg import Transition
 
 # name, default, description. An empty default leaves what the params file, or else the node itself, says.
 ARGUMENTS = [
-    ("image", "", "Topic of the camera's images. Not given: `image` in the node's namespace."),
+    (
+        "mode",
+        "",
+        "Where lengths come from: mono (nowhere), stereo (the right image), rgbd (the depth image). "
+        "Not given: as in params_file.",
+    ),
+    (
+        "image",
+        "",
+        "Topic of the camera's images, of the left one's of a stereo pair. Not given: `image` in the node's namespace, "
+        "`image_raw` with camera_names.",
+    ),
     (
         "camera_info",
         "",
         "Topic of the camera's calibration. Not given: `camera_info` beside the image topic, where drivers publish it.",
+    ),
+    ("right_image", "", "Topic of the right camera's images (mode stereo). Not given: `right/image`."),
+    (
+        "right_camera_info",
+        "",
+        "Topic of the right camera's calibration. Not given: `camera_info` beside the right image's topic.",
+    ),
+    ("depth_image", "", "Topic of depth images registered to the image (mode rgbd). Not given: `depth/image`."),
+    (
+        "rectified",
+        "",
+        "true: the images were rectified (image_rect), and P of the CameraInfo is their camera. "
+        "Not given: as in params_file.",
+    ),
+    (
+        "camera_names",
+        "",
+        "Cameras to start a node for, each in a namespace of its name below `namespace`, for example [front,rear]. "
+        "Topics are then relative to it. Not given: one node.",
     ),
     (
         "image_transport",
@@ -54,7 +86,10 @@ ARGUMENTS = [
     ("log_level", "info", "Least severe message that the node logs: debug, info, warn, error or fatal."),
     ("autostart", "true", "true: configure and activate the node. false: leave that to you or to a lifecycle manager."),
 ]
+TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_image")
 CHOICES = {
+    "mode": ["", "mono", "stereo", "rgbd"],
+    "rectified": ["", "true", "false"],
     "image_transport": ["", "raw", "compressed"],
     "use_sim_time": ["", "true", "false"],
     "log_level": ["debug", "info", "warn", "error", "fatal"],
@@ -63,17 +98,44 @@ CHOICES = {
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The arguments, and the node that is made of them."""
+    """The arguments, and what is made of them."""
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=description, choices=CHOICES.get(name))
         for name, default, description in ARGUMENTS
     ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start_front_end)])
+    return LaunchDescription([*declared, OpaqueFunction(function=start_front_ends)])
 
 
-def start_front_end(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The node and what brings it to active; runs once the arguments' values are known."""
+def start_front_ends(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """A node for each camera; runs once the arguments' values are known."""
     arguments = {name: LaunchConfiguration(name).perform(context).strip() for name, _, _ in ARGUMENTS}
+    return [action for each in cameras(arguments) for action in start_front_end(each, context)]
+
+
+def cameras(arguments: dict[str, str]) -> list[dict[str, str]]:
+    """The arguments of each camera's node: those given, in a namespace of its own.
+
+    Raises:
+        ValueError: a name cannot be a namespace, two are the same, or one topic is given for all.
+    """
+    names = [name.strip(" '\"") for name in arguments["camera_names"].strip("[]").split(",")]
+    if names == [""]:
+        return [arguments]
+    wrong = [name for name in names if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or names.count(name) > 1]
+    if wrong:
+        raise ValueError(f"camera_names: '{wrong[0]}' is not a name (letters, digits, _), or there twice")
+    shared = [name for name in TOPICS if arguments[name].startswith("/")]
+    if shared and len(names) > 1:
+        raise ValueError(
+            f"{shared[0]}: {arguments[shared[0]]} would be the same topic for all cameras; without the leading / it is "
+            f"taken below each camera's namespace, as in /{names[0]}/image_raw"
+        )
+    given = arguments | {"image": arguments["image"] or "image_raw"}
+    return [given | {"namespace": prefix_namespace(arguments["namespace"] or None, name)} for name in names]
+
+
+def start_front_end(arguments: dict[str, str], context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """One node and what brings it to active."""
     # An including launch file may have pushed a namespace of its own.
     pushed = context.launch_configurations.get("ros_namespace")
     namespace = make_namespace_absolute(prefix_namespace(pushed, arguments["namespace"]))
@@ -106,7 +168,7 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
     # Quoted in full, or `device:=0` would reach the node as a number.
     given = {
         name: ParameterValue(value, value_type=str)
-        for name in ("network", "device", "precision")
+        for name in ("mode", "network", "device", "precision")
         if (value := arguments[name])
     }
     if arguments["weights"]:
@@ -116,6 +178,8 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
         given["input.image_transport"] = ParameterValue(arguments["image_transport"], value_type=str)
     elif arguments["image"].endswith("/compressed"):
         given["input.image_transport"] = ParameterValue("compressed", value_type=str)
+    if arguments["rectified"]:
+        given["input.rectified"] = ParameterValue(arguments["rectified"] == "true", value_type=bool)
     if arguments["use_sim_time"]:
         given["use_sim_time"] = ParameterValue(arguments["use_sim_time"] == "true", value_type=bool)
 
@@ -130,13 +194,20 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
 
 def remappings(arguments: dict[str, str]) -> list[tuple[str, str]]:
     """From the node's topic names to the camera's; a topic that was not given keeps its name."""
-    image, camera_info = arguments["image"].removesuffix("/compressed"), arguments["camera_info"]
+    rules = camera_topics(arguments["image"], arguments["camera_info"], "")
+    rules += camera_topics(arguments["right_image"], arguments["right_camera_info"], "right/")
+    return rules + ([("depth/image", arguments["depth_image"])] if arguments["depth_image"] else [])
+
+
+def camera_topics(image: str, camera_info: str, ours: str) -> list[tuple[str, str]]:
+    """Remappings of one camera's topics; `ours` stands before the node's names of them."""
+    image = image.removesuffix("/compressed")
     if image and not camera_info:
         camera_info = f"{image.rpartition('/')[0]}/camera_info" if "/" in image else "camera_info"
-    rules = [("camera_info", camera_info)] if camera_info else []
+    rules = [(f"{ours}camera_info", camera_info)] if camera_info else []
     if image:
         # A rule holds for one name only: that of `image` does not touch `image/compressed`.
-        rules += [("image", image), ("image/compressed", f"{image}/compressed")]
+        rules += [(f"{ours}image", image), (f"{ours}image/compressed", f"{image}/compressed")]
     return rules
 
 
@@ -180,7 +251,7 @@ def change_state(node: LifecycleNode, transition: int) -> ChangeState:
 
 
 def stop_with_the_node(event: ProcessExited, context: LaunchContext) -> Shutdown | None:
-    """Ends the launch with its one node.
+    """Ends the launch with its node, or the first of its nodes that ends.
 
     Raises:
         RuntimeError: the node ended by itself and not well. Launch then stops with exit code 1, which is how a service

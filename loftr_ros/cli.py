@@ -52,6 +52,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for 
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for what the parameters say.")]
 ParamsFile = Annotated[Path | None, typer.Option(help="Parameters, as for the node (see config/front_end.yaml).")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+Mode = Annotated[
+    str, typer.Option(help="mono, stereo or rgbd: what the source must have; empty for what the parameters say.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -72,6 +75,7 @@ def demo(
     rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
     hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames to play, at most.")] = None,
+    mode: Mode = "",
 ) -> None:
     """Run the real node and a real publisher over DDS, and report latencies, poses and errors."""
     from loftr_ros.demo import run_demo
@@ -88,6 +92,7 @@ def demo(
             rate=rate,
             hz=hz,
             frames=frames,
+            mode=mode,
             start=start,
             step=step,
             topic=topic,
@@ -141,6 +146,7 @@ def play(
     wait: Annotated[float, typer.Option(help="Seconds to wait for a subscriber; 0 begins at once.")] = 30.0,
     best_effort: Annotated[bool, typer.Option("--best-effort", help="Publish as sensors do.")] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of the topics image and camera_info.")] = "",
+    mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Publish a source as camera topics, with its stamps and intrinsics. ROS arguments go through."""
@@ -154,6 +160,7 @@ def play(
         ) as opened:
             report = play_source(
                 opened,
+                mode=mode or "mono",
                 image_transport=transport,
                 color=color,
                 rate=rate,
@@ -192,6 +199,7 @@ def run(
         Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")
     ] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
+    mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Run the front end over a recording without ROS: trajectory, relative poses, correspondences, pictures."""
@@ -207,7 +215,7 @@ def run(
     from loftr_ros.offline import run as run_offline
     from loftr_ros.sources import SourceError, open_source
 
-    values = _parameters(params_file)
+    values = _parameters(params_file) | ({"mode": mode} if mode else {})
     try:
         config = with_values(FrontEndConfig(), values)
         values |= {name: value for name, value in (("network", network), ("weights", weights)) if value}

@@ -85,10 +85,12 @@ def run(
         A summary.
 
     Raises:
-        SourceError: not a single frame could be read.
+        SourceError: the source has not what the front end's mode needs, or not a single frame could be read.
     """
     if parquet:
         import pyarrow  # noqa: F401  (told before the work, not after it)
+    mode = front_end.config.scale.mode
+    source.require(mode)
     output.mkdir(parents=True, exist_ok=True)
     report, columns, picture = Report(), _Columns(), _BestPicture()
     trajectory = Trajectory(report.truth)
@@ -98,7 +100,7 @@ def run(
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
         for frame in _with_bar(source, progress):
             try:
-                result = front_end.process(replace(frame.to_frame(), usable=mask))
+                result = front_end.process(replace(frame.to_frame(mode), usable=mask))
             except (FrameRefusedError, MaskError, SourceError) as error:
                 report.refused.append(str(error))
                 continue
@@ -128,7 +130,9 @@ def _with_bar(source: Source, progress: bool) -> Iterator[SourceFrame]:
 def _chain(trajectory: Trajectory, result: FrontEndResult) -> None:
     for match in result.matches:
         keyframe = match.keyframe.frame.stamp_ns
-        trajectory.add_pose(keyframe, result.frame.stamp_ns, match.pose.matrix, match.pose.has_rotation)
+        trajectory.add_pose(
+            keyframe, result.frame.stamp_ns, match.pose.matrix, match.pose.has_rotation, match.pose.scale_known
+        )
     if any(event.added for event in result.events):
         trajectory.add_keyframe(result.frame.stamp_ns)
 
@@ -143,7 +147,9 @@ def _summarise(report: Report, result: FrontEndResult) -> None:
         report.statuses[pose.status.name] = report.statuses.get(pose.status.name, 0) + 1
         counts = len(match.correspondences), int(pose.inliers.sum())
         stamps = result.frame.stamp_ns, match.keyframe.frame.stamp_ns
-        report.located.append(Located(*stamps, pose.status, pose.matrix, *counts, pose.median_parallax))
+        report.located.append(
+            Located(*stamps, pose.status, pose.matrix, *counts, pose.median_parallax, pose.scale_known)
+        )
 
 
 def _pose_rows(result: FrontEndResult) -> Iterable[list[Any]]:

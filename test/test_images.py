@@ -1,4 +1,4 @@
-"""Decoding of image messages, against OpenCV, hand-made arrays and the colours that a mosaic was made from."""
+"""Decoding of image messages, against OpenCV, hand-made arrays and what a mosaic or a depth image was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loftr_ros.ros.images import ENCODINGS, MAX_PIXELS, ImageError, decode_compressed, decode_image
+from loftr_ros.ros.images import ENCODINGS, MAX_PIXELS, ImageError, decode_compressed, decode_depth, decode_image
 
 RNG = np.random.default_rng(3)
 WIDTH, HEIGHT = 46, 32
@@ -362,3 +362,69 @@ def test_a_jpeg_that_claims_an_absurd_size_is_refused_before_memory_is_taken() -
 @pytest.mark.parametrize("name", ["16UC1; compressedDepth", "32FC1; compressedDepth png", "16UC1; compressedDepth rvl"])
 def test_compressed_depth_is_refused_as_depth(name: str) -> None:
     refused(SimpleNamespace(format=name, data=b"\0" * 64), "compressed", "depth")
+
+
+# --- depth
+
+
+def depth_sample(encoding: str) -> NDArray[Any]:
+    """Values as a sensor sends them, holes among them."""
+    if encoding == "16UC1":
+        values = RNG.integers(400, 9000, (HEIGHT, WIDTH)).astype(np.uint16)
+        values[0, :3] = 0, 65535, 1234
+    else:
+        values = RNG.uniform(0.4, 9.0, (HEIGHT, WIDTH)).astype(np.float32)
+        values[0, :4] = 0, np.nan, np.inf, 1.234
+    return values
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("padding", [0, 1, 18])
+@pytest.mark.parametrize("encoding", ["16UC1", "32FC1"])
+def test_depth_keeps_its_values_whatever_the_padding_and_byte_order(encoding: str, padding: int, big: bool) -> None:
+    values = depth_sample(encoding)
+    depth = decode_depth(message(values, encoding, padding, big))
+    assert depth.values.dtype == values.dtype and depth.values.dtype.isnative and depth.values.flags.aligned
+    assert np.array_equal(depth.values, values, equal_nan=encoding == "32FC1")
+
+
+@pytest.mark.parametrize("encoding", ["16UC1", "32FC1"])
+def test_depth_is_metres_and_its_holes_are_not_a_number(encoding: str) -> None:
+    values = depth_sample(encoding)
+    depth = decode_depth(message(values, encoding))
+    metres = depth.metres(depth.values)
+    hole = np.isin(values, [0, 65535]) if encoding == "16UC1" else ~np.isfinite(values) | (values == 0)
+    assert np.array_equal(np.isnan(metres), hole) and hole.any()
+    assert np.allclose(metres[~hole], values[~hole] * (0.001 if encoding == "16UC1" else 1.0))
+    assert metres[0, 2 if encoding == "16UC1" else 3] == pytest.approx(1.234)
+
+
+@pytest.mark.parametrize("padding", [0, 18])
+@pytest.mark.parametrize("encoding", ["16UC1", "32FC1"])
+def test_depth_of_this_machines_byte_order_is_not_copied(encoding: str, padding: int) -> None:
+    padding += -padding % 4
+    msg = message(depth_sample(encoding), encoding, padding)
+    assert np.shares_memory(decode_depth(msg).values, np.asarray(msg.data))
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "mono16", "64FC1", "16SC1", "rgb8", "", "16UC1; compressedDepth"])
+def test_depth_of_another_encoding_is_refused_with_what_came_and_what_is_expected(encoding: str) -> None:
+    with pytest.raises(ImageError, match=r"16UC1.*32FC1") as caught:
+        decode_depth(message(np.zeros((4, 4), np.uint16), encoding))
+    assert caught.value.kind == "encoding" and f"depth image of encoding '{encoding}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "words"),
+    [
+        ({"data": b"\0" * 31}, "data", "needs 32 bytes"),
+        ({"step": 7}, "size", "step is 7"),
+        ({"width": 0}, "size", "0x4 depth image"),
+        ({"height": 2**31, "width": 2**31}, "size", "driver"),
+        ({"data": "text"}, "data", "uint8[]"),
+    ],
+)
+def test_depth_whose_fields_contradict_each_other_is_refused(fields: dict[str, Any], kind: str, words: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode_depth(message(np.zeros((4, 4), np.uint16), "16UC1", **fields))
+    assert caught.value.kind == kind and words in str(caught.value)

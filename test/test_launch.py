@@ -36,18 +36,24 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-NAMES = ("network", "weights", "device", "precision", "input.image_transport", "threads")
+NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified")
+DEFAULTS = {{"threads": 0, "input.rectified": False}}
+TOPICS = {{
+    "image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo,
+    "right/image": Image, "right/image/compressed": CompressedImage, "right/camera_info": CameraInfo,
+    "depth/image": Image,
+}}
 
 class StandIn(LifecycleNode):
     def __init__(self):
         super().__init__("stand_in")
         for name in NAMES:
-            self.declare_parameter(name, 0 if name == "threads" else "default")
+            self.declare_parameter(name, DEFAULTS.get(name, "default"))
 
     def on_configure(self, state):
         values = {{name: self.get_parameter(name).value for name in (*NAMES, "use_sim_time")}}
         values["name"] = self.get_fully_qualified_name()
-        for topic, kind in (("image", Image), ("image/compressed", CompressedImage), ("camera_info", CameraInfo)):
+        for topic, kind in TOPICS.items():
             values[topic] = self.create_subscription(kind, topic, print, 1).topic_name
         self.get_logger().debug("a line for debugging")
         print("STARTED", json.dumps(values), flush=True)
@@ -76,6 +82,7 @@ rclpy.try_shutdown()
 PARAMETERS = """
 /**:
   ros__parameters:
+    mode: "mode of the file"
     network: "network of the file"
     weights: "weights of the file"
     device: "device of the file"
@@ -115,9 +122,16 @@ class Launched:
             time.sleep(0.05)
 
     def started_with(self) -> dict[str, object]:
-        self.wait_for("STARTED")
-        self.wait_for("}")
-        return dict(json.loads(re.search(r"STARTED (\{.*\})", self.said)[1]))
+        (values,) = self.all_started_with(1).values()
+        return values
+
+    def all_started_with(self, count: int) -> dict[str, dict[str, object]]:
+        """By the nodes' full names, what each of `count` was started with."""
+        end = time.monotonic() + 30
+        while len(said := re.findall(r"STARTED (\{.*\})", self.said)) < count:
+            assert time.monotonic() < end and self.process.poll() is None, self.said
+            time.sleep(0.05)
+        return {values["name"]: values for values in map(json.loads, said)}
 
     def interrupt(self) -> int:
         """What Ctrl-C in a terminal does: SIGINT for the whole group. Returns the exit code."""
@@ -170,7 +184,8 @@ def test_every_argument_is_shown_with_a_description(launch):
     shown = arguments_shown(launch(file=("-s", "loftr_ros", "front_end.launch.py")))
     assert set(shown) == {
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
-        *("device", "precision", "use_sim_time", "log_level", "autostart"),
+        *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
+        *("depth_image", "rectified", "camera_names"),
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
@@ -180,6 +195,7 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
     launched = launch()
     launched.wait_for("ACTIVATED")
     assert launched.started_with() == {
+        "mode": "mode of the file",
         "network": "network of the file",
         "weights": "weights of the file",
         "device": "device of the file",
@@ -191,6 +207,11 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
         "image": "/image",
         "image/compressed": "/image/compressed",
         "camera_info": "/camera_info",
+        "right/image": "/right/image",
+        "right/image/compressed": "/right/image/compressed",
+        "right/camera_info": "/right/camera_info",
+        "depth/image": "/depth/image",
+        "input.rectified": False,
     }
     assert "a line for debugging" not in launched.said
 
@@ -228,6 +249,41 @@ def test_a_compressed_topic_is_subscribed_to_as_such(launch):
     assert values["input.image_transport"] == "compressed"
     assert values["image/compressed"] == "/a/b/camera/image_raw/compressed"
     assert values["camera_info"] == "/mine"
+
+
+def test_the_second_camera_of_a_pair_has_arguments_of_its_own_and_its_calibration_beside_its_image(launch):
+    values = launch("mode:=stereo", "image:=/left/image_raw", "right_image:=/right_eye/image_raw").started_with()
+    assert (values["mode"], values["camera_info"]) == ("stereo", "/left/camera_info")
+    assert values["right/image"] == "/right_eye/image_raw"
+    assert values["right/image/compressed"] == "/right_eye/image_raw/compressed"
+    assert values["right/camera_info"] == "/right_eye/camera_info"
+
+
+def test_a_depth_image_has_an_argument_of_its_own_and_what_is_not_given_keeps_its_name(launch):
+    values = launch("mode:=rgbd", "depth_image:=/depth/image_rect", "right_camera_info:=/other").started_with()
+    assert (values["mode"], values["depth/image"]) == ("rgbd", "/depth/image_rect")
+    assert (values["right/image"], values["right/camera_info"]) == ("/right/image", "/other")
+
+
+def test_each_named_camera_gets_an_active_node_in_a_namespace_of_its_own(launch):
+    launched = launch("camera_names:=[front, 'rear']", "namespace:=robot", "device:=cpu")
+    found = launched.all_started_with(2)
+    assert set(found) == {"/robot/front/loftr_front_end", "/robot/rear/loftr_front_end"}
+    for camera in ("front", "rear"):
+        values = found[f"/robot/{camera}/loftr_front_end"]
+        assert (values["image"], values["camera_info"]) == (
+            f"/robot/{camera}/image_raw",
+            f"/robot/{camera}/camera_info",
+        )
+        assert (values["device"], values["threads"]) == ("cpu", 3)
+        launched.wait_for(f"/robot/{camera}/loftr_front_end is active")
+    assert launched.interrupt() == 0, launched.said
+
+
+def test_with_named_cameras_a_relative_image_topic_is_below_each_of_them(launch):
+    found = launch("camera_names:=front,rear", "image:=left/image_rect", "name:=eye").all_started_with(2)
+    assert {values["image"] for values in found.values()} == {"/front/left/image_rect", "/rear/left/image_rect"}
+    assert set(found) == {"/front/eye", "/rear/eye"}
 
 
 def test_included_under_a_pushed_namespace_all_goes_there(launch, tmp_path):
@@ -323,13 +379,34 @@ def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
         ("params_file:=nowhere.yaml", "there is no file nowhere.yaml"),
         ("log_level:=loud", "loud"),
         ("autostart:=maybe", "maybe"),
+        ("mode:=triple", "triple"),
+        ("camera_names:=[front,2nd]", "'2nd' is not a name"),
+        ("camera_names:=[front,front]", "'front' is not a name (letters, digits, _), or there twice"),
+        ("camera_names:=[front,rear] image:=/camera/image", "would be the same topic for all cameras"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_starts(launch, argument, words):
-    launched = launch(argument)
+    launched = launch(*re.split(r" (?=\w+:=)", argument))
     assert launched.process.wait(timeout=30) == 1
     assert words in launched.said
     assert "process started" not in launched.said
+
+
+def test_the_example_with_image_proc_shows_its_arguments(launch):
+    example = LAUNCH_FILE.with_name("with_image_proc.launch.py")
+    shown = arguments_shown(launch(file=("-s", str(example))))
+    assert set(shown) == {"image"}
+
+
+def test_the_example_with_image_proc_starts_the_front_end_on_what_is_rectified(launch, tmp_path):
+    """The container itself is left out, since image_proc need not be installed."""
+    example = LAUNCH_FILE.with_name("with_image_proc.launch.py").read_text()
+    assert "return [container, front_end]" in example
+    file = tmp_path / "example.launch.py"
+    file.write_text(example.replace("return [container, front_end]", "return [front_end]"))
+    values = launch("image:=/eye/image_raw", "device:=cpu", file=(str(file),)).started_with()
+    assert (values["image"], values["camera_info"]) == ("/eye/image_rect", "/eye/camera_info")
+    assert (values["input.rectified"], values["device"]) == (True, "cpu")
 
 
 def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path):

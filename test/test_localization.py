@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_world import WorldMatcher, frame, walk
 
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import ConfigError, FrontEndConfig, with_values
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
@@ -219,3 +219,24 @@ def test_the_covariance_of_two_steps_is_that_of_many_disturbed_ones() -> None:
     scatter = np.cov(np.hstack([place - location.pose[:3, 3], turned]).T)
     spread = np.sqrt(np.diag(scatter))
     assert np.abs((location.covariance - scatter) / np.outer(spread, spread)).max() < 0.05
+
+
+def test_settings_may_change_between_two_frames_and_keyframes_stay() -> None:
+    poses = walk(8)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "stereo"}))
+    for i in range(4):
+        front_end.process(frame(poses, i, right=True))
+    before = front_end.buffer.keyframes
+    front_end.reconfigure(with_values(front_end.config, {"keyframe.max_rotation": 0.1, "geometry.threshold": 2.0}))
+    assert front_end.buffer.keyframes == before
+    result = front_end.process(frame(poses, 5, right=True))
+    assert [event.reason.name for event in result.events if event.added] == ["HIGH_ROTATION"]
+    assert result.location is not None
+
+
+def test_a_setting_that_needs_a_new_beginning_is_refused_and_nothing_changes() -> None:
+    front_end = FrontEnd(WorldMatcher(walk(1)))
+    other = with_values(front_end.config, {"mode": "rgbd", "keyframe.capacity": 3, "geometry.threshold": 2.0})
+    with pytest.raises(ConfigError, match=r"mode, keyframe\.capacity cannot change"):
+        front_end.reconfigure(other)
+    assert front_end.config.geometry.threshold == 1.0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import importlib.util
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from fakes import camera, texture
 
 if importlib.util.find_spec("rclpy") is None:
@@ -15,8 +19,11 @@ if importlib.util.find_spec("rclpy") is None:
 
 from builtin_interfaces.msg import Time
 from loftr_ros.msg import Correspondences as CorrespondencesMessage
+from loftr_ros.msg import FrontEndStatus as FrontEndStatusMessage
 from loftr_ros.msg import Keyframe as KeyframeMessage
 from loftr_ros.msg import RelativePose as RelativePoseMessage
+from loftr_ros.msg import TrackLinks as TrackLinksMessage
+from loftr_ros.msg import Tracks as TracksMessage
 from rclpy.serialization import deserialize_message, serialize_message
 from scipy.spatial.transform import Rotation
 
@@ -24,8 +31,14 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeEvent, KeyframeReason
 from loftr_ros.frontend.pipeline import Correspondences, KeyframeMatch
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.ros import messages
 from loftr_ros.ros.outputs import Outputs
+from loftr_ros.ros.parameters import OdometryParameters
+from loftr_ros.ros.reports import FrontEndState, MotionState, Reporter
+from loftr_ros.ros.statistics import STAGES, Statistics
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
 
 
 def frame(stamp_ns: int, frame_id: str = "camera") -> Frame:
@@ -50,7 +63,9 @@ def match(count: int = 5) -> KeyframeMatch:
         inliers=np.arange(count) % 2 == 0,
         median_parallax=4.5,
     )
-    keyframe = SimpleNamespace(id=3, frame=frame(1_500_000_000, "first"))
+    # Of another keyframe's landmarks, as a linked cell is.
+    landmarks = (np.uint64(2) << np.uint64(32)) + np.arange(100, 100 + count, dtype=np.uint64)
+    keyframe = SimpleNamespace(id=3, frame=frame(1_500_000_000, "first"), landmarks=landmarks, location=None)
     return KeyframeMatch(keyframe, found, pose)
 
 
@@ -118,6 +133,54 @@ def test_a_relative_pose_carries_the_estimate_and_what_it_is_worth() -> None:
     assert (found.keyframe_id, found.keyframe_frame_id, found.header.frame_id) == (3, "first", "camera")
 
 
+def test_tracks_are_the_inliers_with_landmarks_that_outlive_the_keyframe_and_rays_of_the_camera() -> None:
+    pair, current = match(), frame(2_250_000_000)
+    found = deserialize_message(serialize_message(messages.tracks_message(pair, current)), TracksMessage)
+    assert (found.header.stamp, found.header.frame_id) == (Time(sec=2, nanosec=250_000_000), "camera")
+    assert found.keyframe_id == 3
+    assert list(found.track_id) == [0, 2, 4]
+    assert list(found.landmark_id) == [(2 << 32) + 100, (2 << 32) + 102, (2 << 32) + 104]
+    kept = pair.correspondences[pair.pose.inliers]
+    assert np.array_equal(found.pixels, kept.current_points.ravel())
+    assert np.array_equal(found.std, kept.std)
+    # The fakes' camera: a focal length of 300, its centre in the image's middle.
+    assert np.asarray(found.rays).reshape(-1, 2) == pytest.approx(
+        (kept.current_points - [159.5, 119.5]) / 300, abs=1e-6
+    )
+    assert np.asarray(found.ray_std) == pytest.approx(kept.std / 300)
+
+
+def test_rays_of_tracks_are_undistorted() -> None:
+    current, pair = frame(1), match()
+    lens = dataclasses.replace(current.camera, distortion_model="plumb_bob", distortion=np.array([-0.2, 0.03, 0, 0, 0]))
+    found = messages.tracks_message(pair, dataclasses.replace(current, camera=lens))
+    rays = np.asarray(found.rays).reshape(-1, 2)
+    seen = lens.project(np.insert(rays, 2, 1.0, axis=1))
+    assert seen == pytest.approx(np.asarray(found.pixels).reshape(-1, 2), abs=1e-2)
+    assert not np.allclose(rays, (np.asarray(found.pixels).reshape(-1, 2) - [159.5, 119.5]) / 300, atol=1e-3)
+
+
+def test_tracks_of_an_uncalibrated_camera_have_pixels_and_no_rays() -> None:
+    found = messages.tracks_message(match(), dataclasses.replace(frame(1), camera=None))
+    assert len(found.pixels) == len(found.rays) == 6
+    assert np.isfinite(found.pixels).all()
+    assert np.isnan(found.rays).all() and np.isnan(found.ray_std).all()
+
+
+def links() -> TrackLinks:
+    old, new = np.array([4, 9], np.uint32), np.array([5, 8], np.uint32)
+    return TrackLinks(3, 4, old, new, np.array([0.5, 1.25], np.float32))
+
+
+def test_links_carry_both_keyframes_and_tracks_over_the_wire() -> None:
+    sent = messages.track_links_message(links(), frame(2_250_000_000))
+    found = deserialize_message(serialize_message(sent), TrackLinksMessage)
+    assert (found.header.stamp, found.header.frame_id) == (Time(sec=2, nanosec=250_000_000), "camera")
+    assert (found.old_keyframe_id, found.new_keyframe_id) == (3, 4)
+    assert (list(found.old_track_id), list(found.new_track_id)) == ([4, 9], [5, 8])
+    assert list(found.distance) == [0.5, 1.25]
+
+
 def test_a_keyframe_event_has_the_stamp_of_the_frame_at_which_it_happened() -> None:
     keyframe = SimpleNamespace(id=9, frame=frame(1_000_000_000, "first"))
     event = KeyframeEvent(keyframe, False, KeyframeReason.EVICTED, 4)
@@ -162,6 +225,13 @@ class FakeNode:
     def __init__(self, refuse: str = "") -> None:
         self.refuse = refuse
         self.alive: list[SimpleNamespace] = []
+        self.logged: list[str] = []
+
+    def sent(self, topic: str) -> list[object]:
+        return next(publisher.sent for publisher in self.alive if publisher.topic == topic)
+
+    def get_logger(self) -> SimpleNamespace:
+        return SimpleNamespace(info=self.logged.append, warning=self.logged.append)
 
     def create_lifecycle_publisher(self, kind: type, topic: str, profile: object, **options: object) -> SimpleNamespace:
         if topic == self.refuse:
@@ -180,7 +250,37 @@ class FakeNode:
 
 
 def result() -> SimpleNamespace:
-    return SimpleNamespace(frame=frame(1), matches=(match(),), events=())
+    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), location=None)
+
+
+def outputs_of(node: FakeNode) -> Outputs:
+    # Given, so that no tf2 is asked, whatever is installed.
+    return Outputs(node, 100, OdometryParameters(base_from_camera=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)))
+
+
+def test_tracks_cost_nothing_while_nobody_listens_and_links_go_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loftr_ros.frontend.camera import CameraModel
+
+    asked = []
+    unproject = CameraModel.unproject
+    monkeypatch.setattr(CameraModel, "unproject", lambda self, pixels: asked.append(1) or unproject(self, pixels))
+    node = FakeNode()
+    outputs = outputs_of(node)
+    outputs.publish(result())
+    assert not asked and not node.sent("~/tracks")
+    assert len(node.sent("~/track_links")) == 1
+    node.looking = 1
+    outputs.publish(result())
+    assert len(asked) == len(node.sent("~/tracks")) == 1
+
+
+def test_no_links_are_sent_for_a_keyframe_that_has_none() -> None:
+    node, found = FakeNode(), result()
+    outputs = outputs_of(node)
+    for nothing in (None, dataclasses.replace(links(), old_track=links().old_track[:0])):
+        found.links = nothing
+        outputs.publish(found)
+    assert node.sent("~/track_links") == []
 
 
 def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +289,7 @@ def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.Mo
     drawn = []
     monkeypatch.setattr(visualization, "draw_matches", lambda *a, **k: drawn.append(a) or np.zeros((4, 4, 3), np.uint8))
     node = FakeNode()
-    outputs = Outputs(node, 100)
+    outputs = outputs_of(node)
     outputs.publish_picture(result())
     assert drawn == []
     node.looking = 1
@@ -200,15 +300,76 @@ def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.Mo
 
 def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_override_does_not_reach_the_next() -> None:
     node = FakeNode()
-    Outputs(node, 100)
-    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 4
+    outputs_of(node)
+    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 8
+
+
+def values_of(tree: object) -> list[str]:
+    """All strings in what YAML or JSON holds, keys too."""
+    if isinstance(tree, dict):
+        return [value for pair in tree.items() for each in pair for value in values_of(each)]
+    if isinstance(tree, list):
+        return [value for each in tree for value in values_of(each)]
+    return [tree] if isinstance(tree, str) else []
+
+
+def panels(split: object) -> list[str]:
+    return [split] if isinstance(split, str) else panels(split["first"]) + panels(split["second"])
+
+
+@pytest.mark.parametrize("name", ["front_end.rviz", "foxglove_layout.json"])
+def test_what_rviz_and_foxglove_show_is_what_the_node_publishes(name: str) -> None:
+    node = FakeNode()
+    outputs_of(node)
+    published = {publisher.topic.removeprefix("~/") for publisher in node.alive} | {"status"}
+    shown = values_of(yaml.safe_load((CONFIG / name).read_text()))
+    paths = {value.removeprefix("/loftr_front_end/") for value in shown if value.startswith("/loftr_front_end/")}
+    assert {"path", "odometry", "matches_image"} <= paths
+    kinds = {"status": FrontEndStatusMessage, "relative_pose": RelativePoseMessage}
+    for path in paths:
+        topic, _, field = path.partition(".")
+        assert topic in published
+        assert not field or field.partition("[")[0] in kinds[topic].get_fields_and_field_types()
+
+
+def test_each_curve_of_foxgloves_latencies_is_labelled_with_its_stage() -> None:
+    layout = json.loads((CONFIG / "foxglove_layout.json").read_text())
+    for curve in layout["configById"]["Plot!latency"]["paths"]:
+        assert STAGES[int(curve["value"].partition("[")[2].rstrip("]"))] == curve["label"]
+    assert sorted(panels(layout["layout"])) == sorted(layout["configById"])
 
 
 def test_closed_outputs_leave_no_publisher_behind_nor_do_those_that_could_not_be_made() -> None:
     node = FakeNode()
-    Outputs(node, 100).close()
+    outputs_of(node).close()
     assert node.alive == []
     node = FakeNode(refuse="~/matches_image")
     with pytest.raises(ValueError, match="no reliability"):
-        Outputs(node, 100)
+        outputs_of(node)
     assert node.alive == []
+
+
+def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> None:
+    sent: dict[str, list] = {}
+
+    def create_publisher(kind: type, topic: str, profile: object) -> SimpleNamespace:
+        return SimpleNamespace(publish=sent.setdefault(topic, []).append)
+
+    now = SimpleNamespace(now=lambda: SimpleNamespace(to_msg=Time))
+    node = SimpleNamespace(
+        create_publisher=create_publisher,
+        create_timer=lambda *a, **k: None,
+        get_clock=lambda: now,
+        get_fully_qualified_name=lambda: "/eye",
+        count_publishers=lambda topic: 1,
+    )
+    motion = MotionState("mono", False, 0.125, 3, 7.5, 421)
+    reporter = Reporter(node, Statistics(10), 1.0, lambda: FrontEndState("active", motion=motion))
+    reporter.publish()
+    status = sent["~/status"][0]
+    assert (status.mode, status.scale_known, status.scale_std) == ("mono", False, 0.125)
+    assert (status.segment, status.path_length, status.keyframe_depth_cells) == (3, 7.5, 421)
+    values = {value.key: value.value for value in sent["/diagnostics"][0].status[0].values}
+    assert values["mode"] == "mono" and values["scale known"] == "False" and values["scale drift"] == "0.125"
+    assert values["trajectory segment"] == "3" and values["path length [own unit]"] == "7.500"
+    assert values["keyframe cells of known depth"] == "421"

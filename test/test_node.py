@@ -533,7 +533,20 @@ def test_cycles_leave_no_threads_subscriptions_or_publishers_behind(node, footag
     assert threads[-1] <= threads[0]
 
 
-def test_parameters_can_be_set_only_while_the_node_is_unconfigured_and_then_are_checked(node, footage):
+def test_a_parameter_that_may_change_while_frames_come_holds_from_the_next_frame_on(node):
+    client = node.client
+    client.process(*node.next_frame())
+    client.process(*node.next_frame())
+    held = client.status().keyframes_held
+    assert client.set(keyframe__min_coverage=1.0) == (True, "")
+    client.process(*node.next_frame())
+    client.status(lambda status: status.keyframes_held == held + 1)
+    ok, reason = client.set(keyframe__min_coverage=2.0)
+    assert not ok and reason
+    assert client.set(keyframe__min_coverage=0.4) == (True, "")
+
+
+def test_other_parameters_can_be_set_only_while_the_node_is_unconfigured_and_then_are_checked(node, footage):
     client = node.client
     ok, reason = client.set(keyframe__capacity=3)
     assert not ok and "keyframe.capacity: read when the node is configured" in reason

@@ -40,7 +40,9 @@ WITHOUT_ROSDEP_KEY = {
 }
 OPTIONAL = {"h5py", "onnxruntime"}  # the code says so where it is missing
 # The distributions on PyPI lack these, and the code does without them.
-WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters"}
+WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
+# ROS packages of modules that are called otherwise.
+ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
 # PyPI's names of modules that are called otherwise.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
 
@@ -102,7 +104,9 @@ def test_every_module_that_the_code_imports_is_declared_in_package_xml(folder: s
     declared = package_xml_dependencies("depend", "exec_depend")
     names = imported_modules(ROOT / folder) - WITHOUT_ROSDEP_KEY - OPTIONAL
     undeclared = {
-        name for name in names if name not in declared and rosdep_key(DISTRIBUTIONS.get(name, name)) not in declared
+        name
+        for name in names
+        if ROS_PACKAGES.get(name, name) not in declared and rosdep_key(DISTRIBUTIONS.get(name, name)) not in declared
     }
     assert not undeclared
 
@@ -143,7 +147,17 @@ def test_every_message_is_installed_as_class_and_in_the_ament_index(prefix: Path
     assert (prefix / f"share/loftr_ros/msg/{name}.msg").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()
 
 
-@pytest.mark.parametrize("file", ["launch/front_end.launch.py", "config/front_end.yaml", "package.xml"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "launch/front_end.launch.py",
+        "launch/with_image_proc.launch.py",
+        "config/front_end.yaml",
+        "config/front_end.rviz",
+        "config/foxglove_layout.json",
+        "package.xml",
+    ],
+)
 def test_launch_and_configuration_are_installed_as_they_are_in_the_tree(prefix: Path, file: str) -> None:
     assert (prefix / "share/loftr_ros" / file).read_text() == (ROOT / file).read_text()
 

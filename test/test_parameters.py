@@ -42,7 +42,10 @@ class FakeNode:
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in tree.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = tuple(value) if isinstance(value, list) else value
     return result
 
 
@@ -89,7 +92,7 @@ def test_every_parameter_is_described_and_every_number_has_a_range_that_holds_it
         assert f"[{item.metadata['unit']}]" in shown.description
     if isinstance(item.default, float):
         assert shown.floating_point_range[0].from_value <= item.default <= shown.floating_point_range[0].to_value
-    elif isinstance(item.default, int):
+    elif isinstance(item.default, int) and not isinstance(item.default, bool):
         assert shown.integer_range[0].from_value <= item.default <= shown.integer_range[0].to_value
         assert shown.integer_range[0].step == 1
     for choice in item.metadata["choices"]:
@@ -149,6 +152,7 @@ def test_a_value_that_is_no_choice_is_refused_by_the_parameters_full_name() -> N
 
 
 def test_while_configured_our_parameters_are_refused_and_those_of_others_are_not() -> None:
+    assert refusal({"keyframe.max_rotation": 5.0, "output.max_lines": 3}, configured=True) == ""
     assert "weights, keyframe.capacity: read when" in refusal({"weights": "a", "keyframe.capacity": 2}, configured=True)
     assert refusal({"use_sim_time": True}, configured=True) == ""
     assert refusal({"weights": "a", "use_sim_time": True}, configured=False) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -235,6 +236,174 @@ def test_without_a_subscriber_it_says_so_in_time_or_does_not_wait(folder):
 def test_wrong_arguments_are_refused(folder, options):
     with pytest.raises(PlayError):
         play_quietly(open_source(folder), **options)
+
+
+def hear_also(listener, topics):
+    """Lists that fill with what comes on further topics, by name."""
+    qos, heard = QoSProfile(depth=100), {name: [] for name in topics}
+    for name, kind in topics.items():
+        listener.node.create_subscription(kind, name, heard[name].append, qos)
+    return heard
+
+
+@pytest.fixture
+def stereo(tmp_path):
+    """Pairs of the layout of KITTI, 0.5 m apart at fx 400."""
+    for k in range(4):
+        for name, number in (("image_0", k), ("image_1", k + 4)):
+            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "pairs" / name / f"{k:06d}.png"), picture(number))
+    rows = ("400 0 31 0 0 401 21 0 0 0 1 0", "400 0 31 -200 0 401 21 0 0 0 1 0")
+    (tmp_path / "pairs" / "calib.txt").write_text("\n".join(rows) + "\n")
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def rgbd(tmp_path):
+    """Images with depth in millimetres, of the layout of 7-Scenes."""
+    path = tmp_path / "scene"
+    path.mkdir()
+    for k in range(3):
+        cv2.imwrite(str(path / f"frame-{k:06d}.color.png"), picture(k))
+        cv2.imwrite(str(path / f"frame-{k:06d}.depth.png"), millimetres(k))
+    (path / "camera-intrinsics.txt").write_text("400 0 31\n0 401 21\n0 0 1\n")
+    return path
+
+
+def millimetres(number):
+    values = np.full((HEIGHT, WIDTH), 1000 + 300 * number, np.uint16)
+    values[0, :2] = (0, 65535)
+    return values
+
+
+def test_stereo_pairs_go_out_with_one_stamp_and_a_projection_that_tells_the_baseline(stereo, listener):
+    heard = hear_also(listener, {"right/image": Image, "right/camera_info": CameraInfo})
+    source = open_source(stereo, rate=50)
+    report = play_quietly(source, mode="stereo")
+    right, infos = heard.values()
+    until(lambda: len(listener.images) == len(listener.infos) == len(right) == len(infos) == 4)
+    assert (report.published, report.failed) == (4, 0)
+    for k, frame in enumerate(source):
+        messages = [listener.images[k], listener.infos[k], right[k], infos[k]]
+        assert {nanoseconds(message) for message in messages} == {frame.stamp_ns}
+        names = [message.header.frame_id for message in messages]
+        assert names == ["camera_optical_frame"] * 2 + ["right_camera_optical_frame"] * 2
+        assert np.array_equal(decode_image(listener.images[k]), picture(k))
+        assert np.array_equal(decode_image(right[k]), picture(k + 4))
+        assert infos[k].p.tolist() == [400, 0, 31, -200, 0, 401, 21, 0, 0, 0, 1, 0]
+        assert listener.infos[k].p[3] == 0
+        assert CameraModel.from_camera_info(infos[k]).same_as(frame.right.camera)
+
+
+def test_a_pair_that_is_not_rectified_has_no_baseline_in_its_projection(stereo, listener):
+    # The right camera is 1 mm higher: small, but its rows are not those of the left one.
+    (stereo / "calib.txt").write_text("400 0 31 0 0 401 21 0 0 0 1 0\n400 0 31 -200 0 401 21 0.401 0 0 1 0\n")
+    heard = hear_also(listener, {"right/camera_info": CameraInfo})
+    play_quietly(open_source(stereo, rate=50), mode="stereo")
+    until(lambda: len(heard["right/camera_info"]) == 4)
+    assert heard["right/camera_info"][0].p.tolist() == [400, 0, 31, 0, 0, 401, 21, 0, 0, 0, 1, 0]
+
+
+def test_what_the_player_says_of_an_unrectified_pair_is_the_front_end_s_parameter():
+    from loftr_ros.ros.player_topics import extrinsic_of
+    from loftr_ros.ros.stereo_calibration import pose_of
+
+    pose = np.eye(4)
+    pose[:3, :3] = cv2.Rodrigues(np.array([0.02, -0.4, 0.1]))[0]
+    pose[:3, 3] = (0.11, -0.0002, 0.001)
+    assert np.allclose(pose_of(json.loads(extrinsic_of(pose))), pose, atol=1e-7)
+
+
+def test_right_images_are_compressed_as_the_left_ones_are_and_both_stamped_with_the_present(stereo, listener):
+    heard = hear_also(listener, {"right/image/compressed": CompressedImage, "right/camera_info": CameraInfo})
+    before = time.time_ns()
+    play_quietly(open_source(stereo, rate=50), mode="stereo", image_transport="compressed", now=True)
+    right, infos = heard.values()
+    until(lambda: len(listener.compressed) == len(right) == len(infos) == 4)
+    for k in range(4):
+        assert right[k].data.tobytes() == (stereo / "image_1" / f"{k:06d}.png").read_bytes()
+        stamps = {nanoseconds(message) for message in (listener.compressed[k], right[k], infos[k])}
+        assert len(stamps) == 1
+        assert min(stamps) >= before
+
+
+def test_depth_in_millimetres_stays_as_it_is_but_its_holes_are_zeros(rgbd, listener):
+    heard = hear_also(listener, {"depth/image": Image, "depth/camera_info": CameraInfo})
+    source = open_source(rgbd, rate=50)
+    play_quietly(source, mode="rgbd", image_transport="compressed")
+    depth, infos = heard.values()
+    until(lambda: len(listener.compressed) == len(depth) == len(infos) == 3)
+    for k, frame in enumerate(source):
+        messages = [listener.compressed[k], depth[k], infos[k]]
+        assert {nanoseconds(message) for message in messages} == {frame.stamp_ns}
+        assert {message.header.frame_id for message in messages} == {frame.frame_id}
+        assert (depth[k].encoding, depth[k].step, depth[k].width) == ("16UC1", 2 * WIDTH, WIDTH)
+        values = np.frombuffer(depth[k].data, np.uint16).reshape(HEIGHT, WIDTH)
+        assert np.array_equal(values, np.where(millimetres(k) == 65535, 0, millimetres(k)))
+        assert CameraModel.from_camera_info(infos[k]).same_as(source.camera)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_depth_of_another_unit_becomes_metres_with_nan_for_holes(tmp_path, listener, preload):
+    heard = hear_also(listener, {"depth/image": Image})
+    for folder in ("rgb", "depth"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / f"{folder}.txt").write_text(f"1.0 {folder}/0.png\n1.1 {folder}/1.png\n")
+        for k in range(2):
+            cv2.imwrite(str(tmp_path / folder / f"{k}.png"), picture(k) if folder == "rgb" else millimetres(k))
+    play_quietly(open_source(tmp_path), mode="rgbd", preload=preload)
+    until(lambda: len(heard["depth/image"]) == len(listener.images) == 2)
+    message = heard["depth/image"][1]
+    assert (message.encoding, message.step) == ("32FC1", 4 * WIDTH)
+    values = np.frombuffer(message.data, np.float32).reshape(HEIGHT, WIDTH)
+    assert np.isnan(values[0, 0])
+    assert values[0, 1] == pytest.approx(65535 / 5000)
+    assert values[1:] == pytest.approx(1300 / 5000)
+
+
+@pytest.mark.parametrize("mode", ["stereo", "rgbd"])
+def test_the_rendered_scene_plays_its_second_camera_and_its_depth(listener, mode):
+    name = {"stereo": "right", "rgbd": "depth"}[mode]
+    heard = hear_also(listener, {f"{name}/image": Image, f"{name}/camera_info": CameraInfo})
+    source = open_source("rendered?frames=2&width=64&height=48")
+    play_quietly(source, mode=mode)
+    images, infos = heard.values()
+    until(lambda: len(listener.images) == len(images) == len(infos) == 2)
+    frame = list(source)[1].to_frame(mode)
+    if mode == "stereo":
+        assert np.array_equal(decode_image(images[1]), frame.right.image)
+        assert infos[1].p[3] == pytest.approx(-frame.camera.matrix[0, 0] * frame.right.left_from_right[0, 3])
+    else:
+        values = np.frombuffer(images[1].data, np.float32).reshape(48, 64)
+        assert np.array_equal(values, frame.depth.metres(frame.depth.values), equal_nan=True)
+
+
+def test_without_a_mode_only_the_one_camera_is_published(stereo, listener):
+    heard = hear_also(listener, {"right/image": Image, "right/camera_info": CameraInfo})
+    play_quietly(open_source(stereo, rate=50))
+    until(lambda: len(listener.images) == 4)
+    # The image goes out last, so what would have gone with it had come.
+    assert not any(heard.values())
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_frame_without_its_right_image_is_left_out_whole_and_counted(stereo, listener, preload):
+    heard = hear_also(listener, {"right/image": Image})
+    (stereo / "image_1" / "000001.png").unlink()
+    cv2.imwrite(str(stereo / "image_1" / "000002.png"), np.zeros((8, 9), np.uint8))
+    report = play_quietly(open_source(stereo, rate=50), mode="stereo", preload=preload)
+    assert (report.published, report.failed) == (2, 2)
+    until(lambda: len(heard["right/image"]) == len(listener.images) == len(listener.infos) == 2)
+    assert np.array_equal(decode_image(heard["right/image"][1]), picture(7))
+
+
+def test_a_source_that_lacks_what_the_mode_needs_is_refused_before_anybody_is_waited_for(folder):
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="stereo: this source has no right images"):
+        play(open_source(folder), mode="stereo", progress=False)
+    with pytest.raises(PlayError, match="mode 'both' is not known; expected mono, stereo, rgbd"):
+        play(open_source(folder), mode="both", progress=False)
+    assert time.monotonic() - began < 3
 
 
 def test_ctrl_c_ends_it_cleanly_with_a_report(folder):

@@ -129,6 +129,7 @@ class Recorder:
                 num_matches=message.num_matches,
                 num_inliers=message.num_inliers,
                 parallax=message.median_parallax,
+                metric=message.scale_known,
             )
         )
         # The reference's pose is a frame's first.

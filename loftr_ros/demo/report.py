@@ -231,7 +231,9 @@ def draw_trajectory(path: Path, recorded: Any, truth: Truth, name: str) -> bool:
         true_poses = np.array([truth.poses[int(stamp)] for stamp in stamps])
     if len(stamps) < 2 or not any(pose.status.has_direction for pose in recorded.located):
         return False
-    if truth.poses:
+    if all(pose.metric for pose in recorded.located if pose.status.has_direction):
+        scale = "in metres, as the node measured them"
+    elif truth.poses:
         scale = "rotations and directions are estimated, the length of each step is the truth's"
     else:
         scale = "scale unknown: each step from a keyframe has length 1"
@@ -249,7 +251,7 @@ def chained(located: list[Located], keyframes: list[Any], truth: Truth) -> tuple
         by_stamp.setdefault(pose.stamp_ns, []).append(pose)
     for stamp in sorted(by_stamp):
         for pose in by_stamp[stamp]:
-            trajectory.add_pose(pose.keyframe_stamp_ns, stamp, pose.pose, pose.status.has_rotation)
+            trajectory.add_pose(pose.keyframe_stamp_ns, stamp, pose.pose, pose.status.has_rotation, pose.metric)
         if stamp in added:
             trajectory.add_keyframe(stamp)
     return trajectory.poses()

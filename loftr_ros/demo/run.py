@@ -43,6 +43,7 @@ class Settings:
     rate: float
     hz: float | None
     frames: int | None
+    mode: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
@@ -59,6 +60,7 @@ def run_demo(
     rate: float = 1.0,
     hz: float | None = None,
     frames: int | None = None,
+    mode: str = "",
     start: int = 0,
     step: int = 1,
     topic: str | None = None,
@@ -81,6 +83,7 @@ def run_demo(
         rate: how many times faster than the stamps say the frames are played.
         hz: frames a second, whatever the stamps say.
         frames: frames to play, at most.
+        mode: mono, stereo or rgbd; empty for what `params_file` says, or else mono. The source must have the images.
         start, step, topic, camera: options of the source.
         progress: show progress bars.
 
@@ -91,7 +94,7 @@ def run_demo(
     """
     options = {"start": start, "step": step, "topic": topic, "camera": camera}
     settings = Settings(
-        source, output, network, weights, device, precision, params_file, rate, hz, frames, options, progress
+        source, output, network, weights, device, precision, params_file, rate, hz, frames, mode, options, progress
     )
     try:
         return _run(settings)
@@ -123,7 +126,9 @@ def _run(settings: Settings) -> int:
     output = settings.output.resolve()
     for name in ("report.json", "matches.png", "trajectory.png"):
         (output / name).unlink(missing_ok=True)
-    sequence = prepare(settings.source, output / "rendered", settings.frames, settings.options, settings.progress)
+    sequence = prepare(
+        settings.source, output / "rendered", settings.frames, settings.options, settings.progress, settings.mode
+    )
     with ExitStack() as stack:
         _interrupted_by(signal.SIGTERM, stack)
         domain = stack.enter_context(own_domain())
@@ -198,6 +203,7 @@ def _environment(domain: int) -> dict[str, str]:
 def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[str]:
     """The installed executable, or Python where it cannot be found; with its parameters."""
     parameters: dict[str, Any] = {
+        "mode": settings.mode,
         "network": settings.network,
         "device": settings.device,
         "precision": settings.precision,
@@ -232,6 +238,7 @@ def _publisher_command(settings: Settings, sequence: Sequence) -> list[str]:
         "uri": sequence.uri,
         "source": dict(sequence.options),
         "play": {
+            "mode": settings.mode or "mono",
             "rate": settings.rate,
             "hz": settings.hz,
             # It is ready long before the node is.

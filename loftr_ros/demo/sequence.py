@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation import rasterizer, room, scene, textures
+from loftr_ros.frontend.config import MONO, STEREO
 from loftr_ros.sources import Source, SourceError, open_source, rendered
 
 RENDERED_FRAMES = 150
@@ -77,7 +78,9 @@ class Sequence:
         return truth
 
 
-def prepare(uri: str, folder: Path, frames: int | None, options: Mapping[str, Any], progress: bool) -> Sequence:
+def prepare(
+    uri: str, folder: Path, frames: int | None, options: Mapping[str, Any], progress: bool, mode: str = ""
+) -> Sequence:
     """Opens a source to see what it is, and renders it to a folder if it is the rendered scene.
 
     Args:
@@ -86,9 +89,10 @@ def prepare(uri: str, folder: Path, frames: int | None, options: Mapping[str, An
         frames: frames to play, at most; None for all, or RENDERED_FRAMES of the rendered scene.
         options: further ones of `open_source`: start, step, topic, camera.
         progress: show a progress bar while rendering.
+        mode: of the front end that is to be fed; empty for mono.
 
     Raises:
-        SourceError: the source cannot be opened, or its first frame cannot be read.
+        SourceError: the source cannot be opened, has not what the mode needs, or its first frame cannot be read.
     """
     start, step = int(options.get("start", 0)), int(options.get("step", 1))
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -106,8 +110,10 @@ def prepare(uri: str, folder: Path, frames: int | None, options: Mapping[str, An
     with open_source(uri, **chosen) as source:
         name, kind, rate = source.name, source.kind, source.rate
         if is_scene:
-            uri, chosen = str(_kept(source, json.dumps([uri, chosen], default=str), folder, progress)), {}
+            asked = json.dumps([uri, chosen, mode], default=str)
+            uri, chosen = str(_kept(source, asked, folder, progress, mode == STEREO)), {}
     with open_source(uri, **chosen) as source:
+        source.require(mode or MONO)
         first = next(iter(source), None)
         if first is None:
             raise SourceError(f"{uri} has no frames")
@@ -116,7 +122,7 @@ def prepare(uri: str, folder: Path, frames: int | None, options: Mapping[str, An
         return Sequence(uri, chosen, name, kind, rate, source.length, (width, height), calibrated)
 
 
-def _kept(source: Source, asked: str, folder: Path, progress: bool) -> Path:
+def _kept(source: Source, asked: str, folder: Path, progress: bool, stereo: bool) -> Path:
     """The folder with the rendered frames in KITTI's layout, made now unless the same ones are there already."""
     from tqdm import tqdm
 
@@ -136,18 +142,29 @@ def _kept(source: Source, asked: str, folder: Path, progress: bool) -> Path:
     (folder / "image_0").mkdir(parents=True)
     (folder / _LABEL).write_text("unfinished")
     projection = np.hstack([source.camera.matrix, np.zeros((3, 1))])
-    (folder / "calib.txt").write_text("P0: " + _row(projection) + "\n")
+    rows = ["P0: " + _row(projection)]
     poses, times = [], []
     bar = tqdm(source, f"rendering {source.name}", source.length, unit="frame", disable=None if progress else True)
     for count, frame in enumerate(bar):
         assert frame.pose is not None
-        cv2.imwrite(str(folder / "image_0" / f"{count:06d}.png"), frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        _write(folder / "image_0" / f"{count:06d}.png", frame.decode())
+        if stereo:
+            right = frame.decode_right()
+            (folder / "image_1").mkdir(exist_ok=True)
+            _write(folder / "image_1" / f"{count:06d}.png", right.image)
+            shift = -right.camera.matrix @ right.left_from_right[:3, 3:]
+            rows[1:] = ["P1: " + _row(np.hstack([right.camera.matrix, shift]))]
         poses.append(_row(frame.pose[:3]))
         times.append(f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}")
+    (folder / "calib.txt").write_text("\n".join(rows) + "\n")
     (folder / "poses.txt").write_text("\n".join(poses) + "\n")
     (folder / "times.txt").write_text("\n".join(times) + "\n")
     (folder / _LABEL).write_text(label)
     return folder
+
+
+def _write(file: Path, image: NDArray[np.uint8]) -> None:
+    cv2.imwrite(str(file), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _row(matrix: NDArray[np.float64]) -> str:

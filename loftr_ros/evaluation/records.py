@@ -26,9 +26,10 @@ class Located:
     Attributes:
         stamp_ns, keyframe_stamp_ns: of the two images.
         status: what of the pose is observed.
-        pose: (4, 4) T_keyframe_current with a unit or zero translation.
+        pose: (4, 4) T_keyframe_current with a unit or zero translation, or one in metres.
         num_matches, num_inliers: counts.
         parallax: px, NaN without a pose.
+        metric: whether the translation is in metres.
     """
 
     stamp_ns: int
@@ -38,6 +39,7 @@ class Located:
     num_matches: int
     num_inliers: int
     parallax: float
+    metric: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,19 +31,23 @@ class Trajectory:
         if stamp_ns not in self._poses:
             self._poses[stamp_ns] = self._poses[max(self._poses)] if self._poses else np.eye(4)
 
-    def add_pose(self, keyframe_stamp_ns: int, stamp_ns: int, pose: Array, has_rotation: bool) -> None:
+    def add_pose(
+        self, keyframe_stamp_ns: int, stamp_ns: int, pose: Array, has_rotation: bool, metric: bool = False
+    ) -> None:
         """A frame was located relative to a keyframe; the first location of a frame counts.
 
         Args:
             keyframe_stamp_ns: the keyframe's stamp.
             stamp_ns: the frame's stamp.
-            pose: (4, 4) T_keyframe_current with a unit or zero translation.
+            pose: (4, 4) T_keyframe_current with a unit or zero translation, or one in metres.
             has_rotation: whether it was located at all.
+            metric: whether the translation is in metres: its length is then its own.
         """
         if not has_rotation or stamp_ns in self._poses or keyframe_stamp_ns not in self._poses:
             return
         step = pose.copy()
-        step[:3, 3] *= self._length(keyframe_stamp_ns, stamp_ns)
+        if not metric:
+            step[:3, 3] *= self._length(keyframe_stamp_ns, stamp_ns)
         self._poses[stamp_ns] = self._poses[keyframe_stamp_ns] @ step
 
     def poses(self) -> tuple[NDArray[np.int64], Array]:

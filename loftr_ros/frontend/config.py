@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    live: bool | None = None,
 ) -> T:
     """A dataclass field that says what it means.
 
@@ -34,8 +35,9 @@ def setting(
         unit: SI symbol or px; empty for a pure number.
         low, high: the closed range of a number; give both.
         choices: what a string may be; empty for any.
+        live: whether it may change while frames come; None for what its group says.
     """
-    metadata = {"description": description, "unit": unit, "low": low, "high": high, "choices": choices}
+    metadata = {"description": description, "unit": unit, "low": low, "high": high, "choices": choices, "live": live}
     return field(default=default, metadata=metadata)
 
 
@@ -51,9 +53,14 @@ def prefix_of(item: dataclasses.Field[Any], prefix: str) -> str:
 class Settings:
     """Base of a settings dataclass: holds every field against its type, range and choices when it is made.
 
+    Attributes:
+        live: whether its settings may change while frames come, where they do not say themselves.
+
     Raises:
         ConfigError: one is out.
     """
+
+    live: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -102,18 +109,42 @@ def with_values(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
         raise ConfigError(f"{prefix}{error}") from error
 
 
+def is_live(group: Any, item: dataclasses.Field[Any]) -> bool:
+    """Whether a setting of a group of settings may change while frames come."""
+    live = item.metadata.get("live")
+    return bool(group.live if live is None else live)
+
+
+def changed(before: Any, after: Any, prefix: str = "") -> dict[str, bool]:
+    """Names of the settings in which two dataclasses of settings differ, and whether each may change at any time."""
+    differing: dict[str, bool] = {}
+    for item in dataclasses.fields(before):
+        old, new = getattr(before, item.name), getattr(after, item.name)
+        if dataclasses.is_dataclass(old):
+            differing |= changed(old, new, prefix_of(item, prefix))
+        elif old != new:
+            differing[prefix + item.name] = is_live(before, item)
+    return differing
+
+
 @dataclass(frozen=True)
 class ImageConfig(Settings):
     """What the network sees of an image."""
 
     max_side: int = setting(
-        960, "Longer side of what the network sees; larger images are shrunk to it", unit="px", low=64, high=8192
+        960,
+        "Longer side of what the network sees; larger images are shrunk to it",
+        unit="px",
+        low=64,
+        high=8192,
     )
 
 
 @dataclass(frozen=True)
 class RefineConfig(Settings):
     """Pyramidal Lucas-Kanade from the coarse match, for networks without a fine stage."""
+
+    live: ClassVar[bool] = True
 
     window: int = setting(17, "Side of the patch that is tracked", unit="px", low=5, high=63)
     levels: int = setting(1, "Pyramid levels above the image that the network sees", low=0, high=6)
@@ -126,6 +157,8 @@ class RefineConfig(Settings):
 @dataclass(frozen=True)
 class GeometryConfig(Settings):
     """Two-view geometry."""
+
+    live: ClassVar[bool] = True
 
     threshold: float = setting(
         1.0, "Distance from its epipolar line beyond which a match is an outlier", unit="px", low=0.05, high=20.0
@@ -167,7 +200,9 @@ class GeometryConfig(Settings):
 class KeyframeConfig(Settings):
     """When keyframes come and go."""
 
-    capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000)
+    live: ClassVar[bool] = True
+
+    capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000, live=False)
     max_matched: int = setting(1, "Keyframes matched with each frame, at most (K)", low=1, high=16)
     min_coverage: float = setting(
         0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
@@ -213,6 +248,8 @@ class ScaleConfig(Settings):
 class LatencyConfig(Settings):
     """How long a frame may take."""
 
+    live: ClassVar[bool] = True
+
     max_latency_ms: float = setting(
         0.0,
         "Time for a frame, from its decoded image to its poses, that 95 of 100 keep: by matching fewer keyframes, then "
@@ -226,6 +263,8 @@ class LatencyConfig(Settings):
 @dataclass(frozen=True)
 class DepthConfig(Settings):
     """Depth of a keyframe's cells."""
+
+    live: ClassVar[bool] = True
 
     min_depth: float = setting(0.1, "Depth below which nothing is believed", unit="m", low=0.001, high=100.0)
     max_depth: float = setting(

@@ -145,7 +145,7 @@ class KeyframeBuffer:
     """
 
     def __init__(self, config: KeyframeConfig, first_id: int = 1) -> None:
-        self._config = config
+        self.config = config
         self._keyframes: list[Keyframe] = []
         self._ring = FeatureRing(config.capacity)
         self._events: list[KeyframeEvent] = []
@@ -171,7 +171,7 @@ class KeyframeBuffer:
             return []
         others = [keyframe for keyframe in self._keyframes if keyframe is not self.reference]
         others.sort(key=lambda keyframe: keyframe.coverage, reverse=True)
-        places = (most or self._config.max_matched) - 1
+        places = (most or self.config.max_matched) - 1
         if len(others) <= places:
             return [self.reference, *others]
         if places == 0:
@@ -209,7 +209,7 @@ class KeyframeBuffer:
         """
         if self._keyframes and self._keyframes[0].encoded.features.size != encoded.features.size:
             self.clear(KeyframeReason.RESIZED)
-        if len(self._keyframes) >= self._config.capacity:
+        if len(self._keyframes) >= self.config.capacity:
             candidates = [k for k in self._keyframes if k is not self.reference] or self._keyframes
             gone = min(candidates, key=lambda keyframe: keyframe.last_matched)
             self._drop(gone, KeyframeReason.EVICTED)

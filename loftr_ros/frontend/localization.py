@@ -128,6 +128,12 @@ class Localizer:
         keyframe.landmarks = landmarks_of(keyframe.id, len(keyframe.landmarks), links, old.landmarks)
         return links
 
+    def reconfigure(self, config: FrontEndConfig) -> None:
+        """Go by other settings, of the same mode."""
+        self._config = config
+        if self._own is not None:
+            self._own = OwnScale(config.geometry, config.depth)
+
     def reset(self) -> None:
         """Begin a trajectory anew; segments go on being counted."""
         self._trajectory = Trajectory()

@@ -14,7 +14,7 @@ import torch
 
 from loftr_ros.frontend.budget import LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
-from loftr_ros.frontend.config import RGBD, STEREO, FrontEndConfig
+from loftr_ros.frontend.config import RGBD, STEREO, ConfigError, FrontEndConfig, changed
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import (
     EncodedFrame,
@@ -131,6 +131,21 @@ class FrontEnd:
         self._forced = False
         self.buffer.clear(reason)
         return self.buffer.take_events()
+
+    def reconfigure(self, config: FrontEndConfig) -> None:
+        """Go by other settings from the next frame on, with the keyframes that there are.
+
+        Raises:
+            ConfigError: a setting differs that can only be had by beginning anew.
+        """
+        differing = changed(self.config, config)
+        if fixed := [name for name, live in differing.items() if not live]:
+            raise ConfigError(f"{', '.join(fixed)} cannot change while frames come")
+        self.config = config
+        self.buffer.config = config.keyframe
+        self.localizer.reconfigure(config)
+        if "max_latency_ms" in differing or "keyframe.max_matched" in differing:
+            self._budget = LatencyBudget(config.latency.max_latency_ms / 1e3, config.keyframe.max_matched)
 
     def force_keyframe(self) -> None:
         """Make the next frame a keyframe whatever the policies say."""

@@ -1,4 +1,4 @@
-"""Image messages to (H, W) uint8 gray, the only pixels that the front end looks at.
+"""Image messages to (H, W) uint8 gray, the only pixels that the front end looks at, and to depth.
 
 ROS people will ask why this is not `cv_bridge`. Where ROS is installed it would do most of this, though not the range
 of a 12-bit or a thermal camera, nor the check that a compressed image is whole. But the node also runs where ROS is not
@@ -19,6 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from loftr_ros.frontend.frame import DepthImage
 
 FULL_RANGE = 65535
 # A header that claims more than this (16384x8192) is a mistake; it must not make us allocate gigabytes.
@@ -46,6 +48,7 @@ class _Layout:
     depth: int
     to_gray: int | None = None
     planes: float = 1  # rows of `step` bytes there are for each row of the image, for planar YUV
+    kind: str = "u"  # of the samples, as numpy has it
 
 
 _LAYOUTS: dict[str, _Layout] = {
@@ -88,6 +91,11 @@ _LAYOUTS: dict[str, _Layout] = {
 ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
 """Encodings of `sensor_msgs/Image` that `decode_image` takes."""
 
+# REP 118: depth along the optical axis, and metres a unit of it.
+_DEPTHS = {"16UC1": (_Layout(1, 2), 0.001), "32FC1": (_Layout(1, 4, kind="f"), 1.0)}
+# What sensors of 16 bits write, beside zero, where they see nothing; as a depth it would be 65.5 m.
+_DEPTH_HOLE = 65535
+
 _YUV_PAIRS = frozenset(("uyvy", "yuv422", "yuyv", "yuv422_yuy2"))
 
 
@@ -111,39 +119,47 @@ def decode_image(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint
     Raises:
         ImageError: the message does not hold such an image; `kind` says which field is to blame.
     """
-    encoding, height, width, step = str(message.encoding), int(message.height), int(message.width), int(message.step)
+    encoding = str(message.encoding)
     layout = _LAYOUTS.get(encoding)
     if layout is None:
         raise ImageError("encoding", _why_not(encoding))
-    row = width * layout.channels * layout.depth
-    where = f"{width}x{height} image of encoding '{encoding}'"
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ImageError("size", f"{where}: expected 1x1 to {MAX_PIXELS} pixels; check the driver's width and height")
-    if step < row:
-        raise ImageError("size", f"{where} has rows of {row} bytes, but step is {step}, which should be no less")
-    if encoding in _YUV_PAIRS and width % 2:
+    where = f"{message.width}x{message.height} image of encoding '{encoding}'"
+    if encoding in _YUV_PAIRS and message.width % 2:
         raise ImageError("size", f"{where}: two neighbouring pixels share their colour, so the width must be even")
-    if encoding.startswith("bayer") and min(width, height) < 3:
+    if encoding.startswith("bayer") and 0 < min(message.width, message.height) < 3:
         raise ImageError("size", f"{where}: a mosaic needs at least 3x3 pixels to interpolate")
-    data = _as_bytes(message.data, where)
-    needed = step * int(height * layout.planes)
-    if data.size < needed:
-        raise ImageError(
-            "data",
-            f"{where} needs {needed} bytes ({needed // step} rows of step {step}), but data holds {data.size}; "
-            "it was cut off on its way, or step or height is wrong",
-        )
-    # Views from here on: padding, channels and byte order are strides and a dtype, not copies.
-    dtype = np.dtype("u1") if layout.depth == 1 else np.dtype(">u2" if message.is_bigendian else "<u2")
-    shape = (height, width) if layout.channels == 1 else (height, width, layout.channels)
-    pixel = layout.channels * layout.depth
-    strides = (step, pixel) if layout.channels == 1 else (step, pixel, layout.depth)
-    samples: NDArray[Any] = np.ndarray(shape, dtype, buffer=data.data, strides=strides)
-    if layout.depth == 2 and not (samples.dtype.isnative and samples.flags.aligned):
-        samples = samples.astype(np.uint16)
+    samples = _samples(message, layout, where)
     if layout.to_gray is not None:
         samples = cv2.cvtColor(samples, layout.to_gray)
     return _eight_bits(samples, white_level)
+
+
+def decode_depth(message: Any) -> DepthImage:
+    """The depth in a `sensor_msgs/Image`-like message, as REP 118 has it: 16UC1 in millimetres, 32FC1 in metres.
+
+    The values stay as they came, in the message's own memory where byte order and alignment allow: a front end that
+    looks at the depth of a few thousand points converts those, not the image.
+
+    Args:
+        message: as in `decode_image`.
+
+    Returns:
+        (height, width) uint16 in units of 0.001 m, or float32 in metres; rows may be padded. 0 is a hole, as are 65535
+        of the former and what is not finite of the latter.
+
+    Raises:
+        ImageError: the message does not hold such an image; `kind` says which field is to blame.
+    """
+    encoding = str(message.encoding)
+    if encoding not in _DEPTHS:
+        raise ImageError(
+            "encoding",
+            f"depth image of encoding '{encoding}'; expected 16UC1 (millimetres) or 32FC1 (metres), uncompressed: is "
+            "the topic that of a depth image?",
+        )
+    layout, unit = _DEPTHS[encoding]
+    values = _samples(message, layout, f"{message.width}x{message.height} depth image of encoding '{encoding}'")
+    return DepthImage(values, unit, _DEPTH_HOLE if layout.kind == "u" else None)
 
 
 def decode_compressed(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint8]:
@@ -204,6 +220,39 @@ def _why_not(encoding: str) -> str:
             f"depth or disparity); subscribe to the camera's brightness image, in one of {known}"
         )
     return f"encoding '{encoding}' is not known; have the driver publish, or convert with image_proc to, one of {known}"
+
+
+def _samples(message: Any, layout: _Layout, where: str) -> NDArray[Any]:
+    """The samples of a raw message: (H, W) or (H, W, channels) in native byte order, a view wherever that can be.
+
+    Raises:
+        ImageError: width, height, step and data do not fit each other; `where` is how the image is named.
+    """
+    height, width, step = int(message.height), int(message.width), int(message.step)
+    row = width * layout.channels * layout.depth
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise ImageError("size", f"{where}: expected 1x1 to {MAX_PIXELS} pixels; check the driver's width and height")
+    if step < row:
+        raise ImageError("size", f"{where} has rows of {row} bytes, but step is {step}, which should be no less")
+    data = _as_bytes(message.data, where)
+    needed = step * int(height * layout.planes)
+    if data.size < needed:
+        raise ImageError(
+            "data",
+            f"{where} needs {needed} bytes ({needed // step} rows of step {step}), but data holds {data.size}; "
+            "it was cut off on its way, or step or height is wrong",
+        )
+    # Padding, channels and byte order are strides and a dtype, not copies.
+    dtype = np.dtype(f"{'>' if message.is_bigendian else '<'}{layout.kind}{layout.depth}")
+    pixel = layout.channels * layout.depth
+    shape: tuple[int, ...] = (height, width)
+    strides: tuple[int, ...] = (step, pixel)
+    if layout.channels > 1:
+        shape, strides = (*shape, layout.channels), (*strides, layout.depth)
+    samples: NDArray[Any] = np.ndarray(shape, dtype, buffer=data.data, strides=strides)
+    if dtype.isnative and samples.flags.aligned:
+        return samples
+    return samples.astype(dtype.newbyteorder("="))
 
 
 def _as_bytes(data: Any, where: str) -> NDArray[np.uint8]:

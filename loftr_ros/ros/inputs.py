@@ -1,60 +1,43 @@
-"""Images and their calibrations as they come in: subscribed, paired, accounted for."""
+"""Images and what belongs to them as they come in: subscribed, paired, accounted for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.frontend.camera import CameraError, CameraModel
-from loftr_ros.frontend.frame import Frame
-from loftr_ros.ros.images import decode_compressed, decode_image
-from loftr_ros.ros.messages import to_nanoseconds
+from loftr_ros.frontend.config import MONO, RGBD, STEREO
+from loftr_ros.ros.decoding import Arrival, FrameDecoder
+from loftr_ros.ros.pairing import Pairing, Partner
 from loftr_ros.ros.parameters import InputParameters
 from loftr_ros.ros.statistics import Statistics
-from loftr_ros.ros.synchronizer import Subscriber, TimeSynchronizer
+from loftr_ros.ros.synchronizer import Subscriber
 
-# Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
-JUMP_AFTER = 3
+__all__ = ["Arrival", "FrameDecoder", "ImageInput"]
+
 # Images that the middleware keeps. It is the slot before inference that lets the newest win; with one kept here, images
 # would be lost without being counted whenever the executor is late.
 IMAGES_KEPT = 5
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """An image message that is ready to be worked on.
-
-    Attributes:
-        image: `sensor_msgs/Image` or `CompressedImage`.
-        camera_info: its calibration; None where none is asked for.
-        received: monotonic seconds at which the image came.
-    """
-
-    image: Image | CompressedImage
-    camera_info: CameraInfo | None
-    received: float
-
-
 class ImageInput:
-    """Subscriptions to one camera.
+    """Subscriptions to one camera, and to the right or depth camera beside it.
 
     Every image that reaches the node is handed on by `on_arrival`, reported by `on_unpaired`, or counted as dropped
-    where a newer one got its calibration first.
+    where a newer one got its partners first.
     """
 
     def __init__(
         self,
         node: Node,
         parameters: InputParameters,
+        mode: str,
         statistics: Statistics,
         on_arrival: Callable[[Arrival], None],
         on_unpaired: Callable[[str, str], None],
@@ -63,22 +46,22 @@ class ImageInput:
 
         Args:
             node: who subscribes.
-            parameters: transport, and how calibrations come.
+            parameters: transport, how calibrations come, and how messages are paired.
+            mode: of `ScaleConfig`: what comes beside the image.
             statistics: counts what is received.
-            on_arrival: called with each image that has its calibration.
-            on_unpaired: called with kind and message for each image that will not get one.
+            on_arrival: called with each image that has all that belongs to it.
+            on_unpaired: called with kind and message for each image that will not get that.
         """
         self._node = node
         self._parameters = parameters
+        self._mode = mode
         self._statistics = statistics
         self._on_arrival = on_arrival
         self._on_unpaired = on_unpaired
-        # Stamps of images that wait for their CameraInfo, and when they came: mirrors the synchronizer's queue,
-        # which forgets the oldest without a word.
-        self._waiting: dict[int, float] = {}
-        self._newest = self._behind = 0
-        self._synchronizer: Any = None
-        self._latest: CameraInfo | None = None
+        self._pairing: Pairing | None = None
+        # Calibrations that are not paired, and the newest of each by its field.
+        self._remembered: list[Partner] = []
+        self._latest: dict[str, CameraInfo] = {}
         self._subscriptions: list[Any] = []
         try:
             self._subscribe()
@@ -87,32 +70,54 @@ class ImageInput:
             raise
 
     def _subscribe(self) -> None:
-        parameters, subscribe = self._parameters, self._node.create_subscription
+        parameters = self._parameters
         compressed = parameters.image_transport == "compressed"
         image_type: type = CompressedImage if compressed else Image
-        image_topic = "image/compressed" if compressed else "image"
-        if parameters.camera_info == "synchronized":
-            images = Subscriber(self._node, image_type, image_topic, **_input_options(IMAGES_KEPT))
-            self._subscriptions.append(images.sub)
+        suffix = "/compressed" if compressed else ""
+        beside = {
+            STEREO: [Partner("right", image_type, f"right/image{suffix}", "right", "right image")],
+            RGBD: [Partner("depth", Image, "depth/image", "depth", "depth image")],
+        }.get(self._mode, [])
+        infos = [Partner("camera_info", CameraInfo, "camera_info", "camera_info", "CameraInfo")]
+        if self._mode == STEREO:
+            infos.append(Partner("right_info", CameraInfo, "right/camera_info", "camera_info", "right CameraInfo"))
+        paired = beside + infos if parameters.camera_info == "synchronized" else beside
+        if paired:
+            self._pair(Partner("image", image_type, f"image{suffix}", "", "image"), paired)
+        else:
+            self._listen(image_type, f"image{suffix}", self._unpaired, _input_options(IMAGES_KEPT))
+        if parameters.camera_info == "latest":
+            self._remembered = infos
+            for info in infos:
+                self._listen(CameraInfo, info.topic, partial(self._remember, info.field), _input_options(1, True))
+
+    def _pair(self, image: Partner, partners: list[Partner]) -> None:
+        sources = []
+        for each in (image, *partners):
             # Of a burst the newest image is kept, and taken first: its calibration must not be overwritten meanwhile.
             # No more are kept than images may wait: none must be given up while its calibration is still queued.
-            infos = Subscriber(self._node, CameraInfo, "camera_info", **_input_options(parameters.queue_size))
-            self._subscriptions.append(infos.sub)
-            # Before the synchronizer registers, so that it is called before it, too.
-            images.registerCallback(self._wait_for_partner)
-            self._synchronizer = TimeSynchronizer([images, infos], parameters.queue_size)
-            self._synchronizer.registerCallback(self._paired)
-            return
-        self._subscriptions.append(
-            subscribe(image_type, image_topic, self._unsynchronized, **_input_options(IMAGES_KEPT))
+            kept = self._parameters.queue_size if each.kind is CameraInfo else IMAGES_KEPT
+            sources.append(Subscriber(self._node, each.kind, each.topic, **_input_options(kept)))
+            self._subscriptions.append(sources[-1].sub)
+        self._pairing = Pairing(
+            sources[0],
+            list(zip(partners, sources[1:], strict=True)),
+            self._parameters,
+            self._statistics,
+            self._arrived,
+            self._on_unpaired,
+            self._topics,
+            # A single camera's calibration has the image's own stamp.
+            approximate=self._mode != MONO and self._parameters.sync == "approximate",
         )
-        if parameters.camera_info == "latest":
-            self._subscriptions.append(subscribe(CameraInfo, "camera_info", self._remember, **_input_options(1, True)))
+
+    def _listen(self, kind: type, topic: str, callback: Callable[[Any], object], options: dict[str, Any]) -> None:
+        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, **options))
 
     @property
     def pending(self) -> int:
-        """Images that wait for their calibration."""
-        return len(self._waiting)
+        """Images that wait for what belongs to them."""
+        return 0 if self._pairing is None else self._pairing.pending
 
     @property
     def topic(self) -> str:
@@ -124,132 +129,31 @@ class ImageInput:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
-        self._statistics.dropped(len(self._waiting))
-        self._waiting = {}
+        if self._pairing is not None:
+            self._pairing.close()
 
-    def _wait_for_partner(self, image: Image | CompressedImage) -> None:
+    def _remember(self, field: str, info: CameraInfo) -> None:
+        self._latest[field] = info
+
+    def _unpaired(self, image: Image | CompressedImage) -> None:
         self._statistics.received(image.header.frame_id)
-        stamp = to_nanoseconds(image.header.stamp)
-        if stamp in self._waiting:
-            self._on_unpaired("time", f"two images with the stamp {stamp / 1e9:.3f}; the driver must stamp each anew")
-        self._behind = self._behind + 1 if stamp < self._newest else 0
-        self._newest = max(stamp, self._newest)
-        if self._behind >= JUMP_AFTER:
-            # Time went back. A full queue takes nothing older than what is in it, and would let no pair come about.
-            self._statistics.dropped(self._forget(lambda other: other > stamp))
-            self._newest, self._behind = stamp, 0
-        self._waiting[stamp] = time.monotonic()
-        while len(self._waiting) > self._parameters.queue_size:
-            self._give_up(min(self._waiting), stamp)
+        self._arrived(image, {}, time.monotonic())
 
-    def _paired(self, image: Image | CompressedImage, info: CameraInfo) -> None:
-        stamp = to_nanoseconds(image.header.stamp)
-        received = self._waiting.pop(stamp, None)
-        # A topic keeps its order: what has not come for an older image will not come any more, and a newer image has
-        # taken its place. It may be lost in a burst, or be of the first images, before both topics are connected.
-        self._statistics.dropped(self._forget(lambda other: other < stamp))
-        self._on_arrival(Arrival(image, info, time.monotonic() if received is None else received))
-
-    def _forget(self, hopeless: Callable[[int], bool]) -> int:
-        """Let go of what waits for its partner in vain, by its stamp; returns how many images did."""
-        for queue in (*self._synchronizer.queues, self._waiting):
-            forgotten = [stamp for stamp in queue if hopeless(stamp)]
-            for stamp in forgotten:
-                del queue[stamp]
-        return len(forgotten)
-
-    def _give_up(self, stamp: int, newest: int) -> None:
-        """Report an image that the synchronizer pushes out; `newest` is the stamp of the image that just came."""
-        del self._waiting[stamp]
-        if stamp == newest:
+    def _arrived(self, image: Image | CompressedImage, partners: dict[str, Any], received: float) -> None:
+        missing = [partner for partner in self._remembered if partner.field not in self._latest]
+        if missing:
+            otherwise = ", or set the parameter input.camera_info to 'none' (no poses)" if self._mode == MONO else ""
             self._on_unpaired(
-                "time",
-                f"image stamp {stamp / 1e9:.3f} is older than all that wait for their CameraInfo; "
-                "check the driver's clock, or whether a recording was started again",
+                "camera_info", f"no CameraInfo came yet on {self._topics(missing)}. Publish the calibration{otherwise}"
             )
             return
-        self._on_unpaired(
-            "camera_info",
-            f"no CameraInfo with the image's stamp {stamp / 1e9:.3f} came on {self._info_topic}. Publish the "
-            "calibration with each image's stamp, or set the parameter input.camera_info to 'latest' (published "
-            "seldom) or 'none' (no poses)",
-        )
+        fields = {"camera_info": None} | self._latest | partners
+        self._on_arrival(Arrival(image, received=received, **fields))
 
-    @property
-    def _info_topic(self) -> str:
-        topic = self._node.resolve_topic_name("camera_info")
-        return f"{topic} (publishers: {self._node.count_publishers(topic)})"
-
-    def _remember(self, info: CameraInfo) -> None:
-        self._latest = info
-
-    def _unsynchronized(self, image: Image | CompressedImage) -> None:
-        self._statistics.received(image.header.frame_id)
-        if self._parameters.camera_info == "latest" and self._latest is None:
-            self._on_unpaired(
-                "camera_info",
-                f"no CameraInfo came yet on {self._info_topic}. Publish the calibration, or set the parameter "
-                "input.camera_info to 'none' (no poses)",
-            )
-            return
-        self._on_arrival(Arrival(image, self._latest, time.monotonic()))
-
-
-class FrameDecoder:
-    """Messages to frames; remembers the last calibration, so that an unchanged one costs nothing."""
-
-    def __init__(self, white_level: int, mask: NDArray[np.bool_] | None = None) -> None:
-        """Begin without a calibration.
-
-        Args:
-            white_level: see `decode_image`.
-            mask: (H, W) bool, false for pixels to ignore in every image; None for none.
-        """
-        self._white_level = white_level
-        self._mask = mask
-        self._key: tuple[Any, ...] = ()
-        self._camera: CameraModel | None = None
-
-    def __call__(self, arrival: Arrival) -> Frame:
-        """Decode an image and its calibration.
-
-        Raises:
-            ImageError: the image cannot be decoded.
-            CameraError: the calibration cannot be used, or is of another image size.
-        """
-        message = arrival.image
-        if isinstance(message, CompressedImage):
-            image = decode_compressed(message, white_level=self._white_level)
-        else:
-            image = decode_image(message, white_level=self._white_level)
-        camera = None if arrival.camera_info is None else self._camera_of(arrival.camera_info)
-        height, width = image.shape
-        if camera is not None and (camera.width, camera.height) != (width, height):
-            raise CameraError(
-                f"CameraInfo is of {camera.width}x{camera.height} px, its image is {width}x{height}; "
-                "calibrate at the resolution that is published"
-            )
-        return Frame(image, to_nanoseconds(message.header.stamp), message.header.frame_id, camera, self._mask)
-
-    def _camera_of(self, info: CameraInfo) -> CameraModel:
-        roi = info.roi
-        key = (
-            info.width,
-            info.height,
-            info.distortion_model,
-            np.asarray(info.k).tobytes(),
-            np.asarray(info.d).tobytes(),
-            info.binning_x,
-            info.binning_y,
-            roi.x_offset,
-            roi.y_offset,
-            roi.width,
-            roi.height,
-        )
-        if self._camera is None or key != self._key:
-            self._camera = CameraModel.from_camera_info(info)
-            self._key = key
-        return self._camera
+    def _topics(self, partners: Iterable[Partner]) -> str:
+        """Their resolved names, and how many publish there: none, where a remapping was forgotten."""
+        names = [self._node.resolve_topic_name(partner.topic) for partner in partners]
+        return " and ".join(f"{name} (publishers: {self._node.count_publishers(name)})" for name in names)
 
 
 def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.msg import Correspondences, Keyframe, RelativePose
+from loftr_ros.msg import Correspondences, Keyframe, RelativePose, TrackLinks, Tracks
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    from loftr_ros.frontend import tracks
     from loftr_ros.frontend.keyframes import KeyframeEvent
     from loftr_ros.frontend.pipeline import KeyframeMatch
 
@@ -44,6 +45,18 @@ def to_array(values: NDArray[Any]) -> array.array[Any]:
     return result
 
 
+def to_pose(matrix: NDArray[np.float64]) -> Pose:
+    """A (4, 4) pose as a message."""
+    x, y, z = matrix[:3, 3].tolist()
+    qx, qy, qz, qw = quaternion(matrix[:3, :3])
+    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+
+
+def to_covariance(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A (6, 6) covariance as the 36 numbers of a message, row by row."""
+    return np.ascontiguousarray(matrix, dtype=np.float64).reshape(36)
+
+
 def correspondences_message(match: KeyframeMatch, current: Frame) -> Correspondences:
     """Matches with one keyframe."""
     keyframe, found = match.keyframe.frame, match.correspondences
@@ -69,26 +82,50 @@ def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
     """The pose relative to one keyframe, and what it is worth."""
     keyframe, pose = match.keyframe.frame, match.pose
     num_matches, num_inliers = len(match.correspondences), int(pose.inliers.sum())
-    x, y, z, w = quaternion(pose.rotation)
-    covariance = np.ascontiguousarray(pose.covariance, dtype=np.float64).reshape(36)
     return RelativePose(
         header=to_header(current),
         keyframe_id=match.keyframe.id,
         keyframe_stamp=to_time(keyframe.stamp_ns),
         keyframe_frame_id=keyframe.frame_id,
         status=int(pose.status),
-        pose=PoseWithCovariance(
-            pose=Pose(
-                position=Point(**dict(zip("xyz", map(float, pose.translation), strict=True))),
-                orientation=Quaternion(x=x, y=y, z=z, w=w),
-            ),
-            covariance=covariance,
-        ),
+        pose=PoseWithCovariance(pose=to_pose(pose.matrix), covariance=to_covariance(pose.covariance)),
         scale_known=pose.scale_known,
         num_matches=num_matches,
         num_inliers=num_inliers,
         inlier_ratio=num_inliers / num_matches if num_matches else 0.0,
         median_parallax=pose.median_parallax,
+    )
+
+
+def tracks_message(match: KeyframeMatch, current: Frame) -> Tracks:
+    """The inliers of the match with one keyframe, as a back end takes them."""
+    keep = match.pose.inliers
+    found = match.correspondences[keep]
+    rays: NDArray[np.floating] = np.full((len(found), 2), np.nan)
+    focal_length = float("nan")
+    if current.camera is not None:
+        rays, focal_length = current.camera.unproject(found.current_points), current.camera.focal_length
+    return Tracks(
+        header=to_header(current),
+        keyframe_id=match.keyframe.id,
+        track_id=to_array(found.track_id),
+        landmark_id=to_array(match.landmark[keep]),
+        pixels=to_array(found.current_points),
+        rays=to_array(rays.astype(np.float32)),
+        std=to_array(found.std),
+        ray_std=to_array((found.std / focal_length).astype(np.float32)),
+    )
+
+
+def track_links_message(links: tracks.TrackLinks, current: Frame) -> TrackLinks:
+    """Which tracks of the keyframe that `current` became go on with older ones."""
+    return TrackLinks(
+        header=to_header(current),
+        old_keyframe_id=links.old_keyframe,
+        new_keyframe_id=links.new_keyframe,
+        old_track_id=to_array(links.old_track),
+        new_track_id=to_array(links.new_track),
+        distance=to_array(links.distance),
     )
 
 

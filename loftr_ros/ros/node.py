@@ -15,14 +15,15 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from loftr_ros.frontend.config import ConfigError
+from loftr_ros.frontend.config import ConfigError, with_values
 from loftr_ros.frontend.mask import read_mask
-from loftr_ros.ros.inputs import FrameDecoder, ImageInput
+from loftr_ros.ros.decoding import FrameDecoder
+from loftr_ros.ros.inputs import ImageInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.outputs import Outputs
-from loftr_ros.ros.parameters import declare, read, refusal
-from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter
+from loftr_ros.ros.parameters import Parameters, declare, live_parameters, read, refusal
+from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter, motion_state
 from loftr_ros.ros.stages import FrameStages
 from loftr_ros.ros.statistics import Statistics
 
@@ -68,20 +69,21 @@ class FrontEndNode(LifecycleNode):
         parameters = read(self)
         output, mask = parameters.output, parameters.input.mask
         # Before the network, which takes so much longer.
+        parameters.input.check_mode(parameters.front_end.scale.mode)
         usable = read_mask(Path(mask).expanduser()) if mask else None
         self.statistics.set_window(output.status_window)
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
         self._stages = FrameStages(
             lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger()),
-            FrameDecoder(parameters.input.white_level, usable),
+            FrameDecoder(parameters.input, usable),
             self.statistics,
             self.errors,
             self.context.ok,
             parameters.matcher.is_pipelined,
         )
         try:
-            self._outputs = Outputs(self, output.max_lines)
+            self._outputs = Outputs(self, output.max_lines, parameters.odometry)
         except Exception:
             self._end("unconfigured")
             raise
@@ -92,11 +94,14 @@ class FrontEndNode(LifecycleNode):
     @reported
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and begin to work."""
-        parameters = read(self).input
+        parameters = read(self)
+        mode, camera_info = parameters.front_end.scale.mode, parameters.input.camera_info
         assert self._stages is not None
-        self._input = ImageInput(self, parameters, self.statistics, self._stages.put, self.errors.frame_failed)
+        self._input = ImageInput(
+            self, parameters.input, mode, self.statistics, self._stages.put, self.errors.frame_failed
+        )
         self._lifecycle = "active"
-        self.get_logger().info(f"waiting for images on {self._input.topic} (camera_info: {parameters.camera_info})")
+        self.get_logger().info(f"waiting for images on {self._input.topic} (mode: {mode}, camera_info: {camera_info})")
         # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
         return super().on_activate(state)
 
@@ -154,7 +159,22 @@ class FrontEndNode(LifecycleNode):
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters}
         reason = refusal(values, configured=self._lifecycle != "unconfigured")
+        if not reason and self._stages is not None and any(name in live_parameters() for name in values):
+            self._change(with_values(read(self), values))
         return SetParametersResult(successful=not reason, reason=reason)
+
+    def _change(self, parameters: Parameters) -> None:
+        """Go by other live parameters: from the next frame on, and the next message."""
+        assert self._stages is not None
+        output = parameters.output
+        self.errors.period = output.error_period
+        self._reporter.set_period(output.status_period)
+
+        def between_frames(front_end: FrontEnd, outputs: Outputs) -> None:
+            front_end.reconfigure(parameters.front_end)
+            outputs.max_lines = output.max_lines
+
+        self._stages.call(between_frames)
 
     # --- the rest ---
 
@@ -198,6 +218,7 @@ class FrontEndNode(LifecycleNode):
             keyframes_held=len(front_end.buffer),
             keyframe_capacity=front_end.config.keyframe.capacity,
             reference_keyframe_id=reference.id if reference else 0,
+            motion=motion_state(front_end),
         )
 
 

@@ -11,13 +11,17 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.msg import Correspondences, Keyframe, RelativePose
+from loftr_ros.msg import Correspondences, Keyframe, RelativePose, TrackLinks, Tracks
 from loftr_ros.ros.messages import (
     correspondences_message,
     image_message,
     keyframe_message,
     relative_pose_message,
+    track_links_message,
+    tracks_message,
 )
+from loftr_ros.ros.odometry_output import OdometryOutput
+from loftr_ros.ros.parameters import OdometryParameters
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
     from loftr_ros.frontend.keyframes import KeyframeEvent
@@ -27,15 +31,19 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 class Outputs:
     """The lifecycle publishers: silent until the node is active."""
 
-    def __init__(self, node: LifecycleNode, max_lines: int) -> None:
+    def __init__(self, node: LifecycleNode, max_lines: int, odometry: OdometryParameters) -> None:
         self._node = node
-        self._max_lines = max_lines
+        self.max_lines = max_lines
         self._publishers: list[Any] = []
+        self._odometry: OdometryOutput | None = None
         try:
             self._correspondences = self._publisher(Correspondences, "~/correspondences")
             self._relative_pose = self._publisher(RelativePose, "~/relative_pose")
             self._keyframe = self._publisher(Keyframe, "~/keyframe")
+            self._tracks = self._publisher(Tracks, "~/tracks")
+            self._track_links = self._publisher(TrackLinks, "~/track_links")
             self._matches_image = self._publisher(Image, "~/matches_image")
+            self._odometry = OdometryOutput(node, odometry, self._publisher)
         except Exception:  # a QoS override that is none
             self.close()
             raise
@@ -54,24 +62,38 @@ class Outputs:
 
     def close(self) -> None:
         """Take the topics away."""
+        if self._odometry is not None:
+            self._odometry.close()
         for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers = []
 
     def publish(self, result: FrontEndResult) -> None:
-        """Everything but the picture."""
+        """Everything but what is for the eye."""
+        assert self._odometry is not None
         for match in result.matches:
             self._correspondences.publish(correspondences_message(match, result.frame))
             self._relative_pose.publish(relative_pose_message(match, result.frame))
+        # Only while someone listens: the pixels' rays take their time.
+        if result.matches and self._tracks.get_subscription_count():
+            self._tracks.publish(tracks_message(result.matches[0], result.frame))
+        if result.links is not None and len(result.links):
+            self._track_links.publish(track_links_message(result.links, result.frame))
         self.publish_events(result.events, result.frame)
+        self._odometry.publish(result)
 
     def publish_events(self, events: tuple[KeyframeEvent, ...], current: Frame | None) -> None:
         """Keyframes that came and went."""
+        assert self._odometry is not None
         for event in events:
             self._keyframe.publish(keyframe_message(event, current))
+        if any(event.reason == Keyframe.RESET for event in events):
+            self._odometry.restart()
 
     def publish_picture(self, result: FrontEndResult) -> None:
-        """The matches with the reference keyframe, drawn only while someone looks."""
+        """What is for the eye, only while someone looks: the path, and the matches with the reference keyframe."""
+        assert self._odometry is not None
+        self._odometry.publish_path()
         if not result.matches or not self._matches_image.get_subscription_count():
             return
         from loftr_ros.visualization import draw_matches
@@ -89,6 +111,6 @@ class Outputs:
             found.confidence,
             pose.inliers,
             text=text,
-            max_lines=self._max_lines,
+            max_lines=self.max_lines,
         )
         self._matches_image.publish(image_message(picture, result.frame))

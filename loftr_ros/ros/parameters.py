@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
 from loftr_ros.frontend.config import (
     FLAT,
+    MONO,
     ConfigError,
     FrontEndConfig,
     Settings,
+    is_live,
     prefix_of,
     setting,
     with_values,
 )
 from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
+from loftr_ros.ros.base_motion import pose_of_seven
+from loftr_ros.ros.stereo_calibration import pose_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,29 @@ class InputParameters(Settings):
         "drivers that publish it seldom; none does without poses",
         choices=("synchronized", "latest", "none"),
     )
+    rectified: bool = setting(
+        False,
+        "Whether the images were rectified (image_rect): their camera is then P of the CameraInfo, without distortion, "
+        "rather than K and D",
+    )
+    left_from_right: tuple[float, ...] = setting(
+        (0.0,) * 7,
+        "Where the right camera stands in the left one's optical frame: x y z in metres and the quaternion x y z w; "
+        "zeros take it from R and P of the CameraInfos",
+    )
+    sync: str = setting(
+        "exact",
+        "exact pairs an image with the right image or depth image of its own stamp, approximate with one within "
+        "`input.slop`",
+        choices=("exact", "approximate"),
+    )
+    slop: float = setting(
+        0.01,
+        "Time that the stamps of what approximate pairs may differ by, less than half of the time between two images",
+        unit="s",
+        low=0.0001,
+        high=10.0,
+    )
     queue_size: int = setting(10, "Images and CameraInfos that wait for their partner, at most", low=1, high=1000)
     white_level: int = setting(
         65535,
@@ -52,19 +79,64 @@ class InputParameters(Settings):
         "none",
     )
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left_from_right", tuple(self.left_from_right))  # of ROS's array
+        super().__post_init__()
+        pose_of(self.left_from_right)
+
+    def check_mode(self, mode: str) -> None:
+        """Hold what is to come in against what a mode needs.
+
+        Args:
+            mode: of `ScaleConfig`.
+
+        Raises:
+            ConfigError: the mode needs calibrations, and none are to be subscribed to.
+        """
+        if mode != MONO and self.camera_info == "none":
+            raise ConfigError(
+                f"mode is '{mode}' and input.camera_info is 'none'; depth needs the cameras' calibrations: set "
+                "input.camera_info to 'synchronized' or 'latest', or mode to 'mono'"
+            )
+
 
 @dataclass(frozen=True)
 class OutputParameters(Settings):
     """What goes out, and how often."""
 
+    live: ClassVar[bool] = True
+
     status_period: float = setting(
         1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0
     )
-    status_window: int = setting(300, "Frames that the status's latencies are taken over", low=1, high=100000)
+    status_window: int = setting(
+        300, "Frames that the status's latencies are taken over", low=1, high=100000, live=False
+    )
     error_period: float = setting(
         5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
     )
     max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
+
+
+@dataclass(frozen=True)
+class OdometryParameters(Settings):
+    """The robot's motion, for a look."""
+
+    odom_frame: str = setting("odom", "Frame in whose origin the robot's base begins")
+    base_frame: str = setting("base_link", "Frame of the robot's base")
+    base_from_camera: tuple[float, ...] = setting(
+        (0.0,) * 7,
+        "Where the camera's optical frame is in the base's: x y z in metres and the quaternion x y z w; zeros ask tf2, "
+        "where it is installed, and where it does not know take the camera to look ahead from the base's origin",
+    )
+    publish_tf: bool = setting(False, "Whether to publish the transform from the odometry's frame to the base's on /tf")
+    path_length: int = setting(1000, "Poses on ~/path, at most, the newest", low=0, high=100000)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS has it as an array
+        super().__post_init__()
+        if any(self.base_from_camera):
+            pose_of_seven(self.base_from_camera)
 
 
 @dataclass(frozen=True)
@@ -73,10 +145,11 @@ class Parameters:
 
     # The network's settings stand at the top, since they are what a user sets first.
     matcher: MatcherConfig = field(default_factory=MatcherConfig, metadata=FLAT)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig, metadata=FLAT)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     input: InputParameters = field(default_factory=InputParameters)
     output: OutputParameters = field(default_factory=OutputParameters)
-    front_end: FrontEndConfig = field(default_factory=FrontEndConfig, metadata=FLAT)
+    odometry: OdometryParameters = field(default_factory=OdometryParameters)
 
 
 def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
@@ -92,8 +165,23 @@ def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dat
     return names
 
 
+def live_parameters(config: Any = None, prefix: str = "") -> dict[str, bool]:
+    """Every parameter's ROS name, and whether it may change while frames come."""
+    config = config or Parameters()
+    names: dict[str, bool] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            names |= live_parameters(value, prefix_of(item, prefix))
+        else:
+            names[prefix + item.name] = is_live(config, item)
+    return names
+
+
 def refusal(values: Mapping[str, Any], configured: bool) -> str:
     """Why parameters cannot be set; empty where they can, or are none of ours. rclpy checks types and ranges itself.
+
+    Those that may change while frames come can always be set.
 
     Args:
         values: by parameter name.
@@ -101,14 +189,20 @@ def refusal(values: Mapping[str, Any], configured: bool) -> str:
     """
     fields = dict(parameter_names())
     ours = {name: value for name, value in values.items() if name in fields}
-    if ours and configured:
-        return f"{', '.join(ours)}: read when the node is configured; clean it up, set, and configure it again"
+    if configured and (fixed := [name for name in ours if not live_parameters()[name]]):
+        return f"{', '.join(fixed)}: read when the node is configured; clean it up, set, and configure it again"
     choices = {name: fields[name].metadata["choices"] for name in ours}
-    return "; ".join(
+    reasons = [
         f"{name} is '{value}'; expected one of {', '.join(choices[name])}"
         for name, value in ours.items()
         if choices[name] and value not in choices[name]
-    )
+    ]
+    if (extrinsic := "input.left_from_right") in ours:
+        try:
+            pose_of(ours[extrinsic])
+        except ConfigError as error:
+            reasons.append(f"input.{error}")
+    return "; ".join(reasons)
 
 
 def declare(node: Node) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import rclpy
 from rclpy.context import Context
-from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.ros.messages import to_time
-from loftr_ros.ros.source_messages import frame_messages
-from loftr_ros.sources import PixelImage, Source, SourceError, SourceFrame
+from loftr_ros.frontend.config import MONO
+from loftr_ros.ros.player_topics import Topics
+from loftr_ros.sources import Source, SourceError, SourceFrame
+from loftr_ros.sources.companions import MODES
 
 RAW, COMPRESSED = "raw", "compressed"
 _LATE = 0.005  # s behind its time at which a frame counts as late
@@ -36,7 +33,7 @@ class PlayReport:
 
     Attributes:
         published: frames.
-        failed: frames that could not be read or decoded, and were left out.
+        failed: frames that could not be read or decoded, or lack what the mode needs, and were left out.
         late: frames published more than 5 ms after their time.
         seconds: from the first to the last frame.
         interrupted: it was ended by Ctrl-C or by a shutdown.
@@ -52,6 +49,7 @@ class PlayReport:
 def play(
     source: Source,
     *,
+    mode: str = MONO,
     image_transport: str = RAW,
     color: bool = False,
     rate: float = 1.0,
@@ -71,12 +69,14 @@ def play(
 ) -> PlayReport:
     """Publishes a source's frames on `image` (or `image/compressed`) and their calibration on `camera_info`.
 
-    What need not change passes unchanged, see `source_messages`. Both messages of a frame carry the same stamp.
-    Without a calibration nothing is published on `camera_info`.
+    With the mode `stereo` the right images go out too, on `right/image` and `right/camera_info`; with `rgbd` the depth
+    images, on `depth/image` and `depth/camera_info`. What need not change passes unchanged, see `source_messages`. All
+    messages of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`.
 
     Args:
         source: see `loftr_ros.sources.open_source`; it is not closed.
-        image_transport: `raw` or `compressed`.
+        mode: `mono`, `stereo` or `rgbd`: which of a source's images to publish.
+        image_transport: `raw` or `compressed`; depth images are always raw.
         color: publish colour as bgr8 where the source has it, rather than mono8 (raw transport only).
         rate: how many times faster than the stamps say.
         hz: frames a second, whatever the stamps say.
@@ -93,20 +93,30 @@ def play(
 
     Raises:
         PlayError: an argument makes no sense, or nobody listened in time.
-        SourceError: the source cannot be read on, or not one of its frames can be played.
+        SourceError: the source has not what the mode needs, it cannot be read on, or not one of its frames can be
+            played.
     """
+    if mode not in MODES:
+        raise PlayError(f"mode '{mode}' is not known; expected {', '.join(MODES)}")
     if image_transport not in (RAW, COMPRESSED):
         raise PlayError(f"image_transport '{image_transport}' is not known; expected raw or compressed")
     if rate <= 0 or (hz is not None and hz <= 0) or depth < 1:
         raise PlayError(f"rate {rate}, hz {hz}, depth {depth}: all must be more than 0")
+    source.require(mode)
     context = Context()
     rclpy.init(args=list(ros_args), context=context, signal_handler_options=SignalHandlerOptions.NO)
     # A context of its own, and Python's own Ctrl-C: it ends the loop below wherever it is.
-    player = _Player(context, node_name, namespace, image_transport, color, now, clock, reliable, depth)
+    node = Node(node_name, namespace=namespace, context=context, start_parameter_services=False)
     try:
-        return player.run(source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress)
+        reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=depth, reliability=reliability)
+        compressed = image_transport == COMPRESSED
+        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos)
+        return _Player(node, topics).run(
+            source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress
+        )
     finally:
-        player.node.destroy_node()
+        node.destroy_node()
         context.try_shutdown()
 
 
@@ -132,31 +142,8 @@ class _Pace:
 
 
 class _Player:
-    def __init__(
-        self,
-        context: Context,
-        node_name: str,
-        namespace: str,
-        image_transport: str,
-        color: bool,
-        now: bool,
-        clock: bool,
-        reliable: bool,
-        depth: int,
-    ) -> None:
-        self.node = Node(node_name, namespace=namespace, context=context, start_parameter_services=False)
-        self._context, self._color, self._now = context, color, now
-        self._compressed = image_transport == COMPRESSED
-        reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
-        qos = QoSProfile(depth=depth, reliability=reliability)
-        image_type, topic = (CompressedImage, "image/compressed") if self._compressed else (Image, "image")
-        self._images = self.node.create_publisher(image_type, topic, qos)
-        self._infos = self.node.create_publisher(CameraInfo, "camera_info", qos)
-        self._clock = None
-        if clock:
-            from rosgraph_msgs.msg import Clock
-
-            self._clock = self.node.create_publisher(Clock, "/clock", 10)
+    def __init__(self, node: Node, topics: Topics) -> None:
+        self._node, self._context, self._topics = node, node.context, topics
         self._failed = 0
 
     def run(
@@ -171,7 +158,7 @@ class _Player:
     ) -> PlayReport:
         from tqdm import tqdm
 
-        log = self.node.get_logger()
+        log = self._node.get_logger()
         published = late = streak = 0
         first = last = 0.0
         interrupted = False
@@ -179,7 +166,7 @@ class _Player:
             frames: Iterable[SourceFrame] = source
             if source.slow if preload is None else preload:
                 described = tqdm(source, f"preparing {source.name}", source.length, unit="frame", disable=not progress)
-                frames = [self._decoded(frame) for frame in described]
+                frames = [self._topics.prepared(frame) for frame in described]
             if source.camera is None:
                 log.warning(
                     f"{source.name} has no calibration, so nothing is published on camera_info: give one with the "
@@ -194,9 +181,7 @@ class _Player:
                 for frame, moved in self._rounds(frames, source.rate, loop):
                     try:
                         # Made ready before it is due, so that only the publishing itself comes after.
-                        image, info = frame_messages(
-                            frame, compressed=self._compressed, color=self._color, restamped=moved or self._now
-                        )
+                        messages = self._topics.messages(frame, moved)
                     except SourceError as error:
                         self._failed += 1
                         streak += 1
@@ -217,14 +202,13 @@ class _Player:
                     last = time.monotonic()
                     first = first if published else last
                     late += last - due > _LATE
-                    self._publish(frame, image, info)
+                    self._topics.publish(messages, frame.stamp_ns)
                     published += 1
                     bar.update()
             if not (published or interrupted):
                 raise SourceError(f"not one of {self._failed} frames can be played: the errors above say why")
             if published:
-                # Reliable delivery goes on in the background; it ends with the node.
-                self._images.wait_for_all_acked(Duration(seconds=2.0))
+                self._topics.flush(2.0)
         except (KeyboardInterrupt, ExternalShutdownException):
             interrupted = True
         return PlayReport(published, self._failed, late, last - first, interrupted)
@@ -246,19 +230,11 @@ class _Player:
                 return
             shift += highest - lowest + period
 
-    def _decoded(self, frame: SourceFrame) -> SourceFrame:
-        """The frame with the pixels that will be published; damaged ones stay as they are and fail in their turn."""
-        if self._compressed or isinstance(frame.image, PixelImage):
-            return frame
-        with suppress(SourceError):
-            return replace(frame, image=PixelImage(frame.decode_color() if self._color else frame.decode()))
-        return frame
-
     def _wait(self, seconds: float, with_camera: bool) -> None:
-        topic = self._images.topic_name
+        topic = self._topics.image_topic
         end = time.monotonic() + seconds
-        self.node.get_logger().info(f"waiting for a subscriber on {topic}")
-        while self._images.get_subscription_count() == 0:
+        self._node.get_logger().info(f"waiting for a subscriber on {topic}")
+        while not self._topics.heard:
             if time.monotonic() > end:
                 raise PlayError(
                     f"nobody subscribed to {topic} within {seconds:g} s; start the subscriber, or do not wait for one "
@@ -267,23 +243,7 @@ class _Player:
             if not self._context.ok():
                 raise ExternalShutdownException
             time.sleep(0.01)
-        # Whoever takes both topics is found on the second a moment later; without this the first pair is lost.
-        grace = time.monotonic() + 0.5
-        while with_camera and self._infos.get_subscription_count() == 0 and time.monotonic() < grace:
-            time.sleep(0.01)
+        # Whoever takes several topics is found on the others a moment later; without this the first pair is lost.
+        self._topics.settle(with_camera, 0.5)
         # The subscriber learns of the publisher a moment after the publisher of it, and what comes before is lost.
         time.sleep(_ACQUAINTED)
-
-    def _publish(self, frame: SourceFrame, image: Any, info: CameraInfo | None) -> None:
-        stamp_ns = time.time_ns() if self._now else frame.stamp_ns
-        if self._now:
-            image.header.stamp = to_time(stamp_ns)
-            if info is not None:
-                info.header.stamp = image.header.stamp
-        if self._clock is not None:
-            from rosgraph_msgs.msg import Clock
-
-            self._clock.publish(Clock(clock=to_time(stamp_ns)))
-        if info is not None:
-            self._infos.publish(info)
-        self._images.publish(image)

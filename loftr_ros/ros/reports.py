@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -21,6 +23,35 @@ from loftr_ros.ros.images import ImageError
 from loftr_ros.ros.messages import to_array
 from loftr_ros.ros.statistics import STAGES, Snapshot, Statistics
 
+if TYPE_CHECKING:
+    from loftr_ros.frontend.pipeline import FrontEnd
+
+
+@dataclass(frozen=True)
+class MotionState:
+    """What the status says of the trajectory; see msg/FrontEndStatus for the fields."""
+
+    mode: str = ""
+    scale_known: bool = False
+    scale_std: float = 0.0
+    segment: int = 0
+    path_length: float = 0.0
+    keyframe_depth_cells: int = 0
+
+
+def motion_state(front_end: FrontEnd) -> MotionState:
+    """The trajectory as it is now; may be called from another thread than the front end's."""
+    trajectory, reference = front_end.localizer.trajectory, front_end.buffer.reference
+    last, depth = trajectory.last, reference.depth if reference else None
+    return MotionState(
+        mode=front_end.config.scale.mode,
+        scale_known=last is not None and last.is_metric,
+        scale_std=last.scale_std if last else 0.0,
+        segment=last.segment if last else 0,
+        path_length=trajectory.length,
+        keyframe_depth_cells=int(depth.known.sum()) if depth else 0,
+    )
+
 
 @dataclass(frozen=True)
 class FrontEndState:
@@ -31,6 +62,7 @@ class FrontEndState:
         failure: why its last transition failed; empty if it did not.
         waiting: images that wait for their calibration; `pending` counts them too.
         topic: that of the images, where the node is subscribed.
+        motion: what is known of the trajectory.
     """
 
     lifecycle: str
@@ -44,6 +76,7 @@ class FrontEndState:
     keyframes_held: int = 0
     keyframe_capacity: int = 0
     reference_keyframe_id: int = 0
+    motion: MotionState = MotionState()
 
 
 def error_kind(error: Exception) -> str:
@@ -154,6 +187,7 @@ class Reporter:
             keyframes_held=state.keyframes_held,
             keyframe_capacity=state.keyframe_capacity,
             reference_keyframe_id=state.reference_keyframe_id,
+            **dataclasses.asdict(state.motion),
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
         message.header.frame_id = now.last_frame_id
@@ -174,6 +208,12 @@ class Reporter:
             "frames failed": now.failed,
             "rate [1/s]": f"{now.rate:.1f}",
             "keyframes": f"{state.keyframes_held} of {state.keyframe_capacity}",
+            "mode": state.motion.mode,
+            "scale known": state.motion.scale_known,
+            "scale drift": f"{state.motion.scale_std:.3f}",
+            "trajectory segment": state.motion.segment,
+            f"path length [{'m' if state.motion.scale_known else 'own unit'}]": f"{state.motion.path_length:.3f}",
+            "keyframe cells of known depth": state.motion.keyframe_depth_cells,
             "last error": now.last_error,
         }
         values |= {f"errors: {kind}": count for kind, count in now.errors.items()}

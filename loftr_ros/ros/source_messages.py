@@ -6,6 +6,7 @@ every byte with the compressed transport.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import cv2
@@ -16,6 +17,8 @@ from std_msgs.msg import Header
 from loftr_ros.frontend.camera import NO_DISTORTION, CameraModel
 from loftr_ros.ros.messages import to_array, to_time
 from loftr_ros.sources import BagImage, EncodedImage, PixelImage, SourceFrame
+
+_MILLIMETRE = 0.001
 
 
 def frame_messages(
@@ -48,6 +51,59 @@ def frame_messages(
     return (_to_compressed(header, frame) if compressed else _to_raw(header, frame, color)), info
 
 
+def right_messages(
+    frame: SourceFrame, *, compressed: bool, color: bool = False
+) -> tuple[Image | CompressedImage, CameraInfo]:
+    """The right image of a stereo pair and its calibration, both with the frame's stamp.
+
+    Where the pair is rectified, P of the calibration tells the baseline as `sensor_msgs/CameraInfo` wants it: P[0,3] is
+    -fx times the metres that the right camera stands along the left one's x. Of other pairs P[0,3] is zero, and whoever
+    uses them must be told by other means where the right camera is.
+
+    Args:
+        compressed, color: as in `frame_messages`.
+
+    Raises:
+        SourceError: there is no right image, it cannot be read, or is of another size than its calibration.
+    """
+    view, right = frame.right_side()
+    message, _ = frame_messages(view, compressed=compressed, color=color, restamped=True)
+    assert not isinstance(message, bytes)  # only what is not restamped can be
+    if isinstance(message, Image):
+        right.check_size(message.width, message.height, f"frame {frame.index}")
+    return message, camera_info_message(message.header, right.camera, right.baseline or 0.0)
+
+
+def depth_messages(frame: SourceFrame) -> tuple[Image, CameraInfo | None]:
+    """The depth image and the calibration, which is that of the image, both with the frame's stamp (REP 118).
+
+    Millimetres in 16 bits stay what they are, as 16UC1 with zero for holes; everything else becomes metres, as 32FC1
+    with NaN for holes: another unit of 16 bits would lose digits in millimetres.
+
+    Raises:
+        SourceError: there is no depth image, it cannot be read, or is of another size than its image.
+    """
+    depth = frame.decode_depth()
+    header = Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
+    in_millimetres = depth.values.dtype == np.uint16 and depth.unit == _MILLIMETRE
+    if in_millimetres:
+        values = depth.values if depth.hole is None else np.where(depth.values == depth.hole, 0, depth.values)
+        values = values.astype(np.uint16, copy=False)
+    else:
+        values = depth.metres(depth.values).astype(np.float32, copy=False)
+    height, width = values.shape
+    message = Image(
+        header=header,
+        height=height,
+        width=width,
+        encoding="16UC1" if in_millimetres else "32FC1",
+        is_bigendian=int(sys.byteorder == "big"),
+        step=width * values.itemsize,
+        data=to_array(np.ascontiguousarray(values).view(np.uint8)),
+    )
+    return message, None if frame.camera is None else camera_info_message(header, frame.camera)
+
+
 def _to_raw(header: Header, frame: SourceFrame, color: bool) -> Image:
     image = PixelImage(frame.decode_color() if color else frame.decode())
     height, width = image.pixels.shape[:2]
@@ -65,10 +121,14 @@ def _to_compressed(header: Header, frame: SourceFrame) -> CompressedImage:
     return CompressedImage(header=header, format="png", data=to_array(np.asarray(png, np.uint8)))
 
 
-def camera_info_message(header: Header, camera: CameraModel) -> CameraInfo:
-    """A calibration as a message; a camera without distortion is a `plumb_bob` of zeros, which all ROS tools know."""
+def camera_info_message(header: Header, camera: CameraModel, baseline: float = 0.0) -> CameraInfo:
+    """A calibration as a message; a camera without distortion is a `plumb_bob` of zeros, which all ROS tools know.
+
+    `baseline` is of the right camera of a rectified pair, in metres from the left one.
+    """
     projection = np.zeros((3, 4))
     projection[:, :3] = camera.matrix
+    projection[0, 3] = -camera.matrix[0, 0] * baseline
     plain = camera.distortion_model == NO_DISTORTION
     return CameraInfo(
         header=header,

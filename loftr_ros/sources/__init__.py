@@ -20,6 +20,7 @@ from loftr_ros.sources.base import (
     SourceOptions,
 )
 from loftr_ros.sources.calibration import load_camera
+from loftr_ros.sources.companions import DepthFile, RightView
 
 # What bags begin with: mcap, sqlite3, ROS 1.
 _BAG_MAGIC = {b"\x89MCAP": ".mcap", b"SQLite format 3": ".db3", b"#ROSBAG": ".bag"}
@@ -88,8 +89,10 @@ def _is_bag(path: Path) -> bool:
 
 __all__ = [
     "BagImage",
+    "DepthFile",
     "EncodedImage",
     "PixelImage",
+    "RightView",
     "Source",
     "SourceError",
     "SourceFrame",

@@ -3,68 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import Any
+from types import TracebackType
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.config import MONO, RGBD, STEREO
+from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.sources.companions import COME_WITH, NO_COMPANIONS, DepthFile, RightView, check_mode
+from loftr_ros.sources.images import (
+    BagImage,
+    EncodedImage,
+    Image,
+    PixelImage,
+    SourceError,
+    decode_color,
+    decode_gray,
+)
 
 FRAME_ID = "camera_optical_frame"
 FIRST_STAMP_NS = 1_000_000_000  # made-up stamps begin here: in ROS a stamp of zero means that there is none
 
 
-class SourceError(Exception):
-    """A source that cannot be opened or read; the message says what is wrong, where, and what to do."""
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image file as it is: `data` in `format` ("jpeg", "png", or another ending); `where` names it in errors."""
-
-    data: bytes
-    format: str
-    where: str
-
-
-@dataclass(frozen=True)
-class PixelImage:
-    """An image that is decoded already: (H, W) uint8 `mono8`, or (H, W, 3) uint8 `bgr8`."""
-
-    pixels: NDArray[np.uint8]
-
-    @property
-    def encoding(self) -> str:
-        """The name of the layout in `sensor_msgs/Image`."""
-        return "mono8" if self.pixels.ndim == 2 else "bgr8"
-
-
-@dataclass(frozen=True)
-class BagImage:
-    """A bag's own image message.
-
-    Attributes:
-        message: has the fields of `sensor_msgs/Image` or `sensor_msgs/CompressedImage`.
-        compressed: which of the two it is.
-        serialized: the message in CDR as ROS 2 sends it, or None where the bag is of ROS 1.
-        camera_info: the `sensor_msgs/CameraInfo`-like message that belongs to it, or None.
-    """
-
-    message: Any
-    compressed: bool
-    serialized: bytes | None = None
-    camera_info: Any = None
-
-
 @dataclass(frozen=True)
 class SourceFrame:
-    """One frame of a source. The image stays as the source holds it until somebody asks for pixels.
+    """One frame of a source. Its images stay as the source holds them until somebody asks for pixels.
 
     Attributes:
         index: number of the frame in the source (before `start` and `step`), from 0.
@@ -74,15 +41,19 @@ class SourceFrame:
         camera: the camera's calibration, or None where it is unknown.
         pose: (4, 4) float64 T_world_camera, the ground truth, or None.
         metric: whether the translation of `pose` is in metres.
+        right: what the right camera of a stereo pair saw, of which `image` is the left one; None for nothing.
+        depth: registered to `image`; None for none.
     """
 
     index: int
     stamp_ns: int
     frame_id: str
-    image: EncodedImage | PixelImage | BagImage
+    image: Image
     camera: CameraModel | None = None
     pose: NDArray[np.float64] | None = None
     metric: bool = False
+    right: RightView | None = None
+    depth: DepthFile | DepthImage | None = None
 
     def decode(self) -> NDArray[np.uint8]:
         """The (H, W) uint8 gray image, decoded by the code that the node uses, so both see the same pixels.
@@ -90,21 +61,7 @@ class SourceFrame:
         Raises:
             SourceError: the image is damaged or of a kind that has no gray.
         """
-        from loftr_ros.ros.images import ImageError, decode_compressed, decode_image
-
-        image = self.image
-        try:
-            if isinstance(image, EncodedImage):
-                if image.format in ("jpeg", "png"):
-                    return decode_compressed(SimpleNamespace(format=image.format, data=image.data))
-                flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-                return np.asarray(self._read(image, flags), np.uint8)
-            if isinstance(image, BagImage):
-                return decode_compressed(image.message) if image.compressed else decode_image(image.message)
-        except ImageError as error:
-            raise SourceError(f"frame {self.index} ({self._where()}): {error}") from error
-        pixels = image.pixels
-        return pixels if pixels.ndim == 2 else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
+        return decode_gray(self.image, self._which())
 
     def decode_color(self) -> NDArray[np.uint8]:
         """The image in colour where it has any: (H, W, 3) uint8 BGR, else (H, W) uint8 gray.
@@ -112,36 +69,71 @@ class SourceFrame:
         Raises:
             SourceError: the image is damaged.
         """
-        if isinstance(self.image, PixelImage):
-            return self.image.pixels
-        if isinstance(self.image, EncodedImage):
-            flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
-            return np.asarray(self._read(self.image, flags), np.uint8)
-        return self.decode()
+        return decode_color(self.image, self._which())
 
-    def to_frame(self) -> Frame:
-        """The frame as the front end takes it.
+    def decode_right(self) -> RightImage:
+        """The right image, gray, with its calibration and its place.
 
         Raises:
-            SourceError: the image is damaged, or the calibration is for another image size.
+            SourceError: there is none, it cannot be read, or it is of another size than its calibration.
         """
+        frame, right = self.right_side()
+        image = frame.decode()
+        height, width = image.shape
+        right.check_size(width, height, frame._which())
+        return RightImage(image, right.camera, right.left_from_right)
+
+    def right_side(self) -> tuple[SourceFrame, RightView]:
+        """The right camera's side as a frame of its own, whose image is still as it came, and where it belongs.
+
+        Raises:
+            SourceError: there is none, or it cannot be read.
+        """
+        if self.right is None:
+            raise SourceError(f"{self._which()} has no right image that belongs to it; {COME_WITH[STEREO]}")
+        right = self.right
+        return SourceFrame(self.index, self.stamp_ns, right.frame_id, right.load(), right.camera), right
+
+    def decode_depth(self, size: tuple[int, int] | None = None) -> DepthImage:
+        """The depth image.
+
+        Args:
+            size: (width, height) of the image, which must be the depth's too; None takes the calibration's, if any.
+
+        Raises:
+            SourceError: there is none, it cannot be read, or it is no depth image of that size.
+        """
+        if self.depth is None:
+            raise SourceError(f"{self._which()} has no depth image that belongs to it; {COME_WITH[RGBD]}")
+        if size is None and self.camera is not None:
+            size = self.camera.width, self.camera.height
+        return self.depth.decode(size) if isinstance(self.depth, DepthFile) else self.depth
+
+    def to_frame(self, mode: str = MONO) -> Frame:
+        """The frame as the front end takes it.
+
+        Args:
+            mode: `mono` decodes the image alone, `stereo` the right one too, `rgbd` the depth image too.
+
+        Raises:
+            SourceError: an image is missing or damaged, or a calibration is for another image size.
+        """
+        check_mode(mode)
         image = self.decode()
         height, width = image.shape
         if self.camera is not None and (self.camera.width, self.camera.height) != (width, height):
             raise SourceError(
-                f"frame {self.index} ({self._where()}) is {width}x{height}, but the calibration is for "
+                f"{self._which()} is {width}x{height}, but the calibration is for "
                 f"{self.camera.width}x{self.camera.height}; give the right one with the option `camera`"
             )
-        return Frame(image, self.stamp_ns, self.frame_id, self.camera)
+        right = self.decode_right() if mode == STEREO else None
+        depth = self.decode_depth((width, height)) if mode == RGBD else None
+        return Frame(image, self.stamp_ns, self.frame_id, self.camera, depth=depth, right=right)
 
-    def _where(self) -> str:
-        return self.image.where if isinstance(self.image, EncodedImage) else f"stamp {self.stamp_ns / 1e9:.3f} s"
-
-    def _read(self, image: EncodedImage, flags: int) -> NDArray[np.uint8]:
-        pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags) if image.data else None
-        if pixels is None:
-            raise SourceError(f"{image.where} is not an image that OpenCV can read; it is damaged or of another format")
-        return np.asarray(pixels, np.uint8)
+    def _which(self) -> str:
+        image = self.image
+        where = image.where if isinstance(image, EncodedImage) else f"stamp {self.stamp_ns / 1e9:.3f} s"
+        return f"frame {self.index} ({where})"
 
 
 @dataclass(frozen=True)
@@ -200,6 +192,8 @@ class Source(ABC):
         length: how many frames it yields, or None if unknown. A video's is what its container claims.
         camera: calibration of the first frame, or None where it is unknown.
         slow: frames take so long to make that they should be made before they are played.
+        lacks: by mode of the front end (`stereo`, `rgbd`), why the source's frames cannot feed it; a mode that they
+            can feed is not in it. Of a recording with gaps, single frames may still lack their partner.
     """
 
     name: str
@@ -208,6 +202,7 @@ class Source(ABC):
     length: int | None
     camera: CameraModel | None
     slow: bool = False
+    lacks: Mapping[str, str] = NO_COMPANIONS
 
     @abstractmethod
     def __iter__(self) -> Iterator[SourceFrame]:
@@ -216,6 +211,16 @@ class Source(ABC):
         Raises:
             SourceError: a frame cannot be read.
         """
+
+    def require(self, mode: str) -> None:
+        """Makes sure, before the first frame, that the source has what a mode of the front end needs.
+
+        Raises:
+            SourceError: it has not, and why; or there is no such mode.
+        """
+        check_mode(mode)
+        if mode in self.lacks:
+            raise SourceError(f"{self.name} ({self.kind}) cannot feed the mode {mode}: {self.lacks[mode]}")
 
     def close(self) -> None:  # noqa: B027 (most sources hold nothing open)
         """Closes files. The source cannot be iterated any more."""
@@ -227,3 +232,17 @@ class Source(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+__all__ = [
+    "FIRST_STAMP_NS",
+    "FRAME_ID",
+    "BagImage",
+    "EncodedImage",
+    "PixelImage",
+    "Source",
+    "SourceError",
+    "SourceFrame",
+    "SourceOptions",
+    "stamp_at",
+]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.sources.base import FRAME_ID, EncodedImage, Source, SourceError, SourceFrame, SourceOptions, stamp_at
 from loftr_ros.sources.calibration import load_camera, pose_from_quaternion, read_numbers, read_table, read_yaml
+from loftr_ros.sources.files import FORMATS, image_files, image_size, numbers_of
+from loftr_ros.sources.pairing import Companions, euroc_right, kitti_right, seven_scenes_depth, stamped_files, tum_depth
 
-_FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".ppm": "ppm", ".pgm": "pgm", ".bmp": "bmp",
-            ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}  # fmt: skip
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
 _NEAR_ENOUGH = 0.02  # s between an image and a pose that is taken for its own
@@ -41,6 +39,7 @@ class _Listing:
     camera: CameraModel | None = None
     poses: list[NDArray[np.float64] | None] | None = None
     metric: bool = False
+    companions: Companions = field(default_factory=Companions)
 
 
 class FolderSource(Source):
@@ -55,6 +54,8 @@ class FolderSource(Source):
         listing = recognise(path)
         self.name, self.kind = path.resolve().name, listing.kind
         self._listing, self._options = listing, options
+        self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
+        self.lacks = self._companions.lacks
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
             raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
@@ -62,7 +63,7 @@ class FolderSource(Source):
         self.rate = (options.rate or listing.rate) / options.step
         self.camera = camera if camera is not None else listing.camera
         if self.camera is not None:
-            size = _image_size(listing.files[self._indices[0]])
+            size = image_size(listing.files[self._indices[0]])
             if size != (self.camera.width, self.camera.height):
                 raise SourceError(
                     f"the calibration is for {self.camera.width}x{self.camera.height}, but the images in {path} are "
@@ -81,9 +82,20 @@ class FolderSource(Source):
             if stamp is None:
                 own = listing.stamps
                 stamp = own[index] if own is not None else stamp_at(listing.numbers[index], listing.rate)
-            image = EncodedImage(data, _FORMATS[file.suffix.lower()], str(file))
+            image = EncodedImage(data, FORMATS[file.suffix.lower()], str(file))
             pose = listing.poses[index] if listing.poses is not None else None
-            yield SourceFrame(index, stamp, FRAME_ID, image, self.camera, pose, listing.metric)
+            right, depth = self._companions.right, self._companions.depth
+            yield SourceFrame(
+                index,
+                stamp,
+                FRAME_ID,
+                image,
+                self.camera,
+                pose,
+                listing.metric,
+                None if right is None else right[index],
+                None if depth is None else depth[index],
+            )
 
 
 def recognise(path: Path) -> _Listing:
@@ -102,40 +114,15 @@ def recognise(path: Path) -> _Listing:
             return _kitti(path, path / name)
     if any(path.glob("frame-*.color.*")):
         return _seven_scenes(path)
-    files = _images(path)
+    files = image_files(path)
     if not files:
         raise SourceError(
             f"{path} holds no images, no bag (metadata.yaml) and none of the known data sets (KITTI, 7-Scenes, EuRoC, "
-            f"TUM RGB-D); expected files ending in {', '.join(_FORMATS)}"
+            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}"
         )
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     camera = load_camera(found[0]) if found else None
     return _Listing("images", files, list(range(len(files))), 30.0, camera=camera)
-
-
-def _images(folder: Path) -> list[Path]:
-    """Image files in natural order: 2 before 10."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in _FORMATS and file.is_file()]
-    return sorted(
-        files,
-        key=lambda file: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"([0-9]+)", file.name)],
-    )
-
-
-def _image_size(file: Path) -> tuple[int, int]:
-    """(width, height) of an image file."""
-    image = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise SourceError(f"{file} is not an image that OpenCV can read; it is damaged or of another format")
-    return image.shape[1], image.shape[0]
-
-
-def _numbered(files: list[Path], where: Path) -> list[int]:
-    """The number in each file's name; without stamps they tell the time, gaps included."""
-    numbers = [re.findall(r"\d+", file.name) for file in files]
-    if not files or not all(numbers):
-        raise SourceError(f"{where} has {len(files)} images, not all with a number in their names")
-    return [int(found[0]) for found in numbers]
 
 
 def _pinhole(matrix: NDArray[np.float64], size: tuple[int, int], where: Path) -> CameraModel:
@@ -146,18 +133,19 @@ def _pinhole(matrix: NDArray[np.float64], size: tuple[int, int], where: Path) ->
 
 
 def _kitti(path: Path, images: Path) -> _Listing:
-    files = _images(images)
-    numbers = _numbered(files, images)
-    camera = None
+    files = image_files(images)
+    numbers = numbers_of(files, images)
+    camera, left = None, 0
+    rows: list[list[str]] = []
     if (path / "calib.txt").is_file():
         # One 3x4 projection matrix a row, with or without a name (`P0:`); the first is of the left gray camera.
         rows = [[p for p in row if not p.endswith(":")] for row in read_table(path / "calib.txt", 12)]
-        row = rows[2] if images.name == "image_2" and len(rows) > 2 else rows[0] if rows else []
+        left = 2 if images.name == "image_2" and len(rows) > 2 else 0
         try:
-            matrix = np.array(row[:12], np.float64).reshape(3, 4)[:, :3]
+            matrix = np.array(rows[left][:12] if rows else [], np.float64).reshape(3, 4)[:, :3]
         except ValueError as error:
             raise SourceError(f"{path / 'calib.txt'}: expected rows of 12 numbers: {error}") from error
-        camera = _pinhole(matrix, _image_size(files[0]), path / "calib.txt")
+        camera = _pinhole(matrix, image_size(files[0]), path / "calib.txt")
     # Rows belong to frame numbers in a full sequence, and to the files in order in a part of one.
     stamps, rate = None, 10.0
     if (path / "times.txt").is_file():
@@ -171,7 +159,8 @@ def _kitti(path: Path, images: Path) -> _Listing:
     if (path / "poses.txt").is_file():
         rows_of = read_numbers(path / "poses.txt", 12).reshape(-1, 3, 4)
         poses = [_square(rows_of, k if len(rows_of) == len(files) else number) for k, number in enumerate(numbers)]
-    return _Listing("KITTI odometry", files, numbers, rate, stamps, camera, poses, True)
+    companions = kitti_right(path, images, files, rows, left, camera)
+    return _Listing("KITTI odometry", files, numbers, rate, stamps, camera, poses, True, companions)
 
 
 def _square(rows: NDArray[np.float64], index: int) -> NDArray[np.float64] | None:
@@ -181,8 +170,8 @@ def _square(rows: NDArray[np.float64], index: int) -> NDArray[np.float64] | None
 
 
 def _seven_scenes(path: Path) -> _Listing:
-    files = [file for file in _images(path) if ".color." in file.name]
-    numbers = _numbered(files, path)
+    files = [file for file in image_files(path) if ".color." in file.name]
+    numbers = numbers_of(files, path)
     poses: list[NDArray[np.float64] | None] = []
     for file in files:
         pose_file = file.with_name(file.name.split(".color.")[0] + ".pose.txt")
@@ -197,15 +186,15 @@ def _seven_scenes(path: Path) -> _Listing:
             matrix = read_numbers(intrinsics, 3)
             if len(matrix) != 3:
                 raise SourceError(f"{intrinsics} has {len(matrix)} rows; expected a 3x3 matrix")
-            camera = _pinhole(matrix, _image_size(files[0]), intrinsics)
+            camera = _pinhole(matrix, image_size(files[0]), intrinsics)
             break
-    return _Listing("7-Scenes", files, numbers, 30.0, None, camera, poses, True)
+    return _Listing("7-Scenes", files, numbers, 30.0, None, camera, poses, True, seven_scenes_depth(files, camera))
 
 
 def _euroc(folder: Path) -> _Listing:
     sensor = read_yaml(folder / "sensor.yaml")
-    files = _images(folder / "data")
-    numbers = _numbered(files, folder / "data")
+    files = image_files(folder / "data")
+    numbers = numbers_of(files, folder / "data")
     stamps = list(numbers)
     if (folder / "data.csv").is_file():
         named = {row[1]: int(row[0]) for row in read_table(folder / "data.csv", 2, ",")}
@@ -223,17 +212,16 @@ def _euroc(folder: Path) -> _Listing:
         poses = [None if p is None else p @ body_camera for p in _nearest_poses(table, 1e-9, stamps)]
     camera = load_camera(folder / "sensor.yaml")
     rate = float(sensor.get("rate_hz", 20))
-    return _Listing("EuRoC", files, list(range(len(files))), rate, stamps, camera, poses, True)
+    companions = euroc_right(folder, sensor, files, stamps)
+    return _Listing("EuRoC", files, list(range(len(files))), rate, stamps, camera, poses, True, companions)
 
 
 def _tum(path: Path) -> _Listing:
-    rows = read_table(path / "rgb.txt", 2)
-    files = [path / row[1] for row in rows]
-    missing = [file for file in files if not file.is_file() or file.suffix.lower() not in _FORMATS]
+    listed = stamped_files(path, "rgb.txt")
+    stamps, files = [stamp for stamp, _ in listed], [file for _, file in listed]
+    missing = [file for file in files if not file.is_file() or file.suffix.lower() not in FORMATS]
     if missing or not files:
         raise SourceError(f"{path / 'rgb.txt'} lists {len(files)} images, {len(missing)} of which are not there")
-    # Decimal digits are kept apart: a double cannot hold today's time in nanoseconds.
-    stamps = [int(s) * 10**9 + int((f + "0" * 9)[:9]) for s, _, f in (row[0].partition(".") for row in rows)]
     poses = None
     if (path / "groundtruth.txt").is_file():
         poses = _nearest_poses(read_numbers(path / "groundtruth.txt", 8), 1.0, stamps)
@@ -246,7 +234,8 @@ def _tum(path: Path) -> _Listing:
         (fx, fy, cx, cy), coefficients = _TUM_CAMERAS[series]
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
         camera = CameraModel(640, 480, matrix, "plumb_bob", np.array(coefficients))
-    return _Listing("TUM RGB-D", files, list(range(len(files))), _rate(stamps, 30.0), stamps, camera, poses, True)
+    rate, companions = _rate(stamps, 30.0), tum_depth(path, stamps)
+    return _Listing("TUM RGB-D", files, list(range(len(files))), rate, stamps, camera, poses, True, companions)
 
 
 def _nearest_poses(table: NDArray[np.float64], unit: float, stamps: list[int]) -> list[NDArray[np.float64] | None]:

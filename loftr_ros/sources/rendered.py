@@ -1,22 +1,46 @@
-"""Views of the scene that the project renders itself, with exact poses."""
+"""Views of the scene that the project renders itself, with exact poses and depth, and a second camera."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.frame import DepthImage
 from loftr_ros.sources.base import FRAME_ID, PixelImage, Source, SourceError, SourceFrame, SourceOptions, stamp_at
+from loftr_ros.sources.companions import RightView
 
 _DEFAULTS = {"seed": 1, "frames": 90, "rate": 30, "width": 640, "height": 480}
 _SCENES = ("room",)
+_BASELINE = 0.12  # m between the two cameras; the walk keeps 0.4 m clear of everything
+
+
+@dataclass(frozen=True, eq=False)
+class _LaterView:
+    """A view that is rendered when it is asked for."""
+
+    scene: Scene
+    camera: CameraModel
+    pose: NDArray[np.float64]
+
+    def read(self) -> PixelImage:
+        return PixelImage(self.scene.render(self.camera, self.pose).image)
 
 
 class RenderedSource(Source):
-    """A hand-held walk through the rendered room. A frame takes about a tenth of a second to render."""
+    """A hand-held walk through the rendered room. A frame takes about a tenth of a second to render.
+
+    Depth comes with the image; the right camera's image, 0.12 m to the right, takes as long again.
+    """
 
     kind = "rendered"
     slow = True
+    lacks: Mapping[str, str] = MappingProxyType({})
     camera: CameraModel
 
     def __init__(
@@ -58,6 +82,20 @@ class RenderedSource(Source):
     def __iter__(self) -> Iterator[SourceFrame]:
         scene = Scene(self._seed)
         poses = trajectory(self._frames, self._rate, self._seed)
+        left_from_right = np.eye(4)
+        left_from_right[0, 3] = _BASELINE
         for index in self._indices:
-            image = PixelImage(scene.render(self.camera, poses[index]).image)
-            yield SourceFrame(index, stamp_at(index, self._rate), FRAME_ID, image, self.camera, poses[index], True)
+            pose = poses[index]
+            view = scene.render(self.camera, pose)
+            right = RightView(_LaterView(scene, self.camera, pose @ left_from_right), self.camera, left_from_right)
+            yield SourceFrame(
+                index,
+                stamp_at(index, self._rate),
+                FRAME_ID,
+                PixelImage(view.image),
+                self.camera,
+                pose,
+                True,
+                right,
+                DepthImage(view.depth, 1.0),
+            )

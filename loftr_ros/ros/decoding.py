@@ -1,0 +1,160 @@
+"""Messages to frames: images decoded, calibrations remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from loftr_ros.frontend.camera import CameraError, CameraModel
+from loftr_ros.frontend.frame import Frame, RightImage
+from loftr_ros.ros.images import decode_compressed, decode_depth, decode_image
+from loftr_ros.ros.messages import to_nanoseconds
+from loftr_ros.ros.parameters import InputParameters
+from loftr_ros.ros.stereo_calibration import left_from_right, pose_of, rectified_camera
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image message that is ready to be worked on, with what belongs to it.
+
+    Attributes:
+        image: `sensor_msgs/Image` or `CompressedImage`.
+        camera_info: its calibration; None where none is asked for.
+        received: monotonic seconds at which the image came.
+        right, right_info: image and calibration of the right camera, in mode `stereo`.
+        depth: registered to the image, in mode `rgbd`.
+    """
+
+    image: Image | CompressedImage
+    camera_info: CameraInfo | None
+    received: float
+    right: Image | CompressedImage | None = None
+    right_info: CameraInfo | None = None
+    depth: Image | None = None
+
+
+class FrameDecoder:
+    """Messages to frames; remembers the last calibrations, so that unchanged ones cost nothing."""
+
+    def __init__(self, parameters: InputParameters, mask: NDArray[np.bool_] | None = None) -> None:
+        """Begin without a calibration.
+
+        Args:
+            parameters: what the images are, and where the right camera stands.
+            mask: (H, W) bool, false for pixels to ignore in every image; None for none.
+        """
+        self._white_level = parameters.white_level
+        self._rectified = parameters.rectified
+        self._extrinsic = pose_of(parameters.left_from_right)
+        self._mask = mask
+        self._camera: _Remembered[CameraModel] = _Remembered()
+        self._right_camera: _Remembered[CameraModel] = _Remembered()
+        self._left_from_right: _Remembered[NDArray[np.float64]] = _Remembered()
+
+    def __call__(self, arrival: Arrival) -> Frame:
+        """Decode an image and its calibration, and what belongs to it.
+
+        A raw right image is decoded too; a compressed one when it is asked for, which then may raise as this does.
+
+        Raises:
+            ImageError: an image cannot be decoded.
+            CameraError: a calibration cannot be used, or is of another image size.
+        """
+        message = arrival.image
+        image = self._gray(message)
+        camera = None if arrival.camera_info is None else self._camera_of(arrival.camera_info, self._camera)
+        if camera is not None:
+            _check_size(camera, image)
+        stamp = to_nanoseconds(message.header.stamp)
+        depth = None if arrival.depth is None else decode_depth(arrival.depth)
+        right = None if arrival.right is None else self._right_of(arrival)
+        return Frame(image, stamp, message.header.frame_id, camera, self._mask, depth, right)
+
+    def _right_of(self, arrival: Arrival) -> RightImage:
+        message, left_info, right_info = arrival.right, arrival.camera_info, arrival.right_info
+        if left_info is None or right_info is None:
+            raise CameraError("a right image came without the calibration of both cameras")
+        try:
+            camera = self._camera_of(right_info, self._right_camera)
+        except CameraError as error:
+            raise CameraError(f"right camera: {error}") from error
+        pose = self._extrinsic
+        if pose is None:
+            key = tuple(np.asarray(part).tobytes() for info in (left_info, right_info) for part in (info.r, info.p))
+            pose = self._left_from_right(key, lambda: left_from_right(left_info, right_info, self._rectified))
+
+        def decode() -> NDArray[np.uint8]:
+            image = self._gray(message)
+            _check_size(camera, image, "right ")
+            return image
+
+        if isinstance(message, CompressedImage):
+            return _LaterRightImage(decode, camera, pose)
+        return RightImage(decode(), camera, pose)
+
+    def _gray(self, message: Image | CompressedImage) -> NDArray[np.uint8]:
+        if isinstance(message, CompressedImage):
+            return decode_compressed(message, white_level=self._white_level)
+        return decode_image(message, white_level=self._white_level)
+
+    def _camera_of(self, info: CameraInfo, remembered: _Remembered[CameraModel]) -> CameraModel:
+        roi = info.roi
+        key = (
+            info.width,
+            info.height,
+            info.distortion_model,
+            np.asarray(info.p if self._rectified else info.k).tobytes(),
+            np.asarray(info.d).tobytes(),
+            info.binning_x,
+            info.binning_y,
+            roi.x_offset,
+            roi.y_offset,
+            roi.width,
+            roi.height,
+        )
+        make = rectified_camera if self._rectified else CameraModel.from_camera_info
+        return remembered(key, lambda: make(info))
+
+
+class _LaterRightImage(RightImage):
+    """A right image that is decoded when it is asked for: only keyframes need it, and JPEG takes milliseconds."""
+
+    def __init__(
+        self, decode: Callable[[], NDArray[np.uint8]], camera: CameraModel, left_from_right: NDArray[np.float64]
+    ) -> None:
+        for name, value in (("_decode", decode), ("camera", camera), ("left_from_right", left_from_right)):
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        decode: Callable[[], NDArray[np.uint8]] = self.__dict__["_decode"]
+        return decode()
+
+
+class _Remembered(Generic[T]):
+    """What was last made of something, to be had again as long as that stays the same."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Hashable, T] | None = None
+
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
+        if self._made is None or self._made[0] != key:
+            self._made = (key, make())
+        return self._made[1]
+
+
+def _check_size(camera: CameraModel, image: NDArray[Any], side: str = "") -> None:
+    height, width = image.shape
+    if (camera.width, camera.height) != (width, height):
+        raise CameraError(
+            f"{side}CameraInfo is of {camera.width}x{camera.height} px, its image is {width}x{height}; "
+            "calibrate at the resolution that is published"
+        )

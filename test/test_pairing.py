@@ -1,0 +1,205 @@
+"""Images and what belongs to them: who is paired with whom, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("rclpy") is None:
+    pytest.skip("rclpy is not installed", allow_module_level=True)
+
+from sensor_msgs.msg import CameraInfo, Image
+
+from loftr_ros.ros.messages import to_nanoseconds, to_time
+from loftr_ros.ros.pairing import Pairing, Partner
+from loftr_ros.ros.parameters import InputParameters
+from loftr_ros.ros.statistics import Statistics
+from loftr_ros.ros.synchronizer import LocalFilter
+
+RIGHT = Partner("right", Image, "right/image", "right", "right image")
+INFO = Partner("camera_info", CameraInfo, "camera_info", "camera_info", "CameraInfo")
+RIGHT_INFO = Partner("right_info", CameraInfo, "right/camera_info", "camera_info", "right CameraInfo")
+DEPTH = Partner("depth", Image, "depth/image", "depth", "depth image")
+START = 1_700_000_000_000
+
+
+class Streams:
+    """A pairing of topics that exist here only, and all that it said."""
+
+    def __init__(self, *partners: Partner, slop: float | None = None, queue_size: int = 4) -> None:
+        self.sources = {name: LocalFilter() for name in ("image", *(partner.field for partner in partners))}
+        self.paired: list[dict[str, int]] = []
+        self.errors: list[tuple[str, str]] = []
+        self.statistics = Statistics(10)
+        self.pairing = Pairing(
+            self.sources["image"],
+            [(partner, self.sources[partner.field]) for partner in partners],
+            InputParameters(queue_size=queue_size, slop=slop or 0.01),
+            self.statistics,
+            self._on_paired,
+            lambda kind, message: self.errors.append((kind, message)),
+            self._describe,
+            approximate=slop is not None,
+        )
+
+    def send(self, milliseconds: float, *names: str) -> None:
+        """A message on each of these topics, with this stamp."""
+        stamp = round((START + milliseconds) * 1_000_000)
+        for name in names:
+            header = SimpleNamespace(stamp=to_time(stamp), frame_id="camera")
+            self.sources[name].signalMessage(SimpleNamespace(header=header))
+
+    def adds_up(self) -> bool:
+        """Whether every image that came was paired, dropped, refused, or still waits."""
+        now = self.statistics.snapshot()
+        return now.received == len(self.paired) + now.dropped + len(self.errors) + self.pairing.pending
+
+    def _on_paired(self, image: Any, partners: dict[str, Any], received: float) -> None:
+        self.paired.append({name: _milliseconds(message) for name, message in ({"image": image} | partners).items()})
+
+    @staticmethod
+    def _describe(partners: Iterable[Partner]) -> str:
+        return " and ".join(f"/{partner.topic} (publishers: 0)" for partner in partners)
+
+
+def _milliseconds(message: Any) -> int:
+    return to_nanoseconds(message.header.stamp) // 1_000_000 - START
+
+
+def test_an_image_goes_on_once_all_that_belongs_to_it_is_there_in_whatever_order_it_comes() -> None:
+    order = ["image", "right", "camera_info", "right_info"]
+    for number, seed in enumerate(range(24)):
+        streams = Streams(RIGHT, INFO, RIGHT_INFO)
+        random.Random(seed).shuffle(order)
+        for name in order[:-1]:
+            streams.send(number, name)
+            assert not streams.paired
+        streams.send(number, order[-1])
+        assert streams.paired == [dict.fromkeys(order, number)]
+        assert streams.pairing.pending == 0 and streams.adds_up()
+
+
+def test_equal_stamps_only_are_exact() -> None:
+    streams = Streams(DEPTH)
+    streams.send(0, "image")
+    streams.send(1, "depth")
+    assert not streams.paired and streams.pairing.pending == 1
+
+
+def test_an_offset_within_the_slop_is_approximate_and_the_nearest_partner_is_taken() -> None:
+    streams = Streams(RIGHT, INFO, RIGHT_INFO, slop=0.01)
+    for time in range(0, 330, 33):
+        streams.send(time + 5, "right", "right_info")
+        streams.send(time, "image", "camera_info")
+    expected = [{"image": t, "camera_info": t, "right": t + 5, "right_info": t + 5} for t in range(0, 330, 33)]
+    assert streams.paired == expected
+    assert not streams.errors and streams.adds_up() and streams.statistics.snapshot().dropped == 0
+
+
+def test_beyond_the_slop_nothing_is_paired() -> None:
+    streams = Streams(DEPTH, slop=0.01)
+    for time in range(0, 1000, 100):
+        streams.send(time, "image")
+        streams.send(time + 11, "depth")
+    assert not streams.paired and streams.adds_up()
+    kind, message = streams.errors[-1]
+    assert kind == "depth"
+    assert "no depth image within 0.01 s of the image's stamp" in message and "input.slop" in message
+
+
+def test_images_whose_partner_was_lost_count_as_dropped_when_a_newer_one_is_paired() -> None:
+    for slop in (None, 0.005):
+        streams = Streams(RIGHT, INFO, slop=slop)
+        streams.send(0, "image", "camera_info")
+        streams.send(33, "image", "right")
+        streams.send(66, "image", "right", "camera_info")
+        assert [pair["image"] for pair in streams.paired] == [66]
+        assert streams.statistics.snapshot().dropped == 2
+        # The old partners are gone too, and wait for nobody.
+        streams.send(0, "right")
+        streams.send(33, "camera_info")
+        assert len(streams.paired) == 1 and streams.adds_up() and not streams.errors
+
+
+@pytest.mark.parametrize(
+    ("lost", "kind", "words"),
+    [
+        (("right",), "right", "no right image with the image's stamp 1700000000.000 came on /right/image (publishers"),
+        (("camera_info",), "camera_info", "no CameraInfo with the image's stamp 1700000000.000 came on /camera_info"),
+        (("right_info",), "camera_info", "came on /right/camera_info (publishers: 0)"),
+        (("right", "right_info"), "right", "/right/image (publishers: 0) and /right/camera_info (publishers: 0)"),
+    ],
+)
+def test_a_topic_that_nobody_publishes_is_named_once_images_can_wait_no_longer(
+    lost: tuple[str, ...], kind: str, words: str
+) -> None:
+    streams = Streams(RIGHT, INFO, RIGHT_INFO, queue_size=3)
+    for time in range(0, 1000, 100):
+        streams.send(time, *(name for name in streams.sources if name not in lost))
+    assert [error for error, _ in streams.errors] == [kind] * 7
+    message = streams.errors[0][1]
+    assert words in message
+    others = {partner.topic for partner in (RIGHT, INFO, RIGHT_INFO) if partner.field not in lost}
+    assert not any(f" /{topic} (" in message for topic in others), "what does come is not blamed"
+    assert streams.pairing.pending == 3 and streams.adds_up()
+
+
+def test_a_right_image_that_is_stamped_otherwise_is_told_from_one_that_does_not_come_by_the_advice() -> None:
+    streams = Streams(RIGHT, queue_size=2)
+    for time in range(0, 500, 100):
+        streams.send(time, "image")
+        streams.send(time + 7, "right")
+    assert "Remap" in streams.errors[0][1] and "input.sync to 'approximate'" in streams.errors[0][1]
+
+
+def test_doing_without_calibrations_is_proposed_to_a_single_camera_only() -> None:
+    single, pair = Streams(INFO, queue_size=1), Streams(RIGHT, INFO, queue_size=1)
+    for time in (0, 100):
+        single.send(time, "image")
+        pair.send(time, "image", "right")
+    assert "'none' (no poses)" in single.errors[0][1] and "'latest'" in single.errors[0][1]
+    assert "'none'" not in pair.errors[0][1] and "'latest'" in pair.errors[0][1]
+
+
+@pytest.mark.parametrize("slop", [None, 0.01])
+def test_after_a_jump_back_in_time_pairs_come_about_again(slop: float | None) -> None:
+    streams = Streams(RIGHT, INFO, slop=slop, queue_size=4)
+    late = 5 if slop else 0
+    for time in range(100_000, 100_600, 100):  # the right image is missing: queues are full
+        streams.send(time, "image", "camera_info")
+    for time in range(0, 1000, 100):
+        streams.send(time, "image", "camera_info")
+        streams.send(time + late, "right")
+    assert [pair["image"] for pair in streams.paired][-5:] == [500, 600, 700, 800, 900]
+    assert streams.adds_up()
+
+
+def test_two_images_with_one_stamp_are_a_fault_of_the_driver() -> None:
+    streams = Streams(RIGHT)
+    streams.send(0, "image", "image", "right")
+    assert [kind for kind, _ in streams.errors] == ["time"] and len(streams.paired) == 1 and streams.adds_up()
+
+
+@pytest.mark.parametrize("slop", [None, 0.012])
+def test_every_image_is_accounted_for_however_messages_are_lost_late_and_out_of_order(slop: float | None) -> None:
+    for seed in range(30):
+        rng = random.Random(seed)
+        streams = Streams(RIGHT, INFO, RIGHT_INFO, slop=slop, queue_size=rng.choice([1, 3, 10]))
+        messages = [
+            (time + rng.choice([0, 0, 0, 60]), time + (rng.uniform(-4, 4) if slop else 0), name)
+            for time in range(0, 4000, 33)
+            for name in streams.sources
+            if rng.random() > 0.1
+        ]
+        for _, stamp, name in sorted(messages):
+            streams.send(stamp, name)
+            assert streams.adds_up()
+        assert streams.paired
+        assert all(max(pair.values()) - min(pair.values()) <= (slop or 0) * 1000 for pair in streams.paired)
+        streams.pairing.close()
+        assert streams.pairing.pending == 0 and streams.adds_up()
