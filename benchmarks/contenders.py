@@ -120,10 +120,11 @@ class Sparse:
 
     def match(self, features0: Any, features1: Any) -> Found:
         start = time.perf_counter()
-        index = self._pairs(features0[1], features1[1])
+        index = self.pairs(features0[1], features1[1])
         return Found(features0[0][index[:, 0]], features1[0][index[:, 1]], time.perf_counter() - start)
 
-    def _pairs(self, descriptors0: Any, descriptors1: Any) -> NDArray[np.int64]:
+    def pairs(self, descriptors0: Any, descriptors1: Any) -> NDArray[np.int64]:
+        """(N, 2) numbers of the keypoints that belong together, ordered by the first image's."""
         if descriptors0 is None or descriptors1 is None or min(len(descriptors0), len(descriptors1)) < 2:
             return np.zeros((0, 2), np.int64)
         back = {m.queryIdx: m.trainIdx for m in self._matcher.match(descriptors1, descriptors0)}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+
+from loftr_ros.evaluation.trajectory_plot import plot_from_above
+from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.relative_pose import PoseStatus
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -91,3 +97,136 @@ def test_moderate_homographies_come_by_their_seed_and_keep_the_view_upright(benc
         centre, right = homography.map_points(H, [[319.5, 239.5], [320.5, 239.5]])
         assert (right - centre)[0] > 0.99 * abs((right - centre)[1])
         assert np.linalg.cond(H) < 1e8
+
+
+def walked(lengths: list[float]) -> np.ndarray:
+    """(N, 4, 4) poses on an arc, each so far from the one before."""
+    poses = [np.eye(4)]
+    for length in lengths:
+        step = np.eye(4)
+        step[:3, :3] = [[np.cos(0.05), 0, np.sin(0.05)], [0, 1, 0], [-np.sin(0.05), 0, np.cos(0.05)]]
+        step[:3, 3] = 0.1 * length, 0.02 * length, length
+        poses.append(poses[-1] @ step)
+    return np.array(poses)
+
+
+def test_a_trajectory_in_another_world_has_no_errors(benchmark) -> None:
+    pytest.importorskip("evo", reason="benchmarks/requirements.txt is not installed")
+    scores = benchmark("trajectory_scores")
+    truth = walked([1.0] * 40)
+    errors = scores.trajectory_errors(walked([1.0] * 3)[-1] @ truth, truth, False, [4.0, 8.0])
+    assert max(errors.ate, errors.drift, errors.turn, errors.step, errors.step_turn) < 1e-5
+    assert np.allclose(errors.aligned, truth)
+
+
+def test_a_truth_that_was_written_with_few_digits_is_taken(benchmark) -> None:
+    pytest.importorskip("evo", reason="benchmarks/requirements.txt is not installed")
+    truth = walked([1.0] * 40)
+    errors = benchmark("trajectory_scores").trajectory_errors(truth, truth.round(4), False, [4.0])
+    assert errors.ate < 1e-3 and errors.step_turn < 0.02
+
+
+def test_a_wrong_scale_is_an_error_but_for_a_single_camera(benchmark) -> None:
+    pytest.importorskip("evo", reason="benchmarks/requirements.txt is not installed")
+    scores = benchmark("trajectory_scores")
+    truth, estimate = walked([1.0] * 40), walked([1.1] * 40)
+    metric = scores.trajectory_errors(estimate, truth, False, [4.0, 8.0])
+    assert metric.scale == 1 and metric.ate > 0.1
+    # Ten percent of the straight way, which is a little shorter than the path.
+    assert metric.drift == pytest.approx(10, rel=0.05)
+    mono = scores.trajectory_errors(estimate, truth, True, [4.0, 8.0])
+    assert mono.ate < 1e-6 and mono.drift < 1e-5 and mono.scale == pytest.approx(1 / 1.1)
+
+
+def test_scale_drift_is_by_how_much_the_second_half_is_drawn_larger(benchmark) -> None:
+    pytest.importorskip("evo", reason="benchmarks/requirements.txt is not installed")
+    scores = benchmark("trajectory_scores")
+    errors = scores.trajectory_errors(walked([1.0] * 20 + [1.2] * 20), walked([1.0] * 40), True, [4.0])
+    assert errors.scale_drift == pytest.approx(20, rel=0.02)
+    assert errors.ate > 0.1
+
+
+def test_too_few_poses_and_a_path_without_motion_have_no_errors_to_tell(benchmark) -> None:
+    pytest.importorskip("evo", reason="benchmarks/requirements.txt is not installed")
+    scores = benchmark("trajectory_scores")
+    truth = walked([1.0] * 40)
+    for estimate, true in ((truth[:2], truth[:2]), (np.repeat(truth[:1], 41, axis=0), truth)):
+        assert np.isnan(scores.trajectory_errors(estimate, true, False, [4.0]).ate)
+
+
+def test_frames_that_were_not_located_and_breaks_are_in_the_table(benchmark) -> None:
+    pytest.importorskip("evo", reason="benchmarks/requirements.txt is not installed")
+    table = benchmark("trajectory_tables")
+    truth = walked([1.0] * 9)
+    runs = [table.Run("rgbd", "ours", list(truth), [0, 4]), table.Run("rgbd", "ours", list(truth), [0], breaks=1)]
+    runs[1].poses[3] = None
+    rows = list(table.metric_rows(table.Walk("room", "rgbd", list(truth), runs)))
+    assert len(rows) == 1
+    assert rows[0].startswith("| room | rgbd | ours | 9 to 10 of 10 | 0 to 1 | 1 to 2 | 0.000 (±0.000) |")
+
+
+def test_a_lost_frame_is_not_located_and_a_keyframe_that_nothing_leads_to_is_a_break(benchmark) -> None:
+    run = benchmark("trajectory_tables").Run("mono", "ours")
+
+    def result(place: Location | None, keyframe: Location | None = None, status: int | None = None) -> SimpleNamespace:
+        events = [SimpleNamespace(added=True, keyframe=SimpleNamespace(location=keyframe))] if keyframe else []
+        matches = [] if status is None else [SimpleNamespace(pose=SimpleNamespace(status=status))]
+        return SimpleNamespace(location=place, events=events, matches=matches)
+
+    moved = replace(origin(False), pose=np.diag([1.0, 1.0, 1.0, 1.0]) + np.eye(4, k=3), scale_std=0.1)
+    run.add(result(None, origin(False)))
+    run.add(result(moved, status=PoseStatus.OK))
+    run.add(result(None, origin(False, segment=1), status=PoseStatus.TOO_FEW_MATCHES))
+    assert run.located == [0, 1] and run.positions.tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert run.keyframes == [0, 2] and run.breaks == 1 and run.scale_std == 0.1
+    assert run.statuses == {"OK": 1, "TOO_FEW_MATCHES": 1}
+
+
+def test_a_sequence_that_is_not_there_is_said_to_be_missing(benchmark) -> None:
+    table = benchmark("trajectory_tables")
+    assert table.tables([table.Walk("room", "rgbd", missing="data/room is not there")]) == [
+        "room: not run: data/room is not there."
+    ]
+
+
+def test_a_still_camera_is_shown_by_its_path_in_centimetres_and_its_statuses(benchmark) -> None:
+    table = benchmark("trajectory_tables")
+    poses = [np.eye(4) for _ in range(3)]
+    poses[1][0, 3] = 0.01
+    runs = [table.Run(mode, "ours", poses, [0]) for mode in ("stereo", "mono")]
+    runs[0].statuses.update(OK=2)
+    runs[1].statuses.update(LOW_PARALLAX=1, OK=1)
+    rows = list(table.still_rows(table.Walk("desk", "stereo", runs=runs)))
+    assert rows == [
+        "| desk | stereo | ours | 3 of 3 | 0 | 1 | 2.00 | 1.00 | 0 | OK 2 |",
+        "| desk | mono | ours | 3 of 3 | 0 | 1 | - | - | 50 | LOW_PARALLAX 1, OK 1 |",
+    ]
+
+
+def test_without_evo_trajectories_say_how_to_install_it(
+    benchmark, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trajectory = benchmark("trajectory")
+    monkeypatch.setitem(sys.modules, "evo", None)
+    monkeypatch.setattr(sys, "argv", ["trajectory.py"])
+    with pytest.raises(SystemExit):
+        trajectory.main()
+    assert ".venv/bin/pip install -r benchmarks/requirements.txt" in capsys.readouterr().err
+
+
+def test_settings_of_the_front_end_go_by_the_names_of_the_node(benchmark) -> None:
+    trajectory = benchmark("trajectory")
+    assert trajectory.parsed("keyframe.min_coverage=0.5") == ("keyframe.min_coverage", 0.5)
+    assert trajectory.parsed("mode=rgbd") == ("mode", "rgbd")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'coverage=1': expected NAME=VALUE"):
+        trajectory.parsed("coverage=1")
+
+
+def test_a_picture_from_above_takes_frames_that_were_not_located(tmp_path: Path) -> None:
+    truth = walked([1.0] * 9)[:, :3, 3]
+    estimate = truth.copy()
+    estimate[4] = np.nan
+    plot_from_above(tmp_path / "above.png", {"ours": (estimate, [0, 5])}, truth, "room")
+    assert (tmp_path / "above.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match=r"ours has positions of shape \(9, 3\), truth of \(10, 3\)"):
+        plot_from_above(tmp_path / "above.png", {"ours": (estimate[1:], [])}, truth)

@@ -204,13 +204,22 @@ def kinect(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("focal", [None, 540])
-def test_depth_of_the_kinect_of_7_scenes_is_moved_into_the_colour_image(kinect, focal):
-    camera = None if focal is None else CameraModel(640, 480, np.array([[focal, 0, 320], [0, focal, 240], [0, 0, 1.0]]))
+def color_camera(focal: float) -> CameraModel:
+    return CameraModel(640, 480, np.array([[focal, 0, 320], [0, focal, 240], [0, 0, 1.0]]))
+
+
+def test_depth_of_the_kinect_of_7_scenes_is_as_in_its_files_with_their_calibration(kinect):
+    (item,) = open_source(kinect)
+    assert (item.to_frame("rgbd").depth.values[240, 400:440] == 1000).all()
+
+
+@pytest.mark.parametrize("focal", [525, 540])
+def test_depth_of_the_kinect_of_7_scenes_is_moved_into_the_image_of_the_colour_camera_that_is_given(kinect, focal):
+    camera = color_camera(focal)
     (item,) = open_source(kinect, camera=camera)
     depth = item.to_frame("rgbd").depth
     metres = depth.metres(depth.values)[240]
-    left, right = ((focal or 525) * ((u - 320) / 585 - 0.025) + 320 for u in (400, 439))
+    left, right = (focal * ((u - 320) / 585 - 0.025) + 320 for u in (400, 439))
     post = np.flatnonzero(metres == 1)
     assert (post[0], post[-1]) == pytest.approx((left, right), abs=0.51)
     # The wall moves half as far: left of the post it is covered, right of it the depth camera saw nothing of it.
@@ -241,7 +250,7 @@ def test_registered_depth_is_what_the_image_s_camera_would_have_seen():
 def test_unregistered_depth_of_another_size_than_its_camera_is_refused(kinect):
     write(kinect / "frame-000000.depth.png", depth_values(0))
     with pytest.raises(SourceError, match=rf"{WIDTH}x{HEIGHT}, but the depth camera's calibration is for 640x480"):
-        next(iter(open_source(kinect))).to_frame("rgbd")
+        next(iter(open_source(kinect, camera=color_camera(525)))).to_frame("rgbd")
 
 
 def test_tum_takes_the_depth_image_nearest_in_time_within_20_ms(tum):

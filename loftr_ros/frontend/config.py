@@ -208,7 +208,7 @@ class KeyframeConfig(Settings):
         0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
     )
     max_parallax: float = setting(
-        0.1, "Median parallax, as a part of the image's width; above it a new keyframe comes", low=0.001, high=1.0
+        0.05, "Median parallax, as a part of the image's width; above it a new keyframe comes", low=0.001, high=1.0
     )
     max_rotation: float = setting(
         20.0, "Angle to the reference keyframe; above it a new keyframe comes", unit="deg", low=0.1, high=180.0

@@ -25,32 +25,37 @@ from loftr_ros.sources.registration import Registration
 _KITTI_RIGHT = {"image_l": "image_r", "image_0": "image_1", "image_00/data": "image_01/data", "image_2": "image_3",
                 "image_left": "image_right"}  # fmt: skip
 _MILLIMETRES, _NO_RETURN = 0.001, 65535  # how 7-Scenes writes depth
-# 7-Scenes was taken with a Kinect whose depth was not registered. The calibration that comes with it (fx, fy, cx, cy,
-# for 640x480) is the depth camera's; the colour camera's is the Kinect's nominal one, 25 mm beside it.
-_KINECT_DEPTH, _KINECT_COLOR, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), (525.0, 525.0, 320.0, 240.0), -0.025
+# 7-Scenes was taken with a Kinect whose depth was not registered, and comes with the depth camera's nominal calibration
+# (fx, fy, cx, cy, for 640x480) alone. The colour camera stands 25 mm beside it.
+_KINECT_DEPTH, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), -0.025
 _TUM_UNIT = 1 / 5000
 _TUM_NEAR_NS = 20_000_000  # between an image and a depth image that is taken for its own
 
 
 @dataclass(frozen=True)
 class Companions:
-    """What belongs to the images of a folder, in their order; `lacks` as in `Source`."""
+    """What belongs to the images of a folder, in their order; `lacks` as in `Source`.
+
+    Attributes:
+        unregistered: the camera that depth is known to be of instead of the images', and T_image_depth; None where
+            depth is the images' own.
+    """
 
     right: Sequence[RightView | None] | None = None
     depth: Sequence[DepthFile | None] | None = None
     lacks: Mapping[str, str] = field(default_factory=lambda: NO_COMPANIONS)
+    unregistered: tuple[CameraModel, NDArray[np.float64]] | None = None
 
     def seen_by(self, camera: CameraModel) -> Companions:
-        """The same beside images of another calibration than the recording's own: depth is registered to that one."""
+        """The same beside images of a calibration other than the recording's own.
 
-        def moved(file: DepthFile | None) -> DepthFile | None:
-            if file is None or file.registration is None:
-                return file
-            registrations.setdefault(file.registration, replace(file.registration, image_camera=camera))
-            return replace(file, registration=registrations[file.registration])
-
-        registrations: dict[Registration, Registration] = {}
-        return self if self.depth is None else replace(self, depth=[moved(file) for file in self.depth])
+        Depth that is known to be another camera's is moved to this one's pixels.
+        """
+        if self.depth is None or self.unregistered is None:
+            return self
+        depth_camera, image_from_depth = self.unregistered
+        registration = Registration(depth_camera, camera, image_from_depth)
+        return replace(self, depth=[file and replace(file, registration=registration) for file in self.depth])
 
 
 def _without(mode: str, why: str) -> Companions:
@@ -149,18 +154,18 @@ def seven_scenes_depth(files: list[Path], camera: CameraModel | None) -> Compani
 
     Args:
         files: the colour images.
-        camera: the calibration that comes with them. That of the published 7-Scenes tells that depth is not registered;
-            other recordings of this layout have one calibration for both images.
+        camera: the calibration that comes with them. That of the published 7-Scenes is the depth camera's; it is taken
+            for both images, as the recordings' own poses were, unless a calibration of the colour images is given.
     """
     depth = [file.with_name(file.name.split(".color.")[0] + ".depth.png") for file in files]
     if not any(file.is_file() for file in depth):
         return Companions()
-    registration = None
-    if camera is not None and camera.same_as(_pinhole(_KINECT_DEPTH)):
-        place = np.eye(4)
-        place[0, 3] = _KINECT_SHIFT
-        registration = Registration(camera, _pinhole(_KINECT_COLOR), place)
-    return _depth([DepthFile(file, _MILLIMETRES, _NO_RETURN, registration) for file in depth])
+    found = _depth([DepthFile(file, _MILLIMETRES, _NO_RETURN) for file in depth])
+    if camera is None or not camera.same_as(_pinhole(_KINECT_DEPTH)):
+        return found
+    place = np.eye(4)
+    place[0, 3] = _KINECT_SHIFT
+    return replace(found, unregistered=(camera, place))
 
 
 def _pinhole(values: tuple[float, float, float, float]) -> CameraModel:
