@@ -364,12 +364,16 @@ def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> Non
         count_publishers=lambda topic: 1,
     )
     motion = MotionState("mono", False, 0.125, 3, 7.5, 421)
-    reporter = Reporter(node, Statistics(10), 1.0, lambda: FrontEndState("active", motion=motion))
+    reporter = Reporter(
+        node, Statistics(10), 1.0, lambda: FrontEndState("active", matched_keyframes=2, image_scale=0.5, motion=motion)
+    )
     reporter.publish()
     status = sent["~/status"][0]
     assert (status.mode, status.scale_known, status.scale_std) == ("mono", False, 0.125)
     assert (status.segment, status.path_length, status.keyframe_depth_cells) == (3, 7.5, 421)
+    assert (status.matched_keyframes, status.image_scale) == (2, 0.5)
     values = {value.key: value.value for value in sent["/diagnostics"][0].status[0].values}
     assert values["mode"] == "mono" and values["scale known"] == "False" and values["scale drift"] == "0.125"
     assert values["trajectory segment"] == "3" and values["path length [own unit]"] == "7.500"
     assert values["keyframe cells of known depth"] == "421"
+    assert values["effort"] == "2 keyframes, 50 % of the resolution"

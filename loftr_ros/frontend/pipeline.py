@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from loftr_ros.frontend.budget import LatencyBudget
+from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
 from loftr_ros.frontend.config import RGBD, STEREO, ConfigError, FrontEndConfig, changed
 from loftr_ros.frontend.frame import Frame
@@ -123,6 +123,11 @@ class FrontEnd:
         encoded0, encoded1 = self.encode(keyframe), self.encode(current)
         complete = self.matcher.complete(encoded0.features)
         return self.to_raw_pixels(encoded0, encoded1, self.matcher.match([complete], encoded1.features)[0])
+
+    @property
+    def effort(self) -> Effort:
+        """What the next frame is given, to stay inside `max_latency_ms`."""
+        return self._budget.effort
 
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
         """Drop every keyframe and forget the stream; the next frame is the first of a new one."""

@@ -218,6 +218,8 @@ class FrontEndNode(LifecycleNode):
             keyframes_held=len(front_end.buffer),
             keyframe_capacity=front_end.config.keyframe.capacity,
             reference_keyframe_id=reference.id if reference else 0,
+            matched_keyframes=front_end.effort.keyframes,
+            image_scale=front_end.effort.scale,
             motion=motion_state(front_end),
         )
 

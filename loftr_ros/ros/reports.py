@@ -62,6 +62,7 @@ class FrontEndState:
         failure: why its last transition failed; empty if it did not.
         waiting: images that wait for their calibration; `pending` counts them too.
         topic: that of the images, where the node is subscribed.
+        matched_keyframes, image_scale: what an image is given, to stay inside the latency.
         motion: what is known of the trajectory.
     """
 
@@ -76,6 +77,8 @@ class FrontEndState:
     keyframes_held: int = 0
     keyframe_capacity: int = 0
     reference_keyframe_id: int = 0
+    matched_keyframes: int = 0
+    image_scale: float = 1.0
     motion: MotionState = MotionState()
 
 
@@ -187,6 +190,8 @@ class Reporter:
             keyframes_held=state.keyframes_held,
             keyframe_capacity=state.keyframe_capacity,
             reference_keyframe_id=state.reference_keyframe_id,
+            matched_keyframes=state.matched_keyframes,
+            image_scale=state.image_scale,
             **dataclasses.asdict(state.motion),
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
@@ -208,6 +213,7 @@ class Reporter:
             "frames failed": now.failed,
             "rate [1/s]": f"{now.rate:.1f}",
             "keyframes": f"{state.keyframes_held} of {state.keyframe_capacity}",
+            "effort": f"{state.matched_keyframes} keyframes, {100 * state.image_scale:.0f} % of the resolution",
             "mode": state.motion.mode,
             "scale known": state.motion.scale_known,
             "scale drift": f"{state.motion.scale_std:.3f}",
