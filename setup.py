@@ -34,6 +34,7 @@ EXTRAS = {
     "recorded": ["h5py>=3"],
     # 2.6.2 and 2.6.3 were malicious releases (GHSA-w37p-236h-pfx3).
     "train": ["pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3", "tensorboard>=2.12"],
+    "view": ["rerun-sdk>=0.23"],  # 0.23 is the newest that works with numpy 1.26
     "test": [
         "POT>=0.9",
         "h5py>=3",

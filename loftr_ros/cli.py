@@ -12,6 +12,7 @@ from loftr_ros.cli_errors import fail
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
 from loftr_ros.cli_train import app as train_app
+from loftr_ros.cli_view import view
 from loftr_ros.cli_weights import app as weights_app
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
 app.command()(export)
 app.command()(explain)
+app.command()(view)
 
 SourceArgument = Annotated[
     str,

@@ -28,9 +28,9 @@ Array = NDArray[np.float64]
 _FARTHER = 1.15
 # A cell's point and the point that it takes its depth from may lie on a slanted surface.
 _SLANT = 0.05
-# Neighbouring cells are wrong together: so many of them count as one.
-_TOGETHER = 10
-_MAD = 1.4826
+# Parts of the image that speak for themselves of how far two views' depths disagree, and the cells that one needs.
+_PARTS = (4, 3)
+_LEAST = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ class OwnScale:
 
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
+        self._doubt = 0.0
 
     def locate(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
@@ -116,12 +117,13 @@ class OwnScale:
         chosen = chosen[(there[chosen] > 0) & (distance[chosen] < new.cell_size * max(new.scale))]
         depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
         depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
-        return HandOver(depth, _disagreement(known.inverse[pose.inliers], found.inverse[pose.inliers]))
+        return HandOver(depth, self._doubt)
 
     def _begin(
         self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays
     ) -> RelativePose | None:
         """The first depths of a trajectory, of which the typical one is 1."""
+        self._doubt = 0.0
         if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
             return pose
         if not pose.has_direction or pose.median_parallax < self._config.min_parallax:
@@ -142,12 +144,16 @@ class OwnScale:
         return replace(pose, translation=pose.translation * length, covariance=covariance)
 
     def _refine(self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> None:
+        depth, good = keyframe.depth, pose.inliers
+        assert depth is not None
+        found, cell = self._triangulated(matches, pose, rays), matches.track_id[good]
+        # Before the depths are brought nearer to what this frame says.
+        self._doubt = _disagreement(
+            depth.inverse[cell], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size
+        )
         if pose.median_parallax < max(self._config.min_parallax, _FARTHER * keyframe.depth_parallax):
             return
-        assert keyframe.depth is not None
-        found = self._triangulated(matches, pose, rays)
-        good = pose.inliers
-        keyframe.depth = keyframe.depth.with_measured(matches.track_id[good], found.inverse[good], found.variance[good])
+        keyframe.depth = depth.with_measured(cell, found.inverse[good], found.variance[good])
         keyframe.depth_parallax = pose.median_parallax
 
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
@@ -155,11 +161,20 @@ class OwnScale:
         return triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
 
 
-def _disagreement(known: Array, found: Array) -> float:
-    """Standard error of the logarithm of the ratio of two sets of inverse depths of the same cells."""
+def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:
+    """Standard error of the logarithm of the ratio of two sets of inverse depths of the same cells.
+
+    Neighbours are wrong together, and so are whole regions where a calibration or a surface misleads: each part of the
+    image has one say.
+
+    Args:
+        known, found: (N,) inverse depths, NaN where unknown.
+        points: (N,) pixels that they are of.
+        size: (width, height) of the image.
+    """
     both = np.isfinite(known) & np.isfinite(found)
-    if both.sum() < 2:
-        return 0.0
     ratio = np.log(found[both] / known[both])
-    spread = _MAD * float(np.median(np.abs(ratio - np.median(ratio))))
-    return spread / float(np.sqrt(max(both.sum() / _TOGETHER, 1.0)))
+    column, row = (points[both] * (_PARTS[0] / size[0], _PARTS[1] / size[1])).astype(np.int64).T
+    part = row * _PARTS[0] + column
+    medians = [float(np.median(ratio[part == one])) for one in np.unique(part) if (part == one).sum() >= _LEAST]
+    return float(np.std(medians, ddof=1) / np.sqrt(len(medians))) if len(medians) > 1 else 0.0
