@@ -209,8 +209,8 @@ def known_points(keyframe: Keyframe) -> tuple[Array, NDArray[np.intp]]:
     rays, depth = keyframe.encoded.cell_rays, keyframe.depth
     if rays is None or depth is None:
         return np.zeros((0, 3)), np.zeros(0, np.intp)
-    with np.errstate(invalid="ignore"):  # NaN where nothing is known; no NaN is above or below anything
-        certain = (depth.inverse > 0) & (np.sqrt(depth.variance) < _MAX_RELATIVE_STD * depth.inverse)
+    with np.errstate(invalid="ignore"):  # neither what is unknown (NaN) nor what is past infinity is certain
+        certain = np.sqrt(depth.variance) < _MAX_RELATIVE_STD * depth.inverse
     cells = np.flatnonzero(certain & np.isfinite(rays).all(axis=1))
     return np.insert(rays[cells], 2, 1.0, axis=1) / depth.inverse[cells, None], cells
 

@@ -6,6 +6,9 @@ import importlib
 import os
 import socket
 import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -85,14 +88,21 @@ class Destination:
         """See whether it is there, before anything that takes long.
 
         Raises:
-            ViewError: no viewer answers, or there is no display for a window.
+            ViewError: the file cannot be written, no viewer answers, or there is no display for a window.
         """
+        if self.file is not None:
+            new = not self.file.exists()
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self.file.open("ab").close()
+            except OSError as error:
+                raise ViewError(f"{self.file} cannot be written to: {error.strerror}") from error
+            if new:
+                self.file.unlink()
         if self.address:
             parts = urlsplit(self.url)
-            try:
-                socket.create_connection((str(parts.hostname), int(parts.port or _PORT)), _PATIENCE).close()
-            except OSError as error:
-                raise ViewError(f"no viewer answers at {self.url} ({error}); start `rerun` there") from error
+            if silent := unreachable(str(parts.hostname), parts.port or _PORT):
+                raise ViewError(f"no viewer answers at {self.url} ({silent}); start `rerun` there")
         elif self.file is None and not _has_display():
             raise ViewError("there is no display to open a window on; use --save FILE.rrd or --connect ADDRESS")
 
@@ -100,21 +110,46 @@ class Destination:
         """A new `rerun.RecordingStream` that goes there; whoever asked for it disconnects it.
 
         Raises:
-            ViewError: the file cannot be written, or the viewer cannot be started.
+            ViewError: the viewer does not start, or what `check` looks for came to be wrong since.
         """
         # One of its own: the module's default recording may be another's.
         stream, arranged = rerun.RecordingStream("loftr_ros"), layout(rerun)
         try:
             if self.file is not None:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
                 stream.save(self.file, default_blueprint=arranged)
             elif self.address:
                 stream.connect_grpc(self.url, default_blueprint=arranged)
             else:
-                stream.spawn(default_blueprint=arranged)
-        except (OSError, RuntimeError) as error:
-            raise ViewError(f"nothing can be shown in {self.file or self.address or 'a window'}: {error}") from error
+                with _scripts_on_path():
+                    stream.spawn(default_blueprint=arranged)
+        except RuntimeError as error:  # rerun's for all that fails, with advice of many lines
+            reason = str(error).partition("\n")[0]
+            raise ViewError(f"nothing can be shown in {self.file or self.address or 'a window'}: {reason}") from error
+        # A viewer that cannot open its window ends by itself, and what is sent to it is lost without an error.
+        if self.file is None and not self.address and (silent := unreachable("127.0.0.1", _PORT)):
+            stream.disconnect()
+            raise ViewError(f"the viewer's window did not open ({silent}); use --save FILE.rrd or --connect ADDRESS")
         return stream
+
+
+def unreachable(host: str, port: int) -> OSError | None:
+    """Why nothing answers there; None where something does."""
+    try:
+        socket.create_connection((host, port), _PATIENCE).close()
+    except OSError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """Lets rerun find its viewer, which pip puts beside this Python, where that environment is not activated."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _has_display() -> bool:

@@ -49,7 +49,7 @@ def test_the_installed_program_shows_its_commands_and_ends_in_one_line_with_what
     assert "nowhere does not exist" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["demo", "explain", "export", "node", "play", "run"])
+@pytest.mark.parametrize("command", ["demo", "explain", "export", "node", "play", "run", "view"])
 def test_every_sub_command_explains_itself(command: str) -> None:
     done = loftr_ros(command, "--help")
     assert done.exit_code == 0

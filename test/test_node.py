@@ -538,12 +538,12 @@ def test_a_parameter_that_may_change_while_frames_come_holds_from_the_next_frame
     client.process(*node.next_frame())
     client.process(*node.next_frame())
     held = client.status().keyframes_held
-    assert client.set(keyframe__min_coverage=1.0) == (True, "")
+    assert client.set(keyframe__max_age=0.05) == (True, "")  # the frames are 0.1 s apart
     client.process(*node.next_frame())
     client.status(lambda status: status.keyframes_held == held + 1)
-    ok, reason = client.set(keyframe__min_coverage=2.0)
+    ok, reason = client.set(keyframe__max_age=-1.0)
     assert not ok and reason
-    assert client.set(keyframe__min_coverage=0.4) == (True, "")
+    assert client.set(keyframe__max_age=10.0) == (True, "")
 
 
 def test_other_parameters_can_be_set_only_while_the_node_is_unconfigured_and_then_are_checked(node, footage):

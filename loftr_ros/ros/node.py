@@ -259,7 +259,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         except (ParameterException, ConfigError) as error:
             if node is not None:
                 raise
-            hint = "; write it with a decimal point (10.0)" if "expecting type 'DOUBLE'" in str(error) else ""
+            hint = "; write it with a decimal point (10.0)" if "expecting type 'DOUBLE" in str(error) else ""
             rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}{hint}")
             return 2
         except Exception:

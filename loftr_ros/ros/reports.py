@@ -258,7 +258,10 @@ class Reporter:
         if new_errors:
             return DiagnosticStatus.ERROR, f"no frame processed: {now.last_error}"
         if state.waiting:
-            return DiagnosticStatus.WARN, f"{state.waiting} images wait for their CameraInfo"
+            return (
+                DiagnosticStatus.WARN,
+                f"{state.waiting} images wait for what comes with them (CameraInfo, right or depth image)",
+            )
         if now.received > before.received:
             return DiagnosticStatus.WARN, "images came, but none was processed since the last report"
         publishers = self._node.count_publishers(state.topic)
