@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCE ?=
 ARGS ?=
 
-.PHONY: help demo test lint install clean
+.PHONY: help demo test lint style types pytest install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,13 +37,21 @@ help:
 demo: install
 	$(BIN)/loftr_ros demo $(SOURCE) $(ARGS)
 
-test: lint
-	$(BIN)/pytest $(ARGS)
+# Types are checked beside the tests: most of those wait for other processes.
+test: style
+	@$(MAKE) --no-print-directory -j2 types pytest
 
-lint: install
+lint: style types
+
+style: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: install
 	$(BIN)/mypy
+
+pytest: install
+	$(BIN)/pytest $(ARGS)
 
 # The lock: two makes at once would build in the same folders.
 install:

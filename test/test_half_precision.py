@@ -37,7 +37,8 @@ def kitti(data: Path) -> tuple[Tensor, Tensor]:
     return made_weights.kitti_pair(data, size=(1241, 376))
 
 
-@pytest.mark.parametrize("images", [sevenscenes, pytest.param(kitti, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("images", [sevenscenes, kitti])
 def test_bf16_finds_what_fp32_finds_on_real_images(
     images: Callable[[Path], tuple[Tensor, Tensor]], shared_data: Path
 ) -> None:
