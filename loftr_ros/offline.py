@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.trajectory import Trajectory, tum_lines
+from loftr_ros.frontend.config import MONO
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -117,7 +118,7 @@ def run(
     picture.write(output / "matches.png")
     stamps, world = trajectory.poses()
     (output / "trajectory.tum").write_text("\n".join(tum_lines(stamps, world)) + "\n")
-    _plot(output / "trajectory.png", stamps, world, report.truth, report.keyframes, source.name)
+    _plot(output / "trajectory.png", stamps, world, report.truth, report.keyframes, source.name, mode != MONO)
     return report
 
 
@@ -170,6 +171,7 @@ def _plot(
     truth: Mapping[int, NDArray[np.float64]],
     keyframes: list[int],
     name: str,
+    metric: bool,
 ) -> None:
     from loftr_ros.evaluation.trajectory_plot import plot_trajectory
 
@@ -178,6 +180,9 @@ def _plot(
     known = bool(truth) and all(int(stamp) in truth for stamp in stamps)
     true_poses = np.array([truth[int(stamp)] for stamp in stamps]) if known else None
     indices = [int(i) for i in np.flatnonzero(np.isin(stamps, keyframes))]
+    if metric:
+        plot_trajectory(path, world, true_poses, indices, f"{name} (in metres)", metric)
+        return
     scale = "step lengths from the truth" if known else "scale unknown: every step has length 1"
     plot_trajectory(path, world, true_poses, indices, f"{name} ({scale})")
 

@@ -231,14 +231,15 @@ def draw_trajectory(path: Path, recorded: Any, truth: Truth, name: str) -> bool:
         true_poses = np.array([truth.poses[int(stamp)] for stamp in stamps])
     if len(stamps) < 2 or not any(pose.status.has_direction for pose in recorded.located):
         return False
-    if all(pose.metric for pose in recorded.located if pose.status.has_direction):
+    metric = all(pose.metric for pose in recorded.located if pose.status.has_direction)
+    if metric:
         scale = "in metres, as the node measured them"
     elif truth.poses:
         scale = "rotations and directions are estimated, the length of each step is the truth's"
     else:
         scale = "scale unknown: each step from a keyframe has length 1"
     indices = [int(index) for index in np.flatnonzero(np.isin(stamps, keyframes))]
-    plot_trajectory(path, poses, true_poses, indices, f"{name}\n{scale}")
+    plot_trajectory(path, poses, true_poses, indices, f"{name}\n{scale}", metric)
     return True
 
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.sequence import Sequence, prepare
+from loftr_ros.frontend.config import MONO
 from loftr_ros.matcher.checkpoint import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM
@@ -215,6 +216,11 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
     }
     if not sequence.calibrated:
         parameters["input.camera_info"] = "none"
+    if settings.mode not in ("", MONO):
+        # Two images at once are more than Fast DDS has room for by default in the memory that a publisher shares: the
+        # second one would be lost. Cameras of their own have room of their own.
+        for topic in ("image", "camera_info", "right/image", "right/camera_info", "depth/image"):
+            parameters[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"
     command = [sys.executable, "-c", "import sys; from loftr_ros.ros.node import main; sys.exit(main())"]
     try:
         from ament_index_python.packages import PackageNotFoundError, get_package_prefix
@@ -291,8 +297,9 @@ def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, pr
                 if published is not None and settled >= published and not status.frames_pending:
                     break
             idle = status is None or not status.frames_pending
-            if published is not None and now - frames_at > _LAST_FRAMES and idle:
-                break  # what is missing was lost between the two
+            # What is missing was lost between the two; an image whose partner was lost stays pending.
+            if published is not None and now - frames_at > (_LAST_FRAMES if idle else _SILENCE):
+                break
             if now - heard_at > _SILENCE:
                 raise DemoError(
                     f"the node said nothing on ~/status for {_SILENCE:g} s; its last words:\n{node.last_lines}"

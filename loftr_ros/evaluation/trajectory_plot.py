@@ -23,11 +23,12 @@ def plot_trajectory(
     truth: ArrayLike | None = None,
     keyframe_indices: Sequence[int] = (),
     title: str = "",
+    metric: bool = False,
 ) -> None:
     """Writes a picture of a trajectory from above, and of its errors over time where the truth is known.
 
     Both trajectories are drawn in the axes of their first camera: x to the right, z (forward) up. With a truth, the
-    estimate is aligned to it by rotation, translation and scale (Umeyama 1991), as a monocular estimate has no scale.
+    estimate is aligned to it by rotation and translation, and by scale (Umeyama 1991) where it is not metric.
     The errors are those of the poses relative to the keyframe before each frame: the angle of the rotation's error, and
     the angle between the directions of translation (left out where the true translation is nearly zero).
 
@@ -37,6 +38,7 @@ def plot_trajectory(
         truth: (N, 4, 4) T_world_camera of the same frames, in metres.
         keyframe_indices: frames that became keyframes; without any, every frame's error is relative to the one before.
         title: the picture's title.
+        metric: whether the estimate is in metres.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -59,11 +61,11 @@ def plot_trajectory(
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
     if true_poses is None:
-        _plot_top_view(figure.add_subplot(), poses[:, :3, 3], None, keyframes)
+        _plot_top_view(figure.add_subplot(), poses[:, :3, 3], None, keyframes, metric)
     else:
         grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
-        aligned = _align(poses[:, :3, 3], true_poses[:, :3, 3])
-        _plot_top_view(figure.add_subplot(grid[:, 0]), aligned, true_poses[:, :3, 3], keyframes)
+        aligned = _align(poses[:, :3, 3], true_poses[:, :3, 3], with_scale=not metric)
+        _plot_top_view(figure.add_subplot(grid[:, 0]), aligned, true_poses[:, :3, 3], keyframes, metric)
         rotation, direction = _relative_errors(poses, true_poses, keyframes)
         upper = figure.add_subplot(grid[0, 1])
         lower = figure.add_subplot(grid[1, 1], sharex=upper)
@@ -135,7 +137,7 @@ def _in_first_camera(poses: Array) -> Array:
     return np.asarray(np.linalg.inv(poses[0]) @ poses)
 
 
-def _align(points: Array, truth: Array) -> Array:
+def _align(points: Array, truth: Array, with_scale: bool = True) -> Array:
     """Points moved, turned and scaled onto the truth with the least squared distance (Umeyama 1991)."""
     mean, true_mean = points.mean(axis=0), truth.mean(axis=0)
     centred, true_centred = points - mean, truth - true_mean
@@ -144,7 +146,7 @@ def _align(points: Array, truth: Array) -> Array:
         return np.asarray(points + true_mean - mean)
     u, singular, vt = np.linalg.svd(true_centred.T @ centred)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
-    scale = (singular * signs).sum() / variance
+    scale = (singular * signs).sum() / variance if with_scale else 1.0
     return np.asarray(scale * centred @ ((u * signs) @ vt).T + true_mean)
 
 
@@ -163,16 +165,21 @@ def _relative_errors(poses: Array, truth: Array, keyframes: NDArray[np.int64]) -
     return errors[0], errors[1]
 
 
-def _plot_top_view(axes: Axes, estimate: Array, truth: Array | None, keyframes: NDArray[np.int64]) -> None:
+def _plot_top_view(
+    axes: Axes, estimate: Array, truth: Array | None, keyframes: NDArray[np.int64], metric: bool
+) -> None:
     if truth is not None:
         axes.plot(truth[:, 0], truth[:, 2], color="0.6", linewidth=4, solid_capstyle="round", label="truth")
-    label = "estimate" if truth is None else "estimate (aligned, with scale)"
+    label = "estimate"
+    if truth is not None:
+        rmse = float(np.sqrt(((estimate - truth) ** 2).sum(axis=1).mean()))
+        label = f"estimate (aligned{'' if metric else ', with scale'}; RMSE {1e3 * rmse:.3g} mm)"
     axes.plot(estimate[:, 0], estimate[:, 2], color="#1f6fb4", linewidth=1.6, label=label)
     if keyframes.size:
         x, z = estimate[keyframes, 0], estimate[keyframes, 2]
         axes.plot(x, z, "o", color="#e8912d", markersize=5, markeredgecolor="white", label="keyframes")
     axes.plot(*estimate[0, [0, 2]], "s", color="#2b8a3e", markersize=8, markeredgecolor="white", label="start")
-    unit = "m" if truth is not None else "no unit"
+    unit = "m" if metric or truth is not None else "no unit"
     axes.set_xlabel(f"x, right ({unit})")
     axes.set_ylabel(f"z, forward ({unit})")
     axes.set_title("from above", fontsize=11)
