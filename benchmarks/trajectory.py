@@ -10,7 +10,6 @@ is. Errors are evo's, which has to be installed: .venv/bin/pip install -r benchm
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from sparse_front_end import LEFT_OUT, KeypointMatcher, ShakenFrontEnd, SparseFr
 from trajectory_scores import EvoMissingError, require_evo
 from trajectory_tables import DISTANCES, Run, Walk, plot, tables
 
-from loftr_ros.frontend.config import MONO, ConfigError, FrontEndConfig, prefix_of, with_values
+from loftr_ros.frontend.config import MONO, ConfigError, FrontEndConfig, settings_of, with_values
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.precision import precision_name
@@ -112,21 +111,9 @@ def run(name: str, contenders: Sequence[Contender], config: FrontEndConfig, argu
 def parsed(text: str) -> tuple[str, Any]:
     """NAME=VALUE, of `--set`."""
     name, equals, value = text.partition("=")
-    if not equals or name not in settings_of(FrontEndConfig()):
+    if not equals or name not in {known for known, _, _ in settings_of(FrontEndConfig())}:
         raise argparse.ArgumentTypeError(f"'{text}': expected NAME=VALUE, of a setting of the front end")
     return name, yaml.safe_load(value)
-
-
-def settings_of(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of a dataclass of settings, or of such dataclasses, by the names that `with_values` takes."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            found |= settings_of(value, prefix_of(item, prefix))
-        else:
-            found[prefix + item.name] = value
-    return found
 
 
 def protocol(arguments: argparse.Namespace) -> list[str]:

@@ -6,7 +6,7 @@ The ROS parameters are declared from these fields, and config/front_end.yaml mir
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -115,16 +115,26 @@ def is_live(group: Any, item: dataclasses.Field[Any]) -> bool:
     return bool(group.live if live is None else live)
 
 
-def changed(before: Any, after: Any, prefix: str = "") -> dict[str, bool]:
+def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Name, group and field of every setting of a dataclass of settings, or of such dataclasses.
+
+    The names are those that `with_values` takes; a setting's value is its group's attribute.
+    """
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings_of(value, prefix_of(item, prefix))
+        else:
+            yield prefix + item.name, config, item
+
+
+def changed(before: Any, after: Any) -> dict[str, bool]:
     """Names of the settings in which two dataclasses of settings differ, and whether each may change at any time."""
-    differing: dict[str, bool] = {}
-    for item in dataclasses.fields(before):
-        old, new = getattr(before, item.name), getattr(after, item.name)
-        if dataclasses.is_dataclass(old):
-            differing |= changed(old, new, prefix_of(item, prefix))
-        elif old != new:
-            differing[prefix + item.name] = is_live(before, item)
-    return differing
+    return {
+        name: is_live(group, item)
+        for (name, group, item), (_, other, _) in zip(settings_of(before), settings_of(after), strict=True)
+        if getattr(group, item.name) != getattr(other, item.name)
+    }
 
 
 @dataclass(frozen=True)

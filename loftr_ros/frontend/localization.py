@@ -10,9 +10,8 @@ import numpy as np
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.metric_pose import metric_relative_pose
 from loftr_ros.frontend.odometry import Location, Trajectory, origin
-from loftr_ros.frontend.own_scale import OwnScale
+from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth
 from loftr_ros.frontend.relative_pose import (
     PoseStatus,
     RelativePose,
@@ -68,7 +67,7 @@ class Localizer:
             keyframe.encoded.field,
         )
         if self._own is None:
-            pose = self._metric(keyframe, matches, rays)
+            pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
                 return Located(KeyframeMatch(keyframe, matches, pose), rays, pose if pose.has_rotation else None)
         pose = estimate_relative_pose(
@@ -137,22 +136,6 @@ class Localizer:
     def reset(self) -> None:
         """Begin a trajectory anew; segments go on being counted."""
         self._trajectory = Trajectory()
-
-    def _metric(self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays) -> RelativePose | None:
-        if keyframe.depth is None:
-            return None
-        cell = matches.track_id
-        return metric_relative_pose(
-            rays.keyframe,
-            rays.current,
-            keyframe.depth.inverse[cell],
-            keyframe.depth.variance[cell],
-            matches.std,
-            rays.focal_length,
-            self._config.geometry,
-            self._config.depth.min_cells,
-            rays.field,
-        )
 
     def _links(self, match: KeyframeMatch, keyframe: Keyframe) -> TrackLinks:
         found = match.correspondences[match.pose.inliers]

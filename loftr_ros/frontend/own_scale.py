@@ -51,7 +51,8 @@ class OwnScale:
 
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
-        self._doubt = 0.0
+        # The reference's depths before the last frame refined them; None where that frame made them.
+        self._before: CellDepth | None = None
 
     def locate(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
@@ -68,18 +69,7 @@ class OwnScale:
             return None
         if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
             return self._begin(keyframe, matches, pose, rays)
-        depth, cell = keyframe.depth, matches.track_id
-        found = metric_relative_pose(
-            rays.keyframe,
-            rays.current,
-            depth.inverse[cell],
-            depth.variance[cell],
-            matches.std,
-            rays.focal_length,
-            self._geometry,
-            self._config.min_cells,
-            rays.field,
-        )
+        found = pose_by_depth(keyframe, matches, rays, self._geometry, self._config.min_cells)
         if found is None or not found.has_rotation:
             return None
         self._refine(keyframe, matches, found, rays)
@@ -117,13 +107,17 @@ class OwnScale:
         chosen = chosen[(there[chosen] > 0) & (distance[chosen] < new.cell_size * max(new.scale))]
         depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
         depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
-        return HandOver(depth, self._doubt)
+        doubt = 0.0
+        if self._before is not None:
+            before, good = self._before.inverse[matches.track_id], pose.inliers
+            doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
+        return HandOver(depth, doubt)
 
     def _begin(
         self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays
     ) -> RelativePose | None:
         """The first depths of a trajectory, of which the typical one is 1."""
-        self._doubt = 0.0
+        self._before = None
         if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
             return pose
         if not pose.has_direction or pose.median_parallax < self._config.min_parallax:
@@ -146,19 +140,36 @@ class OwnScale:
     def _refine(self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> None:
         depth, good = keyframe.depth, pose.inliers
         assert depth is not None
-        found, cell = self._triangulated(matches, pose, rays), matches.track_id[good]
-        # Before the depths are brought nearer to what this frame says.
-        self._doubt = _disagreement(
-            depth.inverse[cell], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size
-        )
+        self._before = depth
         if pose.median_parallax < max(self._config.min_parallax, _FARTHER * keyframe.depth_parallax):
             return
+        found, cell = self._triangulated(matches, pose, rays), matches.track_id[good]
         keyframe.depth = depth.with_measured(cell, found.inverse[good], found.variance[good])
         keyframe.depth_parallax = pose.median_parallax
 
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
         std = np.where(np.isfinite(matches.std), matches.std, self._geometry.threshold / 2)
         return triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
+
+
+def pose_by_depth(
+    keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, geometry: GeometryConfig, min_cells: int
+) -> RelativePose | None:
+    """The current camera's pose in the unit of a keyframe's depths; None where it knows none, or too few agree."""
+    if keyframe.depth is None:
+        return None
+    cell = matches.track_id
+    return metric_relative_pose(
+        rays.keyframe,
+        rays.current,
+        keyframe.depth.inverse[cell],
+        keyframe.depth.variance[cell],
+        matches.std,
+        rays.focal_length,
+        geometry,
+        min_cells,
+        rays.field,
+    )
 
 
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:

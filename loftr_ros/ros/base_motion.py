@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import ConfigError
 from loftr_ros.frontend.epipolar import skew
 from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
 
 Array = NDArray[np.float64]
-
-# Variance of what is not observed, as in RelativePose.
-UNKNOWN = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +112,7 @@ def base_twist(before: Fix, now: Fix, base_from_camera: Array) -> Twist:
     """
     seconds = (now.stamp_ns - before.stamp_ns) / 1e9
     if seconds <= 0 or before.location.segment != now.location.segment:
-        return Twist(np.zeros(3), np.zeros(3), UNKNOWN * np.eye(6))
+        return Twist(np.zeros(3), np.zeros(3), UNKNOWN_VARIANCE * np.eye(6))
     first, second = (base_pose(fix.location.pose, base_from_camera) for fix in (before, now))
     step = np.linalg.inv(first) @ second
     angle = np.asarray(cv2.Rodrigues(step[:3, :3])[0], np.float64).reshape(3)

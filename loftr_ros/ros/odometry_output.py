@@ -23,7 +23,8 @@ from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header
 
 from loftr_ros.frontend.config import ConfigError
-from loftr_ros.ros.base_motion import UNKNOWN, Fix, Twist, base_covariance, base_pose, base_twist
+from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
+from loftr_ros.ros.base_motion import Fix, Twist, base_covariance, base_pose, base_twist
 from loftr_ros.ros.camera_mount import CameraMount
 from loftr_ros.ros.messages import to_covariance, to_pose, to_time
 from loftr_ros.ros.parameters import OdometryParameters
@@ -96,7 +97,7 @@ class OdometryOutput:
             return
         covariance = base_covariance(fix.location.covariance, base, base_from_camera)
         if segment != self._first_segment:
-            covariance += UNKNOWN * np.eye(6)  # nothing is known of one segment's place in another
+            covariance += UNKNOWN_VARIANCE * np.eye(6)  # nothing is known of one segment's place in another
         twist = base_twist(before or fix, fix, base_from_camera)
         self._odometry.publish(
             Odometry(

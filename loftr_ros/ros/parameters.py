@@ -17,8 +17,8 @@ from loftr_ros.frontend.config import (
     FrontEndConfig,
     Settings,
     is_live,
-    prefix_of,
     setting,
+    settings_of,
     with_values,
 )
 from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
@@ -152,30 +152,14 @@ class Parameters:
     odometry: OdometryParameters = field(default_factory=OdometryParameters)
 
 
-def parameter_names(config: Any = None, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+def parameter_names() -> list[tuple[str, dataclasses.Field[Any]]]:
     """Every parameter's ROS name and the field it is declared from."""
-    config = config or Parameters()
-    names: list[tuple[str, dataclasses.Field[Any]]] = []
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            names += parameter_names(value, prefix_of(item, prefix))
-        else:
-            names.append((prefix + item.name, item))
-    return names
+    return [(name, item) for name, _, item in settings_of(Parameters())]
 
 
-def live_parameters(config: Any = None, prefix: str = "") -> dict[str, bool]:
+def live_parameters() -> dict[str, bool]:
     """Every parameter's ROS name, and whether it may change while frames come."""
-    config = config or Parameters()
-    names: dict[str, bool] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            names |= live_parameters(value, prefix_of(item, prefix))
-        else:
-            names[prefix + item.name] = is_live(config, item)
-    return names
+    return {name: is_live(group, item) for name, group, item in settings_of(Parameters())}
 
 
 def refusal(values: Mapping[str, Any], configured: bool) -> str:
@@ -189,7 +173,8 @@ def refusal(values: Mapping[str, Any], configured: bool) -> str:
     """
     fields = dict(parameter_names())
     ours = {name: value for name, value in values.items() if name in fields}
-    if configured and (fixed := [name for name in ours if not live_parameters()[name]]):
+    live = live_parameters()
+    if configured and (fixed := [name for name in ours if not live[name]]):
         return f"{', '.join(fixed)}: read when the node is configured; clean it up, set, and configure it again"
     choices = {name: fields[name].metadata["choices"] for name in ours}
     reasons = [
