@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from loftr_ros.cli_errors import fail
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
+from loftr_ros.cli_options import (
+    Camera,
+    Device,
+    FrameRate,
+    Mask,
+    Mode,
+    Network,
+    Output,
+    ParamsFile,
+    Precision,
+    Quiet,
+    SourceArgument,
+    Start,
+    Step,
+    Stop,
+    Topic,
+    Weights,
+    existing,
+    named,
+    open_offline,
+    parameters,
+)
 from loftr_ros.cli_train import app as train_app
 from loftr_ros.cli_view import view
 from loftr_ros.cli_weights import app as weights_app
@@ -27,37 +49,6 @@ app.add_typer(train_app, name="train")
 app.command()(export)
 app.command()(explain)
 app.command()(view)
-
-SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A folder of images (KITTI, 7-Scenes, EuRoC, TUM RGB-D or any), a video, a bag, or `rendered`.",
-        show_default=False,
-    ),
-]
-Start = Annotated[int, typer.Option(help="First frame.")]
-Stop = Annotated[int | None, typer.Option(help="Frame to stop before.", show_default="the end")]
-Step = Annotated[int, typer.Option(help="Take every n-th frame.")]
-FrameRate = Annotated[
-    float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
-]
-Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
-Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
-Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
-Weights = Annotated[
-    str,
-    typer.Option(
-        help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for what the parameters say.")]
-Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for what the parameters say.")]
-ParamsFile = Annotated[Path | None, typer.Option(help="Parameters, as for the node (see config/front_end.yaml).")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
-Mode = Annotated[
-    str, typer.Option(help="mono, stereo or rgbd: what the source must have; empty for what the parameters say.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
 @app.command()
@@ -118,7 +109,7 @@ def node(
 
     arguments = ["loftr_ros", "--ros-args"]
     if params_file is not None:
-        arguments += ["--params-file", str(_existing(params_file))]
+        arguments += ["--params-file", str(existing(params_file))]
     for name, value in (("network", network), ("weights", weights), ("device", device), ("precision", precision)):
         if value:
             arguments += ["-p", f"{name}:={value}"]
@@ -197,78 +188,31 @@ def run(
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")
-    ] = None,
+    mask: Mask = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
     mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Run the front end over a recording without ROS: trajectory, relative poses, correspondences, pictures."""
-    from dataclasses import replace
-
-    from loftr_ros.frontend.config import ConfigError, FrontEndConfig, with_values
-    from loftr_ros.frontend.mask import MaskError, read_mask
-    from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.frontend.config import ConfigError
+    from loftr_ros.frontend.mask import MaskError
     from loftr_ros.matcher.checkpoint import WeightsError
-    from loftr_ros.matcher.factory import open_matcher
     from loftr_ros.matcher.precision import DeviceError
-    from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
     from loftr_ros.offline import run as run_offline
     from loftr_ros.sources import SourceError, open_source
 
-    values = _parameters(params_file) | ({"mode": mode} if mode else {})
+    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
     try:
-        config = with_values(FrontEndConfig(), values)
-        values |= {name: value for name, value in (("network", network), ("weights", weights)) if value}
-        asked = with_values(MatcherConfig(), values), with_values(MatchingConfig(), values, "matching.")
-        mask = mask or (Path(str(values["input.mask"])) if values.get("input.mask") else None)
-        usable = read_mask(mask.expanduser()) if mask else None
-        spec = matcher_spec(*asked)
-        matcher = open_matcher(
-            replace(spec, device=device or spec.device, precision=precision or spec.precision),
-        )
+        front_end, usable = open_offline(values, device, precision, mask)
         with open_source(
             source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
         ) as opened:
-            front_end = FrontEnd(matcher, config)
             report = run_offline(opened, front_end, output, mask=usable, parquet=parquet, progress=not quiet)
     except ImportError as error:
         fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
     except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:
         fail(error)
     typer.echo("\n".join([*report.lines(), f"written to {output}"]))
-
-
-def _parameters(path: Path | None) -> dict[str, Any]:
-    """The parameters of a ROS parameter file, by their full names; all nodes' of that file."""
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        content = yaml.safe_load(_existing(path).read_text())
-        nodes = [value["ros__parameters"] for value in content.values()]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        fail(f"{path} is no ROS parameter file (node name, then ros__parameters): {error}")
-    flat: dict[str, Any] = {}
-    for parameters in nodes:
-        _flatten(parameters, "", flat)
-    return flat
-
-
-def _flatten(nested: dict[str, Any], prefix: str, flat: dict[str, Any]) -> None:
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{name}.", flat)
-        else:
-            flat[prefix + name] = value
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        fail(f"parameter file {path} is not there")
-    return path
 
 
 def main() -> int:

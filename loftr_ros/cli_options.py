@@ -1,0 +1,115 @@
+"""What several commands share: their options, and what is opened by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loftr_ros.cli_errors import fail
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loftr_ros.frontend.pipeline import FrontEnd
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of images (KITTI, 7-Scenes, EuRoC, TUM RGB-D or any), a video, a bag, or `rendered`.",
+        show_default=False,
+    ),
+]
+Start = Annotated[int, typer.Option(help="First frame.")]
+Stop = Annotated[int | None, typer.Option(help="Frame to stop before.", show_default="the end")]
+Step = Annotated[int, typer.Option(help="Take every n-th frame.")]
+FrameRate = Annotated[
+    float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
+]
+Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
+Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
+Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for what the parameters say.")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for what the parameters say.")]
+ParamsFile = Annotated[Path | None, typer.Option(help="Parameters, as for the node (see config/front_end.yaml).")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+Mode = Annotated[
+    str, typer.Option(help="mono, stereo or rgbd: what the source must have; empty for what the parameters say.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")]
+
+
+def parameters(path: Path | None) -> dict[str, Any]:
+    """The parameters of a ROS parameter file, by their full names; all nodes' of that file."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(existing(path).read_text())
+        nodes = [value["ros__parameters"] for value in content.values()]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        fail(f"{path} is no ROS parameter file (node name, then ros__parameters): {error}")
+    flat: dict[str, Any] = {}
+    for parameters in nodes:
+        _flatten(parameters, "", flat)
+    return flat
+
+
+def _flatten(nested: dict[str, Any], prefix: str, flat: dict[str, Any]) -> None:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            _flatten(value, f"{prefix}{name}.", flat)
+        else:
+            flat[prefix + name] = value
+
+
+def existing(path: Path) -> Path:
+    """The same path, of a parameter file that is there."""
+    if not path.is_file():
+        fail(f"parameter file {path} is not there")
+    return path
+
+
+def open_offline(
+    values: dict[str, Any], device: str, precision: str, mask: Path | None
+) -> tuple[FrontEnd, NDArray[np.bool_] | None]:
+    """A front end by parameters, for a recording, and the mask of its frames.
+
+    Args:
+        values: parameters by their full names.
+        device, precision: instead of what the parameters say; empty for that.
+        mask: file of the mask instead of the parameters'.
+
+    Raises:
+        ConfigError, DeviceError, MaskError, WeightsError: what was asked for cannot be had.
+    """
+    from dataclasses import replace
+
+    from loftr_ros.frontend.config import FrontEndConfig, with_values
+    from loftr_ros.frontend.mask import read_mask
+    from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.matcher.factory import open_matcher
+    from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+
+    config = with_values(FrontEndConfig(), values)
+    asked = with_values(MatcherConfig(), values), with_values(MatchingConfig(), values, "matching.")
+    mask = mask or (Path(str(values["input.mask"])) if values.get("input.mask") else None)
+    usable = read_mask(mask.expanduser()) if mask else None
+    spec = matcher_spec(*asked)
+    matcher = open_matcher(replace(spec, device=device or spec.device, precision=precision or spec.precision))
+    return FrontEnd(matcher, config), usable
+
+
+def named(**values: str) -> dict[str, str]:
+    """Those parameters that the command line gives a value."""
+    return {name: value for name, value in values.items() if value}
