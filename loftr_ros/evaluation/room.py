@@ -57,7 +57,7 @@ def _turn(yaw: float, tilt: float = 0.0) -> NDArray[np.float64]:
     return np.asarray(about_x @ about_z)
 
 
-class _Furniture:
+class Furniture:
     """Collects solids and their surfaces."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class _Furniture:
 def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
     """The room and all that stands in it. A ring around the middle stays free for the camera's walk."""
     width, depth, height = ROOM
-    room = _Furniture()
+    room = Furniture()
     x, y, z = (np.array(axis, np.float64) for axis in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
     half_x, half_y = width / 2 * x, depth / 2 * y
     walls = rng.permutation(["plaster", "bricks", "plaster", "stone"])
@@ -160,7 +160,7 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
     return room.solids, room.surfaces
 
 
-def _along_wall(room: _Furniture, rng: np.random.Generator, yaw: float, length: float, away: float) -> None:
+def _along_wall(room: Furniture, rng: np.random.Generator, yaw: float, length: float, away: float) -> None:
     """Furniture, pictures and relief along one wall, at most 0.75 m deep."""
     axes = _turn(yaw)
 
@@ -245,13 +245,13 @@ def light(surface: Surface, solids: Sequence[Solid], height: int, width: int) ->
             cosines = np.maximum(to_lamp @ normal, 0) * np.maximum(to_lamp[:, 2], 0) / square
             reached = np.flatnonzero(cosines > 0)
             if len(reached):
-                clear = reached[~_blocked(points[reached], lamp, solids)]
+                clear = reached[~blocked(points[reached], lamp, solids)]
                 total[clear] += _LAMP_POWER / len(_LAMP_PARTS) * cosines[clear] / square[clear] ** 0.5
     grid = total.reshape(rows, columns).astype(np.float32)
     return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np.bool_]:
+def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np.bool_]:
     """Which of (N, 3) points have a box between them and the lamp."""
     blocked = np.zeros(len(points), bool)
     low, high = np.minimum(points.min(axis=0), lamp), np.maximum(points.max(axis=0), lamp)

@@ -151,10 +151,10 @@ def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]
 
     moments = np.arange(n) / rate
     x, y, z, yaw, pitch, roll = (np.interp(moments, time, values) for values in (*position.T, yaw, pitch, roll))
-    return np.stack([_pose(np.array(p), a, b, c) for *p, a, b, c in zip(x, y, z, yaw, pitch, roll, strict=True)])
+    return np.stack([look(np.array(p), a, b, c) for *p, a, b, c in zip(x, y, z, yaw, pitch, roll, strict=True)])
 
 
-def _pose(position: NDArray[np.float64], yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
+def look(position: NDArray[np.float64], yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
     """T_world_camera of a camera that looks along yaw (about z up) and pitch (up), rolled about its axis."""
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
     level = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
@@ -167,4 +167,4 @@ def _pose(position: NDArray[np.float64], yaw: float, pitch: float, roll: float) 
     return pose
 
 
-__all__ = ["NOISE", "ROOM", "Rendering", "Scene", "default_camera", "trajectory"]
+__all__ = ["NOISE", "ROOM", "Rendering", "Scene", "default_camera", "look", "trajectory"]

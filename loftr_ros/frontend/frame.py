@@ -61,6 +61,7 @@ class Frame:
         usable: (H, W) bool, false for raw pixels to ignore (the robot's own body, moving objects); None to use all.
         depth: registered to `image`, where there is a depth camera.
         right: of a stereo pair, of which `image` is the left one.
+        compressed: the JPEG that `image` was decoded from, for who keeps it; None where it came otherwise.
     """
 
     image: NDArray[np.uint8]
@@ -70,6 +71,7 @@ class Frame:
     usable: NDArray[np.bool_] | None = None
     depth: DepthImage | None = None
     right: RightImage | None = None
+    compressed: memoryview | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -46,6 +46,20 @@ class Location:
         total = carry @ self.covariance @ carry.T + add @ covariance @ add.T
         return Location(self.pose @ step, (total + total.T) / 2, self.is_metric, self.scale_std, self.segment)
 
+    def step_to(self, other: Location) -> tuple[Array, Array]:
+        """What `moved` was given where it made `other` of this location.
+
+        Returns:
+            (4, 4) T_camera_other, and (6, 6) its covariance about this camera's axes.
+        """
+        step = np.linalg.inv(self.pose) @ other.pose
+        turn = self.pose[:3, :3]
+        carry, back = np.eye(6), np.zeros((6, 6))
+        carry[:3, 3:] = -skew(turn @ step[:3, 3])
+        back[:3, :3] = back[3:, 3:] = turn.T
+        added = back @ (other.covariance - carry @ self.covariance @ carry.T) @ back.T
+        return step, (added + added.T) / 2
+
 
 def origin(is_metric: bool, segment: int = 0) -> Location:
     """Where a trajectory begins."""

@@ -36,7 +36,11 @@ class LoopConfig(Settings):
         0.2, "Cosine between two keyframes' descriptors below which they are not matched", low=-1.0, high=1.0
     )
     min_age: float = setting(
-        20.0, "Time since which the robot itself must have gone on to recognise a place", unit="s", low=0.0, high=86400.0
+        20.0,
+        "Time since which the robot itself must have gone on to recognise a place",
+        unit="s",
+        low=0.0,
+        high=86400.0,
     )
     min_inliers: int = setting(60, "Inliers below which a loop is not believed", low=12, high=10000)
     min_inlier_ratio: float = setting(
@@ -51,6 +55,4 @@ class LoopConfig(Settings):
     max_rotation_error: float = setting(
         3.0, "Angle by which two images' poses may disagree with the way between them", unit="deg", low=0.1, high=90.0
     )
-    max_load: float = setting(
-        0.25, "Part of the time that may be spent on verifying candidates", low=0.01, high=1.0
-    )
+    max_load: float = setting(0.25, "Part of the time that may be spent on verifying candidates", low=0.01, high=1.0)

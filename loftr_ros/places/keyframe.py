@@ -15,6 +15,9 @@ from loftr_ros.frontend.frame import Frame
 
 Array = NDArray[np.float64]
 
+# As the node decodes compressed images: a camera's calibration is of the pixels as they are stored.
+_GRAY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+
 
 class PlacesError(RuntimeError):
     """An archive that cannot be had, or an image in it that cannot be read; says what is wrong, where, what to do.
@@ -102,7 +105,7 @@ class ArchivedKeyframe:
         """
         if not self.image:
             raise PlacesError("image_missing", f"keyframe {self.name} came without its image; ask its robot for it")
-        image = cv2.imdecode(np.frombuffer(self.image, np.uint8), cv2.IMREAD_GRAYSCALE)
+        image = cv2.imdecode(np.frombuffer(self.image, np.uint8), _GRAY)
         if image is None:
             raise PlacesError("image_damaged", f"the image of keyframe {self.name} is damaged: {len(self.image)} bytes")
         if image.shape[::-1] != self.size:

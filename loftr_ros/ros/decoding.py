@@ -20,6 +20,9 @@ from loftr_ros.ros.stereo_calibration import left_from_right, pose_of, rectified
 
 T = TypeVar("T")
 
+# What every JPEG begins with.
+_JPEG = b"\xff\xd8"
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -76,7 +79,7 @@ class FrameDecoder:
         stamp = to_nanoseconds(message.header.stamp)
         depth = None if arrival.depth is None else decode_depth(arrival.depth)
         right = None if arrival.right is None else self._right_of(arrival)
-        return Frame(image, stamp, message.header.frame_id, camera, self._mask, depth, right)
+        return Frame(image, stamp, message.header.frame_id, camera, self._mask, depth, right, _jpeg_of(message))
 
     def _right_of(self, arrival: Arrival) -> RightImage:
         message, left_info, right_info = arrival.right, arrival.camera_info, arrival.right_info
@@ -149,6 +152,14 @@ class _Remembered(Generic[T]):
         if self._made is None or self._made[0] != key:
             self._made = (key, make())
         return self._made[1]
+
+
+def _jpeg_of(message: Image | CompressedImage) -> memoryview | None:
+    """The message's own JPEG, not copied; None where it is something else, or not yet the image (a mosaic)."""
+    if not isinstance(message, CompressedImage) or "bayer" in message.format:
+        return None
+    data = memoryview(message.data)
+    return data if data[:2] == _JPEG else None
 
 
 def _check_size(camera: CameraModel, image: NDArray[Any], side: str = "") -> None:

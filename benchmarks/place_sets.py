@@ -1,0 +1,207 @@
+"""Sets of images that show the same places again: rendered ones, and real ones with ground truth.
+
+A query's right answers are database images that see at least `SHARED` of the same surfaces, from up to 30 degrees and 2 m
+aside where worlds are rendered. Those that see only a little of the same are neither right nor wrong and are left out of
+the query's ranking. Everything else is wrong: all other images of the set, and of all other sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from wide_pairs import covisible
+
+from loftr_ros.evaluation.metrics import rotation_error
+from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.training.assets import AssetBank, default_folder
+from loftr_ros.training.photometric import photograph
+from loftr_ros.training.place_views import place_views
+
+RIGHT, WRONG, NEITHER = 1, 0, -1
+SHARED, HARDLY = 0.3, 0.05
+SMALL = 8  # times smaller than the views: what is shared is counted on
+
+Array = NDArray[np.float64]
+Image = NDArray[np.uint8]
+Depth = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceSet:
+    """Images to find, and images to find them among.
+
+    Attributes:
+        name: of the set.
+        database, queries: (H, W) uint8 images.
+        answers: (queries, database) int8 of RIGHT, WRONG and NEITHER.
+    """
+
+    name: str
+    database: list[Image]
+    queries: list[Image]
+    answers: NDArray[np.int8]
+
+
+def all_sets(data: Path, quick: bool = False) -> Iterator[PlaceSet]:
+    """Those that can be had here, one after the other."""
+    yield walked_rooms(range(9100, 9103 if quick else 9114), 24)
+    if default_folder().is_dir():
+        for kind in ("room", "street", "clutter"):
+            yield held_out_scenes(kind, 30 if quick else 150)
+    if (data / "sevenscenes").is_dir():
+        yield from sevenscenes(data / "sevenscenes")
+    if (data / "kitti06_stereo").is_dir():
+        yield kitti(data / "kitti06_stereo")
+
+
+def walked_rooms(seeds: range, views: int) -> PlaceSet:
+    """Rooms of the demo's renderer, all of one size and style; queries are up to 30 degrees and 2 m aside."""
+    camera, small = default_camera(), default_camera(640 // SMALL, 480 // SMALL)
+    database: list[Image] = []
+    queries: list[Image] = []
+    blocks: list[NDArray[np.int8]] = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 41])
+        scene = Scene(seed)
+
+        def depth(pose: Array, scene: Scene = scene) -> Depth:
+            return scene.render(small, pose, noise=0.0, supersample=1).depth
+
+        poses = list(trajectory(views, 1 / 0.8, seed))
+        seen = [depth(pose) for pose in poses]
+        asked: list[Array] = []
+        for pose, at in zip(poses, seen, strict=True):
+            found = _aside(rng, pose, at, small.matrix, depth)
+            if found is not None:
+                asked.append(found)
+        database += [scene.render(camera, pose).image for pose in poses]
+        queries += [_photograph(scene.render(camera, pose).image, rng, 0.8) for pose in asked]
+        blocks.append(_answers(small.matrix, asked, [depth(pose) for pose in asked], poses, seen))
+    return PlaceSet("rooms", database, queries, _block_diagonal(blocks))
+
+
+def held_out_scenes(kind: str, places: int) -> PlaceSet:
+    """Scenes of the training's renderer, of photos and textures that no training shows; two views each."""
+    bank = AssetBank(default_folder(), validation=True)
+    pairs = [
+        place_views(bank, np.random.default_rng([77_000_000, number, len(kind)]), 2, kind=kind)
+        for number in range(places)
+    ]
+    answers = np.eye(places, dtype=np.int8) * RIGHT
+    return PlaceSet(f"{kind}, held out", [pair[0] for pair in pairs], [pair[1] for pair in pairs], answers)
+
+
+def sevenscenes(folder: Path) -> Iterator[PlaceSet]:
+    """A hand-held stretch: every eighth frame is the database; what is less than a second away takes no part."""
+    matrix = np.loadtxt(folder / "camera-intrinsics.txt")
+    matrix[:2, :2] *= 545 / 585  # what the colour images fit
+    names = sorted(file.name.split(".")[0] for file in folder.glob("*.color.jpg"))
+    images = [_gray(folder / f"{name}.color.jpg") for name in names]
+    poses = [np.loadtxt(folder / f"{name}.pose.txt") for name in names]
+    small = np.diag([1 / SMALL, 1 / SMALL, 1.0]) @ matrix
+    depths = []
+    for name in names:
+        raw = cv2.imread(str(folder / f"{name}.depth.png"), cv2.IMREAD_UNCHANGED)
+        assert raw is not None
+        metres = np.asarray(raw[SMALL // 2 :: SMALL, SMALL // 2 :: SMALL], np.float32) / 1000
+        metres[(metres == 0) | (metres > 60)] = np.nan
+        depths.append(metres)
+    kept, asked = range(0, len(names), 8), [i for i in range(len(names)) if i % 8 == 4]
+    answers = _answers(
+        small, [poses[i] for i in asked], [depths[i] for i in asked], [poses[i] for i in kept], [depths[i] for i in kept]
+    )
+    for row, i in enumerate(asked):
+        for column, j in enumerate(kept):
+            if abs(i - j) < 30:
+                answers[row, column] = NEITHER
+    database = [images[i] for i in kept]
+    yield PlaceSet("7-Scenes", database, [images[i] for i in asked], answers)
+    rng = np.random.default_rng(42)
+    yield PlaceSet("7-Scenes, changed", database, [_photograph(images[i], rng, 1.0) for i in asked], answers)
+
+
+def kitti(folder: Path) -> PlaceSet:
+    """A drive: every second left image is the database, right images are searched for, 3 to 10 m from there."""
+    poses = np.loadtxt(folder / "poses.txt").reshape(-1, 3, 4)
+    left, right = (sorted((folder / side).iterdir()) for side in ("image_l", "image_r"))
+    kept, asked = range(0, len(left), 2), range(1, len(left), 2)
+    rng = np.random.default_rng(43)
+    answers = np.zeros((len(asked), len(kept)), np.int8)
+    for row, i in enumerate(asked):
+        for column, j in enumerate(kept):
+            way = float(np.linalg.norm(poses[i][:, 3] - poses[j][:, 3]))
+            answers[row, column] = RIGHT if 3 <= way <= 10 else WRONG if way > 25 else NEITHER
+    return PlaceSet(
+        "KITTI 06",
+        [_shrunk(_gray(left[j])) for j in kept],
+        [_photograph(_shrunk(_gray(right[i])), rng, 0.7) for i in asked],
+        answers,
+    )
+
+
+def _aside(
+    rng: np.random.Generator, pose: Array, depth: Depth, matrix: Array, see: Callable[[Array], Depth]
+) -> Array | None:
+    """A pose up to 30 degrees and 2 m from one, that sees enough of the same; None where none was found."""
+    for _ in range(40):
+        turn, axis = np.radians(rng.uniform(5, 30)), rng.normal(size=3) * (0.4, 1.0, 0.3)
+        step = rng.normal(size=3) * (1, 1, 0.15)
+        other = pose.copy()
+        other[:3, :3] = pose[:3, :3] @ cv2.Rodrigues(axis / np.linalg.norm(axis) * turn)[0]
+        other[:3, 3] += step / np.linalg.norm(step) * rng.uniform(0.3, 2.0)
+        x, y, z = other[:3, 3]
+        if not (0.75 < (x / 3.0) ** 2 + (y / 2.1) ** 2 < 1.0 or (x / 2.0) ** 2 + (y / 1.2) ** 2 > 1) or not 0.9 < z < 2:
+            continue  # in the table in the middle, or in the furniture
+        if abs(x) > 2.7 or abs(y) > 1.9:
+            continue
+        seen = see(other)
+        if np.quantile(seen, 0.1) < 0.3:
+            continue
+        if min(covisible(matrix, seen, other, depth, pose), covisible(matrix, depth, pose, seen, other)) >= SHARED:
+            return other
+    return None
+
+
+def _answers(
+    matrix: Array, asked: list[Array], asked_depths: list[Depth], kept: list[Array], kept_depths: list[Depth]
+) -> NDArray[np.int8]:
+    answers = np.full((len(asked), len(kept)), WRONG, np.int8)
+    for row, (pose, depth) in enumerate(zip(asked, asked_depths, strict=True)):
+        for column, (other, other_depth) in enumerate(zip(kept, kept_depths, strict=True)):
+            if rotation_error(pose[:3, :3], other[:3, :3]) > 90:
+                continue
+            shared = (covisible(matrix, depth, pose, other_depth, other), covisible(matrix, other_depth, other, depth, pose))
+            near = rotation_error(pose[:3, :3], other[:3, :3]) <= 30 and np.linalg.norm(pose[:3, 3] - other[:3, 3]) <= 2
+            answers[row, column] = RIGHT if near and min(shared) >= SHARED else WRONG if max(shared) < HARDLY else NEITHER
+    return answers
+
+
+def _block_diagonal(blocks: list[NDArray[np.int8]]) -> NDArray[np.int8]:
+    answers = np.full(tuple(sum(block.shape[k] for block in blocks) for k in (0, 1)), WRONG, np.int8)
+    row = column = 0
+    for block in blocks:
+        answers[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return answers
+
+
+def _photograph(image: Image, rng: np.random.Generator, strength: float) -> Image:
+    return photograph(image, rng, strength, softness=0.0)[0]
+
+
+def _gray(path: Path) -> Image:
+    image: Any = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    return np.asarray(image, np.uint8)
+
+
+def _shrunk(image: Image, longer: int = 960) -> Image:
+    """As the front end does."""
+    scale = longer / max(image.shape)
+    size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

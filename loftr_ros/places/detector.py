@@ -1,0 +1,251 @@
+"""Finding places again: candidates by descriptors, verified by matching, believed when consecutive images agree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.odometry import Location
+from loftr_ros.places.archive import Archive
+from loftr_ros.places.config import LoopConfig
+from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
+from loftr_ros.places.verification import Verification, Verifier
+from loftr_ros.places.view import View
+
+Array = NDArray[np.float64]
+
+# Images in a row that may fail to show the place before it is given up: one may be blurred.
+_PATIENCE = 2
+# How far two images' places may disagree: in metres, and as a part of the way to them.
+_POSITION_LEAST = 0.1
+_POSITION_PART = 0.15
+
+
+@dataclass(frozen=True, eq=False)
+class LoopClosure:
+    """A keyframe that shows a place which an older one, or another robot's, shows too.
+
+    Attributes:
+        current: name of the newer keyframe.
+        stamp_ns, frame_id: of its image.
+        found: what it has in common with the older one.
+        similarity: cosine between the two descriptors.
+        confirmations: consecutive images that agree on the place.
+    """
+
+    current: KeyframeName
+    stamp_ns: int
+    frame_id: str
+    found: Verification
+    similarity: float
+    confirmations: int
+
+    @property
+    def keyframe(self) -> ArchivedKeyframe:
+        """The older keyframe."""
+        return self.found.keyframe
+
+
+@dataclass
+class Effort:
+    """What the last image took: seconds, and images it was matched with."""
+
+    search: float = 0.0
+    verify: float = 0.0
+    matched: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """An image, and what it has in common with an archived keyframe."""
+
+    view: View
+    found: Verification
+
+    @property
+    def closes(self) -> bool:
+        """Whether it is a keyframe: only these have a name to close a loop with."""
+        return self.view.name is not None
+
+
+class LoopDetector:
+    """Searches an archive for the place that a stream of images shows. Not thread-safe: one thread calls it."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        verifier: Verifier,
+        config: LoopConfig,
+        fetch: Callable[[ArchivedKeyframe], ArchivedKeyframe | None] | None = None,
+    ) -> None:
+        """Begin without a place.
+
+        Args:
+            archive: of keyframes.
+            verifier: matches images.
+            config: when a place is believed; may be replaced at any time.
+            fetch: gets the image of a keyframe that only another robot has, None where that does not answer; without
+                it such keyframes are left out.
+        """
+        self.archive = archive
+        self.verifier = verifier
+        self.config = config
+        self.effort = Effort()
+        self._fetch = fetch
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream's place."""
+        self._last: _Seen | None = None
+        self._agreed = self._missed = 0
+        self._waiting: list[_Seen] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an image between keyframes could confirm a place now."""
+        return bool(self._waiting)
+
+    def process(self, view: View) -> list[LoopClosure]:
+        """Look for the place of the stream's next image.
+
+        Args:
+            view: a keyframe, which is searched for; or an image between keyframes, which may confirm a place.
+
+        Returns:
+            Keyframes whose places are believed by now.
+
+        Raises:
+            PlacesError: the archive cannot be read.
+        """
+        self.effort = Effort()
+        found = self._followed(view)
+        if view.name is not None:
+            found = self._searched(view, found)
+        if found is not None:
+            self._go_on(_Seen(view, found))
+        elif self._last is not None and (view.name is not None or self._waiting):
+            self._missed += 1
+            if self._missed >= _PATIENCE:
+                self.reset()
+        return self._believed()
+
+    def candidates(self, descriptor: NDArray[np.float32], leave_out: RecentPast | None = None) -> list[Candidate]:
+        """Keyframes that look enough like an image to be matched with it, the nearest first.
+
+        Args:
+            descriptor: (D,) of the image.
+            leave_out: what not to look among.
+        """
+        found = self.archive.search(descriptor, self.config.candidates, leave_out)
+        return [candidate for candidate in found if candidate.similarity >= self.config.min_similarity]
+
+    def verify(self, name: KeyframeName, view: View) -> Verification | None:
+        """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
+        archived = self.archive.get(name)
+        if archived is not None and not archived.image and self._fetch is not None:
+            archived = self._fetch(archived)
+        if archived is None or not archived.image:
+            return None
+        start = time.perf_counter()
+        found = self.verifier.verify(archived, view.frame)
+        self.effort.verify += time.perf_counter() - start
+        self.effort.matched += 1
+        return found
+
+    def _followed(self, view: View) -> Verification | None:
+        """The place where the last image was, if this one shows it too."""
+        if self._last is None or (view.name is None and not self._waiting):
+            return None
+        found = self.verify(self._last.found.keyframe.name, view)
+        if found is None or not found.is_believed(self.config) or not self._agree(self._last, _Seen(view, found)):
+            return None
+        return found
+
+    def _searched(self, view: View, known: Verification | None) -> Verification | None:
+        """The best place for a keyframe: what is known, or what looks more alike and matches better."""
+        assert view.name is not None and view.descriptor is not None
+        start = time.perf_counter()
+        newest = view.frame.stamp_ns - round(self.config.min_age * 1e9)
+        candidates = self.candidates(view.descriptor, RecentPast(view.name.robot, view.session, newest))
+        self.effort.search = time.perf_counter() - start
+        tried = None if self._last is None else self._last.found.keyframe.name
+        if known is not None:
+            # The place is certain by now: only the keyframe that looks most alike may still tell more of it.
+            candidates = candidates[:1]
+        for candidate in candidates:
+            if candidate.name == tried:
+                continue
+            found = self.verify(candidate.name, view)
+            if found is None or not found.is_believed(self.config):
+                continue
+            if known is None:
+                return found
+            if found.score > known.score and self._agree(_Seen(view, known), _Seen(view, found)):
+                return found
+        return known
+
+    def _go_on(self, seen: _Seen) -> None:
+        """Count the image as one more that agrees, or as the first at another place."""
+        if self._last is None or not self._agree(self._last, seen):
+            self._agreed, self._waiting = 0, []
+        self._last = seen
+        self._agreed += 1
+        self._missed = 0
+        if seen.closes:
+            self._waiting.append(seen)
+
+    def _agree(self, before: _Seen, after: _Seen) -> bool:
+        """Whether two images' places are as far apart as the way between the images says.
+
+        Rotations are compared, and positions where all of them are in metres. Where nothing is known of the way, both
+        must have found the same keyframe.
+        """
+        first, second = before.found, after.found
+        way = np.eye(4) if before.view is after.view else _step(before.view.location, after.view.location)
+        between = _between(first.keyframe, second.keyframe)
+        if way is None or between is None or not (first.pose.has_rotation and second.pose.has_rotation):
+            return first.keyframe.name == second.keyframe.name
+        expected = np.linalg.inv(between) @ first.pose.matrix @ way
+        cosine = (np.trace(expected[:3, :3].T @ second.pose.rotation) - 1) / 2
+        if np.degrees(np.arccos(np.clip(cosine, -1, 1))) > self.config.max_rotation_error:
+            return False
+        metric = after.view.location is not None and after.view.location.is_metric
+        if not (metric and first.pose.scale_known and second.pose.scale_known):
+            return True
+        apart = float(np.linalg.norm(expected[:3, 3] - second.pose.translation))
+        length = float(np.linalg.norm(way[:3, 3]) + np.linalg.norm(second.pose.translation))
+        return apart < _POSITION_LEAST + _POSITION_PART * length
+
+    def _believed(self) -> list[LoopClosure]:
+        if self._agreed < self.config.confirmations:
+            return []
+        waiting, self._waiting = self._waiting, []
+        return [_closure(seen, self._agreed) for seen in waiting]
+
+
+def _closure(seen: _Seen, confirmations: int) -> LoopClosure:
+    view = seen.view
+    assert view.name is not None and view.descriptor is not None
+    similarity = float(view.descriptor @ seen.found.keyframe.descriptor)
+    return LoopClosure(view.name, view.frame.stamp_ns, view.frame.frame_id, seen.found, similarity, confirmations)
+
+
+def _step(before: Location | None, after: Location | None) -> Array | None:
+    """(4, 4) T_before_after of two places in one trajectory; None where they are not in one."""
+    if before is None or after is None or before.segment != after.segment:
+        return None
+    return np.linalg.inv(before.pose) @ after.pose
+
+
+def _between(one: ArchivedKeyframe, other: ArchivedKeyframe) -> Array | None:
+    """(4, 4) T_one_other of two archived keyframes; None where they are of different trajectories."""
+    if one.name == other.name:
+        return np.eye(4)
+    together = (one.name.robot, one.session, one.segment) == (other.name.robot, other.session, other.segment)
+    if not together or one.pose is None or other.pose is None:
+        return None
+    return np.linalg.inv(one.pose) @ other.pose

@@ -1,0 +1,203 @@
+"""The archive and the search for loops on a thread of their own, beside the front end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from loftr_ros.places.config import ArchiveConfig
+from loftr_ros.places.detector import LoopClosure, LoopDetector
+from loftr_ros.places.keyframe import ArchivedKeyframe
+from loftr_ros.places.view import NewKeyframe, View
+
+R = TypeVar("R")
+
+# Keyframes that may wait for a slow disk before the oldest of them is lost.
+_LONGEST_QUEUE = 100
+# How much less than the front end the thread asks of the scheduler (`nice`).
+_NICENESS = 10
+
+
+@dataclass
+class Counts:
+    """What has been done so far.
+
+    Attributes:
+        archived, lost: keyframes written, and those that were not since the archive could not keep up or failed.
+        searched, skipped: keyframes searched for, and those that a newer one displaced meanwhile.
+        verified, closures: images matched, and loops found.
+        busy: seconds spent.
+    """
+
+    archived: int = 0
+    lost: int = 0
+    searched: int = 0
+    skipped: int = 0
+    verified: int = 0
+    closures: int = 0
+    busy: float = 0.0
+
+
+class PlaceRecognition:
+    """Writes keyframes and looks for loops; nobody waits for it.
+
+    Keyframes that come to be archived wait in a queue. Of the images that ask where they are the newest keyframe waits,
+    or the newest other image while one could confirm a place; the rest is dropped.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], LoopDetector],
+        archive: ArchiveConfig,
+        on_closure: Callable[[LoopClosure], None],
+        on_archived: Callable[[ArchivedKeyframe], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        """Start the thread, and make the detector on it.
+
+        Args:
+            load: makes the detector.
+            archive: how images are compressed.
+            on_closure: called with each loop, on the thread.
+            on_archived: called with each keyframe once it is on disk, on the thread.
+            on_error: called with what an image, or a keyframe, failed by; the next one is tried again.
+
+        Raises:
+            Whatever `load` raises; the thread has then ended.
+        """
+        self.counts = Counts()
+        self._archive = archive
+        self._on_closure, self._on_archived, self._on_error = on_closure, on_archived, on_error
+        self._condition = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._arrived: deque[NewKeyframe] = deque()
+        self._view: View | None = None
+        self._rest_until = 0.0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="loftr_places", daemon=True)
+        self._thread.start()
+        try:
+            self.detector = self.ask(load)
+        except BaseException:
+            self.stop()
+            raise
+
+    def put(self, view: View, arrived: NewKeyframe | None = None) -> None:
+        """Hand over an image, and a keyframe to be archived; never blocks."""
+        with self._condition:
+            if arrived is not None:
+                self._arrived.append(arrived)
+                if len(self._arrived) > _LONGEST_QUEUE:
+                    self._arrived.popleft()
+                    self.counts.lost += 1
+            if view.name is not None:
+                self.counts.skipped += int(self._view is not None and self._view.name is not None)
+                self._view = view
+            elif self.detector.is_waiting and (self._view is None or self._view.name is None):
+                self._view = view
+            self._condition.notify()
+
+    def archive(self, arrived: NewKeyframe) -> None:
+        """Hand over a keyframe only; never blocks."""
+        with self._condition:
+            self._arrived.append(arrived)
+            self._condition.notify()
+
+    def ask(self, question: Callable[[], R], timeout: float | None = None) -> R:
+        """Run a function on the thread, after the keyframes that wait, and wait for what it returns or raises."""
+        answer = self.submit(question)
+        return answer.result(timeout)
+
+    def submit(self, question: Callable[[], R]) -> Future[R]:
+        """As `ask`, without waiting."""
+        answer: Future[R] = Future()
+
+        def command() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        with self._condition:
+            if self._stopping:
+                answer.set_exception(RuntimeError("the search for places has ended"))
+                return answer
+            self._commands.append(command)
+            self._condition.notify()
+        return answer
+
+    def stop(self) -> None:
+        """Write the keyframes that wait, and end the thread."""
+        with self._condition:
+            self._stopping = True
+            self._view = None
+            self._condition.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        _be_nice()
+        while True:
+            with self._condition:
+                work = self._next()
+                while work is None:
+                    if self._stopping:
+                        return
+                    resting = self._rest_until - time.monotonic() if self._view is not None else 0.0
+                    self._condition.wait(resting if resting > 0 else None)
+                    work = self._next()
+            start = time.monotonic()
+            try:
+                work()
+            except Exception as error:
+                self._on_error(error)
+            self.counts.busy += time.monotonic() - start
+
+    def _next(self) -> Callable[[], None] | None:
+        """What to do next: writing first, so that nothing is lost; None for nothing at present."""
+        if self._arrived:
+            arrived = self._arrived.popleft()
+            return lambda: self._write(arrived)
+        if self._commands:
+            return self._commands.popleft()
+        if self._view is None or time.monotonic() < self._rest_until:
+            return None
+        view, self._view = self._view, None
+        return lambda: self._search(view)
+
+    def _write(self, arrived: NewKeyframe) -> None:
+        try:
+            keyframe = arrived.archived(self._archive.jpeg_quality)
+            self.detector.archive.add(keyframe)
+        except Exception:
+            self.counts.lost += 1
+            raise
+        self.counts.archived += 1
+        self._on_archived(keyframe)
+
+    def _search(self, view: View) -> None:
+        start = time.monotonic()
+        try:
+            closures = self.detector.process(view)
+        finally:
+            spent = time.monotonic() - start
+            # So long a rest that no more than `max_load` of the time is spent.
+            self._rest_until = time.monotonic() + spent * (1 / self.detector.config.max_load - 1)
+            self.counts.searched += int(view.name is not None)
+            self.counts.verified += self.detector.effort.matched
+        self.counts.closures += len(closures)
+        for closure in closures:
+            self._on_closure(closure)
+
+
+def _be_nice() -> None:
+    """Let the front end's threads go first; where threads cannot be told so, nothing is done."""
+    if hasattr(os, "setpriority") and hasattr(threading, "get_native_id"):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # Linux: of one thread

@@ -1,0 +1,154 @@
+"""Whether two images show one place: by matching them, and by one geometry that explains the matches."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, coverage
+from loftr_ros.frontend.own_scale import pose_by_depth
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.relative_pose import (
+    PoseStatus,
+    RelativePose,
+    estimate_relative_pose,
+    uncalibrated_inliers,
+    without_pose,
+)
+from loftr_ros.frontend.results import Correspondences, MatchedRays
+from loftr_ros.places.config import LoopConfig
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
+
+# Encoded images of the archive that are kept, since the next image asks for the same ones.
+_KEPT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What an archived keyframe and an image have in common.
+
+    Attributes:
+        keyframe: the archived one.
+        correspondences: matches with it; image 0 is the keyframe's.
+        pose: T_keyframe_current, in metres where `scale_known`, else with a unit translation.
+        own_unit: the same with lengths in the own unit of the trajectory that the keyframe is from; None where they
+            are in metres or not known.
+        coverage: part of the image that inliers cover, of the two images the one that they cover less of, 0 to 1.
+    """
+
+    keyframe: ArchivedKeyframe
+    correspondences: Correspondences
+    pose: RelativePose
+    own_unit: RelativePose | None
+    coverage: float
+
+    @property
+    def num_inliers(self) -> int:
+        """Matches that the pose explains."""
+        return int(self.pose.inliers.sum())
+
+    @property
+    def inlier_ratio(self) -> float:
+        """Part of the matches that the pose explains; 0 without matches."""
+        return self.num_inliers / len(self.correspondences) if len(self.correspondences) else 0.0
+
+    @property
+    def score(self) -> float:
+        """How sure the place is, 0 to 1: how much of the images agrees, and how little disagrees."""
+        return self.coverage * self.inlier_ratio
+
+    def is_believed(self, config: LoopConfig) -> bool:
+        """Whether there is enough in common for one place."""
+        seen = self.pose.has_rotation or self.pose.status == PoseStatus.NO_CALIBRATION
+        return (
+            seen
+            and self.num_inliers >= config.min_inliers
+            and self.inlier_ratio >= config.min_inlier_ratio
+            and self.coverage >= config.min_coverage
+        )
+
+
+class Verifier:
+    """Matches images with archived keyframes, whose images it encodes again. Not thread-safe."""
+
+    def __init__(self, front_end: FrontEnd) -> None:
+        """Stand on a front end of its own: another thread's is busy with its stream.
+
+        Args:
+            front_end: for its matcher and settings; its stream is not touched.
+        """
+        self.front_end = front_end
+        self._archived: OrderedDict[KeyframeName, EncodedFrame] = OrderedDict()
+        self._current: EncodedFrame | None = None
+
+    def encode(self, frame: Frame) -> EncodedFrame:
+        """The image's features; the last one's are kept."""
+        if self._current is None or self._current.frame is not frame:
+            self._current = self.front_end.encode(frame)
+        return self._current
+
+    def verify(self, archived: ArchivedKeyframe, frame: Frame) -> Verification:
+        """Match an image with an archived keyframe.
+
+        Raises:
+            PlacesError: the archived image is missing or damaged.
+            FrameRefusedError: the network takes images of another shape only.
+        """
+        current = self.encode(frame)
+        encoded = self._encoded(archived)
+        found = self.front_end.matcher.match([encoded.features], current.features)[0]
+        matches = self.front_end.to_raw_pixels(encoded, current, found)
+        pose, own_unit = self._poses(archived, encoded, current, matches)
+        covered = min(
+            coverage(matches.keyframe_points[pose.inliers], archived.size),
+            coverage(matches.current_points[pose.inliers], frame.size),
+        )
+        return Verification(archived, matches, pose, own_unit, covered)
+
+    def _encoded(self, archived: ArchivedKeyframe) -> EncodedFrame:
+        kept = self._archived.get(archived.name)
+        if kept is not None and kept.frame.stamp_ns == archived.stamp_ns:
+            self._archived.move_to_end(archived.name)
+            return kept
+        encoded = self.front_end.encode(archived.to_frame())
+        # The features of a keyframe are completed (see `Matcher.complete`).
+        encoded = EncodedFrame(
+            encoded.frame,
+            self.front_end.matcher.complete(encoded.features),
+            encoded.scale,
+            encoded.cell_size,
+            encoded.cell_offset,
+            encoded.seconds,
+        )
+        self._archived[archived.name] = encoded
+        if len(self._archived) > _KEPT:
+            self._archived.popitem(last=False)
+        return encoded
+
+    def _poses(
+        self, archived: ArchivedKeyframe, encoded: EncodedFrame, current: EncodedFrame, matches: Correspondences
+    ) -> tuple[RelativePose, RelativePose | None]:
+        """By the archived depths where there are some, in metres or in their own unit; else by two views."""
+        config, camera = self.front_end.config, current.frame.camera
+        if camera is None or archived.camera is None or encoded.cell_rays is None:
+            inliers = uncalibrated_inliers(matches.keyframe_points, matches.current_points, config.geometry)
+            return without_pose(PoseStatus.NO_CALIBRATION, inliers), None
+        rays = MatchedRays(
+            encoded.cell_rays[matches.track_id],
+            camera.unproject(matches.current_points),
+            camera.focal_length,
+            encoded.field,
+        )
+        by_depth = None
+        if archived.depth is not None and archived.grid == encoded.features.grid:
+            keyframe = Keyframe(archived.name.id, encoded, depth=archived.depth)
+            by_depth = pose_by_depth(keyframe, matches, rays, config.geometry, config.depth.min_cells)
+            if by_depth is not None and not by_depth.has_rotation:
+                by_depth = None
+            if by_depth is not None and archived.depth.is_metric:
+                return by_depth, None
+        pose = estimate_relative_pose(
+            rays.keyframe, rays.current, archived.camera.focal_length, config.geometry, matches.std, rays.field
+        )
+        return pose, by_depth

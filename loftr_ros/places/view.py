@@ -1,0 +1,169 @@
+"""Images that ask where they are, and keyframes on their way into the archive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.keyframes import Keyframe, KeyframeReason
+from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.results import FrontEndResult
+from loftr_ros.places.descriptor import PlaceDescriptor
+from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName
+
+# A stream that ended so goes on with another clock or camera, or from another place.
+_NEW_SESSION = (KeyframeReason.RESET, KeyframeReason.CAMERA_CHANGED, KeyframeReason.TIME_JUMPED)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """An image that asks where it is.
+
+    Attributes:
+        frame: the image.
+        name: of the keyframe that it became; None for other images.
+        session: of the stream that it is from.
+        descriptor: of a keyframe; None for other images.
+        location: in the robot's trajectory; None where that is not known.
+    """
+
+    frame: Frame
+    name: KeyframeName | None
+    session: int
+    descriptor: NDArray[np.float32] | None
+    location: Location | None
+
+    @property
+    def segment(self) -> int:
+        """Of the trajectory."""
+        return self.location.segment if self.location is not None else 0
+
+
+@dataclass(frozen=True, eq=False)
+class NewKeyframe:
+    """A keyframe that is to be archived; it is compressed by who writes it.
+
+    Attributes:
+        view: the keyframe's.
+        link: to the one that it was located by.
+        depth, grid: of its cells, as known when it was handed over.
+    """
+
+    view: View
+    link: ChainLink | None
+    depth: CellDepth | None
+    grid: tuple[int, int]
+
+    def archived(self, jpeg_quality: int) -> ArchivedKeyframe:
+        """As it goes into the archive; an image that came compressed stays as it came."""
+        view, frame = self.view, self.view.frame
+        assert view.name is not None and view.descriptor is not None
+        return ArchivedKeyframe(
+            view.name,
+            view.session,
+            view.segment,
+            frame.stamp_ns,
+            frame.frame_id,
+            frame.size,
+            compressed(frame, jpeg_quality),
+            frame.camera,
+            view.descriptor,
+            None if view.location is None else view.location.pose,
+            self.link,
+            self.depth,
+            self.grid,
+        )
+
+
+class Observer:
+    """Takes what the archive and the search for loops need from the front end's results.
+
+    Runs on the front end's thread, since only there are a keyframe's features certain to be those of the keyframe: it
+    describes new keyframes (under a millisecond), and else hands on references.
+    """
+
+    def __init__(self, descriptor: PlaceDescriptor, robot: str, session: int) -> None:
+        """Begin.
+
+        Args:
+            descriptor: that of the front end's matcher.
+            robot: name of the robot.
+            session: of the stream that begins.
+        """
+        self._descriptor = descriptor
+        self._robot = robot
+        self._session = session
+        self._waiting: tuple[View, ChainLink | None, Keyframe] | None = None
+
+    @property
+    def session(self) -> int:
+        """Of the stream that goes on."""
+        return self._session
+
+    def observe(self, result: FrontEndResult) -> tuple[View, NewKeyframe | None]:
+        """What a frame asks, and the keyframe that it superseded.
+
+        A keyframe goes into the archive when the next one comes: until then its cells' depths are refined.
+        """
+        added = [event.keyframe for event in result.events if event.added]
+        gone = any(not event.added and event.reason in _NEW_SESSION for event in result.events)
+        finished = self.take() if added or gone else None
+        if gone:
+            self._session += 1
+        if not added:
+            return View(result.frame, None, self._session, None, result.location), finished
+        keyframe = added[-1]
+        view = View(
+            result.frame,
+            KeyframeName(self._robot, keyframe.id),
+            self._session,
+            self._descriptor(keyframe.encoded.features),
+            keyframe.location,
+        )
+        self._waiting = view, _link(result, keyframe), keyframe
+        return view, finished
+
+    def take(self) -> NewKeyframe | None:
+        """The newest keyframe as it is by now; for when no more will come."""
+        if self._waiting is None:
+            return None
+        view, link, keyframe = self._waiting
+        self._waiting = None
+        return NewKeyframe(view, link, keyframe.depth, keyframe.encoded.features.grid)
+
+    def restart(self) -> NewKeyframe | None:
+        """A stream ended without a result that says so (the front end was reset); returns what `take` does."""
+        finished = self.take()
+        self._session += 1
+        return finished
+
+
+def compressed(frame: Frame, jpeg_quality: int) -> bytes:
+    """A frame's image as JPEG, or as it came.
+
+    Args:
+        frame: the image.
+        jpeg_quality: 0 to 100.
+    """
+    if frame.compressed is not None:
+        return bytes(frame.compressed)
+    done, data = cv2.imencode(".jpg", frame.image, (cv2.IMWRITE_JPEG_QUALITY, jpeg_quality))
+    if not done:
+        raise ValueError(f"OpenCV cannot compress an image of {frame.size[0]}x{frame.size[1]} px")
+    return data.tobytes()
+
+
+def _link(result: FrontEndResult, keyframe: Keyframe) -> ChainLink | None:
+    """The keyframe seen from the one that it was located by."""
+    if result.location is None or not result.matches or keyframe.location is None:
+        return None
+    before = result.matches[0].keyframe
+    if before.location is None:
+        return None
+    step, covariance = before.location.step_to(keyframe.location)
+    return ChainLink(before.id, step, covariance, keyframe.location.is_metric)

@@ -1,0 +1,80 @@
+"""Several views of one rendered place, as cameras of different visits would take them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.training.assets import AssetBank
+from loftr_ros.training.geometry import intrinsics
+from loftr_ros.training.motion import second_camera
+from loftr_ros.training.photometric import photograph
+from loftr_ros.training.render import View, render
+from loftr_ros.training.relief import make_relief
+from loftr_ros.training.scenes import make_stage
+
+Image = NDArray[np.uint8]
+
+# How often each kind of scene is drawn. Reliefs take five times as long as the others.
+KINDS = {"room": 0.42, "street": 0.28, "clutter": 0.22, "relief": 0.08}
+# Of what the first view sees, the part that another must see too.
+_LEAST_SHARED = 0.35
+_HARDEST = 0.55  # of `second_camera`: about 40 degrees aside, and a third of the depth
+_TOO_NEAR = 0.15  # m
+
+
+def place_views(
+    bank: AssetBank, rng: np.random.Generator, count: int, size: tuple[int, int] = (640, 480), kind: str | None = None
+) -> list[Image]:
+    """Views of one random place, from aside, in other light, blurred, and by the same camera.
+
+    Args:
+        bank: photos and textures.
+        rng: decides all.
+        count: how many views.
+        size: (width, height) in pixels.
+        kind: "room", "street", "clutter" or "relief"; None for any.
+
+    Returns:
+        `count` (H, W) uint8 images.
+    """
+    kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    while True:
+        views = _attempt(bank, rng, count, size, kind)
+        if views is not None:
+            return [photograph(view.image, rng, float(rng.random()))[0] for view in views]
+
+
+def _attempt(
+    bank: AssetBank, rng: np.random.Generator, count: int, size: tuple[int, int], kind: str
+) -> list[View] | None:
+    K = intrinsics(size, float(rng.uniform(50, 95)))
+    if kind == "relief":
+        relief = make_relief(bank, rng)
+        T_0, driving = relief.T_camera_world, False
+        see = relief.render
+    else:
+        stage = make_stage(bank, rng, float(rng.random()), kind)
+        T_0, driving = stage.T_camera_world, stage.driving
+        see = partial(render, stage.scene)
+    views = [see(K, size, T_0)]
+    if _is_blocked(views[0]):
+        return None
+    for _ in range(3 * count):
+        if len(views) == count:
+            return views
+        difficulty = float(rng.uniform(0.1, _HARDEST))
+        T_k_0 = second_camera(rng, difficulty, views[0].inverse_depth, K, K, driving, _LEAST_SHARED)
+        if T_k_0 is not None:
+            view = see(K, size, T_k_0 @ T_0)
+            if not _is_blocked(view):
+                views.append(view)
+    return None
+
+
+def _is_blocked(view: View) -> bool:
+    """Whether a camera is too near to things to see anything, or sees hardly any."""
+    inverse_depth = view.inverse_depth[::4, ::4]
+    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)
