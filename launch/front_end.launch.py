@@ -78,6 +78,22 @@ ARGUMENTS = [
         PathJoinSubstitution([FindPackageShare("loftr_ros"), "config", "front_end.yaml"]),
         "YAML file of the node's parameters.",
     ),
+    (
+        "archive",
+        "",
+        "Folder of the archive of keyframes, or the address of a fleet's common one: places are found again. "
+        "Not given: as in params_file, which has none.",
+    ),
+    (
+        "robot_name",
+        "",
+        "Name of the robot, by which others know its keyframes. Not given: as in params_file, else the namespace.",
+    ),
+    (
+        "share_places",
+        "",
+        "true: announce archived keyframes to other robots and take theirs. Not given: as in params_file.",
+    ),
     ("network", "", "Preset of the network, for example loftr. Not given: as in params_file."),
     ("weights", "", "File of the network's weights. Not given: as in params_file."),
     ("device", "", "auto, cpu, cuda, cuda:1, ... Not given: as in params_file."),
@@ -90,6 +106,7 @@ TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_ima
 CHOICES = {
     "mode": ["", "mono", "stereo", "rgbd"],
     "rectified": ["", "true", "false"],
+    "share_places": ["", "true", "false"],
     "image_transport": ["", "raw", "compressed"],
     "use_sim_time": ["", "true", "false"],
     "log_level": ["debug", "info", "warn", "error", "fatal"],
@@ -168,7 +185,7 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
     # Quoted in full, or `device:=0` would reach the node as a number.
     given = {
         name: ParameterValue(value, value_type=str)
-        for name in ("mode", "network", "device", "precision")
+        for name in ("mode", "robot_name", "network", "device", "precision")
         if (value := arguments[name])
     }
     if arguments["weights"]:
@@ -180,6 +197,10 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
         given["input.image_transport"] = ParameterValue("compressed", value_type=str)
     if arguments["rectified"]:
         given["input.rectified"] = ParameterValue(arguments["rectified"] == "true", value_type=bool)
+    if arguments["archive"]:
+        given["archive.uri"] = ParameterValue(arguments["archive"], value_type=str)
+    if arguments["share_places"]:
+        given["fleet.share"] = ParameterValue(arguments["share_places"] == "true", value_type=bool)
     if arguments["use_sim_time"]:
         given["use_sim_time"] = ParameterValue(arguments["use_sim_time"] == "true", value_type=bool)
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from loftr_ros.matcher.build import Network, build_network
-from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, NetworkConfig
+from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, LoFTRConfig, NetworkConfig
 from loftr_ros.matcher.recognition import FORMAT, Recognition, WeightsError, metadata_of_config, recognise, same_weights
 
 __all__ = [
     "WeightsError",
     "WeightsFile",
     "check_weights",
+    "fingerprint_of",
     "load_network",
     "load_weights",
     "preset",
@@ -105,7 +106,27 @@ def load_network(
     model = _build(replace(config, coarse=replace(config.coarse, **(coarse or {}))))
     if file is not None:
         load_weights(model, file)
+    model.fingerprint = fingerprint_of(model.config, model.state_dict())
     return model.prepare(device, dtype)
+
+
+def fingerprint_of(config: NetworkConfig, state_dict: Mapping[str, Tensor]) -> str:
+    """Names the features that a network computes: see `Matcher.fingerprint`.
+
+    Args:
+        config: the network; what it does with features once it has them does not count.
+        state_dict: its weights as they are in a file, not as `prepare` leaves them.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    slip = isinstance(config, LoFTRConfig) and config.position_slip
+    digest = hashlib.sha256(f"{config.backbone} {config.transformer} {slip}".encode())
+    for name, value in sorted(_used(config, state_dict).items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def load_weights(model: Network, file: WeightsFile) -> None:

@@ -73,6 +73,7 @@ def export_network(
         weights=weights,
         loftr_ros_version=importlib.metadata.version("loftr_ros"),
         torch_version=torch.__version__,
+        fingerprint=network.fingerprint,
     )
     if importlib.util.find_spec("onnx") is None:
         raise ExportError("torch writes ONNX with the package onnx, which is not installed; pip install onnx")

@@ -29,6 +29,7 @@ class Exported:
         opset: of ONNX's operators.
         weights: where the weights are from, for people.
         loftr_ros_version, torch_version: that wrote it.
+        fingerprint: the network's, see `Matcher.fingerprint`; empty in files from before there was one.
     """
 
     config: NetworkConfig
@@ -39,6 +40,7 @@ class Exported:
     weights: str
     loftr_ros_version: str
     torch_version: str
+    fingerprint: str = ""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -129,6 +131,7 @@ def read_model(folder: Path) -> Exported:
             weights=str(content["weights"]),
             loftr_ros_version=str(content["loftr_ros_version"]),
             torch_version=str(content["torch_version"]),
+            fingerprint=str(content.get("fingerprint", "")),
         )
     except (KeyError, TypeError, ValueError, WeightsError) as error:
         raise WeightsError(f"{path} is damaged ({error!r}); {again}") from error

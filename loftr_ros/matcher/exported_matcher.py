@@ -89,6 +89,11 @@ class ExportedMatcher:
         self._all_cells = torch.ones(1, rows * columns, dtype=torch.bool, device=device)
 
     @property
+    def fingerprint(self) -> str:
+        """See `Matcher.fingerprint`; empty where the export does not say."""
+        return self._exported.fingerprint
+
+    @property
     def has_fine_stage(self) -> bool:
         """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
         return self.config.fine is not None

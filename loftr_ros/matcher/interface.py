@@ -73,6 +73,13 @@ class Matcher(Protocol):
         """The network."""
 
     @property
+    def fingerprint(self) -> str:
+        """Names the features: they can be compared with those of matchers of the same fingerprint.
+
+        It tells networks and their weights apart, but not the precision or what runs them. Empty where it is not known.
+        """
+
+    @property
     def has_fine_stage(self) -> bool:
         """Whether `points1` is sub-pixel; without, it is on the coarse grid."""
 

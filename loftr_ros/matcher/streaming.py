@@ -18,9 +18,11 @@ class StreamingNetwork(nn.Module):
 
     Attributes:
         config: the network.
+        fingerprint: see `Matcher.fingerprint`; empty before weights are loaded.
     """
 
     config: NetworkConfig
+    fingerprint: str = ""
 
     @property
     def has_fine_stage(self) -> bool:

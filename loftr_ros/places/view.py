@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +14,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import Keyframe, KeyframeReason
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.results import FrontEndResult
-from loftr_ros.places.descriptor import PlaceDescriptor
+from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName
 
 # A stream that ended so goes on with another clock or camera, or from another place.
@@ -87,15 +88,15 @@ class Observer:
     describes new keyframes (under a millisecond), and else hands on references.
     """
 
-    def __init__(self, descriptor: PlaceDescriptor, robot: str, session: int) -> None:
+    def __init__(self, describe: Callable[[ImageFeatures], NDArray[np.float32]], robot: str, session: int) -> None:
         """Begin.
 
         Args:
-            descriptor: that of the front end's matcher.
+            describe: makes a (D,) descriptor of length one of the features of the front end's matcher.
             robot: name of the robot.
             session: of the stream that begins.
         """
-        self._descriptor = descriptor
+        self._describe = describe
         self._robot = robot
         self._session = session
         self._waiting: tuple[View, ChainLink | None, Keyframe] | None = None
@@ -122,7 +123,7 @@ class Observer:
             result.frame,
             KeyframeName(self._robot, keyframe.id),
             self._session,
-            self._descriptor(keyframe.encoded.features),
+            self._describe(keyframe.encoded.features),
             keyframe.location,
         )
         self._waiting = view, _link(result, keyframe), keyframe

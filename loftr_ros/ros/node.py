@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,9 @@ from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.outputs import Outputs
 from loftr_ros.ros.parameters import Parameters, declare, live_parameters, read, refusal
-from loftr_ros.ros.reports import ErrorLog, FrontEndState, Reporter, motion_state
+from loftr_ros.ros.place_services import PlaceServices
+from loftr_ros.ros.places import Places
+from loftr_ros.ros.reports import ErrorLog, FrontEndState, PlacesState, Reporter, error_kind, motion_state
 from loftr_ros.ros.stages import FrameStages
 from loftr_ros.ros.statistics import Statistics
 
@@ -55,6 +58,8 @@ class FrontEndNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._input: ImageInput | None = None
         self._stages: FrameStages | None = None
+        self._places: Places | None = None
+        self._services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -88,6 +93,8 @@ class FrontEndNode(LifecycleNode):
             self._end("unconfigured")
             raise
         self._stages.publish_by(self._outputs)
+        self._places = self._open_places(parameters)
+        self._stages.search_by(self._places)
         self._lifecycle = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
@@ -133,14 +140,19 @@ class FrontEndNode(LifecycleNode):
         if self._stages is not None:
             self._stages.stop()
             self._stages = None
+        self._close_places()
 
     # --- services and parameters ---
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         done = "all keyframes are dropped before the next frame"
-        return self._on_stages(
-            lambda front_end, outputs: outputs.publish_events(front_end.reset(), None), done, response
-        )
+
+        def reset(front_end: FrontEnd, outputs: Outputs) -> None:
+            outputs.publish_events(front_end.reset(), None)
+            if self._places is not None:
+                self._places.restart()
+
+        return self._on_stages(reset, done, response)
 
     def _on_force_keyframe(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         done = "the next frame becomes a keyframe"
@@ -173,10 +185,31 @@ class FrontEndNode(LifecycleNode):
         def between_frames(front_end: FrontEnd, outputs: Outputs) -> None:
             front_end.reconfigure(parameters.front_end)
             outputs.max_lines = output.max_lines
+            if self._places is not None:
+                self._places.reconfigure(parameters)
 
         self._stages.call(between_frames)
 
     # --- the rest ---
+
+    def _open_places(self, parameters: Parameters) -> Places | None:
+        """The archive and the search for loops; without them, whatever the reason, the front end does its work."""
+        if not parameters.archive.uri:
+            return None
+        assert self._stages is not None and self._outputs is not None
+        stages, outputs = self._stages, self._outputs
+        try:
+            return stages.ask(lambda front_end: Places(self, parameters, front_end, outputs.publisher, self.errors))
+        except Exception as error:
+            kind = error_kind(error)
+            details = traceback.format_exc() if kind == "internal" else ""
+            self.errors.error(kind, f"no archive, and no loop closure: {error}", details, always=True)
+            return None
+
+    def _close_places(self) -> None:
+        if self._places is not None:
+            self._places.close()
+            self._places = None
 
     def _stop(self) -> None:
         if self._input is not None:
@@ -191,6 +224,7 @@ class FrontEndNode(LifecycleNode):
             self._next_keyframe_id = self._stages.front_end.buffer.next_id
             self._stages.stop()
             self._stages = None
+        self._close_places()
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = None
@@ -221,6 +255,7 @@ class FrontEndNode(LifecycleNode):
             matched_keyframes=front_end.effort.keyframes,
             image_scale=front_end.effort.scale,
             motion=motion_state(front_end),
+            places=self._places.state if self._places is not None else PlacesState(),
         )
 
 

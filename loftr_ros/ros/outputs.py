@@ -37,18 +37,18 @@ class Outputs:
         self._publishers: list[Any] = []
         self._odometry: OdometryOutput | None = None
         try:
-            self._correspondences = self._publisher(Correspondences, "~/correspondences")
-            self._relative_pose = self._publisher(RelativePose, "~/relative_pose")
-            self._keyframe = self._publisher(Keyframe, "~/keyframe")
-            self._tracks = self._publisher(Tracks, "~/tracks")
-            self._track_links = self._publisher(TrackLinks, "~/track_links")
-            self._matches_image = self._publisher(Image, "~/matches_image")
-            self._odometry = OdometryOutput(node, odometry, self._publisher)
+            self._correspondences = self.publisher(Correspondences, "~/correspondences")
+            self._relative_pose = self.publisher(RelativePose, "~/relative_pose")
+            self._keyframe = self.publisher(Keyframe, "~/keyframe")
+            self._tracks = self.publisher(Tracks, "~/tracks")
+            self._track_links = self.publisher(TrackLinks, "~/track_links")
+            self._matches_image = self.publisher(Image, "~/matches_image")
+            self._odometry = OdometryOutput(node, odometry, self.publisher)
         except Exception:  # a QoS override that is none
             self.close()
             raise
 
-    def _publisher(self, kind: type, topic: str) -> Any:
+    def publisher(self, kind: type, topic: str) -> Any:
         """Reliable, the last 10; `qos_overrides.<topic>.publisher.*` changes it."""
         # A profile for each: rclpy writes the overrides into the one that it is given.
         publisher = self._node.create_lifecycle_publisher(

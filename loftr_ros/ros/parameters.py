@@ -22,6 +22,7 @@ from loftr_ros.frontend.config import (
     with_values,
 )
 from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
+from loftr_ros.places.config import ArchiveConfig, LoopConfig
 from loftr_ros.ros.base_motion import pose_of_seven
 from loftr_ros.ros.stereo_calibration import pose_of
 
@@ -140,6 +141,30 @@ class OdometryParameters(Settings):
 
 
 @dataclass(frozen=True)
+class FleetParameters(Settings):
+    """Places shared with other robots over ROS 2."""
+
+    share: bool = setting(
+        False,
+        "Whether to announce archived keyframes to other robots, take theirs, and exchange images where places agree; "
+        "needs an archive",
+    )
+    topic: str = setting("/loftr_places/keyframes", "Topic of the announcements, the same for all robots")
+    fetch_timeout: float = setting(
+        2.0, "Time that another robot has to send a keyframe's image", unit="s", low=0.1, high=60.0
+    )
+
+
+@dataclass(frozen=True)
+class RobotParameters(Settings):
+    """Who this is."""
+
+    robot_name: str = setting(
+        "", "Name of the robot, by which others know its keyframes; empty for the node's namespace, or else 'robot'"
+    )
+
+
+@dataclass(frozen=True)
 class Parameters:
     """Everything that the node can be told."""
 
@@ -150,6 +175,10 @@ class Parameters:
     input: InputParameters = field(default_factory=InputParameters)
     output: OutputParameters = field(default_factory=OutputParameters)
     odometry: OdometryParameters = field(default_factory=OdometryParameters)
+    robot: RobotParameters = field(default_factory=RobotParameters, metadata=FLAT)
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    fleet: FleetParameters = field(default_factory=FleetParameters)
 
 
 def parameter_names() -> list[tuple[str, dataclasses.Field[Any]]]:

@@ -19,6 +19,7 @@ from loftr_ros.frontend.camera import CameraError
 from loftr_ros.frontend.config import ConfigError
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.msg import FrontEndStatus
+from loftr_ros.places.keyframe import PlacesError
 from loftr_ros.ros.images import ImageError
 from loftr_ros.ros.messages import to_array
 from loftr_ros.ros.statistics import STAGES, Snapshot, Statistics
@@ -54,6 +55,18 @@ def motion_state(front_end: FrontEnd) -> MotionState:
 
 
 @dataclass(frozen=True)
+class PlacesState:
+    """What the status says of the archive of keyframes and of loops; see msg/FrontEndStatus for the fields."""
+
+    archived_keyframes: int = 0
+    archive_bytes: int = 0
+    keyframes_lost: int = 0
+    places_searched: int = 0
+    places_skipped: int = 0
+    loop_closures: int = 0
+
+
+@dataclass(frozen=True)
 class FrontEndState:
     """What the status says beyond the counters.
 
@@ -64,6 +77,7 @@ class FrontEndState:
         topic: that of the images, where the node is subscribed.
         matched_keyframes, image_scale: what an image is given, to stay inside the latency.
         motion: what is known of the trajectory.
+        places: the archive of keyframes and the loops found.
     """
 
     lifecycle: str
@@ -80,6 +94,7 @@ class FrontEndState:
     matched_keyframes: int = 0
     image_scale: float = 1.0
     motion: MotionState = MotionState()
+    places: PlacesState = PlacesState()
 
 
 def error_kind(error: Exception) -> str:
@@ -92,6 +107,8 @@ def error_kind(error: Exception) -> str:
         return "parameter"
     if isinstance(error, MaskError):
         return "mask"
+    if isinstance(error, PlacesError):
+        return error.kind
     # Here, since they import torch.
     from loftr_ros.frontend.stream import FrameRefusedError
     from loftr_ros.matcher.checkpoint import WeightsError
@@ -193,6 +210,7 @@ class Reporter:
             matched_keyframes=state.matched_keyframes,
             image_scale=state.image_scale,
             **dataclasses.asdict(state.motion),
+            **dataclasses.asdict(state.places),
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
         message.header.frame_id = now.last_frame_id
@@ -220,6 +238,11 @@ class Reporter:
             "trajectory segment": state.motion.segment,
             f"path length [{'m' if state.motion.scale_known else 'own unit'}]": f"{state.motion.path_length:.3f}",
             "keyframe cells of known depth": state.motion.keyframe_depth_cells,
+            "archived keyframes": state.places.archived_keyframes,
+            "archive [MB]": f"{state.places.archive_bytes / 1e6:.1f}",
+            "keyframes lost by the archive": state.places.keyframes_lost,
+            "places searched (skipped)": f"{state.places.places_searched} ({state.places.places_skipped})",
+            "loop closures": state.places.loop_closures,
             "last error": now.last_error,
         }
         values |= {f"errors: {kind}": count for kind, count in now.errors.items()}

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loftr_ros.ros.inputs import Arrival, FrameDecoder
 from loftr_ros.ros.outputs import Outputs
@@ -17,6 +17,9 @@ from loftr_ros.ros.worker import NewestWorker
 if TYPE_CHECKING:
     from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.ros.places import Places
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class FrameStages:
         """
         self._decoder = decoder
         self._outputs: Outputs | None = None
+        self._places: Places | None = None
         self._statistics = statistics
         self._errors = errors
         self._is_alive = is_alive
@@ -89,6 +93,10 @@ class FrameStages:
         """Say where the results go; before the first frame."""
         self._outputs = outputs
 
+    def search_by(self, places: Places | None) -> None:
+        """Say who archives keyframes and looks for loops; before the first frame."""
+        self._places = places
+
     def put(self, arrival: Arrival) -> None:
         """Take a message as the newest."""
         self._encoding.put(arrival)
@@ -104,6 +112,10 @@ class FrameStages:
                 self._report(error, self._errors.error)
 
         self._matching.call(guarded)
+
+    def ask(self, question: Callable[[FrontEnd], R]) -> R:
+        """Ask something of the front end on its thread, between two frames, and wait for the answer."""
+        return self._matching.ask(lambda: question(self.front_end))
 
     def drain(self) -> None:
         """Finish what is in work, drop what waits."""
@@ -147,6 +159,8 @@ class FrameStages:
         }
         self._statistics.processed(latencies, now, result.is_unmatched)
         try:
+            if self._places is not None:
+                self._places.observe(result)
             self._outputs.publish_picture(result)
         except Exception as error:  # the frame is done, and counted as that
             self._report(error, self._errors.error)

@@ -1,0 +1,159 @@
+"""Where an archive's images lie: one file a keyframe, in a folder or a bucket, written once and never changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from loftr_ros.places.keyframe import ArchivedKeyframe, PlacesError
+
+IMAGES = "images"
+
+
+class Files(Protocol):
+    """Files below the archive's place, by relative paths with slashes."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a new file, durably: it is there whole or not at all."""
+
+    def read(self, path: str) -> bytes:
+        """Raises FileNotFoundError."""
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files, if they are there."""
+
+    def sizes(self, folder: str) -> int:
+        """Bytes of all files below a folder."""
+
+    def sync(self, folder: str) -> None:
+        """Bring what the database has written below a folder to the disk itself."""
+
+
+class FolderFiles:
+    """In a folder of this machine, or one that it mounts."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._synced: dict[str, set[str]] = {}
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        passing = target.with_name(target.name + ".part")
+        try:
+            with passing.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            passing.rename(target)
+        except OSError:
+            with suppress(OSError):
+                passing.unlink()
+            raise
+        _sync(target.parent)
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            (self._root / path).unlink(missing_ok=True)
+
+    def sizes(self, folder: str) -> int:
+        return sum(_sizes(self._root / folder))
+
+    def sync(self, folder: str) -> None:
+        # LanceDB leaves this to the system, which takes up to half a minute.
+        for parent in (self._root / folder / name for name in ("data", "_deletions", "_transactions", "_versions")):
+            with suppress(FileNotFoundError):
+                names = set(os.listdir(parent))
+                fresh = names - self._synced.get(str(parent), set())
+                for name in fresh:
+                    with suppress(FileNotFoundError):
+                        _sync(parent / name)
+                if fresh:
+                    _sync(parent)
+                self._synced[str(parent)] = names
+
+
+class BucketFiles:
+    """In a bucket of an object store, whose writes are whole and durable by themselves."""
+
+    def __init__(self, uri: str) -> None:
+        from pyarrow import fs
+
+        self._store: Any
+        self._store, self._root = fs.FileSystem.from_uri(uri)
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._store.open_output_stream(f"{self._root}/{path}") as stream:
+            stream.write(data)
+
+    def read(self, path: str) -> bytes:
+        with self._store.open_input_file(f"{self._root}/{path}") as stream:
+            return bytes(stream.read())
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                self._store.delete_file(f"{self._root}/{path}")
+
+    def sizes(self, folder: str) -> int:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(f"{self._root}/{folder}", recursive=True, allow_not_found=True)
+        return sum(info.size or 0 for info in self._store.get_file_info(selector))
+
+    def sync(self, folder: str) -> None:
+        pass
+
+
+def file_name(keyframe: ArchivedKeyframe) -> str:
+    """A new name for the file of a keyframe; never one that was there, since readers may still read that."""
+    kind = "jpg" if keyframe.image[:2] == b"\xff\xd8" else "png" if keyframe.image[:4] == b"\x89PNG" else "bin"
+    robot = quote(keyframe.name.robot, safe="").replace(".", "%2E")[:100]
+    return f"{IMAGES}/{robot or '_'}/{keyframe.name.id}-{uuid.uuid4().hex[:12]}.{kind}"
+
+
+@contextmanager
+def told(uri: str, doing: str) -> Iterator[None]:
+    """Whatever the database or the file system raises, as an error that says where and what to do."""
+    try:
+        yield
+    except PlacesError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        if re.search(r"no space left|os error 28\b|os error 27\b|file too large|quota exceeded|errno 28\b", text, re.I):
+            message = f"the archive '{uri}' cannot be written: the disk is full. Free some space, or lower its max_size"
+            raise PlacesError("archive_full", message) from error
+        if re.search(r"read-only file|permission denied|os error (13|30)\b|access ?denied|forbidden", text, re.I):
+            message = (
+                f"{doing} the archive '{uri}' is not allowed: {text[:200]}. Give this user the right, or another uri"
+            )
+            raise PlacesError("archive_read_only", message) from error
+        raise PlacesError("archive_failed", f"{doing} the archive '{uri}' failed: {text[:400]}") from error
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes(Path(entry.path))
+            else:
+                with suppress(FileNotFoundError):
+                    yield entry.stat(follow_symlinks=False).st_size
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,178 @@
+"""The archive of keyframes and the search for loops in the node: beside the front end, never in its way."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rclpy.lifecycle import LifecycleNode
+
+from loftr_ros.msg import LoopClosure
+from loftr_ros.ros.fleet import Fleet
+from loftr_ros.ros.parameters import Parameters
+from loftr_ros.ros.place_conversion import loop_closure_message
+from loftr_ros.ros.reports import ErrorLog, PlacesState, error_kind
+
+if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
+    from loftr_ros.places import detector
+    from loftr_ros.places.detector import LoopDetector
+    from loftr_ros.places.keyframe import ArchivedKeyframe
+
+# Threads of the network that verifies loops: the others are the front end's.
+_THREADS = 1
+
+
+def robot_name(node: LifecycleNode, given: str) -> str:
+    """What the robot is called: as the parameter says, else by the node's namespace, else `robot`."""
+    return given or node.get_namespace().strip("/") or "robot"
+
+
+class Places:
+    """Opens the archive, hands results to the thread that searches it, publishes the loops that it finds.
+
+    Attributes:
+        robot: name of the robot.
+        recognition: the thread.
+        observer: what takes keyframes from the front end's results, on the front end's thread.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        parameters: Parameters,
+        front_end: FrontEnd,
+        publisher: Callable[[type, str], Any],
+        errors: ErrorLog,
+    ) -> None:
+        """Open the archive and start the thread; the front end's keyframes are numbered on from those in the archive.
+
+        Args:
+            node: whose.
+            parameters: the node's; `archive.uri` is not empty.
+            front_end: the node's, before its first frame.
+            publisher: makes a lifecycle publisher of a message type and a topic; who gave it takes it away again.
+            errors: where failures are logged and counted.
+
+        Raises:
+            PlacesError: the archive cannot be had.
+            WeightsError, DeviceError: there is no second network to be had; should not happen where there is a first.
+        """
+        from loftr_ros.places.descriptor import PlaceDescriptor
+        from loftr_ros.places.recognition import PlaceRecognition
+        from loftr_ros.places.view import Observer
+
+        self.robot = robot_name(node, parameters.robot.robot_name)
+        self._errors = errors
+        self._is_alive = node.context.ok
+        self._fleet: Fleet | None = None
+        self._closures = publisher(LoopClosure, "~/loop_closures")
+        descriptor = PlaceDescriptor.of(front_end.matcher)
+        self.recognition = PlaceRecognition(
+            lambda: self._load(parameters, descriptor),
+            parameters.archive,
+            self._on_closure,
+            self._on_archived,
+            self._on_error,
+        )
+        try:
+            archive = self.recognition.detector.archive
+            self.observer = Observer(descriptor, self.robot, archive.last_session(self.robot) + 1)
+            front_end.buffer.next_id = max(front_end.buffer.next_id, archive.last_id(self.robot) + 1)
+            if parameters.fleet.share:
+                self._fleet = Fleet(
+                    node,
+                    self.recognition,
+                    self.robot,
+                    descriptor.space,
+                    parameters.fleet.topic,
+                    parameters.fleet.fetch_timeout,
+                    self._on_error,
+                )
+        except BaseException:
+            self.close()
+            raise
+        node.get_logger().info(
+            f"archive {parameters.archive.uri}: {len(archive)} keyframes, {archive.size_bytes / 1e6:.1f} MB"
+            + (" (read only: nothing new is kept)" if archive.is_read_only else "")
+            + f"; this robot is '{self.robot}', its next keyframe number {front_end.buffer.next_id}"
+        )
+
+    def observe(self, result: FrontEndResult) -> None:
+        """Take a frame's result, on the front end's thread; never blocks."""
+        self.recognition.put(*self.observer.observe(result))
+
+    def restart(self) -> None:
+        """The front end was reset: what comes is another stream."""
+        finished = self.observer.restart()
+        if finished is not None:
+            self.recognition.archive(finished)
+
+    def reconfigure(self, parameters: Parameters) -> None:
+        """Go by other live parameters."""
+        self.recognition.detector.config = parameters.loop
+
+    def close(self) -> None:
+        """Archive the last keyframe, end the thread and close the archive."""
+        observer = getattr(self, "observer", None)
+        last = observer.take() if observer is not None else None
+        if last is not None:
+            self.recognition.archive(last)
+        if self._fleet is not None:
+            self._fleet.close()
+        self.recognition.stop()
+        self.recognition.detector.archive.close()
+
+    @property
+    def state(self) -> PlacesState:
+        """For the status."""
+        counts, archive = self.recognition.counts, self.recognition.detector.archive
+        return PlacesState(
+            archived_keyframes=len(archive),
+            archive_bytes=archive.size_bytes,
+            keyframes_lost=counts.lost,
+            places_searched=counts.searched,
+            places_skipped=counts.skipped,
+            loop_closures=counts.closures,
+        )
+
+    def _load(self, parameters: Parameters, descriptor: Any) -> LoopDetector:
+        """On the thread, which all of it belongs to: a network of its own, and the archive."""
+        from loftr_ros.frontend.pipeline import FrontEnd
+        from loftr_ros.matcher.factory import open_matcher
+        from loftr_ros.matcher_settings import matcher_spec
+        from loftr_ros.places.archive import Archive
+        from loftr_ros.places.detector import LoopDetector
+        from loftr_ros.places.verification import Verifier
+
+        wanted = parameters.archive
+        archive = Archive.open(wanted.uri, descriptor.space, descriptor.dimension, max_size_mb=wanted.max_size_mb)
+        try:
+            matcher = open_matcher(replace(matcher_spec(parameters.matcher, parameters.matching), threads=_THREADS))
+            verifier = Verifier(FrontEnd(matcher, parameters.front_end))
+            return LoopDetector(archive, verifier, parameters.loop, self._fetch if parameters.fleet.share else None)
+        except BaseException:
+            archive.close()
+            raise
+
+    def _fetch(self, keyframe: ArchivedKeyframe) -> ArchivedKeyframe | None:
+        return None if self._fleet is None else self._fleet.fetch(keyframe)
+
+    def _on_closure(self, closure: detector.LoopClosure) -> None:
+        self._closures.publish(loop_closure_message(closure))
+
+    def _on_archived(self, keyframe: ArchivedKeyframe) -> None:
+        if self._fleet is not None:
+            self._fleet.announce(keyframe)
+
+    def _on_error(self, error: Exception) -> None:
+        if not self._is_alive():
+            return  # the context went away beneath the publishers: no failure
+        kind = error_kind(error)
+        self._errors.error(kind, str(error) or type(error).__name__, _details(error) if kind == "internal" else "")
+
+
+def _details(error: Exception) -> str:
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))

@@ -1,0 +1,319 @@
+"""Places found again, in a world whose truth is known: by a matcher and a descriptor that err only as they are told."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from made_world import WorldMatcher, frame, walk
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.matcher.interface import ImageFeatures
+from loftr_ros.places.archive import Archive
+from loftr_ros.places.config import ArchiveConfig, LoopConfig
+from loftr_ros.places.detector import LoopClosure, LoopDetector
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
+from loftr_ros.places.recognition import PlaceRecognition
+from loftr_ros.places.verification import Verifier
+from loftr_ros.places.view import NewKeyframe, Observer, View
+
+Array = NDArray[np.float64]
+
+SPACE, DIMENSION = "made:1", 32
+FRAMES = 30
+
+
+@dataclass(frozen=True)
+class PoseDescriptor:
+    """Alike where two cameras stand and look alike; `lies` gives images the descriptor of another one."""
+
+    matcher: WorldMatcher
+    lies: dict[int, int]
+
+    def __call__(self, features: ImageFeatures) -> NDArray[np.float32]:
+        number = int(features.tokens[0, 0, 0])
+        pose = self.matcher.poses[self.lies.get(number, number)]
+        told = np.concatenate([pose[:3, 3], 3 * pose[:3, 2]])
+        directions = np.random.default_rng(0).normal(size=(len(told), DIMENSION // 2))
+        phase = told @ directions
+        vector = np.concatenate([np.cos(phase), np.sin(phase)])
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+class Robot:
+    """A front end, its archive and its detector over one list of poses."""
+
+    def __init__(
+        self, folder: Path, poses: list[Array], mode: str = "rgbd", lies: dict[int, int] | None = None, **loop: float
+    ) -> None:
+        values = {"mode": mode, "depth.max_depth": 20.0}
+        self.config = with_values(FrontEndConfig(), values)
+        self.poses, self.mode = poses, mode
+        matcher = WorldMatcher(poses)
+        self.front_end = FrontEnd(matcher, self.config)
+        self.archive = Archive.open(str(folder), SPACE, DIMENSION)
+        self.observer = Observer(PoseDescriptor(matcher, lies or {}), "ada", 1)
+        settings = {"min_similarity": 0.5, "min_age": 3.05, **loop}
+        self.detector = LoopDetector(
+            self.archive, Verifier(FrontEnd(WorldMatcher(poses), self.config)), with_values(LoopConfig(), settings)
+        )
+        self.views: list[View] = []
+        self.matched = 0
+
+    def go(self, numbers: range | list[int]) -> list[LoopClosure]:
+        """See some of the poses, in order, ten images a second; returns the loops found."""
+        found: list[LoopClosure] = []
+        for number in numbers:
+            view, finished = self.observe(number)
+            if finished is not None:
+                self.archive.add(finished.archived(90))
+            found += self.detector.process(view)
+            self.matched += self.detector.effort.matched
+        return found
+
+    def observe(self, number: int) -> tuple[View, NewKeyframe | None]:
+        view, finished = self.observer.observe(self.front_end.process(image(number, self.mode == "rgbd")))
+        self.views.append(view)
+        return view, finished
+
+    def number(self, stamp_ns: int) -> int:
+        """Of the pose that an image was seen from."""
+        return next(i for i in range(len(self.poses)) if image(i, False).stamp_ns == stamp_ns)
+
+
+def there_and_back() -> list[Array]:
+    """A walk, then far away in the other half of the room for three seconds, then the walk again a little aside."""
+    first = walk(FRAMES)
+    away = []
+    for i in range(FRAMES):
+        pose = first[0].copy()
+        turn = np.radians(180 + i)
+        pose[:3, :3] = [[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]]
+        away.append(pose)
+    again = [pose.copy() for pose in first]
+    for pose in again:
+        pose[:3, 3] += [0.1, 0.05, -0.05]
+    return [*first, *away, *again]
+
+
+@functools.cache
+def image(number: int, depth: bool) -> Frame:
+    """Seen from the pose of that number, there and back."""
+    seen = frame(there_and_back(), number, depth=depth)
+    # Not as JPEG: the matcher reads the pose's number in the pixels.
+    return replace(seen, compressed=memoryview(cv2.imencode(".png", seen.image)[1].tobytes()))
+
+
+AWAY, AGAIN = range(FRAMES, 2 * FRAMES), range(2 * FRAMES, 3 * FRAMES)
+
+
+@pytest.fixture
+def robot(tmp_path: Path) -> Callable[..., Robot]:
+    def make(**settings: object) -> Robot:
+        return Robot(tmp_path / "archive", there_and_back(), **settings)  # type: ignore[arg-type]
+
+    return make
+
+
+def truth(robot: Robot, closure: LoopClosure) -> Array:
+    old, new = robot.number(closure.keyframe.stamp_ns), robot.number(closure.stamp_ns)
+    return np.linalg.inv(robot.poses[old]) @ robot.poses[new]
+
+
+def angle(rotation: Array) -> float:
+    return float(np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
+
+
+def test_a_place_seen_again_is_found_with_its_pose_in_metres(robot: Callable[..., Robot]) -> None:
+    one = robot()
+    assert not one.go([*range(FRAMES), *AWAY])
+    found = one.go(AGAIN)
+    assert len(found) >= 2
+    for closure in found:
+        true = truth(one, closure)
+        assert closure.found.pose.scale_known
+        assert np.linalg.norm(closure.found.pose.translation - true[:3, 3]) < 0.03
+        assert angle(closure.found.pose.rotation.T @ true[:3, :3]) < 0.3
+        assert closure.keyframe.name.id < closure.current.id and closure.current.robot == "ada"
+        assert closure.confirmations >= 2 and 0 < closure.found.score <= 1
+
+
+def test_a_single_camera_finds_the_direction_and_the_length_in_its_own_unit(robot: Callable[..., Robot]) -> None:
+    one = robot(mode="mono")
+    one.go([*range(FRAMES), *AWAY])
+    found = one.go(AGAIN)
+    assert found
+    for closure in found:
+        true, pose = truth(one, closure), closure.found.pose
+        assert not pose.scale_known
+        assert angle(pose.rotation.T @ true[:3, :3]) < 0.5
+        if pose.has_direction and np.linalg.norm(true[:3, 3]) > 0.1:
+            assert pose.translation @ true[:3, 3] / np.linalg.norm(true[:3, 3]) > 0.95
+    assert any(closure.found.own_unit is not None for closure in found)
+
+
+def test_nothing_is_published_before_as_many_images_agree_as_are_asked_for(robot: Callable[..., Robot]) -> None:
+    one = robot(confirmations=4)
+    one.go([*range(FRAMES), *AWAY])
+    agreed = []
+    for number in AGAIN:
+        agreed += [(number, closure.confirmations) for closure in one.go([number])]
+    assert agreed and agreed[0][0] >= AGAIN.start + 3
+    assert min(count for _, count in agreed) >= 4
+
+
+def test_the_recent_past_is_no_loop(robot: Callable[..., Robot]) -> None:
+    one = robot(min_age=60.0)
+    assert not one.go([*range(FRAMES), *AWAY, *AGAIN])
+    assert len(one.archive) > 4
+
+
+def test_another_session_is_no_recent_past(robot: Callable[..., Robot]) -> None:
+    one = robot(min_age=60.0)
+    one.go(range(FRAMES))
+    one.front_end.reset()
+    last = one.observer.restart()
+    assert last is not None
+    one.archive.add(last.archived(90))
+    one.detector.reset()
+    assert one.go(AGAIN)
+    assert {view.session for view in one.views} == {1, 2}
+
+
+def test_an_image_that_only_looks_alike_is_not_believed(robot: Callable[..., Robot]) -> None:
+    # Every image of the other half of the room has the descriptor of one of the walk.
+    one = robot(lies={number: number - FRAMES for number in AWAY})
+    assert not one.go([*range(FRAMES), *AWAY])
+    assert one.matched > 0, "no candidate was looked at"
+
+
+class MisledVerifier(Verifier):
+    """Takes some images for others, as a poster that hangs in two rooms would make it do."""
+
+    def __init__(self, front_end: FrontEnd, taken_for: dict[int, int]) -> None:
+        super().__init__(front_end)
+        self.taken_for = taken_for
+
+    def verify(self, archived: ArchivedKeyframe, seen: object) -> object:  # type: ignore[override]
+        image = seen.image.copy()  # type: ignore[attr-defined]
+        number = int(image[0, 0])
+        image[0, 0] = self.taken_for.get(number, number)
+        return super().verify(archived, replace(seen, image=image))  # type: ignore[type-var]
+
+
+def test_a_look_alike_that_does_not_move_as_the_camera_does_is_not_believed(robot: Callable[..., Robot]) -> None:
+    taken_for = {number: (number - FRAMES) * 5 % FRAMES for number in AWAY}
+    one = robot(lies=taken_for, confirmations=3, max_rotation_error=2.0)
+    one.detector.verifier = MisledVerifier(one.detector.verifier.front_end, taken_for)
+    found = one.go([*range(FRAMES), *AWAY])
+    assert one.matched > 0 and not found
+
+
+def test_a_keyframe_goes_into_the_archive_when_the_next_one_comes_linked_to_the_one_before(
+    robot: Callable[..., Robot],
+) -> None:
+    one = robot()
+    one.go(range(FRAMES))
+    keyframes = [view for view in one.views if view.name is not None]
+    assert [name.id for name in one.archive.names()] == [view.name.id for view in keyframes[:-1]]  # type: ignore[union-attr]
+    last = one.observer.take()
+    assert last is not None and last.view is keyframes[-1] and one.observer.take() is None
+    for view in keyframes[1:-1]:
+        assert view.name is not None
+        kept = one.archive.get(view.name)
+        assert kept is not None and kept.link is not None and kept.link.is_metric
+        before = one.archive.get(KeyframeName("ada", kept.link.previous))
+        assert before is not None
+        true = np.linalg.inv(one.poses[one.number(before.stamp_ns)]) @ one.poses[one.number(kept.stamp_ns)]
+        assert np.abs(kept.link.pose - true).max() < 0.02
+        assert (np.linalg.eigvalsh(kept.link.covariance) > 0).all()
+        assert kept.depth is not None and kept.depth.known.sum() > 100
+
+
+@pytest.fixture
+def recognition(robot: Callable[..., Robot]) -> Iterator[tuple[Robot, PlaceRecognition, list[object]]]:
+    one = robot()
+    said: list[object] = []
+    thread = PlaceRecognition(lambda: one.detector, ArchiveConfig(), said.append, said.append, said.append)
+    yield one, thread, said
+    thread.stop()
+
+
+def test_the_thread_archives_every_keyframe_and_finds_the_loops(
+    recognition: tuple[Robot, PlaceRecognition, list[object]],
+) -> None:
+    one, thread, said = recognition
+    one.detector.config = replace(one.detector.config, max_load=1.0)
+    for number in [*range(FRAMES), *AWAY, *AGAIN]:
+        thread.put(*one.observe(number))
+        thread.ask(lambda: None)
+    thread.stop()
+    assert not [each for each in said if isinstance(each, Exception)]
+    keyframes = [view for view in one.views if view.name is not None]
+    assert thread.counts.archived == len(keyframes) - 1 == len(one.archive)
+    assert thread.counts.closures == len([each for each in said if isinstance(each, LoopClosure)]) >= 2
+
+
+def test_nobody_waits_for_a_slow_archive_and_no_keyframe_is_lost_by_it(
+    recognition: tuple[Robot, PlaceRecognition, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, thread, _ = recognition
+    go_on = threading.Event()
+    add = one.archive.add
+
+    def slow(keyframe: ArchivedKeyframe) -> None:
+        assert go_on.wait(30)
+        add(keyframe)
+
+    monkeypatch.setattr(one.archive, "add", slow)
+    handed = [one.observe(number) for number in range(FRAMES)]
+    start = time.monotonic()
+    for each in handed:
+        thread.put(*each)
+    assert time.monotonic() - start < 5, "put waited for the archive"  # which waits for what comes after this line
+    assert thread.counts.archived == 0
+    go_on.set()
+    thread.stop()
+    assert thread.counts.archived == sum(finished is not None for _, finished in handed) == len(one.archive)
+
+
+def test_a_full_disk_is_told_and_the_next_keyframe_is_tried_again(
+    recognition: tuple[Robot, PlaceRecognition, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, thread, said = recognition
+    add, failures = one.archive.add, iter([OSError(28, "No space left on device")])
+
+    def full_once(keyframe: ArchivedKeyframe) -> None:
+        for failure in failures:
+            raise failure
+        add(keyframe)
+
+    monkeypatch.setattr(one.archive, "add", full_once)
+    for number in range(FRAMES):
+        thread.put(*one.observe(number))
+    thread.stop()
+    assert thread.counts.lost == 1 and thread.counts.archived == len(one.archive) >= 1
+    assert sum(isinstance(each, OSError) for each in said) == 1
+
+
+def test_while_it_rests_the_newest_keyframe_waits_and_older_ones_are_counted_as_skipped(
+    recognition: tuple[Robot, PlaceRecognition, list[object]],
+) -> None:
+    one, thread, _ = recognition
+    one.detector.config = replace(one.detector.config, max_load=0.01)
+    for number in [*range(FRAMES), *AWAY, *AGAIN]:
+        thread.put(*one.observe(number))
+    thread.ask(lambda: None)
+    counts = thread.counts
+    asked = sum(view.name is not None for view in one.views)
+    assert counts.skipped > 0 and counts.searched + counts.skipped in (asked, asked - 1)
