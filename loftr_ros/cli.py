@@ -12,6 +12,7 @@ from loftr_ros.cli_errors import fail
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
 from loftr_ros.cli_options import (
+    Archive,
     Camera,
     Device,
     FrameRate,
@@ -69,6 +70,7 @@ def demo(
     hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames to play, at most.")] = None,
     mode: Mode = "",
+    archive: Archive = "",
 ) -> None:
     """Run the real node and a real publisher over DDS, and report latencies, poses and errors."""
     from loftr_ros.demo import run_demo
@@ -86,6 +88,7 @@ def demo(
             hz=hz,
             frames=frames,
             mode=mode,
+            archive=archive,
             start=start,
             step=step,
             topic=topic,

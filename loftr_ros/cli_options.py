@@ -44,6 +44,9 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to
 Mode = Annotated[
     str, typer.Option(help="mono, stereo or rgbd: what the source must have; empty for what the parameters say.")
 ]
+Archive = Annotated[
+    str, typer.Option(help="Folder or address of an archive of keyframes, in which places are found again.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")]
 

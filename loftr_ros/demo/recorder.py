@@ -21,7 +21,7 @@ from rclpy.task import Future
 from loftr_ros.evaluation.records import KeyframeChange, Located, pose_matrix
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.relative_pose import PoseStatus
-from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose
+from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, LoopClosure, RelativePose
 from loftr_ros.ros.messages import to_nanoseconds
 
 NODE = "/loftr_front_end"
@@ -41,6 +41,7 @@ class Recorded:
         status: the newest, None before the first.
         statuses: how many came.
         picture: the correspondences that make the best picture: many inliers with much parallax.
+        loops: every loop closure, each as a keyframe's pose relative to an older one.
     """
 
     located: list[Located] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Recorded:
     status: FrontEndStatus | None = None
     statuses: int = 0
     picture: Correspondences | None = None
+    loops: list[Located] = field(default_factory=list)
 
 
 class Recorder:
@@ -71,8 +73,10 @@ class Recorder:
             "relative_pose": (RelativePose, self._on_relative_pose),
             "keyframe": (Keyframe, self._on_keyframe),
             "status": (FrontEndStatus, self._on_status),
+            "loop_closures": (LoopClosure, self._on_loop_closure),
         }
-        self._topics = [f"{NODE}/{name}" for name in wanted]
+        # A node without an archive closes no loops.
+        self._topics = [f"{NODE}/{name}" for name in wanted if name != "loop_closures"]
         for name, (kind, callback) in wanted.items():
             self._node.create_subscription(kind, f"{NODE}/{name}", callback, QoSProfile(depth=_DEPTH))
         self._change_state = self._node.create_client(ChangeState, f"{NODE}/change_state")
@@ -116,6 +120,21 @@ class Recorder:
 
     def _on_correspondences(self, message: Correspondences) -> None:
         self._join(message)
+
+    def _on_loop_closure(self, message: LoopClosure) -> None:
+        position, turn = message.pose.pose.position, message.pose.pose.orientation
+        self.recorded.loops.append(
+            Located(
+                stamp_ns=to_nanoseconds(message.header.stamp),
+                keyframe_stamp_ns=to_nanoseconds(message.matched_stamp),
+                status=PoseStatus(message.status),
+                pose=pose_matrix((position.x, position.y, position.z), (turn.x, turn.y, turn.z, turn.w)),
+                num_matches=message.num_matches,
+                num_inliers=message.num_inliers,
+                parallax=float("nan"),
+                metric=message.scale_known,
+            )
+        )
 
     def _on_relative_pose(self, message: RelativePose) -> None:
         position, turn = message.pose.pose.position, message.pose.pose.orientation

@@ -63,6 +63,15 @@ def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any,
         },
         "processed_hz": status.rate,
         "keyframes": {"added": dict(added), "removed": dict(removed)},
+        "places": {
+            "archived": status.archived_keyframes,
+            "megabytes": status.archive_bytes / 1e6,
+            "lost": status.keyframes_lost,
+            "searched": status.places_searched,
+            "skipped": status.places_skipped,
+            "loops": len(recorded.loops),
+            "accuracy": accuracy(recorded.loops, truth.poses),
+        },
         "poses": {
             "frames": len(located),
             "status": dict(statuses),
@@ -111,6 +120,7 @@ def lines(report: dict[str, Any]) -> list[str]:
             + " (medians, with the reference keyframe)"
         )
     text += _without_poses(report)
+    text += _places_lines(report["places"])
     text += ["", "latency          median       p99"]
     text += [
         f"  {stage:<12}{value['median']:>8.1f} ms{value['p99']:>7.1f} ms"
@@ -133,6 +143,27 @@ def _without_poses(report: dict[str, Any]) -> list[str]:
     if known or not report["poses"]["frames"] or not report["source"]["calibrated"]:
         return []
     return ["           Not a single frame got a pose: do the weights fit the scene, and do its frames overlap?"]
+
+
+def _places_lines(places: dict[str, Any]) -> list[str]:
+    """What to say of an archive, where there is one."""
+    if not places["archived"]:
+        return []
+    text = [
+        f"places     {places['archived']} keyframes archived in {places['megabytes']:.1f} MB, {places['searched']} "
+        f"searched for ({places['skipped']} skipped for newer), {places['loops']} loops"
+    ]
+    if places["lost"]:
+        text.append(f"           {places['lost']} keyframes could not be archived: see the last error, and node.log")
+    found = places["accuracy"]
+    if found and found["rotation_deg"]:
+        known = found["direction_deg"]
+        direction = f", direction {known['median']:.2f}° median, {known['worst']:.2f}° at most" if known else ""
+        text.append(
+            f"           loops against the truth: rotation {found['rotation_deg']['median']:.2f}° median, "
+            f"{found['rotation_deg']['worst']:.2f}° at most{direction}"
+        )
+    return text
 
 
 def _accuracy_lines(report: dict[str, Any]) -> list[str]:

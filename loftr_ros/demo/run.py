@@ -45,6 +45,7 @@ class Settings:
     hz: float | None
     frames: int | None
     mode: str = ""
+    archive: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
@@ -62,6 +63,7 @@ def run_demo(
     hz: float | None = None,
     frames: int | None = None,
     mode: str = "",
+    archive: str = "",
     start: int = 0,
     step: int = 1,
     topic: str | None = None,
@@ -85,6 +87,7 @@ def run_demo(
         hz: frames a second, whatever the stamps say.
         frames: frames to play, at most.
         mode: mono, stereo or rgbd; empty for what `params_file` says, or else mono. The source must have the images.
+        archive: folder or address of an archive of keyframes, for loops; empty for what `params_file` says, or none.
         start, step, topic, camera: options of the source.
         progress: show progress bars.
 
@@ -95,7 +98,20 @@ def run_demo(
     """
     options = {"start": start, "step": step, "topic": topic, "camera": camera}
     settings = Settings(
-        source, output, network, weights, device, precision, params_file, rate, hz, frames, mode, options, progress
+        source,
+        output,
+        network,
+        weights,
+        device,
+        precision,
+        params_file,
+        rate,
+        hz,
+        frames,
+        mode,
+        archive,
+        options,
+        progress,
     )
     try:
         return _run(settings)
@@ -209,6 +225,7 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
         "device": settings.device,
         "precision": settings.precision,
         "weights": weights,
+        "archive.uri": _absolute(settings.archive),
         "warm_up_width": sequence.size[0],
         "warm_up_height": sequence.size[1],
         "output.status_period": _STATUS_PERIOD,
@@ -237,6 +254,11 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
         if value != "":
             command += ["-p", f"{name}:={json.dumps(value)}"]  # quoted, or a device of `0` would be a number
     return command
+
+
+def _absolute(archive: str) -> str:
+    """An archive's folder from the root on, since a node may run in another one than its user; addresses as they are."""
+    return archive if not archive or "://" in archive else str(Path(archive).expanduser().resolve())
 
 
 def _publisher_command(settings: Settings, sequence: Sequence) -> list[str]:
