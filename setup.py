@@ -17,9 +17,11 @@ import build_backend  # noqa: E402
 # What the code imports, apart from ROS; package.xml says the same with rosdep's keys.
 REQUIREMENTS = [
     "PyYAML>=5.4",
+    "lancedb>=0.40,<1",
     "matplotlib>=3.5",
     "numpy>=1.26,<3",
     "opencv-python-headless>=4.6,<5",  # ROS distributions have OpenCV 4
+    "pyarrow>=16",
     "rosbags>=0.11",
     "safetensors>=0.4",
     "scipy>=1.8",

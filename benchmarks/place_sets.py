@@ -1,13 +1,13 @@
 """Sets of images that show the same places again: rendered ones, and real ones with ground truth.
 
-A query's right answers are database images that see at least `SHARED` of the same surfaces, from up to 30 degrees and 2 m
-aside where worlds are rendered. Those that see only a little of the same are neither right nor wrong and are left out of
-the query's ranking. Everything else is wrong: all other images of the set, and of all other sets.
+A query's right answers are database images that see at least `SHARED` of the same surfaces, from up to 30 degrees and
+2 m aside. Those that see little of the same are neither right nor wrong, and are left out of the query's ranking.
+Everything else is wrong: all other images of the set, and of all other sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wide_pairs import covisible
 
 from loftr_ros.evaluation.metrics import rotation_error
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.evaluation.revisits import TUNING, World
 from loftr_ros.training.assets import AssetBank, default_folder
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.place_views import place_views
@@ -48,9 +48,10 @@ class PlaceSet:
     answers: NDArray[np.int8]
 
 
-def all_sets(data: Path, quick: bool = False) -> Iterator[PlaceSet]:
+def all_sets(data: Path, cache: Path, quick: bool = False) -> Iterator[PlaceSet]:
     """Those that can be had here, one after the other."""
-    yield walked_rooms(range(9100, 9103 if quick else 9114), 24)
+    for seed in TUNING[:1] if quick else TUNING[:2]:
+        yield world(seed, cache)
     if default_folder().is_dir():
         for kind in ("room", "street", "clutter"):
             yield held_out_scenes(kind, 30 if quick else 150)
@@ -60,30 +61,18 @@ def all_sets(data: Path, quick: bool = False) -> Iterator[PlaceSet]:
         yield kitti(data / "kitti06_stereo")
 
 
-def walked_rooms(seeds: range, views: int) -> PlaceSet:
-    """Rooms of the demo's renderer, all of one size and style; queries are up to 30 degrees and 2 m aside."""
-    camera, small = default_camera(), default_camera(640 // SMALL, 480 // SMALL)
-    database: list[Image] = []
-    queries: list[Image] = []
-    blocks: list[NDArray[np.int8]] = []
-    for seed in seeds:
-        rng = np.random.default_rng([seed, 41])
-        scene = Scene(seed)
-
-        def depth(pose: Array, scene: Scene = scene) -> Depth:
-            return scene.render(small, pose, noise=0.0, supersample=1).depth
-
-        poses = list(trajectory(views, 1 / 0.8, seed))
-        seen = [depth(pose) for pose in poses]
-        asked: list[Array] = []
-        for pose, at in zip(poses, seen, strict=True):
-            found = _aside(rng, pose, at, small.matrix, depth)
-            if found is not None:
-                asked.append(found)
-        database += [scene.render(camera, pose).image for pose in poses]
-        queries += [_photograph(scene.render(camera, pose).image, rng, 0.8) for pose in asked]
-        blocks.append(_answers(small.matrix, asked, [depth(pose) for pose in asked], poses, seen))
-    return PlaceSet("rooms", database, queries, _block_diagonal(blocks))
+def world(seed: int, cache: Path) -> PlaceSet:
+    """A walk through a building with twin rooms: what the second tour sees is searched for in what the first saw."""
+    made = World(seed, cache=cache)
+    relations = made.relations
+    kept = np.flatnonzero(made.tours == 0)
+    asked = np.flatnonzero((made.tours == 1) & relations.is_revisit[:, kept].any(axis=1))
+    pairs = np.ix_(asked, kept)
+    answers = np.full((len(asked), len(kept)), NEITHER, np.int8)
+    answers[relations.is_other_place[pairs]] = WRONG
+    answers[relations.is_revisit[pairs]] = RIGHT
+    images = [view.image for view in made.views()]
+    return PlaceSet(f"world {seed}", [images[i] for i in kept], [images[i] for i in asked], answers)
 
 
 def held_out_scenes(kind: str, places: int) -> PlaceSet:
@@ -113,9 +102,8 @@ def sevenscenes(folder: Path) -> Iterator[PlaceSet]:
         metres[(metres == 0) | (metres > 60)] = np.nan
         depths.append(metres)
     kept, asked = range(0, len(names), 8), [i for i in range(len(names)) if i % 8 == 4]
-    answers = _answers(
-        small, [poses[i] for i in asked], [depths[i] for i in asked], [poses[i] for i in kept], [depths[i] for i in kept]
-    )
+    seen = list(zip(poses, depths, strict=True))
+    answers = _answers(small, [seen[i] for i in asked], [seen[i] for i in kept])
     for row, i in enumerate(asked):
         for column, j in enumerate(kept):
             if abs(i - j) < 30:
@@ -145,49 +133,20 @@ def kitti(folder: Path) -> PlaceSet:
     )
 
 
-def _aside(
-    rng: np.random.Generator, pose: Array, depth: Depth, matrix: Array, see: Callable[[Array], Depth]
-) -> Array | None:
-    """A pose up to 30 degrees and 2 m from one, that sees enough of the same; None where none was found."""
-    for _ in range(40):
-        turn, axis = np.radians(rng.uniform(5, 30)), rng.normal(size=3) * (0.4, 1.0, 0.3)
-        step = rng.normal(size=3) * (1, 1, 0.15)
-        other = pose.copy()
-        other[:3, :3] = pose[:3, :3] @ cv2.Rodrigues(axis / np.linalg.norm(axis) * turn)[0]
-        other[:3, 3] += step / np.linalg.norm(step) * rng.uniform(0.3, 2.0)
-        x, y, z = other[:3, 3]
-        if not (0.75 < (x / 3.0) ** 2 + (y / 2.1) ** 2 < 1.0 or (x / 2.0) ** 2 + (y / 1.2) ** 2 > 1) or not 0.9 < z < 2:
-            continue  # in the table in the middle, or in the furniture
-        if abs(x) > 2.7 or abs(y) > 1.9:
-            continue
-        seen = see(other)
-        if np.quantile(seen, 0.1) < 0.3:
-            continue
-        if min(covisible(matrix, seen, other, depth, pose), covisible(matrix, depth, pose, seen, other)) >= SHARED:
-            return other
-    return None
-
-
-def _answers(
-    matrix: Array, asked: list[Array], asked_depths: list[Depth], kept: list[Array], kept_depths: list[Depth]
-) -> NDArray[np.int8]:
+def _answers(matrix: Array, asked: list[tuple[Array, Depth]], kept: list[tuple[Array, Depth]]) -> NDArray[np.int8]:
     answers = np.full((len(asked), len(kept)), WRONG, np.int8)
-    for row, (pose, depth) in enumerate(zip(asked, asked_depths, strict=True)):
-        for column, (other, other_depth) in enumerate(zip(kept, kept_depths, strict=True)):
-            if rotation_error(pose[:3, :3], other[:3, :3]) > 90:
+    for row, (pose, depth) in enumerate(asked):
+        for column, (other, other_depth) in enumerate(kept):
+            angle = rotation_error(pose[:3, :3], other[:3, :3])
+            if angle > 90:
                 continue
-            shared = (covisible(matrix, depth, pose, other_depth, other), covisible(matrix, other_depth, other, depth, pose))
-            near = rotation_error(pose[:3, :3], other[:3, :3]) <= 30 and np.linalg.norm(pose[:3, 3] - other[:3, 3]) <= 2
-            answers[row, column] = RIGHT if near and min(shared) >= SHARED else WRONG if max(shared) < HARDLY else NEITHER
-    return answers
-
-
-def _block_diagonal(blocks: list[NDArray[np.int8]]) -> NDArray[np.int8]:
-    answers = np.full(tuple(sum(block.shape[k] for block in blocks) for k in (0, 1)), WRONG, np.int8)
-    row = column = 0
-    for block in blocks:
-        answers[row : row + block.shape[0], column : column + block.shape[1]] = block
-        row, column = row + block.shape[0], column + block.shape[1]
+            there = covisible(matrix, depth, pose, other_depth, other)
+            back = covisible(matrix, other_depth, other, depth, pose)
+            near = angle <= 30 and np.linalg.norm(pose[:3, 3] - other[:3, 3]) <= 2
+            if near and min(there, back) >= SHARED:
+                answers[row, column] = RIGHT
+            elif max(there, back) >= HARDLY:
+                answers[row, column] = NEITHER
     return answers
 
 

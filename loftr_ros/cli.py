@@ -11,6 +11,7 @@ import typer
 from loftr_ros.cli_errors import fail
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
+from loftr_ros.cli_loops import loops
 from loftr_ros.cli_options import (
     Archive,
     Camera,
@@ -49,6 +50,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
 app.command()(export)
 app.command()(explain)
+app.command()(loops)
 app.command()(view)
 
 

@@ -136,6 +136,45 @@ def calibrate(
     )
 
 
+@app.command()
+def places(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of the network whose features are pooled.", show_default="the package's"),
+    ] = None,
+    count: Annotated[int, typer.Option("--places", help="Rendered places, of three views each.", min=300)] = 1500,
+    seed: Annotated[int, typer.Option(help="Of the places.")] = 88_000_000,
+    dimension: Annotated[int, typer.Option(help="Of the descriptor.", min=8, max=512)] = 256,
+    folder: Annotated[
+        Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
+    ] = None,
+) -> None:
+    """Learn what the place descriptor keeps of an image, on views of rendered places."""
+    import numpy as np
+
+    from loftr_ros.matcher.config import AUTO
+    from loftr_ros.matcher.factory import MatcherSpec, open_matcher
+    from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.matcher.recognition import WeightsError
+    from loftr_ros.training.assets import AssetBank, AssetError, default_folder
+    from loftr_ros.training.place_views import place_views
+    from loftr_ros.training.place_whitening import WhiteningConfig, learn_pooling, write_pooling
+    from loftr_ros.weights import find_weights
+
+    _show_lines()
+    try:
+        bank = AssetBank(folder or default_folder())
+        matcher = open_matcher(MatcherSpec(AUTO, weights or find_weights(AUTO)))
+        views = (place_views(bank, np.random.default_rng([seed, number]), 3) for number in range(count))
+        pooling = learn_pooling(matcher, views, WhiteningConfig(dimension=dimension))
+        source = f"{count} rendered places of three views, seed {seed}"
+        write_pooling(target, pooling, matcher.fingerprint, source)
+    except (AssetError, DeviceError, ValueError, WeightsError) as error:
+        fail(error)
+    typer.echo(f"the pooling of {matcher.config.name} ({matcher.fingerprint}) is in {target}")
+
+
 def _settings(given: list[str]) -> dict[str, Any]:
     """NAME=VALUE, the value as YAML has it."""
     import yaml

@@ -43,7 +43,12 @@ class NodeProcess:
     """
 
     def __init__(
-        self, folder: Path, parameters: dict[str, Any] | None = None, *arguments: str, autostart: bool = False
+        self,
+        folder: Path,
+        parameters: dict[str, Any] | None = None,
+        *arguments: str,
+        autostart: bool = False,
+        domain: int | None = None,
     ) -> None:
         """Start it.
 
@@ -52,9 +57,11 @@ class NodeProcess:
             parameters: by name; strings are quoted, everything else is written as YAML has it.
             arguments: more ROS arguments.
             autostart: it becomes active by itself.
+            domain: of another process, to be beside it.
         """
-        self.domain = 1 + next(_domains) % 100
-        self._log = folder / f"node-{self.domain}.log"
+        number = 1 + next(_domains) % 100
+        self.domain = domain or number
+        self._log = folder / f"node-{number}.log"
         command = [sys.executable, "-c", _CODE.format(autostart=autostart), "--ros-args"]
         for name, value in (parameters or {}).items():
             text = f"'{value}'" if isinstance(value, str) else str(value).lower()

@@ -257,7 +257,7 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
 
 
 def _absolute(archive: str) -> str:
-    """An archive's folder from the root on, since a node may run in another one than its user; addresses as they are."""
+    """An archive's folder from the root on, since a node may run in another one than its user. Addresses stay."""
     return archive if not archive or "://" in archive else str(Path(archive).expanduser().resolve())
 
 

@@ -74,7 +74,7 @@ class Relations(NamedTuple):
 
 
 class World:
-    """A building and a walk through it. The building takes some 15 s and 1 GB, a view 0.12 s, each when it is asked for.
+    """A building and a walk through it. The building takes some 15 s and 1 GB, a view 0.12 s, when it is needed.
 
     Attributes:
         seed: decides everything.
@@ -83,6 +83,7 @@ class World:
         stamps: N stamps in nanoseconds.
         rooms: (N,) number of the room that each camera is in, 8 for the corridor.
         tours: (N,) 0 or 1.
+        cache: folder that rendered views are kept in, or None.
     """
 
     def __init__(self, seed: int, rate: float = RATE, cache: Path | None = None) -> None:
@@ -94,7 +95,9 @@ class World:
             cache: folder that rendered views are kept in, 200 MB a world; None keeps none.
         """
         self.seed, self.rate = seed, rate
+        self._lender: World | None = None
         self.camera = default_camera()
+        self.cache = cache
         self._cache = None if cache is None else cache / f"revisits{_VERSION}_{seed}_{rate:g}"
         zones = floor_plan(seed)
         way = walk(zones, seed, rate)
@@ -103,7 +106,7 @@ class World:
         gaps = [np.abs(self.poses[:, :2, 3] - z.centre) - (z.high - z.low) / 2 for z in zones]
         self.rooms = np.argmin([gap.max(axis=1) for gap in gaps], axis=0)
         rng = np.random.default_rng([STREAM, seed, 7])
-        gains, phase = rng.permutation([1.0, rng.choice([0.7, 1.35])]), rng.random()
+        gains, phase = rng.permutation([1.0, rng.choice([0.65, 1.5])]), rng.random()
         self._gains = gains[self.tours] * (1 + 0.12 * np.sin(2 * np.pi * (np.arange(len(self)) / rate / 11 + phase)))
 
     def __len__(self) -> int:
@@ -111,7 +114,18 @@ class World:
 
     @cached_property
     def building(self) -> Building:
-        return Building(self.seed)
+        """What is walked through."""
+        return Building(self.seed) if self._lender is None else self._lender.building
+
+    def share(self, other: World) -> None:
+        """Uses the building of another world with the same seed.
+
+        Raises:
+            ValueError: the seed is another.
+        """
+        if other.seed != self.seed:
+            raise ValueError(f"world {self.seed} cannot use the building of world {other.seed}")
+        self._lender = other
 
     def render(self, pose: Array, light: int = 0, gain: float = 1.0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The view from any (4, 4) pose: (480, 640) uint8, and its depth along the optical axis in metres, float32.
@@ -124,8 +138,10 @@ class World:
         size = self.camera.width, self.camera.height
         image, depth = self.building.render(self.camera.matrix, size, pose, light)
         rng = np.random.default_rng([STREAM, self.seed, zlib.crc32(np.ascontiguousarray(pose).tobytes())])
-        image = gain * image + NOISE * rng.standard_normal(image.shape, dtype=np.float32)
-        return np.clip(image + 0.5, 0, 255).astype(np.uint8), depth
+        # Through the camera's response, in which nothing is ever blown out (see `Building`).
+        exposed = 255 * (1 - (1 - image / 255) ** gain)
+        exposed += NOISE * rng.standard_normal(image.shape, dtype=np.float32)
+        return np.clip(exposed + 0.5, 0, 255).astype(np.uint8), depth
 
     def view(self, number: int) -> View:
         """The view with a number from 0."""
@@ -133,20 +149,19 @@ class World:
         if file is not None and file.is_file():
             image = np.load(file)
         else:
-            image, _ = self.render(self.poses[number], int(self.tours[number]), float(self._gains[number]))
+            image, _ = self.shot(number)
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 np.save(file, image)
         return View(image, self.poses[number], self.stamps[number])
 
+    def shot(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Image and depth of the view with a number, see `render`; rendered anew."""
+        return self.render(self.poses[number], int(self.tours[number]), float(self._gains[number]))
+
     def views(self) -> list[View]:
         """All views in the order of time."""
         return [self.view(number) for number in range(len(self))]
-
-    def depth(self, number: int) -> NDArray[np.float32]:
-        """(480, 640) float32 depth of a view in metres."""
-        size = self.camera.width, self.camera.height
-        return self.building.render(self.camera.matrix, size, self.poses[number], supersample=1)[1]
 
     def relative_pose(self, first: int, second: int) -> Array:
         """(4, 4) T_first_second of two views, metres."""
@@ -181,7 +196,10 @@ class World:
         to_camera = np.linalg.inv(self.poses)
         seen = np.eye(len(self))
         for one in range(len(self)):
-            points = rays * depths[one][v, u][:, None] @ self.poses[one, :3, :3].T + self.poses[one, :3, 3]
+            depth = depths[one][v, u][:, None]
+            points = (
+                rays * np.where(np.isfinite(depth), depth, np.nan) @ self.poses[one, :3, :3].T + self.poses[one, :3, 3]
+            )
             # Cameras that look away from each other by more than their width of 63 degrees, and some, share nothing.
             for other in np.flatnonzero(angle[one] < 100):
                 if other != one:

@@ -34,18 +34,27 @@ class Tours:
     visits: NDArray[np.intp]
 
 
-def rooms_of_tours(seed: int) -> tuple[list[int], list[int]]:
+def rooms_of_tours(zones: list[Zone], seed: int) -> tuple[list[int], list[int]]:
     """Rooms in the order of visits: five in the first tour; in the second the other three, and four once more."""
     rng = np.random.default_rng([STREAM, seed, 5])
     turns = [int(rng.integers(2)) for _ in TWINS]
     twins = [pair[turn] for pair, turn in zip(TWINS, turns, strict=True)]
     others = [room for room in range(ROOMS) if not any(room in pair for pair in TWINS)]
     late = int(rng.choice(others))
-    first = [*twins, *(room for room in others if room != late)]
+    first = _order(rng, zones, [*twins, *(room for room in others if room != late)])
     new = [late, *(pair[1 - turn] for pair, turn in zip(TWINS, turns, strict=True))]
-    first = [int(room) for room in rng.permutation(first)]
     again = [int(room) for room in rng.permutation(first)[:4]]
-    return first, [int(room) for room in rng.permutation([*new, *again])]
+    return first, _order(rng, zones, [*new, *again])
+
+
+def _order(rng: np.random.Generator, zones: list[Zone], rooms: list[int]) -> list[int]:
+    """A random order, but one of the shorter ones: most of the time belongs to rooms, not to the corridor."""
+
+    def length(order: list[int]) -> float:
+        doors = [zone.door[0] for zone in (zones[room] for room in order) if zone.door is not None]
+        return float(np.abs(np.diff(doors)).sum())
+
+    return min(([int(room) for room in rng.permutation(rooms)] for _ in range(12)), key=length)
 
 
 def walk(zones: list[Zone], seed: int, rate: float) -> Tours:
@@ -56,7 +65,7 @@ def walk(zones: list[Zone], seed: int, rate: float) -> Tours:
     gazes: list[Array] = []
     marks: list[tuple[int, int, int]] = []  # points, tour, visit
     here, visit = np.array([0.9, 0.0]), 0
-    for tour, rooms in enumerate(rooms_of_tours(seed)):
+    for tour, rooms in enumerate(rooms_of_tours(zones, seed)):
         for room in rooms:
             door = zones[room].door
             assert door is not None
@@ -113,7 +122,7 @@ class _Habit:
     def random(cls, rng: np.random.Generator) -> _Habit:
         gaze = rng.choice([-1, 1]) * rng.uniform(40, 150)
         apart = rng.choice([-1, 1]) * rng.uniform(0, 16)
-        near, far = rng.uniform(0, 0.4), rng.uniform(0.6, 1)
+        near, far = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
         return cls(np.radians(gaze), np.radians(apart), (near, far) if rng.random() < 0.5 else (far, near))
 
 
@@ -147,7 +156,8 @@ def _round(rng: np.random.Generator, zone: Zone, habit: _Habit, tour: int) -> tu
     count = int(turn * radii.mean() / _STEP)
     around = first + sense * np.linspace(0, turn, count)
     breath = 1 + 0.06 * np.sin(np.linspace(0, turn, count)[:, None] * (1.7, 2.3) + rng.uniform(0, 6.3, 2))
-    ring = zone.centre + radii * breath * np.stack([np.cos(around), np.sin(around)], axis=1)
+    middle = zone.centre + (0.3 * rng.uniform(-1, 1, 2) if habit.sizes[tour] < 0.5 else 0)
+    ring = middle + radii * breath * np.stack([np.cos(around), np.sin(around)], axis=1)
     own = np.radians(14) * np.sin(np.linspace(0, turn, count) * 1.4 + rng.uniform(0, 6.3))
     gaze = around + habit.gaze + (habit.apart if tour else -habit.apart) + own
     enter, leave = _line(np.array([door_x, 0.0]), inside), _line(inside, np.array([door_x, 0.0]))

@@ -122,6 +122,11 @@ class LoFTRConfig:
         """Side of what coarse matching compares, in pixels: of a cell."""
         return self.backbone.stride
 
+    @property
+    def coarse_dim(self) -> int:
+        """Channels of what coarse matching compares."""
+        return self.backbone.coarse_dim
+
 
 @dataclass(frozen=True)
 class CompactBackboneConfig:
@@ -202,6 +207,11 @@ class CompactConfig:
     def coarse_stride(self) -> int:
         """Side of what coarse matching compares, in pixels: of a region."""
         return 2 * self.backbone.stride
+
+    @property
+    def coarse_dim(self) -> int:
+        """Channels of what coarse matching compares."""
+        return self.backbone.region_dim
 
 
 NetworkConfig = LoFTRConfig | CompactConfig

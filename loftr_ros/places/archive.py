@@ -6,11 +6,11 @@ It stands on LanceDB, whose table holds everything but the images; `docs/archive
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,14 @@ from loftr_ros.places.archive_rows import (
     schema,
     to_candidate,
     to_keyframe,
+    to_name,
     to_row,
     to_table,
 )
 from loftr_ros.places.archive_upkeep import Upkeep
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, PlacesError, RecentPast
 
-TABLE = "keyframes"
+TABLE, TURNS = "keyframes", "turns"
 
 # Keyframes that are copied in one commit from archive to archive; with their images they must fit into memory.
 _BATCH = 64
@@ -40,20 +41,23 @@ _INDEX_CACHE = 256 << 20
 _METADATA_CACHE = 64 << 20
 
 
+T = TypeVar("T")
+
+
 class Archive:
     """Keyframes that are kept for good.
 
     One thread may write while another reads; so may other processes, and other robots where they share the place.
     """
 
-    def __init__(self, uri: str, table: Any, files: Files, max_size_mb: float, read_only: bool) -> None:
+    def __init__(self, uri: str, table: Any, turns: Any, files: Files, max_size_mb: float, read_only: bool) -> None:
         """Use `Archive.open`."""
         self._uri = uri
         self._table = table
         self._files = files
         self._read_only = read_only
         self._writing = threading.RLock()
-        self._upkeep = Upkeep(uri, table, files, TABLE, max_size_mb)
+        self._upkeep = Upkeep(uri, table, turns, files, max_size_mb, self._writing)
 
     @classmethod
     def open(
@@ -86,8 +90,9 @@ class Archive:
             database = lancedb.connect(place, read_consistency_interval=timedelta(0), session=session)
             files: Files = BucketFiles(place) if "://" in place else FolderFiles(Path(place))
             table = _open_table(database, place, schema(space, dimension), read_only)
-        _check_kind(table, place, space, dimension)
-        return cls(place, table, files, max_size_mb, read_only)
+            _check_kind(table, place, space, dimension)
+            turns = None if read_only else _open_turns(database)
+            return cls(place, table, turns, files, max_size_mb, read_only)
 
     def add(self, keyframe: ArchivedKeyframe) -> None:
         """Keep a keyframe; it is there for good once this returns. One of the same name is replaced.
@@ -129,7 +134,7 @@ class Archive:
                 raise
             self._files.sync(f"{TABLE}.lance")
             self._files.delete(row["file"] for row in replaced if row["file"])
-            self._upkeep.added(len(rows), sum(row["image_bytes"] + row["depth_bytes"] for row in rows))
+        self._upkeep.added(sum(row["image_bytes"] + row["depth_bytes"] for row in rows), len(rows))
 
     def search(
         self, descriptor: NDArray[np.float32], count: int, leave_out: RecentPast | None = None
@@ -171,7 +176,7 @@ class Archive:
     def names(self, robot: str | None = None) -> list[KeyframeName]:
         """Of all keyframes, or of one robot's: robot by robot, in the order that they were seen in."""
         rows = self._told_rows(None if robot is None else robot_is(robot), ["robot", "session", "id"])
-        return [KeyframeName(row["robot"], row["id"]) for row in sorted(rows, key=_in_chain)]
+        return [to_name(row) for row in sorted(rows, key=_in_chain)]
 
     def last_id(self, robot: str) -> int:
         """The largest id of a robot's keyframes; 0 without any."""
@@ -202,7 +207,7 @@ class Archive:
         """
         space, dimension = self._kind()
         with Archive.open(path, space, dimension, max_size_mb=float("inf")) as copy, self._upkeep.paused():
-            if len(copy):
+            if copy.uri == self._uri or len(copy):
                 raise PlacesError("archive_exists", f"'{path}' is an archive already; save to an empty place")
             return copy._take(self, self.names())
 
@@ -222,10 +227,10 @@ class Archive:
         space, dimension = self._kind()
         columns = ["robot", "session", "id", "stamp_ns", "image_bytes"]
         with Archive.open(uri, space, dimension, read_only=True) as other:
-            here = {KeyframeName(row["robot"], row["id"]): row for row in self._told_rows(None, columns)}
+            here = {to_name(row): row for row in self._told_rows(None, columns)}
             fresh = []
             for row in sorted(other._told_rows(None, columns), key=_in_chain):
-                name = KeyframeName(row["robot"], row["id"])
+                name = to_name(row)
                 mine = here.get(name)
                 if mine is not None and mine["stamp_ns"] != row["stamp_ns"]:
                     raise PlacesError(
@@ -240,7 +245,7 @@ class Archive:
 
     def __len__(self) -> int:
         with told(self._uri, "reading"):
-            return int(self._again(self._table.count_rows))
+            return self._again(lambda: int(self._table.count_rows()))
 
     @property
     def uri(self) -> str:
@@ -257,6 +262,11 @@ class Archive:
     def is_read_only(self) -> bool:
         """Whether it was opened for reading alone."""
         return self._read_only
+
+    def tidy(self) -> None:
+        """Do now what upkeep does from time to time; takes as long as that takes."""
+        self._check_writable()
+        self._upkeep.run()
 
     def close(self) -> None:
         """Wait until its upkeep rests. It is not used afterwards; what was added is there without this too."""
@@ -284,7 +294,11 @@ class Archive:
             return [to_keyframe(row, self._files.read(row["file"]) if row["file"] else b"") for row in rows]
 
         with told(self._uri, "reading"):
-            return self._again(read)
+            try:
+                return self._again(read)
+            except FileNotFoundError as error:
+                message = f"an image in the archive '{self._uri}' is missing: {error}"
+                raise PlacesError("image_missing", message) from error
 
     def _with_file(self, keyframe: ArchivedKeyframe, written: list[str]) -> dict[str, Any]:
         """A keyframe's row, its file having been written."""
@@ -309,7 +323,7 @@ class Archive:
         with told(self._uri, "reading"):
             return self._again(lambda: self._rows(where, columns))
 
-    def _again(self, read: Any) -> Any:
+    def _again(self, read: Callable[[], T]) -> T:
         """Read once more where it fails: another process may have cleaned up what the first attempt was about."""
         try:
             return read()
@@ -347,9 +361,10 @@ def _check_folder(folder: Path, read_only: bool) -> None:
     """Make the folder if it is not there; refuse one that is somebody else's."""
     if folder.exists() and not folder.is_dir():
         raise PlacesError("archive_foreign", f"'{folder}' is a file; expected a folder for the archive")
-    if not read_only:
-        folder.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{TABLE}.lance").is_dir():
+    if read_only and not folder.is_dir():
+        raise _missing(str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / f"{TABLE}.lance").is_dir():
         message = (
             f"'{folder}' is no archive of keyframes, and not empty. Name another folder; nothing was changed in it"
         )
@@ -361,15 +376,18 @@ def _check_folder(folder: Path, read_only: bool) -> None:
         trial.unlink(missing_ok=True)
 
 
+def _missing(place: str) -> PlacesError:
+    return PlacesError("archive_missing", f"there is no archive of keyframes at '{place}'")
+
+
 def _open_table(database: Any, place: str, layout: Any, read_only: bool) -> Any:
-    missing = PlacesError("archive_missing", f"there is no archive of keyframes at '{place}'")
     try:
         return database.open_table(TABLE)
     except (ValueError, FileNotFoundError) as error:
         if "not found" not in str(error):
             raise
         if read_only:
-            raise missing from error
+            raise _missing(place) from error
     try:
         return database.create_table(TABLE, schema=layout)
     except ValueError as error:
@@ -377,6 +395,17 @@ def _open_table(database: Any, place: str, layout: Any, read_only: bool) -> Any:
         if "already exists" not in str(error):
             raise
         return database.open_table(TABLE)
+
+
+def _open_turns(database: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return database.create_table(TURNS, pa.table({"holder": [""], "until_ns": [0]}))
+    except ValueError as error:
+        if "already exists" not in str(error):
+            raise
+        return database.open_table(TURNS)
 
 
 def _check_kind(table: Any, place: str, space: str, dimension: int) -> None:

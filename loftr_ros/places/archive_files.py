@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,8 +29,11 @@ class Files(Protocol):
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files, if they are there."""
 
-    def sizes(self, folder: str) -> int:
+    def size(self, folder: str) -> int:
         """Bytes of all files below a folder."""
+
+    def older(self, folder: str, seconds: float) -> list[str]:
+        """Files below a folder that were last written so long ago."""
 
     def sync(self, folder: str) -> None:
         """Bring what the database has written below a folder to the disk itself."""
@@ -65,14 +69,19 @@ class FolderFiles:
         for path in paths:
             (self._root / path).unlink(missing_ok=True)
 
-    def sizes(self, folder: str) -> int:
-        return sum(_sizes(self._root / folder))
+    def size(self, folder: str) -> int:
+        return sum(stat.st_size for _, stat in _walk(self._root / folder))
+
+    def older(self, folder: str, seconds: float) -> list[str]:
+        limit = time.time() - seconds
+        found = (path for path, stat in _walk(self._root / folder) if stat.st_mtime < limit)
+        return [path.relative_to(self._root).as_posix() for path in found]
 
     def sync(self, folder: str) -> None:
         # LanceDB leaves this to the system, which takes up to half a minute.
         for parent in (self._root / folder / name for name in ("data", "_deletions", "_transactions", "_versions")):
             with suppress(FileNotFoundError):
-                names = set(os.listdir(parent))
+                names = {path.name for path in parent.iterdir()}
                 fresh = names - self._synced.get(str(parent), set())
                 for name in fresh:
                     with suppress(FileNotFoundError):
@@ -104,11 +113,19 @@ class BucketFiles:
             with suppress(FileNotFoundError):
                 self._store.delete_file(f"{self._root}/{path}")
 
-    def sizes(self, folder: str) -> int:
+    def size(self, folder: str) -> int:
+        return sum(info.size or 0 for info in self._infos(folder))
+
+    def older(self, folder: str, seconds: float) -> list[str]:
+        limit = time.time() - seconds
+        infos = (info for info in self._infos(folder) if info.is_file and info.mtime.timestamp() < limit)
+        return [info.path.removeprefix(f"{self._root}/") for info in infos]
+
+    def _infos(self, folder: str) -> list[Any]:
         from pyarrow import fs
 
         selector = fs.FileSelector(f"{self._root}/{folder}", recursive=True, allow_not_found=True)
-        return sum(info.size or 0 for info in self._store.get_file_info(selector))
+        return list(self._store.get_file_info(selector))
 
     def sync(self, folder: str) -> None:
         pass
@@ -141,14 +158,15 @@ def told(uri: str, doing: str) -> Iterator[None]:
         raise PlacesError("archive_failed", f"{doing} the archive '{uri}' failed: {text[:400]}") from error
 
 
-def _sizes(folder: Path) -> Iterator[int]:
+def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All files below a folder, of which some may vanish meanwhile."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from _sizes(Path(entry.path))
+                yield from _walk(Path(entry.path))
             else:
                 with suppress(FileNotFoundError):
-                    yield entry.stat(follow_symlinks=False).st_size
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)
 
 
 def _sync(path: Path) -> None:

@@ -109,7 +109,7 @@ def to_keyframe(row: Mapping[str, Any], payload: bytes) -> ArchivedKeyframe:
     Raises:
         PlacesError: the file is not what the row says.
     """
-    name = KeyframeName(row["robot"], row["id"])
+    name = to_name(row)
     image_bytes, depth_bytes = row["image_bytes"], row["depth_bytes"]
     if payload and len(payload) != image_bytes + depth_bytes:
         raise PlacesError(
@@ -146,10 +146,15 @@ def to_link(row: Mapping[str, Any]) -> ChainLink | None:
     return ChainLink(row["previous"], pose, covariance, row["link_is_metric"])
 
 
+def to_name(row: Mapping[str, Any]) -> KeyframeName:
+    """Whose row it is."""
+    return KeyframeName(row["robot"], row["id"])
+
+
 def to_candidate(row: Mapping[str, Any]) -> Candidate:
     """What a search found; its `_distance` is one less the cosine."""
-    name = KeyframeName(row["robot"], row["id"])
-    return Candidate(name, row["session"], row["segment"], row["stamp_ns"], 1.0 - float(row["_distance"]))
+    similarity = min(1.0 - float(row["_distance"]), 1.0)
+    return Candidate(to_name(row), row["session"], row["segment"], row["stamp_ns"], similarity)
 
 
 def pack_depth(depth: CellDepth) -> bytes:
@@ -189,13 +194,13 @@ def robot_is(robot: str) -> str:
     return f"robot = '{_escaped(robot)}'"
 
 
-def named(names: Sequence[KeyframeName]) -> str:
-    """A filter for keyframes by name."""
+def named(names: Sequence[KeyframeName], column: str = "id") -> str:
+    """A filter for keyframes by name, or for those whose `column` names another one of their robot's."""
     robots: dict[str, list[int]] = {}
     for name in names:
         robots.setdefault(name.robot, []).append(name.id)
     return " OR ".join(
-        f"({robot_is(robot)} AND id IN ({', '.join(str(int(number)) for number in numbers)}))"
+        f"({robot_is(robot)} AND {column} IN ({', '.join(str(int(number)) for number in numbers)}))"
         for robot, numbers in robots.items()
     )
 

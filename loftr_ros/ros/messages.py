@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -16,11 +16,28 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.msg import Correspondences, Keyframe, RelativePose, TrackLinks, Tracks
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
-    from loftr_ros.frontend import tracks
+    from loftr_ros.frontend import results, tracks
     from loftr_ros.frontend.keyframes import KeyframeEvent
     from loftr_ros.frontend.pipeline import KeyframeMatch
+    from loftr_ros.frontend.relative_pose import RelativePose as EstimatedPose
 
 _TYPE_CODES = {"uint8": "B", "uint32": "I", "uint64": "Q", "float32": "f", "float64": "d"}
+
+
+class SeenImage(Protocol):
+    """Whose image it is, and when it was seen: a frame, or a keyframe of an archive."""
+
+    @property
+    def stamp_ns(self) -> int:
+        """Nanoseconds since the epoch."""
+
+    @property
+    def frame_id(self) -> str:
+        """Its optical frame."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
 
 
 def to_time(stamp_ns: int) -> Time:
@@ -33,7 +50,7 @@ def to_nanoseconds(stamp: Time) -> int:
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
-def to_header(frame: Frame) -> Header:
+def to_header(frame: SeenImage) -> Header:
     """Stamp and optical frame of the image."""
     return Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
 
@@ -59,10 +76,21 @@ def to_covariance(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def correspondences_message(match: KeyframeMatch, current: Frame) -> Correspondences:
     """Matches with one keyframe."""
-    keyframe, found = match.keyframe.frame, match.correspondences
+    return matches_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
+
+
+def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
+    """The pose relative to one keyframe, and what it is worth."""
+    return pose_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
+
+
+def matches_message(
+    keyframe_id: int, keyframe: SeenImage, current: SeenImage, found: results.Correspondences, pose: EstimatedPose
+) -> Correspondences:
+    """Matches of two images; the pose says which are inliers."""
     return Correspondences(
         header=to_header(current),
-        keyframe_id=match.keyframe.id,
+        keyframe_id=keyframe_id,
         keyframe_stamp=to_time(keyframe.stamp_ns),
         keyframe_frame_id=keyframe.frame_id,
         keyframe_width=keyframe.size[0],
@@ -74,17 +102,18 @@ def correspondences_message(match: KeyframeMatch, current: Frame) -> Corresponde
         current_points=to_array(found.current_points),
         confidence=to_array(found.confidence),
         current_std=to_array(found.std),
-        inlier=to_array(match.pose.inliers.astype(np.uint8)),
+        inlier=to_array(pose.inliers.astype(np.uint8)),
     )
 
 
-def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
-    """The pose relative to one keyframe, and what it is worth."""
-    keyframe, pose = match.keyframe.frame, match.pose
-    num_matches, num_inliers = len(match.correspondences), int(pose.inliers.sum())
+def pose_message(
+    keyframe_id: int, keyframe: SeenImage, current: SeenImage, found: results.Correspondences, pose: EstimatedPose
+) -> RelativePose:
+    """The pose of one image relative to another, of its matches with it."""
+    num_matches, num_inliers = len(found), int(pose.inliers.sum())
     return RelativePose(
         header=to_header(current),
-        keyframe_id=match.keyframe.id,
+        keyframe_id=keyframe_id,
         keyframe_stamp=to_time(keyframe.stamp_ns),
         keyframe_frame_id=keyframe.frame_id,
         status=int(pose.status),

@@ -120,8 +120,9 @@ class Places:
         last = observer.take() if observer is not None else None
         if last is not None:
             self.recognition.archive(last)
-        if self._fleet is not None:
-            self._fleet.close()
+        fleet, self._fleet = self._fleet, None
+        if fleet is not None:
+            fleet.close()  # first: the thread may be waiting for another robot
         self.recognition.stop()
         self.recognition.detector.archive.close()
 

@@ -31,7 +31,8 @@ def open_source(uri: str | Path, **options: Any) -> Source:
 
     Args:
         uri: a folder (KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, a rosbag2, or any images), a file (.mcap, .db3,
-            .bag, or a video), or `rendered`, `rendered:room?seed=1&frames=60&rate=30&width=640&height=480`.
+            .bag, or a video), or `rendered`, `rendered:room?seed=1&frames=60&rate=30&width=640&height=480`, or
+            `revisits`, `revisits:700?rate=10`.
         options: the fields of `SourceOptions`: start, stop, step, rate, topic, camera.
 
     Raises:
@@ -51,7 +52,11 @@ def open_source(uri: str | Path, **options: Any) -> Source:
             from loftr_ros.sources.rendered import RenderedSource
 
             return RenderedSource(name or "room", dict(parse_qsl(query, keep_blank_values=True)), chosen, camera)
-        raise SourceError(f"{text} does not exist; expected a folder, a video, a bag, or `rendered`")
+        if kind == "revisits":
+            from loftr_ros.sources.revisits import RevisitsSource
+
+            return RevisitsSource(name, dict(parse_qsl(query, keep_blank_values=True)), chosen, camera)
+        raise SourceError(f"{text} does not exist; expected a folder, a video, a bag, `rendered` or `revisits`")
     is_bag = (path / "metadata.yaml").is_file() if path.is_dir() else _is_bag(path)
     if chosen.topic is not None and not is_bag:
         raise SourceError(f"{text} is not a bag: the option `topic` has no meaning for it")

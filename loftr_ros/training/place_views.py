@@ -11,8 +11,8 @@ from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import intrinsics
 from loftr_ros.training.motion import second_camera
 from loftr_ros.training.photometric import photograph
-from loftr_ros.training.render import View, render
 from loftr_ros.training.relief import make_relief
+from loftr_ros.training.render import View, render
 from loftr_ros.training.scenes import make_stage
 
 Image = NDArray[np.uint8]

@@ -1,0 +1,131 @@
+"""The command line `loftr_ros loops`: places that recordings show more than once."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loftr_ros.cli_errors import fail
+from loftr_ros.cli_options import (
+    Camera,
+    Device,
+    FrameRate,
+    Mask,
+    Mode,
+    Network,
+    Output,
+    ParamsFile,
+    Precision,
+    Quiet,
+    Start,
+    Step,
+    Stop,
+    Topic,
+    Weights,
+    named,
+    open_offline,
+    parameters,
+)
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(help="Recordings, each as for `run`; a robot of its own unless --robot says otherwise."),
+]
+
+
+def loops(
+    sources: Sources,
+    output: Output = Path("loops"),
+    archive: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="Archive of keyframes: a folder or s3://bucket/folder; what is in it already is searched too.",
+            show_default="`archive` in the output folder",
+        ),
+    ] = "",
+    robot: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a source's robot, once a source in their order.", show_default="the source's name"),
+    ] = None,
+    start: Start = 0,
+    stop: Stop = None,
+    step: Step = 1,
+    frame_rate: FrameRate = None,
+    topic: Topic = None,
+    camera: Camera = None,
+    network: Network = "",
+    weights: Weights = "",
+    device: Device = "",
+    precision: Precision = "",
+    params_file: ParamsFile = None,
+    mask: Mask = None,
+    mode: Mode = "",
+    quiet: Quiet = False,
+) -> None:
+    """Find the loops in recordings and between them, without ROS: pose graph (g2o), tables, pictures."""
+    from loftr_ros.frontend.config import ConfigError, with_values
+    from loftr_ros.frontend.mask import MaskError
+    from loftr_ros.loops import Recording, find_loops
+    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.places.archive import Archive
+    from loftr_ros.places.config import ArchiveConfig, LoopConfig
+    from loftr_ros.places.descriptor import PlaceDescriptor
+    from loftr_ros.places.keyframe import PlacesError
+    from loftr_ros.sources import SourceError, open_source
+
+    if robot and len(robot) != len(sources):
+        fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
+    robots = robot or robot_names(sources)
+    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    try:
+        kept = with_values(ArchiveConfig(), values, "archive.")
+        with ExitStack() as stack:
+            opened = [
+                stack.enter_context(
+                    open_source(source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera)
+                )
+                for source in sources
+            ]
+            front_end, usable = open_offline(values, device, precision, mask)
+            for each in opened:
+                each.require(front_end.config.scale.mode)  # before an archive is made
+            descriptor = PlaceDescriptor.of(front_end.matcher)
+            uri = archive or kept.uri or str(output / "archive")
+            store = stack.enter_context(
+                Archive.open(uri, descriptor.space, descriptor.dimension, max_size_mb=kept.max_size_mb)
+            )
+            report = find_loops(
+                [Recording(name, each) for name, each in zip(robots, opened, strict=True)],
+                front_end,
+                descriptor,
+                store,
+                output,
+                loop=with_values(LoopConfig(), values, "loop."),
+                jpeg_quality=kept.jpeg_quality,
+                mask=usable,
+                progress=not quiet,
+            )
+    except (ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
+        fail(error)
+    typer.echo("\n".join([*report.lines(), f"written to {output}"]))
+
+
+def robot_names(sources: list[str]) -> list[str]:
+    """A name for each source's robot, by the source's: no two are the same."""
+    names: list[str] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        text = path.resolve() if path.exists() else None
+        plain = (text.stem if text.is_file() else text.name) if text is not None else source
+        name = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_") or "robot"
+        count = 2
+        while (name if count == 2 else f"{name}_{count - 1}") in names:
+            count += 1
+        names.append(name if count == 2 else f"{name}_{count - 1}")
+    return names

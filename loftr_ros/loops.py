@@ -1,0 +1,256 @@
+"""All loops in one or several recordings, without ROS: `loftr_ros loops`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.mask import MaskError
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.loop_report import BestLoops, RecordingReport, Report, write_keyframes, write_loops
+from loftr_ros.places.archive import Archive
+from loftr_ros.places.config import ArchiveConfig, LoopConfig
+from loftr_ros.places.descriptor import PlaceDescriptor
+from loftr_ros.places.detector import LoopClosure, LoopDetector
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
+from loftr_ros.places.loop_plot import plot_loops
+from loftr_ros.places.pose_graph import GraphKeyframe, Loop, PoseGraph
+from loftr_ros.places.verification import Verifier
+from loftr_ros.places.view import NewKeyframe, Observer
+from loftr_ros.sources import Source, SourceError, SourceFrame
+from loftr_ros.sources.images import BagImage, EncodedImage
+
+# An image of the archive that cannot be read costs its loops and no more.
+_OF_ONE_KEYFRAME = ("image_missing", "image_damaged")
+_JPEG = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One source, and the robot that it is a recording of.
+
+    Attributes:
+        robot: its name.
+        source: the recording.
+    """
+
+    robot: str
+    source: Source
+
+
+def find_loops(
+    recordings: Sequence[Recording],
+    front_end: FrontEnd,
+    descriptor: PlaceDescriptor,
+    archive: Archive,
+    output: Path,
+    *,
+    loop: LoopConfig | None = None,
+    jpeg_quality: int = ArchiveConfig().jpeg_quality,
+    mask: NDArray[np.bool_] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Look for loops within recordings, between them, and with what an archive knows already.
+
+    Every keyframe is searched for, and every image between keyframes may confirm a place: what is found does not depend
+    on how fast the machine is. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png` and `loop_N.png`, of the
+    best few loops. Of a recording no more is kept in memory than poses.
+
+    Args:
+        recordings: one after the other; each is a session of its own.
+        front_end: its matcher and settings are used; its stream is not touched.
+        descriptor: that of the matcher.
+        archive: where keyframes are kept and looked for.
+        output: folder to write to; made if it is not there.
+        loop: when a place is believed; None for the defaults.
+        jpeg_quality: of images in the archive that do not come as JPEG.
+        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        progress: show a progress bar.
+
+    Raises:
+        SourceError: a source has not what the front end's mode needs, not a single frame of it could be read, or it is
+            in the archive already.
+        PlacesError: the archive cannot be read or written.
+    """
+    for recording in recordings:
+        recording.source.require(front_end.config.scale.mode)
+    output.mkdir(parents=True, exist_ok=True)
+    job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, mask)
+    for recording in recordings:
+        job.go_through(recording, progress)
+    report = job.finish()
+    graph = PoseGraph(report.keyframes, report.loops)
+    graph.write_g2o(output / "loops.g2o")
+    write_keyframes(output / "keyframes.csv", graph)
+    write_loops(output / "loops.csv", report)
+    plot_loops(output / "loops.png", graph)
+    job.pictures.write(output, archive)
+    return report
+
+
+class _Job:
+    """Goes through recordings, one after the other."""
+
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        descriptor: PlaceDescriptor,
+        archive: Archive,
+        config: LoopConfig,
+        jpeg_quality: int,
+        mask: NDArray[np.bool_] | None,
+    ) -> None:
+        self.matcher, self.config = front_end.matcher, front_end.config
+        self.descriptor, self.archive, self.jpeg_quality, self.mask = descriptor, archive, jpeg_quality, mask
+        self.detector = LoopDetector(archive, Verifier(front_end), config)
+        self.report = Report(known_before=len(archive))
+        self.pictures = BestLoops()
+
+    def go_through(self, recording: Recording, progress: bool) -> None:
+        """Archive a recording's keyframes, and look for the place of each."""
+        robot, source = recording.robot, recording.source
+        front_end = FrontEnd(self.matcher, self.config, self.archive.last_id(robot) + 1)
+        observer = Observer(self.descriptor, robot, self.archive.last_session(robot) + 1)
+        report = RecordingReport(robot, source.name, observer.session)
+        self.report.recordings.append(report)
+        known = {each.stamp_ns: each.name for each in self._of_before(robot)}
+        session = observer.session
+        self.detector.reset()
+        for frame in _with_bar(source, robot, progress):
+            try:
+                image = replace(frame.to_frame(self.config.scale.mode), usable=self.mask, compressed=_jpeg(frame))
+                result = front_end.process(image)
+            except (FrameRefusedError, MaskError, SourceError) as error:
+                report.refused.append(str(error))
+                continue
+            report.frames += 1
+            view, finished = observer.observe(result)
+            self._keep(finished, known)
+            if observer.session != session:
+                session = observer.session
+                self.detector.reset()
+            if view.name is not None:
+                report.keyframes += 1
+                if frame.pose is not None:
+                    self.report.truth[view.name] = frame.pose
+            try:
+                closures = self.detector.process(view)
+            except PlacesError as error:
+                if error.kind not in _OF_ONE_KEYFRAME:
+                    raise
+                report.unread.append(str(error))
+            except FrameRefusedError as error:  # an archived image of a shape that the network does not take
+                report.unread.append(str(error))
+            else:
+                self._found(closures)
+        self._keep(observer.take(), known)
+        if not report.keyframes:
+            reasons = "; ".join(report.refused[:3]) or "it has no frames"
+            raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
+
+    def finish(self) -> Report:
+        """The report, with the trajectories of the archive that loops lead to."""
+        report = self.report
+        here = {keyframe.name for keyframe in report.keyframes}
+        missing = {loop.older for loop in report.loops} - here
+        if missing:
+            sessions = {(each.name.robot, each.session) for each in self.archive.descriptors() if each.name in missing}
+            others = (each for each in self.archive.descriptors() if each.name not in here)
+            report.keyframes += self._of_sessions(others, sessions)
+        # What a bounded archive has dropped since is no vertex.
+        there = {keyframe.name for keyframe in report.keyframes}
+        report.loops = [loop for loop in report.loops if loop.older in there]
+        return report
+
+    def _of_sessions(
+        self, keyframes: Iterable[ArchivedKeyframe], sessions: set[tuple[str, int]]
+    ) -> list[GraphKeyframe]:
+        """Those keyframes; that one of a trajectory is in metres holds for all."""
+        kept = [_graph_keyframe(each, False) for each in keyframes if (each.name.robot, each.session) in sessions]
+        metric = {each.trajectory for each in kept if each.link is not None and each.link.is_metric}
+        linked = {each.trajectory for each in kept if each.link is not None}
+        for each in kept:
+            if each.trajectory not in linked:
+                whole = self.archive.get(each.name)  # its depth tells
+                if whole is not None and whole.depth is not None and whole.depth.is_metric:
+                    metric.add(each.trajectory)
+        return [replace(each, is_metric=each.trajectory in metric) for each in kept]
+
+    def _of_before(self, robot: str) -> Iterator[ArchivedKeyframe]:
+        if self.archive.last_id(robot):
+            yield from (keyframe for keyframe in self.archive.descriptors() if keyframe.name.robot == robot)
+
+    def _keep(self, finished: NewKeyframe | None, known: dict[int, KeyframeName]) -> None:
+        if finished is None:
+            return
+        keyframe = finished.archived(self.jpeg_quality)
+        twin = self.archive.get(known[keyframe.stamp_ns]) if keyframe.stamp_ns in known else None
+        if twin is not None and twin.image == keyframe.image:
+            raise SourceError(
+                f"the recording of {keyframe.name.robot} is in the archive '{self.archive.uri}' already: keyframe "
+                f"{twin.name} is the same image; every place in it would be found again. Remove that archive, name "
+                "another one (--archive), or call this robot otherwise (--robot)"
+            )
+        self.archive.add(keyframe)
+        location = finished.view.location
+        self.report.keyframes.append(_graph_keyframe(keyframe, location is not None and location.is_metric))
+
+    def _found(self, closures: Sequence[LoopClosure]) -> None:
+        for closure in closures:
+            found = closure.found
+            self.report.loops.append(
+                Loop(
+                    found.keyframe.name,
+                    closure.current,
+                    (found.keyframe.stamp_ns, closure.stamp_ns),
+                    _without_inliers(found.pose),
+                    None if found.own_unit is None else _without_inliers(found.own_unit),
+                    len(found.correspondences),
+                    found.num_inliers,
+                    closure.similarity,
+                    found.score,
+                    closure.confirmations,
+                )
+            )
+            self.pictures.offer(closure, len(self.report.loops))
+
+
+def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyframe:
+    return GraphKeyframe(
+        keyframe.name,
+        keyframe.session,
+        keyframe.segment,
+        keyframe.stamp_ns,
+        keyframe.frame_id,
+        keyframe.pose if keyframe.camera is not None else None,  # without one it is where a trajectory would begin
+        keyframe.link,
+        is_metric,
+    )
+
+
+def _without_inliers(pose: RelativePose) -> RelativePose:
+    return replace(pose, inliers=np.zeros(0, np.bool_))
+
+
+def _jpeg(frame: SourceFrame) -> memoryview | None:
+    """The JPEG that a frame's image came as: it is archived without being compressed once more."""
+    image = frame.image
+    data: Any = None
+    if isinstance(image, EncodedImage):
+        data = image.data
+    elif isinstance(image, BagImage) and image.compressed:
+        data = image.message.data
+    return memoryview(data) if data is not None and bytes(data[:3]) == _JPEG else None
+
+
+def _with_bar(source: Source, robot: str, progress: bool) -> Iterator[SourceFrame]:
+    from tqdm import tqdm
+
+    yield from tqdm(source, total=source.length, unit="frame", desc=robot, disable=not progress)

@@ -1,0 +1,182 @@
+"""What can be asked of an archive: where an image was taken, and what two keyframes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.frame import Frame
+from loftr_ros.matcher.interface import ImageFeatures
+from loftr_ros.places.archive import Archive
+from loftr_ros.places.detector import LoopDetector
+from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, PlacesError
+from loftr_ros.places.verification import Verification
+from loftr_ros.places.view import View
+
+Array = NDArray[np.float64]
+
+# Keyframes that one image is matched with, at most, whoever asks for more: loops are not searched for meanwhile.
+MOST_PLACES = 100
+# What fails for one keyframe, and need not for the next.
+_OF_ONE_KEYFRAME = ("image_missing", "image_damaged")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A keyframe that an image was compared with.
+
+    Attributes:
+        keyframe: which one.
+        similarity: cosine between the two images' descriptors.
+        found: what the two images have in common; None where the keyframe's image is not to be had.
+        is_verified: whether that is enough for one place.
+    """
+
+    keyframe: ArchivedKeyframe
+    similarity: float
+    found: Verification | None
+    is_verified: bool
+
+    @property
+    def map_pose(self) -> Array | None:
+        """(4, 4) T_map_image in metres, the map being the frame of the keyframe's session and segment.
+
+        None where the place is not verified, the keyframe's own pose is not known, or lengths are not in metres.
+        """
+        pose, keyframe = None if self.found is None else self.found.pose, self.keyframe
+        if not self.is_verified or pose is None or keyframe.pose is None:
+            return None
+        # A pose in metres comes of depths in metres, and so does the trajectory's unit.
+        if not (pose.scale_known and pose.has_rotation) or (keyframe.link is not None and not keyframe.link.is_metric):
+            return None
+        return keyframe.pose @ pose.matrix
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedKeyframes:
+    """Two archived keyframes, matched.
+
+    Attributes:
+        found: what they have in common; `found.keyframe` is image 0.
+        other: image 1.
+    """
+
+    found: Verification
+    other: Frame
+
+
+class PlaceQuery:
+    """Answers what is asked of an archive, by the detector's network. Not thread-safe: on the detector's thread."""
+
+    def __init__(self, detector: LoopDetector, describe: Callable[[ImageFeatures], NDArray[np.float32]]) -> None:
+        """Begin.
+
+        Args:
+            detector: for its archive, verifier and settings; the place that it follows is not touched.
+            describe: makes a descriptor, of the archive's space, of the features of the verifier's matcher.
+        """
+        self._detector = detector
+        self._describe = describe
+
+    def rank(self, frame: Frame, count: int = 0) -> list[Place]:
+        """Compare an image with the archived keyframes that look most alike.
+
+        Args:
+            frame: the image; without a camera no pose is found.
+            count: of keyframes, at most, and no more than MOST_PLACES; 0 for `loop.candidates`.
+
+        Returns:
+            verified places by score, then the others by similarity; the best first.
+
+        Raises:
+            FrameRefusedError: the network takes images of another shape only.
+            PlacesError: the archive cannot be read.
+        """
+        detector = self._detector
+        descriptor = self._describe(detector.verifier.encode(frame).features)
+        candidates = detector.archive.search(descriptor, min(count or detector.config.candidates, MOST_PLACES))
+        places = [self._compare(candidate, frame) for candidate in candidates]
+        return sorted((place for place in places if place is not None), key=_rank, reverse=True)
+
+    def match(self, first: KeyframeName, second: KeyframeName) -> MatchedKeyframes:
+        """Match two archived keyframes.
+
+        Args:
+            first: image 0, whose cells are the tracks.
+            second: image 1.
+
+        Raises:
+            PlacesError: one of them is not in the archive (`keyframe_missing`), its image is not to be had or is
+                damaged (`image_missing`, `image_damaged`), or the archive cannot be read.
+            FrameRefusedError: the network takes images of another shape only.
+        """
+        known = [self._detector.archive.get(name) for name in (first, second)]
+        missing = sorted({str(name) for name, keyframe in zip((first, second), known, strict=True) if keyframe is None})
+        if known[1] is None or missing:
+            raise PlacesError(
+                "keyframe_missing",
+                f"not in the archive: keyframe {' and '.join(missing)}. A keyframe is archived when the robot's next "
+                "one comes, and dropped when the archive is as large as archive.max_size_mb says",
+            )
+        other = known[1].to_frame()
+        found = self._detector.verify(first, _view(other))
+        if found is None:
+            raise PlacesError(
+                "image_missing", f"the image of keyframe {first} is with its robot, which does not send it"
+            )
+        return MatchedKeyframes(found, other)
+
+    def _compare(self, candidate: Candidate, frame: Frame) -> Place | None:
+        """The place of a candidate; None where the keyframe was dropped since it was found."""
+        try:
+            found = self._detector.verify(candidate.name, _view(frame))
+        except PlacesError as error:
+            if error.kind not in _OF_ONE_KEYFRAME:
+                raise
+            found = None
+        if found is not None:
+            return Place(found.keyframe, candidate.similarity, found, found.is_believed(self._detector.config))
+        keyframe = self._detector.archive.get(candidate.name)
+        return None if keyframe is None else Place(keyframe, candidate.similarity, None, False)
+
+
+def take_over(archive: Archive, uri: str, robot: str, session: int, space: str, dimension: int) -> int:
+    """Take the keyframes of another archive into the one that a robot writes to.
+
+    Args:
+        archive: the robot's.
+        uri: of the other one.
+        robot: name of the robot.
+        session: the robot's present one.
+        space, dimension: of the archive's descriptors.
+
+    Returns:
+        Number of keyframes that were not there before.
+
+    Raises:
+        PlacesError: as `Archive.load` raises; or the other holds keyframes of this robot, of sessions that count on
+            from another archive (`archive_conflict`): the robot would give their numbers out again, and take their
+            trajectories for its own. Nothing was taken over then.
+    """
+    with Archive.open(uri, space, dimension, read_only=True) as other:
+        foreign = set(other.names(robot)) - set(archive.names(robot))
+        if foreign and other.last_session(robot) >= session:
+            raise PlacesError(
+                "archive_conflict",
+                f"'{uri}' holds {len(foreign)} keyframes of a robot called '{robot}', as this one is, that count on "
+                f"from another archive than '{archive.uri}'; nothing was taken over. To go on with that one, set "
+                "archive.uri to it; else give this robot another robot_name",
+            )
+    return archive.load(uri)
+
+
+def _view(frame: Frame) -> View:
+    return View(frame, None, 0, None, None)
+
+
+def _rank(place: Place) -> tuple[bool, float]:
+    verified = place.is_verified and place.found is not None
+    return verified, place.found.score if verified and place.found is not None else place.similarity

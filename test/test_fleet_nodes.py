@@ -1,0 +1,130 @@
+"""Two robots, a process each, in one rendered room: one finds the other's places, over ROS 2 and by a database."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("rclpy") is None:
+    pytest.skip("rclpy is not installed", allow_module_level=True)
+pytest.importorskip("lancedb")
+
+from loftr_ros.msg import LoopClosure, RelativePose
+from node_process import PATIENCE, Client, NodeProcess, camera_info, image_message, nanoseconds
+from scipy.spatial.transform import Rotation
+
+from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+
+pytestmark = pytest.mark.ros
+HOUR_NS = 3600 * 1_000_000_000
+# As in test_node.py: one thread, and torch, which is ready at once.
+QUIET = {"output.status_period": 0.1, "threads": 1, "backend": "torch", "loop.max_load": 1.0}
+VIEWS = 5
+
+
+@dataclass
+class Robot:
+    """A node in its process, and who feeds it."""
+
+    name: str
+    process: NodeProcess
+    client: Client
+    closures: list[LoopClosure] = field(default_factory=list)
+    sent: dict[int, int] = field(default_factory=dict)  # numbers of views by their stamps
+
+    def __post_init__(self) -> None:
+        topic = f"/{self.name}/loftr_front_end/loop_closures"
+        self.client.node.create_subscription(LoopClosure, topic, self.closures.append, 10)
+
+    def see(self, images: list[np.ndarray]) -> None:
+        """Every view becomes a keyframe; each is archived when the next one comes."""
+        focal = default_camera().matrix[0, 0]
+
+        def frame(number: int) -> tuple:
+            image = image_message(images[number], self.client.stamp())
+            self.sent[nanoseconds(image.header.stamp)] = number
+            return image, camera_info(image, focal)
+
+        self.client.connect(lambda: frame(0))
+        for number in range(1, len(images)):
+            assert self.client.trigger("force_keyframe").success
+            self.client.process(*frame(number))
+
+
+@pytest.fixture(scope="module")
+def room() -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """(2, VIEWS, 4, 4) T_world_camera, and the images: both go the same way, a step apart."""
+    scene, way = Scene(3), trajectory(30 * VIEWS + 10, seed=3)
+    poses = np.stack([way[: 30 * VIEWS : 15][:VIEWS], way[4 : 30 * VIEWS + 4 : 15][:VIEWS]])
+    return poses, [[scene.render(default_camera(), pose).image for pose in each] for each in poses]
+
+
+@pytest.fixture(scope="module")
+def robots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Robot, Robot]]:
+    folder = tmp_path_factory.mktemp("fleet")
+
+    def start(name: str, domain: int | None = None) -> NodeProcess:
+        settings = {**QUIET, "robot_name": name, "archive.uri": str(folder / name), "fleet.share": True}
+        return NodeProcess(folder, settings, "-r", f"__ns:=/{name}", autostart=True, domain=domain)
+
+    def client(name: str, domain: int) -> Client:
+        return Client(domain, f"/{name}/loftr_front_end", f"/{name}/image", f"/{name}/camera_info")
+
+    with (
+        start("ada") as first,
+        start("bob", first.domain) as second,
+        client("ada", first.domain) as one,
+        client("bob", first.domain) as other,
+    ):
+        for process in (first, second):
+            process.wait_for("waiting for images")
+        yield Robot("ada", first, one), Robot("bob", second, other)
+
+
+def _found(robots: tuple[Robot, Robot], room: tuple[np.ndarray, list[list[np.ndarray]]]) -> list[LoopClosure]:
+    """What the second robot finds of the first one's places, by a clock that is an hour slow."""
+    (ada, bob), (poses, images) = robots, room
+    ada.see(images[0])
+    known = bob.client.wait(lambda: [s for s in bob.client.statuses if s.archived_keyframes >= VIEWS - 1], "keyframes")
+    assert known[-1].loop_closures == 0
+    bob.client._stamp -= HOUR_NS
+    before = len(bob.closures)
+    bob.see(images[1])
+    end = time.monotonic() + PATIENCE
+    while len(bob.closures) < before + 2:
+        assert time.monotonic() < end, f"{bob.closures[before:]}\n{ada.process.said}\n{bob.process.said}"
+        time.sleep(0.05)
+    found = bob.closures[before:]
+    for closure in found:
+        assert (closure.robot, closure.matched_robot) == ("bob", "ada")
+        old, new = ada.sent[nanoseconds(closure.matched_stamp)], bob.sent[nanoseconds(closure.header.stamp)]
+        true = np.linalg.inv(poses[0, old]) @ poses[1, new]
+        turn = closure.pose.pose.orientation
+        rotation = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w])
+        assert closure.status in (RelativePose.OK, RelativePose.PLANAR, RelativePose.CONCENTRATED)
+        assert np.degrees((rotation.inv() * Rotation.from_matrix(true[:3, :3])).magnitude()) < 2
+    return found
+
+
+def test_a_place_of_another_robot_is_found_over_ros_alone(
+    robots: tuple[Robot, Robot], room: tuple[np.ndarray, list[list[np.ndarray]]], tmp_path: Path
+) -> None:
+    _found(robots, room)
+    ada, bob = robots
+    assert "ERROR" not in ada.process.said + bob.process.said
+
+
+def test_a_place_of_another_robot_is_found_by_a_common_database(
+    robots: tuple[Robot, Robot], room: tuple[np.ndarray, list[list[np.ndarray]]], tmp_path: Path
+) -> None:
+    for robot in robots:
+        robot.client.reconfigure(archive__uri=str(tmp_path / "common"), fleet__share=False)
+    _found(robots, room)
+    ada, bob = robots
+    assert "ERROR" not in ada.process.said + bob.process.said

@@ -1,0 +1,291 @@
+"""The services of the archive, over DDS: they answer whatever comes, and images never wait for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("rclpy") is None:
+    pytest.skip("rclpy is not installed", allow_module_level=True)
+
+import node_process
+import rclpy
+from loftr_ros.msg import Place, RelativePose
+from loftr_ros.srv import LoadArchive, MatchKeyframes, Query, SaveArchive
+from node_process import NAME, Client, NodeProcess, camera_info, image_message, nanoseconds
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.places.config import ArchiveConfig
+from loftr_ros.places.recognition import PlaceRecognition
+from loftr_ros.ros.parameters import declare
+from loftr_ros.ros.place_services import PlaceServices
+
+pytestmark = pytest.mark.ros
+
+CAMERA = default_camera(320, 240)
+PARAMETERS = {"output.status_period": 0.1, "output.error_period": 3600.0, "threads": 1, "backend": "torch"}
+# The node's process, in which a save takes as long as a file is there.
+_SLOW = """
+import os, sys, time
+from loftr_ros.places.archive import Archive
+from loftr_ros.ros.node import main
+save = Archive.save
+def slow(self, path):
+    while os.path.exists({gate!r}):
+        time.sleep(0.01)
+    return save(self, path)
+Archive.save = slow
+sys.exit(main(autostart={{autostart}}))
+"""
+
+
+def unanswered(client: Client, kind: type, name: str, request: Any) -> Any:
+    """Call a service and do not wait for the answer; returns its future."""
+    caller = client.node.create_client(kind, f"{NAME}/{name}")
+    assert caller.wait_for_service(timeout_sec=node_process.PATIENCE)
+    future = caller.call_async(request)
+    future.add_done_callback(lambda _: client._add([], None))
+    return future
+
+
+# --- the executor ---
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The services over a made archive, on an executor that nothing else wakes: no timer, no topic."""
+    domain = 1 + (os.getpid() + 50) % 100
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    archive = SimpleNamespace(save=lambda path: 7)
+    recognition = PlaceRecognition(
+        lambda: SimpleNamespace(archive=archive),  # type: ignore[arg-type, return-value]
+        ArchiveConfig(),
+        *(lambda _: None,) * 3,
+    )
+    context = rclpy.Context()
+    context.init(args=None, domain_id=domain)
+    node = LifecycleNode("loftr_front_end", context=context, enable_communication_interface=False)
+    declare(node)
+    places = SimpleNamespace(recognition=recognition, robot="ada")
+    services = PlaceServices(node, lambda: places)  # type: ignore[arg-type, return-value]
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    with Client(domain) as client:
+        yield SimpleNamespace(client=client, archive=archive, node=node)
+    context.try_shutdown()
+    thread.join()
+    recognition.stop()
+    services.close()
+    node.destroy_node()
+
+
+def test_an_answer_goes_out_though_nothing_else_wakes_the_executor(bare: SimpleNamespace) -> None:
+    def slow(path: str) -> int:
+        time.sleep(0.5)  # the executor sleeps by then
+        return 3
+
+    bare.archive.save = slow
+    for _ in range(3):
+        start = time.monotonic()
+        answer = bare.client.call(SaveArchive, "save_archive", SaveArchive.Request(path="there"))
+        assert (answer.success, answer.num_keyframes) == (True, 3)
+        assert time.monotonic() - start < node_process.PATIENCE / 2
+
+
+def test_a_save_that_fails_as_nobody_foresaw_is_answered_and_the_node_goes_on(bare: SimpleNamespace) -> None:
+    def broken(path: str) -> int:
+        raise KeyError("nobody foresaw this")
+
+    bare.archive.save, whole = broken, bare.archive.save
+    answer = bare.client.call(SaveArchive, "save_archive", SaveArchive.Request(path="there"))
+    assert not answer.success and "nobody foresaw this" in answer.message and "log" in answer.message
+    bare.archive.save = whole
+    assert bare.client.call(SaveArchive, "save_archive", SaveArchive.Request(path="there")).success
+
+
+# --- the node ---
+
+
+@pytest.fixture(scope="module")
+def footage() -> list[np.ndarray]:
+    scene = Scene(3)
+    return [scene.render(CAMERA, pose).image for pose in trajectory(76, seed=3)[::15]]
+
+
+def frame(footage: list[np.ndarray], number: int, stamp: int) -> tuple[Image, CameraInfo]:
+    image = image_message(footage[number % len(footage)], stamp)
+    return image, camera_info(image, CAMERA.focal_length)
+
+
+@pytest.fixture(scope="module")
+def node(footage: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """An active node whose archive has all keyframes of the footage but the last; what it said before in `told`.
+
+    Its archive has the footage's images 0 to 4 as keyframes `ids[0]` to `ids[4]`.
+    """
+    folder = tmp_path_factory.mktemp("places")
+    gate = folder / "gate"
+    told: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node_process, "_CODE", _SLOW.format(gate=str(gate)))
+        process = NodeProcess(folder, PARAMETERS | {"robot_name": "ada"})
+    with process, Client(process.domain) as client:
+        told["without"] = client.call(Query, "query", Query.Request()).message
+        client.set(archive__uri=str(folder / "archive"))
+        told["unconfigured"] = client.call(SaveArchive, "save_archive", SaveArchive.Request(path="x")).message
+        assert client.transition("configure", "activate"), process.said
+        client.connect(lambda: frame(footage, 0, client.stamp()))
+        assert client.trigger("reset").success
+        ids = []
+        for number in range(len(footage)):
+            assert client.trigger("force_keyframe").success
+            stamp = client.process(*frame(footage, number, client.stamp()))
+            added = client.wait(
+                lambda stamp=stamp: [k for k in client.keyframes if nanoseconds(k.stamp) == stamp and not k.event],
+                "a keyframe",
+            )
+            ids.append(added[0].id)
+        client.status(lambda status: status.archived_keyframes >= len(footage))  # with the one before the reset
+        yield SimpleNamespace(process=process, client=client, folder=folder, gate=gate, told=told, ids=ids)
+        assert process.process.poll() is None, process.said
+
+
+def ask(node: SimpleNamespace, **request: Any) -> Query.Response:
+    return node.client.call(Query, "query", Query.Request(**request))
+
+
+def places_of(node: SimpleNamespace, **request: Any) -> list[Place]:
+    answer = ask(node, **request)
+    assert answer.success and not answer.message, answer.message
+    return list(answer.places)
+
+
+def test_who_calls_without_an_archive_is_told_what_to_do(node: SimpleNamespace) -> None:
+    assert node.told["without"].startswith("parameter archive.uri is empty")
+    assert str(node.folder / "archive") in node.told["unconfigured"]
+    assert "not configured" in node.told["unconfigured"]
+
+
+def test_an_image_is_found_again_raw_or_compressed_with_and_without_calibration(
+    node: SimpleNamespace, footage: list[np.ndarray]
+) -> None:
+    image, info = frame(footage, 2, 5)
+    best = places_of(node, image=image, camera_info=info)[0]
+    assert (best.robot, best.keyframe_id, best.frame_id) == ("ada", node.ids[2], "camera")
+    assert best.verified and best.similarity > 0.9 and 0.3 < best.score <= 1
+    assert best.num_matches >= best.num_inliers > 200
+    assert best.status in (RelativePose.PURE_ROTATION, RelativePose.LOW_PARALLAX)
+    assert not best.scale_known and not best.map_pose_known
+    data = cv2.imencode(".png", footage[2])[1].tobytes()
+    compressed = CompressedImage(header=image.header, format="png", data=data)
+    again = places_of(node, compressed_image=compressed, max_places=2)
+    assert [place.keyframe_id for place in again][0] == node.ids[2] and len(again) == 2
+    assert again[0].verified and again[0].status == RelativePose.NO_CALIBRATION
+    assert again[0].pose.covariance[0] == 1e6
+
+
+def test_an_image_that_cannot_be_used_is_answered_with_the_reason(
+    node: SimpleNamespace, footage: list[np.ndarray]
+) -> None:
+    image, info = frame(footage, 2, 5)
+    other = CompressedImage(format="jpeg", data=b"no JPEG")
+    strange = image_message(footage[2], 5)
+    strange.encoding = "yuv999"
+    small = camera_info(image_message(footage[2][:120], 5), CAMERA.focal_length)
+    for request, words in (
+        ({}, "neither image nor compressed_image"),
+        ({"image": image, "compressed_image": other}, "both image and compressed_image"),
+        ({"compressed_image": other}, "compressed image of format 'jpeg'"),
+        ({"image": strange}, "yuv999"),
+        ({"image": image, "camera_info": small}, "CameraInfo is of 320x120 px"),
+        ({"image": image_message(footage[2][:3, :3].copy(), 5)}, "3"),
+    ):
+        answer = ask(node, **request)
+        assert not answer.success and words in answer.message and not answer.places
+    assert places_of(node, image=image, camera_info=info)[0].verified
+
+
+def test_two_keyframes_are_matched_as_if_the_second_were_the_current_image(node: SimpleNamespace) -> None:
+    request = MatchKeyframes.Request(keyframe_id=node.ids[1], other_robot="ada", other_keyframe_id=node.ids[2])
+    answer = node.client.call(MatchKeyframes, "match_keyframes", request)
+    assert answer.success, answer.message
+    found, pose = answer.correspondences, answer.relative_pose
+    first, second = (k for k in node.client.keyframes if not k.event and k.id in (node.ids[1], node.ids[2]))
+    for message in (found, pose):
+        assert message.header.stamp == second.stamp and message.header.frame_id == "camera"
+        assert (message.keyframe_id, message.keyframe_stamp) == (node.ids[1], first.stamp)
+    count = len(found.track_id)
+    assert count == pose.num_matches > 200 and sum(found.inlier) == pose.num_inliers > 100
+    assert len(found.keyframe_points) == len(found.current_points) == 2 * count
+    assert (found.keyframe_width, found.keyframe_height, found.width, found.height) == (320, 240, 320, 240)
+    assert pose.status == RelativePose.OK and not pose.scale_known
+
+
+def test_a_keyframe_that_is_still_in_the_buffer_is_said_to_come_later(node: SimpleNamespace) -> None:
+    request = MatchKeyframes.Request(keyframe_id=node.ids[1], other_keyframe_id=node.ids[-1])
+    answer = node.client.call(MatchKeyframes, "match_keyframes", request)
+    assert not answer.success
+    assert f"keyframe ada/{node.ids[-1]}. A keyframe is archived when the robot's next one comes" in answer.message
+
+
+def test_images_are_processed_while_a_save_is_under_way_which_then_is_complete(
+    node: SimpleNamespace, footage: list[np.ndarray]
+) -> None:
+    client, there = node.client, node.folder / "saved"
+    kept = client.status().archived_keyframes
+    node.gate.touch()
+    future = unanswered(client, SaveArchive, "save_archive", SaveArchive.Request(path=str(there)))
+    # Another that waits behind it.
+    match = MatchKeyframes.Request(keyframe_id=node.ids[0], other_keyframe_id=node.ids[1])
+    behind = unanswered(client, MatchKeyframes, "match_keyframes", match)
+    for number in range(4):
+        client.process(*frame(footage, number, client.stamp()))
+        client.status()
+        assert client.trigger("force_keyframe").success
+    assert not future.done() and not behind.done() and not there.exists()
+    node.gate.unlink()
+    saved = client.wait(lambda: future.done() and future.result(), "the save's answer")
+    assert saved.success and saved.num_keyframes >= kept and str(there) in saved.message
+    assert client.wait(lambda: behind.done() and behind.result(), "the match's answer").success
+
+
+def test_what_is_saved_can_be_loaded_and_not_saved_over(node: SimpleNamespace) -> None:
+    client, there = node.client, str(node.folder / "copy")
+
+    def save(path: str) -> SaveArchive.Response:
+        return client.call(SaveArchive, "save_archive", SaveArchive.Request(path=path))
+
+    def load(uri: str) -> LoadArchive.Response:
+        return client.call(LoadArchive, "load_archive", LoadArchive.Request(uri=uri))
+
+    assert save(there).success
+    again = save(there)
+    assert not again.success and "archive already" in again.message and again.num_keyframes == 0
+    assert "path is empty" in save("").message
+    loaded = load(there)
+    assert loaded.success and loaded.num_keyframes == 0 and there in loaded.message
+    assert "uri is empty" in load("").message
+    missing = load(str(node.folder / "nowhere"))
+    assert not missing.success and "nowhere" in missing.message and not Path(node.folder / "nowhere").exists()
