@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from loop_evidence import Asked, gather, load, save
+from loop_evidence import BETWEEN, Asked, gather, load, save
 from loop_scores import draw, report, table
 from measuring import machine
 
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the recordings")
     parser.add_argument("--no-recordings", action="store_true", help="rendered worlds only")
     parser.add_argument("--set", action="append", default=[], type=parsed, metavar="NAME=VALUE", help="of `loop`")
+    parser.add_argument("--second-tour", action="store_true", help="search in second tours only; for tuning")
     parser.add_argument("--raw", type=Path, help="file for the evidence, to be merged")
     parser.add_argument("--merge", type=Path, nargs="+", help="such files, instead of walking through worlds")
     defaults = MatcherConfig()
@@ -77,7 +78,9 @@ def main() -> None:
     elif arguments.seeds:
         matcher = open_matcher(matcher_spec(matcher_config, MatchingConfig()))
         worlds = [World(seed, cache=arguments.cache) for seed in arguments.seeds]
-        for number, one in enumerate(gather(FrontEnd(matcher, FrontEndConfig()), worlds, config)):
+        for number, one in enumerate(
+            gather(FrontEnd(matcher, FrontEndConfig()), worlds, config, BETWEEN, arguments.second_tour)
+        ):
             asked.append(one)
             if number % 100 == 0:
                 print(f"world {one.world}, keyframe {one.number}", flush=True)

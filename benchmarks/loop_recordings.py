@@ -23,6 +23,7 @@ from loftr_ros.places.view import Observer
 from loftr_ros.sources import open_source
 
 HOUR_NS = 3600 * 10**9
+SHIFT = 5  # frames that the second time leaves out at the beginning, so that its keyframes are other images
 LOOKS_BACK_AFTER = 2.0  # seconds since which a stretch of 8 s may look back at itself
 
 Array = NDArray[np.float64]
@@ -108,7 +109,7 @@ def _played(name: str, folder: Path, mode: str, matcher: Matcher, config: LoopCo
 
 
 def _frames(folder: Path, mode: str, turn: int) -> Iterator[tuple[int, object, Array]]:
-    with open_source(folder) as source:
+    with open_source(folder, start=turn * SHIFT) as source:
         for each in source:
             stamp_ns = each.stamp_ns + turn * HOUR_NS
             assert each.pose is not None

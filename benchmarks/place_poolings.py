@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loftr_ros.places.descriptor import second_moment
+
 Grid = tuple[int, int]
 Pool = Callable[[Tensor, Grid], Tensor]
 
@@ -74,6 +76,13 @@ class SecondMoment:
         return unit(upper.sign() * upper.abs() ** self.power)
 
 
+class MatrixRoot(SecondMoment):
+    """The same of its matrix square root, as the package has it."""
+
+    def __call__(self, features: Tensor, grid: Grid) -> Tensor:
+        return second_moment(features, self.mean, self.channels)
+
+
 class VLAD:
     """Sums of residuals to k-means' centroids."""
 
@@ -118,6 +127,7 @@ def poolings(features: Tensor) -> dict[str, Pool]:
         "second moment, 32 channels": SecondMoment(features, 32),
         "second moment, 64 channels": SecondMoment(features, 64),
         "second moment, 64, no roots": SecondMoment(features, 64, 1.0),
+        "second moment, 48, matrix root": MatrixRoot(features, 48),
         "VLAD 16": VLAD(features, 16),
         "VLAD 32": VLAD(features, 32),
         "VLAD 64": VLAD(features, 64),

@@ -50,8 +50,7 @@ class PlaceSet:
 
 def all_sets(data: Path, cache: Path, quick: bool = False) -> Iterator[PlaceSet]:
     """Those that can be had here, one after the other."""
-    for seed in TUNING[:1] if quick else TUNING[:2]:
-        yield world(seed, cache)
+    yield world(TUNING[1], cache)
     if default_folder().is_dir():
         for kind in ("room", "street", "clutter"):
             yield held_out_scenes(kind, 30 if quick else 150)

@@ -145,20 +145,24 @@ def places(
     ] = None,
     count: Annotated[int, typer.Option("--places", help="Rendered places, of three views each.", min=300)] = 1500,
     seed: Annotated[int, typer.Option(help="Of the places.")] = 88_000_000,
+    worlds: Annotated[int, typer.Option(help="Walks through buildings that come back to their places.", min=0)] = 2,
     dimension: Annotated[int, typer.Option(help="Of the descriptor.", min=8, max=512)] = 256,
     folder: Annotated[
         Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
     ] = None,
 ) -> None:
     """Learn what the place descriptor keeps of an image, on views of rendered places."""
+    from itertools import chain
+
     import numpy as np
 
+    from loftr_ros.evaluation.revisits import FITTING
     from loftr_ros.matcher.config import AUTO
     from loftr_ros.matcher.factory import MatcherSpec, open_matcher
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.matcher.recognition import WeightsError
     from loftr_ros.training.assets import AssetBank, AssetError, default_folder
-    from loftr_ros.training.place_views import place_views
+    from loftr_ros.training.place_views import place_views, revisited_places
     from loftr_ros.training.place_whitening import WhiteningConfig, learn_pooling, write_pooling
     from loftr_ros.weights import find_weights
 
@@ -167,8 +171,9 @@ def places(
         bank = AssetBank(folder or default_folder())
         matcher = open_matcher(MatcherSpec(AUTO, weights or find_weights(AUTO)))
         views = (place_views(bank, np.random.default_rng([seed, number]), 3) for number in range(count))
-        pooling = learn_pooling(matcher, views, WhiteningConfig(dimension=dimension))
-        source = f"{count} rendered places of three views, seed {seed}"
+        again = chain.from_iterable(revisited_places(number) for number in FITTING[:worlds])
+        pooling = learn_pooling(matcher, chain(views, again), WhiteningConfig(dimension=dimension))
+        source = f"{count} rendered places of three views (seed {seed}), {worlds} revisit worlds from {FITTING[0]} on"
         write_pooling(target, pooling, matcher.fingerprint, source)
     except (AssetError, DeviceError, ValueError, WeightsError) as error:
         fail(error)

@@ -16,12 +16,15 @@ from loftr_ros.frontend.results import Correspondences
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.detector import LoopClosure
 from loftr_ros.places.keyframe import KeyframeName
-from loftr_ros.places.pose_graph import GraphKeyframe, Loop, PoseGraph, pose_vector
+from loftr_ros.places.placement import GraphKeyframe, Loop
+from loftr_ros.places.pose_graph import PoseGraph, pose_vector
 
 Array = NDArray[np.float64]
 
 # Loops of which pictures are drawn.
 _PICTURES = 6
+# Cameras nearer to each other, in the truth's unit, point nowhere in particular.
+_LEAST_BASELINE = 0.02
 
 
 @dataclass
@@ -74,14 +77,18 @@ class Report:
         keyframes: of the recordings, and of what is in the archive those trajectories that loops lead to.
         loops: in the order that they were found in.
         truth: (4, 4) T_world_camera of the recordings' keyframes, where the source knows it.
+        truth_is_metric: whether all of it is in metres.
         known_before: keyframes that the archive had at the beginning.
+        contradicted: loops that the way between their keyframes rules out.
     """
 
     recordings: list[RecordingReport] = field(default_factory=list)
     keyframes: list[GraphKeyframe] = field(default_factory=list)
     loops: list[Loop] = field(default_factory=list)
     truth: dict[KeyframeName, Array] = field(default_factory=dict)
+    truth_is_metric: bool = True
     known_before: int = 0
+    contradicted: frozenset[Loop] = frozenset()
 
     def errors(self, loop: Loop) -> LoopErrors | None:
         """A loop's pose against the truth; None where that is not known of both keyframes.
@@ -92,10 +99,12 @@ class Report:
             return None
         true = np.linalg.inv(self.truth[loop.older]) @ self.truth[loop.newer]
         pose, distance = loop.pose, float(np.linalg.norm(true[:3, 3]))
-        has_direction = pose.has_direction and distance > 0 and np.linalg.norm(pose.translation) > 0
+        has_direction = pose.has_direction and distance > _LEAST_BASELINE and np.linalg.norm(pose.translation) > 0
         return LoopErrors(
             rotation_error(pose.rotation, true[:3, :3]) if pose.has_rotation else float("nan"),
-            float(np.linalg.norm(pose.translation - true[:3, 3])) if pose.scale_known else float("nan"),
+            float(np.linalg.norm(pose.translation - true[:3, 3]))
+            if pose.scale_known and self.truth_is_metric
+            else float("nan"),
             translation_direction_error(pose.translation, true[:3, 3]) if has_direction else float("nan"),
             distance,
             rotation_error(true[:3, :3], np.eye(3)),
@@ -111,8 +120,11 @@ class Report:
             text += [f"  not compared: {reason}" for reason in each.unread[:3]]
         pairs: dict[tuple[str, str], list[Loop]] = {}
         for loop in self.loops:
+            if loop in self.contradicted:
+                continue
             pairs.setdefault((loop.older.robot, loop.newer.robot), []).append(loop)
-        text.append(f"{len(self.loops)} loops")
+        left_out = f", {len(self.contradicted)} more ruled out by the way between them" if self.contradicted else ""
+        text.append(f"{len(self.loops) - len(self.contradicted)} loops{left_out}")
         for (older, newer), loops in sorted(pairs.items()):
             where = f"within {older}" if older == newer else f"{older} seen again by {newer}"
             scores = [loop.score for loop in loops]
@@ -174,9 +186,12 @@ class BestLoops:
             del self._best[min(self._best, key=lambda name: self._best[name].score)]
 
     def write(self, folder: Path, archive: Archive) -> None:
-        """Draw them as `loop_N.png`, N being the loop's number."""
+        """Draw them as `loop_N.png`, N being the loop's number; those of an earlier search go."""
         from loftr_ros.visualization import draw_matches
 
+        for former in folder.glob("loop_*.png"):
+            if former.stem.removeprefix("loop_").isdecimal():
+                former.unlink()
         for each in sorted(self._best.values(), key=lambda one: one.number):
             older, newer = archive.get(each.older), archive.get(each.newer)
             if older is None or newer is None or not older.image or not newer.image:
@@ -213,7 +228,7 @@ def write_loops(path: Path, report: Report) -> None:
         table = csv.writer(file)
         table.writerow(["number", "older_robot", "older_id", "newer_robot", "newer_id", "older_stamp_ns",
                         "newer_stamp_ns", "score", "similarity", "matches", "inliers", "confirmations", "status",
-                        *pose, "scale_known", "length_in_older_unit", *errors])  # fmt: skip
+                        *pose, "scale_known", "length_in_older_unit", "ruled_out", *errors])  # fmt: skip
         for number, loop in enumerate(report.loops, start=1):
             found, error = loop.pose, report.errors(loop)
             length = None if loop.with_length is None else float(np.linalg.norm(loop.with_length.translation))
@@ -224,7 +239,8 @@ def write_loops(path: Path, report: Report) -> None:
             table.writerow([
                 number, *loop.older, *loop.newer, *loop.stamps_ns, f"{loop.score:.4f}", f"{loop.similarity:.4f}",
                 loop.matches, loop.inliers, loop.confirmations, found.status.name, *map(_cell, vector),
-                int(found.scale_known), "" if length is None else _cell(length), *map(_cell, measured),
+                int(found.scale_known), "" if length is None else _cell(length), int(loop in report.contradicted),
+                *map(_cell, measured),
             ])  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.places.detector import LoopClosure, LoopDetector
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
 from loftr_ros.places.loop_plot import plot_loops
-from loftr_ros.places.pose_graph import GraphKeyframe, Loop, PoseGraph
+from loftr_ros.places.placement import GraphKeyframe, Loop
+from loftr_ros.places.pose_graph import PoseGraph
 from loftr_ros.places.verification import Verifier
 from loftr_ros.places.view import NewKeyframe, Observer
 from loftr_ros.sources import Source, SourceError, SourceFrame
@@ -87,6 +88,7 @@ def find_loops(
         job.go_through(recording, progress)
     report = job.finish()
     graph = PoseGraph(report.keyframes, report.loops)
+    report.contradicted = graph.contradicted
     graph.write_g2o(output / "loops.g2o")
     write_keyframes(output / "keyframes.csv", graph)
     write_loops(output / "loops.csv", report)
@@ -140,6 +142,7 @@ class _Job:
                 report.keyframes += 1
                 if frame.pose is not None:
                     self.report.truth[view.name] = frame.pose
+                    self.report.truth_is_metric &= frame.metric
             try:
                 closures = self.detector.process(view)
             except PlacesError as error:

@@ -370,10 +370,11 @@ def test_the_bound_is_kept_by_the_least_telling_and_the_chain_stays_whole(
             archive.add(made_keyframe(number, image_bytes=25000, descriptor=descriptor, link=link))
             if number % 10 == 0:
                 sizes.append(archive.size_bytes)
-        archive.close()
+        time.sleep(0.3)
+        archive.tidy()
         on_disk = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.is_file())
-        assert max(sizes) < 1.2 * bound
-        assert on_disk < 1.1 * bound
+        assert max(sizes) < 1.4 * bound
+        assert on_disk < bound
         kept = list(archive.descriptors())
         assert 25 < len(kept) < 60
         assert kept[0].name.id == 1

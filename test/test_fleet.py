@@ -354,6 +354,17 @@ def test_two_robots_of_one_name_and_descriptors_of_another_network_are_told_of_o
     assert len(bob.fleet._warned) == 3
 
 
+def test_robots_with_a_common_archive_find_each_others_keyframes_at_once_and_never_ask_for_them(
+    start: Callable[..., Robot],
+) -> None:
+    ada, bob = start("ada", "common"), start("bob", "common")
+    for number in range(1, 4):
+        ada.add(number)
+        found = bob.recognition.ask(lambda number=number: bob.archive.search(keyframe(number).descriptor, 1))
+        assert [candidate.name for candidate in found] == [KeyframeName("ada", number)]
+        assert bob.archive.get(found[0].name).image == keyframe(number).image  # type: ignore[union-attr]
+
+
 def test_what_is_in_the_archive_already_is_left_alone_as_in_a_common_database(start: Callable[..., Robot]) -> None:
     ada, bob = start("ada", "common"), start("bob", "common")
     ada.add(*range(1, 4))

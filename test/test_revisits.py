@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from loftr_ros.evaluation.floor_plan import ROOMS, TWINS, floor_plan, furnish
 from loftr_ros.evaluation.metrics import rotation_error
 from loftr_ros.evaluation.revisits import OTHER_PLACE, Relations, World
 from loftr_ros.evaluation.tours import rooms_of_tours
+from loftr_ros.frontend.relative_pose import PoseStatus, without_pose
+from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.sources import SourceError, open_source
 
 SEEDS = (700, 701, 800)
@@ -211,3 +214,29 @@ def test_evidence_is_read_as_it_was_saved(scores, tmp_path: Path) -> None:
     evidence.save([asked], tmp_path / "a.jsonl")
     again = evidence.load(tmp_path / "a.jsonl")[0]
     assert again.closure.inliers == 8 and again.tried[0].number == 4 and again.alike == {"twins": 2}
+
+
+def test_a_pair_is_verified_once_also_by_the_next_run_but_anew_for_another_network(
+    scores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = importlib.import_module("loop_memory")
+    points = np.random.default_rng(0).uniform(0, 400, (20, 2))
+    matches = SimpleNamespace(keyframe_points=points, current_points=points)
+    found = SimpleNamespace(
+        correspondences=type("Matches", (SimpleNamespace,), {"__len__": lambda self: 20})(**vars(matches)),
+        pose=without_pose(PoseStatus.NO_CALIBRATION, np.ones(20, bool)),
+        coverage=0.5,
+    )
+    asked: list[object] = []
+    monkeypatch.setattr(module.Verifier, "verify", lambda self, archived, frame: asked.append(frame) or found)
+    archived = SimpleNamespace(name=KeyframeName("robot", 7))
+    frame = SimpleNamespace(stamp_ns=5, size=(640, 480))
+    for fingerprint, expected in (("one", 1), ("one", 1), ("other", 2)):
+        front_end = SimpleNamespace(matcher=SimpleNamespace(fingerprint=fingerprint))
+        verifier = module.RememberingVerifier(front_end)
+        verifier.memory = module.Memory(tmp_path, 700, front_end, SimpleNamespace(space="s"))
+        for _ in range(2):
+            known = verifier.verify(archived, frame)
+            assert known.num_inliers == 20 and known.inlier_ratio == 1.0 and known.coverage == 0.5
+        verifier.memory.save()
+        assert len(asked) == expected

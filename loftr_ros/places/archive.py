@@ -186,9 +186,9 @@ class Archive:
         """The largest session of a robot's keyframes; 0 without any."""
         return max((row["session"] for row in self._told_rows(robot_is(robot), ["session"])), default=0)
 
-    def descriptors(self) -> Iterator[ArchivedKeyframe]:
-        """All keyframes without images and depths, robot by robot, in the order that they were seen in."""
-        names = self.names()
+    def descriptors(self, names: Sequence[KeyframeName] | None = None) -> Iterator[ArchivedKeyframe]:
+        """Keyframes without images and depths, those of a name or all; as `names` orders them."""
+        names = self.names() if names is None else names
         for start in range(0, len(names), 1024):
             rows = self._told_rows(named(names[start : start + 1024]), None)
             yield from (to_keyframe(row, b"") for row in sorted(rows, key=_in_chain))

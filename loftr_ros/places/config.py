@@ -33,7 +33,7 @@ class LoopConfig(Settings):
 
     candidates: int = setting(5, "Keyframes that a new one is matched with, at most", low=1, high=100)
     min_similarity: float = setting(
-        0.2, "Cosine between two keyframes' descriptors below which they are not matched", low=-1.0, high=1.0
+        0.3, "Cosine between two keyframes' descriptors below which they are not matched", low=-1.0, high=1.0
     )
     min_age: float = setting(
         20.0,
@@ -54,5 +54,19 @@ class LoopConfig(Settings):
     )
     max_rotation_error: float = setting(
         3.0, "Angle by which two images' poses may disagree with the way between them", unit="deg", low=0.1, high=90.0
+    )
+    max_drift: float = setting(
+        0.03,
+        "Part of the way since a keyframe of the same trajectory by which that may have drifted: a loop that "
+        "contradicts it by more is a look-alike's; six times as much where lengths are not in metres",
+        low=0.0,
+        high=10.0,
+    )
+    max_turn_drift: float = setting(
+        0.05,
+        "Angle per keyframe since then by which it may have drifted likewise, beside `loop.max_rotation_error`",
+        unit="deg",
+        low=0.0,
+        high=180.0,
     )
     max_load: float = setting(0.25, "Part of the time that may be spent on verifying candidates", low=0.01, high=1.0)

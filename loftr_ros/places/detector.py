@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ _PATIENCE = 2
 # How far two images' places may disagree: in metres, and as a part of the way to them.
 _POSITION_LEAST = 0.1
 _POSITION_PART = 0.15
+# Of a single camera's own unit of length: how many times more it may drift than metres.
+_OWN_UNIT = 6.0
+# Degrees that a pose by two views far apart may be wrong by.
+_UNCERTAIN_TURN = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +101,11 @@ class LoopDetector:
         self.config = config
         self.effort = Effort()
         self._fetch = fetch
+        # The keyframes of the session that goes on: ids, and how far the trajectory had come.
+        self._session = 0
+        self._robot = ""
+        self._ids: list[int] = []
+        self._ways: list[float] = []
         self.reset()
 
     def reset(self) -> None:
@@ -122,6 +132,8 @@ class LoopDetector:
             PlacesError: the archive cannot be read.
         """
         self.effort = Effort()
+        if view.name is not None:
+            self._note_way(view)
         found = self._followed(view)
         if view.name is not None:
             found = self._searched(view, found)
@@ -143,11 +155,16 @@ class LoopDetector:
         found = self.archive.search(descriptor, self.config.candidates, leave_out)
         return [candidate for candidate in found if candidate.similarity >= self.config.min_similarity]
 
-    def verify(self, name: KeyframeName, view: View) -> Verification | None:
-        """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
+    def keyframe(self, name: KeyframeName) -> ArchivedKeyframe | None:
+        """An archived keyframe, its image fetched where only another robot has it; None where it is not archived."""
         archived = self.archive.get(name)
         if archived is not None and not archived.image and self._fetch is not None:
-            archived = self._fetch(archived)
+            return self._fetch(archived) or archived
+        return archived
+
+    def verify(self, name: KeyframeName, view: View) -> Verification | None:
+        """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
+        archived = self.keyframe(name)
         if archived is None or not archived.image:
             return None
         start = time.perf_counter()
@@ -161,7 +178,7 @@ class LoopDetector:
         if self._last is None or (view.name is None and not self._waiting):
             return None
         found = self.verify(self._last.found.keyframe.name, view)
-        if found is None or not found.is_believed(self.config) or not self._agree(self._last, _Seen(view, found)):
+        if found is None or not self._is_possible(view, found) or not self._agree(self._last, _Seen(view, found)):
             return None
         return found
 
@@ -180,13 +197,54 @@ class LoopDetector:
             if candidate.name == tried:
                 continue
             found = self.verify(candidate.name, view)
-            if found is None or not found.is_believed(self.config):
+            if found is None or not self._is_possible(view, found):
                 continue
             if known is None:
                 return found
             if found.score > known.score and self._agree(_Seen(view, known), _Seen(view, found)):
                 return found
         return known
+
+    def _is_possible(self, view: View, found: Verification) -> bool:
+        """Whether there is enough in common, and the way since the keyframe does not rule it out.
+
+        A room that is furnished as another one agrees with it in each image. Within one trajectory the way in between
+        tells them apart, unless it has drifted by more than rooms are apart.
+        """
+        if not found.is_believed(self.config):
+            return False
+        keyframe, location, config = found.keyframe, view.location, self.config
+        before = self._way_at(view, keyframe)
+        if before is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
+            return True
+        way, keyframes = before
+        expected = np.linalg.inv(keyframe.pose) @ location.pose
+        turned = _angle(expected[:3, :3].T @ found.pose.rotation)
+        if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * keyframes:
+            return False
+        if found.pose.scale_known and location.is_metric:
+            limit, measured = _POSITION_LEAST + config.max_drift * way, found.pose
+        elif found.own_unit is not None and not location.is_metric:
+            limit, measured = _OWN_UNIT * config.max_drift * way, found.own_unit
+        else:
+            return True
+        return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
+
+    def _note_way(self, view: View) -> None:
+        """Remember how far the trajectory had come at a keyframe."""
+        assert view.name is not None
+        if (view.name.robot, view.session) != (self._robot, self._session):
+            self._robot, self._session, self._ids, self._ways = view.name.robot, view.session, [], []
+        self._ids.append(view.name.id)
+        self._ways.append(view.way)
+
+    def _way_at(self, view: View, keyframe: ArchivedKeyframe) -> tuple[float, int] | None:
+        """Length of the way from a keyframe of the same trajectory, and keyframes on it; None for others' keyframes."""
+        here = self._robot, self._session, view.segment
+        if (keyframe.name.robot, keyframe.session, keyframe.segment) != here or view.session != self._session:
+            return None
+        at = max(bisect.bisect_right(self._ids, keyframe.name.id) - 1, 0)  # some keyframes were not searched for
+        return view.way - self._ways[at], len(self._ids) - at
 
     def _go_on(self, seen: _Seen) -> None:
         """Count the image as one more that agrees, or as the first at another place."""
@@ -210,8 +268,7 @@ class LoopDetector:
         if way is None or between is None or not (first.pose.has_rotation and second.pose.has_rotation):
             return first.keyframe.name == second.keyframe.name
         expected = np.linalg.inv(between) @ first.pose.matrix @ way
-        cosine = (np.trace(expected[:3, :3].T @ second.pose.rotation) - 1) / 2
-        if np.degrees(np.arccos(np.clip(cosine, -1, 1))) > self.config.max_rotation_error:
+        if _angle(expected[:3, :3].T @ second.pose.rotation) > self.config.max_rotation_error:
             return False
         metric = after.view.location is not None and after.view.location.is_metric
         if not (metric and first.pose.scale_known and second.pose.scale_known):
@@ -225,6 +282,11 @@ class LoopDetector:
             return []
         waiting, self._waiting = self._waiting, []
         return [_closure(seen, self._agreed) for seen in waiting]
+
+
+def _angle(rotation: Array) -> float:
+    """Of a (3, 3) rotation, in degrees."""
+    return float(np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
 
 
 def _closure(seen: _Seen, confirmations: int) -> LoopClosure:

@@ -9,102 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE, RelativePose
-from loftr_ros.places.keyframe import ChainLink, KeyframeName
+from loftr_ros.evaluation.metrics import rotation_error
+from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
+from loftr_ros.places.keyframe import KeyframeName
+from loftr_ros.places.placement import GraphKeyframe, Loop, TrajectoryName, place, scaled
 
 Array = NDArray[np.float64]
 
 # No measurement is taken for better than this, so that rounding makes no covariance singular: 10 um, or 10 urad.
 _LEAST_VARIANCE = 1e-10
-# Loops between two trajectories that it takes to tell their units' ratio, and by how much they may disagree on it.
-_LEAST_LOOPS = 3
-_MOST_SPREAD = 0.3
-
-
-class TrajectoryName(NamedTuple):
-    """Keyframes whose poses have one frame and one unit of length."""
-
-    robot: str
-    session: int
-    segment: int
-
-
-@dataclass(frozen=True, eq=False)
-class GraphKeyframe:
-    """A keyframe without its image.
-
-    Attributes:
-        name, session, segment, stamp_ns, frame_id, pose, link: as in `ArchivedKeyframe`.
-        is_metric: whether `pose` is in metres.
-    """
-
-    name: KeyframeName
-    session: int
-    segment: int
-    stamp_ns: int
-    frame_id: str
-    pose: Array | None
-    link: ChainLink | None
-    is_metric: bool
-
-    @property
-    def trajectory(self) -> TrajectoryName:
-        """What its pose is part of."""
-        return TrajectoryName(self.name.robot, self.session, self.segment)
-
-
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """Two keyframes that show one place.
-
-    Attributes:
-        older, newer: their names.
-        stamps_ns: of the two images, the older keyframe's first.
-        pose: T_older_newer, in metres where `scale_known`, else with a unit translation; without its inliers.
-        own_unit: the same in the unit of the older keyframe's trajectory; None where that is not known.
-        matches, inliers: counts.
-        similarity, score, confirmations: as in `LoopClosure`.
-    """
-
-    older: KeyframeName
-    newer: KeyframeName
-    stamps_ns: tuple[int, int]
-    pose: RelativePose
-    own_unit: RelativePose | None
-    matches: int
-    inliers: int
-    similarity: float
-    score: float
-    confirmations: int
-
-    @property
-    def with_length(self) -> RelativePose | None:
-        """The pose in the unit of the older keyframe's trajectory; None where its length is not known."""
-        return self.pose if self.pose.scale_known else self.own_unit
-
-
-@dataclass(frozen=True, eq=False)
-class Placement:
-    """A trajectory's frame in that of its group: those that loops connect.
-
-    Attributes:
-        group: number of the group.
-        pose: (4, 4) T_group_trajectory.
-        scale: length in the group's unit of what is of length one in the trajectory's; None where no one knows.
-    """
-
-    group: int
-    pose: Array
-    scale: float | None
-
-    def moved(self, pose: Array) -> Array:
-        """(4, 4) T_group_camera of a T_trajectory_camera."""
-        return self.pose @ scaled(pose, self.scale or 1.0)
+# How far a trajectory in metres may have drifted between two of its keyframes: metres and degrees, and more of both for
+# each metre of the way.
+_DRIFT = (0.1, 0.03)
+_TURN_DRIFT = (5.0, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +53,8 @@ class PoseGraph:
         keyframes: all, those without a pose too; a keyframe's place in it is its vertex's number.
         loops: the loops.
         numbers: of the keyframes, by name.
+        contradicted: loops that the way between their keyframes rules out: a look-alike. Only where both are of one
+            trajectory in metres is the way known well enough.
         placements: of the trajectories, by name; those without a pose are not in it.
     """
 
@@ -144,7 +67,8 @@ class PoseGraph:
         """
         self.keyframes, self.loops = list(keyframes), list(loops)
         self.numbers = {keyframe.name: number for number, keyframe in enumerate(self.keyframes)}
-        self.placements = self._place()
+        self.placements = place(self.keyframes, self.loops)
+        self.contradicted = frozenset(loop for loop in self.loops if self._contradicts_way(loop))
 
     def pose(self, keyframe: GraphKeyframe) -> Array | None:
         """(4, 4) T_group_camera, as placed by the trajectory alone: loops within it are not applied."""
@@ -167,11 +91,14 @@ class PoseGraph:
         return edges
 
     def loop_edges(self) -> list[tuple[Loop, Edge]]:
-        """The loops whose rotation is known; where their length is not, the translation is without information."""
+        """The loops whose rotation is known, without those contradicted.
+
+        Where a loop's length is not known, its translation is without information.
+        """
         edges = []
         for loop in self.loops:
             older, newer = self._ends(loop)
-            if older.pose is None or newer.pose is None or not loop.pose.has_rotation:
+            if loop in self.contradicted or older.pose is None or newer.pose is None or not loop.pose.has_rotation:
                 continue
             found, scale = loop.with_length, self._common_scale(older, newer)
             if found is None or scale is None:
@@ -232,7 +159,28 @@ class PoseGraph:
             known = "" if edge.has_length else ", length not known: rotation alone informs"
             lines.append(f"# loop {loop.older} - {loop.newer}, score {loop.score:.3f}{known}")
             lines.append(_edge_line(edge))
+        lines += [
+            f"# loop {loop.older} - {loop.newer} is left out: the way between them rules it out"
+            for loop in self.loops
+            if loop in self.contradicted
+        ]
         path.write_text("\n".join(lines) + "\n")
+
+    def _contradicts_way(self, loop: Loop) -> bool:
+        older, newer = self._ends(loop)
+        if older.trajectory != newer.trajectory or not older.is_metric or not loop.pose.scale_known:
+            return False
+        if older.pose is None or newer.pose is None:
+            return False
+        first, last = sorted((self.numbers[older.name], self.numbers[newer.name]))
+        way = [k.pose[:3, 3] for k in self.keyframes[first : last + 1] if k.pose is not None]
+        length = float(np.linalg.norm(np.diff(way, axis=0), axis=1).sum())
+        off = np.linalg.inv(older.pose @ loop.pose.matrix) @ newer.pose
+        moved, turned = float(np.linalg.norm(off[:3, 3])), rotation_error(off[:3, :3], np.eye(3))
+        return moved > _DRIFT[0] + _DRIFT[1] * length or turned > _TURN_DRIFT[0] + _TURN_DRIFT[1] * length
+
+    def _ends(self, loop: Loop) -> tuple[GraphKeyframe, GraphKeyframe]:
+        return self.keyframes[self.numbers[loop.older]], self.keyframes[self.numbers[loop.newer]]
 
     def _placed(self, keyframe: GraphKeyframe) -> Array:
         pose = self.pose(keyframe)
@@ -245,111 +193,6 @@ class PoseGraph:
         if older.trajectory == newer.trajectory:
             return one or 1.0
         return None if one is None or other is None else one
-
-    def _place(self) -> dict[TrajectoryName, Placement]:
-        """Trajectory by trajectory, each by its loops with those that have a place already."""
-        trajectories = list(dict.fromkeys(k.trajectory for k in self.keyframes if k.pose is not None))
-        metric = {keyframe.trajectory for keyframe in self.keyframes if keyframe.is_metric}
-        trajectories.sort(key=lambda name: name not in metric)  # theirs is the unit of those that they meet
-        between = [loop for loop in self.loops if loop.pose.has_rotation and self._connects(loop)]
-        placed: dict[TrajectoryName, Placement] = {}
-        group = 0
-        for first in trajectories:
-            if first in placed:
-                continue
-            placed[first] = Placement(group, np.eye(4), 1.0)
-            while following := self._next(between, placed):
-                name, loops = following
-                placed[name] = self._placed_by(name, loops, placed, metric)
-            group += 1
-        return placed
-
-    def _connects(self, loop: Loop) -> bool:
-        older, newer = self._ends(loop)
-        return older.pose is not None and newer.pose is not None and older.trajectory != newer.trajectory
-
-    def _ends(self, loop: Loop) -> tuple[GraphKeyframe, GraphKeyframe]:
-        return self.keyframes[self.numbers[loop.older]], self.keyframes[self.numbers[loop.newer]]
-
-    def _next(
-        self, loops: Iterable[Loop], placed: dict[TrajectoryName, Placement]
-    ) -> tuple[TrajectoryName, list[Loop]] | None:
-        """The trajectory without a place that most loops connect with those that have one, and these loops."""
-        found: dict[TrajectoryName, list[Loop]] = {}
-        for loop in loops:
-            older, newer = (keyframe.trajectory for keyframe in self._ends(loop))
-            if (older in placed) != (newer in placed):
-                found.setdefault(newer if older in placed else older, []).append(loop)
-        return max(found.items(), key=lambda item: len(item[1]), default=None)
-
-    def _placed_by(
-        self,
-        name: TrajectoryName,
-        loops: Sequence[Loop],
-        placed: dict[TrajectoryName, Placement],
-        metric: set[TrajectoryName],
-    ) -> Placement:
-        best = max(loops, key=lambda loop: (loop.with_length is not None, loop.score))
-        known = next(end.trajectory for end in self._ends(best) if end.trajectory in placed)
-        scale = placed[known].scale
-        if scale is not None and not (name in metric and known in metric):
-            scale = self._scale(name, loops, placed)
-        # The newer camera in the group's frame and in the trajectory's: by the loop in one, by its trajectory in other.
-        in_group, in_own = self._twice(best, name, placed, scale or 1.0)
-        pose = in_group @ np.linalg.inv(scaled(in_own, scale or 1.0))
-        return Placement(placed[known].group, pose, scale)
-
-    def _twice(
-        self, loop: Loop, name: TrajectoryName, placed: dict[TrajectoryName, Placement], scale: float
-    ) -> tuple[Array, Array]:
-        """(4, 4) poses of a loop's newer camera in the group's frame, and in that of a trajectory still to be placed.
-
-        Args:
-            loop: between them.
-            name: the trajectory.
-            placed: the others.
-            scale: length in the group's unit of one in the trajectory's, as far as known.
-        """
-        older, newer = self._ends(loop)
-        assert older.pose is not None and newer.pose is not None
-        found = loop.with_length
-        step = loop.pose.matrix if found is None else found.matrix
-        if found is None:
-            step[:3, 3] = 0
-        if older.trajectory in placed:
-            placement = placed[older.trajectory]
-            return placement.moved(older.pose @ step), newer.pose
-        return placed[newer.trajectory].moved(newer.pose), older.pose @ step
-
-    def _scale(
-        self, name: TrajectoryName, loops: Sequence[Loop], placed: dict[TrajectoryName, Placement]
-    ) -> float | None:
-        """Ratio of distances between cameras that loops tell in both units; None if too few do, or they disagree."""
-        told = [
-            self._twice(loop, name, placed, 1.0)
-            for loop in loops
-            if loop.with_length is not None
-            and all(placed[end.trajectory].scale is not None for end in self._ends(loop) if end.trajectory in placed)
-        ]
-        if len(told) < _LEAST_LOOPS:
-            return None
-        theirs, own = (np.array([pair[side][:3, 3] for pair in told]) for side in (0, 1))
-        one, other = np.triu_indices(len(told), 1)
-        far, near = (np.linalg.norm(each[one] - each[other], axis=1) for each in (theirs, own))
-        # Cameras close together tell nothing but the noise of their places.
-        wide = near > 0.5 * near.max()
-        if not near.max() > 0:
-            return None
-        ratios = far[wide] / near[wide]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        return float(middle) if low > 0 and (high - low) / middle < _MOST_SPREAD else None
-
-
-def scaled(pose: Array, scale: float) -> Array:
-    """A (4, 4) pose whose lengths are multiplied."""
-    pose = pose.copy()
-    pose[:3, 3] *= scale
-    return pose
 
 
 def g2o_information(covariance: Array, pose: Array, scale: float = 1.0) -> Array:

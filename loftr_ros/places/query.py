@@ -113,7 +113,7 @@ class PlaceQuery:
                 damaged (`image_missing`, `image_damaged`), or the archive cannot be read.
             FrameRefusedError: the network takes images of another shape only.
         """
-        known = [self._detector.archive.get(name) for name in (first, second)]
+        known = [self._detector.keyframe(name) for name in (first, second)]
         missing = sorted({str(name) for name, keyframe in zip((first, second), known, strict=True) if keyframe is None})
         if known[1] is None or missing:
             raise PlacesError(

@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 # Keyframes that may wait for a slow disk before the oldest of them is lost.
 _LONGEST_QUEUE = 100
+# Seconds between two looks at the archive's size.
+_MEASURE_PERIOD = 5.0
 # How much less than the front end the thread asks of the scheduler (`nice`).
 _NICENESS = 10
 
@@ -34,6 +36,7 @@ class Counts:
         searched, skipped: keyframes searched for, and those that a newer one displaced meanwhile.
         verified, closures: images matched, and loops found.
         busy: seconds spent.
+        held, held_bytes: keyframes in the archive, by whomever, and their size, as of some seconds ago.
     """
 
     archived: int = 0
@@ -43,6 +46,8 @@ class Counts:
     verified: int = 0
     closures: int = 0
     busy: float = 0.0
+    held: int = 0
+    held_bytes: int = 0
 
 
 class PlaceRecognition:
@@ -79,12 +84,12 @@ class PlaceRecognition:
         self._commands: deque[Callable[[], None]] = deque()
         self._arrived: deque[NewKeyframe] = deque()
         self._view: View | None = None
-        self._rest_until = 0.0
-        self._stopping = False
+        self._rest_until = self._measure_after = 0.0
+        self._stopping = self._changed = False
         self._thread = threading.Thread(target=self._run, name="loftr_places", daemon=True)
         self._thread.start()
         try:
-            self.detector = self.ask(load)
+            self.ask(lambda: self._begin(load))
         except BaseException:
             self.stop()
             raise
@@ -149,8 +154,7 @@ class PlaceRecognition:
                 while work is None:
                     if self._stopping:
                         return
-                    resting = self._rest_until - time.monotonic() if self._view is not None else 0.0
-                    self._condition.wait(resting if resting > 0 else None)
+                    self._condition.wait(self._time_to_wait())
                     work = self._next()
             start = time.monotonic()
             try:
@@ -159,17 +163,32 @@ class PlaceRecognition:
                 self._on_error(error)
             self.counts.busy += time.monotonic() - start
 
+    def _begin(self, load: Callable[[], LoopDetector]) -> None:
+        self._changed = False
+        self.detector = load()
+        self._measure()
+
     def _next(self) -> Callable[[], None] | None:
         """What to do next: writing first, so that nothing is lost; None for nothing at present."""
         if self._arrived:
             arrived = self._arrived.popleft()
+            self._changed = True
             return lambda: self._write(arrived)
         if self._commands:
+            self._changed = True  # perhaps: it may have loaded another archive
             return self._commands.popleft()
-        if self._view is None or time.monotonic() < self._rest_until:
-            return None
-        view, self._view = self._view, None
-        return lambda: self._search(view)
+        now = time.monotonic()
+        if self._view is not None and now >= self._rest_until:
+            view, self._view = self._view, None
+            return lambda: self._search(view)
+        return self._measure if self._changed and now >= self._measure_after else None
+
+    def _time_to_wait(self) -> float | None:
+        """Seconds until there is something to do again; None until something comes."""
+        ends = [self._rest_until] if self._view is not None else []
+        if self._changed:
+            ends.append(self._measure_after)
+        return max(min(ends) - time.monotonic(), 0.0) if ends else None
 
     def _write(self, arrived: NewKeyframe) -> None:
         try:
@@ -180,6 +199,13 @@ class PlaceRecognition:
             raise
         self.counts.archived += 1
         self._on_archived(keyframe)
+
+    def _measure(self) -> None:
+        """Look how much the archive holds; here, since it takes a while."""
+        self._changed = False
+        self._measure_after = time.monotonic() + _MEASURE_PERIOD
+        archive = self.detector.archive
+        self.counts.held, self.counts.held_bytes = len(archive), archive.size_bytes
 
     def _search(self, view: View) -> None:
         start = time.monotonic()

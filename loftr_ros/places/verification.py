@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, coverage
@@ -96,7 +96,7 @@ class Verifier:
             FrameRefusedError: the network takes images of another shape only.
         """
         current = self.encode(frame)
-        encoded = self._encoded(archived)
+        encoded = self._encoded(archived, frame)
         found = self.front_end.matcher.match([encoded.features], current.features)[0]
         matches = self.front_end.to_raw_pixels(encoded, current, found)
         pose, own_unit = self._poses(archived, encoded, current, matches)
@@ -106,21 +106,21 @@ class Verifier:
         )
         return Verification(archived, matches, pose, own_unit, covered)
 
-    def _encoded(self, archived: ArchivedKeyframe) -> EncodedFrame:
+    def _encoded(self, archived: ArchivedKeyframe, current: Frame) -> EncodedFrame:
+        """The archived image's features; what is to be ignored in the current image is ignored in it too.
+
+        A robot's own body, which both show alike, would be taken for the place.
+        """
         kept = self._archived.get(archived.name)
         if kept is not None and kept.frame.stamp_ns == archived.stamp_ns:
             self._archived.move_to_end(archived.name)
             return kept
-        encoded = self.front_end.encode(archived.to_frame())
+        frame = archived.to_frame()
+        if (frame.size, frame.frame_id) == (current.size, current.frame_id):
+            frame = replace(frame, usable=current.usable)
+        encoded = self.front_end.encode(frame)
         # The features of a keyframe are completed (see `Matcher.complete`).
-        encoded = EncodedFrame(
-            encoded.frame,
-            self.front_end.matcher.complete(encoded.features),
-            encoded.scale,
-            encoded.cell_size,
-            encoded.cell_offset,
-            encoded.seconds,
-        )
+        encoded = replace(encoded, features=self.front_end.matcher.complete(encoded.features))
         self._archived[archived.name] = encoded
         if len(self._archived) > _KEPT:
             self._archived.popitem(last=False)

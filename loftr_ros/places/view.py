@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import Keyframe, KeyframeReason
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import Location, Trajectory
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName
@@ -31,6 +31,7 @@ class View:
         session: of the stream that it is from.
         descriptor: of a keyframe; None for other images.
         location: in the robot's trajectory; None where that is not known.
+        way: length of the trajectory up to here, in its unit, over all segments of the session.
     """
 
     frame: Frame
@@ -38,6 +39,7 @@ class View:
     session: int
     descriptor: NDArray[np.float32] | None
     location: Location | None
+    way: float = 0.0
 
     @property
     def segment(self) -> int:
@@ -100,6 +102,7 @@ class Observer:
         self._robot = robot
         self._session = session
         self._waiting: tuple[View, ChainLink | None, Keyframe] | None = None
+        self._trajectory = Trajectory()
 
     @property
     def session(self) -> int:
@@ -115,9 +118,12 @@ class Observer:
         gone = any(not event.added and event.reason in _NEW_SESSION for event in result.events)
         finished = self.take() if added or gone else None
         if gone:
-            self._session += 1
+            self._begin_session()
+        if result.location is not None:
+            self._trajectory.add(result.location)
+        way = self._trajectory.length
         if not added:
-            return View(result.frame, None, self._session, None, result.location), finished
+            return View(result.frame, None, self._session, None, result.location, way), finished
         keyframe = added[-1]
         view = View(
             result.frame,
@@ -125,6 +131,7 @@ class Observer:
             self._session,
             self._describe(keyframe.encoded.features),
             keyframe.location,
+            way,
         )
         self._waiting = view, _link(result, keyframe), keyframe
         return view, finished
@@ -140,8 +147,12 @@ class Observer:
     def restart(self) -> NewKeyframe | None:
         """A stream ended without a result that says so (the front end was reset); returns what `take` does."""
         finished = self.take()
-        self._session += 1
+        self._begin_session()
         return finished
+
+    def _begin_session(self) -> None:
+        self._session += 1
+        self._trajectory = Trajectory()
 
 
 def compressed(frame: Frame, jpeg_quality: int) -> bytes:

@@ -111,8 +111,10 @@ class Outgoing:
 
         def answer() -> None:
             self._answer(name, response)
-            # Not set here: it is not said of every rclpy that this would wake an executor which awaits it.
-            executor.create_task(done.set_result, True)
+            done.set_result(True)
+            # Up to Kilted at least, a future that is done does not wake the executor that awaits it.
+            if self._node.context.ok():
+                executor.wake()
 
         with self._condition:
             if self._closing.is_set() or len(self._requests) >= _MOST_REQUESTS:
@@ -185,13 +187,11 @@ class Outgoing:
 
         DDS keeps the last ones that were said for robots that come later, and these must be the newest.
         """
-        wanted = {name.id for name in self._archive.names(self._robot)[-self._kept :]}
         messages: list[KeyframeMessage] = []
-        for keyframe in self._archive.descriptors() if wanted else ():
+        for keyframe in self._archive.descriptors(self._archive.names(self._robot)[-self._kept :]):
             if self._closing.is_set():
                 return
-            if keyframe.name.robot == self._robot and keyframe.name.id in wanted:
-                messages.append(announcement(keyframe, self._space, self._own_node))
+            messages.append(announcement(keyframe, self._space, self._own_node))
         with self._condition:
             messages = [message for message in messages if message.keyframe_id not in self._announced]
             self._announcements.extendleft(reversed(messages))

@@ -59,7 +59,7 @@ class FrontEndNode(LifecycleNode):
         self._input: ImageInput | None = None
         self._stages: FrameStages | None = None
         self._places: Places | None = None
-        self._services = PlaceServices(self, lambda: self._places)
+        self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state)
         self.add_on_set_parameters_callback(self._on_set_parameters)

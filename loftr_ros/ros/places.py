@@ -129,10 +129,10 @@ class Places:
     @property
     def state(self) -> PlacesState:
         """For the status."""
-        counts, archive = self.recognition.counts, self.recognition.detector.archive
+        counts = self.recognition.counts
         return PlacesState(
-            archived_keyframes=len(archive),
-            archive_bytes=archive.size_bytes,
+            archived_keyframes=counts.held,
+            archive_bytes=counts.held_bytes,
             keyframes_lost=counts.lost,
             places_searched=counts.searched,
             places_skipped=counts.skipped,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.evaluation.revisits import World
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import intrinsics
 from loftr_ros.training.motion import second_camera
@@ -45,6 +47,28 @@ def place_views(
         views = _attempt(bank, rng, count, size, kind)
         if views is not None:
             return [photograph(view.image, rng, float(rng.random()))[0] for view in views]
+
+
+def revisited_places(seed: int, views: int = 4) -> Iterator[list[Image]]:
+    """Views of each place of a world with revisits, of both of its tours where they share the place.
+
+    Args:
+        seed: of the world, one of those that are for fitting descriptors.
+        views: of a place, at most.
+    """
+    world = World(seed)
+    revisit = world.relations.is_revisit.copy()
+    np.fill_diagonal(revisit, False)
+    rng, free = np.random.default_rng(seed), np.ones(len(world), bool)
+    for first in rng.permutation(len(world)):
+        again = np.flatnonzero(revisit[first] & free)
+        if not free[first] or not len(again):
+            continue
+        other = again[world.tours[again] != world.tours[first]]
+        same = again[world.tours[again] == world.tours[first]]
+        chosen = [int(first), *rng.permutation(other)[:2].tolist(), *rng.permutation(same)[:2].tolist()][:views]
+        free[chosen] = False
+        yield [world.view(number).image for number in chosen]
 
 
 def _attempt(
