@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
 from loftr_ros.evaluation.revisits import World
+from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.pipeline import FrontEnd
@@ -30,6 +31,9 @@ from loftr_ros.places.view import NewKeyframe, View
 
 ROBOT = "benchmark"
 BETWEEN = 3  # images from one keyframe to the next; those between may confirm a place
+OWN_UNIT = 0.7  # of a single camera, for a metre, at the beginning of a walk
+SCALE_DRIFT = 0.004  # of the logarithm of that unit from keyframe to keyframe, standard deviation
+DEPTH_ERROR = 0.05  # of the depths of keyframes' cells, as a part of them
 DRIFT = 0.2  # degrees by which odometry errs from keyframe to keyframe, standard deviation of each axis
 _WORLD = 10_000  # keyframes are numbered from this times the world's seed on
 
@@ -155,7 +159,9 @@ class _Walk:
         self.describe = describe
         self.finer = World(world.seed, world.rate * between, world.cache)
         self.finer.share(world)
-        self.odometry = _drifting(self.finer.poses, np.random.default_rng([world.seed, 1]), between)
+        self.odometry, self.units = _drifting(self.finer.poses, np.random.default_rng([world.seed, 1]), between)
+        steps = np.linalg.norm(np.diff(self.odometry[:, :3, 3], axis=0), axis=1)
+        self.way = np.concatenate([[0.0], np.cumsum(steps)])
         self.asked: dict[int, Asked] = {}
 
     def go(self, first: int) -> Iterator[Asked]:
@@ -183,7 +189,7 @@ class _Walk:
                 self._between(number)
                 if number % 50 == 0:
                     memory.save()
-            archive.add(NewKeyframe(view, None, None, (0, 0)).archived(90))
+            archive.add(NewKeyframe(view, None, *self._depth(number)).archived(90))
 
     @property
     def _verifier(self) -> RememberingVerifier:
@@ -198,7 +204,15 @@ class _Walk:
             number, lambda: self.describe(self._verifier.encode(frame).features)
         )
         name = KeyframeName(ROBOT, self.world.seed * _WORLD + number + 1)
-        return View(frame, name, self.session, descriptor, self._location(number * self.between))
+        moment = number * self.between
+        return View(frame, name, self.session, descriptor, self._location(moment), float(self.way[moment]))
+
+    def _depth(self, number: int) -> tuple[CellDepth, tuple[int, int]]:
+        """Of a keyframe's cells, as triangulation would have them: in the unit of its time, with errors."""
+        depth = self.world.cell_depths(number) * self.units[number * self.between]
+        rng = np.random.default_rng([self.world.seed, 2, number])
+        inverse = (1 + DEPTH_ERROR * rng.standard_normal(depth.shape)) / depth
+        return CellDepth(inverse.ravel(), (DEPTH_ERROR / depth.ravel()) ** 2, False), depth.shape
 
     def _between(self, number: int) -> None:
         """Images up to the next keyframe, while one could confirm a place."""
@@ -206,10 +220,12 @@ class _Walk:
             if self.detector.is_waiting:
                 image, _, stamp_ns = self.finer.view(moment)
                 frame = Frame(image, stamp_ns, "camera", self.world.camera)
-                self._publish(View(frame, None, self.session, None, self._location(moment)))
+                way = float(self.way[moment])
+                self._publish(View(frame, None, self.session, None, self._location(moment), way))
 
     def _location(self, moment: int) -> Location:
-        return Location(self.odometry[moment], np.zeros((6, 6)), False)
+        doubt = SCALE_DRIFT * (moment / self.between) ** 0.5
+        return Location(self.odometry[moment], np.zeros((6, 6)), False, doubt)
 
     def _publish(self, view: View) -> None:
         memory = self._verifier.memory
@@ -265,18 +281,23 @@ def _asked(world: World, number: int, config: LoopConfig, archived_before: int) 
     return Asked(world.seed, number, "revisit", *measures, total, alike)
 
 
-def _drifting(poses: Array, rng: np.random.Generator, between: int) -> Array:
-    """Odometry of a single camera: true steps with errors of rotation, in a frame and a unit of its own."""
+def _drifting(poses: Array, rng: np.random.Generator, between: int) -> tuple[Array, Array]:
+    """Odometry of a single camera: true steps with errors of rotation and of scale, in a frame and a unit of its own.
+
+    Returns:
+        (N, 4, 4) poses, and (N,) length of a metre in the unit that each step is in.
+    """
     found = np.tile(np.eye(4), (len(poses), 1, 1))
+    units = OWN_UNIT * np.exp(np.cumsum(SCALE_DRIFT / between**0.5 * rng.standard_normal(len(poses))))
     for k in range(1, len(poses)):
         step = np.linalg.inv(poses[k - 1]) @ poses[k]
         x, y, z = np.radians(DRIFT / between**0.5) * rng.standard_normal(3)
         step[:3, :3] = step[:3, :3] @ (np.eye(3) + np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
         left, _, right = np.linalg.svd(step[:3, :3])
         step[:3, :3] = left @ right
+        step[:3, 3] *= units[k]
         found[k] = found[k - 1] @ step
-    found[:, :3, 3] *= 0.7
-    return found
+    return found, units
 
 
 def save(asked: Sequence[Asked], path: Path) -> None:

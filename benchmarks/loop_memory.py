@@ -34,13 +34,14 @@ class Remembered:
 
     Attributes:
         matches: their number.
-        pose, coverage: see `Verification`.
+        pose, own_unit, coverage: see `Verification`.
         hull, planar: see `Tried`.
         seconds: that it took.
     """
 
     matches: int
     pose: RelativePose
+    own_unit: RelativePose | None
     coverage: float
     hull: float
     planar: float
@@ -95,18 +96,18 @@ class RememberingVerifier(Verifier):
             seconds = time.perf_counter() - start
             hull, planar = _shape(found, frame.size[0] * frame.size[1])
             self.memory.verified[key] = Remembered(
-                len(found.correspondences), found.pose, found.coverage, hull, planar, seconds
+                len(found.correspondences), found.pose, found.own_unit, found.coverage, hull, planar, seconds
             )
         return self.memory.verified[key]
 
     def verify(self, archived: ArchivedKeyframe, frame: Frame) -> Verification:
         known = self.remember(archived, frame)
-        return Verification(archived, range(known.matches), known.pose, None, known.coverage)  # type: ignore[arg-type]
+        return Verification(archived, range(known.matches), known.pose, known.own_unit, known.coverage)  # type: ignore[arg-type]
 
-    def _encoded(self, archived: ArchivedKeyframe) -> EncodedFrame:
+    def _encoded(self, archived: ArchivedKeyframe, current: Frame) -> EncodedFrame:
         """As `Verifier` does, but keeps more of them, to spare time."""
         if archived.name not in self._encodings:
-            self._encodings[archived.name] = super()._encoded(archived)
+            self._encodings[archived.name] = super()._encoded(archived, current)
             if len(self._encodings) > _ENCODED:
                 self._encodings.popitem(last=False)
         self._encodings.move_to_end(archived.name)

@@ -159,6 +159,11 @@ class World:
         """Image and depth of the view with a number, see `render`; rendered anew."""
         return self.render(self.poses[number], int(self.tours[number]), float(self._gains[number]))
 
+    def cell_depths(self, number: int, cell: int = 8) -> NDArray[np.float32]:
+        """(rows, columns) depth in metres at the centres of a view's cells of so many pixels, float32."""
+        small = default_camera(self.camera.width // cell, self.camera.height // cell)
+        return self.building.render(small.matrix, (small.width, small.height), self.poses[number], supersample=1)[1]
+
     def views(self) -> list[View]:
         """All views in the order of time."""
         return [self.view(number) for number in range(len(self))]

@@ -49,8 +49,14 @@ class LoopConfig(Settings):
     min_coverage: float = setting(
         0.2, "Part of either image that inliers must cover, below which a loop is not believed", low=0.0, high=1.0
     )
+    min_score: float = setting(
+        0.3,
+        "Score below which a loop is not believed: coverage times the part of the matches that are inliers",
+        low=0.0,
+        high=1.0,
+    )
     confirmations: int = setting(
-        2, "Consecutive images that must agree on a place before it is published", low=1, high=10
+        3, "Consecutive images that must agree on a place before it is published", low=1, high=10
     )
     max_rotation_error: float = setting(
         3.0, "Angle by which two images' poses may disagree with the way between them", unit="deg", low=0.1, high=90.0
@@ -58,7 +64,7 @@ class LoopConfig(Settings):
     max_drift: float = setting(
         0.03,
         "Part of the way since a keyframe of the same trajectory by which that may have drifted: a loop that "
-        "contradicts it by more is a look-alike's; six times as much where lengths are not in metres",
+        "contradicts it by more is a look-alike's. A single camera's stated drift of scale comes on top",
         low=0.0,
         high=10.0,
     )

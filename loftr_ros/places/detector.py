@@ -21,11 +21,14 @@ Array = NDArray[np.float64]
 
 # Images in a row that may fail to show the place before it is given up: one may be blurred.
 _PATIENCE = 2
-# How far two images' places may disagree: in metres, and as a part of the way to them.
+# How far two images' places may disagree: in metres, or in the trajectory's own unit, in which a typical depth is one;
+# and as a part of the way to them.
 _POSITION_LEAST = 0.1
 _POSITION_PART = 0.15
-# Of a single camera's own unit of length: how many times more it may drift than metres.
-_OWN_UNIT = 6.0
+# Standard deviations by which a single camera's unit of length may have changed.
+_SCALE_REACH = 3.0
+# A score from which on no other candidate is looked at.
+_CERTAIN = 0.6
 # Degrees that a pose by two views far apart may be wrong by.
 _UNCERTAIN_TURN = 5.0
 
@@ -134,9 +137,7 @@ class LoopDetector:
         self.effort = Effort()
         if view.name is not None:
             self._note_way(view)
-        found = self._followed(view)
-        if view.name is not None:
-            found = self._searched(view, found)
+        found = self._best(view)
         if found is not None:
             self._go_on(_Seen(view, found))
         elif self._last is not None and (view.name is not None or self._waiting):
@@ -173,37 +174,50 @@ class LoopDetector:
         self.effort.matched += 1
         return found
 
-    def _followed(self, view: View) -> Verification | None:
-        """The place where the last image was, if this one shows it too."""
-        if self._last is None or (view.name is None and not self._waiting):
-            return None
-        found = self.verify(self._last.found.keyframe.name, view)
-        if found is None or not self._is_possible(view, found) or not self._agree(self._last, _Seen(view, found)):
-            return None
+    def _best(self, view: View) -> Verification | None:
+        """What shows the image's place best: of the keyframes that look like it, or else of those at the last place.
+
+        A place that agrees with the last image's is no better than another one: the last one may have been wrong.
+        """
+        for look in (self._alike, self._at_the_last_place):
+            best: Verification | None = None
+            for name in look(view):
+                found = self.verify(name, view)
+                if found is None or self._is_recent(view, found.keyframe) or not self._is_possible(view, found):
+                    continue
+                if best is None or found.score > best.score:
+                    best = found
+                if best.score >= _CERTAIN:
+                    break
+            if best is not None:
+                return best
+        return None
+
+    def _alike(self, view: View) -> list[KeyframeName]:
+        """Keyframes that look like a keyframe, the nearest first; other images are not searched for."""
+        if view.name is None or view.descriptor is None:
+            return []
+        start = time.perf_counter()
+        recent = RecentPast(view.name.robot, view.session, self._newest(view))
+        found = [candidate.name for candidate in self.candidates(view.descriptor, recent)]
+        self.effort.search = time.perf_counter() - start
         return found
 
-    def _searched(self, view: View, known: Verification | None) -> Verification | None:
-        """The best place for a keyframe: what is known, or what looks more alike and matches better."""
-        assert view.name is not None and view.descriptor is not None
-        start = time.perf_counter()
-        newest = view.frame.stamp_ns - round(self.config.min_age * 1e9)
-        candidates = self.candidates(view.descriptor, RecentPast(view.name.robot, view.session, newest))
-        self.effort.search = time.perf_counter() - start
-        tried = None if self._last is None else self._last.found.keyframe.name
-        if known is not None:
-            # The place is certain by now: only the keyframe that looks most alike may still tell more of it.
-            candidates = candidates[:1]
-        for candidate in candidates:
-            if candidate.name == tried:
-                continue
-            found = self.verify(candidate.name, view)
-            if found is None or not self._is_possible(view, found):
-                continue
-            if known is None:
-                return found
-            if found.score > known.score and self._agree(_Seen(view, known), _Seen(view, found)):
-                return found
-        return known
+    def _at_the_last_place(self, view: View) -> list[KeyframeName]:
+        """Where the last image was, and for a keyframe also what was seen there before and after, nearest first."""
+        if self._last is None or (view.name is None and not self._waiting):
+            return []
+        last = self._last.found.keyframe.name
+        steps = (0,) if view.name is None else (0, 1, -1, 2, -2)
+        return [KeyframeName(last.robot, last.id + step) for step in steps]
+
+    def _newest(self, view: View) -> int:
+        """Stamp up to which keyframes of the view's own session are no recent past."""
+        return view.frame.stamp_ns - round(self.config.min_age * 1e9)
+
+    def _is_recent(self, view: View, keyframe: ArchivedKeyframe) -> bool:
+        own = (keyframe.name.robot, keyframe.session) == (self._robot, view.session)
+        return own and keyframe.stamp_ns > self._newest(view)
 
     def _is_possible(self, view: View, found: Verification) -> bool:
         """Whether there is enough in common, and the way since the keyframe does not rule it out.
@@ -222,12 +236,10 @@ class LoopDetector:
         turned = _angle(expected[:3, :3].T @ found.pose.rotation)
         if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * keyframes:
             return False
-        if found.pose.scale_known and location.is_metric:
-            limit, measured = _POSITION_LEAST + config.max_drift * way, found.pose
-        elif found.own_unit is not None and not location.is_metric:
-            limit, measured = _OWN_UNIT * config.max_drift * way, found.own_unit
-        else:
+        measured = found.pose if found.pose.scale_known and location.is_metric else found.own_unit
+        if measured is None:
             return True
+        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * location.scale_std) * way
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
     def _note_way(self, view: View) -> None:

@@ -66,6 +66,7 @@ class Verification:
             and self.num_inliers >= config.min_inliers
             and self.inlier_ratio >= config.min_inlier_ratio
             and self.coverage >= config.min_coverage
+            and self.score >= config.min_score
         )
 
 
