@@ -22,7 +22,7 @@ R = TypeVar("R")
 # Keyframes that may wait for a slow disk before the oldest of them is lost.
 _LONGEST_QUEUE = 100
 # Seconds between two looks at the archive's size.
-_MEASURE_PERIOD = 5.0
+_MEASURE_PERIOD = 2.0
 # How much less than the front end the thread asks of the scheduler (`nice`).
 _NICENESS = 10
 
@@ -191,6 +191,9 @@ class PlaceRecognition:
         return max(min(ends) - time.monotonic(), 0.0) if ends else None
 
     def _write(self, arrived: NewKeyframe) -> None:
+        if self.detector.archive.is_read_only:  # told when it was opened
+            self.counts.lost += 1
+            return
         try:
             keyframe = arrived.archived(self._archive.jpeg_quality)
             self.detector.archive.add(keyframe)

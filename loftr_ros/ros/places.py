@@ -18,6 +18,9 @@ from loftr_ros.ros.reports import ErrorLog, PlacesState, error_kind
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
     from loftr_ros.places import detector
+    from loftr_ros.places.archive import Archive
+    from loftr_ros.places.config import ArchiveConfig
+    from loftr_ros.places.descriptor import PlaceDescriptor
     from loftr_ros.places.detector import LoopDetector
     from loftr_ros.places.keyframe import ArchivedKeyframe
 
@@ -139,17 +142,15 @@ class Places:
             loop_closures=counts.closures,
         )
 
-    def _load(self, parameters: Parameters, descriptor: Any) -> LoopDetector:
+    def _load(self, parameters: Parameters, descriptor: PlaceDescriptor) -> LoopDetector:
         """On the thread, which all of it belongs to: a network of its own, and the archive."""
         from loftr_ros.frontend.pipeline import FrontEnd
         from loftr_ros.matcher.factory import open_matcher
         from loftr_ros.matcher_settings import matcher_spec
-        from loftr_ros.places.archive import Archive
         from loftr_ros.places.detector import LoopDetector
         from loftr_ros.places.verification import Verifier
 
-        wanted = parameters.archive
-        archive = Archive.open(wanted.uri, descriptor.space, descriptor.dimension, max_size_mb=wanted.max_size_mb)
+        archive = self._open(parameters.archive, descriptor)
         try:
             matcher = open_matcher(replace(matcher_spec(parameters.matcher, parameters.matching), threads=_THREADS))
             verifier = Verifier(FrontEnd(matcher, parameters.front_end))
@@ -157,6 +158,20 @@ class Places:
         except BaseException:
             archive.close()
             raise
+
+    def _open(self, wanted: ArchiveConfig, descriptor: PlaceDescriptor) -> Archive:
+        """The archive; where nothing can be written, for reading alone."""
+        from loftr_ros.places.archive import Archive
+        from loftr_ros.places.keyframe import PlacesError
+
+        try:
+            return Archive.open(wanted.uri, descriptor.space, descriptor.dimension, max_size_mb=wanted.max_size_mb)
+        except PlacesError as error:
+            if error.kind != "archive_read_only":
+                raise
+            archive = Archive.open(wanted.uri, descriptor.space, descriptor.dimension, read_only=True)
+            self._errors.error(error.kind, f"{error}. Places are found in it, and nothing new is kept", always=True)
+            return archive
 
     def _fetch(self, keyframe: ArchivedKeyframe) -> ArchivedKeyframe | None:
         return None if self._fleet is None else self._fleet.fetch(keyframe)
