@@ -79,7 +79,6 @@ class Report:
         truth: (4, 4) T_world_camera of the recordings' keyframes, where the source knows it.
         truth_is_metric: whether all of it is in metres.
         known_before: keyframes that the archive had at the beginning.
-        contradicted: loops that the way between their keyframes rules out.
     """
 
     recordings: list[RecordingReport] = field(default_factory=list)
@@ -88,7 +87,6 @@ class Report:
     truth: dict[KeyframeName, Array] = field(default_factory=dict)
     truth_is_metric: bool = True
     known_before: int = 0
-    contradicted: frozenset[Loop] = frozenset()
 
     def errors(self, loop: Loop) -> LoopErrors | None:
         """A loop's pose against the truth; None where that is not known of both keyframes.
@@ -120,11 +118,8 @@ class Report:
             text += [f"  not compared: {reason}" for reason in each.unread[:3]]
         pairs: dict[tuple[str, str], list[Loop]] = {}
         for loop in self.loops:
-            if loop in self.contradicted:
-                continue
             pairs.setdefault((loop.older.robot, loop.newer.robot), []).append(loop)
-        left_out = f", {len(self.contradicted)} more ruled out by the way between them" if self.contradicted else ""
-        text.append(f"{len(self.loops) - len(self.contradicted)} loops{left_out}")
+        text.append(f"{len(self.loops)} loops")
         for (older, newer), loops in sorted(pairs.items()):
             where = f"within {older}" if older == newer else f"{older} seen again by {newer}"
             scores = [loop.score for loop in loops]
@@ -228,7 +223,7 @@ def write_loops(path: Path, report: Report) -> None:
         table = csv.writer(file)
         table.writerow(["number", "older_robot", "older_id", "newer_robot", "newer_id", "older_stamp_ns",
                         "newer_stamp_ns", "score", "similarity", "matches", "inliers", "confirmations", "status",
-                        *pose, "scale_known", "length_in_older_unit", "ruled_out", *errors])  # fmt: skip
+                        *pose, "scale_known", "length_in_older_unit", *errors])  # fmt: skip
         for number, loop in enumerate(report.loops, start=1):
             found, error = loop.pose, report.errors(loop)
             length = None if loop.with_length is None else float(np.linalg.norm(loop.with_length.translation))
@@ -239,8 +234,7 @@ def write_loops(path: Path, report: Report) -> None:
             table.writerow([
                 number, *loop.older, *loop.newer, *loop.stamps_ns, f"{loop.score:.4f}", f"{loop.similarity:.4f}",
                 loop.matches, loop.inliers, loop.confirmations, found.status.name, *map(_cell, vector),
-                int(found.scale_known), "" if length is None else _cell(length), int(loop in report.contradicted),
-                *map(_cell, measured),
+                int(found.scale_known), "" if length is None else _cell(length), *map(_cell, measured),
             ])  # fmt: skip
 
 

@@ -88,7 +88,6 @@ def find_loops(
         job.go_through(recording, progress)
     report = job.finish()
     graph = PoseGraph(report.keyframes, report.loops)
-    report.contradicted = graph.contradicted
     graph.write_g2o(output / "loops.g2o")
     write_keyframes(output / "keyframes.csv", graph)
     write_loops(output / "loops.csv", report)

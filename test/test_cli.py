@@ -41,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_installed_program_shows_its_commands_and_ends_in_one_line_with_what_cannot_be_done() -> None:
     overview = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, timeout=100, check=False)
     assert overview.returncode == 0
-    for command in ("demo", "node", "play", "run"):
+    for command in ("demo", "loops", "node", "play", "run"):
         assert command in overview.stdout
     command = [PROGRAM, "run", "nowhere", "--weights", "random"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -49,7 +49,7 @@ def test_the_installed_program_shows_its_commands_and_ends_in_one_line_with_what
     assert "nowhere does not exist" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["demo", "explain", "export", "node", "play", "run", "view"])
+@pytest.mark.parametrize("command", ["demo", "explain", "export", "loops", "node", "play", "run", "view"])
 def test_every_sub_command_explains_itself(command: str) -> None:
     done = loftr_ros(command, "--help")
     assert done.exit_code == 0

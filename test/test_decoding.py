@@ -19,6 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from loftr_ros.frontend.camera import CameraError
 from loftr_ros.frontend.config import ConfigError
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.places.view import compressed
 from loftr_ros.ros import decoding
 from loftr_ros.ros.decoding import Arrival, FrameDecoder
 from loftr_ros.ros.images import ImageError
@@ -56,6 +57,23 @@ def test_a_pair_becomes_a_frame_with_the_right_cameras_image_calibration_and_pla
     expected = np.eye(4)
     expected[0, 3] = 0.12
     assert np.allclose(frame.right.left_from_right, expected)
+
+
+def test_a_jpeg_is_kept_as_it_came_and_nothing_else_is() -> None:
+    def frame_of(message: Any) -> Frame:
+        return decode(Arrival(message, None, 0.0))
+
+    sent = jpeg(LEFT)
+    kept = frame_of(sent)
+    assert kept.compressed is not None and bytes(kept.compressed) == bytes(sent.data)
+    assert compressed(kept, 10) == bytes(sent.data)
+    mosaic = CompressedImage(format="bayer_rggb8; jpeg compressed", data=sent.data)
+    assert frame_of(mosaic).compressed is None  # what it holds is not yet the image
+    png = CompressedImage(format="png", data=cv2.imencode(".png", LEFT)[1].tobytes())
+    assert frame_of(png).compressed is None
+    raw = frame_of(image_message(LEFT, 1))
+    assert raw.compressed is None
+    assert cv2.imdecode(np.frombuffer(compressed(raw, 90), np.uint8), cv2.IMREAD_GRAYSCALE).shape == LEFT.shape
 
 
 def test_where_the_right_camera_stands_can_be_said_by_the_parameter() -> None:

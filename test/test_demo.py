@@ -129,7 +129,7 @@ def test_the_report_is_json_even_where_nothing_was_measured():
     assert json.dumps(without_nan(numbers)) == '{"a": null, "b": {"c": 0.5, "d": 3}, "e": "x"}'
 
 
-def report(status, weights="real.pt", calibrated=True, count=10, dropped=0, true=True, latency=None):
+def report(status, weights="real.pt", calibrated=True, count=10, dropped=0, true=True, latency=None, loops=0):
     """A demo's report of frames with the same pose status, as it is written."""
     pytest.importorskip("rclpy")
     from loftr_ros.msg import FrontEndStatus
@@ -142,9 +142,12 @@ def report(status, weights="real.pt", calibrated=True, count=10, dropped=0, true
             stages=list(latency or {}),
             latency_median=list((latency or {}).values()),
             latency_p99=list((latency or {}).values()),
+            archived_keyframes=7 * bool(loops),
+            archive_bytes=500_000 * bool(loops),
         ),
         located=[Located(k, 0, status, transform(), 3, 0, float("nan")) for k in range(1, count + 1)],
         keyframes=[KeyframeChange(0, True, "FIRST")],
+        loops=[Located(k, k - 5, PoseStatus.OK, transform(2.0, (1, 0, 0)), 3, 3, 0.0) for k in range(5, 5 + loops)],
     )
     sequence = SimpleNamespace(name="room", kind="rendered", size=(160, 120), rate=10.0, calibrated=calibrated)
     poses = {k: transform(k, (0.1 * k, 0, 0)) for k in range(11)} if true else {}
@@ -167,6 +170,13 @@ def test_a_demo_whose_node_is_too_slow_says_how_fast_it_may_play():
     said = report(PoseStatus.OK, dropped=100, latency={"wait": 9.0, "encode": 0.3, "match": 0.1, "total": 9.5})
     assert "`--hz 2` leaves time for each" in said
     assert "--hz" not in report(PoseStatus.OK, dropped=2)
+
+
+def test_a_demo_with_an_archive_tells_of_loops_and_of_their_errors_and_one_without_tells_nothing():
+    said = report(PoseStatus.OK, loops=3)
+    assert "7 keyframes archived in 0.5 MB" in said and "3 loops" in said
+    assert "rotation 2.00° median, 2.00° at most, direction 0.00° median" in said
+    assert "archived" not in report(PoseStatus.OK)
 
 
 def test_estimates_that_are_missing_are_not_blamed_on_the_truth():

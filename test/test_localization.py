@@ -240,3 +240,23 @@ def test_a_setting_that_needs_a_new_beginning_is_refused_and_nothing_changes() -
     with pytest.raises(ConfigError, match=r"mode, keyframe\.capacity cannot change"):
         front_end.reconfigure(other)
     assert front_end.config.geometry.threshold == 1.0
+
+
+def test_the_step_between_two_locations_is_the_one_that_the_second_was_made_by() -> None:
+    rng = np.random.default_rng(4)
+
+    def some_pose() -> np.ndarray:
+        pose = np.eye(4)
+        pose[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        pose[:3, :3] *= np.linalg.det(pose[:3, :3])
+        pose[:3, 3] = rng.normal(size=3)
+        return pose
+
+    def some_covariance() -> np.ndarray:
+        root = rng.normal(size=(6, 6))
+        return 0.01 * root @ root.T
+
+    before = Location(some_pose(), some_covariance(), True)
+    step, covariance = some_pose(), some_covariance()
+    found, spread = before.step_to(before.moved(step, covariance))
+    assert np.allclose(found, step) and np.allclose(spread, covariance)

@@ -83,7 +83,7 @@ def _plot_group(axes: Axes, graph: PoseGraph, group: int, colors: dict[str, str]
     lines = [
         (places[loop.older], places[loop.newer])
         for loop in graph.loops
-        if loop.older in places and loop.newer in places and loop not in graph.contradicted
+        if loop.older in places and loop.newer in places
     ]
     for number, (older, newer) in enumerate(lines):
         axes.plot(
@@ -127,8 +127,6 @@ def _plot_order(axes: Axes, graph: PoseGraph, streams: list[Stream], colors: dic
     longest = max(max(counts.values(), default=1) - 1, 1)
     part = np.linspace(0, 1, 30)
     for loop in graph.loops:
-        if loop in graph.contradicted:
-            continue
         (x0, y0), (x1, y1) = at[loop.older], at[loop.newer]
         # Within a row an arc, the higher the longer, that stays below the row above.
         height = (0.15 + 0.6 * abs(x1 - x0) / longest) if y0 == y1 else 0.0
@@ -157,4 +155,4 @@ def _position(graph: PoseGraph, keyframe: GraphKeyframe) -> Array:
 
 def _title(graph: PoseGraph, groups: int, drawn: int) -> str:
     left_out = f", {groups - drawn} of {groups} groups not drawn from above" if groups > drawn else ""
-    return f"{len(graph.keyframes)} keyframes, {len(graph.loops) - len(graph.contradicted)} loops{left_out}"
+    return f"{len(graph.keyframes)} keyframes, {len(graph.loops)} loops{left_out}"

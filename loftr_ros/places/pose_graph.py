@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.metrics import rotation_error
 from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
 from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.places.placement import GraphKeyframe, Loop, TrajectoryName, place, scaled
@@ -22,10 +21,6 @@ Array = NDArray[np.float64]
 
 # No measurement is taken for better than this, so that rounding makes no covariance singular: 10 um, or 10 urad.
 _LEAST_VARIANCE = 1e-10
-# How far a trajectory in metres may have drifted between two of its keyframes: metres and degrees, and more of both for
-# each metre of the way.
-_DRIFT = (0.1, 0.03)
-_TURN_DRIFT = (5.0, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +48,6 @@ class PoseGraph:
         keyframes: all, those without a pose too; a keyframe's place in it is its vertex's number.
         loops: the loops.
         numbers: of the keyframes, by name.
-        contradicted: loops that the way between their keyframes rules out: a look-alike. Only where both are of one
-            trajectory in metres is the way known well enough.
         placements: of the trajectories, by name; those without a pose are not in it.
     """
 
@@ -68,7 +61,6 @@ class PoseGraph:
         self.keyframes, self.loops = list(keyframes), list(loops)
         self.numbers = {keyframe.name: number for number, keyframe in enumerate(self.keyframes)}
         self.placements = place(self.keyframes, self.loops)
-        self.contradicted = frozenset(loop for loop in self.loops if self._contradicts_way(loop))
 
     def pose(self, keyframe: GraphKeyframe) -> Array | None:
         """(4, 4) T_group_camera, as placed by the trajectory alone: loops within it are not applied."""
@@ -91,14 +83,14 @@ class PoseGraph:
         return edges
 
     def loop_edges(self) -> list[tuple[Loop, Edge]]:
-        """The loops whose rotation is known, without those contradicted.
+        """The loops whose rotation is known.
 
         Where a loop's length is not known, its translation is without information.
         """
         edges = []
         for loop in self.loops:
             older, newer = self._ends(loop)
-            if loop in self.contradicted or older.pose is None or newer.pose is None or not loop.pose.has_rotation:
+            if older.pose is None or newer.pose is None or not loop.pose.has_rotation:
                 continue
             found, scale = loop.with_length, self._common_scale(older, newer)
             if found is None or scale is None:
@@ -159,25 +151,7 @@ class PoseGraph:
             known = "" if edge.has_length else ", length not known: rotation alone informs"
             lines.append(f"# loop {loop.older} - {loop.newer}, score {loop.score:.3f}{known}")
             lines.append(_edge_line(edge))
-        lines += [
-            f"# loop {loop.older} - {loop.newer} is left out: the way between them rules it out"
-            for loop in self.loops
-            if loop in self.contradicted
-        ]
         path.write_text("\n".join(lines) + "\n")
-
-    def _contradicts_way(self, loop: Loop) -> bool:
-        older, newer = self._ends(loop)
-        if older.trajectory != newer.trajectory or not older.is_metric or not loop.pose.scale_known:
-            return False
-        if older.pose is None or newer.pose is None:
-            return False
-        first, last = sorted((self.numbers[older.name], self.numbers[newer.name]))
-        way = [k.pose[:3, 3] for k in self.keyframes[first : last + 1] if k.pose is not None]
-        length = float(np.linalg.norm(np.diff(way, axis=0), axis=1).sum())
-        off = np.linalg.inv(older.pose @ loop.pose.matrix) @ newer.pose
-        moved, turned = float(np.linalg.norm(off[:3, 3])), rotation_error(off[:3, :3], np.eye(3))
-        return moved > _DRIFT[0] + _DRIFT[1] * length or turned > _TURN_DRIFT[0] + _TURN_DRIFT[1] * length
 
     def _ends(self, loop: Loop) -> tuple[GraphKeyframe, GraphKeyframe]:
         return self.keyframes[self.numbers[loop.older]], self.keyframes[self.numbers[loop.newer]]

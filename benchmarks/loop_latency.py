@@ -1,0 +1,82 @@
+"""What the archive and the search for loops cost tracking: the node's latency with and without them, in turns.
+
+The node runs as a user would run it while a publisher loops over a sequence. A first run fills the archive, so that
+each keyframe of the others is searched for, matched with its place, and archived. Runs with and without an archive
+take turns: what else the machine does hits both alike. Run it on an idle machine.
+
+    .venv/bin/python benchmarks/loop_latency.py [--source ../shared/data/sevenscenes] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from measuring import machine
+from node_latency import Sample, measure
+
+HEAD = (
+    "| rate | archive | processed | total p50, p99 (ms) | match p99 | geometry p99 | keyframe p99 | peak (MB) "
+    "| searched, skipped, loops |"
+)
+
+
+def row(hz: float, kind: str, samples: list[Sample]) -> str:
+    """One run as a line of the table."""
+    last = samples[-1].status
+    stages = list(last.stages)
+
+    def ms(values: object, stage: str) -> float:
+        return 1e3 * float(values[stages.index(stage)])
+
+    p99 = " | ".join(f"{ms(last.latency_p99, stage):.1f}" for stage in ("match", "geometry", "keyframe"))
+    return (
+        f"| {hz:g} Hz | {kind} | {last.frames_processed} of {last.frames_received} | "
+        f"{ms(last.latency_median, 'total'):.1f}, {ms(last.latency_p99, 'total'):.1f} | {p99} | "
+        f"{samples[-1].peak_mb:.0f} | {last.places_searched}, {last.places_skipped}, {last.loop_closures} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="../shared/data/sevenscenes", help="what to play")
+    parser.add_argument("--hz", type=float, nargs="*", default=[5.0, 30.0], help="rates to play at")
+    parser.add_argument("--seconds", type=float, default=45.0, help="how long for each run")
+    parser.add_argument("--turns", type=int, default=2, help="runs of each kind")
+    parser.add_argument("--out", type=Path, help="file to write the table to as well")
+    arguments = parser.parse_args()
+    source = str(Path(arguments.source).resolve()) if Path(arguments.source).exists() else arguments.source
+    lines = [machine(), "", f"{Path(arguments.source).name}, {arguments.seconds:g} s a run, runs in turns.", ""]
+    lines += [HEAD, "| --- " * HEAD.count(" | ") + "| --- |"]
+    print("\n".join(lines), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        there = ["-p", f"archive.uri:={folder}/archive", "-p", "robot_name:=benchmark"]
+        # So that there are places to be found from the first image on.
+        measure(source, "", 5.0, 60.0, there)
+        ratios: dict[float, list[float]] = {hz: [] for hz in arguments.hz}
+        for hz in arguments.hz:
+            for _ in range(arguments.turns):
+                p99 = []
+                for kind, extra in (("none", []), ("with loops", there)):
+                    samples = measure(source, "", hz, arguments.seconds, extra)
+                    lines.append(row(hz, kind, samples))
+                    print(lines[-1], flush=True)
+                    last = samples[-1].status
+                    p99.append(float(last.latency_p99[list(last.stages).index("total")]))
+                ratios[hz].append(p99[1] / p99[0])
+    lines.append("")
+    lines += [
+        f"{hz:g} Hz: p99 of the total with loops over that without, turn by turn: "
+        + ", ".join(f"{ratio:.2f}" for ratio in found)
+        + f" (median {np.median(found):.2f})"
+        for hz, found in ratios.items()
+    ]
+    print("\n".join(lines[-1 - len(ratios) :]))
+    if arguments.out is not None:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
