@@ -175,7 +175,7 @@ def test_a_demo_whose_node_is_too_slow_says_how_fast_it_may_play():
 def test_a_demo_with_an_archive_tells_of_loops_and_of_their_errors_and_one_without_tells_nothing():
     said = report(PoseStatus.OK, loops=3)
     assert "7 keyframes archived in 0.5 MB" in said and "3 loops" in said
-    assert "rotation 2.00° median, 2.00° at most, direction 0.00° median" in said
+    assert "rotation 3.00° median, 3.00° at most, direction 1.00° median, 2.00° at most" in said
     assert "archived" not in report(PoseStatus.OK)
 
 
