@@ -23,7 +23,8 @@ from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_sp
 from loftr_ros.places.config import LoopConfig
 
 SEEDS = (700, 701, 702, 703, 704)
-RECORDINGS = (("sevenscenes", "mono"), ("sevenscenes", "rgbd"))
+# Name, mode, and whether a stretch of it looks back at itself; each is also played twice.
+RECORDINGS = (("sevenscenes", "mono", True), ("sevenscenes", "rgbd", True), ("kitti06_stereo", "stereo", False))
 
 
 def recordings(data: Path, matcher_config: MatcherConfig, config: LoopConfig) -> list[str]:
@@ -32,10 +33,11 @@ def recordings(data: Path, matcher_config: MatcherConfig, config: LoopConfig) ->
 
     matcher = open_matcher(matcher_spec(matcher_config, MatchingConfig()))
     rows = []
-    for name, mode in RECORDINGS:
+    for name, mode, loops in RECORDINGS:
         if not (data / name).is_dir():
             return [f"{data / name} is not there: no real recordings."]
-        rows += [play(data / name, mode, matcher, config).columns() for play in (looks_back, played_twice)]
+        plays = (looks_back, played_twice) if loops else (played_twice,)
+        rows += [play(data / name, mode, matcher, config).columns() for play in plays]
     return ["Median / most, beside the recording's own poses:", "", *table(HEAD, rows)]
 
 

@@ -87,7 +87,8 @@ ARGUMENTS = [
     (
         "robot_name",
         "",
-        "Name of the robot, by which others know its keyframes. Not given: as in params_file, else the namespace.",
+        "Name of the robot, by which others know its keyframes; with camera_names the camera's name is put after it. "
+        "Not given: as in params_file, else the namespace.",
     ),
     (
         "share_places",
@@ -148,7 +149,16 @@ def cameras(arguments: dict[str, str]) -> list[dict[str, str]]:
             f"taken below each camera's namespace, as in /{names[0]}/image_raw"
         )
     given = arguments | {"image": arguments["image"] or "image_raw"}
-    return [given | {"namespace": prefix_namespace(arguments["namespace"] or None, name)} for name in names]
+    # In a common archive, two cameras of one name would count the same keyframes twice.
+    robot = arguments["robot_name"]
+    return [
+        given
+        | {
+            "namespace": prefix_namespace(arguments["namespace"] or None, name),
+            "robot_name": f"{robot}/{name}" if robot else "",
+        }
+        for name in names
+    ]
 
 
 def start_front_end(arguments: dict[str, str], context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -143,7 +143,7 @@ def places(
         Path | None,
         typer.Option(help="Weights of the network whose features are pooled.", show_default="the package's"),
     ] = None,
-    count: Annotated[int, typer.Option("--places", help="Rendered places, of three views each.", min=300)] = 1500,
+    count: Annotated[int, typer.Option("--places", help="Rendered places, of three views each.", min=1)] = 1500,
     seed: Annotated[int, typer.Option(help="Of the places.")] = 88_000_000,
     worlds: Annotated[int, typer.Option(help="Walks through buildings that come back to their places.", min=0)] = 2,
     dimension: Annotated[int, typer.Option(help="Of the descriptor.", min=8, max=512)] = 256,
@@ -172,7 +172,8 @@ def places(
         matcher = open_matcher(MatcherSpec(AUTO, weights or find_weights(AUTO)))
         views = (place_views(bank, np.random.default_rng([seed, number]), 3) for number in range(count))
         again = chain.from_iterable(revisited_places(number) for number in FITTING[:worlds])
-        pooling = learn_pooling(matcher, chain(views, again), WhiteningConfig(dimension=dimension))
+        config = WhiteningConfig(dimension=dimension, first_places=min(WhiteningConfig().first_places, count))
+        pooling = learn_pooling(matcher, chain(views, again), config)
         source = f"{count} rendered places of three views (seed {seed}), {worlds} revisit worlds from {FITTING[0]} on"
         write_pooling(target, pooling, matcher.fingerprint, source)
     except (AssetError, DeviceError, ValueError, WeightsError) as error:

@@ -219,7 +219,7 @@ def killed_while_writing(writers: Writers, folder: Path, times: int) -> None:
 
 
 def test_kill_9_during_writes_loses_nothing_that_was_added(writers: Writers, tmp_path: Path) -> None:
-    killed_while_writing(writers, tmp_path, 6)
+    killed_while_writing(writers, tmp_path, 4)
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ HOUR_NS = 3600 * 1_000_000_000
 # As in test_node.py: one thread, and torch, which is ready at once.
 QUIET = {"output.status_period": 0.1, "threads": 1, "backend": "torch", "loop.max_load": 1.0}
 VIEWS = 5
+CAMERA = default_camera(320, 240)
 
 
 @dataclass
@@ -44,18 +45,20 @@ class Robot:
         self.client.node.create_subscription(LoopClosure, topic, self.closures.append, 10)
 
     def see(self, images: list[np.ndarray]) -> None:
-        """Every view becomes a keyframe; each is archived when the next one comes."""
-        focal = default_camera().matrix[0, 0]
+        """Every view becomes a keyframe, and is searched for; each is archived when the next one comes."""
 
         def frame(number: int) -> tuple:
             image = image_message(images[number], self.client.stamp())
             self.sent[nanoseconds(image.header.stamp)] = number
-            return image, camera_info(image, focal)
+            return image, camera_info(image, CAMERA.focal_length)
 
         self.client.connect(lambda: frame(0))
         for number in range(1, len(images)):
             assert self.client.trigger("force_keyframe").success
+            # Of keyframes that come while one is searched for, only the newest is looked at: each is waited for.
+            before = self.client.statuses[-1].places_searched
             self.client.process(*frame(number))
+            self.client.status(lambda status, before=before: status.places_searched > before)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def room() -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """(2, VIEWS, 4, 4) T_world_camera, and the images: both go the same way, a step apart."""
     scene, way = Scene(3), trajectory(30 * VIEWS + 10, seed=3)
     poses = np.stack([way[: 30 * VIEWS : 15][:VIEWS], way[4 : 30 * VIEWS + 4 : 15][:VIEWS]])
-    return poses, [[scene.render(default_camera(), pose).image for pose in each] for each in poses]
+    return poses, [[scene.render(CAMERA, pose).image for pose in each] for each in poses]
 
 
 @pytest.fixture(scope="module")

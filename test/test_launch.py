@@ -36,8 +36,9 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified")
-DEFAULTS = {{"threads": 0, "input.rectified": False}}
+NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified",
+         "archive.uri", "robot_name", "fleet.share")
+DEFAULTS = {{"threads": 0, "input.rectified": False, "fleet.share": False}}
 TOPICS = {{
     "image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo,
     "right/image": Image, "right/image/compressed": CompressedImage, "right/camera_info": CameraInfo,
@@ -185,7 +186,7 @@ def test_every_argument_is_shown_with_a_description(launch):
     assert set(shown) == {
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
         *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
-        *("depth_image", "rectified", "camera_names"),
+        *("depth_image", "rectified", "camera_names", "archive", "robot_name", "share_places"),
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
@@ -212,6 +213,9 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
         "right/camera_info": "/right/camera_info",
         "depth/image": "/depth/image",
         "input.rectified": False,
+        "archive.uri": "default",
+        "robot_name": "default",
+        "fleet.share": False,
     }
     assert "a line for debugging" not in launched.said
 
@@ -278,6 +282,17 @@ def test_each_named_camera_gets_an_active_node_in_a_namespace_of_its_own(launch)
         assert (values["device"], values["threads"]) == ("cpu", 3)
         launched.wait_for(f"/robot/{camera}/loftr_front_end is active")
     assert launched.interrupt() == 0, launched.said
+
+
+def test_the_archive_the_robots_name_and_whether_it_shares_reach_the_node(launch):
+    values = launch("archive:=~/places", "robot_name:=7", "share_places:=true").started_with()
+    assert (values["archive.uri"], values["robot_name"], values["fleet.share"]) == ("~/places", "7", True)
+
+
+def test_cameras_that_share_an_archive_have_names_of_their_own(launch):
+    found = launch("camera_names:=[front,rear]", "archive:=/a", "robot_name:=ada").all_started_with(2)
+    assert {values["robot_name"] for values in found.values()} == {"ada/front", "ada/rear"}
+    assert {values["archive.uri"] for values in found.values()} == {"/a"}
 
 
 def test_with_named_cameras_a_relative_image_topic_is_below_each_of_them(launch):
@@ -380,6 +395,7 @@ def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
         ("log_level:=loud", "loud"),
         ("autostart:=maybe", "maybe"),
         ("mode:=triple", "triple"),
+        ("share_places:=perhaps", "perhaps"),
         ("camera_names:=[front,2nd]", "'2nd' is not a name"),
         ("camera_names:=[front,front]", "'front' is not a name (letters, digits, _), or there twice"),
         ("camera_names:=[front,rear] image:=/camera/image", "would be the same topic for all cameras"),
@@ -404,9 +420,9 @@ def test_the_example_with_image_proc_starts_the_front_end_on_what_is_rectified(l
     assert "return [container, front_end]" in example
     file = tmp_path / "example.launch.py"
     file.write_text(example.replace("return [container, front_end]", "return [front_end]"))
-    values = launch("image:=/eye/image_raw", "device:=cpu", file=(str(file),)).started_with()
+    values = launch("image:=/eye/image_raw", "device:=cpu", "archive:=/a", file=(str(file),)).started_with()
     assert (values["image"], values["camera_info"]) == ("/eye/image_rect", "/eye/camera_info")
-    assert (values["input.rectified"], values["device"]) == (True, "cpu")
+    assert (values["input.rectified"], values["device"], values["archive.uri"]) == (True, "cpu", "/a")
 
 
 def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path):

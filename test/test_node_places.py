@@ -46,6 +46,7 @@ from loftr_ros.ros.node import main
 save = Archive.save
 def slow(self, path):
     while os.path.exists({gate!r}):
+        open({gate!r} + "-reached", "w").close()
         time.sleep(0.01)
     return save(self, path)
 Archive.save = slow
@@ -275,16 +276,23 @@ def test_images_are_processed_while_a_save_is_under_way_which_then_is_complete(
     client, there = node.client, node.folder / "saved"
     kept = len(added(client)) - 1
     node.gate.touch()
+    reached = node.gate.with_name("gate-reached")
     future = unanswered(client, SaveArchive, "save_archive", SaveArchive.Request(path=str(there)))
+    end = time.monotonic() + node_process.PATIENCE
+    while not reached.exists():  # of two requests at once either may be the first
+        assert time.monotonic() < end, "the save was not begun"
+        time.sleep(0.01)
     # Another that waits behind it.
     request = MatchKeyframes.Request(keyframe_id=node.ids[0], other_keyframe_id=node.ids[1])
     behind = unanswered(client, MatchKeyframes, "match_keyframes", request)
-    for number in range(4):
-        client.process(*frame(footage, number, client.stamp()))
-        client.status()
-        assert client.trigger("force_keyframe").success
-    assert not future.done() and not behind.done() and not there.exists()
-    node.gate.unlink()
+    try:
+        for number in range(4):
+            client.process(*frame(footage, number, client.stamp()))
+            client.status()
+            assert client.trigger("force_keyframe").success
+        assert not future.done() and not behind.done() and not there.exists()
+    finally:
+        node.gate.unlink()
     saved = client.wait(lambda: future.done() and future.result(), "the save's answer")
     assert saved.success and saved.num_keyframes == kept and str(there) in saved.message
     assert client.wait(lambda: behind.done() and behind.result(), "the match's answer").success

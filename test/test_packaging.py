@@ -15,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MESSAGES = sorted(path.stem for path in (ROOT / "msg").glob("*.msg"))
+SERVICES = sorted(path.stem for path in (ROOT / "srv").glob("*.srv"))
+# A field: its type, which may be bounded and an array, and its name.
+FIELD = re.compile(r"^\s*([\w/]+(?:<=\d+)?(?:\[(?:<=)?\d*\])?)\s+(\w+)\s*(?:#|$)", re.M)
 
 # rosdep's keys where they are not python3- and PyPI's name.
 ROSDEP_KEYS = {
@@ -118,13 +121,15 @@ def test_every_ros_package_of_package_xml_is_installed_or_has_no_wheel() -> None
     assert declared - set(index.get_packages_with_prefixes()) <= WITHOUT_WHEEL
 
 
-@pytest.mark.parametrize("name", MESSAGES)
-def test_every_message_field_has_a_comment(name: str) -> None:
-    lines = (ROOT / "msg" / f"{name}.msg").read_text().splitlines()
-    fields = [
-        line for line in lines if line.strip() and not line.strip().startswith("#") and "=" not in line.split("#")[0]
-    ]
+@pytest.mark.parametrize("file", [*(f"msg/{name}.msg" for name in MESSAGES), *(f"srv/{name}.srv" for name in SERVICES)])
+def test_every_field_of_a_message_or_service_has_a_comment(file: str) -> None:
+    lines = (ROOT / file).read_text().splitlines()
+    fields = [line for line in lines if FIELD.match(line)]
     assert fields
+    # Nothing else is there but constants, comments and the line between request and response.
+    assert all(
+        line in fields or not line.strip() or line == "---" or line.strip()[:1] == "#" or "=" in line for line in lines
+    )
     assert not [line for line in fields if not re.search(r"#\s*\S", line)]
 
 
@@ -141,11 +146,21 @@ def prefix() -> Path:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_every_message_is_installed_as_class_and_in_the_ament_index(prefix: Path, name: str) -> None:
     message = getattr(importlib.import_module("loftr_ros.msg"), name)
-    fields = re.findall(r"^\s*([\w/]+(?:\[\])?)\s+(\w+)\s*(?:#|$)", (ROOT / "msg" / f"{name}.msg").read_text(), re.M)
-    assert list(message.get_fields_and_field_types()) == [field for _, field in fields]
+    fields = [field for _, field in FIELD.findall((ROOT / "msg" / f"{name}.msg").read_text())]
+    assert list(message.get_fields_and_field_types()) == fields
     index = prefix / "share/ament_index/resource_index"
     assert f"msg/{name}.msg" in (index / "rosidl_interfaces/loftr_ros").read_text().split()
     assert (prefix / f"share/loftr_ros/msg/{name}.msg").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_installed_as_class_and_in_the_ament_index(prefix: Path, name: str) -> None:
+    service = getattr(importlib.import_module("loftr_ros.srv"), name)
+    halves = (ROOT / "srv" / f"{name}.srv").read_text().split("---\n")
+    for kind, half in zip((service.Request, service.Response), halves, strict=True):
+        assert list(kind.get_fields_and_field_types()) == [field for _, field in FIELD.findall(half)]
+    index = prefix / "share/ament_index/resource_index"
+    assert f"srv/{name}.srv" in (index / "rosidl_interfaces/loftr_ros").read_text().split()
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,10 @@ class Robot:
 
     def number(self, stamp_ns: int) -> int:
         """Of the pose that an image was seen from."""
-        return next(i for i in range(len(self.poses)) if image(i, False, self.make).stamp_ns == stamp_ns)
+        return round((stamp_ns - 10**9) / 1e8)
 
 
+@functools.cache
 def there_and_back() -> list[Array]:
     """A walk, then far away in the other half of the room for three seconds, then the walk again a little aside."""
     first = walk(FRAMES)
@@ -226,6 +227,7 @@ def test_a_look_alike_that_does_not_move_as_the_camera_does_is_not_believed(robo
     assert one.matched > 0 and not found
 
 
+@functools.cache
 def around_to_the_same_again() -> list[Array]:
     """A walk, a turn towards the other end of the room, and the same walk from there."""
     from scipy.spatial.transform import Rotation, Slerp

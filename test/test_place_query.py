@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from fakes import texture
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.evaluation.scene import Rendering, Scene, default_camera, trajectory
 from loftr_ros.frontend.config import FrontEndConfig, with_values
 from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.pipeline import FrontEnd
@@ -37,9 +38,14 @@ POSES = trajectory(301, seed=SCENE)[[0, 15, 30, 45, 60, 180, 300]]
 ADA = [KeyframeName("ada", number) for number in range(1, len(POSES) + 1)]
 
 
+@cache
+def rendered(pose: bytes) -> Rendering:
+    return Scene(SCENE).render(CAMERA, np.frombuffer(pose).reshape(4, 4))
+
+
 def frame(pose: Array, number: int = 0, depth: bool = False) -> Frame:
     """What is seen from a (4, 4) T_world_camera."""
-    seen = Scene(SCENE).render(CAMERA, pose)
+    seen = rendered(pose.tobytes())
     distance = DepthImage(seen.depth, 1.0) if depth else None
     return Frame(seen.image, (1 + number) * 500_000_000, "cam", CAMERA, None, distance)
 

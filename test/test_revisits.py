@@ -225,6 +225,7 @@ def test_a_pair_is_verified_once_also_by_the_next_run_but_anew_for_another_netwo
     found = SimpleNamespace(
         correspondences=type("Matches", (SimpleNamespace,), {"__len__": lambda self: 20})(**vars(matches)),
         pose=without_pose(PoseStatus.NO_CALIBRATION, np.ones(20, bool)),
+        own_unit=None,
         coverage=0.5,
     )
     asked: list[object] = []

@@ -55,6 +55,13 @@ class LoopConfig(Settings):
         low=0.0,
         high=1.0,
     )
+    min_planar_score: float = setting(
+        0.6,
+        "Score below which a loop is not believed where one plane holds nearly all inliers: posters and doors are what "
+        "hangs in two places; lower it for a camera that looks at flat ground only",
+        low=0.0,
+        high=1.0,
+    )
     confirmations: int = setting(
         3, "Consecutive images that must agree on a place before it is published", low=1, high=10
     )

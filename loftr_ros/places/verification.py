@@ -60,13 +60,14 @@ class Verification:
 
     def is_believed(self, config: LoopConfig) -> bool:
         """Whether there is enough in common for one place."""
+        least = config.min_planar_score if self.pose.status == PoseStatus.PLANAR else config.min_score
         seen = self.pose.has_rotation or self.pose.status == PoseStatus.NO_CALIBRATION
         return (
             seen
             and self.num_inliers >= config.min_inliers
             and self.inlier_ratio >= config.min_inlier_ratio
             and self.coverage >= config.min_coverage
-            and self.score >= config.min_score
+            and self.score >= least
         )
 
 
