@@ -56,7 +56,7 @@ class LoopConfig(Settings):
         high=1.0,
     )
     min_planar_score: float = setting(
-        0.6,
+        0.45,
         "Score below which a loop is not believed where one plane holds nearly all inliers: posters and doors are what "
         "hangs in two places; lower it for a camera that looks at flat ground only",
         low=0.0,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
@@ -24,8 +25,8 @@ _PATIENCE = 2
 # How far two images' places may disagree: in metres, or in the trajectory's own unit, in which a typical depth is one;
 # and as a part of the way to them.
 _POSITION_LEAST = 0.1
-_POSITION_PART = 0.15
-# Standard deviations by which a single camera's unit of length may have changed.
+_POSITION_PART, _OWN_UNIT_PART = 0.15, 0.5
+# Standard deviations by which a single camera's unit of length may have changed since.
 _SCALE_REACH = 3.0
 # A score from which on no other candidate is looked at.
 _CERTAIN = 0.6
@@ -80,6 +81,21 @@ class _Seen:
         return self.view.name is not None
 
 
+@dataclass(frozen=True)
+class _Since:
+    """What lies between a keyframe and an image of one trajectory.
+
+    Attributes:
+        way: length of the path, in the trajectory's unit.
+        keyframes: on it.
+        scale_std: standard deviation of the logarithm of what the unit has changed by.
+    """
+
+    way: float
+    keyframes: int
+    scale_std: float
+
+
 class LoopDetector:
     """Searches an archive for the place that a stream of images shows. Not thread-safe: one thread calls it."""
 
@@ -104,11 +120,11 @@ class LoopDetector:
         self.config = config
         self.effort = Effort()
         self._fetch = fetch
-        # The keyframes of the session that goes on: ids, and how far the trajectory had come.
+        # Keyframes of the session that goes on: ids, length of the way to them, variance of the unit's logarithm.
         self._session = 0
         self._robot = ""
         self._ids: list[int] = []
-        self._ways: list[float] = []
+        self._come: list[tuple[float, float]] = []
         self.reset()
 
     def reset(self) -> None:
@@ -228,35 +244,47 @@ class LoopDetector:
         if not found.is_believed(self.config):
             return False
         keyframe, location, config = found.keyframe, view.location, self.config
-        before = self._way_at(view, keyframe)
-        if before is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
+        since = self._since(view, keyframe)
+        if since is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
             return True
-        way, keyframes = before
         expected = np.linalg.inv(keyframe.pose) @ location.pose
         turned = _angle(expected[:3, :3].T @ found.pose.rotation)
-        if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * keyframes:
+        if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * since.keyframes:
             return False
-        measured = found.pose if found.pose.scale_known and location.is_metric else found.own_unit
+        measured = self._with_length(view, found)
         if measured is None:
             return True
-        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * location.scale_std) * way
+        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.way
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
     def _note_way(self, view: View) -> None:
         """Remember how far the trajectory had come at a keyframe."""
         assert view.name is not None
         if (view.name.robot, view.session) != (self._robot, self._session):
-            self._robot, self._session, self._ids, self._ways = view.name.robot, view.session, [], []
+            self._robot, self._session, self._ids, self._come = view.name.robot, view.session, [], []
         self._ids.append(view.name.id)
-        self._ways.append(view.way)
+        self._come.append((view.way, _scale_variance(view.location)))
 
-    def _way_at(self, view: View, keyframe: ArchivedKeyframe) -> tuple[float, int] | None:
-        """Length of the way from a keyframe of the same trajectory, and keyframes on it; None for others' keyframes."""
+    def _is_same_trajectory(self, view: View, keyframe: ArchivedKeyframe) -> bool:
         here = self._robot, self._session, view.segment
-        if (keyframe.name.robot, keyframe.session, keyframe.segment) != here or view.session != self._session:
+        return (keyframe.name.robot, keyframe.session, keyframe.segment) == here and view.session == self._session
+
+    def _with_length(self, view: View, found: Verification) -> RelativePose | None:
+        """The pose with its length in the unit of the camera's trajectory; None where it is not known in that."""
+        if view.location is None:
+            return None
+        if view.location.is_metric:
+            return found.pose if found.pose.scale_known else None
+        return found.own_unit if self._is_same_trajectory(view, found.keyframe) else None
+
+    def _since(self, view: View, keyframe: ArchivedKeyframe) -> _Since | None:
+        """What lies between a keyframe of the same trajectory and an image; None for others' keyframes."""
+        if not self._is_same_trajectory(view, keyframe):
             return None
         at = max(bisect.bisect_right(self._ids, keyframe.name.id) - 1, 0)  # some keyframes were not searched for
-        return view.way - self._ways[at], len(self._ids) - at
+        way, variance = self._come[at]
+        doubt = float(np.sqrt(max(_scale_variance(view.location) - variance, 0.0)))
+        return _Since(view.way - way, len(self._ids) - at, doubt)
 
     def _go_on(self, seen: _Seen) -> None:
         """Count the image as one more that agrees, or as the first at another place."""
@@ -271,7 +299,7 @@ class LoopDetector:
     def _agree(self, before: _Seen, after: _Seen) -> bool:
         """Whether two images' places are as far apart as the way between the images says.
 
-        Rotations are compared, and positions where all of them are in metres. Where nothing is known of the way, both
+        Rotations are compared, and positions where all of them are in one unit. Where nothing is known of the way, both
         must have found the same keyframe.
         """
         first, second = before.found, after.found
@@ -282,18 +310,25 @@ class LoopDetector:
         expected = np.linalg.inv(between) @ first.pose.matrix @ way
         if _angle(expected[:3, :3].T @ second.pose.rotation) > self.config.max_rotation_error:
             return False
-        metric = after.view.location is not None and after.view.location.is_metric
-        if not (metric and first.pose.scale_known and second.pose.scale_known):
+        one, other = (self._with_length(each.view, each.found) for each in (before, after))
+        if one is None or other is None:
             return True
-        apart = float(np.linalg.norm(expected[:3, 3] - second.pose.translation))
-        length = float(np.linalg.norm(way[:3, 3]) + np.linalg.norm(second.pose.translation))
-        return apart < _POSITION_LEAST + _POSITION_PART * length
+        there = np.linalg.inv(between) @ one.matrix @ way
+        apart = float(np.linalg.norm(there[:3, 3] - other.translation))
+        parts = (between[:3, 3], way[:3, 3], one.translation, other.translation)
+        length = sum(float(np.linalg.norm(part)) for part in parts)
+        part = _POSITION_PART if after.view.is_metric else _OWN_UNIT_PART
+        return apart < _POSITION_LEAST + part * length
 
     def _believed(self) -> list[LoopClosure]:
         if self._agreed < self.config.confirmations:
             return []
         waiting, self._waiting = self._waiting, []
         return [_closure(seen, self._agreed) for seen in waiting]
+
+
+def _scale_variance(location: Location | None) -> float:
+    return 0.0 if location is None else location.scale_std**2
 
 
 def _angle(rotation: Array) -> float:

@@ -46,6 +46,11 @@ class View:
         """Of the trajectory."""
         return self.location.segment if self.location is not None else 0
 
+    @property
+    def is_metric(self) -> bool:
+        """Whether it is known where the camera is, in metres."""
+        return self.location is not None and self.location.is_metric
+
 
 @dataclass(frozen=True, eq=False)
 class NewKeyframe:
