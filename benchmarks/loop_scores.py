@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from loop_evidence import BETWEEN, DRIFT, Asked, Tried
+from loop_evidence import BETWEEN, DRIFT, SCALE_DRIFT, Asked, Tried
 
 from loftr_ros.evaluation.revisits import MAX_ANGLE, MAX_DISTANCE, MIN_COVISIBLE, OTHER_PLACE
 from loftr_ros.places.config import LoopConfig
@@ -48,6 +48,7 @@ def is_believed(tried: Tried, config: LoopConfig) -> bool:
         and tried.inliers >= config.min_inliers
         and tried.inliers >= config.min_inlier_ratio * tried.matches
         and tried.coverage >= config.min_coverage
+        and tried.score >= (config.min_planar_score if tried.status == "PLANAR" else config.min_score)
     )
 
 
@@ -266,7 +267,8 @@ def protocol(asked: Sequence[Asked], config: LoopConfig) -> list[str]:
         {MAX_ANGLE:g} deg and {MAX_DISTANCE:g} m, of which either shows {100 * MIN_COVISIBLE:g} % of the other, by depth
         and occlusion. New place: no older view shares {100 * OTHER_PLACE:g} %. Partly seen: what is between; a right
         loop there counts neither for nor against recall. Right: the same place, and a rotation within {RIGHT:g} deg;
-        all else is false. A single camera, odometry that errs by {DRIFT:g} deg a keyframe, {BETWEEN - 1} images between
+        all else is false. A single camera, odometry that errs by {DRIFT:g} deg and
+        {100 * SCALE_DRIFT:g} % of scale a keyframe, {BETWEEN - 1} images between
         keyframes. Second tours are in other light and exposure. Recall counts keyframes. Settings:
         {", ".join(changed) if changed else "defaults"} ({config.candidates} candidates)."""
     text = " ".join(text.split())

@@ -5,8 +5,9 @@ three for the first time, in another order, in other light, with another exposur
 tours are up to 2 m apart and more, and turned against each other by up to 45 degrees. Between two visits of a room lie
 the corridor and other rooms. Of each pair of twins (see `floor_plan`) the first tour enters one, the second the other.
 
-Seeds of `World`, so that nothing is tuned on what is reported: 700 to 799 are reported on, 800 to 899 are for tuning
-thresholds, 900 to 999 for fitting descriptors. Training knows none of them: it renders scenes of its own, from photos.
+Seeds of `World`, so that nothing is tuned on what is reported: 700 to 799 are reported on (without 703 and 704, which
+were looked at), 800 to 899 are for tuning thresholds, 900 to 999 for fitting descriptors. Training knows none of them:
+it renders scenes of its own, from photos.
 """
 
 from __future__ import annotations

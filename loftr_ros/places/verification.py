@@ -22,6 +22,8 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 
 # Encoded images of the archive that are kept, since the next image asks for the same ones.
 _KEPT = 8
+# Of the matches that two views explain, the part that depths must explain to be believed.
+_AGREEING = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +150,11 @@ class Verifier:
             by_depth = pose_by_depth(keyframe, matches, rays, config.geometry, config.depth.min_cells)
             if by_depth is not None and not by_depth.has_rotation:
                 by_depth = None
-            if by_depth is not None and archived.depth.is_metric:
-                return by_depth, None
         pose = estimate_relative_pose(
             rays.keyframe, rays.current, archived.camera.focal_length, config.geometry, matches.std, rays.field
         )
-        return pose, by_depth
+        if by_depth is None or archived.depth is None or not archived.depth.is_metric:
+            return pose, by_depth
+        # Depths that contradict what two views agree on are of another camera, or not registered: no length then.
+        agrees = by_depth.inliers.sum() >= _AGREEING * pose.inliers.sum()
+        return (by_depth if agrees else pose), None
