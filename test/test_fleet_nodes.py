@@ -133,6 +133,7 @@ def see_the_same_places(
         assert np.degrees((rotation.inv() * Rotation.from_matrix(true[:3, :3])).magnitude()) < 2
 
 
+@pytest.mark.long
 def test_a_place_of_another_robot_is_found_over_ros_alone(
     robots: tuple[Robot, Robot], room: tuple[np.ndarray, list[list[np.ndarray]]]
 ) -> None:

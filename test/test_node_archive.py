@@ -125,6 +125,7 @@ def test_what_is_wrong_with_the_archive_is_said_and_tracking_goes_on(
         assert process.process.poll() is None, process.said
 
 
+@pytest.mark.long
 def test_after_kill_9_the_archive_has_every_keyframe_but_the_newest(tmp_path: Path, footage: list[np.ndarray]) -> None:
     folder = tmp_path / "archive"
     with NodeProcess(tmp_path, PARAMETERS | {"archive.uri": str(folder)}) as process, Client(process.domain) as client:

@@ -48,6 +48,7 @@ def train_places(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["train", "places", *map(str, arguments)])
 
 
+@pytest.mark.long
 def test_the_command_writes_numbers_that_the_network_describes_places_by(
     assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
