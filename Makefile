@@ -37,9 +37,24 @@ help:
 demo: install
 	$(BIN)/loftr_ros demo $(SOURCE) $(ARGS)
 
-# Types are checked beside the tests: most of those wait for other processes.
+# Two at a time: types, then what computes on one core, beside what mostly waits for other processes. With ARGS, one run.
+COMPUTING := $(wildcard $(addprefix test/test_,compact.py coarse.py loftr.py parity.py half_precision.py openvino.py \
+    export.py explain.py training*.py place_training.py place_descriptor.py place_detector.py place_query.py loops.py \
+    matcher.py checkpoint.py covariance.py metric_pose.py relative_pose.py embedded_weights.py))
+
 test: style
+ifeq ($(ARGS),)
+	@$(MAKE) --no-print-directory --output-sync=target -j2 types-and-computing waiting
+else
 	@$(MAKE) --no-print-directory -j2 types pytest
+endif
+
+.PHONY: types-and-computing waiting
+types-and-computing: types
+	$(BIN)/pytest $(COMPUTING)
+
+waiting: install
+	$(BIN)/pytest $(addprefix --ignore=,$(COMPUTING))
 
 lint: style types
 

@@ -23,8 +23,6 @@ R = TypeVar("R")
 _LONGEST_QUEUE = 100
 # Seconds between two looks at the archive's size.
 _MEASURE_PERIOD = 2.0
-# How much less than the front end the thread asks of the scheduler (`nice`).
-_NICENESS = 10
 
 
 @dataclass
@@ -227,6 +225,6 @@ class PlaceRecognition:
 
 def _be_nice() -> None:
     """Let the front end's threads go first; where threads cannot be told so, nothing is done."""
-    if hasattr(os, "setpriority") and hasattr(threading, "get_native_id"):
+    if hasattr(os, "SCHED_IDLE"):  # Linux: of one thread, and of those that it starts
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # Linux: of one thread
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
