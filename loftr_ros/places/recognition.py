@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 # Keyframes that may wait for a slow disk before the oldest of them is lost.
 _LONGEST_QUEUE = 100
+# How much less than the front end the thread asks of the scheduler (`nice`).
+_NICENESS = 10
 # Seconds between two looks at the archive's size.
 _MEASURE_PERIOD = 2.0
 
@@ -224,7 +226,10 @@ class PlaceRecognition:
 
 
 def _be_nice() -> None:
-    """Let the front end's threads go first; where threads cannot be told so, nothing is done."""
-    if hasattr(os, "SCHED_IDLE"):  # Linux: of one thread, and of those that it starts
+    """Let the front end's threads go first; where threads cannot be told so, nothing is done.
+
+    Not SCHED_IDLE, which takes less from tracking, but never gets to writing where both cores are busy.
+    """
+    if hasattr(os, "setpriority"):
         with suppress(OSError):
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # Linux: of one thread
