@@ -303,7 +303,7 @@ class LoopDetector:
         must have found the same keyframe.
         """
         first, second = before.found, after.found
-        way = np.eye(4) if before.view is after.view else _step(before.view.location, after.view.location)
+        way = _step(before.view.location, after.view.location)
         between = _between(first.keyframe, second.keyframe)
         if way is None or between is None or not (first.pose.has_rotation and second.pose.has_rotation):
             return first.keyframe.name == second.keyframe.name

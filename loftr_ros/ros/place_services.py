@@ -29,7 +29,6 @@ from loftr_ros.ros.reports import error_kind
 from loftr_ros.srv import LoadArchive, MatchKeyframes, Query, SaveArchive
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
-    from loftr_ros.places.descriptor import PlaceDescriptor
     from loftr_ros.places.query import PlaceQuery
     from loftr_ros.ros.places import Places
 
@@ -120,7 +119,7 @@ class PlaceServices:
     def _load(self, places: Places, request: LoadArchive.Request, response: LoadArchive.Response) -> None:
         from loftr_ros.places.query import take_over
 
-        uri, descriptor = _place(request.uri, "uri"), _descriptor(places)
+        uri, descriptor = _place(request.uri, "uri"), places.descriptor
         archive, session = places.recognition.detector.archive, places.observer.session
         response.num_keyframes = take_over(archive, uri, places.robot, session, descriptor.space, descriptor.dimension)
         response.message = f"{response.num_keyframes} keyframes taken over from '{uri}'; there are {len(archive)} now"
@@ -182,13 +181,7 @@ def _place(uri: str, field: str) -> str:
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def _descriptor(places: Places) -> PlaceDescriptor:
-    from loftr_ros.places.descriptor import PlaceDescriptor
-
-    return PlaceDescriptor.of(places.recognition.detector.verifier.front_end.matcher)
-
-
 def _queries(places: Places) -> PlaceQuery:
     from loftr_ros.places.query import PlaceQuery
 
-    return PlaceQuery(places.recognition.detector, _descriptor(places))
+    return PlaceQuery(places.recognition.detector, places.descriptor)

@@ -39,6 +39,7 @@ class Places:
     Attributes:
         robot: name of the robot.
         recognition: the thread.
+        descriptor: of the network's features; all threads may use it.
         observer: what takes keyframes from the front end's results, on the front end's thread.
     """
 
@@ -72,7 +73,7 @@ class Places:
         self._is_alive = node.context.ok
         self._fleet: Fleet | None = None
         self._closures = publisher(LoopClosure, "~/loop_closures")
-        descriptor = PlaceDescriptor.of(front_end.matcher)
+        self.descriptor = descriptor = PlaceDescriptor.of(front_end.matcher)
         self.recognition = PlaceRecognition(
             lambda: self._load(parameters, descriptor),
             parameters.archive,
