@@ -127,7 +127,8 @@ class _Job:
         for frame in _with_bar(source, robot, progress):
             try:
                 image = replace(frame.to_frame(self.config.scale.mode), usable=self.mask, compressed=_jpeg(frame))
-                result = front_end.process(image)
+                encoded = front_end.encode(image)
+                result = front_end.process_encoded(encoded)
             except (FrameRefusedError, MaskError, SourceError) as error:
                 report.refused.append(str(error))
                 continue
@@ -143,7 +144,7 @@ class _Job:
                     self.report.truth[view.name] = frame.pose
                     self.report.truth_is_metric &= frame.metric
             try:
-                closures = self.detector.process(view)
+                closures = self.detector.process(view, encoded)
             except PlacesError as error:
                 if error.kind not in _OF_ONE_KEYFRAME:
                     raise

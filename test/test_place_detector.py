@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -294,7 +295,6 @@ def test_the_thread_archives_every_keyframe_and_finds_the_loops(
     recognition: tuple[Robot, PlaceRecognition, list[object]],
 ) -> None:
     one, thread, said = recognition
-    one.detector.config = replace(one.detector.config, max_load=1.0)
     for number in [*range(FRAMES), *AWAY, *AGAIN]:
         thread.put(*one.observe(number))
         thread.ask(lambda: None)
@@ -347,13 +347,21 @@ def test_a_full_disk_is_told_and_the_next_keyframe_is_tried_again(
     assert sum(isinstance(each, OSError) for each in said) == 1
 
 
-def test_while_it_rests_the_newest_keyframe_waits_and_older_ones_are_counted_as_skipped(
-    recognition: tuple[Robot, PlaceRecognition, list[object]],
+def test_while_it_searches_the_newest_keyframe_waits_and_older_ones_are_counted_as_skipped(
+    recognition: tuple[Robot, PlaceRecognition, list[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, thread, _ = recognition
-    one.detector.config = replace(one.detector.config, max_load=0.01)
+    go_on = threading.Event()
+    process = one.detector.process
+
+    def slow(*args: Any) -> list[LoopClosure]:
+        assert go_on.wait(30)
+        return process(*args)
+
+    monkeypatch.setattr(one.detector, "process", slow)
     for number in [*range(FRAMES), *AWAY, *AGAIN]:
         thread.put(*one.observe(number))
+    go_on.set()
     thread.ask(lambda: None)
     counts = thread.counts
     asked = sum(view.name is not None for view in one.views)

@@ -176,7 +176,7 @@ class FrontEnd:
         """
         start = time.perf_counter()
         width, height = frame.size
-        size = self._network_size(width, height, self._resolution if effort is None else effort)
+        size = self.network_size(width, height, self._resolution if effort is None else effort)
         image, usable = frame.image, frame.usable
         if usable is not None:
             check_mask(usable, image)
@@ -195,8 +195,16 @@ class FrontEnd:
         offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
         return EncodedFrame(frame, features, scale, cell, offset, time.perf_counter() - start)
 
-    def _network_size(self, width: int, height: int, effort: float) -> tuple[int, int]:
-        """(width, height) at which the network sees an image."""
+    def network_size(self, width: int, height: int, effort: float = 1.0) -> tuple[int, int]:
+        """(width, height) at which the network sees an image.
+
+        Args:
+            width, height: of the image.
+            effort: part of the configured resolution.
+
+        Raises:
+            FrameRefusedError: the network takes images of another shape only.
+        """
         fixed = self.matcher.fixed_size
         if fixed is None:
             shrink = min(1.0, self.config.image.max_side / max(width, height)) * effort

@@ -71,9 +71,11 @@ class _Graphs:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            start = time.monotonic()
-            graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
-            _logger.info("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
+        # Without the lock: another thread's graphs are there, and its images do not wait for this one.
+        start = time.monotonic()
+        graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
+        _logger.info("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
+        with self._lock:
             self._kept[key] = graph
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)

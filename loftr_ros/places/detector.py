@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.places.archive import Archive
@@ -138,11 +139,12 @@ class LoopDetector:
         """Whether an image between keyframes could confirm a place now."""
         return bool(self._waiting)
 
-    def process(self, view: View) -> list[LoopClosure]:
+    def process(self, view: View, encoded: EncodedFrame | None = None) -> list[LoopClosure]:
         """Look for the place of the stream's next image.
 
         Args:
             view: a keyframe, which is searched for; or an image between keyframes, which may confirm a place.
+            encoded: the image's features, where who calls has them.
 
         Returns:
             Keyframes whose places are believed by now.
@@ -151,6 +153,8 @@ class LoopDetector:
             PlacesError: the archive cannot be read.
         """
         self.effort = Effort()
+        if encoded is not None:
+            self.verifier.know(encoded)
         if view.name is not None:
             self._note_way(view)
         found = self._best(view)

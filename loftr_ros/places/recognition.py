@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.places.config import ArchiveConfig
 from loftr_ros.places.detector import LoopClosure, LoopDetector
 from loftr_ros.places.keyframe import ArchivedKeyframe
@@ -84,7 +85,8 @@ class PlaceRecognition:
         self._commands: deque[Callable[[], None]] = deque()
         self._arrived: deque[NewKeyframe] = deque()
         self._view: View | None = None
-        self._rest_until = self._measure_after = 0.0
+        self._encoded: EncodedFrame | None = None
+        self._measure_after = 0.0
         self._stopping = self._changed = False
         self._thread = threading.Thread(target=self._run, name="loftr_places", daemon=True)
         self._thread.start()
@@ -94,8 +96,8 @@ class PlaceRecognition:
             self.stop()
             raise
 
-    def put(self, view: View, arrived: NewKeyframe | None = None) -> None:
-        """Hand over an image, and a keyframe to be archived; never blocks."""
+    def put(self, view: View, arrived: NewKeyframe | None = None, encoded: EncodedFrame | None = None) -> None:
+        """Hand over an image, a keyframe to be archived, and the image's features if there are any; never blocks."""
         with self._condition:
             if arrived is not None:
                 self._arrived.append(arrived)
@@ -104,9 +106,9 @@ class PlaceRecognition:
                     self.counts.lost += 1
             if view.name is not None:
                 self.counts.skipped += int(self._view is not None and self._view.name is not None)
-                self._view = view
+                self._view, self._encoded = view, encoded
             elif self.detector.is_waiting and (self._view is None or self._view.name is None):
-                self._view = view
+                self._view, self._encoded = view, encoded
             self._condition.notify()
 
     def archive(self, arrived: NewKeyframe) -> None:
@@ -142,7 +144,7 @@ class PlaceRecognition:
         """Write the keyframes that wait, and end the thread."""
         with self._condition:
             self._stopping = True
-            self._view = None
+            self._view = self._encoded = None
             self._condition.notify()
         self._thread.join()
 
@@ -177,18 +179,14 @@ class PlaceRecognition:
         if self._commands:
             self._changed = True  # perhaps: it may have loaded another archive
             return self._commands.popleft()
-        now = time.monotonic()
-        if self._view is not None and now >= self._rest_until:
-            view, self._view = self._view, None
-            return lambda: self._search(view)
-        return self._measure if self._changed and now >= self._measure_after else None
+        if self._view is not None:
+            view, encoded, self._view, self._encoded = self._view, self._encoded, None, None
+            return lambda: self._search(view, encoded)
+        return self._measure if self._changed and time.monotonic() >= self._measure_after else None
 
     def _time_to_wait(self) -> float | None:
         """Seconds until there is something to do again; None until something comes."""
-        ends = [self._rest_until] if self._view is not None else []
-        if self._changed:
-            ends.append(self._measure_after)
-        return max(min(ends) - time.monotonic(), 0.0) if ends else None
+        return max(self._measure_after - time.monotonic(), 0.0) if self._changed else None
 
     def _write(self, arrived: NewKeyframe) -> None:
         if self.detector.archive.is_read_only:  # told when it was opened
@@ -210,14 +208,10 @@ class PlaceRecognition:
         archive = self.detector.archive
         self.counts.held, self.counts.held_bytes = len(archive), archive.size_bytes
 
-    def _search(self, view: View) -> None:
-        start = time.monotonic()
+    def _search(self, view: View, encoded: EncodedFrame | None) -> None:
         try:
-            closures = self.detector.process(view)
+            closures = self.detector.process(view, encoded)
         finally:
-            spent = time.monotonic() - start
-            # So long a rest that no more than `max_load` of the time is spent.
-            self._rest_until = time.monotonic() + spent * (1 / self.detector.config.max_load - 1)
             self.counts.searched += int(view.name is not None)
             self.counts.verified += self.detector.effort.matched
         self.counts.closures += len(closures)

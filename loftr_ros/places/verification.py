@@ -86,6 +86,11 @@ class Verifier:
         self._archived: OrderedDict[KeyframeName, EncodedFrame] = OrderedDict()
         self._current: EncodedFrame | None = None
 
+    def know(self, encoded: EncodedFrame) -> None:
+        """An image's features, made by who has the same network; none of a resolution that was lowered for speed."""
+        if encoded.features.size == self.front_end.network_size(*encoded.frame.size):
+            self._current = encoded
+
     def encode(self, frame: Frame) -> EncodedFrame:
         """The image's features; the last one's are kept."""
         if self._current is None or self._current.frame is not frame:

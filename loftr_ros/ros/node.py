@@ -137,10 +137,10 @@ class FrontEndNode(LifecycleNode):
     def close(self) -> None:
         """End the threads, whatever state the node is in; the node cannot be used after it."""
         self._stop()
+        self._close_places()  # first: it works on the stages' threads
         if self._stages is not None:
             self._stages.stop()
             self._stages = None
-        self._close_places()
 
     # --- services and parameters ---
 
@@ -199,7 +199,9 @@ class FrontEndNode(LifecycleNode):
         assert self._stages is not None and self._outputs is not None
         stages, outputs = self._stages, self._outputs
         try:
-            return stages.ask(lambda front_end: Places(self, parameters, front_end, outputs.publisher, self.errors))
+            return stages.ask(
+                lambda front_end: Places(self, parameters, front_end, stages, outputs.publisher, self.errors)
+            )
         except Exception as error:
             kind = error_kind(error)
             details = traceback.format_exc() if kind == "internal" else ""
@@ -220,11 +222,11 @@ class FrontEndNode(LifecycleNode):
 
     def _end(self, lifecycle: str) -> TransitionCallbackReturn:
         self._stop()
+        self._close_places()  # first: it works on the stages' threads
         if self._stages is not None:
             self._next_keyframe_id = self._stages.front_end.buffer.next_id
             self._stages.stop()
             self._stages = None
-        self._close_places()
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rclpy.lifecycle import LifecycleNode
@@ -14,18 +13,19 @@ from loftr_ros.ros.fleet import Fleet
 from loftr_ros.ros.parameters import Parameters
 from loftr_ros.ros.place_conversion import loop_closure_message
 from loftr_ros.ros.reports import ErrorLog, PlacesState, error_kind
+from loftr_ros.ros.spare_time import one_torch_thread_here
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
+    from loftr_ros.matcher.interface import Matcher
     from loftr_ros.places import detector
     from loftr_ros.places.archive import Archive
     from loftr_ros.places.config import ArchiveConfig
     from loftr_ros.places.descriptor import PlaceDescriptor
     from loftr_ros.places.detector import LoopDetector
     from loftr_ros.places.keyframe import ArchivedKeyframe
-
-# Threads of the network that verifies loops: the others are the front end's.
-_THREADS = 1
+    from loftr_ros.ros.stages import FrameStages
 
 
 def robot_name(node: LifecycleNode, given: str) -> str:
@@ -48,6 +48,7 @@ class Places:
         node: LifecycleNode,
         parameters: Parameters,
         front_end: FrontEnd,
+        stages: FrameStages,
         publisher: Callable[[type, str], Any],
         errors: ErrorLog,
     ) -> None:
@@ -57,12 +58,12 @@ class Places:
             node: whose.
             parameters: the node's; `archive.uri` is not empty.
             front_end: the node's, before its first frame.
+            stages: whose threads lend the network, and outlive this.
             publisher: makes a lifecycle publisher of a message type and a topic; who gave it takes it away again.
             errors: where failures are logged and counted.
 
         Raises:
             PlacesError: the archive cannot be had.
-            WeightsError, DeviceError: there is no second network to be had; should not happen where there is a first.
         """
         from loftr_ros.places.descriptor import PlaceDescriptor
         from loftr_ros.places.recognition import PlaceRecognition
@@ -72,10 +73,11 @@ class Places:
         self._errors = errors
         self._is_alive = node.context.ok
         self._fleet: Fleet | None = None
+        self._spare = stages.spare
         self._closures = publisher(LoopClosure, "~/loop_closures")
         self.descriptor = descriptor = PlaceDescriptor.of(front_end.matcher)
         self.recognition = PlaceRecognition(
-            lambda: self._load(parameters, descriptor),
+            lambda: self._load(parameters, descriptor, stages.lend(front_end)),
             parameters.archive,
             self._on_closure,
             self._on_archived,
@@ -104,9 +106,9 @@ class Places:
             + f"; this robot is '{self.robot}', its next keyframe number {front_end.buffer.next_id}"
         )
 
-    def observe(self, result: FrontEndResult) -> None:
-        """Take a frame's result, on the front end's thread; never blocks."""
-        self.recognition.put(*self.observer.observe(result))
+    def observe(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
+        """Take a frame's result and features, on the front end's thread; never blocks."""
+        self.recognition.put(*self.observer.observe(result), encoded)
 
     def restart(self) -> None:
         """The front end was reset: what comes is another stream."""
@@ -116,7 +118,10 @@ class Places:
 
     def reconfigure(self, parameters: Parameters) -> None:
         """Go by other live parameters."""
-        self.recognition.detector.config = parameters.loop
+        detector = self.recognition.detector
+        detector.config = parameters.loop
+        detector.verifier.front_end.reconfigure(parameters.front_end)
+        self._spare.max_load = parameters.loop.max_load
 
     def close(self) -> None:
         """Archive the last keyframe, end the thread and close the archive."""
@@ -143,22 +148,17 @@ class Places:
             loop_closures=counts.closures,
         )
 
-    def _load(self, parameters: Parameters, descriptor: PlaceDescriptor) -> LoopDetector:
-        """On the thread, which all of it belongs to: a network of its own, and the archive."""
+    def _load(self, parameters: Parameters, descriptor: PlaceDescriptor, matcher: Matcher) -> LoopDetector:
+        """On the thread, which all of it belongs to."""
         from loftr_ros.frontend.pipeline import FrontEnd
-        from loftr_ros.matcher.factory import open_matcher
-        from loftr_ros.matcher_settings import matcher_spec
         from loftr_ros.places.detector import LoopDetector
         from loftr_ros.places.verification import Verifier
 
-        archive = self._open(parameters.archive, descriptor)
-        try:
-            matcher = open_matcher(replace(matcher_spec(parameters.matcher, parameters.matching), threads=_THREADS))
-            verifier = Verifier(FrontEnd(matcher, parameters.front_end))
-            return LoopDetector(archive, verifier, parameters.loop, self._fetch if parameters.fleet.share else None)
-        except BaseException:
-            archive.close()
-            raise
+        one_torch_thread_here()
+        self._spare.max_load = parameters.loop.max_load
+        verifier = Verifier(FrontEnd(matcher, parameters.front_end))
+        fetch = self._fetch if parameters.fleet.share else None
+        return LoopDetector(self._open(parameters.archive, descriptor), verifier, parameters.loop, fetch)
 
     def _open(self, wanted: ArchiveConfig, descriptor: PlaceDescriptor) -> Archive:
         """The archive; where nothing can be written, for reading alone."""

@@ -6,17 +6,19 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from loftr_ros.ros.inputs import Arrival, FrameDecoder
 from loftr_ros.ros.outputs import Outputs
 from loftr_ros.ros.reports import ErrorLog, error_kind
+from loftr_ros.ros.spare_time import LentMatcher, SpareTime
 from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.matcher.interface import Matcher
     from loftr_ros.ros.places import Places
 
 R = TypeVar("R")
@@ -37,6 +39,9 @@ class FrameStages:
     """Decodes, encodes, matches and publishes; before each thread the newest frame waits.
 
     With two threads the first decodes and encodes. The other owns the front end's state: no other touches keyframes.
+
+    Attributes:
+        spare: foretells when the threads have time for what others ask of the network.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class FrameStages:
         self._statistics = statistics
         self._errors = errors
         self._is_alive = is_alive
+        self.spare = SpareTime()
         self._encoding: NewestWorker[Arrival]
         if pipelined:
             matching: NewestWorker[_Encoded] = NewestWorker(self._match, self._dropped, "loftr_match")
@@ -97,8 +103,13 @@ class FrameStages:
         """Say who archives keyframes and looks for loops; before the first frame."""
         self._places = places
 
+    def lend(self, front_end: FrontEnd) -> Matcher:
+        """The front end's network for another thread, which works on these threads when they have time."""
+        return cast("Matcher", LentMatcher(front_end.matcher, self.spare, self._encoding, self._matching))
+
     def put(self, arrival: Arrival) -> None:
         """Take a message as the newest."""
+        self.spare.arrived(time.monotonic())
         self._encoding.put(arrival)
 
     def call(self, command: Callable[[FrontEnd, Outputs], object]) -> None:
@@ -160,12 +171,13 @@ class FrameStages:
         self._statistics.processed(latencies, now, result.is_unmatched)
         try:
             if self._places is not None:
-                self._places.observe(result)
+                self._places.observe(result, item.frame)
             self._outputs.publish_picture(result)
         except Exception as error:  # the frame is done, and counted as that
             self._report(error, self._errors.error)
 
     def _dropped(self, _: Any) -> None:
+        self.spare.dropped(time.monotonic())
         self._statistics.dropped()
 
     def _report(self, error: Exception, report: Callable[[str, str, str], None]) -> None:

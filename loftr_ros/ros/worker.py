@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,6 +33,7 @@ class NewestWorker(Generic[T]):
         self._condition = threading.Condition()
         self._slot: T | None = None
         self._commands: deque[Callable[[], None]] = deque()
+        self._spare: deque[_Asked[Any]] = deque()
         self._busy = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -42,6 +44,11 @@ class NewestWorker(Generic[T]):
         """Items waiting or in work."""
         with self._condition:
             return int(self._slot is not None) + int(self._busy)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an item waits or is in work, as it was a moment ago; takes no lock."""
+        return self._slot is not None or self._busy
 
     def put(self, item: T) -> None:
         """Make the item the next one to be worked on; after `stop` it counts as displaced at once."""
@@ -62,16 +69,28 @@ class NewestWorker(Generic[T]):
 
     def ask(self, question: Callable[[], R]) -> R:
         """Run a function on the thread, as `call` does, and wait for what it returns or raises."""
-        answer: Future[R] = Future()
+        asked = _Asked(question)
+        self.call(asked.run)
+        return asked.answer.result()
 
-        def command() -> None:
-            try:
-                answer.set_result(question())
-            except BaseException as error:
-                answer.set_exception(error)
+    def spare(self, work: Callable[[], R], wait: Callable[[], float]) -> Future[R]:
+        """Run a function on the thread when there is time for it.
 
-        self.call(command)
-        return answer.result()
+        Args:
+            work: the function.
+            wait: asked on the thread, between two items: seconds after which to ask again, 0 for now.
+
+        Returns:
+            What `work` returns or raises; RuntimeError where the thread ends before.
+        """
+        spare = _Asked(work, wait)
+        with self._condition:
+            if self._stopping:
+                spare.refuse()
+            else:
+                self._spare.append(spare)
+                self._condition.notify()
+        return spare.answer
 
     def drain(self) -> None:
         """Drop the item that waits, and wait until what is in work is finished."""
@@ -94,19 +113,47 @@ class NewestWorker(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._stopping or self._commands or self._slot is not None)
-                command = self._commands.popleft() if self._commands else None
-                item = None
-                if command is None:
-                    if self._stopping:
-                        return
-                    item, self._slot = self._slot, None
-                    self._busy = True
-            if command is not None:
-                command()
-            elif item is not None:
-                self._work(item)
-                # Not held through the next wait, or the last image would stay in memory for as long.
-                item = None
-                with self._condition:
-                    self._busy = False
+                task = self._next()
+                if task is None:
+                    while self._spare:
+                        self._spare.popleft().refuse()
+                    return
+            task()
+            # Not held through the next wait, or the last image would stay in memory for as long.
+            del task
+            with self._condition:
+                self._busy = False
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for what to do next; None for the end."""
+        while True:
+            if self._commands:
+                return self._commands.popleft()
+            if self._stopping:
+                return None
+            seconds = self._spare[0].wait() if self._spare else None
+            if seconds is not None and seconds <= 0:
+                return self._spare.popleft().run
+            if self._slot is not None:
+                item, self._slot = self._slot, None
+                self._busy = True
+                return partial(self._work, item)
+            self._condition.wait(seconds)
+
+
+class _Asked(Generic[R]):
+    """Work whose result somebody waits for."""
+
+    def __init__(self, work: Callable[[], R], wait: Callable[[], float] = lambda: 0.0) -> None:
+        self._work = work
+        self.wait = wait
+        self.answer: Future[R] = Future()
+
+    def run(self) -> None:
+        try:
+            self.answer.set_result(self._work())
+        except BaseException as error:
+            self.answer.set_exception(error)
+
+    def refuse(self) -> None:
+        self.answer.set_exception(RuntimeError("the thread has ended"))

@@ -1,0 +1,177 @@
+"""The front end's network lent to the search for places, in the time between frames."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loftr_ros.ros.worker import NewestWorker
+
+if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    from torch import Tensor
+
+    from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
+
+R = TypeVar("R")
+
+# Intervals between frames that the next one is foretold by.
+_INTERVALS = 9
+# Frames after which work that no gap is long enough for is done between two of them.
+_PATIENCE = 3.0
+# Of an interval, the part after which a frame that is late is waited for no longer.
+_LATE = 1.5
+# Seconds without a frame after which there is no stream.
+_SILENCE = 1.0
+# Seconds after a dropped frame for which more frames are taken to come than can be worked on.
+_DROPPING = 1.0
+# Seconds after which it is looked again whether the other thread is busy.
+_LOOK_AGAIN = 0.01
+# Seconds that work of an unknown kind is taken to last, and how slowly what is known is forgotten.
+_UNKNOWN, _MEMORY = 0.1, 0.8
+
+
+class SpareTime:
+    """Foretells when there is time beside the frames.
+
+    Work goes into a gap that it fits in: after a frame, if it will be done before the next is due. Where more frames
+    come than are worked on, it takes the place of one: the newest is taken when it is done, so that no frame is older
+    for it. Where neither holds for some frames, it goes between two of them, and the second one is late by it.
+
+    Attributes:
+        max_load: part of the time, 0 to 1, that other work may take while frames come; may be changed.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a stream, and without a bound."""
+        self.max_load = 1.0
+        self._intervals: deque[float] = deque(maxlen=_INTERVALS)
+        self._interval = 0.0
+        self._arrived = self._dropped = self._rest_until = -float("inf")
+        self._lasted: dict[Hashable, float] = {}
+
+    def arrived(self, now: float) -> None:
+        """A frame came, at monotonic seconds; one thread calls this."""
+        since = now - self._arrived
+        if since > max(_SILENCE, _PATIENCE * self._interval):
+            self._intervals.clear()
+        else:
+            self._intervals.append(since)
+        self._interval = statistics.median(self._intervals) if self._intervals else 0.0
+        self._arrived = now
+
+    def dropped(self, now: float) -> None:
+        """A frame was displaced by a newer one."""
+        self._dropped = now
+
+    def spent(self, kind: Hashable, seconds: float, now: float) -> None:
+        """Work of a kind was done; it comes to no more than its part of the time."""
+        self._lasted[kind] = max(seconds, _MEMORY * self._lasted.get(kind, 0.0) + (1 - _MEMORY) * seconds)
+        self._rest_until = now + seconds * (1 / self.max_load - 1)
+
+    def wait(self, kind: Hashable, since: float, is_busy: bool, now: float) -> float:
+        """Seconds after which to ask again; 0 where work may begin.
+
+        Args:
+            kind: of work, which foretells how long it takes.
+            since: when it was first asked for.
+            is_busy: whether a frame waits or is in work.
+            now: monotonic seconds.
+        """
+        quiet = now - self._arrived
+        if quiet > max(_SILENCE, _PATIENCE * self._interval):
+            return _LOOK_AGAIN if is_busy else 0.0
+        if now < self._rest_until:
+            return self._rest_until - now
+        if now - self._dropped < _DROPPING or now - since > _PATIENCE * max(self._interval, _LOOK_AGAIN):
+            return 0.0
+        if is_busy:
+            return _LOOK_AGAIN
+        if quiet + self._lasted.get(kind, _UNKNOWN) <= self._interval or quiet >= _LATE * self._interval:
+            return 0.0
+        return _LATE * self._interval - quiet
+
+
+class LentMatcher:
+    """A matcher that works on the front end's threads, when these have time; a `Matcher` for one other thread.
+
+    One network then serves both, with all cores, and never against each other. Images of a new size are worked on
+    where they are asked for: building a graph for them takes seconds.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        spare: SpareTime,
+        encoding: NewestWorker[Any],
+        matching: NewestWorker[Any],
+    ) -> None:
+        """Lend.
+
+        Args:
+            matcher: the front end's.
+            spare: says when.
+            encoding, matching: the threads that call `Matcher.encode`, and the rest of it.
+        """
+        self._matcher, self._spare = matcher, spare
+        self._encoding, self._matching = encoding, matching
+        self._known: set[Hashable] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        """What a matcher says of itself."""
+        return getattr(self._matcher, name)
+
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
+        """As of `Matcher`, on the thread that encodes."""
+        kind = "encode", tuple(image.shape), usable is None
+        return self._run(kind, self._encoding, lambda: self._matcher.encode(image, usable))
+
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        """As of `Matcher`, on the thread that matches."""
+        if features.unsmoothed is None:
+            return self._matcher.complete(features)  # which has nothing to do
+        return self._run(("complete", features.size), self._matching, lambda: self._matcher.complete(features))
+
+    def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """As of `Matcher`, on the thread that matches."""
+        sizes = tuple((each.size, each.usable is None) for each in (*keyframes, current))
+        return self._run(("match", sizes), self._matching, lambda: self._matcher.match(keyframes, current))
+
+    def _run(self, kind: Hashable, worker: NewestWorker[Any], work: Callable[[], R]) -> R:
+        if kind not in self._known:
+            self._known.add(kind)
+            return work()
+        since = time.monotonic()
+
+        def timed() -> R:
+            start = time.monotonic()
+            try:
+                return work()
+            finally:
+                now = time.monotonic()
+                self._spare.spent(kind, now - start, now)
+
+        def wait() -> float:
+            is_busy = self._encoding.is_busy or self._matching.is_busy
+            return self._spare.wait(kind, since, is_busy, time.monotonic())
+
+        return worker.spare(timed, wait).result()
+
+
+def one_torch_thread_here() -> None:
+    """Let torch use no other threads than the calling one, and all others as many as before.
+
+    Where two threads have others compute for them, there are more than cores; upon which all of them sleep between two
+    operations instead of spinning, and everything takes twice as long.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # What threads begin with that have not computed yet is set along with it, so another thread sets that back.
+    restoring = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    restoring.start()
+    restoring.join()
