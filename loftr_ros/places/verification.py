@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loftr_ros.frontend.frame import Frame
@@ -24,6 +25,14 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 _KEPT = 8
 # Of the matches that two views explain, the part that depths must explain to be believed.
 _AGREEING = 0.7
+
+
+Poses = tuple[RelativePose, RelativePose | None]
+Run = Callable[[Callable[[], Poses]], Poses]
+
+
+def _at_once(work: Callable[[], Poses]) -> Poses:
+    return work()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +85,15 @@ class Verification:
 class Verifier:
     """Matches images with archived keyframes, whose images it encodes again. Not thread-safe."""
 
-    def __init__(self, front_end: FrontEnd) -> None:
+    def __init__(self, front_end: FrontEnd, geometry: Run = _at_once) -> None:
         """Stand on a front end of its own: another thread's is busy with its stream.
 
         Args:
             front_end: for its matcher and settings; its stream is not touched.
+            geometry: runs what is computed of the matches; where, and when there is time for it.
         """
         self.front_end = front_end
+        self._geometry = geometry
         self._archived: OrderedDict[KeyframeName, EncodedFrame] = OrderedDict()
         self._current: EncodedFrame | None = None
 
@@ -108,7 +119,7 @@ class Verifier:
         encoded = self._encoded(archived, frame)
         found = self.front_end.matcher.match([encoded.features], current.features)[0]
         matches = self.front_end.to_raw_pixels(encoded, current, found)
-        pose, own_unit = self._poses(archived, encoded, current, matches)
+        pose, own_unit = self._geometry(lambda: self._poses(archived, encoded, current, matches))
         covered = min(
             coverage(matches.keyframe_points[pose.inliers], archived.size),
             coverage(matches.current_points[pose.inliers], frame.size),
@@ -137,7 +148,7 @@ class Verifier:
 
     def _poses(
         self, archived: ArchivedKeyframe, encoded: EncodedFrame, current: EncodedFrame, matches: Correspondences
-    ) -> tuple[RelativePose, RelativePose | None]:
+    ) -> Poses:
         """By the archived depths where there are some, in metres or in their own unit; else by two views."""
         config, camera = self.front_end.config, current.frame.camera
         if camera is None or archived.camera is None or encoded.cell_rays is None:

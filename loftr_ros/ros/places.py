@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rclpy.lifecycle import LifecycleNode
 
@@ -13,7 +13,7 @@ from loftr_ros.ros.fleet import Fleet
 from loftr_ros.ros.parameters import Parameters
 from loftr_ros.ros.place_conversion import loop_closure_message
 from loftr_ros.ros.reports import ErrorLog, PlacesState, error_kind
-from loftr_ros.ros.spare_time import one_torch_thread_here
+from loftr_ros.ros.spare_time import LentMatcher, one_torch_thread_here
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
     from loftr_ros.frontend.keyframes import EncodedFrame
@@ -148,7 +148,7 @@ class Places:
             loop_closures=counts.closures,
         )
 
-    def _load(self, parameters: Parameters, descriptor: PlaceDescriptor, matcher: Matcher) -> LoopDetector:
+    def _load(self, parameters: Parameters, descriptor: PlaceDescriptor, lent: LentMatcher) -> LoopDetector:
         """On the thread, which all of it belongs to."""
         from loftr_ros.frontend.pipeline import FrontEnd
         from loftr_ros.places.detector import LoopDetector
@@ -156,7 +156,7 @@ class Places:
 
         one_torch_thread_here()
         self._spare.max_load = parameters.loop.max_load
-        verifier = Verifier(FrontEnd(matcher, parameters.front_end))
+        verifier = Verifier(FrontEnd(cast("Matcher", lent), parameters.front_end), lent.geometry)
         fetch = self._fetch if parameters.fleet.share else None
         return LoopDetector(self._open(parameters.archive, descriptor), verifier, parameters.loop, fetch)
 

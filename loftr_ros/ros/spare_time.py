@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loftr_ros.ros.worker import NewestWorker
@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
     from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 R = TypeVar("R")
+# (width, height) of an image as the network sees it, and whether parts of it are masked.
+ImageKind = tuple[tuple[int, int], bool]
 
 # Intervals between frames that the next one is foretold by.
 _INTERVALS = 9
@@ -98,8 +100,8 @@ class SpareTime:
 class LentMatcher:
     """A matcher that works on the front end's threads, when these have time; a `Matcher` for one other thread.
 
-    One network then serves both, with all cores, and never against each other. Images of a new size are worked on
-    where they are asked for: building a graph for them takes seconds.
+    One network then serves both, with all cores, and never against each other. Images of a size that is new to both are
+    worked on where they are asked for: building a graph for them takes seconds.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class LentMatcher:
         spare: SpareTime,
         encoding: NewestWorker[Any],
         matching: NewestWorker[Any],
+        kinds: Collection[ImageKind],
     ) -> None:
         """Lend.
 
@@ -115,9 +118,11 @@ class LentMatcher:
             matcher: the front end's.
             spare: says when.
             encoding, matching: the threads that call `Matcher.encode`, and the rest of it.
+            kinds: of images that the front end has worked on by now.
         """
         self._matcher, self._spare = matcher, spare
         self._encoding, self._matching = encoding, matching
+        self._kinds = kinds
         self._known: set[Hashable] = set()
 
     def __getattr__(self, name: str) -> Any:
@@ -126,24 +131,36 @@ class LentMatcher:
 
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
         """As of `Matcher`, on the thread that encodes."""
-        kind = "encode", tuple(image.shape), usable is None
-        return self._run(kind, self._encoding, lambda: self._matcher.encode(image, usable))
+        height, width = image.shape
+        kind = (width, height), usable is not None
+        return self._run("encode", [kind], self._encoding, lambda: self._matcher.encode(image, usable))
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """As of `Matcher`, on the thread that matches."""
         if features.unsmoothed is None:
             return self._matcher.complete(features)  # which has nothing to do
-        return self._run(("complete", features.size), self._matching, lambda: self._matcher.complete(features))
+        kind = kind_of(features)
+        return self._run("complete", [kind], self._matching, lambda: self._matcher.complete(features))
 
     def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         """As of `Matcher`, on the thread that matches."""
-        sizes = tuple((each.size, each.usable is None) for each in (*keyframes, current))
-        return self._run(("match", sizes), self._matching, lambda: self._matcher.match(keyframes, current))
+        kinds = [kind_of(each) for each in (*keyframes, current)]
+        return self._run("match", kinds, self._matching, lambda: self._matcher.match(keyframes, current))
 
-    def _run(self, kind: Hashable, worker: NewestWorker[Any], work: Callable[[], R]) -> R:
-        if kind not in self._known:
-            self._known.add(kind)
+    def geometry(self, work: Callable[[], R]) -> R:
+        """Run what comes after matching, on the thread that matches."""
+        return self._when_there_is_time("geometry", self._matching, work)
+
+    def _run(self, stage: str, kinds: Sequence[ImageKind], worker: NewestWorker[Any], work: Callable[[], R]) -> R:
+        """Run a stage of the network on images."""
+        of_the_stream = len(set(kinds)) == 1 and kinds[0] in self._kinds
+        what = stage, *kinds
+        if not of_the_stream and what not in self._known:
+            self._known.add(what)
             return work()
+        return self._when_there_is_time(what, worker, work)
+
+    def _when_there_is_time(self, what: Hashable, worker: NewestWorker[Any], work: Callable[[], R]) -> R:
         since = time.monotonic()
 
         def timed() -> R:
@@ -152,13 +169,18 @@ class LentMatcher:
                 return work()
             finally:
                 now = time.monotonic()
-                self._spare.spent(kind, now - start, now)
+                self._spare.spent(what, now - start, now)
 
         def wait() -> float:
             is_busy = self._encoding.is_busy or self._matching.is_busy
-            return self._spare.wait(kind, since, is_busy, time.monotonic())
+            return self._spare.wait(what, since, is_busy, time.monotonic())
 
         return worker.spare(timed, wait).result()
+
+
+def kind_of(features: ImageFeatures) -> ImageKind:
+    """What decides which graphs an image needs."""
+    return features.size, features.usable is not None
 
 
 def one_torch_thread_here() -> None:

@@ -6,19 +6,18 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loftr_ros.ros.inputs import Arrival, FrameDecoder
 from loftr_ros.ros.outputs import Outputs
 from loftr_ros.ros.reports import ErrorLog, error_kind
-from loftr_ros.ros.spare_time import LentMatcher, SpareTime
+from loftr_ros.ros.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
 from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.matcher.interface import Matcher
     from loftr_ros.ros.places import Places
 
 R = TypeVar("R")
@@ -73,6 +72,7 @@ class FrameStages:
         self._errors = errors
         self._is_alive = is_alive
         self.spare = SpareTime()
+        self._kinds: set[ImageKind] = set()
         self._encoding: NewestWorker[Arrival]
         if pipelined:
             matching: NewestWorker[_Encoded] = NewestWorker(self._match, self._dropped, "loftr_match")
@@ -103,9 +103,9 @@ class FrameStages:
         """Say who archives keyframes and looks for loops; before the first frame."""
         self._places = places
 
-    def lend(self, front_end: FrontEnd) -> Matcher:
+    def lend(self, front_end: FrontEnd) -> LentMatcher:
         """The front end's network for another thread, which works on these threads when they have time."""
-        return cast("Matcher", LentMatcher(front_end.matcher, self.spare, self._encoding, self._matching))
+        return LentMatcher(front_end.matcher, self.spare, self._encoding, self._matching, self._kinds)
 
     def put(self, arrival: Arrival) -> None:
         """Take a message as the newest."""
@@ -156,6 +156,7 @@ class FrameStages:
         try:
             result = self.front_end.process_encoded(item.frame)
             found = time.monotonic()
+            self._kinds.add(kind_of(item.frame.features))
             self._outputs.publish(result)
         except Exception as error:
             self._report(error, self._errors.frame_failed)
