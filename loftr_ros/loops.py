@@ -28,8 +28,6 @@ from loftr_ros.places.view import NewKeyframe, Observer
 from loftr_ros.sources import Source, SourceError, SourceFrame
 from loftr_ros.sources.images import BagImage, EncodedImage
 
-# An image of the archive that cannot be read costs its loops and no more.
-_OF_ONE_KEYFRAME = ("image_missing", "image_damaged")
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -146,7 +144,7 @@ class _Job:
             try:
                 closures = self.detector.process(view, encoded)
             except PlacesError as error:
-                if error.kind not in _OF_ONE_KEYFRAME:
+                if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
                     raise
                 report.unread.append(str(error))
             except FrameRefusedError as error:  # an archived image of a shape that the network does not take

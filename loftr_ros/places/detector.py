@@ -186,8 +186,9 @@ class LoopDetector:
     def verify(self, name: KeyframeName, view: View) -> Verification | None:
         """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
         archived = self.keyframe(name)
-        if archived is None or not archived.image:
-            return None
+        return self._match(archived, view) if archived is not None and archived.image else None
+
+    def _match(self, archived: ArchivedKeyframe, view: View) -> Verification:
         start = time.perf_counter()
         found = self.verifier.verify(archived, view.frame)
         self.effort.verify += time.perf_counter() - start
@@ -202,8 +203,11 @@ class LoopDetector:
         for look in (self._alike, self._at_the_last_place):
             best: Verification | None = None
             for name in look(view):
-                found = self.verify(name, view)
-                if found is None or self._is_recent(view, found.keyframe) or not self._is_possible(view, found):
+                archived = self.keyframe(name)
+                if archived is None or not archived.image or self._is_recent(view, archived):
+                    continue
+                found = self._match(archived, view)
+                if not self._is_possible(view, found):
                     continue
                 if best is None or found.score > best.score:
                     best = found

@@ -30,6 +30,11 @@ class PlacesError(RuntimeError):
         super().__init__(message)
         self.kind = kind
 
+    @property
+    def is_of_one_keyframe(self) -> bool:
+        """Whether it is one keyframe's image that cannot be read, and the others' may."""
+        return self.kind in ("image_missing", "image_damaged")
+
 
 class KeyframeName(NamedTuple):
     """Names one keyframe among those of all robots that share an archive.

@@ -20,8 +20,6 @@ Array = NDArray[np.float64]
 
 # Keyframes that one image is matched with, at most, whoever asks for more: loops are not searched for meanwhile.
 MOST_PLACES = 100
-# What fails for one keyframe, and need not for the next.
-_OF_ONE_KEYFRAME = ("image_missing", "image_damaged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +132,7 @@ class PlaceQuery:
         try:
             found = self._detector.verify(candidate.name, _view(frame))
         except PlacesError as error:
-            if error.kind not in _OF_ONE_KEYFRAME:
+            if not error.is_of_one_keyframe:
                 raise
             found = None
         if found is not None:

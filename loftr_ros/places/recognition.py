@@ -23,7 +23,7 @@ R = TypeVar("R")
 # Keyframes that may wait for a slow disk before the oldest of them is lost.
 _LONGEST_QUEUE = 100
 # How much less than the front end the thread asks of the scheduler (`nice`).
-_NICENESS = 10
+_NICENESS = 5
 # Seconds between two looks at the archive's size.
 _MEASURE_PERIOD = 2.0
 
@@ -100,10 +100,7 @@ class PlaceRecognition:
         """Hand over an image, a keyframe to be archived, and the image's features if there are any; never blocks."""
         with self._condition:
             if arrived is not None:
-                self._arrived.append(arrived)
-                if len(self._arrived) > _LONGEST_QUEUE:
-                    self._arrived.popleft()
-                    self.counts.lost += 1
+                self._queue(arrived)
             if view.name is not None:
                 self.counts.skipped += int(self._view is not None and self._view.name is not None)
                 self._view, self._encoded = view, encoded
@@ -114,7 +111,7 @@ class PlaceRecognition:
     def archive(self, arrived: NewKeyframe) -> None:
         """Hand over a keyframe only; never blocks."""
         with self._condition:
-            self._arrived.append(arrived)
+            self._queue(arrived)
             self._condition.notify()
 
     def ask(self, question: Callable[[], R], timeout: float | None = None) -> R:
@@ -147,6 +144,12 @@ class PlaceRecognition:
             self._view = self._encoded = None
             self._condition.notify()
         self._thread.join()
+
+    def _queue(self, arrived: NewKeyframe) -> None:
+        self._arrived.append(arrived)
+        if len(self._arrived) > _LONGEST_QUEUE:
+            self._arrived.popleft()
+            self.counts.lost += 1
 
     def _run(self) -> None:
         _be_nice()
@@ -222,7 +225,7 @@ class PlaceRecognition:
 def _be_nice() -> None:
     """Let the front end's threads go first; where threads cannot be told so, nothing is done.
 
-    Not SCHED_IDLE, which takes less from tracking, but never gets to writing where both cores are busy.
+    Not by much: while this thread has Python's lock and does not get a core, the front end waits for the lock.
     """
     if hasattr(os, "setpriority"):
         with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,10 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
     from loftr_ros.places.detector import LoopDetector
     from loftr_ros.places.keyframe import ArchivedKeyframe
     from loftr_ros.ros.stages import FrameStages
+
+# Seconds for which the search may keep Python's lock while the front end waits for it, between any two operations of
+# its network: Python's own 5 ms add up.
+_SWITCH_INTERVAL = 0.0005
 
 
 def robot_name(node: LifecycleNode, given: str) -> str:
@@ -155,6 +160,7 @@ class Places:
         from loftr_ros.places.verification import Verifier
 
         one_torch_thread_here()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         self._spare.max_load = parameters.loop.max_load
         verifier = Verifier(FrontEnd(cast("Matcher", lent), parameters.front_end), lent.geometry)
         fetch = self._fetch if parameters.fleet.share else None
