@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,23 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     domain = 1 + os.getpid() % 100
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     return domain
+
+
+_READ_ONLY_REMOUNT = 1 | 32
+
+
+def mount_small_disk(place: Path, read_only_again: bool = False) -> bool:
+    """Mount a file system of 1 MB, or what is mounted there once more for reading only; whether it was allowed."""
+    flags = _READ_ONLY_REMOUNT if read_only_again else 0
+    return bool(ctypes.CDLL(None).mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, b"size=1m") == 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB that only this test has."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not mount_small_disk(place):
+        pytest.skip("may not mount a file system")
+    yield place
+    ctypes.CDLL(None).umount2(str(place).encode(), 2)

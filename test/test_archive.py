@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import itertools
 import json
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archive_writer import DIMENSION, SPACE, made_descriptor, made_keyframe, made_link
+from conftest import mount_small_disk
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import origin
@@ -242,18 +242,6 @@ def test_two_processes_write_at_once_while_this_one_reads(writers: Writers, tmp_
             assert archive.names(robot) == [KeyframeName(robot, number) for number in range(1, 13)]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB that only this test has."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=2m") != 0:
-        pytest.skip(f"may not mount a file system: {os.strerror(ctypes.get_errno())}")
-    yield place
-    libc.umount2(str(place).encode(), 2)
-
-
 def test_a_full_disk_is_told_and_what_was_added_before_stays(small_disk: Path) -> None:
     with opened(small_disk / "a") as archive:
         added = 0
@@ -296,9 +284,7 @@ except PlacesError as error:
 def test_a_read_only_folder_is_told_when_it_is_opened_and_can_be_read(small_disk: Path) -> None:
     with opened(small_disk / "a") as archive:
         archive.add(made_keyframe(1))
-    libc = ctypes.CDLL(None, use_errno=True)
-    read_only_remount = 1 | 32
-    assert libc.mount(b"tmpfs", str(small_disk).encode(), b"tmpfs", read_only_remount, b"size=2m") == 0
+    assert mount_small_disk(small_disk, read_only_again=True)
     assert "another uri" in refused("archive_read_only", small_disk / "a")
     refused("archive_read_only", small_disk / "b")
     with opened(small_disk / "a", read_only=True) as archive:

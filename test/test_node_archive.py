@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
+from conftest import mount_small_disk
 from loftr_ros.msg import FrontEndStatus, Keyframe
 from node_process import Client, NodeProcess, camera_info, image_message
 from sensor_msgs.msg import CameraInfo, Image
@@ -36,28 +35,12 @@ PARAMETERS = {
     "warm_up_width": 0,
     "robot_name": "ada",
 }
-_READ_ONLY_REMOUNT = 1 | 32
 
 
 @pytest.fixture(scope="module")
 def footage() -> list[np.ndarray]:
     scene = Scene(3)
     return [scene.render(CAMERA, pose).image for pose in trajectory(76, seed=3)[::15]]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB that only this test has."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if not mounted(place):
-        pytest.skip("may not mount a file system")
-    yield place
-    ctypes.CDLL(None).umount2(str(place).encode(), 2)
-
-
-def mounted(place: Path, flags: int = 0) -> bool:
-    return bool(ctypes.CDLL(None).mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, b"size=1m") == 0)
 
 
 class Stream:
@@ -87,7 +70,7 @@ def errors(status: FrontEndStatus) -> dict[str, int]:
 
 
 def test_what_is_wrong_with_the_archive_is_said_and_tracking_goes_on(
-    tmp_path: Path, disk: Path, footage: list[np.ndarray]
+    tmp_path: Path, small_disk: Path, footage: list[np.ndarray]
 ) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -101,7 +84,7 @@ def test_what_is_wrong_with_the_archive_is_said_and_tracking_goes_on(
         assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
         # A disk that fills up while images come.
-        client.reconfigure(archive__uri=str(disk / "archive"))
+        client.reconfigure(archive__uri=str(small_disk / "archive"))
         client.connect(stream.frame)
         full = 0
         while not full and stream.sent < 100:
@@ -115,7 +98,7 @@ def test_what_is_wrong_with_the_archive_is_said_and_tracking_goes_on(
 
         # A folder that nothing can be written to: its places are known all the same.
         assert client.transition("deactivate", "cleanup")
-        assert mounted(disk, _READ_ONLY_REMOUNT)
+        assert mount_small_disk(small_disk, read_only_again=True)
         assert client.transition("configure", "activate"), process.said
         assert any("nothing new is kept" in line for line in process.errors("archive_read_only"))
         client.connect(stream.frame)

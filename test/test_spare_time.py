@@ -231,17 +231,25 @@ def test_who_waits_for_threads_that_end_is_told_so(lending: Lending) -> None:
         lending.lent.geometry(lambda: None)
 
 
-def test_one_torch_thread_here_leaves_other_threads_theirs() -> None:
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_torch_threads")
+def test_one_torch_thread_here_leaves_other_threads_theirs() -> None:
     seen: dict[str, int] = {}
 
     def here() -> None:
         one_torch_thread_here()
         seen["here"] = torch.get_num_threads()
 
-    for name, work in (("limited", here), ("later", lambda: seen.update(later=torch.get_num_threads()))):
-        thread = threading.Thread(target=work, name=name)
+    for work in (here, lambda: seen.update(later=torch.get_num_threads())):
+        thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    assert seen == {"here": 1, "later": before}
-    assert torch.get_num_threads() == before
+    assert seen == {"here": 1, "later": 2}
+    assert torch.get_num_threads() == 2
