@@ -167,8 +167,12 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
     right.semilogx(counts, [row["written"] for row in rows], "o-", label="after queries and adding")
     right.set(xlabel="keyframes", ylabel="MB beyond the import", ylim=(0, None))
     for axes in (left, right):
-        axes.grid(alpha=0.3, which="both")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
+    left.set_yticks(ticks := [5, 10, 20, 50, 100], [str(tick) for tick in ticks])
+    left.minorticks_off()
     figure.savefig(path, dpi=110)
 
 
