@@ -52,6 +52,13 @@ def loops(
         list[str] | None,
         typer.Option(help="Name of a source's robot, once a source in their order.", show_default="the source's name"),
     ] = None,
+    min_age: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds since which a robot must have gone on to recognise a place (parameter loop.min_age).",
+            show_default="20, or as in --params-file",
+        ),
+    ] = None,
     start: Start = 0,
     stop: Stop = None,
     step: Step = 1,
@@ -83,6 +90,8 @@ def loops(
         fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
     robots = robot or robot_names(sources)
     values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    if min_age is not None:
+        values["loop.min_age"] = min_age
     try:
         kept = with_values(ArchiveConfig(), values, "archive.")
         with ExitStack() as stack:

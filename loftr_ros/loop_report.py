@@ -37,6 +37,7 @@ class RecordingReport:
         session: that its keyframes have in the archive.
         frames: processed.
         keyframes: that became of them.
+        stamps_ns: of the first and the last of the keyframes.
         refused: frames that could not be read or contradicted the stream, with the reason.
         unread: keyframes that could not be compared with one of the archive, with the reason.
     """
@@ -46,6 +47,7 @@ class RecordingReport:
     session: int
     frames: int = 0
     keyframes: int = 0
+    stamps_ns: tuple[int, int] = (0, 0)
     refused: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
@@ -79,6 +81,7 @@ class Report:
         truth: (4, 4) T_world_camera of the recordings' keyframes, where the source knows it.
         truth_is_metric: whether all of it is in metres.
         known_before: keyframes that the archive had at the beginning.
+        min_age: seconds since which a robot must have gone on to recognise a place.
     """
 
     recordings: list[RecordingReport] = field(default_factory=list)
@@ -87,6 +90,7 @@ class Report:
     truth: dict[KeyframeName, Array] = field(default_factory=dict)
     truth_is_metric: bool = True
     known_before: int = 0
+    min_age: float = 0.0
 
     def errors(self, loop: Loop) -> LoopErrors | None:
         """A loop's pose against the truth; None where that is not known of both keyframes.
@@ -114,6 +118,10 @@ class Report:
         for each in self.recordings:
             text.append(f"{each.robot} ({each.name}): {each.frames} frames, {each.keyframes} keyframes, "
                         f"{len(each.refused)} frames refused")  # fmt: skip
+            first, last = each.stamps_ns
+            if (seconds := (last - first) / 1e9) <= self.min_age:
+                text.append(f"  too short for a loop within it: its keyframes span {seconds:.1f} s, and a place counts "
+                            f"as seen before after {self.min_age:g} s (--min-age)")  # fmt: skip
             text += [f"  refused: {reason}" for reason in each.refused[:3]]
             text += [f"  not compared: {reason}" for reason in each.unread[:3]]
         pairs: dict[tuple[str, str], list[Loop]] = {}

@@ -109,7 +109,7 @@ class _Job:
         self.matcher, self.config = front_end.matcher, front_end.config
         self.descriptor, self.archive, self.jpeg_quality, self.mask = descriptor, archive, jpeg_quality, mask
         self.detector = LoopDetector(archive, Verifier(front_end), config)
-        self.report = Report(known_before=len(archive))
+        self.report = Report(known_before=len(archive), min_age=config.min_age)
         self.pictures = BestLoops()
 
     def go_through(self, recording: Recording, progress: bool) -> None:
@@ -137,6 +137,8 @@ class _Job:
                 session = observer.session
                 self.detector.reset()
             if view.name is not None:
+                stamp_ns = view.frame.stamp_ns
+                report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
                 report.keyframes += 1
                 if frame.pose is not None:
                     self.report.truth[view.name] = frame.pose

@@ -23,6 +23,7 @@ from loftr_ros.cli_loops import robot_names
 from loftr_ros.frontend.config import FrontEndConfig, with_values
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.loop_report import RecordingReport
 from loftr_ros.loops import Recording, Report, find_loops
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.archive import Archive
@@ -157,7 +158,21 @@ def test_loops_within_a_recording_and_between_two_are_found_with_their_true_pose
     for loop in report.loops:
         error = report.errors(loop)
         assert error is not None and error.rotation_deg < 0.4 and error.translation_m < 0.03
-    assert "ada seen again by bob" in "\n".join(report.lines())
+    said = "\n".join(report.lines())
+    assert "ada seen again by bob" in said
+    assert said.count("too short") == 1, "only the second lasts 1.6 s, and two must have passed"
+
+
+def test_a_recording_that_is_too_short_for_a_loop_within_it_is_called_that() -> None:
+    recording = RecordingReport("ada", "day", 1, frames=80, keyframes=9, stamps_ns=(3 * 10**9, 11 * 10**9))
+    said = "\n".join(Report([recording], min_age=20.0).lines())
+    assert "its keyframes span 8.0 s" in said and "after 20 s (--min-age)" in said
+    assert "too short" not in "\n".join(Report([recording], min_age=7.0).lines())
+
+
+def test_the_command_lines_least_age_is_checked_as_the_parameter_is(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["loops", "rendered", "--min-age", "-1", "--weights", "random", "-o", str(tmp_path)])
+    assert done.exit_code == 2 and "loop.min_age" in done.stderr, done.output
 
 
 def test_the_graph_read_back_has_every_keyframe_and_edges_that_are_true(two: tuple[Path, Report]) -> None:
