@@ -12,10 +12,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from measuring import machine
 from node_latency import Sample, measure
+
+if TYPE_CHECKING:
+    from loftr_ros.msg import FrontEndStatus
 
 HEAD = (
     "| rate | archive | processed | total p50, p99 (ms) | match p99 | geometry p99 | keyframe p99 | peak (MB) "
@@ -23,18 +27,19 @@ HEAD = (
 )
 
 
+def latency(status: FrontEndStatus, stage: str) -> tuple[float, float]:
+    """Median and 99th percentile of a stage, in ms."""
+    at = list(status.stages).index(stage)
+    return 1e3 * float(status.latency_median[at]), 1e3 * float(status.latency_p99[at])
+
+
 def row(hz: float, kind: str, samples: list[Sample]) -> str:
     """One run as a line of the table."""
     last = samples[-1].status
-    stages = list(last.stages)
-
-    def ms(values: object, stage: str) -> float:
-        return 1e3 * float(values[stages.index(stage)])
-
-    p99 = " | ".join(f"{ms(last.latency_p99, stage):.1f}" for stage in ("match", "geometry", "keyframe"))
+    p99 = " | ".join(f"{latency(last, stage)[1]:.1f}" for stage in ("match", "geometry", "keyframe"))
     return (
         f"| {hz:g} Hz | {kind} | {last.frames_processed} of {last.frames_received} | "
-        f"{ms(last.latency_median, 'total'):.1f}, {ms(last.latency_p99, 'total'):.1f} | {p99} | "
+        f"{', '.join(f'{ms:.1f}' for ms in latency(last, 'total'))} | {p99} | "
         f"{samples[-1].peak_mb:.0f} | {last.places_searched}, {last.places_skipped}, {last.loop_closures} |"
     )
 
@@ -63,8 +68,7 @@ def main() -> None:
                     samples = measure(source, "", hz, arguments.seconds, extra)
                     lines.append(row(hz, kind, samples))
                     print(lines[-1], flush=True)
-                    last = samples[-1].status
-                    p99.append(float(last.latency_p99[list(last.stages).index("total")]))
+                    p99.append(latency(samples[-1].status, "total")[1])
                 ratios[hz].append(p99[1] / p99[0])
     lines.append("")
     lines += [

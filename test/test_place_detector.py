@@ -25,7 +25,7 @@ from loftr_ros.places.config import ArchiveConfig, LoopConfig
 from loftr_ros.places.detector import LoopClosure, LoopDetector
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 from loftr_ros.places.recognition import PlaceRecognition
-from loftr_ros.places.verification import Verifier
+from loftr_ros.places.verification import Verification, Verifier
 from loftr_ros.places.view import NewKeyframe, Observer, View
 
 Array = NDArray[np.float64]
@@ -51,6 +51,16 @@ class PoseDescriptor:
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
+class CountingVerifier(Verifier):
+    """Counts what it does."""
+
+    matched = 0
+
+    def verify(self, archived: ArchivedKeyframe, frame: Frame) -> Verification:
+        self.matched += 1
+        return super().verify(archived, frame)
+
+
 class Robot:
     """A front end, its archive and its detector over one list of poses."""
 
@@ -72,10 +82,17 @@ class Robot:
         self.observer = Observer(PoseDescriptor(matcher, lies or {}), "ada", 1)
         settings = {"min_similarity": 0.5, "min_age": 3.05, **loop}
         self.detector = LoopDetector(
-            self.archive, Verifier(FrontEnd(WorldMatcher(poses), self.config)), with_values(LoopConfig(), settings)
+            self.archive,
+            CountingVerifier(FrontEnd(WorldMatcher(poses), self.config)),
+            with_values(LoopConfig(), settings),
         )
         self.views: list[View] = []
-        self.matched = 0
+
+    @property
+    def matched(self) -> int:
+        """Keyframes that images were matched with."""
+        assert isinstance(self.detector.verifier, CountingVerifier)
+        return self.detector.verifier.matched
 
     def go(self, numbers: range | list[int]) -> list[LoopClosure]:
         """See some of the poses, in order, ten images a second; returns the loops found."""
@@ -85,7 +102,6 @@ class Robot:
             if finished is not None:
                 self.archive.add(finished.archived(90))
             found += self.detector.process(view)
-            self.matched += self.detector.effort.matched
         return found
 
     def observe(self, number: int) -> tuple[View, NewKeyframe | None]:
@@ -206,7 +222,7 @@ def test_an_image_that_only_looks_alike_is_not_believed(robot: Callable[..., Rob
     assert one.matched > 0, "no candidate was looked at"
 
 
-class MisledVerifier(Verifier):
+class MisledVerifier(CountingVerifier):
     """Takes some images for others, as a poster that hangs in two rooms would make it do."""
 
     def __init__(self, front_end: FrontEnd, taken_for: dict[int, int]) -> None:

@@ -210,7 +210,6 @@ def test_what_fails_is_told_to_who_asked_and_the_threads_go_on(lending: Lending)
 
 def test_who_waits_for_threads_that_end_is_told_so(lending: Lending) -> None:
     lending.spare.arrived(time.monotonic())
-    lending.spare.spent("geometry", 1000.0, time.monotonic())
     lending.spare.max_load = 0.01
     lending.spare.spent("geometry", 1000.0, time.monotonic())
     told: list[str] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +16,7 @@ from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
 from loftr_ros.places.verification import Verification, Verifier
 from loftr_ros.places.view import View
+from loftr_ros.places.way import Way
 
 Array = NDArray[np.float64]
 
@@ -60,15 +59,6 @@ class LoopClosure:
         return self.found.keyframe
 
 
-@dataclass
-class Effort:
-    """What the last image took: seconds, and images it was matched with."""
-
-    search: float = 0.0
-    verify: float = 0.0
-    matched: int = 0
-
-
 @dataclass(frozen=True, eq=False)
 class _Seen:
     """An image, and what it has in common with an archived keyframe."""
@@ -80,21 +70,6 @@ class _Seen:
     def closes(self) -> bool:
         """Whether it is a keyframe: only these have a name to close a loop with."""
         return self.view.name is not None
-
-
-@dataclass(frozen=True)
-class _Since:
-    """What lies between a keyframe and an image of one trajectory.
-
-    Attributes:
-        way: length of the path, in the trajectory's unit.
-        keyframes: on it.
-        scale_std: standard deviation of the logarithm of what the unit has changed by.
-    """
-
-    way: float
-    keyframes: int
-    scale_std: float
 
 
 class LoopDetector:
@@ -119,13 +94,8 @@ class LoopDetector:
         self.archive = archive
         self.verifier = verifier
         self.config = config
-        self.effort = Effort()
         self._fetch = fetch
-        # Keyframes of the session that goes on: ids, length of the way to them, variance of the unit's logarithm.
-        self._session = 0
-        self._robot = ""
-        self._ids: list[int] = []
-        self._come: list[tuple[float, float]] = []
+        self._way = Way()
         self.reset()
 
     def reset(self) -> None:
@@ -152,11 +122,10 @@ class LoopDetector:
         Raises:
             PlacesError: the archive cannot be read.
         """
-        self.effort = Effort()
         if encoded is not None:
             self.verifier.know(encoded)
         if view.name is not None:
-            self._note_way(view)
+            self._way.note(view)
         found = self._best(view)
         if found is not None:
             self._go_on(_Seen(view, found))
@@ -185,15 +154,13 @@ class LoopDetector:
 
     def verify(self, name: KeyframeName, view: View) -> Verification | None:
         """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
-        archived = self.keyframe(name)
-        return self._match(archived, view) if archived is not None and archived.image else None
+        archived = self._readable(name)
+        return None if archived is None else self.verifier.verify(archived, view.frame)
 
-    def _match(self, archived: ArchivedKeyframe, view: View) -> Verification:
-        start = time.perf_counter()
-        found = self.verifier.verify(archived, view.frame)
-        self.effort.verify += time.perf_counter() - start
-        self.effort.matched += 1
-        return found
+    def _readable(self, name: KeyframeName) -> ArchivedKeyframe | None:
+        """An archived keyframe whose image is to be had."""
+        archived = self.keyframe(name)
+        return archived if archived is not None and archived.image else None
 
     def _best(self, view: View) -> Verification | None:
         """What shows the image's place best: of the keyframes that look like it, or else of those at the last place.
@@ -203,10 +170,10 @@ class LoopDetector:
         for look in (self._alike, self._at_the_last_place):
             best: Verification | None = None
             for name in look(view):
-                archived = self.keyframe(name)
-                if archived is None or not archived.image or self._is_recent(view, archived):
+                archived = self._readable(name)
+                if archived is None or self._is_recent(view, archived):
                     continue
-                found = self._match(archived, view)
+                found = self.verifier.verify(archived, view.frame)
                 if not self._is_possible(view, found):
                     continue
                 if best is None or found.score > best.score:
@@ -221,11 +188,8 @@ class LoopDetector:
         """Keyframes that look like a keyframe, the nearest first; other images are not searched for."""
         if view.name is None or view.descriptor is None:
             return []
-        start = time.perf_counter()
         recent = RecentPast(view.name.robot, view.session, self._newest(view))
-        found = [candidate.name for candidate in self.candidates(view.descriptor, recent)]
-        self.effort.search = time.perf_counter() - start
-        return found
+        return [candidate.name for candidate in self.candidates(view.descriptor, recent)]
 
     def _at_the_last_place(self, view: View) -> list[KeyframeName]:
         """Where the last image was, and for a keyframe also what was seen there before and after, nearest first."""
@@ -240,7 +204,7 @@ class LoopDetector:
         return view.frame.stamp_ns - round(self.config.min_age * 1e9)
 
     def _is_recent(self, view: View, keyframe: ArchivedKeyframe) -> bool:
-        own = (keyframe.name.robot, keyframe.session) == (self._robot, view.session)
+        own = (keyframe.name.robot, keyframe.session) == (self._way.robot, view.session)
         return own and keyframe.stamp_ns > self._newest(view)
 
     def _is_possible(self, view: View, found: Verification) -> bool:
@@ -252,7 +216,7 @@ class LoopDetector:
         if not found.is_believed(self.config):
             return False
         keyframe, location, config = found.keyframe, view.location, self.config
-        since = self._since(view, keyframe)
+        since = self._way.since(view, keyframe)
         if since is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
             return True
         expected = np.linalg.inv(keyframe.pose) @ location.pose
@@ -265,34 +229,13 @@ class LoopDetector:
         limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.way
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
-    def _note_way(self, view: View) -> None:
-        """Remember how far the trajectory had come at a keyframe."""
-        assert view.name is not None
-        if (view.name.robot, view.session) != (self._robot, self._session):
-            self._robot, self._session, self._ids, self._come = view.name.robot, view.session, [], []
-        self._ids.append(view.name.id)
-        self._come.append((view.way, _scale_variance(view.location)))
-
-    def _is_same_trajectory(self, view: View, keyframe: ArchivedKeyframe) -> bool:
-        here = self._robot, self._session, view.segment
-        return (keyframe.name.robot, keyframe.session, keyframe.segment) == here and view.session == self._session
-
     def _with_length(self, view: View, found: Verification) -> RelativePose | None:
         """The pose with its length in the unit of the camera's trajectory; None where it is not known in that."""
         if view.location is None:
             return None
         if view.location.is_metric:
             return found.pose if found.pose.scale_known else None
-        return found.own_unit if self._is_same_trajectory(view, found.keyframe) else None
-
-    def _since(self, view: View, keyframe: ArchivedKeyframe) -> _Since | None:
-        """What lies between a keyframe of the same trajectory and an image; None for others' keyframes."""
-        if not self._is_same_trajectory(view, keyframe):
-            return None
-        at = max(bisect.bisect_right(self._ids, keyframe.name.id) - 1, 0)  # some keyframes were not searched for
-        way, variance = self._come[at]
-        doubt = float(np.sqrt(max(_scale_variance(view.location) - variance, 0.0)))
-        return _Since(view.way - way, len(self._ids) - at, doubt)
+        return found.own_unit if self._way.is_on(view, found.keyframe) else None
 
     def _go_on(self, seen: _Seen) -> None:
         """Count the image as one more that agrees, or as the first at another place."""
@@ -333,10 +276,6 @@ class LoopDetector:
             return []
         waiting, self._waiting = self._waiting, []
         return [_closure(seen, self._agreed) for seen in waiting]
-
-
-def _scale_variance(location: Location | None) -> float:
-    return 0.0 if location is None else location.scale_std**2
 
 
 def _angle(rotation: Array) -> float:

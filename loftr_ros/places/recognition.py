@@ -35,8 +35,7 @@ class Counts:
     Attributes:
         archived, lost: keyframes written, and those that were not since the archive could not keep up or failed.
         searched, skipped: keyframes searched for, and those that a newer one displaced meanwhile.
-        verified, closures: images matched, and loops found.
-        busy: seconds spent.
+        closures: loops found.
         held, held_bytes: keyframes in the archive, by whomever, and their size, as of some seconds ago.
     """
 
@@ -44,9 +43,7 @@ class Counts:
     lost: int = 0
     searched: int = 0
     skipped: int = 0
-    verified: int = 0
     closures: int = 0
-    busy: float = 0.0
     held: int = 0
     held_bytes: int = 0
 
@@ -84,8 +81,7 @@ class PlaceRecognition:
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._arrived: deque[NewKeyframe] = deque()
-        self._view: View | None = None
-        self._encoded: EncodedFrame | None = None
+        self._view: tuple[View, EncodedFrame | None] | None = None
         self._measure_after = 0.0
         self._stopping = self._changed = False
         self._thread = threading.Thread(target=self._run, name="loftr_places", daemon=True)
@@ -101,11 +97,12 @@ class PlaceRecognition:
         with self._condition:
             if arrived is not None:
                 self._queue(arrived)
+            keyframe_waits = self._view is not None and self._view[0].name is not None
             if view.name is not None:
-                self.counts.skipped += int(self._view is not None and self._view.name is not None)
-                self._view, self._encoded = view, encoded
-            elif self.detector.is_waiting and (self._view is None or self._view.name is None):
-                self._view, self._encoded = view, encoded
+                self.counts.skipped += int(keyframe_waits)
+                self._view = view, encoded
+            elif self.detector.is_waiting and not keyframe_waits:
+                self._view = view, encoded
             self._condition.notify()
 
     def archive(self, arrived: NewKeyframe) -> None:
@@ -141,7 +138,7 @@ class PlaceRecognition:
         """Write the keyframes that wait, and end the thread."""
         with self._condition:
             self._stopping = True
-            self._view = self._encoded = None
+            self._view = None
             self._condition.notify()
         self._thread.join()
 
@@ -161,12 +158,10 @@ class PlaceRecognition:
                         return
                     self._condition.wait(self._time_to_wait())
                     work = self._next()
-            start = time.monotonic()
             try:
                 work()
             except Exception as error:
                 self._on_error(error)
-            self.counts.busy += time.monotonic() - start
 
     def _begin(self, load: Callable[[], LoopDetector]) -> None:
         self._changed = False
@@ -183,8 +178,8 @@ class PlaceRecognition:
             self._changed = True  # perhaps: it may have loaded another archive
             return self._commands.popleft()
         if self._view is not None:
-            view, encoded, self._view, self._encoded = self._view, self._encoded, None, None
-            return lambda: self._search(view, encoded)
+            view, self._view = self._view, None
+            return lambda: self._search(*view)
         return self._measure if self._changed and time.monotonic() >= self._measure_after else None
 
     def _time_to_wait(self) -> float | None:
@@ -216,7 +211,6 @@ class PlaceRecognition:
             closures = self.detector.process(view, encoded)
         finally:
             self.counts.searched += int(view.name is not None)
-            self.counts.verified += self.detector.effort.matched
         self.counts.closures += len(closures)
         for closure in closures:
             self._on_closure(closure)

@@ -26,7 +26,6 @@ _KEPT = 8
 # Of the matches that two views explain, the part that depths must explain to be believed.
 _AGREEING = 0.7
 
-
 Poses = tuple[RelativePose, RelativePose | None]
 Run = Callable[[Callable[[], Poses]], Poses]
 

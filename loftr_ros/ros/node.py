@@ -136,11 +136,7 @@ class FrontEndNode(LifecycleNode):
 
     def close(self) -> None:
         """End the threads, whatever state the node is in; the node cannot be used after it."""
-        self._stop()
-        self._close_places()  # first: it works on the stages' threads
-        if self._stages is not None:
-            self._stages.stop()
-            self._stages = None
+        self._end_threads()
 
     # --- services and parameters ---
 
@@ -220,13 +216,16 @@ class FrontEndNode(LifecycleNode):
         if self._stages is not None:
             self._stages.drain()
 
-    def _end(self, lifecycle: str) -> TransitionCallbackReturn:
+    def _end_threads(self) -> None:
         self._stop()
         self._close_places()  # first: it works on the stages' threads
         if self._stages is not None:
             self._next_keyframe_id = self._stages.front_end.buffer.next_id
             self._stages.stop()
             self._stages = None
+
+    def _end(self, lifecycle: str) -> TransitionCallbackReturn:
+        self._end_threads()
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = None

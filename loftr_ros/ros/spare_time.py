@@ -57,11 +57,10 @@ class SpareTime:
 
     def arrived(self, now: float) -> None:
         """A frame came, at monotonic seconds; one thread calls this."""
-        since = now - self._arrived
-        if since > max(_SILENCE, _PATIENCE * self._interval):
+        if self._is_silent(now):
             self._intervals.clear()
         else:
-            self._intervals.append(since)
+            self._intervals.append(now - self._arrived)
         self._interval = statistics.median(self._intervals) if self._intervals else 0.0
         self._arrived = now
 
@@ -83,8 +82,7 @@ class SpareTime:
             is_busy: whether a frame waits or is in work.
             now: monotonic seconds.
         """
-        quiet = now - self._arrived
-        if quiet > max(_SILENCE, _PATIENCE * self._interval):
+        if self._is_silent(now):
             return _LOOK_AGAIN if is_busy else 0.0
         if now < self._rest_until:
             return self._rest_until - now
@@ -92,9 +90,14 @@ class SpareTime:
             return 0.0
         if is_busy:
             return _LOOK_AGAIN
+        quiet = now - self._arrived
         if quiet + self._lasted.get(kind, _UNKNOWN) <= self._interval or quiet >= _LATE * self._interval:
             return 0.0
         return _LATE * self._interval - quiet
+
+    def _is_silent(self, now: float) -> bool:
+        """Whether the last frame is so long ago that there is no stream."""
+        return now - self._arrived > max(_SILENCE, _PATIENCE * self._interval)
 
 
 class LentMatcher:
