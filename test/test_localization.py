@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from made_world import WorldMatcher, frame, walk
 
-from loftr_ros.frontend.config import ConfigError, FrontEndConfig, with_values
+from loftr_ros.frontend.config import ConfigError, FrontEndConfig, RecoveryConfig, with_values
+from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
@@ -134,15 +136,48 @@ def test_a_depth_image_of_another_size_is_refused_with_what_to_do() -> None:
         front_end.process(type(whole)(whole.image, whole.stamp_ns, "cam", whole.camera, None, small))
 
 
-def test_a_camera_that_was_lost_begins_a_new_segment_and_claims_nothing_of_its_place_in_the_old() -> None:
-    poses = walk(10)
+def turned_about(poses: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """`count` poses of a camera that suddenly looks the other way, and walks on."""
     behind = poses[-1].copy()
     behind[:3, :3] = behind[:3, :3] @ np.diag([-1.0, 1.0, -1.0])
-    poses = [*poses, *[behind @ np.linalg.inv(poses[0]) @ pose for pose in poses[:5]]]
-    _, results = run("stereo", poses)
+    return [behind @ np.linalg.inv(poses[0]) @ pose for pose in walk(count)]
+
+
+def test_a_camera_that_stays_lost_begins_a_new_segment_and_claims_nothing_of_its_place_in_the_old() -> None:
+    poses = walk(10)
+    recovery = RecoveryConfig()
+    elsewhere = turned_about(poses, recovery.patience + recovery.confirmations + 4)
+    _, results = run("stereo", [*poses, *elsewhere])
     segments = [r.location.segment for r in results if r.location is not None]
-    assert segments[0] == 0
-    assert segments[-1] == 1
+    assert segments[0] == 0 and segments[-1] == 1
+    states = [r.state for r in results[len(poses) :]]
+    assert states[: recovery.patience] == [TrackingState.DOUBTFUL] * recovery.patience
+    assert TrackingState.LOST in states and TrackingState.RELOCALISING in states
+    assert states[-1] == TrackingState.TRACKING
+    reasons = [e.reason for r in results[len(poses) :] for e in r.events if e.added]
+    assert reasons[0] == KeyframeReason.LOST
+
+
+@pytest.mark.parametrize("away", [1, 4, 30])
+@pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
+def test_a_camera_that_comes_back_goes_on_in_the_segment_that_it_left(mode: str, away: int) -> None:
+    poses = walk(14)
+    _, results = run(mode, [*poses[:10], *turned_about(poses[:10], away), *poses[10:]])
+    back = results[10 + away :]
+    assert [r.location is not None for r in back][-1]
+    assert {r.location.segment for r in back if r.location is not None} == {0}
+    assert back[-1].state == TrackingState.TRACKING
+    _, clean = run(mode, poses)
+    assert back[-1].location is not None and clean[-1].location is not None
+    off = np.abs(back[-1].location.pose[:3, 3] - clean[-1].location.pose[:3, 3]).max()
+    assert off < 4 * np.sqrt(np.trace(back[-1].location.covariance[:3, :3])) + 1e-3
+
+
+def test_keyframes_of_a_segment_that_was_lost_stay_while_they_are_less_than_half() -> None:
+    poses = walk(16)
+    front_end, _ = run("stereo", [*poses, *turned_about(poses, 40)])
+    segments = [k.location.segment for k in front_end.buffer.keyframes if k.location is not None]
+    assert 0 in segments and segments.count(0) <= front_end.config.keyframe.capacity // 2 + 1
 
 
 def test_a_landmark_keeps_its_name_over_keyframes_and_names_one_scene_point() -> None:

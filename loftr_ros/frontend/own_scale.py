@@ -51,8 +51,8 @@ class OwnScale:
 
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
-        # The reference's depths before the last frame refined them; None where that frame made them.
-        self._before: CellDepth | None = None
+        # A keyframe's id and its depths before the last frame refined them; None where that frame made them.
+        self._before: tuple[int, CellDepth] | None = None
 
     def locate(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
@@ -108,8 +108,8 @@ class OwnScale:
         depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
         depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
         doubt = 0.0
-        if self._before is not None:
-            before, good = self._before.inverse[matches.track_id], pose.inliers
+        if self._before is not None and self._before[0] == keyframe.id:
+            before, good = self._before[1].inverse[matches.track_id], pose.inliers
             doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
         return HandOver(depth, doubt)
 
@@ -119,9 +119,19 @@ class OwnScale:
         """The first depths of a trajectory, of which the typical one is 1."""
         self._before = None
         if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
-            return pose
-        if not pose.has_direction or pose.median_parallax < self._config.min_parallax:
+            step = pose.median_parallax / rays.focal_length
+            covariance = pose.covariance.copy()
+            covariance[:3, :3] = np.eye(3) * (2 * step) ** 2 + 1e-8 * np.eye(3)
+            return replace(pose, covariance=covariance)
+        if not pose.has_direction:
             return None
+        if pose.median_parallax < self._config.min_parallax:
+            # The unit is not there yet: a typical depth will be one, and the camera has gone this part of it at most.
+            step = pose.median_parallax / rays.focal_length
+            covariance = pose.covariance.copy()
+            covariance[:3], covariance[:, :3] = 0.0, 0.0
+            covariance[:3, :3] = np.eye(3) * (2 * step) ** 2
+            return replace(pose, translation=step * pose.translation, covariance=covariance)
         found = self._triangulated(matches, pose, rays)
         good = pose.inliers & np.isfinite(found.inverse)
         if good.sum() < self._config.min_cells:
@@ -140,7 +150,7 @@ class OwnScale:
     def _refine(self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> None:
         depth, good = keyframe.depth, pose.inliers
         assert depth is not None
-        self._before = depth
+        self._before = keyframe.id, depth
         if pose.median_parallax < max(self._config.min_parallax, _FARTHER * keyframe.depth_parallax):
             return
         found, cell = self._triangulated(matches, pose, rays), matches.track_id[good]
