@@ -14,7 +14,7 @@ from loftr_ros.frontend.config import KeyframeConfig
 from loftr_ros.frontend.epipolar import ray_area
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.mask import on_usable
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
 from loftr_ros.matcher.interface import ImageFeatures
@@ -100,6 +100,7 @@ class Keyframe:
         depth: of its cells; None where nothing tells of it yet.
         depth_parallax: px, median parallax of the views that its depths were triangulated from.
         location: of its camera; None until it is known.
+        link: to the keyframe that it was located by; None for the first of a segment.
     """
 
     id: int
@@ -110,6 +111,7 @@ class Keyframe:
     depth: CellDepth | None = None
     depth_parallax: float = 0.0
     location: Location | None = None
+    link: ChainLink | None = None
 
     def __post_init__(self) -> None:
         if not len(self.landmarks):

@@ -10,11 +10,12 @@ import numpy as np
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.odometry import Location, Trajectory, origin
-from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth
+from loftr_ros.frontend.odometry import ChainLink, Location, Trajectory, origin
+from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth, why_no_length
 from loftr_ros.frontend.relative_pose import (
     PoseStatus,
     RelativePose,
+    ScaleReason,
     estimate_relative_pose,
     uncalibrated_inliers,
     without_pose,
@@ -66,14 +67,16 @@ class Localizer:
             camera.focal_length,
             keyframe.encoded.field,
         )
+        why = ScaleReason.OWN_UNIT
         if self._own is None:
+            why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
             pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
                 return Located(KeyframeMatch(keyframe, matches, pose), rays, pose if pose.has_rotation else None)
         pose = estimate_relative_pose(
             rays.keyframe, rays.current, before.focal_length, self._config.geometry, matches.std, rays.field
         )
-        return Located(KeyframeMatch(keyframe, matches, pose), rays, None)
+        return Located(KeyframeMatch(keyframe, matches, replace(pose, without_length=why)), rays, None)
 
     def follow(self, located: Located) -> tuple[Located, Location | None]:
         """Go on with the trajectory to the current frame; `located` is relative to the reference keyframe.
@@ -122,6 +125,8 @@ class Localizer:
             if handed is not None:
                 depth = handed.depth
                 location = replace(location, scale_std=math.hypot(location.scale_std, handed.scale_std))
+        if located.pose is not None:
+            keyframe.link = ChainLink(old.id, located.pose.matrix, located.pose.covariance, location.is_metric)
         keyframe.depth, keyframe.location = depth, location
         links = self._links(located.match, keyframe)
         keyframe.landmarks = landmarks_of(keyframe.id, len(keyframe.landmarks), links, old.landmarks)

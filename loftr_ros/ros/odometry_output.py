@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from geometry_msgs.msg import (
     PoseStamped,
-    PoseWithCovariance,
     Quaternion,
     Transform,
     TransformStamped,
@@ -26,7 +25,7 @@ from loftr_ros.frontend.config import ConfigError
 from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
 from loftr_ros.ros.base_motion import Fix, Twist, base_covariance, base_pose, base_twist
 from loftr_ros.ros.camera_mount import CameraMount
-from loftr_ros.ros.messages import to_covariance, to_pose, to_time
+from loftr_ros.ros.messages import to_covariance, to_pose, to_pose_with_covariance, to_time
 from loftr_ros.ros.parameters import OdometryParameters
 
 if TYPE_CHECKING:  # imports torch, which the node loads when it is configured
@@ -103,7 +102,7 @@ class OdometryOutput:
             Odometry(
                 header=header,
                 child_frame_id=self._parameters.base_frame,
-                pose=PoseWithCovariance(pose=stamped.pose, covariance=to_covariance(covariance)),
+                pose=to_pose_with_covariance(base, covariance),
                 twist=_twist_message(twist),
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class PlacesState:
     places_searched: int = 0
     places_skipped: int = 0
     loop_closures: int = 0
+    session: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,30 @@ class ErrorLog:
 
 
 class Reporter:
-    """Publishes ~/status and /diagnostics once a period, whatever state the node is in."""
+    """Publishes ~/status and /diagnostics once a period, whatever state the node is in.
 
-    def __init__(self, node: Node, statistics: Statistics, period: float, state: Callable[[], FrontEndState]) -> None:
+    Attributes:
+        hardware_id: what /diagnostics calls the hardware; empty for the machine and the network's device.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        statistics: Statistics,
+        period: float,
+        state: Callable[[], FrontEndState],
+        hardware_id: str = "",
+    ) -> None:
+        """Begin.
+
+        Args:
+            node: who publishes.
+            statistics: the counters.
+            period: seconds between two reports.
+            state: what else is told.
+            hardware_id: of the camera; empty for the machine and the device that the network runs on.
+        """
+        self.hardware_id = hardware_id
         self._node = node
         self._statistics = statistics
         self._state = state
@@ -232,6 +255,7 @@ class Reporter:
             "rate [1/s]": f"{now.rate:.1f}",
             "keyframes": f"{state.keyframes_held} of {state.keyframe_capacity}",
             "effort": f"{state.matched_keyframes} keyframes, {100 * state.image_scale:.0f} % of the resolution",
+            "camera frame": now.last_frame_id,
             "mode": state.motion.mode,
             "scale known": state.motion.scale_known,
             "scale drift": f"{state.motion.scale_std:.3f}",
@@ -254,7 +278,7 @@ class Reporter:
             level=level,
             name=f"{self._node.get_fully_qualified_name()}: front end",
             message=text,
-            hardware_id=now.last_frame_id,
+            hardware_id=self.hardware_id or _machine(state.device),
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         message = DiagnosticArray(status=[status])
@@ -289,3 +313,8 @@ class Reporter:
             return DiagnosticStatus.WARN, "images came, but none was processed since the last report"
         publishers = self._node.count_publishers(state.topic)
         return DiagnosticStatus.WARN, f"no image came on {state.topic} since the last report (publishers: {publishers})"
+
+
+def _machine(device: str) -> str:
+    """The computer, and what of it the network runs on, once that is known."""
+    return f"{socket.gethostname()} {device}".rstrip()
