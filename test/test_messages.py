@@ -6,6 +6,7 @@ import array
 import dataclasses
 import importlib.util
 import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -542,9 +543,16 @@ def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> Non
     )
     motion = MotionState("mono", False, 0.125, 3, 7.5, 421)
     reporter = Reporter(
-        node, Statistics(10), 1.0, lambda: FrontEndState("active", matched_keyframes=2, image_scale=0.5, motion=motion)
+        node,
+        Statistics(10),
+        1.0,
+        lambda: FrontEndState("active", device="cuda:1", matched_keyframes=2, image_scale=0.5, motion=motion),
     )
     reporter.publish()
+    reporter.hardware_id = "camera 8315"
+    reporter.publish()
+    named = [message.status[0].hardware_id for message in sent["/diagnostics"]]
+    assert named == [f"{socket.gethostname()} cuda:1", "camera 8315"]
     status = sent["~/status"][0]
     assert (status.mode, status.scale_known, status.scale_std) == ("mono", False, 0.125)
     assert (status.segment, status.path_length, status.keyframe_depth_cells) == (3, 7.5, 421)
