@@ -542,12 +542,8 @@ def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> Non
         count_publishers=lambda topic: 1,
     )
     motion = MotionState("mono", False, 0.125, 3, 7.5, 421)
-    reporter = Reporter(
-        node,
-        Statistics(10),
-        1.0,
-        lambda: FrontEndState("active", device="cuda:1", matched_keyframes=2, image_scale=0.5, motion=motion),
-    )
+    state = FrontEndState("active", device="cuda:1", matched_keyframes=2, image_scale=0.5, motion=motion)
+    reporter = Reporter(node, Statistics(10), 1.0, lambda: state)
     reporter.publish()
     reporter.hardware_id = "camera 8315"
     reporter.publish()

@@ -222,7 +222,7 @@ def test_an_image_is_found_again_raw_or_compressed_with_and_without_calibration(
     assert not best.scale_known and not best.map_pose_known
     assert best.scale_reason == RelativePose.SCALE_OWN_UNIT
     session = node.client.status().session
-    assert session == best.session == 1
+    assert session == best.session > 0
     kept = next(keyframe for keyframe in added(node.client) if keyframe.id == best.keyframe_id)
     assert best.segment == kept.segment
     data = cv2.imencode(".png", footage[2])[1].tobytes()
