@@ -143,7 +143,9 @@ def test_a_relative_pose_carries_the_estimate_and_what_it_is_worth() -> None:
     position, turn = found.pose.pose.position, found.pose.pose.orientation
     assert (position.x, position.y, position.z) == (0.6, 0.0, 0.8)
     assert Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix() == pytest.approx(pair.pose.rotation)
-    assert found.pose.covariance.tolist() == COVARIANCE.ravel().tolist()
+    along = np.zeros((6, 6))
+    along[:3, :3] = 1e6 * np.outer((0.6, 0.0, 0.8), (0.6, 0.0, 0.8))
+    assert found.pose.covariance.reshape(6, 6) == pytest.approx(COVARIANCE + along)
     assert (found.status, found.scale_known, found.num_matches, found.num_inliers) == (0, False, 5, 3)
     assert found.inlier_ratio == pytest.approx(0.6) and found.median_parallax == pytest.approx(4.5)
     assert (found.keyframe_id, found.keyframe_frame_id, found.header.frame_id) == (3, "first", "camera")
@@ -299,6 +301,23 @@ def test_a_covariance_that_is_wide_enough_stays_as_it_is_and_one_that_is_none_sa
         assert np.array_equal(messages.to_covariance(given).reshape(6, 6), given)
     for broken in (np.nan, np.inf):
         assert np.array_equal(messages.to_covariance(np.full((6, 6), broken)).reshape(6, 6), 1e6 * np.eye(6))
+
+
+def test_a_unit_vector_claims_its_direction_and_nothing_of_its_length() -> None:
+    pair, direction = match(), np.array([0.6, 0.0, 0.8])
+    across = 1e-5 * (np.eye(3) - np.outer(direction, direction))
+    covariance = np.diag([0.0] * 3 + [1e-7] * 3)
+    covariance[:3, :3] = across
+    pose = dataclasses.replace(pair.pose, covariance=covariance)
+    found = messages.to_estimated_pose(pose).covariance.reshape(6, 6)
+    assert direction @ found[:3, :3] @ direction == pytest.approx(1e6)
+    aside = np.array([[0.8, 0.0, -0.6], [0.0, 1.0, 0.0]])
+    assert aside @ found[:3, :3] @ aside.T == pytest.approx(1e-5 * np.eye(2), abs=1e-8)
+    assert np.linalg.cholesky(found).shape == (6, 6)
+    metric = dataclasses.replace(pose, scale_known=True, covariance=1e-5 * np.eye(6))
+    assert np.array_equal(messages.to_estimated_pose(metric).covariance.reshape(6, 6), 1e-5 * np.eye(6))
+    still = dataclasses.replace(pose, status=PoseStatus.LOW_PARALLAX, translation=np.zeros(3), covariance=np.eye(6))
+    assert np.array_equal(messages.to_estimated_pose(still).covariance.reshape(6, 6), np.eye(6))
 
 
 @pytest.mark.parametrize(

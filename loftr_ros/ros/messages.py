@@ -102,6 +102,15 @@ def to_pose_with_covariance(pose: NDArray[np.float64], covariance: NDArray[np.fl
     return PoseWithCovariance(pose=to_pose(pose), covariance=to_covariance(covariance))
 
 
+def to_estimated_pose(pose: EstimatedPose) -> PoseWithCovariance:
+    """A relative pose; the length of a unit vector is not known, which its variance along itself says."""
+    covariance = pose.covariance
+    if pose.has_direction and not pose.scale_known:
+        covariance = covariance.copy()
+        covariance[:3, :3] += UNKNOWN_VARIANCE * np.outer(pose.translation, pose.translation)
+    return to_pose_with_covariance(pose.matrix, covariance)
+
+
 def unknown_pose() -> PoseWithCovariance:
     """A pose of which nothing is known: the identity, with a variance of 1e6."""
     return to_pose_with_covariance(np.eye(4), UNKNOWN_VARIANCE * np.eye(6))
@@ -150,7 +159,7 @@ def pose_message(
         keyframe_stamp=to_time(keyframe.stamp_ns),
         keyframe_frame_id=keyframe.frame_id,
         status=int(pose.status),
-        pose=to_pose_with_covariance(pose.matrix, pose.covariance),
+        pose=to_estimated_pose(pose),
         scale_known=pose.scale_known,
         scale_reason=int(pose.scale_reason),
         num_matches=num_matches,

@@ -10,8 +10,8 @@ from loftr_ros.msg import LoopClosure, Place, RelativePose
 from loftr_ros.ros.messages import (
     matches_message,
     pose_message,
+    to_estimated_pose,
     to_pose,
-    to_pose_with_covariance,
     to_time,
     unknown_pose,
 )
@@ -37,7 +37,7 @@ def loop_closure_message(closure: detector.LoopClosure) -> LoopClosure:
         matched_stamp=to_time(matched.stamp_ns),
         matched_frame_id=matched.frame_id,
         status=int(found.pose.status),
-        pose=to_pose_with_covariance(found.pose.matrix, found.pose.covariance),
+        pose=to_estimated_pose(found.pose),
         scale_known=found.pose.scale_known,
         scale_reason=int(found.pose.scale_reason),
         num_matches=len(found.correspondences),
@@ -67,7 +67,7 @@ def place_message(place: query.Place) -> Place:
     )
     if found is not None:
         message.status = int(found.pose.status)
-        message.pose = to_pose_with_covariance(found.pose.matrix, found.pose.covariance)
+        message.pose = to_estimated_pose(found.pose)
         message.scale_known, message.scale_reason = found.pose.scale_known, int(found.pose.scale_reason)
         message.num_matches = len(found.correspondences)
         message.num_inliers = found.num_inliers
