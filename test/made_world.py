@@ -101,7 +101,9 @@ def frame(
     """Frame `number`, with the companions that are asked for."""
     eye = camera()
     # Not blank: the front end tells by itself that nothing can be matched there. What it shows, nobody looks at.
-    image = np.random.default_rng(0).integers(0, 256, (HEIGHT // 4, WIDTH // 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    image = (
+        np.random.default_rng(0).integers(0, 256, (HEIGHT // 4, WIDTH // 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    )
     image[0, :2] = number, 0
     other = image.copy()
     other[0, 1] = 1

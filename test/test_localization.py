@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from made_world import WorldMatcher, frame, walk
 
+from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import ConfigError, FrontEndConfig, RecoveryConfig, with_values
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.own_scale import why_no_length
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.recovery import TrackingState
-from loftr_ros.frontend.results import FrontEndResult
+from loftr_ros.frontend.relative_pose import ScaleReason
+from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
 
@@ -277,21 +280,49 @@ def test_a_setting_that_needs_a_new_beginning_is_refused_and_nothing_changes() -
     assert front_end.config.geometry.threshold == 1.0
 
 
-def test_the_step_between_two_locations_is_the_one_that_the_second_was_made_by() -> None:
-    rng = np.random.default_rng(4)
+@pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
+def test_a_keyframes_link_leads_from_the_one_that_it_was_located_by_to_its_own_place(mode: str) -> None:
+    _, results = walked(mode)
+    added = [event.keyframe for result in results for event in result.events if event.added]
+    by_id = {keyframe.id: keyframe for keyframe in added}
+    assert len(added) > 2 and added[0].link is None
+    for keyframe in added[1:]:
+        link = keyframe.link
+        assert link.is_metric == (mode != "mono")
+        led = by_id[link.previous].location.moved(link.pose, link.covariance)
+        assert np.allclose(led.pose, keyframe.location.pose)
+        assert np.allclose(led.covariance, keyframe.location.covariance)
+        assert led.segment == keyframe.location.segment
 
-    def some_pose() -> np.ndarray:
-        pose = np.eye(4)
-        pose[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-        pose[:3, :3] *= np.linalg.det(pose[:3, :3])
-        pose[:3, 3] = rng.normal(size=3)
-        return pose
 
-    def some_covariance() -> np.ndarray:
-        root = rng.normal(size=(6, 6))
-        return 0.01 * root @ root.T
+def test_the_first_keyframe_of_a_segment_has_no_link() -> None:
+    poses = walk(12)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "rgbd"}))
+    for number in range(2):
+        front_end.process(frame(poses, number, depth=True))
+    front_end.reset()
+    result = front_end.process(frame(poses, 3, depth=True))
+    (first,) = (event.keyframe for event in result.events if event.added)
+    assert first.link is None and first.location.segment == 1
 
-    before = Location(some_pose(), some_covariance(), True)
-    step, covariance = some_pose(), some_covariance()
-    found, spread = before.step_to(before.moved(step, covariance))
-    assert np.allclose(found, step) and np.allclose(spread, covariance)
+
+def test_a_pose_without_metres_says_why() -> None:
+    assert {m.pose.scale_reason for m in matches_of("rgbd")} == {ScaleReason.KNOWN}
+    assert {m.pose.scale_reason for m in matches_of("mono") if m.pose.has_rotation} == {ScaleReason.OWN_UNIT}
+    far = matches_of("rgbd", depth__max_depth=0.2)
+    assert {m.pose.scale_reason for m in far if m.pose.has_rotation} == {ScaleReason.NO_DEPTH}
+    few = [m for m in matches_of("rgbd", depth__min_cells=5000) if m.pose.has_rotation]
+    assert {m.pose.scale_reason for m in few} == {ScaleReason.FEW_DEPTHS}
+
+
+def matches_of(mode: str, **settings: float) -> list[KeyframeMatch]:
+    return [match for result in run(mode, walk(6), **settings)[1] for match in result.matches]
+
+
+def test_why_depths_give_no_length_is_told_by_how_many_matches_have_one() -> None:
+    known = CellDepth(np.array([0.5, np.nan, 0.2]), np.array([0.1, np.inf, 0.1]), True)
+    cells = np.array([0, 1, 2, 0], np.uint32)
+    assert why_no_length(None, cells, 1) == ScaleReason.NO_DEPTH
+    assert why_no_length(CellDepth.unknown(3, True), cells, 1) == ScaleReason.NO_DEPTH
+    assert why_no_length(known, cells, 4) == ScaleReason.FEW_DEPTHS
+    assert why_no_length(known, cells, 3) == ScaleReason.DEPTHS_DISAGREE

@@ -288,6 +288,21 @@ def test_odometry_is_of_the_base_in_odom_with_the_images_stamp() -> None:
     assert first.twist.covariance[0] == 1e6 and second.twist.covariance[0] < 1
 
 
+def test_no_odometry_is_called_exact_neither_the_first_one_nor_that_of_a_camera_that_stands_still() -> None:
+    node = FakeNode()
+    each = output(node)
+    for _ in range(2):
+        each.publish(found(10.0, None, first=True))
+        still = found(10.5, pose())
+        still.location = still.matches[0].keyframe.location
+        each.publish(still)
+        each.restart()
+    assert len(node.sent["~/odometry"]) == 4
+    for message in node.sent["~/odometry"]:
+        for part in (message.pose, message.twist):
+            assert np.linalg.eigvalsh(part.covariance.reshape(6, 6))[0] >= 0.9e-9
+
+
 def test_a_frame_whose_place_is_not_known_gets_no_odometry() -> None:
     node = FakeNode()
     each = output(node)

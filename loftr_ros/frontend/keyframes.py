@@ -14,7 +14,7 @@ from loftr_ros.frontend.config import KeyframeConfig
 from loftr_ros.frontend.epipolar import ray_area
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.mask import on_usable
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.quality import FrameQuality
 from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
@@ -110,6 +110,7 @@ class Keyframe:
         depth_parallax: px, median parallax of the views that its depths were triangulated from.
         location: of its camera; None until it is known.
         last_compared: stamp in nanoseconds of the frame of another segment that it was tried with last.
+        link: to the keyframe that it was located by; None for the first of a segment.
     """
 
     id: int
@@ -121,6 +122,7 @@ class Keyframe:
     depth_parallax: float = 0.0
     location: Location | None = None
     last_compared: int = 0
+    link: ChainLink | None = None
 
     def __post_init__(self) -> None:
         if not len(self.landmarks):

@@ -15,13 +15,14 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.epipolar import homogeneous
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.odometry import Location, SegmentJoin, Trajectory, origin
-from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth
+from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
+from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth, why_no_length
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.relative_pose import (
     UNKNOWN_VARIANCE,
     PoseStatus,
     RelativePose,
+    ScaleReason,
     doubtful,
     estimate_relative_pose,
     uncalibrated_inliers,
@@ -119,7 +120,9 @@ class Localizer:
         )
         expected = self._motion.expected(current.frame.stamp_ns)
         by_depth = None
+        why = ScaleReason.OWN_UNIT
         if self._own is None:
+            why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
             pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
                 by_depth = self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
@@ -129,6 +132,7 @@ class Localizer:
         pose = estimate_relative_pose(
             rays.keyframe, rays.current, before.focal_length, self._config.geometry, matches.std, rays.field
         )
+        pose = replace(pose, without_length=why)
         if by_depth is not None and _agree(by_depth.match.pose, pose):
             return by_depth
         return self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
@@ -265,6 +269,8 @@ class Localizer:
             if handed is not None:
                 depth = handed.depth
                 location = replace(location, scale_std=math.hypot(location.scale_std, handed.scale_std))
+        if located.pose is not None:
+            keyframe.link = ChainLink(old.id, located.pose.matrix, located.pose.covariance, location.is_metric)
         keyframe.depth, keyframe.location = depth, location
         links = self._links(located.match, keyframe)
         keyframe.landmarks = landmarks_of(keyframe.id, len(keyframe.landmarks), links, old.landmarks)

@@ -46,19 +46,22 @@ class Location:
         total = carry @ self.covariance @ carry.T + add @ covariance @ add.T
         return Location(self.pose @ step, (total + total.T) / 2, self.is_metric, self.scale_std, self.segment)
 
-    def step_to(self, other: Location) -> tuple[Array, Array]:
-        """What `moved` was given where it made `other` of this location.
 
-        Returns:
-            (4, 4) T_camera_other, and (6, 6) its covariance about this camera's axes.
-        """
-        step = np.linalg.inv(self.pose) @ other.pose
-        turn = self.pose[:3, :3]
-        carry, back = np.eye(6), np.zeros((6, 6))
-        carry[:3, 3:] = -skew(turn @ step[:3, 3])
-        back[:3, :3] = back[3:, 3:] = turn.T
-        added = back @ (other.covariance - carry @ self.covariance @ carry.T) @ back.T
-        return step, (added + added.T) / 2
+@dataclass(frozen=True, eq=False)
+class ChainLink:
+    """Where a keyframe is, seen from the one that it was located by.
+
+    Attributes:
+        previous: id of that keyframe, of the same robot.
+        pose: (4, 4) T_previous_this, in metres or in the trajectory's own unit.
+        covariance: (6, 6) of (translation, rotation vector) about the previous keyframe's axes.
+        is_metric: whether lengths are in metres.
+    """
+
+    previous: int
+    pose: Array
+    covariance: Array
+    is_metric: bool
 
 
 @dataclass(frozen=True, eq=False)

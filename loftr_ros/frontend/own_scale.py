@@ -17,7 +17,7 @@ from loftr_ros.frontend.config import DepthConfig, GeometryConfig
 from loftr_ros.frontend.epipolar import homogeneous
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.metric_pose import metric_relative_pose
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 
@@ -180,6 +180,20 @@ def pose_by_depth(
         min_cells,
         rays.field,
     )
+
+
+def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
+    """Why the depths of a keyframe give a pose no length, where `pose_by_depth` finds none.
+
+    Args:
+        depth: of its cells.
+        cell: (N,) cells of the matches.
+        min_cells: matches of known depth that a length needs.
+    """
+    if depth is None or not depth.known.any():
+        return ScaleReason.NO_DEPTH
+    few = depth.known[cell].sum() < min_cells
+    return ScaleReason.FEW_DEPTHS if few else ScaleReason.DEPTHS_DISAGREE
 
 
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:

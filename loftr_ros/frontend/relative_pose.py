@@ -76,6 +76,19 @@ class PoseStatus(IntEnum):
         return self.has_rotation and self != PoseStatus.DOUBTFUL
 
 
+class ScaleReason(IntEnum):
+    """Why a pose has no length in metres; the numbers are those of msg/RelativePose, where each begins with SCALE_."""
+
+    KNOWN = 0
+    NO_POSE = 1
+    OWN_UNIT = 2
+    NO_DEPTH = 3
+    FEW_DEPTHS = 4
+    DEPTHS_DISAGREE = 5
+    OTHER_GRID = 6
+    VIEWS_DISAGREE = 7
+
+
 @dataclass(frozen=True)
 class RelativePose:
     """T_keyframe_current, up to scale, and how it came about.
@@ -91,6 +104,7 @@ class RelativePose:
         median_parallax: px of the keyframe's image, the inliers' motion without the rotation's part; NaN without
             a pose.
         scale_known: whether the translation is in metres.
+        without_length: why it is not, where it is not.
     """
 
     status: PoseStatus
@@ -100,6 +114,14 @@ class RelativePose:
     inliers: Flags
     median_parallax: float
     scale_known: bool = False
+    without_length: ScaleReason = ScaleReason.NO_DEPTH
+
+    @property
+    def scale_reason(self) -> ScaleReason:
+        """Why the length is not known in metres; KNOWN where it is."""
+        if self.scale_known:
+            return ScaleReason.KNOWN
+        return self.without_length if self.has_rotation else ScaleReason.NO_POSE
 
     @property
     def has_rotation(self) -> bool:

@@ -90,6 +90,23 @@ class KeyframeMatch:
         """(N,) a name of each match's scene point that outlives the keyframe (see `TrackLinks`)."""
         return self.keyframe.landmarks[self.correspondences.track_id]
 
+    @property
+    def keyframe_rays(self) -> NDArray[np.float64]:
+        """(N, 2) rays (x / z, y / z) of the keyframe's points; NaN where a pixel has none, and without calibration."""
+        rays = self.keyframe.encoded.cell_rays
+        return np.full((len(self.correspondences), 2), np.nan) if rays is None else rays[self.correspondences.track_id]
+
+    def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The matches' scene points in the keyframe's optical frame, in the unit of its depths.
+
+        Returns:
+            (N, 3) points and (N,) their standard deviations along the keyframe's rays; see `CellDepth.points`.
+        """
+        rays, depth = self.keyframe_rays, self.keyframe.depth
+        if depth is None:
+            return np.full((len(rays), 3), np.nan), np.full(len(rays), np.nan)
+        return depth.points(self.correspondences.track_id, rays)
+
 
 @dataclass(frozen=True)
 class FrontEndResult:
@@ -123,6 +140,11 @@ class FrontEndResult:
     def is_unmatched(self) -> bool:
         """Whether there were keyframes, and too few matches with each of them."""
         return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
+
+    @property
+    def is_located(self) -> bool:
+        """Whether the frame's place in the trajectory is known, or it begins one."""
+        return self.location is not None or any(e.added and e.keyframe.frame is self.frame for e in self.events)
 
     @property
     def is_useless(self) -> bool:

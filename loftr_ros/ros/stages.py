@@ -169,7 +169,7 @@ class FrameStages:
             "publish": now - found,
             "total": now - item.received,
         }
-        self._statistics.processed(latencies, now, result.is_unmatched)
+        self._statistics.processed(latencies, now, result.is_unmatched, result.is_useless, result.is_located)
         try:
             if self._places is not None:
                 self._places.observe(result, item.frame)
