@@ -447,7 +447,7 @@ class FakeNode:
 
 
 def result() -> SimpleNamespace:
-    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), location=None)
+    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), location=None, joined=None)
 
 
 def outputs_of(node: FakeNode) -> Outputs:
@@ -498,7 +498,7 @@ def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.Mo
 def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_override_does_not_reach_the_next() -> None:
     node = FakeNode()
     outputs_of(node)
-    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 9
+    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 10
 
 
 def values_of(tree: object) -> list[str]:
@@ -560,7 +560,7 @@ def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> Non
         get_fully_qualified_name=lambda: "/eye",
         count_publishers=lambda topic: 1,
     )
-    motion = MotionState("mono", False, 0.125, 3, 7.5, 421)
+    motion = MotionState("mono", False, 0.125, 2, 3, 7.5, 421)
     state = FrontEndState("active", device="cuda:1", matched_keyframes=2, image_scale=0.5, motion=motion)
     reporter = Reporter(node, Statistics(10), 1.0, lambda: state)
     reporter.publish()
@@ -570,7 +570,8 @@ def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> Non
     assert named == [f"{socket.gethostname()} cuda:1", "camera 8315"]
     status = sent["~/status"][0]
     assert (status.mode, status.scale_known, status.scale_std) == ("mono", False, 0.125)
-    assert (status.segment, status.path_length, status.keyframe_depth_cells) == (3, 7.5, 421)
+    assert (status.state, status.segment) == (FrontEndStatusMessage.LOST, 3)
+    assert (status.path_length, status.keyframe_depth_cells) == (7.5, 421)
     assert (status.matched_keyframes, status.image_scale) == (2, 0.5)
     values = {value.key: value.value for value in sent["/diagnostics"][0].status[0].values}
     assert values["mode"] == "mono" and values["scale known"] == "False" and values["scale drift"] == "0.125"

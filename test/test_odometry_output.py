@@ -346,7 +346,7 @@ def test_a_broken_trajectory_is_told_once_and_its_place_is_said_to_be_unknown() 
     for number in range(3):
         each.publish(found(1.1 + number / 10, pose(), segment=1))
     each.publish(found(1.5, pose(), segment=2))
-    assert len([line for line in node.logged if "broken at 1.100 s" in line]) == len(node.logged) == 1
+    assert len([line for line in node.logged if "begins at 1.100 s" in line]) == len(node.logged) == 1
     variances = [message.pose.covariance[0] for message in node.sent["~/odometry"]]
     assert variances[0] < 1 and all(variance > 1e6 - 1 for variance in variances[1:])
     twists = [message.twist.covariance[0] for message in node.sent["~/odometry"]]

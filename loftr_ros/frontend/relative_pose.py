@@ -262,7 +262,7 @@ class _Solver:
 
     def solve(self) -> RelativePose:
         pose = self._solve()
-        if not pose.has_rotation or self._is_significant(pose):
+        if pose.has_rotation and self._is_significant(pose):
             return pose
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(self.x0), dtype=np.bool_))
 
