@@ -140,8 +140,8 @@ class OdometryOutput:
         times = "" if self._breaks == 1 else f" ({self._breaks} times since the last such line)"
         self._breaks = 0
         self._logger.warning(
-            f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to this "
-            "image from those before it, and its place has been tracked by itself. Its poses begin at the last known "
+            f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to "
+            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last known "
             "place, with a covariance that says that it is not known"
         )
 
