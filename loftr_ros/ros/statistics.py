@@ -21,6 +21,8 @@ class Snapshot:
 
     Attributes:
         received, decoded, dropped, failed, processed: frames.
+        unpaired: frames whose CameraInfo, right or depth image did not come.
+        lost: messages of all inputs that the middleware says were lost on their way.
         unmatched: of those processed, frames that had too few matches with every keyframe.
         errors: failures by kind.
         last_error: the newest in words.
@@ -36,6 +38,8 @@ class Snapshot:
     failed: int
     processed: int
     unmatched: int
+    unpaired: int
+    lost: int
     errors: Mapping[str, int]
     last_error: str
     latency_median: tuple[float, ...]
@@ -51,6 +55,7 @@ class Statistics:
     def __init__(self, window: int) -> None:
         self._lock = threading.Lock()
         self._received = self._decoded = self._dropped = self._failed = self._processed = self._unmatched = 0
+        self._unpaired = self._lost = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
@@ -77,6 +82,17 @@ class Statistics:
         """A newer frame took its place."""
         with self._lock:
             self._dropped += number
+
+    def unpaired(self, kind: str, message: str, number: int = 1) -> None:
+        """What belongs to it did not come; `number` frames in all, of the same kind."""
+        with self._lock:
+            self._unpaired += number
+            self._count_error(kind, message, number)
+
+    def lost(self, number: int) -> None:
+        """The middleware says that messages of an input were lost on their way."""
+        with self._lock:
+            self._lost += number
 
     def failed(self, kind: str, message: str) -> None:
         """It was refused."""
@@ -116,6 +132,8 @@ class Statistics:
                 failed=self._failed,
                 processed=self._processed,
                 unmatched=self._unmatched,
+                unpaired=self._unpaired,
+                lost=self._lost,
             )
             errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
             finished = list(self._finished)
@@ -134,6 +152,6 @@ class Statistics:
             rate=(len(finished) - 1) / elapsed if elapsed > 0 else 0.0,
         )
 
-    def _count_error(self, kind: str, message: str) -> None:
-        self._errors[kind] += 1
+    def _count_error(self, kind: str, message: str, number: int = 1) -> None:
+        self._errors[kind] += number
         self._last_error = message
