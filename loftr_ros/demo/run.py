@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.sequence import Sequence, prepare
-from loftr_ros.frontend.config import MONO
 from loftr_ros.matcher.checkpoint import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM
+from loftr_ros.ros.transport import provide_profile
 from loftr_ros.sources import SourceError
 from loftr_ros.weights import find_weights
 
@@ -214,6 +214,7 @@ def _environment(domain: int) -> dict[str, str]:
     """The children's environment, of which the discovery range is this process's too."""
     # What the demo sends is for this machine only; and on one without a network, DDS has nothing else.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    provide_profile()
     return os.environ | {"ROS_DOMAIN_ID": str(domain)}
 
 
@@ -233,11 +234,6 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
     }
     if not sequence.calibrated:
         parameters["input.camera_info"] = "none"
-    if settings.mode not in ("", MONO):
-        # Two images at once are more than Fast DDS has room for by default in the memory that a publisher shares: the
-        # second one would be lost. Cameras of their own have room of their own.
-        for topic in ("image", "camera_info", "right/image", "right/camera_info", "depth/image"):
-            parameters[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"
     command = [sys.executable, "-c", "import sys; from loftr_ros.ros.node import main; sys.exit(main())"]
     try:
         from ament_index_python.packages import PackageNotFoundError, get_package_prefix
@@ -312,14 +308,14 @@ def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, pr
             now, status = time.monotonic(), recorder.recorded.status
             if recorder.recorded.statuses != statuses:
                 statuses, heard_at = recorder.recorded.statuses, now
-                count = status.frames_processed + status.frames_dropped + status.frames_failed
+                count = status.frames_processed + status.frames_dropped + status.frames_failed + status.frames_unpaired
                 if count != settled:
                     bar.update(count - settled)
                     settled, frames_at = count, now
                 if published is not None and settled >= published and not status.frames_pending:
                     break
             idle = status is None or not status.frames_pending
-            # What is missing was lost between the two; an image whose partner was lost stays pending.
+            # What is missing was lost between the two; an image whose partner was lost is pending for some seconds.
             if published is not None and now - frames_at > (_LAST_FRAMES if idle else _SILENCE):
                 break
             if now - heard_at > _SILENCE:

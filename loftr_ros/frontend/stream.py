@@ -50,7 +50,12 @@ class StreamGuard:
 
     def __init__(self) -> None:
         self.stray = ""
-        self.reset()
+        self._last: Frame | None = None
+        self._strays: list[Frame] = []
+        # The last frame before a leap ahead, while it is not known whether that was a stray; frames since the leap.
+        self._before: Frame | None = None
+        self._since_leap = 0
+        self._steps: deque[int] = deque(maxlen=STEPS)  # ns
 
     def reset(self) -> None:
         """Forget the stream: whatever comes next is admitted."""
@@ -90,12 +95,8 @@ class StreamGuard:
         return KeyframeReason.TIME_JUMPED if contradiction.kind == "time" else KeyframeReason.CAMERA_CHANGED
 
     def _begin(self, frame: Frame | None) -> None:
-        self._last = frame
-        self._strays: list[Frame] = []
-        # The last frame before a leap ahead, while it is not known whether that was a stray; frames since the leap.
-        self._before: Frame | None = None
-        self._since_leap = 0
-        self._steps: deque[int] = deque(maxlen=STEPS)  # ns
+        self._last, self._strays, self._before = frame, [], None
+        self._steps.clear()
 
     def _step(self, last: Frame, frame: Frame) -> None:
         self._last, self._strays = frame, []

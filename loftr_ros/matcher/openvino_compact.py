@@ -73,8 +73,10 @@ class _Graphs:
                 return self._kept[key]
         # Without the lock: another thread's graphs are there, and its images do not wait for this one.
         start = time.monotonic()
+        sizes = ", ".join("x".join(map(str, example.shape)) for example in examples)
+        _logger.info("OpenVINO builds a graph for inputs of another size (%s): images wait some seconds", sizes)
         graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
-        _logger.info("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
+        _logger.info("OpenVINO built it in %.1f s", time.monotonic() - start)
         with self._lock:
             self._kept[key] = graph
             if len(self._kept) > _KEPT:

@@ -83,11 +83,12 @@ class Statistics:
         with self._lock:
             self._dropped += number
 
-    def unpaired(self, kind: str, message: str, number: int = 1) -> None:
-        """What belongs to it did not come; `number` frames in all, of the same kind."""
+    def unpaired(self, number: int, kind: str = "", message: str = "") -> None:
+        """What belongs to `number` frames did not come: an error of a kind, or none."""
         with self._lock:
             self._unpaired += number
-            self._count_error(kind, message, number)
+            if kind:
+                self._count_error(kind, message, number)
 
     def lost(self, number: int) -> None:
         """The middleware says that messages of an input were lost on their way."""

@@ -1,7 +1,7 @@
 """Room for images in the middleware: a profile of Fast DDS, where the user has none.
 
 Fast DDS hands messages from process to process in memory that they share. Each process has half a megabyte of it for
-all that it publishes, and when two images are published at once, one is lost without a word. The profile makes it 16 MB.
+all that it publishes, and when two images are published at once, one is lost. The profile makes it 16 MB.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Room:
         (logger.warning if self.is_short else logger.debug)(self.reason)
 
 
-def provide_profile(
-    environment: MutableMapping[str, str] | None = None, shared_memory: Path = SHARED_MEMORY
-) -> Room:
+def provide_profile(environment: MutableMapping[str, str] | None = None, shared_memory: Path = SHARED_MEMORY) -> Room:
     """Give Fast DDS our profile, unless the user has one or another middleware. Call it before `rclpy.init`.
 
     Fast DDS reads the profile once in a process, with the first node. Child processes inherit it.
@@ -60,8 +58,8 @@ def provide_profile(
     profile = _config_folder() / ("fastdds_localhost.xml" if local else "fastdds.xml")
     if not profile.is_file():
         return Room(None, f"Fast DDS keeps its half a megabyte for images: {profile} is not installed", is_short=True)
-    # Half of it is left to the process at the other end. Where a segment cannot be had Fast DDS goes by UDP, which loses
-    # more than its own small segments do.
+    # Half of it is left to the process at the other end. Where a segment cannot be had Fast DDS goes by UDP, which
+    # loses more than its own small segments do.
     if shared_memory.is_dir() and (free := shutil.disk_usage(shared_memory).free) < 2 * SEGMENT:
         return Room(
             None,
