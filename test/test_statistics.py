@@ -26,13 +26,18 @@ def test_every_frame_is_counted_once() -> None:
         statistics.received("camera")
     statistics.dropped()
     statistics.dropped(2)
+    statistics.unpaired(2, "depth", "no depth image")
+    statistics.received("camera")
+    statistics.received("camera")
+    statistics.lost(5)
     statistics.failed("encoding", "what is this")
     for now in (1.0, 2.0):
         statistics.decoded()
         statistics.processed({}, now)
     found = statistics.snapshot(2.0)
-    assert (found.received, found.decoded, found.dropped, found.failed, found.processed) == (6, 2, 3, 1, 2)
-    assert found.received == found.dropped + found.failed + found.processed
+    assert (found.received, found.decoded, found.dropped, found.failed, found.processed) == (8, 2, 3, 1, 2)
+    assert (found.unpaired, found.lost, found.errors["depth"]) == (2, 5, 2)
+    assert found.received == found.dropped + found.unpaired + found.failed + found.processed
     assert found.last_frame_id == "camera"
 
 
@@ -121,6 +126,12 @@ class FakeNode:
     def error(self, line: str) -> None:
         self.lines.append(line)
 
+    def warning(self, line: str) -> None:
+        self.lines.append(f"WARN {line}")
+
+    def info(self, line: str, once: bool = False) -> None:
+        self.lines.append(f"INFO {line}")
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -161,6 +172,32 @@ def test_one_kind_of_error_does_not_silence_another(clock: list[float]) -> None:
     log.error("time", "a refused transition", always=True)
     assert node.lines == ["[encoding] one", "[time] two", "[time] a refused transition (1 more of this kind before)"]
     assert statistics.snapshot().failed == 2
+
+
+@needs_ros
+def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_and_each_is_counted(
+    clock: list[float],
+) -> None:
+    from loftr_ros.ros.pairing import Severity
+    from loftr_ros.ros.reports import ErrorLog
+
+    node, statistics = FakeNode(), Statistics(10)
+    log = ErrorLog(node, statistics, period=5.0)
+    log.unpaired("depth", "at the start", 1, Severity.USUAL)
+    log.unpaired("depth", "at half the rate", 1, Severity.BY_DESIGN)
+    assert statistics.snapshot().unpaired == 2 and not statistics.snapshot().errors
+    log.unpaired("depth", "one", 3, Severity.LOSS)
+    log.unpaired("depth", "two", 1, Severity.LOSS)
+    log.unpaired("depth", "none comes", 1, Severity.NONE_COMES)
+    log.lost("/depth/image", 2, "Do this")
+    assert node.lines == [
+        "INFO at half the rate. Such images are left out",
+        "WARN [depth] one",
+        "[depth] none comes",
+        "WARN [transport] the middleware lost 2 messages of /depth/image on the way here. Do this",
+    ]
+    found = statistics.snapshot()
+    assert (found.unpaired, found.failed, found.errors["depth"]) == (7, 0, 5)
 
 
 @needs_ros

@@ -273,10 +273,12 @@ class Pairing:
             otherwise = "; or set the parameter input.camera_info to 'latest' (published seldom)"
             otherwise += " or 'none' (no poses)" if len(self._partners) == 1 else ""
         by_design = False
-        if not topics.publishers(partner):
-            why = f"Nobody publishes it: remap it to the topic that is. {topics.there_are(partner)}"
-        elif topics.lost_within(partner, RECENT):
+        if topics.lost_within(partner, RECENT):
             why = f"The middleware lost messages of it on their way here. {TRANSPORT_CURE}"
+        elif not topics.publishers(partner) and heard.stamp is not None:
+            why = "Its publisher has gone"
+        elif not topics.publishers(partner):
+            why = f"Nobody publishes it: remap it to the topic that is. {topics.there_are(partner)}"
         elif heard.stamp is None:
             why = (
                 "It has a publisher, but not one message of it came: the middleware loses a large one for which it has "

@@ -182,8 +182,12 @@ class ErrorLog:
             self._silent_until[key] = now + self.period
             left_out = self._left_out.pop(key, 0)
         more = f" ({left_out} more of this kind before)" if left_out else ""
-        say = self._logger.warning if warn_of else self._logger.error
-        say(f"[{kind}] {message}{more}" + (f"\n{details}" if details else ""))
+        line = f"[{kind}] {message}{more}" + (f"\n{details}" if details else "")
+        # On two lines: rclpy wants one severity of every place that logs.
+        if warn_of:
+            self._logger.warning(line)
+        else:
+            self._logger.error(line)
 
 
 class Reporter:

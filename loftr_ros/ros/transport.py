@@ -37,7 +37,11 @@ class Room:
 
     def log(self, logger: Any) -> None:
         """Say it: as a warning where images may be lost."""
-        (logger.warning if self.is_short else logger.debug)(self.reason)
+        # On two lines: rclpy wants one severity of every place that logs.
+        if self.is_short:
+            logger.warning(self.reason)
+        else:
+            logger.debug(self.reason)
 
 
 def provide_profile(environment: MutableMapping[str, str] | None = None, shared_memory: Path = SHARED_MEMORY) -> Room:
