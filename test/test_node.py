@@ -111,7 +111,7 @@ def test_no_attribute_of_the_node_hides_one_of_rclpys():
 
     transitions = {name for name in vars(FrontEndNode) if name.startswith("on_")}
     hidden = {name for name in vars(FrontEndNode) if hasattr(LifecycleNode, name) and not name.startswith("__")}
-    assert hidden == transitions
+    assert hidden == transitions | {"set_parameters", "set_parameters_atomically"}
     context = rclpy.Context()
     context.init(args=None, domain_id=101)
     bare = LifecycleNode("bare", context=context)
