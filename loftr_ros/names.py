@@ -12,14 +12,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     A name whose last part is right is meant by it: `max_parallax` is `keyframe.max_parallax`.
     """
     names = sorted(known)
-    by_last = {other: other.rpartition(".")[2] for other in names}
-    for wanted in (name, name.rpartition(".")[2]):
-        if same := [other for other in names if by_last[other] == wanted or other == wanted]:
-            return same[0]
-    if close := difflib.get_close_matches(name, names, 1, cutoff=0.7):
+    last = {other: other.rpartition(".")[2] for other in names}
+    wanted = name.rpartition(".")[2]
+    same = [other for other in names if last[other] == wanted]
+    if close := difflib.get_close_matches(name, same, 1, cutoff=0.0) or difflib.get_close_matches(name, names, 1, 0.7):
         return close[0]
-    last = difflib.get_close_matches(name.rpartition(".")[2], by_last.values(), 1, cutoff=0.75)
-    return next((other for other in names if last and by_last[other] == last[0]), "")
+    by_last = difflib.get_close_matches(wanted, last.values(), 1, cutoff=0.75)
+    return next((other for other in names if by_last and last[other] == by_last[0]), "")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -831,7 +831,7 @@ def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
     [
         ({"keyframe.capacity": 0}, "keyframe.capacity"),
         ({"geometry.threshold": -1.0}, "geometry.threshold"),
-        ({"output.status_period": 10}, "write it with a decimal point"),
+        ({"output.status_period": "often"}, "output.status_period"),
         ({"input.camera_info": "sometimes"}, "expected one of synchronized, latest, none"),
     ],
 )
@@ -840,6 +840,30 @@ def test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it(tmp_path,
         assert process.exit_code() == 2
         assert words in process.said and next(iter(parameters)) in process.said
         assert "Traceback" not in process.said
+
+
+def test_whole_numbers_are_floats_and_misspelt_names_are_told_of_with_the_nearest_one(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "/**:\n  ros__parameters:\n    modee: rgbd\n    max_latency_ms: 10\n    geometry: {threshold: 2}\n"
+        "    keyframe: {max_paralax: 0.1}\n    odometry: {base_from_camera: [0, 0, 1, 0, 0, 0, 1]}\n    colour: red\n"
+        "    qos_overrides./imagee.subscription.reliability: reliable\n"
+        "    qos_overrides./image.subscription.reliability: best_effort\n"
+    )
+    other = tmp_path / "others.yaml"
+    other.write_text("robot:\n  loftr_frontend:\n    ros__parameters: {mode: rgbd}\n")
+    parameters = {"output.status_period": 1, "weights": "random", "network": "coarse_lite", "warm_up_width": 0}
+    files = ("--params-file", str(file), "--params-file", str(other))
+    with NodeProcess(tmp_path, parameters, *files, autostart=True) as process:
+        process.wait_for("parameter 'qos_overrides./imagee.subscription.reliability' is not known and has no effect")
+        said = process.said
+        assert "did you mean 'qos_overrides./image.subscription.reliability'?" in said
+        assert "parameter 'modee' is not known and has no effect; did you mean 'mode'?" in said
+        assert "'keyframe.max_paralax' is not known and has no effect; did you mean 'keyframe.max_parallax'?" in said
+        assert "parameter 'colour' is not known and has no effect" in said
+        assert f"{other} has parameters for '/robot/loftr_frontend', and none for this node, '{NAME}'" in said
+        assert str(file) not in said and said.count("is not known and has no effect") == 4
+        assert process.stop(signal.SIGINT) == 0, process.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
