@@ -85,6 +85,10 @@ def node(running, footage) -> Iterator[SimpleNamespace]:
     def next_frame(seconds: float = 0.1) -> tuple[Image, CameraInfo]:
         return footage.frame(next(number), client.stamp(seconds))
 
+    # What an earlier test left behind when it failed must not fail this one.
+    if (state := client.state()) != "active":
+        assert client.transition(*(("configure", "activate") if state == "unconfigured" else ("activate",)))
+        client.connect(next_frame)
     assert client.trigger("reset").success
     yield SimpleNamespace(process=running.process, client=client, next_frame=next_frame)
     assert running.process.process.poll() is None, running.process.said

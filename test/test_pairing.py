@@ -80,6 +80,9 @@ class Streams:
     def describe(self, topics: Iterable[Partner]) -> str:
         return " and ".join(f"/{topic.topic} (publishers: {self.published})" for topic in topics)
 
+    def name(self, topic: Partner) -> str:
+        return f"/{topic.topic}"
+
     def publishers(self, topic: Partner) -> int:
         return self.published
 
@@ -218,6 +221,16 @@ def test_a_topic_that_is_published_and_brings_nothing_is_not_blamed_on_a_remappi
         streams.send(time, "image")
     message = streams.unpaired[0][1]
     assert "It has a publisher, but not one message of it came" in message and "remap" not in message.lower()
+
+
+def test_a_calibration_that_was_published_once_is_told_of_with_the_two_settings_that_take_it() -> None:
+    streams = Streams(INFO, queue_size=1)
+    streams.published = 1
+    for time in (0, 100):
+        streams.send(time, "image")
+    message = streams.unpaired[0][1]
+    assert "input.camera_info to 'latest'" in message
+    assert "qos_overrides./camera_info.subscription.durability to transient_local" in message
 
 
 def test_depth_at_half_the_rate_is_no_loss_and_every_second_image_is_paired() -> None:

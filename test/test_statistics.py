@@ -211,6 +211,41 @@ def test_details_are_for_the_log_alone(clock: list[float]) -> None:
 
 
 @needs_ros
+def test_diagnostics_warn_where_images_lose_their_partners_and_not_where_they_have_none_by_design() -> None:
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    from loftr_ros.ros.reports import FrontEndState, Reporter
+
+    statistics = Statistics(10)
+    reporter = object.__new__(Reporter)
+    active = FrontEndState("active")
+
+    def verdict() -> tuple[bytes, str]:
+        before, now = getattr(reporter, "_previous", None), statistics.snapshot()
+        reporter._previous = before or now
+        level, text = reporter._verdict(active, now)
+        reporter._previous = now
+        return level, text
+
+    reporter._previous = statistics.snapshot()
+    for _ in range(3):
+        statistics.received("camera")
+    statistics.processed({}, 1.0)
+    statistics.unpaired(2)
+    assert verdict()[0] == DiagnosticStatus.OK, "by design"
+    for _ in range(3):
+        statistics.received("camera")
+    statistics.processed({}, 2.0)
+    statistics.unpaired(2, "depth", "no depth image")
+    level, text = verdict()
+    assert level == DiagnosticStatus.WARN and "2 of 3 images since the last report got no partner" in text
+    statistics.processed({}, 3.0)
+    statistics.lost(4)
+    level, text = verdict()
+    assert level == DiagnosticStatus.WARN and "lost 4 messages" in text
+
+
+@needs_ros
 def test_every_exception_of_our_own_has_a_kind_and_all_others_are_internal() -> None:
     from loftr_ros.frontend.camera import CameraError
     from loftr_ros.frontend.config import ConfigError

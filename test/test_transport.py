@@ -33,9 +33,16 @@ from loftr_ros.ros.transport import DEFAULT_FILES, SEGMENT, VARIABLES, provide_p
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 PATIENCE = 40.0
+# Half a megabyte, as Fast DDS has by default.
 USERS_OWN = """<?xml version="1.0" encoding="UTF-8"?>
-<dds xmlns="http://www.eprosima.com"><profiles><participant profile_name="mine" is_default_profile="true"><rtps>
-<name>mine</name></rtps></participant></profiles></dds>
+<dds xmlns="http://www.eprosima.com"><profiles>
+<transport_descriptors><transport_descriptor>
+<transport_id>mine</transport_id><type>SHM</type><segment_size>524288</segment_size>
+</transport_descriptor></transport_descriptors>
+<participant profile_name="mine" is_default_profile="true"><rtps>
+<userTransports><transport_id>mine</transport_id></userTransports>
+<useBuiltinTransports>false</useBuiltinTransports>
+</rtps></participant></profiles></dds>
 """
 
 # --- the profile ---
@@ -193,10 +200,9 @@ def test_of_raw_images_and_what_belongs_to_them_none_is_lost_between_player_and_
 def test_where_the_users_own_profile_has_no_room_the_loss_is_named_and_nothing_stays_pending(
     listener: Listener, tmp_path: Path
 ) -> None:
-    (tmp_path / DEFAULT_FILES[0]).write_text(USERS_OWN)
-    (tmp_path / DEFAULT_FILES[1]).write_text(USERS_OWN)
+    (tmp_path / "mine.xml").write_text(USERS_OWN)
     listener.listen("rgbd")
-    published = play(tmp_path, "rgbd", 10.0, 2.0, FASTDDS_BUILTIN_TRANSPORTS="SHM")
+    published = play(tmp_path, "rgbd", 10.0, 2.0, **dict.fromkeys(VARIABLES, str(tmp_path / "mine.xml")))
     listener.wait(lambda: listener.input is not None and listener.input.pending == 0, "the end of waiting")
     found = listener.statistics.snapshot()
     assert found.lost > 0 and found.unpaired > 0 and found.received == len(listener.arrived) + found.unpaired

@@ -62,6 +62,7 @@ class Topics(Protocol):
     knows_losses: bool
 
     def describe(self, topics: Iterable[Partner]) -> str: ...
+    def name(self, topic: Partner) -> str: ...
     def publishers(self, topic: Partner) -> int: ...
     def lost_within(self, topic: Partner, seconds: float) -> bool: ...
     def there_are(self, topic: Partner) -> str: ...
@@ -270,7 +271,7 @@ class Pairing:
         is_info = partner.kind is CameraInfo
         otherwise = ""
         if is_info:
-            otherwise = "; or set the parameter input.camera_info to 'latest' (published seldom)"
+            otherwise = "; or set the parameter input.camera_info to 'latest' (published once, or seldom)"
             otherwise += " or 'none' (no poses)" if len(self._partners) == 1 else ""
         by_design = False
         if topics.lost_within(partner, RECENT):
@@ -279,6 +280,12 @@ class Pairing:
             why = "Its publisher has gone"
         elif not topics.publishers(partner):
             why = f"Nobody publishes it: remap it to the topic that is. {topics.there_are(partner)}"
+        elif heard.stamp is None and is_info:
+            why = (
+                "It has a publisher, but not one message of it came: was it published once, before the node came? "
+                "Then set the parameter input.camera_info to 'latest', and "
+                f"qos_overrides.{topics.name(partner)}.subscription.durability to transient_local"
+            )
         elif heard.stamp is None:
             why = (
                 "It has a publisher, but not one message of it came: the middleware loses a large one for which it has "
@@ -293,7 +300,7 @@ class Pairing:
             why = f"Its newest stamp is {(heard.stamp - stamp) / 1e9:+.3f} s from there. " + self._cure_of_stamps(
                 is_info
             )
-        return why + otherwise, by_design
+        return why + ("" if "'latest'" in why else otherwise), by_design
 
     def _cure_of_stamps(self, is_info: bool) -> str:
         if is_info:
