@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 
 import numpy as np
@@ -208,6 +209,25 @@ def test_details_are_for_the_log_alone(clock: list[float]) -> None:
     ErrorLog(node, statistics, period=5.0).frame_failed("internal", "division by zero", "Traceback ...")
     assert node.lines == ["[internal] division by zero\nTraceback ..."]
     assert statistics.snapshot().last_error == "division by zero"
+
+
+@needs_ros
+def test_what_other_rooms_log_reaches_the_nodes_logger_once_and_debug_does_not() -> None:
+    from loftr_ros.ros.logs import log_by
+
+    package, other = logging.getLogger("loftr_ros"), logging.getLogger("loftr_ros.matcher.some")
+    before = package.handlers[:], package.level, package.propagate
+    node = FakeNode()
+    try:
+        log_by(FakeNode())
+        log_by(node)
+        other.debug("no")
+        other.info("builds graphs of %s", "a size")
+        other.warning("look")
+        other.error("broken")
+    finally:
+        package.handlers, package.level, package.propagate = before
+    assert node.lines == ["INFO builds graphs of a size", "WARN look", "broken"]
 
 
 @needs_ros
