@@ -25,11 +25,8 @@ from loftr_ros.ros.synchronizer import LocalFilter, Subscriber
 __all__ = ["Arrival", "FrameDecoder", "ImageInput"]
 
 # Images that the middleware keeps. It is the slot before inference that lets the newest win; with one kept here, images
-# would be lost without being counted whenever the executor is late.
-IMAGES_KEPT = 5
-# Messages that the middleware keeps of what is paired with an image. More than images, or in a burst an image would be
-# taken whose partner has been overwritten meanwhile.
-PARTNERS_KEPT = 2 * IMAGES_KEPT
+# would be lost without being counted whenever the executor is late: these are a third of a second at 30 Hz.
+IMAGES_KEPT = 10
 # Seconds without any image after which the log says which topics there are, and after which it says so again.
 SILENCE = 5.0
 SILENCE_AGAIN = 60.0
@@ -111,10 +108,10 @@ class ImageInput:
     def _pair(self, image: Partner, partners: list[Partner]) -> None:
         sources: list[Any] = []
         for each in (image, *partners):
-            # Of a burst the newest image is kept, and taken first: its partners must not be overwritten meanwhile.
-            # No more CameraInfos are kept than images may wait: none must be given up while its own is still queued.
-            kept = self._parameters.queue_size if each.kind is CameraInfo else PARTNERS_KEPT
-            kept = IMAGES_KEPT if each is image else kept
+            # All topics are taken from in turns. In a burst an image's partners must not be overwritten before its turn
+            # comes, so more of them are kept; but no image must be given up while its partners are still queued.
+            more = min(self._parameters.queue_size - 1, IMAGES_KEPT)
+            kept = IMAGES_KEPT if each is image else IMAGES_KEPT + more
             source = self._topics.counting(
                 each, partial(Subscriber, self._node, each.kind, each.topic, **_input_options(kept))
             )
