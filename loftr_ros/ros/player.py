@@ -21,7 +21,7 @@ from loftr_ros.sources.companions import MODES
 
 RAW, COMPRESSED = "raw", "compressed"
 _LATE = 0.005  # s behind its time at which a frame counts as late
-_ACQUAINTED = 0.2  # s that a publisher and a subscriber who found each other are given
+_ACQUAINTED = 0.4  # s that a publisher and a subscriber who found each other are given
 
 
 class PlayError(Exception):
