@@ -10,7 +10,9 @@ set in config/front_end.yaml, or in a copy of it given as `params_file:=`. Nothi
 
 from __future__ import annotations
 
+import difflib
 import re
+import sys
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -126,8 +128,29 @@ def generate_launch_description() -> LaunchDescription:
 
 def start_front_ends(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """A node for each camera; runs once the arguments' values are known."""
+    for said in unknown_arguments(context.argv, sys.argv):
+        get_logger("front_end.launch").warning(said)
     arguments = {name: LaunchConfiguration(name).perform(context).strip() for name, _, _ in ARGUMENTS}
     return [action for each in cameras(arguments) for action in start_front_end(each, context)]
+
+
+def unknown_arguments(given: list[str], command: list[str]) -> list[str]:
+    """A sentence on each argument that was misspelt; launch itself says nothing of them.
+
+    Args:
+        given: the launch's arguments, name:=value.
+        command: the command line. Where it names another launch file, which includes this one, arguments that are like
+            none of ours are that one's.
+    """
+    known = [name for name, _, _ in ARGUMENTS]
+    is_ours = any(Path(word).name == Path(__file__).name for word in command)
+    said = []
+    for name in (word.partition(":=")[0] for word in given if ":=" in word):
+        near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
+        if name not in known and (near or is_ours):
+            meant = f"; did you mean '{near[0]}'?" if near else ", and like none: ros2 launch -s shows all"
+            said.append(f"launch argument '{name}' is not one of {Path(__file__).name} and has no effect{meant}")
+    return said
 
 
 def cameras(arguments: dict[str, str]) -> list[dict[str, str]]:

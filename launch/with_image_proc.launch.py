@@ -11,12 +11,16 @@ points rather than images; do this where something else needs them anyway. image
 
 from __future__ import annotations
 
+import os
+
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import ComposableNodeContainer
 from launch_ros.descriptions import ComposableNode
 from launch_ros.substitutions import FindPackageShare
+
+from loftr_ros.ros.transport import VARIABLES, provide_profile
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -50,6 +54,7 @@ def rectify_and_match(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name="image_proc_container",
         namespace="",
         composable_node_descriptions=[rectifier],
+        additional_env=room_for_images(),
         output="screen",
     )
     front_end = IncludeLaunchDescription(
@@ -57,3 +62,10 @@ def rectify_and_match(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         launch_arguments={"image": f"{beside}/image_rect", "rectified": "true"}.items(),
     )
     return [container, front_end]
+
+
+def room_for_images() -> dict[str, str]:
+    """Environment of a process that publishes images: Fast DDS's profile, where the user has none."""
+    environment = dict(os.environ)
+    provide_profile(environment)
+    return {name: environment[name] for name in VARIABLES if name in environment}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loftr_ros.cli_errors import fail
+from loftr_ros.names import unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,38 @@ def parameters(path: Path | None) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for parameters in nodes:
         _flatten(parameters, "", flat)
+    known = _known_parameters()
+    for name in flat:
+        # Those of ROS's own, and without ROS those of the node's inputs and outputs, mean nothing to a command.
+        if (
+            name not in known
+            and not name.startswith(("qos_overrides.", *_of_the_node(known)))
+            and name != "use_sim_time"
+        ):
+            typer.echo(f"{path}: {unknown('parameter', name, known)}", err=True)
     return flat
+
+
+def _known_parameters() -> set[str]:
+    """Full names of the parameters: the node's, or where ROS is not installed those without it."""
+    from loftr_ros.frontend.config import settings_of
+
+    try:
+        from loftr_ros.ros.parameters import Parameters
+    except ImportError:
+        from loftr_ros.frontend.config import FrontEndConfig
+        from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
+        from loftr_ros.places.config import ArchiveConfig, LoopConfig
+
+        flat = [name for config in (FrontEndConfig(), MatcherConfig()) for name, _, _ in settings_of(config)]
+        groups = {"matching": MatchingConfig(), "archive": ArchiveConfig(), "loop": LoopConfig()}
+        return {*flat, *(f"{group}.{name}" for group, config in groups.items() for name, _, _ in settings_of(config))}
+    return {name for name, _, _ in settings_of(Parameters())}
+
+
+def _of_the_node(known: set[str]) -> tuple[str, ...]:
+    """Beginnings of the names that only the node knows, where ROS is not installed to ask it."""
+    return () if "input.sync" in known else ("input.", "output.", "odometry.", "fleet.", "robot_name")
 
 
 def _flatten(nested: dict[str, Any], prefix: str, flat: dict[str, Any]) -> None:

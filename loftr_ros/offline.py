@@ -32,6 +32,7 @@ class Report:
         located: every pose relative to a keyframe.
         truth: (4, 4) T_world_camera by stamp, of the frames that the source knows it of.
         latencies: seconds by stage, one entry a frame.
+        warnings: what is to be said of the recording's stamps.
     """
 
     frames: int = 0
@@ -41,11 +42,13 @@ class Report:
     located: list[Located] = field(default_factory=list)
     truth: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people."""
         text = [f"{self.frames} frames, {len(self.keyframes)} keyframes, {len(self.refused)} frames refused"]
         text += [f"  refused: {reason}" for reason in self.refused[:3]]
+        text += [f"  {warning}" for warning in self.warnings[:3]]
         text.append("poses: " + (", ".join(f"{count} {name}" for name, count in self.statuses.items()) or "none"))
         stages = (f"{stage} {1e3 * np.median(values):.1f}" for stage, values in self.latencies.items())
         text.append("median ms: " + ", ".join(stages))
@@ -105,6 +108,8 @@ def run(
             except (FrameRefusedError, MaskError, SourceError) as error:
                 report.refused.append(str(error))
                 continue
+            if warning := front_end.take_warning():
+                report.warnings.append(warning)
             if frame.pose is not None:
                 report.truth[frame.stamp_ns] = frame.pose
             poses.writerows(_pose_rows(result))

@@ -129,7 +129,9 @@ def test_the_report_is_json_even_where_nothing_was_measured():
     assert json.dumps(without_nan(numbers)) == '{"a": null, "b": {"c": 0.5, "d": 3}, "e": "x"}'
 
 
-def report(status, weights="real.pt", calibrated=True, count=10, dropped=0, true=True, latency=None, loops=0):
+def report(
+    status, weights="real.pt", calibrated=True, count=10, dropped=0, true=True, latency=None, loops=0, **status_fields
+):
     """A demo's report of frames with the same pose status, as it is written."""
     pytest.importorskip("rclpy")
     from loftr_ros.msg import FrontEndStatus
@@ -139,6 +141,7 @@ def report(status, weights="real.pt", calibrated=True, count=10, dropped=0, true
             network="loftr",
             frames_processed=count + 1,
             frames_dropped=dropped,
+            **{"frames_received": 11} | status_fields,
             stages=list(latency or {}),
             latency_median=list((latency or {}).values()),
             latency_p99=list((latency or {}).values()),
@@ -170,6 +173,14 @@ def test_a_demo_whose_node_is_too_slow_says_how_fast_it_may_play():
     said = report(PoseStatus.OK, dropped=100, latency={"wait": 9.0, "encode": 0.3, "match": 0.1, "total": 9.5})
     assert "`--hz 2` leaves time for each" in said
     assert "--hz" not in report(PoseStatus.OK, dropped=2)
+
+
+def test_a_demo_tells_what_was_lost_on_the_way_from_what_there_was_no_time_for():
+    said = report(PoseStatus.OK, frames_unpaired=9, frames_received=10, messages_lost=7)
+    assert "--hz" not in said
+    assert "1 images never reached the node, 9 came without what belongs to them" in said
+    assert "lost 7 messages" in said and "docs/transport.md" in said
+    assert "lost" not in report(PoseStatus.OK)
 
 
 def test_a_demo_with_an_archive_tells_of_loops_and_of_their_errors_and_one_without_tells_nothing():
@@ -349,7 +360,7 @@ def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, 
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     frames = report["frames"]
     assert frames["published"] == 20
-    assert frames["received"] == frames["processed"] + frames["dropped"] + frames["failed"]
+    assert frames["received"] == frames["processed"] + frames["dropped"] + frames["failed"] + frames["unpaired"]
     assert frames["failed"] == 0
     assert frames["processed"] >= 6
     assert report["node"]["exit_code"] == 0

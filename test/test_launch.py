@@ -350,6 +350,35 @@ def test_a_node_that_refuses_a_transition_is_told_of_with_what_to_do(launch, arg
     assert launched.interrupt() == 0, launched.said
 
 
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("imagee:=/camera", "'imagee' is not one of front_end.launch.py and has no effect; did you mean 'image'?"),
+        ("weight:=a.pt", "did you mean 'weights'?"),
+        ("colour:=red", "'colour' is not one of front_end.launch.py and has no effect, and like none"),
+    ],
+)
+def test_a_misspelt_argument_is_told_of_with_the_nearest_name_and_the_node_starts(launch, argument, words):
+    launched = launch(argument)
+    launched.wait_for(words)
+    assert launched.started_with()["image"] == "/image"
+
+
+def test_an_argument_of_a_launch_file_that_includes_ours_is_not_told_of(launch, tmp_path):
+    outer = tmp_path / "outer.launch.py"
+    outer.write_text(
+        "from launch import LaunchDescription\n"
+        "from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription\n"
+        "def generate_launch_description():\n"
+        "    return LaunchDescription([DeclareLaunchArgument('colour', default_value=''), "
+        f"IncludeLaunchDescription({str(LAUNCH_FILE)!r})])\n"
+    )
+    launched = launch("colour:=red", "devices:=cpu", file=(str(outer),))
+    launched.wait_for("did you mean 'device'?")
+    launched.started_with()
+    assert "colour" not in launched.said
+
+
 def deactivate(domain: int) -> bool:
     """Asks the node itself, as a lifecycle manager would; whether it said yes."""
     import rclpy

@@ -202,7 +202,11 @@ def counts(status: Any) -> dict[str, int]:
 
 def adds_up(status: Any) -> bool:
     return status.frames_received == (
-        status.frames_processed + status.frames_dropped + status.frames_failed + status.frames_pending
+        status.frames_processed
+        + status.frames_dropped
+        + status.frames_unpaired
+        + status.frames_failed
+        + status.frames_pending
     )
 
 
@@ -368,13 +372,20 @@ def test_images_whose_companion_does_not_come_are_reported_with_its_topic(runnin
         received = before.frames_received + number + 1
         client.wait(lambda received=received: client.statuses[-1].frames_received == received, "the image's receipt")
     status = client.wait(
-        lambda: [s for s in client.statuses[-1:] if s.frames_failed == before.frames_failed + 2], "two failures"
+        lambda: [s for s in client.statuses[-1:] if s.frames_unpaired == before.frames_unpaired + 2], "two failures"
     )[0]
     assert counts(status)[kind] == counts(before).get(kind, 0) + 2
     assert words in status.last_error and f"{lost} (publishers: 1)" in status.last_error
     assert status.frames_pending == SETTINGS["input.queue_size"] and adds_up(status)
     client.process(*good(0))
     assert adds_up(client.status())
+    image, beside = good(0)
+    del beside[lost]
+    client.send(image, beside)
+    # The last image of a stream waits for some seconds, and no longer.
+    client.wait(lambda: client.statuses[-1].frames_received == before.frames_received + 7, "the image's receipt")
+    after = client.status()
+    assert adds_up(after) and after.frames_failed == before.frames_failed
 
 
 def test_images_that_are_stamped_five_milliseconds_apart_are_paired_where_that_is_allowed(running) -> None:

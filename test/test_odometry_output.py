@@ -429,6 +429,26 @@ def test_a_stereo_walks_odometry_is_the_robots_true_motion_within_what_it_states
     assert 0.5 < np.median(twists) < 9
 
 
+def test_poses_of_the_time_in_which_tf_is_asked_are_published_late_in_order_and_with_their_own_stamps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mounts: list[Any] = [None, None, None, forward_camera(), forward_camera()]
+    monkeypatch.setattr(CameraMount, "of", lambda self, frame_id: mounts.pop(0))
+    node = FakeNode()
+    each = output(node)
+    each.publish(found(10.0, None, first=True))
+    for number in range(1, 5):
+        if number <= 2:
+            assert node.sent["~/odometry"] == []
+        each.publish(found(10.0 + number / 10, pose(translation=(0, 0, number))))
+    sent = node.sent["~/odometry"]
+    assert [message.header.stamp.nanosec // 10**8 for message in sent] == [0, 1, 2, 3, 4]
+    assert [message.pose.pose.position.x for message in sent] == pytest.approx([0, 1, 2, 3, 4])
+    assert [message.twist.twist.linear.x for message in sent[1:]] == pytest.approx([10] * 4)
+    each.publish_path()
+    assert len(node.sent["~/path"][0].poses) == 5
+
+
 # --- where the camera is mounted ---
 
 

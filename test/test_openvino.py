@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from test_compact import blobs
 from test_export import assert_same, corner_mask, matched, opened, random_lite
 from torch import Tensor
 
+from loftr_ros.matcher import openvino_compact
 from loftr_ros.matcher.checkpoint import WeightsError, save_network_weights
 from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.config import COMPACT
@@ -50,6 +52,19 @@ def test_the_compiled_network_finds_what_torch_finds_with_masks_too(where: str) 
     for points, mask in zip((found.points0, found.points1), masks, strict=True):
         column, row = points.round().long().unbind(1)
         assert mask is None or mask[row.clamp(0, HEIGHT - 1), column.clamp(0, WIDTH - 1)].all()
+
+
+def test_graphs_for_images_of_another_size_are_told_of_before_they_are_built(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: object) -> None:
+        raise InterruptedError([record.getMessage() for record in caplog.records])
+
+    monkeypatch.setattr(openvino_compact, "_converted", build)
+    network = compiled(compact(), F32, threads=1)
+    with caplog.at_level(logging.INFO, "loftr_ros"), pytest.raises(InterruptedError) as told:
+        network.encode(blobs(64, 96))
+    assert told.value.args == (["OpenVINO builds graphs for images of 96x64 px: they wait for some seconds"],)
 
 
 def test_images_of_two_other_sizes_match_as_by_torch() -> None:

@@ -16,7 +16,7 @@ if importlib.util.find_spec("rclpy") is None:
 from sensor_msgs.msg import CameraInfo, Image
 
 from loftr_ros.ros.messages import to_nanoseconds, to_time
-from loftr_ros.ros.pairing import Pairing, Partner
+from loftr_ros.ros.pairing import WAIT, Pairing, Partner, Severity
 from loftr_ros.ros.parameters import InputParameters
 from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.synchronizer import LocalFilter
@@ -35,6 +35,11 @@ class Streams:
         self.sources = {name: LocalFilter() for name in ("image", *(partner.field for partner in partners))}
         self.paired: list[dict[str, int]] = []
         self.errors: list[tuple[str, str]] = []
+        self.unpaired: list[tuple[str, str]] = []
+        self.severities: list[Severity] = []
+        self.counted = 0
+        self.now = 0.0
+        self.published, self.lost, self.knows_losses = 0, False, True
         self.statistics = Statistics(10)
         self.pairing = Pairing(
             self.sources["image"],
@@ -43,8 +48,10 @@ class Streams:
             self.statistics,
             self._on_paired,
             lambda kind, message: self.errors.append((kind, message)),
-            self._describe,
+            self._on_unpaired,
+            self,
             approximate=slop is not None,
+            clock=lambda: self.now,
         )
 
     def send(self, milliseconds: float, *names: str) -> None:
@@ -57,14 +64,33 @@ class Streams:
     def adds_up(self) -> bool:
         """Whether every image that came was paired, dropped, refused, or still waits."""
         now = self.statistics.snapshot()
-        return now.received == len(self.paired) + now.dropped + len(self.errors) + self.pairing.pending
+        ended = len(self.paired) + now.dropped + self.counted + len(self.errors)
+        return now.received == ended + self.pairing.pending
 
     def _on_paired(self, image: Any, partners: dict[str, Any], received: float) -> None:
         self.paired.append({name: _milliseconds(message) for name, message in ({"image": image} | partners).items()})
 
-    @staticmethod
-    def _describe(partners: Iterable[Partner]) -> str:
-        return " and ".join(f"/{partner.topic} (publishers: 0)" for partner in partners)
+    def _on_unpaired(self, kind: str, message: str, number: int, severity: Severity) -> None:
+        self.unpaired.append((kind, message))
+        self.severities.append(severity)
+        self.counted += number
+
+    # --- what InputTopics tells ---
+
+    def describe(self, topics: Iterable[Partner]) -> str:
+        return " and ".join(f"/{topic.topic} (publishers: {self.published})" for topic in topics)
+
+    def name(self, topic: Partner) -> str:
+        return f"/{topic.topic}"
+
+    def publishers(self, topic: Partner) -> int:
+        return self.published
+
+    def lost_within(self, topic: Partner, seconds: float) -> bool:
+        return self.lost
+
+    def there_are(self, topic: Partner) -> str:
+        return "The image topics that are published: /camera/depth (Image)"
 
 
 def _milliseconds(message: Any) -> int:
@@ -107,23 +133,30 @@ def test_beyond_the_slop_nothing_is_paired() -> None:
         streams.send(time, "image")
         streams.send(time + 11, "depth")
     assert not streams.paired and streams.adds_up()
-    kind, message = streams.errors[-1]
-    assert kind == "depth"
-    assert "no depth image within 0.01 s of the image's stamp" in message and "input.slop" in message
+    kind, message = streams.unpaired[-1]
+    assert kind == "depth" and streams.severities[-1] is Severity.NONE_COMES
+    assert "no depth image within 0.01 s of the image's stamp" in message
+    streams.published = 1
+    for time in (1000, 1100):
+        streams.send(time, "image")
+        streams.send(time + 11, "depth")
+    assert "input.slop" in streams.unpaired[-1][1]
 
 
-def test_images_whose_partner_was_lost_count_as_dropped_when_a_newer_one_is_paired() -> None:
+def test_images_whose_partner_was_lost_count_as_unpaired_when_a_newer_one_is_paired() -> None:
     for slop in (None, 0.005):
         streams = Streams(RIGHT, INFO, slop=slop)
+        streams.send(-33, "image", "right", "camera_info")
         streams.send(0, "image", "camera_info")
         streams.send(33, "image", "right")
         streams.send(66, "image", "right", "camera_info")
-        assert [pair["image"] for pair in streams.paired] == [66]
-        assert streams.statistics.snapshot().dropped == 2
+        assert [pair["image"] for pair in streams.paired] == [-33, 66]
+        assert streams.counted == 2 and streams.statistics.snapshot().dropped == 0
+        assert streams.severities == [Severity.LOSS]
         # The old partners are gone too, and wait for nobody.
         streams.send(0, "right")
         streams.send(33, "camera_info")
-        assert len(streams.paired) == 1 and streams.adds_up() and not streams.errors
+        assert len(streams.paired) == 2 and streams.adds_up() and not streams.errors
 
 
 @pytest.mark.parametrize(
@@ -141,8 +174,10 @@ def test_a_topic_that_nobody_publishes_is_named_once_images_can_wait_no_longer(
     streams = Streams(RIGHT, INFO, RIGHT_INFO, queue_size=3)
     for time in range(0, 1000, 100):
         streams.send(time, *(name for name in streams.sources if name not in lost))
-    assert [error for error, _ in streams.errors] == [kind] * 7
-    message = streams.errors[0][1]
+    assert [error for error, _ in streams.unpaired] == [kind] * 7
+    assert set(streams.severities) == {Severity.NONE_COMES}
+    message = streams.unpaired[0][1]
+    assert "Nobody publishes it: remap it" in message and "/camera/depth (Image)" in message
     assert words in message
     others = {partner.topic for partner in (RIGHT, INFO, RIGHT_INFO) if partner.field not in lost}
     assert not any(f" /{topic} (" in message for topic in others), "what does come is not blamed"
@@ -151,10 +186,13 @@ def test_a_topic_that_nobody_publishes_is_named_once_images_can_wait_no_longer(
 
 def test_a_right_image_that_is_stamped_otherwise_is_told_from_one_that_does_not_come_by_the_advice() -> None:
     streams = Streams(RIGHT, queue_size=2)
+    streams.published = 1
     for time in range(0, 500, 100):
         streams.send(time, "image")
         streams.send(time + 7, "right")
-    assert "Remap" in streams.errors[0][1] and "input.sync to 'approximate'" in streams.errors[0][1]
+    message = streams.unpaired[-1][1]
+    assert "input.sync to 'approximate'" in message and "remap" not in message
+    assert "+0.107 s from there" in message
 
 
 def test_doing_without_calibrations_is_proposed_to_a_single_camera_only() -> None:
@@ -162,8 +200,111 @@ def test_doing_without_calibrations_is_proposed_to_a_single_camera_only() -> Non
     for time in (0, 100):
         single.send(time, "image")
         pair.send(time, "image", "right")
-    assert "'none' (no poses)" in single.errors[0][1] and "'latest'" in single.errors[0][1]
-    assert "'none'" not in pair.errors[0][1] and "'latest'" in pair.errors[0][1]
+    assert "'none' (no poses)" in single.unpaired[0][1] and "'latest'" in single.unpaired[0][1]
+    assert "'none'" not in pair.unpaired[0][1] and "'latest'" in pair.unpaired[0][1]
+
+
+def test_a_loss_that_the_middleware_tells_of_is_blamed_on_it_and_no_remapping_is_advised() -> None:
+    streams = Streams(DEPTH, queue_size=2)
+    streams.published, streams.lost = 1, True
+    for time in range(0, 400, 100):
+        streams.send(time, "image")
+    message = streams.unpaired[0][1]
+    assert "The middleware lost messages of it" in message and "docs/transport.md" in message
+    assert "remap" not in message.lower() and "input.sync" not in message
+
+
+def test_a_topic_that_is_published_and_brings_nothing_is_not_blamed_on_a_remapping_either() -> None:
+    streams = Streams(DEPTH, queue_size=1)
+    streams.published = 1
+    for time in (0, 100):
+        streams.send(time, "image")
+    message = streams.unpaired[0][1]
+    assert "It has a publisher, but not one message of it came" in message and "remap" not in message.lower()
+
+
+def test_a_calibration_that_was_published_once_is_told_of_with_the_two_settings_that_take_it() -> None:
+    streams = Streams(INFO, queue_size=1)
+    streams.published = 1
+    for time in (0, 100):
+        streams.send(time, "image")
+    message = streams.unpaired[0][1]
+    assert "input.camera_info to 'latest'" in message
+    assert "qos_overrides./camera_info.subscription.durability to transient_local" in message
+
+
+def test_depth_at_half_the_rate_is_no_loss_and_every_second_image_is_paired() -> None:
+    streams = Streams(DEPTH)
+    streams.published = 1
+    for number in range(20):
+        streams.now += 0.033
+        streams.send(number * 33, "image", *(["depth"] if number % 2 == 0 else []))
+    assert len(streams.paired) == 10 and streams.counted == 9 and streams.adds_up()
+    assert set(streams.severities) == {Severity.BY_DESIGN}
+    streams.knows_losses = False  # another middleware: who knows
+    streams.send(700, "image")
+    streams.send(733, "image", "depth")
+    assert streams.severities[-1] is Severity.LOSS
+
+
+def test_single_depth_images_whose_colour_was_lost_tell_of_losses_on_both_sides() -> None:
+    streams = Streams(DEPTH)
+    streams.published = 1
+    for number in range(20):
+        streams.now += 0.033
+        names = {5: ["depth"], 9: ["image"]}.get(number, ["image", "depth"])
+        streams.send(number * 33, *names)
+    assert streams.counted == 1 and streams.severities == [Severity.LOSS]
+
+
+def test_a_topic_that_dies_and_comes_back_is_paired_at_once() -> None:
+    streams = Streams(DEPTH)
+    streams.published = 1
+    for number in range(200):
+        streams.now += 0.033
+        streams.pairing.expire()
+        streams.send(number * 33, "image", *(["depth"] if not 50 <= number < 140 else []))
+    assert [pair["image"] for pair in streams.paired] == [n * 33 for n in range(200) if not 50 <= n < 140]
+    assert streams.counted == 90 and streams.adds_up() and streams.pairing.pending == 0
+
+
+def test_images_that_wait_when_the_stream_ends_are_given_up_after_some_seconds() -> None:
+    streams = Streams(DEPTH)
+    streams.send(0, "image", "depth")
+    streams.send(33, "image")
+    assert streams.pairing.pending == 1
+    streams.now = WAIT - 0.1
+    streams.pairing.expire()
+    assert streams.pairing.pending == 1
+    streams.now = WAIT + 0.1
+    streams.pairing.expire()
+    assert streams.pairing.pending == 0 and streams.counted == 1 and streams.adds_up()
+    streams.send(33, "depth")  # too late
+    assert len(streams.paired) == 1
+
+
+def test_stray_stamps_far_ahead_do_not_make_a_partners_queue_deaf() -> None:
+    streams = Streams(DEPTH, queue_size=3)
+    for number in range(5):
+        streams.send(1e9 + number, "depth")
+    streams.send(0, "image", "depth")
+    assert not streams.paired, "the queue is full of what is newer"
+    streams.now = WAIT + 0.1
+    streams.pairing.expire()
+    streams.send(100, "image", "depth")
+    assert [pair["image"] for pair in streams.paired] == [100] and streams.adds_up()
+
+
+def test_a_stray_image_far_ahead_is_given_up_and_the_stream_goes_on() -> None:
+    streams = Streams(DEPTH)
+    for number in range(20):
+        streams.now += 0.1
+        if number == 10:
+            streams.send(1e7, "image")
+        streams.send(number * 100, "image", "depth")
+    streams.now += WAIT
+    streams.pairing.expire()
+    assert len(streams.paired) == 20 and streams.counted == 1 and streams.pairing.pending == 0 and streams.adds_up()
 
 
 @pytest.mark.parametrize("slop", [None, 0.01])

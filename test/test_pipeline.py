@@ -137,6 +137,18 @@ def test_a_stray_frame_changes_nothing() -> None:
     assert len(result.matches) == 1 and result.events == ()
 
 
+@pytest.mark.parametrize("ahead", [5.0, 3600.0])
+def test_a_stamp_ahead_of_its_time_costs_no_keyframe_and_is_told_of(ahead: float) -> None:
+    stream, front_end = PanningStream(), FrontEnd(ShiftMatcher())
+    reasons = []
+    for number in range(12):
+        result = front_end.process(stream.at(4 * number, stamp=10 + number / 10 + ahead * (number == 6)))
+        reasons += [event.reason for event in result.events]
+        assert result.matches or not number
+        assert bool(front_end.take_warning()) == (number == 7)
+    assert KeyframeReason.TIME_JUMPED not in reasons
+
+
 def test_time_that_stays_back_voids_the_keyframes() -> None:
     stream, fe = PanningStream(), front_end()
     fe.process(stream.at(0, stamp=5000.0))

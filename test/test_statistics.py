@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import threading
 
 import numpy as np
@@ -27,13 +28,18 @@ def test_every_frame_is_counted_once() -> None:
         statistics.received("camera")
     statistics.dropped()
     statistics.dropped(2)
+    statistics.unpaired(2, "depth", "no depth image")
+    statistics.received("camera")
+    statistics.received("camera")
+    statistics.lost(5)
     statistics.failed("encoding", "what is this")
     for now in (1.0, 2.0):
         statistics.decoded()
         statistics.processed({}, now)
     found = statistics.snapshot(2.0)
-    assert (found.received, found.decoded, found.dropped, found.failed, found.processed) == (6, 2, 3, 1, 2)
-    assert found.received == found.dropped + found.failed + found.processed
+    assert (found.received, found.decoded, found.dropped, found.failed, found.processed) == (8, 2, 3, 1, 2)
+    assert (found.unpaired, found.lost, found.errors["depth"]) == (2, 5, 2)
+    assert found.received == found.dropped + found.unpaired + found.failed + found.processed
     assert found.last_frame_id == "camera"
 
 
@@ -150,6 +156,12 @@ class FakeNode:
     def error(self, line: str) -> None:
         self.lines.append(line)
 
+    def warning(self, line: str) -> None:
+        self.lines.append(f"WARN {line}")
+
+    def info(self, line: str, once: bool = False) -> None:
+        self.lines.append(f"INFO {line}")
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -193,6 +205,32 @@ def test_one_kind_of_error_does_not_silence_another(clock: list[float]) -> None:
 
 
 @needs_ros
+def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_and_each_is_counted(
+    clock: list[float],
+) -> None:
+    from loftr_ros.ros.pairing import Severity
+    from loftr_ros.ros.reports import ErrorLog
+
+    node, statistics = FakeNode(), Statistics(10)
+    log = ErrorLog(node, statistics, period=5.0)
+    log.unpaired("depth", "at the start", 1, Severity.USUAL)
+    log.unpaired("depth", "at half the rate", 1, Severity.BY_DESIGN)
+    assert statistics.snapshot().unpaired == 2 and not statistics.snapshot().errors
+    log.unpaired("depth", "one", 3, Severity.LOSS)
+    log.unpaired("depth", "two", 1, Severity.LOSS)
+    log.unpaired("depth", "none comes", 1, Severity.NONE_COMES)
+    log.lost("/depth/image", 2, "Do this")
+    assert node.lines == [
+        "INFO at half the rate. Such images are left out",
+        "WARN [depth] one",
+        "[depth] none comes",
+        "WARN [transport] the middleware lost 2 messages of /depth/image on the way here. Do this",
+    ]
+    found = statistics.snapshot()
+    assert (found.unpaired, found.failed, found.errors["depth"]) == (7, 0, 5)
+
+
+@needs_ros
 def test_details_are_for_the_log_alone(clock: list[float]) -> None:
     from loftr_ros.ros.reports import ErrorLog
 
@@ -200,6 +238,60 @@ def test_details_are_for_the_log_alone(clock: list[float]) -> None:
     ErrorLog(node, statistics, period=5.0).frame_failed("internal", "division by zero", "Traceback ...")
     assert node.lines == ["[internal] division by zero\nTraceback ..."]
     assert statistics.snapshot().last_error == "division by zero"
+
+
+@needs_ros
+def test_what_other_rooms_log_reaches_the_nodes_logger_once_and_debug_does_not() -> None:
+    from loftr_ros.ros.logs import log_by
+
+    package, other = logging.getLogger("loftr_ros"), logging.getLogger("loftr_ros.matcher.some")
+    before = package.handlers[:], package.level, package.propagate
+    node = FakeNode()
+    try:
+        log_by(FakeNode())
+        log_by(node)
+        other.debug("no")
+        other.info("builds graphs of %s", "a size")
+        other.warning("look")
+        other.error("broken")
+    finally:
+        package.handlers, package.level, package.propagate = before
+    assert node.lines == ["INFO builds graphs of a size", "WARN look", "broken"]
+
+
+@needs_ros
+def test_diagnostics_warn_where_images_lose_their_partners_and_not_where_they_have_none_by_design() -> None:
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    from loftr_ros.ros.reports import FrontEndState, Reporter
+
+    statistics = Statistics(10)
+    reporter = object.__new__(Reporter)
+    active = FrontEndState("active")
+
+    def verdict() -> tuple[bytes, str]:
+        before, now = getattr(reporter, "_previous", None), statistics.snapshot()
+        reporter._previous = before or now
+        level, text = reporter._verdict(active, now)
+        reporter._previous = now
+        return level, text
+
+    reporter._previous = statistics.snapshot()
+    for _ in range(3):
+        statistics.received("camera")
+    statistics.processed({}, 1.0)
+    statistics.unpaired(2)
+    assert verdict()[0] == DiagnosticStatus.OK, "by design"
+    for _ in range(3):
+        statistics.received("camera")
+    statistics.processed({}, 2.0)
+    statistics.unpaired(2, "depth", "no depth image")
+    level, text = verdict()
+    assert level == DiagnosticStatus.WARN and "2 of 3 images since the last report got no partner" in text
+    statistics.processed({}, 3.0)
+    statistics.lost(4)
+    level, text = verdict()
+    assert level == DiagnosticStatus.WARN and "lost 4 messages" in text
 
 
 @needs_ros

@@ -69,6 +69,59 @@ def test_a_stamp_that_never_changes_is_refused_for_ever() -> None:
     assert outcomes == ["admitted"] + ["refused: time"] * (3 * PATIENCE - 1)
 
 
+@pytest.mark.parametrize("ahead", [0.5, 5.0, 3600.0, 2.5e9])
+@pytest.mark.parametrize("number", [1, 2])
+def test_stamps_that_leap_ahead_and_come_back_are_strays_that_cost_nothing(ahead: float, number: int) -> None:
+    guard = StreamGuard()
+    for i in range(5):
+        assert outcome(guard, at(100 + i / 10)) == "admitted"
+    for i in range(number):
+        assert outcome(guard, at(100.5 + i / 10 + ahead)) == "admitted"
+    assert not guard.stray
+    for i in range(5, 20):
+        assert outcome(guard, at(100.1 + i / 10)) == "admitted"
+    assert "ahead of the one before it" in guard.stray and "input.stamps" in guard.stray
+
+
+def test_many_single_strays_ahead_never_end_a_stream() -> None:
+    guard = StreamGuard()
+    for i in range(60):
+        assert outcome(guard, at(100 + i / 10)) == "admitted"
+        if i % 4 == 3:
+            assert outcome(guard, at(150 + 7 * i)) == "admitted"
+
+
+def test_after_a_gap_that_the_stream_goes_on_from_old_stamps_are_strays_again() -> None:
+    guard = StreamGuard()
+    for stamp in (10.0, 10.1, 10.2, 18.0, 18.1, 18.2, 18.3):
+        assert outcome(guard, at(stamp)) == "admitted"
+    assert outcome(guard, at(10.3)) == "refused: time"
+    assert outcome(guard, at(18.4)) == "admitted" and not guard.stray
+
+
+def test_a_small_step_back_is_no_return_from_a_leap() -> None:
+    guard = StreamGuard()
+    for stamp in (10.0, 10.1, 10.2, 10.3):
+        assert outcome(guard, at(stamp)) == "admitted"
+    assert outcome(guard, at(10.25)) == "refused: time"
+
+
+def test_a_slower_stream_is_no_leap_for_ever() -> None:
+    guard = StreamGuard()
+    stamps = [10.0, 10.1, 10.2, *(10.2 + i for i in range(1, 10))]
+    assert [outcome(guard, at(stamp)) for stamp in stamps] == ["admitted"] * len(stamps)
+    assert outcome(guard, at(18.5)) == "refused: time"
+
+
+@pytest.mark.parametrize(("stamp", "words"), [(0.0, "stamp is zero"), (5.0, "is the same as the last one's")])
+def test_zero_and_repeated_stamps_are_refused_with_the_options_that_cure_them(stamp: float, words: str) -> None:
+    guard = StreamGuard()
+    guard.admit(at(5.0))
+    with pytest.raises(FrameRefusedError, match=words) as refused:
+        guard.admit(at(stamp))
+    assert "input.stamps to 'arrival'" in str(refused.value) and "--frame-rate" in str(refused.value)
+
+
 def test_after_a_reset_anything_is_admitted() -> None:
     guard = StreamGuard()
     outcome(guard, at(5000.0))

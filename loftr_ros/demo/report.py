@@ -53,6 +53,8 @@ def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any,
             "processed": status.frames_processed,
             "dropped": status.frames_dropped,
             "failed": status.frames_failed,
+            "unpaired": status.frames_unpaired,
+            "messages_lost": status.messages_lost,
             "pending": status.frames_pending,
             "errors": dict(zip(status.error_kinds, map(int, status.error_counts), strict=True)),
             "last_error": status.last_error,
@@ -103,10 +105,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"network {node['network']} on {node['device']} in {node['precision']}",
         "",
         f"frames     {frames['published']} published, {frames['received']} received, {frames['processed']} processed "
-        f"({report['processed_hz']:.1f} a second), {frames['dropped']} dropped for newer, {frames['failed']} failed",
+        f"({report['processed_hz']:.1f} a second), {frames['dropped']} dropped for newer, {frames['unpaired']} without "
+        f"a partner, {frames['failed']} failed",
     ]
-    if lost := frames["published"] - frames["received"]:
-        text.append(f"           {lost} never reached the node: best effort delivers no faster than they are taken")
+    text += _losses(frames)
     if frames["dropped"] > frames["processed"] > 0:
         text.append(f"           slower than they come: `--hz {_bearable_hz(report):.1g}` leaves time for each")
     if frames["last_error"]:
@@ -127,6 +129,23 @@ def lines(report: dict[str, Any]) -> list[str]:
         for stage, value in report["latency_ms"].items()
     ]
     return [*text, "", *_accuracy_lines(report)]
+
+
+def _losses(frames: dict[str, Any]) -> list[str]:
+    """What to say of frames that were lost, which no lower rate brings back."""
+    missing = max(frames["published"] - frames["received"], 0)
+    text = []
+    if missing or frames["unpaired"]:
+        text.append(
+            f"           {missing} images never reached the node, {frames['unpaired']} came without what belongs to "
+            "them: lost on the way, not for want of time"
+        )
+    if frames["messages_lost"]:
+        text.append(
+            f"           the middleware itself says that it lost {frames['messages_lost']} messages: it has too little "
+            "room for images, see docs/transport.md"
+        )
+    return text
 
 
 def _bearable_hz(report: dict[str, Any]) -> float:

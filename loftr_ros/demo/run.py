@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.sequence import Sequence, prepare
-from loftr_ros.frontend.config import MONO
+from loftr_ros.frontend.config import RGBD, STEREO
 from loftr_ros.matcher.checkpoint import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM
+from loftr_ros.ros.transport import Room, provide_profile
 from loftr_ros.sources import SourceError
 from loftr_ros.weights import find_weights
 
@@ -149,8 +150,11 @@ def _run(settings: Settings) -> int:
     with ExitStack() as stack:
         _interrupted_by(signal.SIGTERM, stack)
         domain = stack.enter_context(own_domain())
-        environment = _environment(domain)
-        node = Child("node", _node_command(settings, sequence, weights), output / "node.log", environment)
+        environment, room = _environment(domain)
+        if room.is_short:
+            print(f"loftr_ros demo: {room.reason}", file=sys.stderr)
+        command = _node_command(settings, sequence, weights, room.is_short)
+        node = Child("node", command, output / "node.log", environment)
         stack.callback(node.close)
         publisher = Child("publisher", _publisher_command(settings, sequence), output / "publisher.log", environment)
         stack.callback(publisher.close)
@@ -210,15 +214,19 @@ def _weights(settings: Settings) -> str:
     return str(find_weights(network, settings.weights).resolve())
 
 
-def _environment(domain: int) -> dict[str, str]:
-    """The children's environment, of which the discovery range is this process's too."""
+def _environment(domain: int) -> tuple[dict[str, str], Room]:
+    """The children's environment, of which discovery range and profile are this process's too."""
     # What the demo sends is for this machine only; and on one without a network, DDS has nothing else.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return os.environ | {"ROS_DOMAIN_ID": str(domain)}
+    room = provide_profile()
+    return os.environ | {"ROS_DOMAIN_ID": str(domain)}, room
 
 
-def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[str]:
-    """The installed executable, or Python where it cannot be found; with its parameters."""
+def _node_command(settings: Settings, sequence: Sequence, weights: str, is_short: bool) -> list[str]:
+    """The installed executable, or Python where it cannot be found; with its parameters.
+
+    Where the middleware is short of room for images, what it loses is sent again.
+    """
     parameters: dict[str, Any] = {
         "mode": settings.mode,
         "network": settings.network,
@@ -233,11 +241,10 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
     }
     if not sequence.calibrated:
         parameters["input.camera_info"] = "none"
-    if settings.mode not in ("", MONO):
-        # Two images at once are more than Fast DDS has room for by default in the memory that a publisher shares: the
-        # second one would be lost. Cameras of their own have room of their own.
-        for topic in ("image", "camera_info", "right/image", "right/camera_info", "depth/image"):
-            parameters[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"
+    if is_short:
+        topics = ["image", "camera_info"]
+        topics += {STEREO: ["right/image", "right/camera_info"], RGBD: ["depth/image"]}.get(settings.mode, [])
+        parameters |= {f"qos_overrides./{topic}.subscription.reliability": "reliable" for topic in topics}
     command = [sys.executable, "-c", "import sys; from loftr_ros.ros.node import main; sys.exit(main())"]
     try:
         from ament_index_python.packages import PackageNotFoundError, get_package_prefix
@@ -312,14 +319,14 @@ def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, pr
             now, status = time.monotonic(), recorder.recorded.status
             if recorder.recorded.statuses != statuses:
                 statuses, heard_at = recorder.recorded.statuses, now
-                count = status.frames_processed + status.frames_dropped + status.frames_failed
+                count = status.frames_processed + status.frames_dropped + status.frames_failed + status.frames_unpaired
                 if count != settled:
                     bar.update(count - settled)
                     settled, frames_at = count, now
                 if published is not None and settled >= published and not status.frames_pending:
                     break
             idle = status is None or not status.frames_pending
-            # What is missing was lost between the two; an image whose partner was lost stays pending.
+            # What is missing was lost between the two; an image whose partner was lost is pending for some seconds.
             if published is not None and now - frames_at > (_LAST_FRAMES if idle else _SILENCE):
                 break
             if now - heard_at > _SILENCE:

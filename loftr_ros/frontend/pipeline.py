@@ -297,6 +297,11 @@ class FrontEnd:
         """Make the next frame a keyframe whatever the policies say."""
         self._forced = True
 
+    def take_warning(self) -> str:
+        """What is to be said of the stream's stamps since the last call; empty if nothing is."""
+        warning, self._stream.stray = self._stream.stray, ""
+        return warning
+
     def _admit(self, frame: Frame) -> None:
         check_companions(frame, self.config.scale.mode)
         changed = self._stream.admit(frame)

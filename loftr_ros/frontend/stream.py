@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
+
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
 
 # A single frame out of order is refused and nothing is lost by it; as many in a row that agree with each
-# other are a new stream: a bag that began again, a driver that changed its resolution.
+# other are a new stream: a bag that began again, a driver that changed its resolution. As many must go on from a leap
+# ahead before the line of stamps before it is forgotten.
 PATIENCE = 3
+# A step this many times longer than is usual may be a stray stamp; it may as well be a gap in the stream.
+LEAP = 3.0
+FIRST_LEAP_NS = 1_000_000_000  # as long as no step is known
+# Steps by which the usual one is known.
+STEPS = 9
+
+CURE = (
+    "Of a driver whose stamps cannot be mended, take the time of arrival: set the parameter input.stamps to 'arrival'; "
+    "of a recording make them anew with --frame-rate"
+)
 
 
 class FrameRefusedError(ValueError):
@@ -24,16 +38,28 @@ class FrameRefusedError(ValueError):
 
 
 class StreamGuard:
-    """Admits frames that go on from the last one, refuses strays, and notices a stream that has changed."""
+    """Admits frames that go on from the last one, refuses strays, and notices a stream that has changed.
+
+    A leap ahead is admitted at once, since most leaps are gaps. If the frames after it go on from the stamp before it,
+    the leap was a stray: they are admitted too, and no keyframe is void.
+
+    Attributes:
+        stray: what is to be said of a frame that was admitted and then turned out to be a stray; empty if nothing is.
+            Whoever says it clears it.
+    """
 
     def __init__(self) -> None:
+        self.stray = ""
         self._last: Frame | None = None
         self._strays: list[Frame] = []
+        # The last frame before a leap ahead, while it is not known whether that was a stray; frames since the leap.
+        self._before: Frame | None = None
+        self._since_leap = 0
+        self._steps: deque[int] = deque(maxlen=STEPS)  # ns
 
     def reset(self) -> None:
         """Forget the stream: whatever comes next is admitted."""
-        self._last = None
-        self._strays = []
+        self._begin(None)
 
     def admit(self, frame: Frame) -> KeyframeReason | None:
         """Take the frame as the stream's next.
@@ -44,17 +70,47 @@ class StreamGuard:
         Raises:
             FrameRefusedError: the frame contradicts the stream, and too few before it agree with it.
         """
-        contradiction = None if self._last is None else _contradiction(self._last, frame)
+        last = self._last
+        if last is None:
+            self._begin(frame)
+            return None
+        contradiction = _contradiction(last, frame)
         if contradiction is None:
-            self._last, self._strays = frame, []
+            self._step(last, frame)
+            return None
+        if contradiction.kind == "time" and self._before is not None and _contradiction(self._before, frame) is None:
+            ahead = (last.stamp_ns - self._before.stamp_ns) / 1e9
+            self.stray = (
+                f"image stamp {last.stamp_ns / 1e9:.3f} was {ahead:.3f} s ahead of the one before it, and the stamps "
+                f"after it go on from there: it was wrong. The stream goes on. {CURE}"
+            )
+            self._last, self._strays, self._before = frame, [], None
             return None
         if self._strays and _contradiction(self._strays[-1], frame) is not None:
             self._strays = []
         self._strays.append(frame)
         if len(self._strays) < PATIENCE:
             raise contradiction
-        self._last, self._strays = frame, []
+        self._begin(frame)
         return KeyframeReason.TIME_JUMPED if contradiction.kind == "time" else KeyframeReason.CAMERA_CHANGED
+
+    def _begin(self, frame: Frame | None) -> None:
+        self._last, self._strays, self._before = frame, [], None
+        self._steps.clear()
+
+    def _step(self, last: Frame, frame: Frame) -> None:
+        self._last, self._strays = frame, []
+        step = frame.stamp_ns - last.stamp_ns
+        if self._before is not None:
+            self._since_leap += 1
+            if self._since_leap < PATIENCE:
+                return
+            self._before = None  # the stream goes on from there, at a pace that may be another
+            self._steps.clear()
+        elif step > (LEAP * statistics.median(self._steps) if self._steps else FIRST_LEAP_NS):
+            self._before, self._since_leap = last, 1
+            return
+        self._steps.append(step)
 
 
 def _contradiction(before: Frame, frame: Frame) -> FrameRefusedError | None:
@@ -71,13 +127,20 @@ def _contradiction(before: Frame, frame: Frame) -> FrameRefusedError | None:
             f"image of {frame.size[0]}x{frame.size[1]} px on a stream of {before.size[0]}x{before.size[1]}; "
             f"refused until {PATIENCE} in a row have the new size",
         )
-    if frame.stamp_ns <= before.stamp_ns:
-        back = (before.stamp_ns - frame.stamp_ns) / 1e9
-        what = f"goes back by {back:.3f} s" if back else "is the same as the last one's"
+    if frame.stamp_ns <= 0:
+        return FrameRefusedError("time", f"image stamp is zero, which in ROS means that there is none. {CURE}")
+    if frame.stamp_ns == before.stamp_ns:
         return FrameRefusedError(
             "time",
-            f"image stamp {frame.stamp_ns / 1e9:.3f} {what}; refused until {PATIENCE} in a row go on from there. "
-            "Check the driver's clock, or whether a recording was started again",
+            f"image stamp {frame.stamp_ns / 1e9:.3f} is the same as the last one's: the image came twice (do two nodes "
+            f"publish it?), or its driver repeats stamps. {CURE}",
+        )
+    if frame.stamp_ns < before.stamp_ns:
+        back = (before.stamp_ns - frame.stamp_ns) / 1e9
+        return FrameRefusedError(
+            "time",
+            f"image stamp {frame.stamp_ns / 1e9:.3f} goes back by {back:.3f} s; refused until {PATIENCE} in a row go "
+            "on from there. Check the driver's clock, or whether a recording was started again",
         )
     return None
 

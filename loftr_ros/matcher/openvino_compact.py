@@ -64,17 +64,20 @@ class _Graphs:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Graph] = OrderedDict()
 
-    def get(self, key: Hashable, module: Callable[[], nn.Module], examples: tuple[Tensor, ...]) -> Graph:
+    def get(self, name: Hashable, module: Callable[[], nn.Module], examples: tuple[Tensor, ...]) -> Graph:
         """The graph of a module, for inputs of the examples' shapes."""
-        key = key, tuple(tuple(example.shape) for example in examples)
+        key = name, tuple(tuple(example.shape) for example in examples)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         # Without the lock: another thread's graphs are there, and its images do not wait for this one.
         start = time.monotonic()
+        if name == "backbone":  # what an image of a new size asks for first; the others follow
+            height, width = examples[0].shape[-2:]
+            _logger.info("OpenVINO builds graphs for images of %dx%d px: they wait for some seconds", width, height)
         graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
-        _logger.info("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
+        _logger.debug("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
         with self._lock:
             self._kept[key] = graph
             if len(self._kept) > _KEPT:

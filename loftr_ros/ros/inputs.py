@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -14,23 +15,27 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.ros.decoding import Arrival, FrameDecoder
-from loftr_ros.ros.pairing import Pairing, Partner
+from loftr_ros.ros.input_topics import InputTopics
+from loftr_ros.ros.pairing import TRANSPORT_CURE, Pairing, Partner
 from loftr_ros.ros.parameters import InputParameters
+from loftr_ros.ros.reports import ErrorLog
 from loftr_ros.ros.statistics import Statistics
-from loftr_ros.ros.synchronizer import Subscriber
+from loftr_ros.ros.synchronizer import LocalFilter, Subscriber
 
 __all__ = ["Arrival", "FrameDecoder", "ImageInput"]
 
 # Images that the middleware keeps. It is the slot before inference that lets the newest win; with one kept here, images
-# would be lost without being counted whenever the executor is late.
-IMAGES_KEPT = 5
+# would be lost without being counted whenever the executor is late: these are a third of a second at 30 Hz.
+IMAGES_KEPT = 10
+# Seconds without any image after which the log says which topics there are, and after which it says so again.
+SILENCE = 5.0
+SILENCE_AGAIN = 60.0
 
 
 class ImageInput:
     """Subscriptions to one camera, and to the right or depth camera beside it.
 
-    Every image that reaches the node is handed on by `on_arrival`, reported by `on_unpaired`, or counted as dropped
-    where a newer one got its partners first.
+    Every image that reaches the node is handed on by `on_arrival`, refused, or counted as one without a partner.
     """
 
     def __init__(
@@ -40,7 +45,7 @@ class ImageInput:
         mode: str,
         statistics: Statistics,
         on_arrival: Callable[[Arrival], None],
-        on_unpaired: Callable[[str, str], None],
+        errors: ErrorLog,
     ) -> None:
         """Subscribe.
 
@@ -50,24 +55,32 @@ class ImageInput:
             mode: of `ScaleConfig`: what comes beside the image.
             statistics: counts what is received.
             on_arrival: called with each image that has all that belongs to it.
-            on_unpaired: called with kind and message for each image that will not get that.
+            errors: is told of what is lost, refused, or does not come.
         """
         self._node = node
         self._parameters = parameters
         self._mode = mode
         self._statistics = statistics
         self._on_arrival = on_arrival
-        self._on_unpaired = on_unpaired
+        self._errors = errors
+        self._topics = InputTopics(node, self._lost)
+        self._by_arrival = parameters.stamps == "arrival"
         self._pairing: Pairing | None = None
         # Calibrations that are not paired, and the newest of each by its field.
         self._remembered: list[Partner] = []
         self._latest: dict[str, CameraInfo] = {}
         self._subscriptions: list[Any] = []
+        self._image: Partner | None = None
+        self._received_before = statistics.snapshot().received
+        self._silent_at = time.monotonic() + SILENCE
+        self._timer: Any = None
         try:
             self._subscribe()
         except Exception:  # a QoS override that is none
             self.close()
             raise
+        # Not by the node's clock: with use_sim_time it may stand still.
+        self._timer = node.create_timer(1.0, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _subscribe(self) -> None:
         parameters = self._parameters
@@ -82,37 +95,46 @@ class ImageInput:
         if self._mode == STEREO:
             infos.append(Partner("right_info", CameraInfo, "right/camera_info", "camera_info", "right CameraInfo"))
         paired = beside + infos if parameters.camera_info == "synchronized" else beside
+        self._image = image = Partner("image", image_type, f"image{suffix}", "", "image")
         if paired:
-            self._pair(Partner("image", image_type, f"image{suffix}", "", "image"), paired)
+            self._pair(image, paired)
         else:
-            self._listen(image_type, f"image{suffix}", self._unpaired, _input_options(IMAGES_KEPT))
+            self._listen(image, self._unpaired, _input_options(IMAGES_KEPT))
         if parameters.camera_info == "latest":
             self._remembered = infos
             for info in infos:
-                self._listen(CameraInfo, info.topic, partial(self._remember, info.field), _input_options(1, True))
+                self._listen(info, partial(self._remember, info.field), _input_options(1, True))
 
     def _pair(self, image: Partner, partners: list[Partner]) -> None:
-        sources = []
+        sources: list[Any] = []
         for each in (image, *partners):
-            # Of a burst the newest image is kept, and taken first: its calibration must not be overwritten meanwhile.
-            # No more are kept than images may wait: none must be given up while its calibration is still queued.
-            kept = self._parameters.queue_size if each.kind is CameraInfo else IMAGES_KEPT
-            sources.append(Subscriber(self._node, each.kind, each.topic, **_input_options(kept)))
-            self._subscriptions.append(sources[-1].sub)
+            # All topics are taken from in turns. In a burst an image's partners must not be overwritten before its turn
+            # comes, so more of them are kept; but no image must be given up while its partners are still queued.
+            more = min(self._parameters.queue_size - 1, IMAGES_KEPT)
+            kept = IMAGES_KEPT if each is image else IMAGES_KEPT + more
+            source = self._topics.counting(
+                each, partial(Subscriber, self._node, each.kind, each.topic, **_input_options(kept))
+            )
+            self._subscriptions.append(source.sub)
+            sources.append(_StampedByArrival(self._node, source) if self._by_arrival else source)
         self._pairing = Pairing(
             sources[0],
             list(zip(partners, sources[1:], strict=True)),
             self._parameters,
             self._statistics,
             self._arrived,
-            self._on_unpaired,
+            self._errors.frame_failed,
+            self._errors.unpaired,
             self._topics,
-            # A single camera's calibration has the image's own stamp.
-            approximate=self._mode != MONO and self._parameters.sync == "approximate",
+            # A single camera's calibration has the image's own stamp, if that is what counts.
+            approximate=self._by_arrival or (self._mode != MONO and self._parameters.sync == "approximate"),
         )
 
-    def _listen(self, kind: type, topic: str, callback: Callable[[Any], object], options: dict[str, Any]) -> None:
-        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, **options))
+    def _listen(self, topic: Partner, callback: Callable[[Any], object], options: dict[str, Any]) -> None:
+        subscribe = partial(self._node.create_subscription, topic.kind, topic.topic, callback, **options)
+        # A calibration of which only the newest counts may be lost.
+        counts = topic is self._image
+        self._subscriptions.append(self._topics.counting(topic, subscribe) if counts else subscribe())
 
     @property
     def pending(self) -> int:
@@ -126,16 +148,43 @@ class ImageInput:
 
     def close(self) -> None:
         """Unsubscribe; images still waiting are dropped, and counted as that."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
         if self._pairing is not None:
             self._pairing.close()
 
+    def _watch(self) -> None:
+        """Once a second: give up what waits too long, and say so where no image comes at all."""
+        if self._pairing is not None:
+            self._pairing.expire()
+        assert self._image is not None
+        now = time.monotonic()
+        if now < self._silent_at or self._statistics.snapshot().received > self._received_before:
+            return
+        self._silent_at = now + SILENCE_AGAIN
+        publishers = self._topics.publishers(self._image)
+        why = (
+            "It has a publisher: does the camera stream, and does its quality of service match? "
+            if publishers
+            else "Start the driver, or remap the topic (image:= of the launch file). "
+        )
+        topic, others = self._topics.describe([self._image]), self._topics.there_are(self._image)
+        self._errors.warn(f"no image came on {topic} so far. {why}{others}")
+
+    def _lost(self, topic: str, number: int) -> None:
+        self._statistics.lost(number)
+        self._errors.lost(topic, number, TRANSPORT_CURE)
+
     def _remember(self, field: str, info: CameraInfo) -> None:
         self._latest[field] = info
 
     def _unpaired(self, image: Image | CompressedImage) -> None:
+        if self._by_arrival:
+            image.header.stamp = self._node.get_clock().now().to_msg()
         self._statistics.received(image.header.frame_id)
         self._arrived(image, {}, time.monotonic())
 
@@ -143,17 +192,28 @@ class ImageInput:
         missing = [partner for partner in self._remembered if partner.field not in self._latest]
         if missing:
             otherwise = ", or set the parameter input.camera_info to 'none' (no poses)" if self._mode == MONO else ""
-            self._on_unpaired(
-                "camera_info", f"no CameraInfo came yet on {self._topics(missing)}. Publish the calibration{otherwise}"
+            self._errors.frame_failed(
+                "camera_info",
+                f"no CameraInfo came yet on {self._topics.describe(missing)}. Publish the calibration{otherwise}. "
+                f"Where it was published once, before the node came, set qos_overrides.{self._topics.name(missing[0])}"
+                f".subscription.durability to transient_local. {self._topics.there_are(missing[0])}",
             )
             return
         fields = {"camera_info": None} | self._latest | partners
         self._on_arrival(Arrival(image, received=received, **fields))
 
-    def _topics(self, partners: Iterable[Partner]) -> str:
-        """Their resolved names, and how many publish there: none, where a remapping was forgotten."""
-        names = [self._node.resolve_topic_name(partner.topic) for partner in partners]
-        return " and ".join(f"{name} (publishers: {self._node.count_publishers(name)})" for name in names)
+
+class _StampedByArrival(LocalFilter):
+    """A source whose messages get the time of their arrival as their stamp, by the node's clock."""
+
+    def __init__(self, node: Node, source: Any) -> None:
+        super().__init__()
+        self._clock = node.get_clock()
+        source.registerCallback(self._stamp)
+
+    def _stamp(self, message: Any) -> None:
+        message.header.stamp = self._clock.now().to_msg()
+        self.signalMessage(message)
 
 
 def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -22,13 +23,16 @@ from loftr_ros.ros.decoding import FrameDecoder
 from loftr_ros.ros.inputs import ImageInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
+from loftr_ros.ros.logs import log_by
 from loftr_ros.ros.outputs import Outputs
-from loftr_ros.ros.parameters import Parameters, declare, live_parameters, read, refusal
+from loftr_ros.ros.parameter_names import all_floats, idle_files, unknown_parameters
+from loftr_ros.ros.parameters import Parameters, declare, defaults, live_parameters, read, refusal
 from loftr_ros.ros.place_services import PlaceServices
 from loftr_ros.ros.places import Places
 from loftr_ros.ros.reports import ErrorLog, FrontEndState, PlacesState, Reporter, error_kind, motion_state
 from loftr_ros.ros.stages import FrameStages
 from loftr_ros.ros.statistics import Statistics
+from loftr_ros.ros.transport import provide_profile
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
@@ -49,6 +53,8 @@ class FrontEndNode(LifecycleNode):
         """
         super().__init__("loftr_front_end", **kwargs)
         declare(self)
+        for said in unknown_parameters(self):
+            self.get_logger().warning(said)
         output = read(self).output
         self.statistics = Statistics(output.status_window)
         self.errors = ErrorLog(self, self.statistics, output.error_period)
@@ -105,10 +111,10 @@ class FrontEndNode(LifecycleNode):
         parameters = read(self)
         mode, camera_info = parameters.front_end.scale.mode, parameters.input.camera_info
         assert self._stages is not None
-        self._input = ImageInput(
-            self, parameters.input, mode, self.statistics, self._stages.put, self.errors.frame_failed
-        )
+        self._input = ImageInput(self, parameters.input, mode, self.statistics, self._stages.put, self.errors)
         self._lifecycle = "active"
+        for said in unknown_parameters(self, qos=True):
+            self.get_logger().warning(said)
         self.get_logger().info(f"waiting for images on {self._input.topic} (mode: {mode}, camera_info: {camera_info})")
         # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
         return super().on_activate(state)
@@ -187,6 +193,14 @@ class FrontEndNode(LifecycleNode):
                 self._places.reconfigure(parameters)
 
         self._stages.call(between_frames)
+
+    def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
+        """As every node's, but a whole number is taken for a float."""
+        return list(super().set_parameters(all_floats(parameter_list, defaults())))
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """As every node's, but a whole number is taken for a float; `ros2 param set` comes here."""
+        return super().set_parameters_atomically(all_floats(parameter_list, defaults()))
 
     # --- the rest ---
 
@@ -281,6 +295,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
             raise KeyboardInterrupt  # loading a network takes too long to wait for; else rclpy ends the spinning
 
     signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
+    room = provide_profile()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:
@@ -289,6 +304,10 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     try:
         try:
             node = FrontEndNode()
+            room.log(node.get_logger())
+            for said in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
+                node.get_logger().warning(said)
+            log_by(node.get_logger())
             if autostart:
                 for transition in (node.trigger_configure, node.trigger_activate):
                     if transition() != TransitionCallbackReturn.SUCCESS:
@@ -297,8 +316,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         except (ParameterException, ConfigError) as error:
             if node is not None:
                 raise
-            hint = "; write it with a decimal point (10.0)" if "expecting type 'DOUBLE" in str(error) else ""
-            rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}{hint}")
+            rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}")
             return 2
         except Exception:
             # A signal may hit rclpy anywhere: its C++ makes another exception of the interrupt (as it takes a message),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from geometry_msgs.msg import (
 )
 from geometry_msgs.msg import Twist as TwistMessage
 from nav_msgs.msg import Odometry, Path
+from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header
 
@@ -31,8 +33,20 @@ from loftr_ros.ros.parameters import OdometryParameters
 if TYPE_CHECKING:  # imports torch, which the node loads when it is configured
     from loftr_ros.frontend.pipeline import FrontEndResult
 
+# Poses that wait for where the camera is on the robot, at most: those of the first seconds.
+_KEPT = 1000
+
 # Seconds between two warnings of a broken trajectory: a camera in the dark is lost with every frame.
 _SILENCE = 5.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A frame's place, that of the frame before, and whether the trajectory was broken since its begin."""
+
+    fix: Fix
+    before: Fix
+    is_broken: bool
 
 
 class OdometryOutput:
@@ -58,6 +72,7 @@ class OdometryOutput:
         self._tf = publisher(_tf_message(), "/tf") if parameters.publish_tf else None
         self._mount = CameraMount(node, parameters)
         self._poses: deque[PoseStamped] = deque(maxlen=parameters.path_length)
+        self._waiting: deque[_Step] = deque(maxlen=_KEPT)
         self._breaks = 0
         self._silent_until = 0.0
         self.restart()
@@ -67,13 +82,17 @@ class OdometryOutput:
         self._last: Fix | None = None
         self._first_segment: int | None = None
         self._poses.clear()
+        self._waiting.clear()
 
     def close(self) -> None:
         """Stop listening to tf; the publishers are taken away by who made them."""
         self._mount.close()
 
     def publish(self, result: FrontEndResult) -> None:
-        """Odometry and transform, where the frame's place is known; the pose is kept for the path."""
+        """Odometry and transform, where the frame's place is known; the pose is kept for the path.
+
+        While tf has not said where the camera is on the robot, they wait, and are published then with their own stamps.
+        """
         fix = _fix_of(result)
         if fix is None:
             return
@@ -83,9 +102,15 @@ class OdometryOutput:
             self._first_segment = segment
         if before is not None and before.location.segment != segment:
             self._report_segment(result, before.location.segment, segment)
+        self._waiting.append(_Step(fix, before or fix, segment != self._first_segment))
         base_from_camera = self._mount.of(result.frame.frame_id)
         if base_from_camera is None:
             return
+        while self._waiting:
+            self._send(self._waiting.popleft(), base_from_camera)
+
+    def _send(self, step: _Step, base_from_camera: NDArray[np.float64]) -> None:
+        fix = step.fix
         base = base_pose(fix.location.pose, base_from_camera)
         header = Header(stamp=to_time(fix.stamp_ns), frame_id=self._parameters.odom_frame)
         stamped = PoseStamped(header=header, pose=to_pose(base))
@@ -95,9 +120,9 @@ class OdometryOutput:
         if not self._odometry.get_subscription_count():
             return
         covariance = base_covariance(fix.location.covariance, base, base_from_camera)
-        if segment != self._first_segment:
+        if step.is_broken:
             covariance += UNKNOWN_VARIANCE * np.eye(6)  # nothing is known of one segment's place in another
-        twist = base_twist(before or fix, fix, base_from_camera)
+        twist = base_twist(step.before, fix, base_from_camera)
         self._odometry.publish(
             Odometry(
                 header=header,
@@ -141,8 +166,8 @@ class OdometryOutput:
         self._breaks = 0
         self._logger.warning(
             f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to "
-            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last known "
-            "place, with a covariance that says that it is not known"
+            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last "
+            "known place, with a covariance that says that it is not known"
         )
 
 

@@ -24,6 +24,7 @@ from loftr_ros.frontend.config import (
 from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
 from loftr_ros.ros.base_motion import pose_of_seven
+from loftr_ros.ros.parameter_names import accept_whole_numbers
 from loftr_ros.ros.stereo_calibration import pose_of
 
 
@@ -65,6 +66,12 @@ class InputParameters(Settings):
         unit="s",
         low=0.0001,
         high=10.0,
+    )
+    stamps: str = setting(
+        "message",
+        "message takes the stamps of the messages, arrival the time at which each came, for drivers that stamp with "
+        "zero or repeat their stamps; pairs are then those within `input.slop`",
+        choices=("message", "arrival"),
     )
     queue_size: int = setting(10, "Images and CameraInfos that wait for their partner, at most", low=1, high=1000)
     white_level: int = setting(
@@ -191,6 +198,11 @@ def parameter_names() -> list[tuple[str, dataclasses.Field[Any]]]:
     return [(name, item) for name, _, item in settings_of(Parameters())]
 
 
+def defaults() -> dict[str, object]:
+    """Every parameter's ROS name and default."""
+    return {name: item.default for name, item in parameter_names()}
+
+
 def live_parameters() -> dict[str, bool]:
     """Every parameter's ROS name, and whether it may change while frames come."""
     return {name: is_live(group, item) for name, group, item in settings_of(Parameters())}
@@ -225,7 +237,11 @@ def refusal(values: Mapping[str, Any], configured: bool) -> str:
 
 
 def declare(node: Node) -> None:
-    """Declare every parameter on a node; rclpy then holds values against type and range by itself."""
+    """Declare every parameter on a node; rclpy then holds values against type and range by itself.
+
+    Whole numbers that the node was started with are taken for floats.
+    """
+    accept_whole_numbers(node, defaults())
     for name, item in parameter_names():
         node.declare_parameter(name, item.default, descriptor(item))
 

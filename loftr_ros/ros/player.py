@@ -15,12 +15,13 @@ from rclpy.signals import SignalHandlerOptions
 
 from loftr_ros.frontend.config import MONO
 from loftr_ros.ros.player_topics import Topics
+from loftr_ros.ros.transport import provide_profile
 from loftr_ros.sources import Source, SourceError, SourceFrame
 from loftr_ros.sources.companions import MODES
 
 RAW, COMPRESSED = "raw", "compressed"
 _LATE = 0.005  # s behind its time at which a frame counts as late
-_ACQUAINTED = 0.2  # s that a publisher and a subscriber who found each other are given
+_ACQUAINTED = 0.4  # s that a publisher and a subscriber who found each other are given
 
 
 class PlayError(Exception):
@@ -103,10 +104,12 @@ def play(
     if rate <= 0 or (hz is not None and hz <= 0) or depth < 1:
         raise PlayError(f"rate {rate}, hz {hz}, depth {depth}: all must be more than 0")
     source.require(mode)
+    room = provide_profile()
     context = Context()
     rclpy.init(args=list(ros_args), context=context, signal_handler_options=SignalHandlerOptions.NO)
     # A context of its own, and Python's own Ctrl-C: it ends the loop below wherever it is.
     node = Node(node_name, namespace=namespace, context=context, start_parameter_services=False)
+    room.log(node.get_logger())
     try:
         reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=depth, reliability=reliability)

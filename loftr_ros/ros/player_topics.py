@@ -19,6 +19,8 @@ from loftr_ros.ros.messages import quaternion, to_time
 from loftr_ros.ros.source_messages import depth_messages, frame_messages, right_messages
 from loftr_ros.sources import PixelImage, SourceError, SourceFrame
 
+_READ_WITHIN = 0.5  # s that a busy reader is given for the last image
+
 Messages = list[tuple[Any, Any]]
 """What is published for a frame: (publisher, message), the image last."""
 
@@ -158,7 +160,12 @@ class Topics:
             publisher.publish(message)
 
     def flush(self, seconds: float) -> None:
-        """Waits until what was published reliably has arrived, as delivery ends with the node."""
+        """Waits until what was published has arrived, as delivery ends with the node.
+
+        Readers of best effort acknowledge nothing: they get a moment to copy the last image out of shared memory, which
+        goes with the node too.
+        """
         end = time.monotonic() + seconds
         for publisher in (self._image, self._info, *self._companions):
             publisher.wait_for_all_acked(Duration(seconds=max(end - time.monotonic(), 0.0)))
+        time.sleep(_READ_WITHIN)

@@ -23,6 +23,7 @@ from loftr_ros.msg import FrontEndStatus
 from loftr_ros.places.keyframe import PlacesError
 from loftr_ros.ros.images import ImageError
 from loftr_ros.ros.messages import to_array
+from loftr_ros.ros.pairing import Severity
 from loftr_ros.ros.statistics import STAGES, Snapshot, Statistics
 
 if TYPE_CHECKING:
@@ -155,21 +156,50 @@ class ErrorLog:
         self._statistics.failed(kind, message)
         self._log(kind, message, details)
 
+    def unpaired(self, kind: str, message: str, number: int, severity: Severity) -> None:
+        """Images did not get what belongs to them: an error where none does, a warning where single ones do not."""
+        if severity in (Severity.USUAL, Severity.BY_DESIGN):
+            self._statistics.unpaired(number)
+            if severity is Severity.BY_DESIGN:
+                self._logger.info(f"{message}. Such images are left out", once=True)
+            return
+        self._statistics.unpaired(number, kind, message)
+        if severity is Severity.NONE_COMES:
+            self._log(kind, message, "")
+        else:
+            self._log(kind, message, "", warn_of=f"single images without {kind}")
+
+    def lost(self, topic: str, number: int, cure: str) -> None:
+        """The middleware lost messages of a topic on their way here."""
+        what = f"{number} message{'s' if number > 1 else ''} of {topic}"
+        self._log("transport", f"the middleware lost {what} on the way here. {cure}", "", warn_of=f"loss of {topic}")
+
+    def warn(self, message: str) -> None:
+        """Something that is no error of the node's; whoever calls sees to it that it is not said too often."""
+        self._logger.warning(message)
+
     def error(self, kind: str, message: str, details: str = "", always: bool = False) -> None:
         """Something else went wrong; `details` are for the log alone, `always` logs what else would be left out."""
         self._statistics.error(kind, message)
         self._log(kind, message, details, always)
 
-    def _log(self, kind: str, message: str, details: str, always: bool = False) -> None:
+    def _log(self, kind: str, message: str, details: str, always: bool = False, warn_of: str = "") -> None:
+        """Log an error, or a warning of what `warn_of` names; each of these is silent for itself."""
+        key = warn_of or kind
         with self._lock:
             now = time.monotonic()
-            if now < self._silent_until.get(kind, 0.0) and not always:
-                self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            if now < self._silent_until.get(key, 0.0) and not always:
+                self._left_out[key] = self._left_out.get(key, 0) + 1
                 return
-            self._silent_until[kind] = now + self.period
-            left_out = self._left_out.pop(kind, 0)
+            self._silent_until[key] = now + self.period
+            left_out = self._left_out.pop(key, 0)
         more = f" ({left_out} more of this kind before)" if left_out else ""
-        self._logger.error(f"[{kind}] {message}{more}" + (f"\n{details}" if details else ""))
+        line = f"[{kind}] {message}{more}" + (f"\n{details}" if details else "")
+        # On two lines: rclpy wants one severity of every place that logs.
+        if warn_of:
+            self._logger.warning(line)
+        else:
+            self._logger.error(line)
 
 
 class Reporter:
@@ -230,6 +260,8 @@ class Reporter:
             frames_unmatched=now.unmatched,
             frames_useless=now.useless,
             frames_located=now.located,
+            frames_unpaired=now.unpaired,
+            messages_lost=now.lost,
             frames_pending=state.pending,
             error_kinds=list(now.errors),
             error_counts=to_array(np.asarray(list(now.errors.values()), dtype=np.uint64)),
@@ -265,6 +297,8 @@ class Reporter:
             "frames useless": now.useless,
             "frames located": now.located,
             "frames dropped": now.dropped,
+            "frames unpaired": now.unpaired,
+            "messages lost": now.lost,
             "frames failed": now.failed,
             "rate [1/s]": f"{now.rate:.1f}",
             "keyframes": f"{state.keyframes_held} of {state.keyframe_capacity}",
@@ -308,7 +342,20 @@ class Reporter:
             return DiagnosticStatus.ERROR, f"{state.lifecycle}: {state.failure}"
         if state.lifecycle != "active":
             return DiagnosticStatus.OK, state.lifecycle
+        unpaired, lost = now.unpaired - before.unpaired, now.lost - before.lost
         if now.processed > before.processed:
+            if lost:
+                return (
+                    DiagnosticStatus.WARN,
+                    f"{now.rate:.1f} frames/s; the middleware lost {lost} messages since the last report: see "
+                    "docs/transport.md",
+                )
+            if unpaired and new_errors:
+                return (
+                    DiagnosticStatus.WARN,
+                    f"{now.rate:.1f} frames/s; {unpaired} of {now.received - before.received} images since the last "
+                    f"report got no partner: {now.last_error}",
+                )
             if new_errors:
                 return DiagnosticStatus.WARN, f"{new_errors} errors since the last report: {now.last_error}"
             if state.motion.state in (FrontEndStatus.LOST, FrontEndStatus.RELOCALISING):

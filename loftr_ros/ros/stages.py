@@ -170,6 +170,8 @@ class FrameStages:
             "total": now - item.received,
         }
         self._statistics.processed(latencies, now, result.is_unmatched, result.is_useless, result.is_located)
+        if warning := self.front_end.take_warning():
+            self._errors.error("time", warning)
         try:
             if self._places is not None:
                 self._places.observe(result, item.frame)

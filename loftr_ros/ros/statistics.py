@@ -26,6 +26,8 @@ class Snapshot:
 
     Attributes:
         received, decoded, dropped, failed, processed: frames.
+        unpaired: frames whose CameraInfo, right or depth image did not come.
+        lost: messages of all inputs that the middleware says were lost on their way.
         unmatched: of those processed, frames that had too few matches with every keyframe.
         useless: of those processed, frames that show nothing that could be matched.
         located: of those processed, frames whose place in the trajectory is known.
@@ -45,6 +47,8 @@ class Snapshot:
     unmatched: int
     useless: int
     located: int
+    unpaired: int
+    lost: int
     errors: Mapping[str, int]
     last_error: str
     latency_median: tuple[float, ...]
@@ -61,6 +65,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._received = self._decoded = self._dropped = self._failed = self._processed = self._unmatched = 0
         self._useless = self._located = 0
+        self._unpaired = self._lost = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
@@ -87,6 +92,18 @@ class Statistics:
         """A newer frame took its place."""
         with self._lock:
             self._dropped += number
+
+    def unpaired(self, number: int, kind: str = "", message: str = "") -> None:
+        """What belongs to `number` frames did not come: an error of a kind, or none."""
+        with self._lock:
+            self._unpaired += number
+            if kind:
+                self._count_error(kind, message, number)
+
+    def lost(self, number: int) -> None:
+        """The middleware says that messages of an input were lost on their way."""
+        with self._lock:
+            self._lost += number
 
     def failed(self, kind: str, message: str) -> None:
         """It was refused."""
@@ -139,6 +156,8 @@ class Statistics:
                 unmatched=self._unmatched,
                 useless=self._useless,
                 located=self._located,
+                unpaired=self._unpaired,
+                lost=self._lost,
             )
             errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
             finished = list(self._finished)
@@ -156,8 +175,8 @@ class Statistics:
             rate=_rate([end for _, end in finished], time.monotonic() if now is None else now),
         )
 
-    def _count_error(self, kind: str, message: str) -> None:
-        self._errors[kind] += 1
+    def _count_error(self, kind: str, message: str, number: int = 1) -> None:
+        self._errors[kind] += number
         self._last_error = message
 
 
