@@ -76,7 +76,9 @@ def train(
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     torch.manual_seed(config.seed)
-    objective = open_objective(config.network_config(), config.losses, config.distillation, device)
+    objective = open_objective(
+        config.network_config(), config.losses, config.distillation, own_device(device, config.machine.devices)
+    )
     if config.network.initial and checkpoint is None:
         objective.start_from(read_weights(Path(config.network.initial).expanduser()))
     module = TrainingModule(objective, config)
@@ -113,6 +115,19 @@ def train(
         raise TrainingError(f"interrupted at step {module.global_step}; --resume goes on from the last checkpoint")
     _logger.info("step %d: %s and %s are written to %s", module.global_step, BEST, LAST, output)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def own_device(device: torch.device, devices: int) -> torch.device:
+    """The GPU of this process, where several processes have one each; whoever started them numbered them.
+
+    Args:
+        device: the first GPU, or the CPU.
+        devices: GPUs of this machine that train.
+    """
+    if device.type != "cuda" or devices == 1:
+        return device
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"  # the first one has no number yet
+    return torch.device("cuda", int(number))
 
 
 def keep_freed_memory() -> None:
