@@ -903,7 +903,9 @@ def test_of_several_gpus_each_process_has_the_teacher_on_its_own(
 
     monkeypatch.setattr(trainer, "open_objective", opened)
     monkeypatch.setattr(trainer, "resolve_device", lambda name: torch.device("cuda", 0))
-    config = config_of({"machine": {"devices": devices}, "distillation": {"teacher": "outdoor"}})
+    config = config_of(
+        {"budget": {"max_steps": 1}, "machine": {"devices": devices}, "distillation": {"teacher": "outdoor"}}
+    )
     with pytest.raises(OpenedError, match=expected):
         trainer.train(config, None, tmp_path / "out")
     assert trainer.own_device(torch.device("cpu"), devices) == torch.device("cpu")

@@ -71,14 +71,12 @@ def train(
     if checkpoint is not None and _used_up(config, checkpoint):
         _logger.info("%s has used up its budget: give it more by budget.max_steps or budget.max_minutes", output)
         return {}
-    device = resolve_device(config.machine.accelerator)
+    device = own_device(resolve_device(config.machine.accelerator), config.machine.devices)
     keep_freed_memory()
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     torch.manual_seed(config.seed)
-    objective = open_objective(
-        config.network_config(), config.losses, config.distillation, own_device(device, config.machine.devices)
-    )
+    objective = open_objective(config.network_config(), config.losses, config.distillation, device)
     if config.network.initial and checkpoint is None:
         objective.start_from(read_weights(Path(config.network.initial).expanduser()))
     module = TrainingModule(objective, config)
