@@ -455,7 +455,7 @@ class FrontEnd:
 
     def _new_place(self, current: EncodedFrame, timer: _Timer) -> KeyframeReason | None:
         """Whether a frame that was not located begins a new segment: where its place has been tracked by itself."""
-        if not self.recovery.is_lost or current.quality != FrameQuality.USABLE:
+        if current.quality != FrameQuality.USABLE:
             self.recovery.followed(False)
             return None
         candidate = self.buffer.candidate
