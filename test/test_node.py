@@ -471,6 +471,36 @@ def test_a_forced_keyframe_is_the_next_frame(node):
     assert (added.event, added.reason) == (Keyframe.ADDED, Keyframe.FORCED)
 
 
+# --- frames that show nothing ---
+
+
+@pytest.mark.parametrize("shown", ["black", "white", "noise"])
+def test_frames_that_show_nothing_change_no_keyframe_and_the_segment_goes_on_after_them(node, shown):
+    client, random = node.client, np.random.default_rng(0)
+    for _ in range(2):
+        client.process(*node.next_frame())
+    before = client.status(lambda s: s.frames_pending == 0 and s.state == FrontEndStatus.TRACKING)
+    events = len(client.keyframes)
+    for _ in range(5):
+        image, _ = node.next_frame()
+        pixels = {"black": 0, "white": 255}.get(shown)
+        spoiled = (
+            random.integers(0, 256, (480, 640), np.uint8) if pixels is None else np.full((480, 640), pixels, np.uint8)
+        )
+        stamp = nanoseconds(image.header.stamp)
+        dark = image_message(spoiled, stamp)
+        client.process(dark, camera_info(dark, 550.0))
+        assert [p.status for p in client.poses_of(stamp)] in ([RelativePose.TOO_FEW_MATCHES], [RelativePose.DOUBTFUL])
+    lost = client.status(lambda s: s.frames_processed == before.frames_processed + 5 and s.frames_pending == 0)
+    assert lost.state in (FrontEndStatus.LOST, FrontEndStatus.RELOCALISING)
+    assert lost.frames_useless - before.frames_useless == (0 if shown == "noise" else 5)
+    assert lost.frames_located == before.frames_located
+    assert (lost.keyframes_held, lost.segment) == (before.keyframes_held, before.segment)
+    assert len(client.keyframes) == events
+    client.process(*node.next_frame())
+    client.status(lambda s: s.state == FrontEndStatus.TRACKING and s.segment == before.segment)
+
+
 # --- faster than it can work ---
 
 
