@@ -24,8 +24,9 @@ from measuring import Report, machine
 
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.places.archive import Archive
-from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName, RecentPast
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, RecentPast
 
 DIMENSION = 256
 VIEWS = 10

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from conftest import mount_small_disk
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import origin
 from loftr_ros.places.archive import Archive
+from loftr_ros.places.archive_files import told
 from loftr_ros.places.archive_rows import pack_depth, unpack_depth
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError, RecentPast
 
@@ -505,3 +507,12 @@ def make_bucket(port: int) -> None:
         else:
             return
     raise TimeoutError("moto's server does not start")
+
+
+@pytest.mark.parametrize("cause", ["the server hung up", "access denied"])
+def test_what_a_data_base_says_at_length_is_cut_after_a_word(cause: str) -> None:
+    said = f"{cause} " + "while it wrote the fragments of a table " * 40
+    with pytest.raises(PlacesError) as caught, told("there", "writing to"):
+        raise OSError(said)
+    kept = re.search(r": (the server .*|access .*?) …", str(caught.value))[1]
+    assert said.startswith(kept + " ") and 150 < len(kept) < 400

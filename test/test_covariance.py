@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from known_scenes import FOCAL, Array, SeenTwice, band, rays_anywhere, rotation, rotation_between, scene
+from known_scenes import EXACT, FOCAL, Array, SeenTwice, band, rays_anywhere, rotation, rotation_between, scene
 
-from loftr_ros.frontend.config import GeometryConfig
 from loftr_ros.frontend.epipolar import m_estimate_variance
 from loftr_ros.frontend.metric_pose import metric_relative_pose
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, estimate_relative_pose
 
 TRIALS = 400
 FIRST_SEED = 1000
-CONFIG = GeometryConfig()
+CONFIG = EXACT
 SCENES = ["forward", "sideways", "deep", "rolled"]
 # Four hundred poses take seconds; the rest of the cases come with `--long`.
 LONG = pytest.mark.long

@@ -23,7 +23,8 @@ from scipy.spatial.transform import Rotation
 
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName, PlacesError
+from loftr_ros.frontend.odometry import ChainLink
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
 from loftr_ros.ros import keyframe_messages
 from loftr_ros.ros.keyframe_messages import announcement, fill_answer, from_announcement, from_answer
 

@@ -199,7 +199,6 @@ def test_cell_points_are_where_the_matcher_puts_them_in_the_raw_image(
     ("covered", "found", "age", "expected"),
     [
         (0.9, pose(), 1.0, None),
-        (0.0, pose(PoseStatus.TOO_FEW_MATCHES), 1.0, KeyframeReason.LOST),
         (0.2, pose(), 1.0, KeyframeReason.LOW_COVERAGE),
         (0.9, pose(parallax=33.0), 1.0, KeyframeReason.HIGH_PARALLAX),
         (0.9, pose(angle=21), 1.0, KeyframeReason.HIGH_ROTATION),

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from made_world import WorldMatcher, frame, walk
 
-from loftr_ros.frontend.config import ConfigError, FrontEndConfig, with_values
+from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.config import ConfigError, FrontEndConfig, RecoveryConfig, with_values
+from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.own_scale import why_no_length
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.results import FrontEndResult
+from loftr_ros.frontend.recovery import TrackingState
+from loftr_ros.frontend.relative_pose import ScaleReason
+from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
 
@@ -134,15 +139,48 @@ def test_a_depth_image_of_another_size_is_refused_with_what_to_do() -> None:
         front_end.process(type(whole)(whole.image, whole.stamp_ns, "cam", whole.camera, None, small))
 
 
-def test_a_camera_that_was_lost_begins_a_new_segment_and_claims_nothing_of_its_place_in_the_old() -> None:
-    poses = walk(10)
+def turned_about(poses: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """`count` poses of a camera that suddenly looks the other way, and walks on."""
     behind = poses[-1].copy()
     behind[:3, :3] = behind[:3, :3] @ np.diag([-1.0, 1.0, -1.0])
-    poses = [*poses, *[behind @ np.linalg.inv(poses[0]) @ pose for pose in poses[:5]]]
-    _, results = run("stereo", poses)
+    return [behind @ np.linalg.inv(poses[0]) @ pose for pose in walk(count)]
+
+
+def test_a_camera_that_stays_lost_begins_a_new_segment_and_claims_nothing_of_its_place_in_the_old() -> None:
+    poses = walk(10)
+    recovery = RecoveryConfig()
+    elsewhere = turned_about(poses, recovery.patience + recovery.confirmations + 4)
+    _, results = run("stereo", [*poses, *elsewhere])
     segments = [r.location.segment for r in results if r.location is not None]
-    assert segments[0] == 0
-    assert segments[-1] == 1
+    assert segments[0] == 0 and segments[-1] == 1
+    states = [r.state for r in results[len(poses) :]]
+    assert states[: recovery.patience] == [TrackingState.DOUBTFUL] * recovery.patience
+    assert TrackingState.LOST in states and TrackingState.RELOCALISING in states
+    assert states[-1] == TrackingState.TRACKING
+    reasons = [e.reason for r in results[len(poses) :] for e in r.events if e.added]
+    assert reasons[0] == KeyframeReason.LOST
+
+
+@pytest.mark.parametrize("away", [1, 4, 30])
+@pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
+def test_a_camera_that_comes_back_goes_on_in_the_segment_that_it_left(mode: str, away: int) -> None:
+    poses = walk(14)
+    _, results = run(mode, [*poses[:10], *turned_about(poses[:10], away), *poses[10:]])
+    back = results[10 + away :]
+    assert [r.location is not None for r in back][-1]
+    assert {r.location.segment for r in back if r.location is not None} == {0}
+    assert back[-1].state == TrackingState.TRACKING
+    _, clean = run(mode, poses)
+    assert back[-1].location is not None and clean[-1].location is not None
+    off = np.abs(back[-1].location.pose[:3, 3] - clean[-1].location.pose[:3, 3]).max()
+    assert off < 4 * np.sqrt(np.trace(back[-1].location.covariance[:3, :3])) + 1e-3
+
+
+def test_keyframes_of_a_segment_that_was_lost_stay_while_they_are_less_than_half() -> None:
+    poses = walk(16)
+    front_end, _ = run("stereo", [*poses, *turned_about(poses, 40)])
+    segments = [k.location.segment for k in front_end.buffer.keyframes if k.location is not None]
+    assert 0 in segments and segments.count(0) <= front_end.config.keyframe.capacity // 2 + 1
 
 
 def test_a_landmark_keeps_its_name_over_keyframes_and_names_one_scene_point() -> None:
@@ -242,21 +280,49 @@ def test_a_setting_that_needs_a_new_beginning_is_refused_and_nothing_changes() -
     assert front_end.config.geometry.threshold == 1.0
 
 
-def test_the_step_between_two_locations_is_the_one_that_the_second_was_made_by() -> None:
-    rng = np.random.default_rng(4)
+@pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
+def test_a_keyframes_link_leads_from_the_one_that_it_was_located_by_to_its_own_place(mode: str) -> None:
+    _, results = walked(mode)
+    added = [event.keyframe for result in results for event in result.events if event.added]
+    by_id = {keyframe.id: keyframe for keyframe in added}
+    assert len(added) > 2 and added[0].link is None
+    for keyframe in added[1:]:
+        link = keyframe.link
+        assert link.is_metric == (mode != "mono")
+        led = by_id[link.previous].location.moved(link.pose, link.covariance)
+        assert np.allclose(led.pose, keyframe.location.pose)
+        assert np.allclose(led.covariance, keyframe.location.covariance)
+        assert led.segment == keyframe.location.segment
 
-    def some_pose() -> np.ndarray:
-        pose = np.eye(4)
-        pose[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-        pose[:3, :3] *= np.linalg.det(pose[:3, :3])
-        pose[:3, 3] = rng.normal(size=3)
-        return pose
 
-    def some_covariance() -> np.ndarray:
-        root = rng.normal(size=(6, 6))
-        return 0.01 * root @ root.T
+def test_the_first_keyframe_of_a_segment_has_no_link() -> None:
+    poses = walk(12)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "rgbd"}))
+    for number in range(2):
+        front_end.process(frame(poses, number, depth=True))
+    front_end.reset()
+    result = front_end.process(frame(poses, 3, depth=True))
+    (first,) = (event.keyframe for event in result.events if event.added)
+    assert first.link is None and first.location.segment == 1
 
-    before = Location(some_pose(), some_covariance(), True)
-    step, covariance = some_pose(), some_covariance()
-    found, spread = before.step_to(before.moved(step, covariance))
-    assert np.allclose(found, step) and np.allclose(spread, covariance)
+
+def test_a_pose_without_metres_says_why() -> None:
+    assert {m.pose.scale_reason for m in matches_of("rgbd")} == {ScaleReason.KNOWN}
+    assert {m.pose.scale_reason for m in matches_of("mono") if m.pose.has_rotation} == {ScaleReason.OWN_UNIT}
+    far = matches_of("rgbd", depth__max_depth=0.2)
+    assert {m.pose.scale_reason for m in far if m.pose.has_rotation} == {ScaleReason.NO_DEPTH}
+    few = [m for m in matches_of("rgbd", depth__min_cells=5000) if m.pose.has_rotation]
+    assert {m.pose.scale_reason for m in few} == {ScaleReason.FEW_DEPTHS}
+
+
+def matches_of(mode: str, **settings: float) -> list[KeyframeMatch]:
+    return [match for result in run(mode, walk(6), **settings)[1] for match in result.matches]
+
+
+def test_why_depths_give_no_length_is_told_by_how_many_matches_have_one() -> None:
+    known = CellDepth(np.array([0.5, np.nan, 0.2]), np.array([0.1, np.inf, 0.1]), True)
+    cells = np.array([0, 1, 2, 0], np.uint32)
+    assert why_no_length(None, cells, 1) == ScaleReason.NO_DEPTH
+    assert why_no_length(CellDepth.unknown(3, True), cells, 1) == ScaleReason.NO_DEPTH
+    assert why_no_length(known, cells, 4) == ScaleReason.FEW_DEPTHS
+    assert why_no_length(known, cells, 3) == ScaleReason.DEPTHS_DISAGREE

@@ -6,6 +6,7 @@ import array
 import dataclasses
 import importlib.util
 import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,11 +27,14 @@ from loftr_ros.msg import TrackLinks as TrackLinksMessage
 from loftr_ros.msg import Tracks as TracksMessage
 from rclpy.serialization import deserialize_message, serialize_message
 from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import PointCloud2
 
+from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeEvent, KeyframeReason
+from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.pipeline import Correspondences, KeyframeMatch
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.ros import messages
 from loftr_ros.ros.outputs import Outputs
@@ -45,7 +49,10 @@ def frame(stamp_ns: int, frame_id: str = "camera") -> Frame:
     return Frame(texture(240, 320), stamp_ns, frame_id, camera())
 
 
-def match(count: int = 5) -> KeyframeMatch:
+COVARIANCE = np.diag(np.arange(1.0, 7.0)) + 0.25
+
+
+def match(count: int = 5, depth: CellDepth | None = None, location: Location | None = None) -> KeyframeMatch:
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 200, (2, count, 2)).astype(np.float32)
     found = Correspondences(
@@ -59,13 +66,22 @@ def match(count: int = 5) -> KeyframeMatch:
         status=PoseStatus.OK,
         rotation=Rotation.from_euler("xyz", (0.1, -0.2, 0.3)).as_matrix(),
         translation=np.array([0.6, 0.0, 0.8]),
-        covariance=np.arange(36.0).reshape(6, 6),
+        covariance=COVARIANCE,
         inliers=np.arange(count) % 2 == 0,
         median_parallax=4.5,
     )
     # Of another keyframe's landmarks, as a linked cell is.
     landmarks = (np.uint64(2) << np.uint64(32)) + np.arange(100, 100 + count, dtype=np.uint64)
-    keyframe = SimpleNamespace(id=3, frame=frame(1_500_000_000, "first"), landmarks=landmarks, location=None)
+    encoded = SimpleNamespace(cell_rays=np.linspace(-0.5, 0.5, 2 * count).reshape(count, 2))
+    keyframe = SimpleNamespace(
+        id=3,
+        frame=frame(1_500_000_000, "first"),
+        landmarks=landmarks,
+        location=location,
+        encoded=encoded,
+        depth=depth,
+        link=None,
+    )
     return KeyframeMatch(keyframe, found, pose)
 
 
@@ -127,7 +143,9 @@ def test_a_relative_pose_carries_the_estimate_and_what_it_is_worth() -> None:
     position, turn = found.pose.pose.position, found.pose.pose.orientation
     assert (position.x, position.y, position.z) == (0.6, 0.0, 0.8)
     assert Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix() == pytest.approx(pair.pose.rotation)
-    assert found.pose.covariance.tolist() == list(range(36))
+    along = np.zeros((6, 6))
+    along[:3, :3] = 1e6 * np.outer((0.6, 0.0, 0.8), (0.6, 0.0, 0.8))
+    assert found.pose.covariance.reshape(6, 6) == pytest.approx(COVARIANCE + along)
     assert (found.status, found.scale_known, found.num_matches, found.num_inliers) == (0, False, 5, 3)
     assert found.inlier_ratio == pytest.approx(0.6) and found.median_parallax == pytest.approx(4.5)
     assert (found.keyframe_id, found.keyframe_frame_id, found.header.frame_id) == (3, "first", "camera")
@@ -167,6 +185,159 @@ def test_tracks_of_an_uncalibrated_camera_have_pixels_and_no_rays() -> None:
     assert np.isnan(found.rays).all() and np.isnan(found.ray_std).all()
 
 
+def depth(*, metric: bool = True) -> CellDepth:
+    """Of five cells: near, unknown, far, too far to tell, and one that no depth is finite of."""
+    inverse = np.array([0.5, np.nan, 0.1, 0.01, 0.2])
+    return CellDepth(inverse, np.array([0.01, np.inf, 0.01, 0.01, 0.02]) ** 2, metric)
+
+
+def test_tracks_carry_the_keyframes_rays_and_points_where_the_depth_is_known() -> None:
+    pair, current = match(depth=depth()), frame(2_250_000_000)
+    found = deserialize_message(serialize_message(messages.tracks_message(pair, current)), TracksMessage)
+    assert (found.keyframe_stamp, found.keyframe_frame_id) == (Time(sec=1, nanosec=500_000_000), "first")
+    rays = pair.keyframe.encoded.cell_rays[[0, 2, 4]]
+    assert np.asarray(found.keyframe_rays).reshape(-1, 2) == pytest.approx(rays)
+    along = np.insert(rays, 2, 1.0, axis=1)
+    z = np.array([2.0, 10.0, 5.0])
+    assert np.asarray(found.points).reshape(-1, 3) == pytest.approx(along * z[:, None])
+    assert np.asarray(found.point_std) == pytest.approx(
+        np.linalg.norm(along, axis=1) * z**2 * [0.01, 0.01, 0.02], rel=1e-5
+    )
+    assert found.scale_known
+    assert not messages.tracks_message(match(depth=depth(metric=False)), current).scale_known
+
+
+def test_tracks_of_unknown_depth_have_rays_and_no_points() -> None:
+    found = messages.tracks_message(match(), frame(1))
+    assert np.isfinite(found.keyframe_rays).all() and len(found.points) == 9 and len(found.point_std) == 3
+    assert np.isnan(found.points).all() and np.isnan(found.point_std).all() and not found.scale_known
+
+
+def test_a_point_that_noise_alone_keeps_from_infinity_has_no_place() -> None:
+    far = CellDepth(np.array([0.1, 0.1, 0.0, -0.02]), np.array([0.03, 0.04, 0.01, 0.01]) ** 2, True)
+    points, std = far.points(np.arange(4), np.zeros((4, 2)))
+    assert np.isfinite(points[0]).all() and np.isfinite(std[0])
+    assert np.isnan(points[1:]).all() and np.isnan(std[1:]).all()
+
+
+def test_the_spread_of_many_measured_depths_is_what_a_points_std_says() -> None:
+    rng = np.random.default_rng(3)
+    ray = np.array([[0.4, -0.3]])
+    _, std = CellDepth(np.array([0.25]), np.array([0.004**2]), True).points(np.array([0]), ray)
+    depths = 1 / (0.25 + rng.normal(0, 0.004, 20_000))
+    along = np.linalg.norm([0.4, -0.3, 1.0]) * depths
+    assert std[0] == pytest.approx(along.std(), rel=0.03)
+
+
+def cloud_of(message: PointCloud2) -> np.ndarray:
+    """What a reader makes of the cloud by its own description of itself."""
+    kinds = {6: "u4", 7: "f4"}
+    fields = {field.name: ("<" + kinds[field.datatype], field.offset) for field in message.fields}
+    kind = np.dtype(
+        {
+            "names": list(fields),
+            "formats": [kind for kind, _ in fields.values()],
+            "offsets": [offset for _, offset in fields.values()],
+            "itemsize": message.point_step,
+        }
+    )
+    return np.frombuffer(bytes(message.data), kind)
+
+
+def moved(translation: tuple[float, float, float], turn: float, segment: int = 0) -> Location:
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = Rotation.from_euler("y", turn).as_matrix(), translation
+    return Location(matrix, np.zeros((6, 6)), True, segment=segment)
+
+
+def test_landmarks_are_the_inliers_of_known_depth_as_a_cloud_in_the_current_cameras_frame() -> None:
+    pair = match(depth=depth(), location=moved((1.0, 2.0, 3.0), 0.3))
+    here = moved((1.5, 2.0, 4.0), 0.5)
+    sent = messages.landmarks_message(pair, frame(2_250_000_000), here)
+    found = deserialize_message(serialize_message(sent), PointCloud2)
+    assert (found.header.stamp, found.header.frame_id) == (Time(sec=2, nanosec=250_000_000), "camera")
+    assert (found.height, found.width, found.row_step) == (1, 3, 3 * found.point_step)
+    assert found.is_dense and not found.is_bigendian
+    cloud = cloud_of(found)
+    assert cloud.dtype.names == ("x", "y", "z", "keyframe_id", "id", "confidence", "std")
+    expected = pair.points()[0][[0, 2, 4]]
+    world = expected @ pair.keyframe.location.pose[:3, :3].T + [1.0, 2.0, 3.0]
+    seen = (world - [1.5, 2.0, 4.0]) @ here.pose[:3, :3]
+    assert np.column_stack([cloud["x"], cloud["y"], cloud["z"]]) == pytest.approx(seen, abs=1e-5)
+    tracks = messages.tracks_message(pair, frame(1))
+    names = (cloud["keyframe_id"].astype(np.uint64) << np.uint64(32)) + cloud["id"]
+    assert names.tolist() == list(tracks.landmark_id)
+    assert cloud["confidence"] == pytest.approx(pair.correspondences.confidence[[0, 2, 4]])
+    assert cloud["std"] == pytest.approx(np.asarray(tracks.point_std))
+
+
+@pytest.mark.parametrize("here", [None, moved((0, 0, 1.0), 0.1, segment=4)])
+def test_landmarks_are_an_empty_cloud_where_the_camera_is_not_known_to_be(here: Location | None) -> None:
+    found = messages.landmarks_message(match(depth=depth(), location=moved((0, 0, 0), 0)), frame(1), here)
+    assert (found.width, len(found.data), len(found.fields)) == (0, 0, 7)
+    without = messages.landmarks_message(match(location=moved((0, 0, 0), 0)), frame(1), moved((0, 0, 1), 0))
+    assert without.width == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.zeros((6, 6)),
+        np.diag([0, 1, 1, 1, 1, 1.0]),
+        np.outer(np.arange(6.0), np.arange(6.0)),
+        np.diag([1e6] * 3 + [1e-12] * 3),
+        np.diag([1.0, 1, 1, 1, 1, -1e-12]),
+    ],
+)
+def test_no_covariance_says_that_something_is_exact(given: np.ndarray) -> None:
+    found = messages.to_covariance(given).reshape(6, 6)
+    assert np.linalg.eigvalsh(found)[0] >= 0.9e-9
+    assert np.linalg.cholesky(found).shape == (6, 6)
+    assert np.abs(found - given).max() < 2e-9
+
+
+def test_a_covariance_that_is_wide_enough_stays_as_it_is_and_one_that_is_none_says_that_nothing_is_known() -> None:
+    for given in (COVARIANCE, np.diag([1e-8] * 6), 1e6 * np.eye(6)):
+        assert np.array_equal(messages.to_covariance(given).reshape(6, 6), given)
+    for broken in (np.nan, np.inf):
+        assert np.array_equal(messages.to_covariance(np.full((6, 6), broken)).reshape(6, 6), 1e6 * np.eye(6))
+
+
+def test_a_unit_vector_claims_its_direction_and_nothing_of_its_length() -> None:
+    pair, direction = match(), np.array([0.6, 0.0, 0.8])
+    across = 1e-5 * (np.eye(3) - np.outer(direction, direction))
+    covariance = np.diag([0.0] * 3 + [1e-7] * 3)
+    covariance[:3, :3] = across
+    pose = dataclasses.replace(pair.pose, covariance=covariance)
+    found = messages.to_estimated_pose(pose).covariance.reshape(6, 6)
+    assert direction @ found[:3, :3] @ direction == pytest.approx(1e6)
+    aside = np.array([[0.8, 0.0, -0.6], [0.0, 1.0, 0.0]])
+    assert aside @ found[:3, :3] @ aside.T == pytest.approx(1e-5 * np.eye(2), abs=1e-8)
+    assert np.linalg.cholesky(found).shape == (6, 6)
+    metric = dataclasses.replace(pose, scale_known=True, covariance=1e-5 * np.eye(6))
+    assert np.array_equal(messages.to_estimated_pose(metric).covariance.reshape(6, 6), 1e-5 * np.eye(6))
+    still = dataclasses.replace(pose, status=PoseStatus.LOW_PARALLAX, translation=np.zeros(3), covariance=np.eye(6))
+    assert np.array_equal(messages.to_estimated_pose(still).covariance.reshape(6, 6), np.eye(6))
+
+
+@pytest.mark.parametrize(
+    ("pose", "reason"),
+    [
+        (dict(scale_known=True), "SCALE_KNOWN"),
+        (dict(status=PoseStatus.TOO_FEW_MATCHES), "SCALE_NO_POSE"),
+        (dict(status=PoseStatus.NO_CALIBRATION), "SCALE_NO_POSE"),
+        (dict(without_length=ScaleReason.OWN_UNIT), "SCALE_OWN_UNIT"),
+        (dict(status=PoseStatus.PURE_ROTATION, without_length=ScaleReason.FEW_DEPTHS), "SCALE_FEW_DEPTHS"),
+    ],
+)
+def test_a_relative_pose_says_why_it_has_no_length(pose: dict, reason: str) -> None:
+    pair = match()
+    pair = dataclasses.replace(pair, pose=dataclasses.replace(pair.pose, **pose))
+    found = messages.relative_pose_message(pair, frame(1))
+    assert found.scale_reason == getattr(RelativePoseMessage, reason)
+    assert found.scale_known == (found.scale_reason == RelativePoseMessage.SCALE_KNOWN)
+
+
 def links() -> TrackLinks:
     old, new = np.array([4, 9], np.uint32), np.array([5, 8], np.uint32)
     return TrackLinks(3, 4, old, new, np.array([0.5, 1.25], np.float32))
@@ -182,12 +353,35 @@ def test_links_carry_both_keyframes_and_tracks_over_the_wire() -> None:
 
 
 def test_a_keyframe_event_has_the_stamp_of_the_frame_at_which_it_happened() -> None:
-    keyframe = SimpleNamespace(id=9, frame=frame(1_000_000_000, "first"))
+    keyframe = SimpleNamespace(id=9, frame=frame(1_000_000_000, "first"), location=None, link=None)
     event = KeyframeEvent(keyframe, False, KeyframeReason.EVICTED, 4)
     found = messages.keyframe_message(event, frame(5_000_000_000))
     assert (found.header.stamp.sec, found.stamp.sec, found.id, found.frame_id) == (5, 1, 9, "first")
     assert (found.event, found.reason, found.num_keyframes) == (KeyframeMessage.REMOVED, KeyframeMessage.EVICTED, 4)
     assert messages.keyframe_message(event, None).header.stamp.sec == 1
+
+
+def test_a_keyframe_event_tells_its_segment_and_the_pose_to_the_keyframe_that_it_was_located_by() -> None:
+    here = moved((1.0, 2.0, 3.0), 0.3, segment=5)
+    link = ChainLink(7, moved((0.5, 0, 0.25), 0.1).pose, COVARIANCE, True)
+    keyframe = SimpleNamespace(id=9, frame=frame(1), location=here, link=link)
+    for added in (True, False):
+        sent = messages.keyframe_message(KeyframeEvent(keyframe, added, KeyframeReason.HIGH_PARALLAX, 4), frame(2))
+        found = deserialize_message(serialize_message(sent), KeyframeMessage)
+        assert (found.segment, found.previous_known, found.previous_id, found.scale_known) == (5, True, 7, True)
+        at, turn = found.previous_pose.pose.position, found.previous_pose.pose.orientation
+        assert (at.x, at.y, at.z) == (0.5, 0, 0.25)
+        assert Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_rotvec() == pytest.approx([0, 0.1, 0])
+        assert found.previous_pose.covariance.tolist() == COVARIANCE.ravel().tolist()
+
+
+@pytest.mark.parametrize("location", [None, Location(np.eye(4), np.zeros((6, 6)), False, segment=2)])
+def test_the_first_keyframe_of_a_segment_claims_nothing_of_one_before_it(location: Location | None) -> None:
+    keyframe = SimpleNamespace(id=9, frame=frame(1), location=location, link=None)
+    found = messages.keyframe_message(KeyframeEvent(keyframe, True, KeyframeReason.FIRST, 1), frame(1))
+    assert (found.previous_known, found.previous_id, found.scale_known) == (False, 0, False)
+    assert found.segment == (0 if location is None else 2)
+    assert np.array_equal(found.previous_pose.covariance.reshape(6, 6), 1e6 * np.eye(6))
 
 
 def test_the_messages_constants_are_those_of_the_front_end() -> None:
@@ -196,6 +390,9 @@ def test_the_messages_constants_are_those_of_the_front_end() -> None:
     }
     assert {status.name: status.value for status in PoseStatus} == {
         status.name: getattr(RelativePoseMessage, status.name) for status in PoseStatus
+    }
+    assert {reason.name: reason.value for reason in ScaleReason} == {
+        reason.name: getattr(RelativePoseMessage, f"SCALE_{reason.name}") for reason in ScaleReason
     }
 
 
@@ -250,7 +447,7 @@ class FakeNode:
 
 
 def result() -> SimpleNamespace:
-    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), location=None)
+    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), location=None, joined=None)
 
 
 def outputs_of(node: FakeNode) -> Outputs:
@@ -267,11 +464,11 @@ def test_tracks_cost_nothing_while_nobody_listens_and_links_go_out_at_once(monke
     node = FakeNode()
     outputs = outputs_of(node)
     outputs.publish(result())
-    assert not asked and not node.sent("~/tracks")
+    assert not asked and not node.sent("~/tracks") and not node.sent("~/landmarks")
     assert len(node.sent("~/track_links")) == 1
     node.looking = 1
     outputs.publish(result())
-    assert len(asked) == len(node.sent("~/tracks")) == 1
+    assert len(asked) == len(node.sent("~/tracks")) == len(node.sent("~/landmarks")) == 1
 
 
 def test_no_links_are_sent_for_a_keyframe_that_has_none() -> None:
@@ -301,7 +498,7 @@ def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.Mo
 def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_override_does_not_reach_the_next() -> None:
     node = FakeNode()
     outputs_of(node)
-    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 8
+    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 10
 
 
 def values_of(tree: object) -> list[str]:
@@ -324,7 +521,7 @@ def test_what_rviz_and_foxglove_show_is_what_the_node_publishes(name: str) -> No
     published = {publisher.topic.removeprefix("~/") for publisher in node.alive} | {"status"}
     shown = values_of(yaml.safe_load((CONFIG / name).read_text()))
     paths = {value.removeprefix("/loftr_front_end/") for value in shown if value.startswith("/loftr_front_end/")}
-    assert {"path", "odometry", "matches_image"} <= paths
+    assert {"path", "odometry", "matches_image", "landmarks"} <= paths
     kinds = {"status": FrontEndStatusMessage, "relative_pose": RelativePoseMessage}
     for path in paths:
         topic, _, field = path.partition(".")
@@ -363,14 +560,18 @@ def test_the_status_and_diagnostics_say_what_is_known_of_the_trajectory() -> Non
         get_fully_qualified_name=lambda: "/eye",
         count_publishers=lambda topic: 1,
     )
-    motion = MotionState("mono", False, 0.125, 3, 7.5, 421)
-    reporter = Reporter(
-        node, Statistics(10), 1.0, lambda: FrontEndState("active", matched_keyframes=2, image_scale=0.5, motion=motion)
-    )
+    motion = MotionState("mono", False, 0.125, 2, 3, 7.5, 421)
+    state = FrontEndState("active", device="cuda:1", matched_keyframes=2, image_scale=0.5, motion=motion)
+    reporter = Reporter(node, Statistics(10), 1.0, lambda: state)
     reporter.publish()
+    reporter.hardware_id = "camera 8315"
+    reporter.publish()
+    named = [message.status[0].hardware_id for message in sent["/diagnostics"]]
+    assert named == [f"{socket.gethostname()} cuda:1", "camera 8315"]
     status = sent["~/status"][0]
     assert (status.mode, status.scale_known, status.scale_std) == ("mono", False, 0.125)
-    assert (status.segment, status.path_length, status.keyframe_depth_cells) == (3, 7.5, 421)
+    assert (status.state, status.segment) == (FrontEndStatusMessage.LOST, 3)
+    assert (status.path_length, status.keyframe_depth_cells) == (7.5, 421)
     assert (status.matched_keyframes, status.image_scale) == (2, 0.5)
     values = {value.key: value.value for value in sent["/diagnostics"][0].status[0].values}
     assert values["mode"] == "mono" and values["scale known"] == "False" and values["scale drift"] == "0.125"

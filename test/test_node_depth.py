@@ -16,8 +16,10 @@ if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from node_process import Client, NodeProcess, camera_info, image_message, nanoseconds
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from loftr_ros.msg import Keyframe, Tracks
+from nav_msgs.msg import Odometry
+from node_process import NAME, Client, NodeProcess, camera_info, image_message, nanoseconds
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 
@@ -206,6 +208,74 @@ def adds_up(status: Any) -> bool:
         + status.frames_failed
         + status.frames_pending
     )
+
+
+# --- what is told of landmarks and keyframes ---
+
+
+def test_landmarks_tracks_keyframes_and_odometry_of_a_depth_camera_hold_against_the_scene(running, footage) -> None:
+    rig = in_mode(running, "rgbd")
+    client, focal = rig.client, footage.camera.matrix[0, 0]
+    got: dict[str, list[Any]] = {"landmarks": [], "tracks": [], "odometry": []}
+    kinds = {"landmarks": PointCloud2, "tracks": Tracks, "odometry": Odometry}
+    looking = [client._collect(kind, f"{NAME}/{name}", got[name]) for name, kind in kinds.items()]
+
+    def of(name: str, stamp: int) -> Any:
+        return client.wait(lambda: [m for m in got[name] if nanoseconds(m.header.stamp) == stamp], f"~/{name}")[0]
+
+    assert client.trigger("reset").success
+    for _ in range(200):  # until the subscriptions have been found
+        client.process(*rig.rgbd(0))
+        if all(got.values()):
+            break
+    assert all(got.values())
+    seen_events = len(client.keyframes)
+    assert client.trigger("reset").success
+    first = client.process(*rig.rgbd(0))
+    start = of("odometry", first)
+    for part in (start.pose, start.twist):
+        assert np.linalg.eigvalsh(part.covariance.reshape(6, 6))[0] >= 0.9e-9
+    for number in range(1, len(footage.poses)):
+        if number == 6:
+            assert client.trigger("force_keyframe").success
+        stamp = client.process(*rig.rgbd(number))
+        tracks, cloud = of("tracks", stamp), of("landmarks", stamp)
+
+        keyframe = rig.number[nanoseconds(tracks.keyframe_stamp)]
+        rays = np.asarray(tracks.keyframe_rays).reshape(-1, 2)
+        points, std = np.asarray(tracks.points).reshape(-1, 3), np.asarray(tracks.point_std)
+        known = np.isfinite(std)
+        assert tracks.scale_known and known.sum() > 50 and tracks.keyframe_frame_id == "camera"
+        assert points[known, :2] / points[known, 2:] == pytest.approx(rays[known], abs=1e-4)
+        centre = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
+        truth = footage.depth[keyframe][tuple(np.rint(rays[known] * focal + centre).astype(int).T[::-1])]
+        assert np.median(np.abs(points[known, 2] / truth - 1)) < 0.005
+
+        fields = {field.name: field.offset for field in cloud.fields}
+        assert list(fields) == ["x", "y", "z", "keyframe_id", "id", "confidence", "std"]
+        values = np.frombuffer(bytes(cloud.data), "<f4").reshape(cloud.width, -1)
+        assert (cloud.header.frame_id, cloud.width) == ("camera", known.sum())
+        pixels = values[:, :2] / values[:, 2:3] * focal + centre
+        assert np.median(np.linalg.norm(pixels - np.asarray(tracks.pixels).reshape(-1, 2)[known], axis=1)) < 1.0
+        column, row = np.rint(pixels).astype(int).T
+        inside = (column >= 0) & (column < WIDTH) & (row >= 0) & (row < HEIGHT)
+        here = footage.depth[number][row[inside], column[inside]]
+        assert np.median(np.abs(values[inside, 2] / here - 1)) < 0.02
+        names = np.frombuffer(bytes(cloud.data), "<u4").reshape(cloud.width, -1)[:, 3:5].astype(np.uint64)
+        landmarks = np.asarray(tracks.landmark_id, np.uint64)[known]
+        assert np.array_equal((names[:, 0] << np.uint64(32)) + names[:, 1], landmarks)
+
+    events = [k for k in client.keyframes[seen_events:] if k.event == Keyframe.ADDED and nanoseconds(k.stamp) >= first]
+    assert len(events) > 1 and not events[0].previous_known
+    at = {event.id: rig.number[nanoseconds(event.stamp)] for event in events}
+    for event in events[1:]:
+        assert event.previous_known and event.scale_known and event.segment == events[0].segment
+        moved = event.previous_pose.pose.position
+        true = footage.moved(at[event.previous_id], at[event.id])
+        assert [moved.x, moved.y, moved.z] == pytest.approx(true, abs=0.05 * np.linalg.norm(true) + 0.01)
+        assert np.linalg.eigvalsh(event.previous_pose.covariance.reshape(6, 6))[0] >= 0.9e-9
+    for subscription in looking:
+        client.node.destroy_subscription(subscription)
 
 
 # --- stereo ---

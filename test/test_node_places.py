@@ -220,6 +220,11 @@ def test_an_image_is_found_again_raw_or_compressed_with_and_without_calibration(
     assert best.num_matches >= best.num_inliers > 200
     assert best.status in (RelativePose.PURE_ROTATION, RelativePose.LOW_PARALLAX)
     assert not best.scale_known and not best.map_pose_known
+    assert best.scale_reason == RelativePose.SCALE_OWN_UNIT
+    session = node.client.status().session
+    assert session == best.session > 0
+    kept = next(keyframe for keyframe in added(node.client) if keyframe.id == best.keyframe_id)
+    assert best.segment == kept.segment
     data = cv2.imencode(".png", footage[2])[1].tobytes()
     compressed = CompressedImage(header=image.header, format="png", data=data)
     again = places_of(node, compressed_image=compressed, max_places=2)
@@ -262,12 +267,18 @@ def test_two_keyframes_are_matched_as_if_the_second_were_the_current_image(node:
     assert len(found.keyframe_points) == len(found.current_points) == 2 * count
     assert (found.keyframe_width, found.keyframe_height, found.width, found.height) == (320, 240, 320, 240)
     assert pose.status == RelativePose.OK and not pose.scale_known
+    assert pose.scale_reason == RelativePose.SCALE_OWN_UNIT
+    assert (answer.segment, answer.other_segment) == (first.segment, second.segment)
+    assert answer.session == answer.other_session == node.client.status().session
 
 
 def test_a_keyframe_that_is_still_in_the_buffer_is_said_to_come_later(node: SimpleNamespace) -> None:
     answer = match(node.client, node.ids[1], node.ids[-1])
     assert not answer.success
     assert f"keyframe ada/{node.ids[-1]}. A keyframe is archived when the robot's next one comes" in answer.message
+    pose = answer.relative_pose
+    assert (pose.status, pose.scale_reason) == (RelativePose.TOO_FEW_MATCHES, RelativePose.SCALE_NO_POSE)
+    assert pose.pose.covariance[0] == 1e6
 
 
 def test_images_are_processed_while_a_save_is_under_way_which_then_is_complete(

@@ -288,6 +288,21 @@ def test_odometry_is_of_the_base_in_odom_with_the_images_stamp() -> None:
     assert first.twist.covariance[0] == 1e6 and second.twist.covariance[0] < 1
 
 
+def test_no_odometry_is_called_exact_neither_the_first_one_nor_that_of_a_camera_that_stands_still() -> None:
+    node = FakeNode()
+    each = output(node)
+    for _ in range(2):
+        each.publish(found(10.0, None, first=True))
+        still = found(10.5, pose())
+        still.location = still.matches[0].keyframe.location
+        each.publish(still)
+        each.restart()
+    assert len(node.sent["~/odometry"]) == 4
+    for message in node.sent["~/odometry"]:
+        for part in (message.pose, message.twist):
+            assert np.linalg.eigvalsh(part.covariance.reshape(6, 6))[0] >= 0.9e-9
+
+
 def test_a_frame_whose_place_is_not_known_gets_no_odometry() -> None:
     node = FakeNode()
     each = output(node)
@@ -331,7 +346,7 @@ def test_a_broken_trajectory_is_told_once_and_its_place_is_said_to_be_unknown() 
     for number in range(3):
         each.publish(found(1.1 + number / 10, pose(), segment=1))
     each.publish(found(1.5, pose(), segment=2))
-    assert len([line for line in node.logged if "broken at 1.100 s" in line]) == len(node.logged) == 1
+    assert len([line for line in node.logged if "begins at 1.100 s" in line]) == len(node.logged) == 1
     variances = [message.pose.covariance[0] for message in node.sent["~/odometry"]]
     assert variances[0] < 1 and all(variance > 1e6 - 1 for variance in variances[1:])
     twists = [message.twist.covariance[0] for message in node.sent["~/odometry"]]

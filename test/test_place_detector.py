@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import FrontEndConfig, with_values
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.relative_pose import ScaleReason
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
@@ -171,6 +172,8 @@ def test_a_place_seen_again_is_found_with_its_pose_in_metres(robot: Callable[...
         assert angle(closure.found.pose.rotation.T @ true[:3, :3]) < 0.3
         assert closure.keyframe.name.id < closure.current.id and closure.current.robot == "ada"
         assert closure.confirmations >= 3 and 0 < closure.found.score <= 1
+        (view,) = (view for view in one.views if view.name == closure.current)
+        assert (closure.session, closure.segment) == (1, view.location.segment)
 
 
 def test_a_single_camera_finds_the_direction_and_the_length_in_its_own_unit(robot: Callable[..., Robot]) -> None:
@@ -180,7 +183,7 @@ def test_a_single_camera_finds_the_direction_and_the_length_in_its_own_unit(robo
     assert found
     for closure in found:
         true, pose = truth(one, closure), closure.found.pose
-        assert not pose.scale_known
+        assert pose.scale_reason == ScaleReason.OWN_UNIT
         assert angle(pose.rotation.T @ true[:3, :3]) < 0.5
         if pose.has_direction and np.linalg.norm(true[:3, 3]) > 0.1:
             assert pose.translation @ true[:3, 3] / np.linalg.norm(true[:3, 3]) > 0.95
@@ -211,7 +214,9 @@ def test_another_session_is_no_recent_past(robot: Callable[..., Robot]) -> None:
     assert last is not None
     one.archive.add(last.archived(90))
     one.detector.reset()
-    assert one.go(AGAIN)
+    found = one.go(AGAIN)
+    assert found and {(closure.session, closure.keyframe.session) for closure in found} == {(2, 1)}
+    assert all(closure.segment > closure.keyframe.segment for closure in found)
     assert {view.session for view in one.views} == {1, 2}
 
 

@@ -14,17 +14,18 @@ from fakes import texture
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.scene import Rendering, Scene, default_camera, trajectory
+from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig, with_values
 from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.frontend.relative_pose import PoseStatus, ScaleReason
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.places.detector import LoopDetector
-from loftr_ros.places.keyframe import KeyframeName, PlacesError
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
 from loftr_ros.places.query import PlaceQuery, take_over
 from loftr_ros.places.verification import Verifier
 from loftr_ros.places.view import Observer
@@ -176,6 +177,36 @@ def test_two_keyframes_are_matched_and_the_pose_leads_from_the_second_to_the_fir
     assert pose.scale_known and np.linalg.norm(pose.translation - true[:3, 3]) < 0.05
     assert angle(pose.matrix, true) < 1
     assert len(matched.found.correspondences) > 200
+
+
+def test_a_match_without_a_length_says_why(room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = room.archive.get(ADA[3])
+    known = np.flatnonzero(kept.depth.known)
+    rng = np.random.default_rng(0)
+
+    def with_depth(inverse: Array) -> ArchivedKeyframe:
+        return replace(kept, depth=CellDepth(inverse, np.where(np.isfinite(inverse), 1e-6, np.inf), True))
+
+    few = np.full(len(kept.depth.inverse), np.nan)
+    few[known[:5]] = kept.depth.inverse[known[:5]]
+    cases = [
+        (kept, {ScaleReason.KNOWN}),
+        (replace(kept, camera=None), {ScaleReason.NO_POSE}),
+        (replace(kept, depth=None), {ScaleReason.NO_DEPTH}),
+        (replace(kept, depth=replace(kept.depth, is_metric=False)), {ScaleReason.OWN_UNIT}),
+        (replace(kept, grid=(1, len(kept.depth.inverse))), {ScaleReason.OTHER_GRID}),
+        (with_depth(few), {ScaleReason.FEW_DEPTHS}),
+        # No camera's: nothing agrees with it, or so little that two views know better.
+        (
+            with_depth(rng.uniform(0.1, 2.0, len(few))),
+            {ScaleReason.DEPTHS_DISAGREE, ScaleReason.VIEWS_DISAGREE},
+        ),
+    ]
+    get = room.archive.get
+    for archived, reasons in cases:
+        monkeypatch.setattr(room.archive, "get", lambda name, one=archived: one if name == ADA[3] else get(name))
+        monkeypatch.setattr(room.query._detector.verifier, "_archived", type(room.query._detector.verifier._archived)())
+        assert room.query.match(ADA[3], ADA[4]).found.pose.scale_reason in reasons
 
 
 def test_keyframes_that_are_not_archived_are_named_with_what_may_have_become_of_them(room: SimpleNamespace) -> None:

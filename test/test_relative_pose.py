@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from known_scenes import FIELD, FOCAL, SIZE, Array, SeenTwice, band, rays_anywhere, rotation
+from known_scenes import EXACT, FIELD, FOCAL, SIZE, Array, SeenTwice, band, rays_anywhere, rotation
 from scipy.spatial.transform import Rotation
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
@@ -50,7 +50,7 @@ class TwoViews:
         self.rays1[self.is_outlier] = wild[self.is_outlier]
 
     def estimate(self, config: GeometryConfig | None = None) -> RelativePose:
-        return estimate_relative_pose(self.rays0, self.rays1, FOCAL, config or GeometryConfig())
+        return estimate_relative_pose(self.rays0, self.rays1, FOCAL, config or EXACT)
 
 
 MOTIONS = [
@@ -125,7 +125,7 @@ def test_a_direction_that_the_noise_decides_is_not_given(seed: int) -> None:
 @pytest.mark.parametrize("count", [0, 4, 15])
 def test_too_few_matches_are_no_pose(count: int) -> None:
     views = TwoViews(*MOTIONS[1])
-    pose = estimate_relative_pose(views.rays0[:count], views.rays1[:count], FOCAL, GeometryConfig())
+    pose = estimate_relative_pose(views.rays0[:count], views.rays1[:count], FOCAL, EXACT)
     assert pose.status == PoseStatus.TOO_FEW_MATCHES
     assert pose.inliers.shape == (count,) and not pose.inliers.any()
     assert np.array_equal(pose.matrix, np.eye(4))
@@ -150,7 +150,7 @@ def test_the_order_of_the_matches_does_not_change_the_pose_by_more_than_its_unce
     views = TwoViews(*MOTIONS[1], outliers=0.3)
     order = np.random.default_rng(1).permutation(len(views.rays0))
     first = views.estimate()
-    second = estimate_relative_pose(views.rays0[order], views.rays1[order], FOCAL, GeometryConfig())
+    second = estimate_relative_pose(views.rays0[order], views.rays1[order], FOCAL, EXACT)
     assert rotation_error(first.rotation, second.rotation) < 0.05
 
 
@@ -182,7 +182,7 @@ def test_matches_known_to_be_uncertain_count_less() -> None:
     for seed in range(20):
         views, std = _uneven(seed)
         for known in (std, None):
-            pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), known)
+            pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, known)
             errors.append(translation_direction_error(pose.translation, views.translation))
     weighed, alike = np.array(errors).reshape(-1, 2).T
     assert np.sqrt((weighed**2).mean()) < 0.8 * np.sqrt((alike**2).mean())
@@ -192,7 +192,7 @@ def test_the_covariance_matches_the_scatter_where_matches_differ_in_certainty() 
     squared = []
     for seed in range(60):
         views, std = _uneven(seed)
-        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), std)
+        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, std)
         error = Rotation.from_matrix(views.rotation @ pose.rotation.T).as_rotvec()
         squared.append(error @ np.linalg.solve(pose.covariance[3:, 3:], error))
     # Rather too large than too small: of matches that differ by more than what one may count for another.
@@ -201,9 +201,9 @@ def test_the_covariance_matches_the_scatter_where_matches_differ_in_certainty() 
 
 def test_standard_deviations_that_are_not_known_change_nothing() -> None:
     views, _ = _uneven(0)
-    alike = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig())
+    alike = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT)
     for std in (np.full(len(views.rays0), np.nan), np.full(len(views.rays0), 0.7)):
-        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), std)
+        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, std)
         np.testing.assert_array_equal(pose.matrix, alike.matrix)
 
 
@@ -219,13 +219,13 @@ def corner(part: float, translation: list[float], count: int = 400) -> SeenTwice
 @pytest.mark.parametrize("translation", [[0.6, 0.1, 0.2], [0.1, 0.0, 0.8]])
 def test_points_in_one_corner_are_called_concentrated_and_the_pose_is_given(translation: list[float]) -> None:
     views = corner(0.15, translation)
-    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), field=FIELD)
+    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, field=FIELD)
     assert pose.status == PoseStatus.CONCENTRATED
     assert pose.has_rotation and pose.has_direction
     assert translation_direction_error(pose.translation, np.array(translation)) < 10
     # As they do not spread, they leave more room than points all over the image do.
     everywhere = corner(1.0, translation)
-    wide = estimate_relative_pose(everywhere.rays0, everywhere.rays1, FOCAL, GeometryConfig(), field=FIELD)
+    wide = estimate_relative_pose(everywhere.rays0, everywhere.rays1, FOCAL, EXACT, field=FIELD)
     assert wide.status == PoseStatus.OK
     assert np.trace(pose.covariance) > 10 * np.trace(wide.covariance)
 
@@ -237,13 +237,13 @@ def test_points_in_one_corner_are_called_concentrated_though_some_wrong_matches_
     # On their epipolar lines, so that they are taken for inliers.
     points = np.insert(views.rays0[::33], 2, 1.0, axis=1) * 4 - views.translation
     views.rays1[::33] = points[:, :2] / points[:, 2:]
-    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, GeometryConfig(), field=FIELD)
+    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, field=FIELD)
     assert pose.inliers[::33].all() and pose.status == PoseStatus.CONCENTRATED
 
 
 def test_without_a_field_of_view_or_where_it_is_turned_off_nothing_is_called_concentrated() -> None:
     views = corner(0.15, [0.6, 0.1, 0.2])
-    for config, field in ((GeometryConfig(), None), (GeometryConfig(min_spread=0.0), FIELD)):
+    for config, field in ((EXACT, None), (GeometryConfig(min_spread=0.0), FIELD)):
         pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, config, field=field)
         assert pose.has_direction and pose.status != PoseStatus.CONCENTRATED
 
@@ -252,7 +252,7 @@ def test_a_camera_that_only_turns_is_not_called_concentrated() -> None:
     views = corner(0.15, [0.0, 0.0, 0.0])
     turn = rotation(1, 8, 0)
     seen = np.insert(views.rays1, 2, 1.0, axis=1) @ turn
-    pose = estimate_relative_pose(views.rays0, seen[:, :2] / seen[:, 2:], FOCAL, GeometryConfig(), field=FIELD)
+    pose = estimate_relative_pose(views.rays0, seen[:, :2] / seen[:, 2:], FOCAL, EXACT, field=FIELD)
     assert pose.status == PoseStatus.PURE_ROTATION
 
 
@@ -274,7 +274,7 @@ def test_rays_that_are_missing_few_or_far_off_do_not_count_for_the_area() -> Non
 def test_uncalibrated_inliers_are_those_of_the_fundamental_matrix() -> None:
     views = TwoViews(*MOTIONS[1])
     points0, points1 = ((rays * FOCAL + SIZE / 2).astype(np.float32) for rays in (views.rays0, views.rays1))
-    inliers = uncalibrated_inliers(points0, points1, GeometryConfig())
+    inliers = uncalibrated_inliers(points0, points1, EXACT)
     assert inliers[~views.is_outlier].mean() > 0.9
     assert inliers[views.is_outlier].mean() < 0.15
-    assert not uncalibrated_inliers(points0[:5], points1[:5], GeometryConfig()).any()
+    assert not uncalibrated_inliers(points0[:5], points1[:5], EXACT).any()

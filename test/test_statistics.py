@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import threading
 
@@ -80,12 +81,40 @@ def test_before_the_first_frame_latencies_are_unknown_and_the_rate_is_zero() -> 
     assert found.rate == 0 and found.window == 0
 
 
-def test_the_rate_is_that_of_the_window_and_falls_once_no_more_frames_come() -> None:
+def test_the_rate_is_that_of_the_newest_frames_and_falls_once_no_more_frames_come() -> None:
     statistics = Statistics(5)
     for number in range(20):
         statistics.processed({}, number / 10)
     assert statistics.snapshot(1.9).rate == pytest.approx(10)
-    assert statistics.snapshot(61.9).rate < 0.1
+    assert statistics.snapshot(61.9).rate == 0
+
+
+@pytest.mark.parametrize(("hz", "silence"), [(30.0, 5.1), (2.0, 5.1), (0.1, 31.0)])
+def test_the_rate_decays_to_zero_once_images_end_however_many_the_window_holds(hz: float, silence: float) -> None:
+    statistics = Statistics(300)
+    for number in range(300):
+        statistics.processed({}, number / hz)
+    last = 299 / hz
+    rates = [statistics.snapshot(last + part * silence).rate for part in (0, 0.1, 0.2, 0.5, 0.9, 1.0)]
+    assert rates[0] == pytest.approx(hz) and rates[-1] == 0
+    assert all(before >= after for before, after in itertools.pairwise(rates))
+    assert rates[3] == pytest.approx(1 / max(0.5 * silence, 1 / hz))
+
+
+def test_the_rate_after_a_pause_is_that_of_the_frames_after_it() -> None:
+    statistics = Statistics(300)
+    for number in range(100):
+        statistics.processed({}, number / 10)
+    for number in range(5):
+        statistics.processed({}, 600 + number / 4)
+    assert statistics.snapshot(601.0).rate == pytest.approx(4)
+
+
+def test_a_stream_slower_than_the_seconds_that_the_rate_is_taken_over_has_its_own_rate() -> None:
+    statistics = Statistics(300)
+    for number in range(4):
+        statistics.processed({}, number * 20.0)
+    assert statistics.snapshot(61.0).rate == pytest.approx(1 / 20)
 
 
 def test_a_smaller_window_keeps_the_newest() -> None:

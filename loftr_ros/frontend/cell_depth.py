@@ -67,6 +67,23 @@ class CellDepth:
         spreads[cell] = np.where(gain == 1.0, variance, (1 - gain) * np.where(gain == 1.0, 0.0, spread))
         return CellDepth(both, spreads, self.is_metric)
 
+    def points(self, cell: NDArray[np.integer], rays: Array) -> tuple[Array, Array]:
+        """Points of some cells in the keyframe's optical frame.
+
+        Args:
+            cell: (N,) numbers of cells.
+            rays: (N, 2) x / z and y / z of their points.
+
+        Returns:
+            (N, 3) points and (N,) their standard deviations along the rays, of first order; NaN where the depth is not
+            known, or not told from infinity by three standard deviations.
+        """
+        inverse, std = self.inverse[cell], np.sqrt(self.variance[cell])
+        with np.errstate(invalid="ignore"):
+            near = np.where(inverse > _GATE * std, inverse, np.nan)
+        along = np.column_stack([rays, np.ones(len(rays))])
+        return along / near[:, None], np.linalg.norm(along, axis=1) * std / near**2
+
     def scaled(self, factor: float) -> CellDepth:
         """The same scene `factor` times as large."""
         return CellDepth(self.inverse / factor, self.variance / factor**2, self.is_metric)

@@ -179,6 +179,43 @@ class GeometryConfig(Settings):
     max_iterations: int = setting(1000, "Samples that the search draws, at most", low=10, high=100000)
     min_matches: int = setting(16, "Matches below which no pose is estimated", low=8, high=10000)
     min_inliers: int = setting(12, "Inliers below which a pose is not trusted", low=6, high=10000)
+    min_significance: float = setting(
+        6.0,
+        "Minus the decimal logarithm of how often random matches may give a pose as many inliers; 0 for never refused",
+        low=0.0,
+        high=300.0,
+    )
+    min_explained: float = setting(
+        0.45,
+        "Part of what both images should show, by the pose, that inliers must cover for it to be trusted by itself",
+        low=0.0,
+        high=1.0,
+    )
+    min_agreeing: float = setting(
+        0.6,
+        "Part of the matches that must be inliers for a pose to be trusted by itself",
+        low=0.0,
+        high=1.0,
+    )
+    focal_std: float = setting(
+        0.004,
+        "Standard deviation of the calibration's focal length, as a part of it, that covariances allow for",
+        low=0.0,
+        high=0.1,
+    )
+    centre_std: float = setting(
+        1.5,
+        "Standard deviation of the calibration's principal point along one axis, that covariances allow for",
+        unit="px",
+        low=0.0,
+        high=100.0,
+    )
+    depth_scale_std: float = setting(
+        0.01,
+        "Standard deviation of the error that a keyframe's depths share, as a part of them, that covariances allow for",
+        low=0.0,
+        high=0.5,
+    )
     min_parallax: float = setting(
         1.0,
         "Median motion, without the rotation's part, below which the translation's direction counts as unobserved",
@@ -236,6 +273,30 @@ class KeyframeConfig(Settings):
         unit="px",
         low=0.0,
         high=100.0,
+    )
+
+
+@dataclass(frozen=True)
+class RecoveryConfig(Settings):
+    """What is done when nothing matches."""
+
+    live: ClassVar[bool] = True
+
+    patience: int = setting(
+        5, "Frames in a row that may fail to be located before the camera counts as lost", low=0, high=1000
+    )
+    max_tried: int = setting(
+        3,
+        "Further keyframes that a frame is tried with, one after the other, where the reference does not match; twice "
+        "as many while lost",
+        low=0,
+        high=1000,
+    )
+    confirmations: int = setting(
+        5,
+        "Frames in a row for which a new place must be tracked by itself before a segment begins there",
+        low=1,
+        high=1000,
     )
 
 
@@ -318,4 +379,5 @@ class FrontEndConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     keyframe: KeyframeConfig = field(default_factory=KeyframeConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)

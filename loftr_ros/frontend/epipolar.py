@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+# Normalised units: more than the width of any image without a lens of its own model.
+MAX_RESIDUAL = 4.0
+# Matches that tell how a pose moves with the calibration: it takes no more.
+COMMON_MATCHES = 300
+# What the calibration's errors do to a pose is multiplied by this: it allows for what has no name, fitted on rendered
+# walks with such errors (benchmarks/wrong_and_sure.py).
+COMMON_FACTOR = 1.25
+
 
 @dataclass(frozen=True)
 class RefinedPose:
@@ -30,6 +38,26 @@ class RefinedPose:
     translation: Array
     covariance: Array
     cost: float
+
+
+@dataclass(frozen=True)
+class CommonErrors:
+    """What all matches of two images have in common, so that no number of them averages it out.
+
+    Attributes:
+        focal_std: standard deviation of the calibration's focal length, as a part of it.
+        centre_std: of the principal point along one axis, normalised units.
+        depth_scale_std: of what the depths of a keyframe are all wrong by, as a part of them.
+    """
+
+    focal_std: float
+    centre_std: float
+    depth_scale_std: float = 0.0
+
+    def rays(self, rays: Array) -> list[Array]:
+        """(N, 2) rays as they would be with each parameter of the calibration off by one standard deviation."""
+        across, down = np.array([self.centre_std, 0.0]), np.array([0.0, self.centre_std])
+        return [rays * (1 + self.focal_std), rays + across, rays + down]
 
 
 def homogeneous(rays: Array) -> Array:
@@ -56,10 +84,14 @@ def ray_area(rays: Array) -> float:
 
 
 def rotated_residual(p0: Array, p1: Array, rotation: Array) -> Array:
-    """(N,) distance in the keyframe's normalised plane between p0 and the rotated p1: the parallax."""
+    """(N,) distance in the keyframe's normalised plane between p0 and the rotated p1: the parallax.
+
+    At most `MAX_RESIDUAL`, which is also what a ray gets that points away from the keyframe's view.
+    """
     y = p1 @ rotation.T
-    distance: Array = np.linalg.norm(p0[:, :2] - y[:, :2] / np.where(y[:, 2:] > 1e-6, y[:, 2:], 1e-6), axis=1)
-    return distance
+    ahead = y[:, 2] > 1e-6
+    distance = np.linalg.norm(p0[:, :2] - y[:, :2] / np.where(ahead, y[:, 2], 1.0)[:, None], axis=1)
+    return np.asarray(np.where(ahead, np.minimum(distance, MAX_RESIDUAL), MAX_RESIDUAL))
 
 
 def sampson_distance(p0: Array, p1: Array, rotation: Array, translation: Array) -> Array:
@@ -134,6 +166,33 @@ def refine_pose(
             if damping > 1e2:
                 break
     return RefinedPose(rotation, translation, problem.covariance(rotation, translation), cost)
+
+
+def common_covariance(
+    p0: Array, p1: Array, rotation: Array, translation: Array, scale: float, common: CommonErrors
+) -> Array:
+    """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common.
+
+    One step of Gauss-Newton for each parameter that may be off by a standard deviation, on some of the matches.
+
+    Args:
+        p0, p1: (N, 3) inlier rays.
+        rotation, translation: the minimum.
+        scale: of the robust kernel, in normalised units.
+        common: what they have in common.
+    """
+    some = slice(None, None, max(len(p0) // COMMON_MATCHES, 1))
+    p0, p1 = p0[some], p1[some]
+    hessian, before, tangent = _SampsonProblem(p0, p1, scale, None).normal_equations(rotation, translation)
+    columns = []
+    for x0, x1 in zip(common.rays(p0[:, :2]), common.rays(p1[:, :2]), strict=True):
+        moved = _SampsonProblem(homogeneous(x0), homogeneous(x1), scale, None)
+        columns.append(moved.normal_equations(rotation, translation)[1] - before)
+    steps = np.linalg.lstsq(hessian + 1e-9 * np.trace(hessian) * np.eye(5), np.stack(columns, axis=1), rcond=None)[0]
+    spread = np.zeros((6, 5))
+    spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
+    steps = COMMON_FACTOR * spread @ steps
+    return np.asarray(steps @ steps.T)
 
 
 def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
@@ -278,6 +337,20 @@ def _gradient_form(first: Array, second: Array) -> Array:
     """(18,) coefficients, of products of p0's and p1's coordinates, of the constraints' gradients' product."""
     by_p1, by_p0 = first[:, :2] @ second[:, :2].T, first[:2].T @ second[:2]
     return np.concatenate([by_p1.ravel(), by_p0.ravel()])
+
+
+def cut_off_noise(distance: Array, threshold: float) -> float:
+    """By how much a covariance is to be multiplied where noise goes beyond what takes part in an estimate.
+
+    Matches not far beyond are noise, not mistakes, which are anywhere. What is left of them looks more certain than it
+    is, and pulls the pose to where the most of it is.
+
+    Args:
+        distance: (N,) of all matches from where the pose has them.
+        threshold: of inliers; three times as far takes part.
+    """
+    taking_part, near = (distance < 3 * threshold).sum(), (distance < 10 * threshold).sum()
+    return float((max(near, 1) / max(taking_part, 1)) ** 4)
 
 
 def m_estimate_variance(squared: Array, freedom: Array, unknowns: int, squared_scale: float) -> float:

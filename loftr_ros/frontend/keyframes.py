@@ -14,9 +14,11 @@ from loftr_ros.frontend.config import KeyframeConfig
 from loftr_ros.frontend.epipolar import ray_area
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.mask import on_usable
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import ChainLink, Location
+from loftr_ros.frontend.quality import FrameQuality
 from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
+from loftr_ros.frontend.trust import textured_blocks
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.ring import FeatureRing
 
@@ -54,6 +56,7 @@ class EncodedFrame:
         cell_offset: from a cell's top-left pixel to the point that its matches have, along either axis, in pixels of
             the encoded image.
         seconds: that encoding took.
+        quality: what the image is worth by itself.
     """
 
     frame: Frame
@@ -62,6 +65,12 @@ class EncodedFrame:
     cell_size: int
     cell_offset: float
     seconds: float = 0.0
+    quality: FrameQuality = FrameQuality.USABLE
+
+    @cached_property
+    def textured(self) -> NDArray[np.bool_]:
+        """(B,) whether each block of the image has texture, see `trust.textured_blocks`."""
+        return textured_blocks(self.frame.image, self.frame.usable)
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
@@ -100,6 +109,8 @@ class Keyframe:
         depth: of its cells; None where nothing tells of it yet.
         depth_parallax: px, median parallax of the views that its depths were triangulated from.
         location: of its camera; None until it is known.
+        last_compared: stamp in nanoseconds of the frame of another segment that it was tried with last.
+        link: to the keyframe that it was located by; None for the first of a segment.
     """
 
     id: int
@@ -110,6 +121,8 @@ class Keyframe:
     depth: CellDepth | None = None
     depth_parallax: float = 0.0
     location: Location | None = None
+    last_compared: int = 0
+    link: ChainLink | None = None
 
     def __post_init__(self) -> None:
         if not len(self.landmarks):
@@ -140,14 +153,19 @@ class KeyframeEvent:
 class KeyframeBuffer:
     """At most `capacity` keyframes, one of them the reference that new frames are judged by.
 
-    When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference. The features of
-    those held stay in a ring; what is said of them comes out by `take_events`.
+    When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference; and none of a
+    segment that was lost while these are less than half, so that its place is known again when it is seen again. The
+    features of those held stay in a ring; what is said of them comes out by `take_events`.
+
+    Attributes:
+        candidate: a frame of a place that is being tracked by itself and is no keyframe yet; None without.
     """
 
     def __init__(self, config: KeyframeConfig, first_id: int = 1) -> None:
         self.config = config
         self._keyframes: list[Keyframe] = []
-        self._ring = FeatureRing(config.capacity)
+        self._ring = FeatureRing(config.capacity + 1)  # and the candidate
+        self.candidate: Keyframe | None = None
         self._events: list[KeyframeEvent] = []
         self.next_id = first_id
         self._frame_number = 0
@@ -198,21 +216,41 @@ class KeyframeBuffer:
         if not self._keyframes:
             self._ring.free(self._ring.keep(features))
 
-    def add(self, encoded: EncodedFrame, reason: KeyframeReason) -> Keyframe:
+    def consider(self, encoded: EncodedFrame | None) -> Keyframe | None:
+        """Keep a frame as the candidate instead of the one before; None for no candidate any more.
+
+        Args:
+            encoded: the frame; its features are copied.
+        """
+        if self.candidate is not None:
+            self._ring.free(self.candidate.encoded.features)
+            self.candidate = None
+        if encoded is not None:
+            if self._keyframes and self._keyframes[0].encoded.features.size != encoded.features.size:
+                return None  # the network sees images at another resolution by now
+            kept = replace(encoded, features=self._ring.keep(encoded.features))
+            self.candidate = Keyframe(0, kept, last_matched=self._frame_number)
+        return self.candidate
+
+    def segments(self) -> set[int]:
+        """Of the trajectory, that those held are of."""
+        return {keyframe.location.segment for keyframe in self._keyframes if keyframe.location is not None}
+
+    def add(self, encoded: EncodedFrame, reason: KeyframeReason, segment: int = 0) -> Keyframe:
         """Keep a frame and make it the reference, evicting if there is no room.
 
         Args:
             encoded: the frame; its features are copied, and may be used again by who made them.
             reason: why.
+            segment: of the trajectory that it goes on with, or begins.
 
         Those held are dropped where the features are of another size: the ring has places of one.
         """
+        self.consider(None)
         if self._keyframes and self._keyframes[0].encoded.features.size != encoded.features.size:
             self.clear(KeyframeReason.RESIZED)
         if len(self._keyframes) >= self.config.capacity:
-            candidates = [k for k in self._keyframes if k is not self.reference] or self._keyframes
-            gone = min(candidates, key=lambda keyframe: keyframe.last_matched)
-            self._drop(gone, KeyframeReason.EVICTED)
+            self._drop(self._least_useful(segment), KeyframeReason.EVICTED)
         kept = replace(encoded, features=self._ring.keep(encoded.features))
         keyframe = Keyframe(self.next_id, kept, last_matched=self._frame_number)
         self.next_id += 1
@@ -223,6 +261,7 @@ class KeyframeBuffer:
 
     def clear(self, reason: KeyframeReason) -> None:
         """Drop every keyframe; ids go on."""
+        self.consider(None)
         while self._keyframes:
             self._drop(self._keyframes[0], reason)
 
@@ -231,6 +270,14 @@ class KeyframeBuffer:
         events = tuple(self._events)
         self._events = []
         return events
+
+    def _least_useful(self, segment: int) -> Keyframe:
+        """The keyframe to evict where another one of a segment comes."""
+        others = [k for k in self._keyframes if k is not self.reference] or self._keyframes
+        lost = [k for k in others if k.location is not None and k.location.segment != segment]
+        own = [k for k in others if k not in lost]
+        pool = lost if len(lost) > self.config.capacity // 2 or not own else own
+        return min(pool, key=lambda keyframe: keyframe.last_matched)
 
     def _drop(self, keyframe: Keyframe, reason: KeyframeReason) -> None:
         self._keyframes.remove(keyframe)
@@ -269,7 +316,7 @@ def coverage(points: NDArray[np.float32], size: tuple[int, int]) -> float:
 def reason_for_keyframe(
     reference: Keyframe, coverage: float, pose: RelativePose, frame: Frame, config: KeyframeConfig
 ) -> KeyframeReason | None:
-    """Why the frame should become a keyframe, judged against the reference; None where it should not.
+    """Why a frame that was located should become a keyframe, judged against the reference; None where it should not.
 
     Args:
         reference: the keyframe that covers the frame best.
@@ -278,8 +325,6 @@ def reason_for_keyframe(
         frame: the current one.
         config: the limits.
     """
-    if coverage == 0:
-        return KeyframeReason.LOST
     if coverage < config.min_coverage:
         return KeyframeReason.LOW_COVERAGE
     if pose.has_direction and pose.median_parallax > config.max_parallax * frame.size[0]:

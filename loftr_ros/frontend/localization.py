@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
+from loftr_ros.frontend.epipolar import homogeneous
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.odometry import Location, Trajectory, origin
-from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth
+from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
+from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth, why_no_length
+from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.relative_pose import (
+    UNKNOWN_VARIANCE,
     PoseStatus,
     RelativePose,
+    ScaleReason,
+    doubtful,
     estimate_relative_pose,
     uncalibrated_inliers,
     without_pose,
 )
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
+from loftr_ros.frontend.trust import explained_part
+
+# Seconds for which a length that nothing measures is carried on from the motion before.
+_CARRIED = 2.0
+# A length that is carried on may be wrong by this part of itself.
+_CARRIED_PART = 0.5
+# Standard deviations of a pose that is believed since it is where it was expected are multiplied by this.
+_WEAK_FACTOR = 2.0
+# Of the inliers of two views, the part that a pose by depths must explain to be believed beside it.
+_AGREEING = 0.6
+# Degrees that two views' rotation and the depths' may differ by.
+_AGREEING_TURN = 2.0
+# Of what both images should show, the part that is enough by itself whatever was before.
+_SURE = 0.5
+# Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
+_LEAST_COMMON, _COMMON_REACH = 10, 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +56,26 @@ class Located:
         match: with it.
         rays: of the matches; None without calibration.
         pose: in the trajectory's unit of length; None where its length is not known.
+        explained: part of what both images should show that inliers cover, 0 to 1.
+        is_trusted: whether that is enough, without anything else that agrees.
     """
 
     match: KeyframeMatch
     rays: MatchedRays | None
     pose: RelativePose | None
+    explained: float = 1.0
+    is_trusted: bool = True
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether the frame was found relative to the keyframe."""
+        pose = self.match.pose
+        return pose.is_believed or (pose.status == PoseStatus.NO_CALIBRATION and bool(pose.inliers.any()))
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is believed without anything else that agrees."""
+        return self.is_believed and self.is_trusted and self.explained >= _SURE
 
 
 class Localizer:
@@ -45,7 +85,19 @@ class Localizer:
         self._config = config
         self._own = OwnScale(config.geometry, config.depth) if config.scale.mode == MONO else None
         self._trajectory = Trajectory()
+        self._motion = ConstantVelocity()
+        self._measured_ns = 0
         self._segments = 0
+
+    @property
+    def segment(self) -> int:
+        """Of the trajectory that goes on at present."""
+        return self._trajectory.last.segment if self._trajectory.last is not None else 0
+
+    @property
+    def next_segment(self) -> int:
+        """Number of the segment that begins next."""
+        return self._segments
 
     @property
     def trajectory(self) -> Trajectory:
@@ -66,31 +118,123 @@ class Localizer:
             camera.focal_length,
             keyframe.encoded.field,
         )
+        expected = self._motion.expected(current.frame.stamp_ns)
+        by_depth = None
+        why = ScaleReason.OWN_UNIT
         if self._own is None:
+            why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
             pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
-                return Located(KeyframeMatch(keyframe, matches, pose), rays, pose if pose.has_rotation else None)
+                by_depth = self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
+                enough = pose.inliers.sum() >= self._config.geometry.min_agreeing * len(matches)
+                if not pose.has_rotation or (by_depth.is_believed and enough):
+                    return by_depth
         pose = estimate_relative_pose(
             rays.keyframe, rays.current, before.focal_length, self._config.geometry, matches.std, rays.field
         )
-        return Located(KeyframeMatch(keyframe, matches, pose), rays, None)
+        pose = replace(pose, without_length=why)
+        if by_depth is not None and _agree(by_depth.match.pose, pose):
+            return by_depth
+        return self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
 
-    def follow(self, located: Located) -> tuple[Located, Location | None]:
-        """Go on with the trajectory to the current frame; `located` is relative to the reference keyframe.
+    def follow(self, located: Located, stamp_ns: int) -> tuple[Located, Location | None]:
+        """Go on with the trajectory to the current frame; `located` is relative to a keyframe of it.
+
+        Args:
+            located: what is believed.
+            stamp_ns: of the frame.
 
         Returns:
-            The same with its length, where a single camera's own unit gives one; and the frame's place, where known.
+            The same with its length, where a single camera's own unit gives one, or the motion before does; and the
+            frame's place, where known.
         """
-        if self._own is not None and located.rays is not None:
-            match = located.match
-            pose = self._own.locate(match.keyframe, match.correspondences, located.rays, match.pose)
-            located = replace(located, pose=pose)
-        start = located.match.keyframe.location
-        if located.pose is None or start is None:
+        located = self.with_length(located)
+        match, start = located.match, located.match.keyframe.location
+        if start is None or located.rays is None:
             return located, None
+        if located.pose is not None:
+            self._measured_ns = stamp_ns
+        else:
+            located = replace(located, pose=self._carried(match.pose, start, stamp_ns))
+        assert located.pose is not None
         location = start.moved(located.pose.matrix, located.pose.covariance)
+        self._motion.add(stamp_ns, location)
         self._trajectory.add(location)
         return located, location
+
+    def with_length(self, located: Located) -> Located:
+        """The same with the length that a single camera's own unit gives it, where that is known."""
+        if self._own is None or located.rays is None:
+            return located
+        match = located.match
+        pose = self._own.locate(match.keyframe, match.correspondences, located.rays, match.pose)
+        if pose is not None and not located.is_trusted:
+            pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
+        return replace(located, pose=pose)
+
+    def _judged(self, located: Located, expected: Expected | None, current: EncodedFrame) -> Located:
+        """Whether the pose is believed: by how much of what both images should show agrees, or by what is expected.
+
+        A pose that has neither is DOUBTFUL.
+        """
+        pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
+        before = keyframe.frame.camera
+        if not pose.has_rotation or camera is None or before is None:
+            return located
+        points = located.match.correspondences.keyframe_points[pose.inliers]
+        part = explained_part(
+            keyframe.encoded.textured, points, pose, before, camera, keyframe.encoded.cell_points, keyframe.depth
+        )
+        if pose.scale_known:
+            located = replace(located, pose=pose)
+        located = replace(located, explained=part)
+        geometry = self._config.geometry
+        agreeing = pose.inliers.sum() >= geometry.min_agreeing * len(pose.inliers)
+        if part >= geometry.min_explained and agreeing and pose.status != PoseStatus.CONCENTRATED:
+            return located
+        located = replace(located, is_trusted=False)
+        measured = pose if pose.scale_known else self._in_own_unit(located)
+        if expected is not None and keyframe.location is not None and measured is not None:
+            # Few matches, or those of one part of the image, may share an error.
+            pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
+            if expected.agrees(keyframe.location.moved(measured.matrix, measured.covariance)):
+                length = pose if located.pose is not None else None
+                return replace(located, match=replace(located.match, pose=pose), pose=length)
+        return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
+
+    def _in_own_unit(self, located: Located) -> RelativePose | None:
+        """A single camera's pose with the length that the keyframe's depths give it; nothing is refined by it.
+
+        Where there is no unit yet, the pose has no length, and the expectation is of its rotation.
+        """
+        keyframe, matches, rays = located.match.keyframe, located.match.correspondences, located.rays
+        if self._own is None or rays is None:
+            return None
+        least = self._config.depth.min_cells
+        if keyframe.depth is None or keyframe.depth.known.sum() < least:
+            return replace(located.match.pose, translation=np.zeros(3))
+        pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, least)
+        return pose if pose is not None and pose.has_rotation else None
+
+    def _carried(self, pose: RelativePose, start: Location, stamp_ns: int) -> RelativePose:
+        """A pose whose length nothing measures, with that of the motion before; for a while, then it is not known.
+
+        Args:
+            pose: of two views.
+            start: of the keyframe.
+            stamp_ns: of the frame.
+        """
+        expected = self._motion.expected(stamp_ns)
+        covariance = np.eye(6) * UNKNOWN_VARIANCE
+        covariance[3:, 3:] = pose.covariance[3:, 3:]
+        if expected is None or expected.segment != start.segment or stamp_ns - self._measured_ns > _CARRIED * 1e9:
+            return replace(pose, translation=np.zeros(3), covariance=covariance)
+        step = start.pose[:3, :3].T @ (expected.pose[:3, 3] - start.pose[:3, 3])
+        if pose.has_direction:
+            step = pose.translation * max(float(step @ pose.translation), 0.0)
+        doubt = (_CARRIED_PART * float(np.linalg.norm(step)) + expected.position_std) ** 2
+        covariance[:3, :3] = np.eye(3) * doubt
+        return replace(pose, translation=step, covariance=covariance)
 
     def begin(self, keyframe: Keyframe, depth: CellDepth | None) -> None:
         """A keyframe that nothing leads to: the first one, or the first after the camera was lost."""
@@ -101,6 +245,9 @@ class Localizer:
             start = replace(start, pose=last.pose)
         self._segments += 1
         keyframe.depth, keyframe.location = depth, start
+        self._motion.reset()
+        self._motion.add(keyframe.frame.stamp_ns, start)
+        self._measured_ns = keyframe.frame.stamp_ns
         self._trajectory.add(start)
 
     def go_on(self, keyframe: Keyframe, depth: CellDepth | None, located: Located, location: Location) -> TrackLinks:
@@ -122,6 +269,8 @@ class Localizer:
             if handed is not None:
                 depth = handed.depth
                 location = replace(location, scale_std=math.hypot(location.scale_std, handed.scale_std))
+        if located.pose is not None:
+            keyframe.link = ChainLink(old.id, located.pose.matrix, located.pose.covariance, location.is_metric)
         keyframe.depth, keyframe.location = depth, location
         links = self._links(located.match, keyframe)
         keyframe.landmarks = landmarks_of(keyframe.id, len(keyframe.landmarks), links, old.landmarks)
@@ -136,6 +285,32 @@ class Localizer:
     def reset(self) -> None:
         """Begin a trajectory anew; segments go on being counted."""
         self._trajectory = Trajectory()
+        self._motion.reset()
+
+    def join(self, one: Located, other: Located, keyframes: Sequence[Keyframe]) -> SegmentJoin | None:
+        """Bring two segments together that one frame was found in; the newer one's keyframes go over to the older.
+
+        Args:
+            one, other: the frame relative to keyframes of either.
+            keyframes: all that are held.
+
+        Returns:
+            How they are related; None where the frame's place in either is not known.
+        """
+        if one.pose is None or other.pose is None:
+            return None
+        old, new = sorted((one, other), key=lambda each: _location(each).segment)
+        at_old, at_new = _moved(old), _moved(new)
+        scale = 1.0 if self._own is None else _scale_between(old, new)
+        join = SegmentJoin.of(at_old, at_new, scale)
+        for keyframe in keyframes:
+            place = keyframe.location
+            if place is not None and place.segment == at_new.segment and np.isfinite(scale):
+                keyframe.location = join.moved(place)
+                if keyframe.depth is not None:
+                    keyframe.depth = keyframe.depth.scaled(scale)
+        self._motion.reset()
+        return join
 
     def _links(self, match: KeyframeMatch, keyframe: Keyframe) -> TrackLinks:
         found = match.correspondences[match.pose.inliers]
@@ -145,3 +320,55 @@ class Localizer:
         return TrackLinks(
             match.keyframe.id, keyframe.id, found.track_id[chosen], cell[chosen].astype(np.uint32), distance[chosen]
         )
+
+
+def _location(located: Located) -> Location:
+    place = located.match.keyframe.location
+    assert place is not None
+    return place
+
+
+def _moved(located: Located) -> Location:
+    assert located.pose is not None
+    return _location(located).moved(located.pose.matrix, located.pose.covariance)
+
+
+def _agree(by_depth: RelativePose, two_views: RelativePose) -> bool:
+    """Whether two views say nothing else than the depths do.
+
+    They do where they explain many more of the matches by another rotation. Where they have no pose, there is none to
+    disagree.
+    """
+    if not two_views.has_rotation or by_depth.inliers.sum() >= _AGREEING * two_views.inliers.sum():
+        return True
+    turned = cv2.Rodrigues(by_depth.rotation.T @ two_views.rotation)[0]
+    return bool(
+        np.degrees(np.linalg.norm(turned)) < _AGREEING_TURN and by_depth.inliers.sum() > two_views.inliers.sum() / 2
+    )
+
+
+def _scale_between(old: Located, new: Located) -> float:
+    """Length in the old segment's unit of what has length one in the new one's; NaN where that is not known."""
+    (pixels0, depth0), (pixels1, depth1) = (_depths_here(each) for each in (old, new))
+    if len(pixels0) < _LEAST_COMMON or len(pixels1) < _LEAST_COMMON:
+        return float("nan")
+    distance, nearest = cKDTree(pixels1).query(pixels0, distance_upper_bound=_COMMON_REACH)
+    both = np.isfinite(distance)
+    if both.sum() < _LEAST_COMMON:
+        return float("nan")
+    return float(np.median(depth0[both] / depth1[nearest[both]]))
+
+
+def _depths_here(located: Located) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N, 2) pixels of the current image, and (N,) depths there by the depths of the keyframe."""
+    match, rays, pose = located.match, located.rays, located.pose
+    depth = match.keyframe.depth
+    if depth is None or rays is None or pose is None:
+        return np.zeros((0, 2)), np.zeros(0)
+    inverse = depth.inverse[match.correspondences.track_id]
+    with np.errstate(invalid="ignore"):
+        keep = match.pose.inliers & (inverse > 0)
+    points = homogeneous(rays.keyframe[keep]) / inverse[keep, None] - pose.translation
+    ahead = points @ pose.rotation[:, 2]
+    seen = ahead > 0
+    return match.correspondences.current_points[keep][seen].astype(np.float64), ahead[seen]

@@ -5,7 +5,7 @@ A search on the cells whose depth is known best, then the problem of `depth_prob
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import GeometryConfig
 from loftr_ros.frontend.depth_problem import DepthMatches, DepthProblem
-from loftr_ros.frontend.epipolar import homogeneous, rotated_residual
+from loftr_ros.frontend.epipolar import (
+    COMMON_FACTOR,
+    COMMON_MATCHES,
+    CommonErrors,
+    cut_off_noise,
+    homogeneous,
+    rotated_residual,
+)
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, is_concentrated, without_pose
+from loftr_ros.frontend.significance import is_significant
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -88,6 +96,15 @@ def metric_relative_pose(
     found = estimate_metric_pose(matches, focal_length, geometry, start)
     if found is None or found.depth_inliers < min_cells:
         return None
+    threshold = geometry.threshold / focal_length
+
+    def agree(_: Array, other: Array) -> Flags:
+        shuffled = DepthProblem(replace(matches, rays_current=other))
+        return np.asarray(shuffled.distance(found.rotation, found.translation) < threshold)
+
+    least = geometry.min_significance
+    if not is_significant(matches.rays_keyframe, matches.rays_current, found.inliers, agree, focal_length, least):
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
     inliers = usable.copy()
     inliers[usable] = found.inliers
     concentrated = is_concentrated(rays_keyframe[inliers], field, geometry)
@@ -137,20 +154,43 @@ def estimate_metric_pose(
     if near.sum() < config.min_inliers:
         return None
     last = DepthProblem(matches[near])
+    common = CommonErrors(config.focal_std, config.centre_std / focal_length, config.depth_scale_std)
     rotation, translation = last.minimised(rotation, translation)
-    inliers = problem.distance(rotation, translation) < threshold
+    distance = problem.distance(rotation, translation)
+    inliers = distance < threshold
     if inliers.sum() < config.min_inliers:
         return None
+    covariance = last.covariance(rotation, translation)
+    covariance *= cut_off_noise(distance, threshold)
     agreeing = matches[inliers]
     parallax = rotated_residual(homogeneous(agreeing.rays_keyframe), homogeneous(agreeing.rays_current), rotation)
     return MetricPose(
         rotation,
         translation,
-        last.covariance(rotation, translation),
+        covariance + _common_covariance(matches[near], rotation, translation, common),
         inliers,
         float(np.median(parallax)) * focal_length,
         int(np.isfinite(agreeing.inverse).sum()),
     )
+
+
+def _common_covariance(matches: DepthMatches, rotation: Array, translation: Array, common: CommonErrors) -> Array:
+    """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common."""
+    matches = matches[np.arange(0, len(matches), max(len(matches) // COMMON_MATCHES, 1))]
+
+    def equations(moved: DepthMatches) -> tuple[Array, Array]:
+        problem = DepthProblem(moved)
+        return problem.normal_equations(problem.seen(rotation, translation), rotation, translation)
+
+    hessian, before = equations(matches)
+    moved = [
+        replace(matches, rays_keyframe=rays0, rays_current=rays1)
+        for rays0, rays1 in zip(common.rays(matches.rays_keyframe), common.rays(matches.rays_current), strict=True)
+    ]
+    moved.append(replace(matches, inverse=matches.inverse * (1 + common.depth_scale_std)))
+    pulls = np.stack([equations(each)[1] - before for each in moved], axis=1)
+    steps = COMMON_FACTOR * np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(6), pulls)
+    return np.asarray(steps @ steps.T)
 
 
 def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) -> tuple[Array, Array] | None:

@@ -46,19 +46,72 @@ class Location:
         total = carry @ self.covariance @ carry.T + add @ covariance @ add.T
         return Location(self.pose @ step, (total + total.T) / 2, self.is_metric, self.scale_std, self.segment)
 
-    def step_to(self, other: Location) -> tuple[Array, Array]:
-        """What `moved` was given where it made `other` of this location.
 
-        Returns:
-            (4, 4) T_camera_other, and (6, 6) its covariance about this camera's axes.
+@dataclass(frozen=True, eq=False)
+class ChainLink:
+    """Where a keyframe is, seen from the one that it was located by.
+
+    Attributes:
+        previous: id of that keyframe, of the same robot.
+        pose: (4, 4) T_previous_this, in metres or in the trajectory's own unit.
+        covariance: (6, 6) of (translation, rotation vector) about the previous keyframe's axes.
+        is_metric: whether lengths are in metres.
+    """
+
+    previous: int
+    pose: Array
+    covariance: Array
+    is_metric: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentJoin:
+    """How two segments of a trajectory are related, by a frame that was found in both.
+
+    Attributes:
+        old, new: the segments; the trajectory goes on in the old one.
+        pose: (4, 4) T_old_new, a rigid motion; its translation is in the old segment's unit.
+        covariance: (6, 6) of (translation, rotation vector) of `pose` about the old segment's axes.
+        scale: length in the old segment's unit of what has length one in the new one's; NaN where it is not known, and
+            then `pose` holds at the frame's place only.
+    """
+
+    old: int
+    new: int
+    pose: Array
+    covariance: Array
+    scale: float
+
+    @classmethod
+    def of(cls, old: Location, new: Location, scale: float) -> SegmentJoin:
+        """By the same camera's place in both.
+
+        Args:
+            old, new: its locations.
+            scale: as the attribute.
         """
-        step = np.linalg.inv(self.pose) @ other.pose
-        turn = self.pose[:3, :3]
-        carry, back = np.eye(6), np.zeros((6, 6))
-        carry[:3, 3:] = -skew(turn @ step[:3, 3])
-        back[:3, :3] = back[3:, 3:] = turn.T
-        added = back @ (other.covariance - carry @ self.covariance @ carry.T) @ back.T
-        return step, (added + added.T) / 2
+        factor = scale if np.isfinite(scale) else 1.0
+        pose = np.eye(4)
+        pose[:3, :3] = old.pose[:3, :3] @ new.pose[:3, :3].T
+        pose[:3, 3] = old.pose[:3, 3] - factor * pose[:3, :3] @ new.pose[:3, 3]
+        turn = np.zeros((6, 6))
+        turn[:3, :3], turn[3:, 3:] = factor * pose[:3, :3], pose[:3, :3]
+        arm = np.eye(6)
+        arm[:3, 3:] = skew(factor * pose[:3, :3] @ new.pose[:3, 3])
+        total = arm @ (old.covariance + turn @ new.covariance @ turn.T) @ arm.T
+        return cls(old.segment, new.segment, pose, (total + total.T) / 2, scale)
+
+    def moved(self, location: Location) -> Location:
+        """A location of the new segment in the old one's frame; `scale` must be known."""
+        pose = np.eye(4)
+        pose[:3, :3] = self.pose[:3, :3] @ location.pose[:3, :3]
+        pose[:3, 3] = self.pose[:3, 3] + self.scale * self.pose[:3, :3] @ location.pose[:3, 3]
+        turn = np.zeros((6, 6))
+        turn[:3, :3], turn[3:, 3:] = self.scale * self.pose[:3, :3], self.pose[:3, :3]
+        arm = np.eye(6)
+        arm[:3, 3:] = -skew(pose[:3, 3] - self.pose[:3, 3])
+        total = arm @ self.covariance @ arm.T + turn @ location.covariance @ turn.T
+        return Location(pose, (total + total.T) / 2, location.is_metric, location.scale_std, self.old)
 
 
 def origin(is_metric: bool, segment: int = 0) -> Location:

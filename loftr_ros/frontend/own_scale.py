@@ -17,7 +17,7 @@ from loftr_ros.frontend.config import DepthConfig, GeometryConfig
 from loftr_ros.frontend.epipolar import homogeneous
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.metric_pose import metric_relative_pose
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 
@@ -51,8 +51,8 @@ class OwnScale:
 
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
-        # The reference's depths before the last frame refined them; None where that frame made them.
-        self._before: CellDepth | None = None
+        # A keyframe's id and its depths before the last frame refined them; None where that frame made them.
+        self._before: tuple[int, CellDepth] | None = None
 
     def locate(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
@@ -108,8 +108,8 @@ class OwnScale:
         depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
         depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
         doubt = 0.0
-        if self._before is not None:
-            before, good = self._before.inverse[matches.track_id], pose.inliers
+        if self._before is not None and self._before[0] == keyframe.id:
+            before, good = self._before[1].inverse[matches.track_id], pose.inliers
             doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
         return HandOver(depth, doubt)
 
@@ -119,9 +119,19 @@ class OwnScale:
         """The first depths of a trajectory, of which the typical one is 1."""
         self._before = None
         if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
-            return pose
-        if not pose.has_direction or pose.median_parallax < self._config.min_parallax:
+            step = pose.median_parallax / rays.focal_length
+            covariance = pose.covariance.copy()
+            covariance[:3, :3] = np.eye(3) * (2 * step) ** 2 + 1e-8 * np.eye(3)
+            return replace(pose, covariance=covariance)
+        if not pose.has_direction:
             return None
+        if pose.median_parallax < self._config.min_parallax:
+            # The unit is not there yet: a typical depth will be one, and the camera has gone this part of it at most.
+            step = pose.median_parallax / rays.focal_length
+            covariance = pose.covariance.copy()
+            covariance[:3], covariance[:, :3] = 0.0, 0.0
+            covariance[:3, :3] = np.eye(3) * (2 * step) ** 2
+            return replace(pose, translation=step * pose.translation, covariance=covariance)
         found = self._triangulated(matches, pose, rays)
         good = pose.inliers & np.isfinite(found.inverse)
         if good.sum() < self._config.min_cells:
@@ -140,7 +150,7 @@ class OwnScale:
     def _refine(self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> None:
         depth, good = keyframe.depth, pose.inliers
         assert depth is not None
-        self._before = depth
+        self._before = keyframe.id, depth
         if pose.median_parallax < max(self._config.min_parallax, _FARTHER * keyframe.depth_parallax):
             return
         found, cell = self._triangulated(matches, pose, rays), matches.track_id[good]
@@ -170,6 +180,20 @@ def pose_by_depth(
         min_cells,
         rays.field,
     )
+
+
+def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
+    """Why the depths of a keyframe give a pose no length, where `pose_by_depth` finds none.
+
+    Args:
+        depth: of its cells.
+        cell: (N,) cells of the matches.
+        min_cells: matches of known depth that a length needs.
+    """
+    if depth is None or not depth.known.any():
+        return ScaleReason.NO_DEPTH
+    few = depth.known[cell].sum() < min_cells
+    return ScaleReason.FEW_DEPTHS if few else ScaleReason.DEPTHS_DISAGREE
 
 
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:

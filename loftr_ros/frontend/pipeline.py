@@ -18,6 +18,7 @@ from loftr_ros.frontend.config import RGBD, STEREO, ConfigError, FrontEndConfig,
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import (
     EncodedFrame,
+    Keyframe,
     KeyframeBuffer,
     KeyframeEvent,
     KeyframeReason,
@@ -27,16 +28,21 @@ from loftr_ros.frontend.keyframes import (
 )
 from loftr_ros.frontend.localization import Localizer, Located
 from loftr_ros.frontend.mask import check_mask, on_usable, shrink_mask
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import Location, SegmentJoin
+from loftr_ros.frontend.quality import FrameQuality, judge
+from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.refinement import refine
+from loftr_ros.frontend.relative_pose import PoseStatus, without_pose
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.matcher.interface import Matcher, Matches
 
-__all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch"]
+__all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
 
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
+# Frames between two tries of a keyframe of another segment of the trajectory.
+_OTHER_SEGMENTS_PERIOD = 5
 
 
 class FrontEnd:
@@ -56,6 +62,9 @@ class FrontEnd:
         self._stream = StreamGuard()
         self._forced = False
         self.localizer = Localizer(self.config)
+        self.recovery = Recovery(self.config.recovery)
+        self._until_other = 0
+        self._joined: set[tuple[int, int]] = set()
         self._resolution = 1.0
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
@@ -84,22 +93,109 @@ class FrontEnd:
         reference = self.buffer.reference
         if reference is not None and reference.encoded.features.size != current.features.size:
             current = self.encode(frame)  # it was encoded before the resolution changed
-        keyframes = self.buffer.choose(self._budget.effort.keyframes)
+        located, best = self._locate(current, timer)
+        location = None
+        if best is not None:
+            with timer("geometry"):
+                best, location = self.localizer.follow(best, frame.stamp_ns)
+            located = [best, *(each for each in located if each.match.keyframe is not best.match.keyframe)]
+        joined = None
+        if best is not None and location is not None and len(self.buffer.segments()) > 1:
+            best, location, joined = self._look_for_other_segments(current, best, location, timer)
+            located[0] = best
+        with timer("keyframe"):
+            links = self._update_keyframes(current, located, best, location, timer)
+        matches = tuple(each.match for each in located)
+        if len(timer.runs) == len(matches):  # what is tried beyond that is no measure of what a frame costs
+            self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
+        return FrontEndResult(
+            frame,
+            matches,
+            self.buffer.take_events(),
+            timer.seconds,
+            location,
+            links,
+            self._budget.effort,
+            self.recovery.state,
+            current.quality,
+            joined,
+        )
+
+    def _locate(self, current: EncodedFrame, timer: _Timer) -> tuple[list[Located], Located | None]:
+        """Match a frame with the keyframes, with more of them where the first do not match.
+
+        Returns:
+            What it was held against: those chosen, and the one that was found beyond them. And of these the one that
+            is believed; None where none is.
+        """
+        reference = self.buffer.reference
+        if reference is None:
+            return [], None
+        if current.quality != FrameQuality.USABLE:
+            nothing = without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(0, np.bool_))
+            self.recovery.not_found()
+            self.recovery.missed()
+            return [Located(KeyframeMatch(reference, Correspondences.none(), nothing), None, None)], None
+        located = self._match(self.buffer.choose(self._budget.effort.keyframes), current, timer)
+        best = next((each for each in located if each.is_believed), None)
+        if best is None:
+            chosen = [each.match.keyframe for each in located]
+            rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
+            for keyframe in self.recovery.others(rest, self.localizer.trajectory.last):
+                found = self._match([keyframe], current, timer)[0]
+                if found.is_believed:
+                    best = found
+                    break
+        if best is None:
+            self.recovery.not_found()
+        elif self.recovery.found(best.match.keyframe.id, best.is_sure):
+            self.recovery.located(best.is_trusted)
+            self.buffer.consider(None)
+            return located, best
+        self.recovery.missed()
+        return located, None
+
+    def _match(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located]:
+        """The frame relative to each of some keyframes."""
+        timer.runs += keyframes
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
         with timer("refine"):
             correspondences = [self.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
         with timer("geometry"):
-            located = [self.localizer.locate(k, current, c) for k, c in zip(keyframes, correspondences, strict=True)]
-            location = None
-            if located:
-                located[0], location = self.localizer.follow(located[0])
-        matches = tuple(each.match for each in located)
-        with timer("keyframe"):
-            links = self._update_keyframes(current, located, location)
-        self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
-        events = self.buffer.take_events()
-        return FrontEndResult(frame, matches, events, timer.seconds, location, links, self._budget.effort)
+            return [self.localizer.locate(k, current, c) for k, c in zip(keyframes, correspondences, strict=True)]
+
+    def _look_for_other_segments(
+        self, current: EncodedFrame, best: Located, location: Location, timer: _Timer
+    ) -> tuple[Located, Location, SegmentJoin | None]:
+        """Try a keyframe of another segment now and then; where it matches too, the two segments are one.
+
+        Returns:
+            What the trajectory goes on with: the older segment's; and how the two are related, None where they are not.
+        """
+        self._until_other -= 1
+        if self._until_other > 0:
+            return best, location, None
+        self._until_other = _OTHER_SEGMENTS_PERIOD
+        others = [k for k in self.buffer.keyframes if k.location is not None and k.location.segment != location.segment]
+        others = [k for k in others if k.location is None or not self._are_joined(k.location.segment, location.segment)]
+        tried = min(others, key=lambda keyframe: keyframe.last_compared, default=None)
+        if tried is None:
+            return best, location, None
+        tried.last_compared = current.frame.stamp_ns
+        found = self.localizer.with_length(self._match([tried], current, timer)[0])
+        joined = self.localizer.join(best, found, self.buffer.keyframes) if found.is_sure else None
+        if joined is None:
+            return best, location, None
+        self._joined.add((joined.old, joined.new))
+        if joined.new != location.segment:
+            return best, location, joined
+        found, there = self.localizer.follow(found, current.frame.stamp_ns)
+        return (best, location, joined) if there is None else (found, there, joined)
+
+    def _are_joined(self, one: int, other: int) -> bool:
+        """Whether two segments were found to be one, with a scale that could not be told."""
+        return (min(one, other), max(one, other)) in self._joined
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.
@@ -133,6 +229,7 @@ class FrontEnd:
         """Drop every keyframe and forget the stream; the next frame is the first of a new one."""
         self._stream.reset()
         self.localizer.reset()
+        self.recovery.reset()
         self._forced = False
         self.buffer.clear(reason)
         return self.buffer.take_events()
@@ -148,6 +245,7 @@ class FrontEnd:
             raise ConfigError(f"{', '.join(fixed)} cannot change while frames come")
         self.config = config
         self.buffer.config = config.keyframe
+        self.recovery.config = config.recovery
         self.localizer.reconfigure(config)
         if "max_latency_ms" in differing or "keyframe.max_matched" in differing:
             self._budget = LatencyBudget(config.latency.max_latency_ms / 1e3, config.keyframe.max_matched)
@@ -167,6 +265,7 @@ class FrontEnd:
         self.buffer.next_frame()
         if changed is not None:
             self.buffer.clear(changed)
+            self.recovery.reset()
 
     def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
         """Everything that is computed from the frame alone; may be called from another thread than the rest.
@@ -198,7 +297,8 @@ class FrontEnd:
         # A fine stage finds the cell's own point. Without one, the patch around the cell's centre is tracked, which
         # tells more than one around its corner, where the published weights have the cell's point.
         offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
-        return EncodedFrame(frame, features, scale, cell, offset, time.perf_counter() - start)
+        quality = judge(frame.image, frame.usable)
+        return EncodedFrame(frame, features, scale, cell, offset, time.perf_counter() - start, quality)
 
     def network_size(self, width: int, height: int, effort: float = 1.0) -> tuple[int, int]:
         """(width, height) at which the network sees an image.
@@ -246,40 +346,81 @@ class FrontEnd:
         return found[usable & on_usable(found.current_points, current.frame.usable)]
 
     def _update_keyframes(
-        self, current: EncodedFrame, located: list[Located], location: Location | None
+        self,
+        current: EncodedFrame,
+        located: list[Located],
+        best: Located | None,
+        location: Location | None,
+        timer: _Timer,
     ) -> TrackLinks | None:
         """Let the best-covering keyframe be the reference, and add the frame where it has gone too far from it.
+
+        Args:
+            current: the frame.
+            located: what it was held against; `best` comes first, and may give way to one that covers more.
+            best: what is believed; None where the frame was not located.
+            location: of the camera; None where it is not known.
+            timer: of the frame.
 
         Returns:
             Which cells of the new keyframe see points of the one that the frame was located by; None without either.
         """
         covered = {}
-        for match in (each.match for each in located):
-            points = match.correspondences.current_points[match.pose.inliers]
-            covered[match.keyframe.id] = coverage(points, current.frame.size)
-            self.buffer.record_match(match.keyframe, covered[match.keyframe.id])
+        if best is not None:
+            for each in located:
+                covered[each.match.keyframe.id] = self._coverage(each, current)
+                self.buffer.record_match(each.match.keyframe, covered[each.match.keyframe.id])
         reference = self.buffer.reference
+        reason: KeyframeReason | None = None
         if reference is None:
-            reason: KeyframeReason | None = KeyframeReason.FIRST
-        elif self._forced:
+            reason = KeyframeReason.FIRST if current.quality == FrameQuality.USABLE else None
+        elif self._forced and current.quality == FrameQuality.USABLE:
             reason = KeyframeReason.FORCED
+        elif best is None:
+            reason = self._new_place(current, timer)
+        elif not self.recovery.is_to_lead_on:
+            reason = None  # something is before the camera: who is located by what is beside it leads nowhere
         elif self._budget.effort.scale != self._resolution:
             # Located at the old resolution, it leads over to the new one.
             reason, self._resolution = KeyframeReason.EFFORT, self._budget.effort.scale
             current = self.encode(current.frame)
         else:
-            pose = next(each.match.pose for each in located if each.match.keyframe is reference)
-            reason = reason_for_keyframe(reference, covered[reference.id], pose, current.frame, self.config.keyframe)
+            chosen = next((each for each in located if each.match.keyframe is reference), best)
+            coverage = covered[chosen.match.keyframe.id]
+            reason = reason_for_keyframe(
+                chosen.match.keyframe, coverage, chosen.match.pose, current.frame, self.config.keyframe
+            )
         if reason is None:
             return None
         complete = replace(current, features=self.matcher.complete(current.features))
         depth = self._measured_depth(complete)
-        keyframe = self.buffer.add(complete, reason)
+        segment = self.localizer.next_segment if location is None else location.segment
+        keyframe = self.buffer.add(complete, reason, segment)
         self._forced = False
-        if not located or location is None:
+        if best is None or location is None:
             self.localizer.begin(keyframe, depth)
+            self.recovery.located()
             return None
-        return self.localizer.go_on(keyframe, depth, located[0], location)
+        return self.localizer.go_on(keyframe, depth, best, location)
+
+    def _coverage(self, located: Located, current: EncodedFrame) -> float:
+        """Part of the frame that what is believed of a match covers, 0 to 1."""
+        if not located.is_believed:
+            return 0.0
+        return coverage(located.match.correspondences.current_points[located.match.pose.inliers], current.frame.size)
+
+    def _new_place(self, current: EncodedFrame, timer: _Timer) -> KeyframeReason | None:
+        """Whether a frame that was not located begins a new segment: where its place has been tracked by itself."""
+        if not self.recovery.is_lost or current.quality != FrameQuality.USABLE:
+            self.recovery.followed(False)
+            return None
+        candidate = self.buffer.candidate
+        is_followed = candidate is not None and self._match([candidate], current, timer)[0].is_believed
+        if self.recovery.followed(is_followed):
+            return KeyframeReason.LOST
+        if not is_followed:
+            self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
+        return None
 
     def _measured_depth(self, keyframe: EncodedFrame) -> CellDepth | None:
         """Of the cells, by the depth image or by the right image; None for a single camera."""
@@ -304,10 +445,11 @@ class FrontEnd:
 
 
 class _Timer:
-    """Seconds spent in named blocks."""
+    """Seconds spent in named blocks, and the keyframes that the frame was matched with."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.runs: list[Keyframe] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

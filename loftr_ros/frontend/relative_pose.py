@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import GeometryConfig
 from loftr_ros.frontend.epipolar import (
+    CommonErrors,
     RefinedPose,
     cheirality_vote,
+    common_covariance,
+    cut_off_noise,
     depth_signs,
     fit_rotation,
     homogeneous,
@@ -23,6 +26,7 @@ from loftr_ros.frontend.epipolar import (
     rotation_covariance,
     sampson_distance,
 )
+from loftr_ros.frontend.significance import is_significant
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -54,16 +58,35 @@ class PoseStatus(IntEnum):
     PLANAR = 4
     NO_CALIBRATION = 5
     CONCENTRATED = 6
+    DOUBTFUL = 7
 
     @property
     def has_rotation(self) -> bool:
-        """Whether the rotation is observed."""
+        """Whether there is a rotation; of a doubtful pose it may be wrong."""
         return self not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
 
     @property
     def has_direction(self) -> bool:
-        """Whether the translation's direction is observed."""
-        return self in (PoseStatus.OK, PoseStatus.PLANAR, PoseStatus.CONCENTRATED)
+        """Whether there is a direction of the translation; of a doubtful pose it may be wrong."""
+        return self in (PoseStatus.OK, PoseStatus.PLANAR, PoseStatus.CONCENTRATED, PoseStatus.DOUBTFUL)
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether a trajectory may go on by it."""
+        return self.has_rotation and self != PoseStatus.DOUBTFUL
+
+
+class ScaleReason(IntEnum):
+    """Why a pose has no length in metres; the numbers are those of msg/RelativePose, where each begins with SCALE_."""
+
+    KNOWN = 0
+    NO_POSE = 1
+    OWN_UNIT = 2
+    NO_DEPTH = 3
+    FEW_DEPTHS = 4
+    DEPTHS_DISAGREE = 5
+    OTHER_GRID = 6
+    VIEWS_DISAGREE = 7
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,7 @@ class RelativePose:
         median_parallax: px of the keyframe's image, the inliers' motion without the rotation's part; NaN without
             a pose.
         scale_known: whether the translation is in metres.
+        without_length: why it is not, where it is not.
     """
 
     status: PoseStatus
@@ -90,6 +114,14 @@ class RelativePose:
     inliers: Flags
     median_parallax: float
     scale_known: bool = False
+    without_length: ScaleReason = ScaleReason.NO_DEPTH
+
+    @property
+    def scale_reason(self) -> ScaleReason:
+        """Why the length is not known in metres; KNOWN where it is."""
+        if self.scale_known:
+            return ScaleReason.KNOWN
+        return self.without_length if self.has_rotation else ScaleReason.NO_POSE
 
     @property
     def has_rotation(self) -> bool:
@@ -100,6 +132,11 @@ class RelativePose:
     def has_direction(self) -> bool:
         """Whether the translation's direction is observed."""
         return self.status.has_direction
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether a trajectory may go on by it."""
+        return self.status.is_believed
 
     @property
     def matrix(self) -> Array:
@@ -117,6 +154,11 @@ class RelativePose:
 def without_pose(status: PoseStatus, inliers: Flags) -> RelativePose:
     """A result that says why there is no pose."""
     return RelativePose(status, np.eye(3), np.zeros(3), np.eye(6) * UNKNOWN_VARIANCE, inliers, float("nan"))
+
+
+def doubtful(pose: RelativePose) -> RelativePose:
+    """The pose as one that tests disagree on: nothing is claimed of its accuracy."""
+    return replace(pose, status=PoseStatus.DOUBTFUL, covariance=np.eye(6) * UNKNOWN_VARIANCE)
 
 
 def uncalibrated_inliers(points0: NDArray[np.float32], points1: NDArray[np.float32], config: GeometryConfig) -> Flags:
@@ -216,8 +258,27 @@ class _Solver:
         self.focal_length = focal_length
         self.threshold = config.threshold / focal_length
         self.config = config
+        self.common = CommonErrors(config.focal_std, config.centre_std / focal_length)
 
     def solve(self) -> RelativePose:
+        pose = self._solve()
+        if pose.has_rotation and self._is_significant(pose):
+            return pose
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(self.x0), dtype=np.bool_))
+
+    def _is_significant(self, pose: RelativePose) -> bool:
+        """Whether chance alone would not give as many inliers."""
+
+        def agree(x0: Array, x1: Array) -> Flags:
+            p0, p1 = homogeneous(x0), homogeneous(x1)
+            if pose.has_direction:
+                return np.asarray(sampson_distance(p0, p1, pose.rotation, pose.translation) < self.threshold)
+            return np.asarray(rotated_residual(p0, p1, pose.rotation) < self.threshold)
+
+        least = self.config.min_significance
+        return is_significant(self.x0, self.x1, pose.inliers, agree, self.focal_length, least)
+
+    def _solve(self) -> RelativePose:
         config = self.config
         rough = self._essential_pose()
         if rough is None:
@@ -255,10 +316,18 @@ class _Solver:
         unexplained = min(parallax, self._median_parallax(self._turn, inliers) / _LEFT_BY_ROTATION)
         if unexplained < config.min_parallax_to_noise * self._noise(best, inliers):
             return self._without_direction(best, inliers, parallax)
-        return RelativePose(status, best.rotation, best.translation, best.covariance, inliers, parallax)
+        return RelativePose(status, best.rotation, best.translation, self._covariance(best, inliers), inliers, parallax)
+
+    def _covariance(self, pose: RefinedPose, inliers: Flags) -> Array:
+        """(6, 6) of a refined pose: for its matches' noise, also beyond the threshold, and what they have in common."""
+        distance = sampson_distance(self.p0, self.p1, pose.rotation, pose.translation)
+        noise = pose.covariance * cut_off_noise(distance, self.threshold)
+        return noise + common_covariance(
+            self.p0[inliers], self.p1[inliers], pose.rotation, pose.translation, self.threshold / 2, self.common
+        )
 
     def _without_direction(self, pose: RefinedPose, inliers: Flags, parallax: float) -> RelativePose:
-        covariance = pose.covariance.copy()
+        covariance = self._covariance(pose, inliers)
         covariance[:3], covariance[:, :3] = 0.0, 0.0
         covariance[:3, :3] = np.eye(3) * UNKNOWN_VARIANCE
         return RelativePose(PoseStatus.LOW_PARALLAX, pose.rotation, np.zeros(3), covariance, inliers, parallax)
@@ -309,6 +378,9 @@ class _Solver:
             return without_pose(PoseStatus.OK, inliers)
         covariance = np.eye(6) * UNKNOWN_VARIANCE
         covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
+        # A focal length that is off stretches the rotation; a principal point that is off turns its axis.
+        angle = float(np.linalg.norm(cv2.Rodrigues(rotation)[0]))
+        covariance[3:, 3:] += np.eye(3) * (angle * np.hypot(self.common.focal_std, self.common.centre_std)) ** 2
         moved = np.median(np.linalg.norm(self.x0[agreeing] - self.x1[agreeing], axis=1))
         status = PoseStatus.LOW_PARALLAX if moved < 3 * limit else PoseStatus.PURE_ROTATION
         parallax = float(np.median(residual[agreeing])) * self.focal_length

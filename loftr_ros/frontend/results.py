@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.budget import Effort
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import Keyframe, KeyframeEvent
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import Location, SegmentJoin
+from loftr_ros.frontend.quality import FrameQuality
+from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
 from loftr_ros.frontend.tracks import TrackLinks
 
@@ -35,6 +37,12 @@ class Correspondences:
 
     def __len__(self) -> int:
         return len(self.track_id)
+
+    @classmethod
+    def none(cls) -> Correspondences:
+        """No match."""
+        empty, points = np.zeros(0, np.float32), np.zeros((0, 2), np.float32)
+        return cls(np.zeros(0, np.uint32), points, points, empty, empty)
 
     def __getitem__(self, keep: NDArray[np.bool_]) -> Correspondences:
         """Those that an (N,) bool says."""
@@ -82,6 +90,23 @@ class KeyframeMatch:
         """(N,) a name of each match's scene point that outlives the keyframe (see `TrackLinks`)."""
         return self.keyframe.landmarks[self.correspondences.track_id]
 
+    @property
+    def keyframe_rays(self) -> NDArray[np.float64]:
+        """(N, 2) rays (x / z, y / z) of the keyframe's points; NaN where a pixel has none, and without calibration."""
+        rays = self.keyframe.encoded.cell_rays
+        return np.full((len(self.correspondences), 2), np.nan) if rays is None else rays[self.correspondences.track_id]
+
+    def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The matches' scene points in the keyframe's optical frame, in the unit of its depths.
+
+        Returns:
+            (N, 3) points and (N,) their standard deviations along the keyframe's rays; see `CellDepth.points`.
+        """
+        rays, depth = self.keyframe_rays, self.keyframe.depth
+        if depth is None:
+            return np.full((len(rays), 3), np.nan), np.full(len(rays), np.nan)
+        return depth.points(self.correspondences.track_id, rays)
+
 
 @dataclass(frozen=True)
 class FrontEndResult:
@@ -95,6 +120,9 @@ class FrontEndResult:
         location: of the camera in the trajectory; None where it is not known.
         links: from the cells of the keyframe that was the reference to those of the one that this frame became.
         effort: what the next frame is given, to stay inside `max_latency_ms`.
+        state: what is known of where the camera is.
+        quality: what the image is worth by itself; nothing is matched with a useless one.
+        joined: two segments of the trajectory that this frame was found in; None for most frames.
     """
 
     frame: Frame
@@ -104,8 +132,21 @@ class FrontEndResult:
     location: Location | None = None
     links: TrackLinks | None = None
     effort: Effort = field(default_factory=lambda: Effort(1))
+    state: TrackingState = TrackingState.TRACKING
+    quality: FrameQuality = FrameQuality.USABLE
+    joined: SegmentJoin | None = None
 
     @property
     def is_unmatched(self) -> bool:
         """Whether there were keyframes, and too few matches with each of them."""
         return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
+
+    @property
+    def is_located(self) -> bool:
+        """Whether the frame's place in the trajectory is known, or it begins one."""
+        return self.location is not None or any(e.added and e.keyframe.frame is self.frame for e in self.events)
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether the image shows nothing that could be matched."""
+        return self.quality != FrameQuality.USABLE

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.places.archive_files import Files
 from loftr_ros.places.archive_rows import link_columns, named, to_link, to_name
-from loftr_ros.places.keyframe import ChainLink, KeyframeName
+from loftr_ros.places.keyframe import KeyframeName
 
 # Newest keyframes of each robot that stay: the next one's link is to one of them.
 _NEWEST = 2

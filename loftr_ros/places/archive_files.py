@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from loftr_ros.places.keyframe import ArchivedKeyframe, PlacesError
+from loftr_ros.wording import shortened
 
 IMAGES = "images"
 
@@ -152,10 +153,11 @@ def told(uri: str, doing: str) -> Iterator[None]:
             raise PlacesError("archive_full", message) from error
         if re.search(r"read-only file|permission denied|os error (13|30)\b|access ?denied|forbidden", text, re.I):
             message = (
-                f"{doing} the archive '{uri}' is not allowed: {text[:200]}. Give this user the right, or another uri"
+                f"{doing} the archive '{uri}' is not allowed: {shortened(text, 200)}. Give this user the right, or "
+                "another uri"
             )
             raise PlacesError("archive_read_only", message) from error
-        raise PlacesError("archive_failed", f"{doing} the archive '{uri}' failed: {text[:400]}") from error
+        raise PlacesError("archive_failed", f"{doing} the archive '{uri}' failed: {shortened(text, 400)}") from error
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

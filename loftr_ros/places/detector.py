@@ -44,6 +44,7 @@ class LoopClosure:
         found: what it has in common with the older one.
         similarity: cosine between the two descriptors.
         confirmations: consecutive images that agree on the place.
+        session, segment: of the newer keyframe, as in `ArchivedKeyframe`.
     """
 
     current: KeyframeName
@@ -52,6 +53,8 @@ class LoopClosure:
     found: Verification
     similarity: float
     confirmations: int
+    session: int
+    segment: int
 
     @property
     def keyframe(self) -> ArchivedKeyframe:
@@ -287,7 +290,16 @@ def _closure(seen: _Seen, confirmations: int) -> LoopClosure:
     view = seen.view
     assert view.name is not None and view.descriptor is not None
     similarity = float(view.descriptor @ seen.found.keyframe.descriptor)
-    return LoopClosure(view.name, view.frame.stamp_ns, view.frame.frame_id, seen.found, similarity, confirmations)
+    return LoopClosure(
+        view.name,
+        view.frame.stamp_ns,
+        view.frame.frame_id,
+        seen.found,
+        similarity,
+        confirmations,
+        view.session,
+        view.segment,
+    )
 
 
 def _step(before: Location | None, after: Location | None) -> Array | None:

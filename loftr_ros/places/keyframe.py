@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.odometry import ChainLink
 
 Array = NDArray[np.float64]
 
@@ -49,23 +50,6 @@ class KeyframeName(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.robot}/{self.id}" if self.robot else str(self.id)
-
-
-@dataclass(frozen=True, eq=False)
-class ChainLink:
-    """Where a keyframe is, seen from the one before it in the robot's trajectory.
-
-    Attributes:
-        previous: id of that keyframe, of the same robot.
-        pose: (4, 4) T_previous_this, in metres or in the trajectory's own unit.
-        covariance: (6, 6) of (translation, rotation vector) about the previous keyframe's axes.
-        is_metric: whether lengths are in metres.
-    """
-
-    previous: int
-    pose: Array
-    covariance: Array
-    is_metric: bool
 
 
 @dataclass(frozen=True, eq=False)

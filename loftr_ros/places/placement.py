@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.frontend.relative_pose import RelativePose
-from loftr_ros.places.keyframe import ChainLink, KeyframeName
+from loftr_ros.places.keyframe import KeyframeName
 
 Array = NDArray[np.float64]
 

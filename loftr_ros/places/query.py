@@ -59,11 +59,13 @@ class MatchedKeyframes:
 
     Attributes:
         found: what they have in common; `found.keyframe` is image 0.
-        other: image 1.
+        other: what is archived of image 1.
+        image: image 1.
     """
 
     found: Verification
-    other: Frame
+    other: ArchivedKeyframe
+    image: Frame
 
 
 class PlaceQuery:
@@ -125,7 +127,7 @@ class PlaceQuery:
             raise PlacesError(
                 "image_missing", f"the image of keyframe {first} is with its robot, which does not send it"
             )
-        return MatchedKeyframes(found, other)
+        return MatchedKeyframes(found, known[1], other)
 
     def _compare(self, candidate: Candidate, frame: Frame) -> Place | None:
         """The place of a candidate; None where the keyframe was dropped since it was found."""

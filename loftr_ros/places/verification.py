@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, coverage
-from loftr_ros.frontend.own_scale import pose_by_depth
+from loftr_ros.frontend.own_scale import pose_by_depth, why_no_length
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.relative_pose import (
     PoseStatus,
     RelativePose,
+    ScaleReason,
     estimate_relative_pose,
     uncalibrated_inliers,
     without_pose,
@@ -159,8 +160,11 @@ class Verifier:
             camera.focal_length,
             encoded.field,
         )
-        by_depth = None
-        if archived.depth is not None and archived.grid == encoded.features.grid:
+        by_depth, why = None, ScaleReason.NO_DEPTH
+        if archived.depth is not None and archived.grid != encoded.features.grid:
+            why = ScaleReason.OTHER_GRID
+        elif archived.depth is not None:
+            why = why_no_length(archived.depth, matches.track_id, config.depth.min_cells)
             keyframe = Keyframe(archived.name.id, encoded, depth=archived.depth)
             by_depth = pose_by_depth(keyframe, matches, rays, config.geometry, config.depth.min_cells)
             if by_depth is not None and not by_depth.has_rotation:
@@ -169,7 +173,8 @@ class Verifier:
             rays.keyframe, rays.current, archived.camera.focal_length, config.geometry, matches.std, rays.field
         )
         if by_depth is None or archived.depth is None or not archived.depth.is_metric:
-            return pose, by_depth
+            own_unit = archived.depth is not None and not archived.depth.is_metric
+            return replace(pose, without_length=ScaleReason.OWN_UNIT if own_unit else why), by_depth
         # Depths that contradict what two views agree on are of another camera, or not registered: no length then.
         agrees = by_depth.inliers.sum() >= _AGREEING * pose.inliers.sum()
-        return (by_depth if agrees else pose), None
+        return (by_depth if agrees else replace(pose, without_length=ScaleReason.VIEWS_DISAGREE)), None

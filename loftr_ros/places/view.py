@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import Keyframe, KeyframeReason
-from loftr_ros.frontend.odometry import Location, Trajectory
+from loftr_ros.frontend.odometry import ChainLink, Location, Trajectory
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.matcher.interface import ImageFeatures
-from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 
 # A stream that ended so goes on with another clock or camera, or from another place.
 _NEW_SESSION = (KeyframeReason.RESET, KeyframeReason.CAMERA_CHANGED, KeyframeReason.TIME_JUMPED)
@@ -138,7 +138,7 @@ class Observer:
             keyframe.location,
             way,
         )
-        self._waiting = view, _link(result, keyframe), keyframe
+        self._waiting = view, keyframe.link, keyframe
         return view, finished
 
     def take(self) -> NewKeyframe | None:
@@ -173,14 +173,3 @@ def compressed(frame: Frame, jpeg_quality: int) -> bytes:
     if not done:
         raise ValueError(f"OpenCV cannot compress an image of {frame.size[0]}x{frame.size[1]} px")
     return data.tobytes()
-
-
-def _link(result: FrontEndResult, keyframe: Keyframe) -> ChainLink | None:
-    """The keyframe seen from the one that it was located by."""
-    if result.location is None or not result.matches or keyframe.location is None:
-        return None
-    before = result.matches[0].keyframe
-    if before.location is None:
-        return None
-    step, covariance = before.location.step_to(keyframe.location)
-    return ChainLink(before.id, step, covariance, keyframe.location.is_metric)

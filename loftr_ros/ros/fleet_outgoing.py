@@ -17,7 +17,7 @@ from loftr_ros.msg import ArchivedKeyframe as KeyframeMessage
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
 from loftr_ros.ros.keyframe_messages import announcement, fill_answer
-from loftr_ros.ros.messages import to_nanoseconds
+from loftr_ros.ros.messages import to_nanoseconds, unknown_pose
 from loftr_ros.srv import GetKeyframe
 
 # Announcements a second, so that a thousand of them from earlier runs do not hold up a radio.
@@ -106,6 +106,7 @@ class Outgoing:
 
     async def _on_request(self, request: GetKeyframe.Request, response: GetKeyframe.Response) -> GetKeyframe.Response:
         executor = self._node.executor
+        response.keyframe.link = unknown_pose()  # until it is filled, if it is
         name = KeyframeName(request.robot or self._robot, int(request.keyframe_id))
         done = Future()
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import Pose, PoseWithCovariance
+from geometry_msgs.msg import Pose
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.msg import ArchivedKeyframe as KeyframeMessage
-from loftr_ros.places.keyframe import ArchivedKeyframe, ChainLink, KeyframeName, PlacesError
-from loftr_ros.ros.messages import to_array, to_covariance, to_nanoseconds, to_pose, to_time
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
+from loftr_ros.ros.messages import to_array, to_nanoseconds, to_pose, to_pose_with_covariance, to_time, unknown_pose
 from loftr_ros.srv import GetKeyframe
 
 # As the messages say.
@@ -58,6 +59,7 @@ def announcement(keyframe: ArchivedKeyframe, space: str, node: str) -> KeyframeM
         width=keyframe.size[0],
         height=keyframe.size[1],
         is_metric=_is_metric(keyframe),
+        link=unknown_pose(),
     )
     message.header.stamp = to_time(keyframe.stamp_ns)
     message.header.frame_id = keyframe.frame_id
@@ -69,7 +71,7 @@ def announcement(keyframe: ArchivedKeyframe, space: str, node: str) -> KeyframeM
         message.pose_known, message.pose = True, to_pose(keyframe.pose)
     if link is not None:
         message.link_known, message.link_previous = True, link.previous
-        message.link = PoseWithCovariance(pose=to_pose(link.pose), covariance=to_covariance(link.covariance))
+        message.link = to_pose_with_covariance(link.pose, link.covariance)
     return message
 
 

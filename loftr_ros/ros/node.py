@@ -67,7 +67,7 @@ class FrontEndNode(LifecycleNode):
         self._places: Places | None = None
         self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
-        self._reporter = Reporter(self, self.statistics, output.status_period, self._state)
+        self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe)
@@ -85,6 +85,7 @@ class FrontEndNode(LifecycleNode):
         self.statistics.set_window(output.status_window)
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
+        self._reporter.hardware_id = output.hardware_id
         self._stages = FrameStages(
             lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger()),
             FrameDecoder(parameters.input, usable),
@@ -183,6 +184,7 @@ class FrontEndNode(LifecycleNode):
         output = parameters.output
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
+        self._reporter.hardware_id = output.hardware_id
 
         def between_frames(front_end: FrontEnd, outputs: Outputs) -> None:
             front_end.reconfigure(parameters.front_end)

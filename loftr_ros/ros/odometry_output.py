@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from geometry_msgs.msg import (
     PoseStamped,
-    PoseWithCovariance,
     Quaternion,
     Transform,
     TransformStamped,
@@ -28,7 +27,7 @@ from loftr_ros.frontend.config import ConfigError
 from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
 from loftr_ros.ros.base_motion import Fix, Twist, base_covariance, base_pose, base_twist
 from loftr_ros.ros.camera_mount import CameraMount
-from loftr_ros.ros.messages import to_covariance, to_pose, to_time
+from loftr_ros.ros.messages import to_covariance, to_pose, to_pose_with_covariance, to_time
 from loftr_ros.ros.parameters import OdometryParameters
 
 if TYPE_CHECKING:  # imports torch, which the node loads when it is configured
@@ -102,7 +101,7 @@ class OdometryOutput:
         if self._first_segment is None:
             self._first_segment = segment
         if before is not None and before.location.segment != segment:
-            self._warn_of_break(result)
+            self._report_segment(result, before.location.segment, segment)
         self._waiting.append(_Step(fix, before or fix, segment != self._first_segment))
         base_from_camera = self._mount.of(result.frame.frame_id)
         if base_from_camera is None:
@@ -128,7 +127,7 @@ class OdometryOutput:
             Odometry(
                 header=header,
                 child_frame_id=self._parameters.base_frame,
-                pose=PoseWithCovariance(pose=stamped.pose, covariance=to_covariance(covariance)),
+                pose=to_pose_with_covariance(base, covariance),
                 twist=_twist_message(twist),
             )
         )
@@ -153,7 +152,12 @@ class OdometryOutput:
             ]
         )
 
-    def _warn_of_break(self, result: FrontEndResult) -> None:
+    def _report_segment(self, result: FrontEndResult, before: int, now: int) -> None:
+        if now < before:
+            self._logger.info(
+                f"at {result.frame.stamp_ns / 1e9:.3f} s the camera is located again in segment {now} of the trajectory"
+            )
+            return
         self._breaks += 1
         if time.monotonic() < self._silent_until:
             return
@@ -161,8 +165,9 @@ class OdometryOutput:
         times = "" if self._breaks == 1 else f" ({self._breaks} times since the last such line)"
         self._breaks = 0
         self._logger.warning(
-            f"the trajectory is broken at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to this image from "
-            "those before it. It goes on from the last known place, with a covariance that says that it is not known"
+            f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to "
+            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last known "
+            "place, with a covariance that says that it is not known"
         )
 
 

@@ -8,15 +8,17 @@ import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, PointCloud2
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.msg import Correspondences, Keyframe, RelativePose, TrackLinks, Tracks
+from loftr_ros.msg import Correspondences, Keyframe, RelativePose, SegmentsJoined, TrackLinks, Tracks
 from loftr_ros.ros.messages import (
     correspondences_message,
     image_message,
     keyframe_message,
+    landmarks_message,
     relative_pose_message,
+    segments_joined_message,
     track_links_message,
     tracks_message,
 )
@@ -42,6 +44,8 @@ class Outputs:
             self._keyframe = self.publisher(Keyframe, "~/keyframe")
             self._tracks = self.publisher(Tracks, "~/tracks")
             self._track_links = self.publisher(TrackLinks, "~/track_links")
+            self._segments_joined = self.publisher(SegmentsJoined, "~/segments_joined")
+            self._landmarks = self.publisher(PointCloud2, "~/landmarks")
             self._matches_image = self.publisher(Image, "~/matches_image")
             self._odometry = OdometryOutput(node, odometry, self.publisher)
         except Exception:  # a QoS override that is none
@@ -77,8 +81,16 @@ class Outputs:
         # Only while someone listens: the pixels' rays take their time.
         if result.matches and self._tracks.get_subscription_count():
             self._tracks.publish(tracks_message(result.matches[0], result.frame))
+        if result.matches and self._landmarks.get_subscription_count():
+            self._landmarks.publish(landmarks_message(result.matches[0], result.frame, result.location))
         if result.links is not None and len(result.links):
             self._track_links.publish(track_links_message(result.links, result.frame))
+        if result.joined is not None:
+            self._segments_joined.publish(segments_joined_message(result.joined, result.frame))
+            self._node.get_logger().info(
+                f"segments {result.joined.old} and {result.joined.new} of the trajectory are one: "
+                f"it goes on in segment {result.joined.old} (see ~/segments_joined)"
+            )
         self.publish_events(result.events, result.frame)
         self._odometry.publish(result)
 

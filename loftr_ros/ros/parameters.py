@@ -124,6 +124,11 @@ class OutputParameters(Settings):
         5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
     )
     max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
+    hardware_id: str = setting(
+        "",
+        "Identity of the camera, such as its serial number, which /diagnostics gives as hardware_id; empty for the "
+        "machine's host name and the device that the network runs on",
+    )
 
 
 @dataclass(frozen=True)

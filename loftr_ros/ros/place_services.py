@@ -24,7 +24,7 @@ from loftr_ros.frontend.mask import read_mask
 from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.ros.decoding import Arrival, FrameDecoder
 from loftr_ros.ros.parameters import InputParameters, read
-from loftr_ros.ros.place_conversion import matched_messages, place_message
+from loftr_ros.ros.place_conversion import fill_match, no_match, place_message
 from loftr_ros.ros.reports import error_kind
 from loftr_ros.srv import LoadArchive, MatchKeyframes, Query, SaveArchive
 
@@ -85,7 +85,7 @@ class PlaceServices:
         """
         places, executor = self._places(), self._node.executor
         if places is None:
-            return kind(message=_without_archive(self._node.get_parameter("archive.uri").value))
+            return _refusal(kind, _without_archive(self._node.get_parameter("archive.uri").value))
         response = kind()
         done = Future(executor=executor)
         answer = places.recognition.submit(lambda: work(places, request, response))
@@ -107,7 +107,7 @@ class PlaceServices:
             details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             self._node.get_logger().error(f"[internal] a service of the archive failed: {details}")
             message = f"{type(error).__name__}: {message} (see the node's log)"
-        return kind(message=message)
+        return _refusal(kind, message)
 
     # --- on the thread of the archive ---
 
@@ -129,7 +129,7 @@ class PlaceServices:
             KeyframeName(request.robot or places.robot, int(request.keyframe_id)),
             KeyframeName(request.other_robot or places.robot, int(request.other_keyframe_id)),
         )
-        response.correspondences, response.relative_pose = matched_messages(matched)
+        fill_match(response, matched)
 
     def _query(self, places: Places, request: Query.Request, response: Query.Response) -> None:
         frame = asked_frame(request, read(self._node).input)
@@ -166,6 +166,14 @@ def _the_image(request: Query.Request) -> Image | CompressedImage:
         how = "both image and compressed_image hold one" if has_raw else "neither image nor compressed_image holds one"
         raise RequestError(f"one image is asked for, and {how}; fill one of them and leave the other empty")
     return raw if has_raw else compressed
+
+
+def _refusal(kind: type, message: str) -> Any:
+    """A response that says why there is none; it claims nothing of what it should have told."""
+    response = kind(message=message)
+    if isinstance(response, MatchKeyframes.Response):
+        response.relative_pose = no_match()
+    return response
 
 
 def _without_archive(uri: str) -> str:

@@ -151,6 +151,7 @@ class Places:
             places_searched=counts.searched,
             places_skipped=counts.skipped,
             loop_closures=counts.closures,
+            session=self.observer.session,
         )
 
     def _load(self, parameters: Parameters, descriptor: PlaceDescriptor, lent: LentMatcher) -> LoopDetector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
+_STATES = {
+    FrontEndStatus.TRACKING: "TRACKING",
+    FrontEndStatus.DOUBTFUL: "DOUBTFUL",
+    FrontEndStatus.LOST: "LOST",
+    FrontEndStatus.RELOCALISING: "RELOCALISING",
+}
+
+
 @dataclass(frozen=True)
 class MotionState:
     """What the status says of the trajectory; see msg/FrontEndStatus for the fields."""
@@ -36,6 +45,7 @@ class MotionState:
     mode: str = ""
     scale_known: bool = False
     scale_std: float = 0.0
+    state: int = 0
     segment: int = 0
     path_length: float = 0.0
     keyframe_depth_cells: int = 0
@@ -49,6 +59,7 @@ def motion_state(front_end: FrontEnd) -> MotionState:
         mode=front_end.config.scale.mode,
         scale_known=last is not None and last.is_metric,
         scale_std=last.scale_std if last else 0.0,
+        state=int(front_end.recovery.state),
         segment=last.segment if last else 0,
         path_length=trajectory.length,
         keyframe_depth_cells=int(depth.known.sum()) if depth else 0,
@@ -65,6 +76,7 @@ class PlacesState:
     places_searched: int = 0
     places_skipped: int = 0
     loop_closures: int = 0
+    session: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,9 +203,30 @@ class ErrorLog:
 
 
 class Reporter:
-    """Publishes ~/status and /diagnostics once a period, whatever state the node is in."""
+    """Publishes ~/status and /diagnostics once a period, whatever state the node is in.
 
-    def __init__(self, node: Node, statistics: Statistics, period: float, state: Callable[[], FrontEndState]) -> None:
+    Attributes:
+        hardware_id: what /diagnostics calls the hardware; empty for the machine and the network's device.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        statistics: Statistics,
+        period: float,
+        state: Callable[[], FrontEndState],
+        hardware_id: str = "",
+    ) -> None:
+        """Begin.
+
+        Args:
+            node: who publishes.
+            statistics: the counters.
+            period: seconds between two reports.
+            state: what else is told.
+            hardware_id: of the camera; empty for the machine and the device that the network runs on.
+        """
+        self.hardware_id = hardware_id
         self._node = node
         self._statistics = statistics
         self._state = state
@@ -227,6 +260,8 @@ class Reporter:
             frames_unmatched=now.unmatched,
             frames_unpaired=now.unpaired,
             messages_lost=now.lost,
+            frames_useless=now.useless,
+            frames_located=now.located,
             frames_pending=state.pending,
             error_kinds=list(now.errors),
             error_counts=to_array(np.asarray(list(now.errors.values()), dtype=np.uint64)),
@@ -259,6 +294,8 @@ class Reporter:
             "frames decoded": now.decoded,
             "frames processed": now.processed,
             "frames unmatched": now.unmatched,
+            "frames useless": now.useless,
+            "frames located": now.located,
             "frames dropped": now.dropped,
             "frames unpaired": now.unpaired,
             "messages lost": now.lost,
@@ -266,9 +303,11 @@ class Reporter:
             "rate [1/s]": f"{now.rate:.1f}",
             "keyframes": f"{state.keyframes_held} of {state.keyframe_capacity}",
             "effort": f"{state.matched_keyframes} keyframes, {100 * state.image_scale:.0f} % of the resolution",
+            "camera frame": now.last_frame_id,
             "mode": state.motion.mode,
             "scale known": state.motion.scale_known,
             "scale drift": f"{state.motion.scale_std:.3f}",
+            "tracking": _STATES.get(state.motion.state, ""),
             "trajectory segment": state.motion.segment,
             f"path length [{'m' if state.motion.scale_known else 'own unit'}]": f"{state.motion.path_length:.3f}",
             "keyframe cells of known depth": state.motion.keyframe_depth_cells,
@@ -288,7 +327,7 @@ class Reporter:
             level=level,
             name=f"{self._node.get_fully_qualified_name()}: front end",
             message=text,
-            hardware_id=now.last_frame_id,
+            hardware_id=self.hardware_id or _machine(state.device),
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         message = DiagnosticArray(status=[status])
@@ -319,6 +358,13 @@ class Reporter:
                 )
             if new_errors:
                 return DiagnosticStatus.WARN, f"{new_errors} errors since the last report: {now.last_error}"
+            if state.motion.state in (FrontEndStatus.LOST, FrontEndStatus.RELOCALISING):
+                return (
+                    DiagnosticStatus.WARN,
+                    f"{now.rate:.1f} frames/s, but the camera is lost ({_STATES[state.motion.state]}): "
+                    f"{now.located - before.located} of {now.processed - before.processed} frames since the last "
+                    f"report were located, {now.useless - before.useless} show nothing",
+                )
             if now.unmatched - before.unmatched == now.processed - before.processed:
                 return (
                     DiagnosticStatus.WARN,
@@ -336,3 +382,8 @@ class Reporter:
             return DiagnosticStatus.WARN, "images came, but none was processed since the last report"
         publishers = self._node.count_publishers(state.topic)
         return DiagnosticStatus.WARN, f"no image came on {state.topic} since the last report (publishers: {publishers})"
+
+
+def _machine(device: str) -> str:
+    """The computer, and what of it the network runs on, once that is known."""
+    return f"{socket.gethostname()} {device}".rstrip()

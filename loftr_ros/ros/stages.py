@@ -169,7 +169,7 @@ class FrameStages:
             "publish": now - found,
             "total": now - item.received,
         }
-        self._statistics.processed(latencies, now, result.is_unmatched)
+        self._statistics.processed(latencies, now, result.is_unmatched, result.is_useless, result.is_located)
         if warning := self.front_end.take_warning():
             self._errors.error("time", warning)
         try:

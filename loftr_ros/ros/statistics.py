@@ -14,6 +14,11 @@ import numpy as np
 # because importing them would load torch before the node is up.
 STAGES = ("wait", "decode", "encode", "match", "refine", "geometry", "keyframe", "publish", "total")
 
+# Seconds that the rate is taken over; and after so many, and so many times the usual time between two frames, none is
+# expected to come any more.
+_RATE_SECONDS = 5.0
+_RATE_PATIENCE = 3.0
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -24,11 +29,13 @@ class Snapshot:
         unpaired: frames whose CameraInfo, right or depth image did not come.
         lost: messages of all inputs that the middleware says were lost on their way.
         unmatched: of those processed, frames that had too few matches with every keyframe.
+        useless: of those processed, frames that show nothing that could be matched.
+        located: of those processed, frames whose place in the trajectory is known.
         errors: failures by kind.
         last_error: the newest in words.
         latency_median, latency_p99: seconds, one entry for each of STAGES; NaN before the first frame.
         window: frames that the latencies are taken over.
-        rate: frames processed a second, over the window up to now; it falls when no more come.
+        rate: frames processed a second, over the last seconds; it falls to 0 when no more come.
         last_frame_id: optical frame of the newest image.
     """
 
@@ -40,6 +47,8 @@ class Snapshot:
     unmatched: int
     unpaired: int
     lost: int
+    useless: int
+    located: int
     errors: Mapping[str, int]
     last_error: str
     latency_median: tuple[float, ...]
@@ -56,6 +65,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._received = self._decoded = self._dropped = self._failed = self._processed = self._unmatched = 0
         self._unpaired = self._lost = 0
+        self._useless = self._located = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
@@ -106,17 +116,28 @@ class Statistics:
         with self._lock:
             self._count_error(kind, message)
 
-    def processed(self, latencies: Mapping[str, float], now: float, unmatched: bool = False) -> None:
+    def processed(
+        self,
+        latencies: Mapping[str, float],
+        now: float,
+        unmatched: bool = False,
+        useless: bool = False,
+        located: bool = False,
+    ) -> None:
         """Its results were published.
 
         Args:
             latencies: seconds by stage; those not named took no time.
             now: monotonic seconds.
             unmatched: there were keyframes, and too few matches with each of them.
+            useless: the frame shows nothing that could be matched.
+            located: its place in the trajectory is known.
         """
         with self._lock:
             self._processed += 1
             self._unmatched += unmatched
+            self._useless += useless
+            self._located += located
             self._finished.append((tuple(latencies.get(stage, 0.0) for stage in STAGES), now))
 
     def snapshot(self, now: float | None = None) -> Snapshot:
@@ -135,12 +156,13 @@ class Statistics:
                 unmatched=self._unmatched,
                 unpaired=self._unpaired,
                 lost=self._lost,
+                useless=self._useless,
+                located=self._located,
             )
             errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
             finished = list(self._finished)
         # Outside of the lock: the inference thread must not wait for percentiles.
         latencies = np.asarray([stages for stages, _ in finished], dtype=np.float64).reshape(-1, len(STAGES))
-        elapsed = (time.monotonic() if now is None else now) - finished[0][1] if finished else 0.0
         unknown = (float("nan"),) * len(STAGES)
         return Snapshot(
             **counters,
@@ -150,9 +172,31 @@ class Statistics:
             latency_median=tuple(np.median(latencies, axis=0).tolist()) if finished else unknown,
             latency_p99=tuple(np.percentile(latencies, 99, axis=0).tolist()) if finished else unknown,
             window=len(finished),
-            rate=(len(finished) - 1) / elapsed if elapsed > 0 else 0.0,
+            rate=_rate([end for _, end in finished], time.monotonic() if now is None else now),
         )
 
     def _count_error(self, kind: str, message: str, number: int = 1) -> None:
         self._errors[kind] += number
         self._last_error = message
+
+
+def _rate(ends: list[float], now: float) -> float:
+    """Frames a second.
+
+    Over the last seconds, or between the last two frames where they come more seldom; no higher than the silence since
+    the last one allows, and 0 once that lasts.
+
+    Args:
+        ends: when each of the newest frames was done, in seconds, the oldest first.
+        now: seconds.
+    """
+    recent = [end for end in ends if now - end <= _RATE_SECONDS]
+    if len(recent) < 2:
+        recent = ends[-2:]
+    if len(recent) < 2:
+        return 0.0
+    between, silent = (recent[-1] - recent[0]) / (len(recent) - 1), now - recent[-1]
+    if silent > max(_RATE_SECONDS, _RATE_PATIENCE * between):
+        return 0.0
+    longest = max(between, silent)
+    return 1 / longest if longest > 0 else 0.0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.sources.base import SourceError
+from loftr_ros.wording import shortened
 
 
 def load_camera(path: str | Path) -> CameraModel:
@@ -94,7 +95,9 @@ def read_table(path: Path, columns: int, separator: str | None = None) -> list[l
             continue
         row = [entry.strip() for entry in line.split(separator)]
         if len(row) < columns:
-            raise SourceError(f"{path}, line {number} has {len(row)} entries; expected {columns}: {line[:60]!r}")
+            raise SourceError(
+                f"{path}, line {number} has {len(row)} entries; expected {columns}: {shortened(line, 60)!r}"
+            )
         rows.append(row)
     return rows
 

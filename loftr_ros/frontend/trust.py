@@ -1,0 +1,119 @@
+"""Whether a pose is to be trusted by itself: how much of what both images should show agrees with it.
+
+Wrong poses that many matches agree on come from a thing that is there twice: a poster that hangs in two rooms, a door
+like the next one. The thing is matched, and what is around it is not. So a pose is held against the parts of the
+keyframe's image that it says are in view and that have texture: inliers must be in enough of them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.relative_pose import RelativePose
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# Blocks along the longer side of the image.
+_BLOCKS = 20
+# Gray levels a pixel, root mean square of the gradient, from which on a block has texture to be matched.
+_TEXTURE = 3.0
+# Blocks that must be in view for a verdict.
+_LEAST_BLOCKS = 6
+
+
+@lru_cache(maxsize=8)
+def _centres(width: int, height: int) -> tuple[Array, tuple[int, int], float]:
+    """(B, 2) pixels of the blocks' centres, (rows, columns), and their side in pixels."""
+    side = max(width, height) / _BLOCKS
+    rows, columns = max(round(height / side), 1), max(round(width / side), 1)
+    v, u = np.meshgrid(
+        (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns, indexing="ij"
+    )
+    return np.stack([u.ravel(), v.ravel()], axis=1) - 0.5, (rows, columns), side
+
+
+def textured_blocks(image: NDArray[np.uint8], usable: NDArray[np.bool_] | None = None) -> Flags:
+    """(B,) whether each block of an image has texture that could be matched.
+
+    Args:
+        image: (H, W) uint8 gray.
+        usable: (H, W) bool, false for pixels to ignore; None to use all.
+    """
+    height, width = image.shape
+    _, (rows, columns), _ = _centres(width, height)
+    # Half the size: the sensor's noise would else be texture.
+    small = cv2.resize(image, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
+    across, down = cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=0.125)
+    energy = cv2.resize(across * across + down * down, (columns, rows), interpolation=cv2.INTER_AREA)
+    textured = energy.ravel() > _TEXTURE**2
+    if usable is not None:
+        kept = cv2.resize(usable.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        textured &= kept.ravel() > 0.9
+    return np.asarray(textured)
+
+
+def explained_part(
+    textured: Flags,
+    points: NDArray[np.floating],
+    pose: RelativePose,
+    keyframe: CameraModel,
+    current: CameraModel,
+    cell_points: NDArray[np.floating],
+    depth: CellDepth | None,
+) -> float:
+    """Part of the keyframe's textured blocks in view of the current camera that hold inliers, 0 to 1.
+
+    Args:
+        textured: see `textured_blocks`, of the keyframe.
+        points: (N, 2) pixels of the keyframe's image where the inliers are.
+        pose: of the current camera relative to the keyframe.
+        keyframe, current: calibrations.
+        cell_points: (L, 2) pixels of the keyframe's cells.
+        depth: of these cells; without it all are taken to be as far away as the inliers' parallax says.
+
+    Returns:
+        The part; 1 where too few blocks are in view to tell.
+    """
+    size = keyframe.width, keyframe.height
+    centres, (rows, columns), _ = _centres(*size)
+    rays = keyframe.unproject(centres)
+    if pose.scale_known and depth is not None and depth.known.any():
+        inverse = _inverse_of_blocks(cell_points, depth, size, (rows, columns))
+    else:
+        inverse = np.full(len(centres), pose.median_parallax / keyframe.focal_length)
+    there = (np.insert(rays, 2, 1.0, axis=1) - inverse[:, None] * pose.translation) @ pose.rotation
+    ahead = np.isfinite(there).all(axis=1) & (there[:, 2] > 1e-3)
+    pixels = np.full((len(there), 2), -1.0)
+    pixels[ahead] = current.project(there[ahead])
+    margin = current.width / _BLOCKS / 4
+    with np.errstate(invalid="ignore"):
+        seen = ahead & (pixels > margin).all(axis=1)
+        seen &= (pixels[:, 0] < current.width - margin) & (pixels[:, 1] < current.height - margin)
+    seen &= textured
+    if seen.sum() < _LEAST_BLOCKS:
+        return 1.0
+    matched = np.zeros(len(centres), np.bool_)
+    column, row = (points * (columns / size[0], rows / size[1])).astype(np.int64).T
+    matched[np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)] = True
+    return float((matched & seen).sum() / seen.sum())
+
+
+def _inverse_of_blocks(
+    cell_points: NDArray[np.floating], depth: CellDepth, size: tuple[int, int], grid: tuple[int, int]
+) -> Array:
+    """(B,) mean inverse depth of the known cells in each block; the median of all where it has none."""
+    rows, columns = grid
+    known = depth.known
+    column, row = (cell_points[known] * (columns / size[0], rows / size[1])).astype(np.int64).T
+    block = np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)
+    count = np.bincount(block, minlength=rows * columns)
+    total = np.bincount(block, weights=depth.inverse[known], minlength=rows * columns)
+    typical = float(np.median(depth.inverse[known]))
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), typical))
