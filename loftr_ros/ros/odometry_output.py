@@ -166,8 +166,8 @@ class OdometryOutput:
         self._breaks = 0
         self._logger.warning(
             f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to "
-            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last known "
-            "place, with a covariance that says that it is not known"
+            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last "
+            "known place, with a covariance that says that it is not known"
         )
 
 
