@@ -42,7 +42,9 @@ class MatcherConfig(Settings):
         choices=("auto", "torch", "onnx", "openvino"),
     )
     onnx_providers: str = setting(
-        "", "Execution providers of backend onnx, the preferred first, with commas between; empty for the CPU's"
+        "",
+        "Execution providers of backend onnx, the preferred first, with commas between; empty for CUDA's where device "
+        "is a GPU, else the CPU's",
     )
     threads: int = setting(
         0, "CPU threads of the network; 0 for all cores, or half of them when pipelined", low=0, high=256

@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 FOCAL = 500.0
 # What these scenes are made with: matches with noise of their own, and no error that they share.
-EXACT = GeometryConfig(focal_std=0.0, centre_std=0.0, depth_scale_std=0.0)
+EXACT = GeometryConfig(focal_std=0.0, centre_std=0.0, match_bias=0.0, depth_scale_std=0.0)
 SIZE = np.array([640, 480])
 # Area of the field of view in the normalised plane.
 FIELD = float(np.prod(SIZE / FOCAL))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -21,11 +22,13 @@ from made_weights import CPU, network, rendered_pair, sevenscenes_pair
 from torch import Tensor
 
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.matcher import onnx_graph, transformer
+from loftr_ros.matcher import export, factory, onnx_backend, onnx_graph, region_transformer, transformer
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoint import WeightsError, load_network
+from loftr_ros.matcher.config import PRESETS
 from loftr_ros.matcher.export import ExportError, export_network
-from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE
+from loftr_ros.matcher.export_check import Agreement, DisagreementError, check_export
+from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, read_model
 from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.interface import Matcher, Matches
@@ -33,6 +36,7 @@ from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.onnx_backend import load_onnx
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.ring import FeatureRing
+from loftr_ros.weights import find_weights
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -72,8 +76,8 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def random_lite() -> LoFTR:
-    return load_network("coarse_lite", None, CPU, torch.float32)
+def random_lite(precision: torch.dtype = torch.float32) -> LoFTR:
+    return load_network("coarse_lite", None, CPU, precision)
 
 
 def opened(folder: Path, **coarse: float) -> ExportedMatcher:
@@ -408,6 +412,142 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     with pytest.raises(ExportError, match="pip install onnx"):
         export_network(model, folder, WIDTH, HEIGHT, weights="random")
     assert not folder.exists()
+
+
+EVERY_PRECISION = [torch.float32, torch.float16]
+
+
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in PRESETS if name not in ("coarse_lite", "compact")),
+        "coarse_lite",
+        "compact",
+    ],
+)
+def test_every_preset_in_every_precision_is_valid_and_finds_what_the_network_finds(
+    preset: str, precision: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreed: list[Agreement] = []
+    monkeypatch.setattr(export, "check_export", lambda *given: agreed.append(check_export(*given)))
+    if preset == "compact":
+        model: Network = load_network("compact", find_weights("compact", ""), CPU, precision)
+    else:
+        model = random_lite(precision) if preset == "coarse_lite" else network(precision, preset)
+    export_network(model, tmp_path, WIDTH, HEIGHT, weights="made")
+    (found,) = agreed
+    assert found.features < 0.01 and found.distance < 0.1
+    assert found.common >= 0.9 * found.matches
+    assert found.matches > 50 or preset == "coarse_lite"  # whose weights are random here
+
+
+def test_what_the_checker_refuses_is_not_written_and_an_older_export_stays(
+    lite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(lite, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+
+    monkeypatch.setattr(region_transformer, "softmax_attention", fused)
+    with pytest.raises(ExportError, match=r"compact in float16 .*onnx's checker refuses encode\.onnx.*LayerNorm"):
+        export_network(compact(torch.float16), folder, made_compact.WIDTH, made_compact.HEIGHT, weights="random")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_graphs_that_find_something_else_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mirrored(onnx_graph.EncodeGraph):
+        def forward(self, image: Tensor, usable: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(image.flip(3), usable)
+
+    monkeypatch.setattr(export, "EncodeGraph", Mirrored)
+    with pytest.raises(ExportError, match=r"tokens that the graph encodes are .* % off the network's"):
+        export_network(random_lite(), tmp_path, WIDTH, HEIGHT, weights="random")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_matches_that_the_network_does_not_find_are_told(compact_folder: Path) -> None:
+    stricter, exported = with_coarse(compact(), threshold=0.9), read_model(compact_folder)
+    with pytest.raises(DisagreementError, match=r"the graphs find \d+ matches where the network finds \d+"):
+        check_export(stricter, exported, compact_folder / ENCODE_FILE, compact_folder / MATCH_FILE)
+
+
+def test_without_onnxruntime_nothing_is_exported_since_nothing_could_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    with pytest.raises(ExportError, match="pip install onnxruntime"):
+        export_network(random_lite(), tmp_path / "export", WIDTH, HEIGHT, weights="random")
+    assert not (tmp_path / "export").exists()
+
+
+# --- which provider a device means ---
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device, as far as names go."""
+    monkeypatch.setattr(factory, "resolve_device", lambda name: CPU if name == "cpu" else torch.device("cuda", 0))
+
+
+def by_onnx(folder: Path, device: str, *providers: str) -> Matcher:
+    return open_matcher(MatcherSpec("auto", folder, device=device, backend="onnx", providers=providers))
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_was_asked_for_and_that_onnxruntime_cannot_use_is_an_error(lite: Path, device: str) -> None:
+    with pytest.raises(DeviceError, match=rf"device '{device}' with backend onnx needs CUDAExec.*onnxruntime-gpu"):
+        by_onnx(lite, device)
+    with pytest.raises(DeviceError, match=r"only execution provider of onnxruntime is CPUExecutionProvider"):
+        by_onnx(lite, device, "CPUExecutionProvider")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_that_was_not_asked_for_and_cannot_be_used_is_a_warning(
+    lite: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    matcher = by_onnx(lite, "auto")
+    assert matcher.device == CPU
+    assert "onnxruntime computes on the CPU, though there is a GPU" in caplog.text
+    assert "has no CUDAExecutionProvider here" in caplog.text
+    caplog.clear()
+    assert by_onnx(lite, "cpu").device == by_onnx(lite, "auto", "CPUExecutionProvider").device == CPU
+    assert not caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [
+        ("cuda", (), ("CUDAExecutionProvider",)),
+        ("auto", (), ("CUDAExecutionProvider",)),
+        ("cpu", (), CPU_PROVIDER),
+        ("cuda", ("TensorrtExecutionProvider", "CUDAExecutionProvider"), None),
+        ("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"), None),
+        ("cpu", ("CUDAExecutionProvider",), None),
+    ],
+)
+def test_a_device_without_providers_means_its_own(
+    lite: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    given: tuple[str, ...],
+    expected: tuple[str, ...] | None,
+) -> None:
+    asked: list[tuple[tuple[str, ...], torch.device]] = []
+
+    def opening(path: Path, providers: tuple[str, ...], at: torch.device, *rest: object, **more: object) -> Matcher:
+        asked.append((tuple(providers), at))
+        return load_onnx(path, CPU_PROVIDER)
+
+    monkeypatch.setattr(onnx_backend, "load_onnx", opening)
+    by_onnx(lite, device, *given)
+    assert asked == [(expected or given, CPU if device == "cpu" else torch.device("cuda", 0))]
 
 
 def export_by_command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

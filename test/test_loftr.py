@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_weights import network, rendered_pair
 
-from loftr_ros.matcher import backbone, coarse, fine
+from loftr_ros.matcher import backbone, coarse, fine, transformer
 from loftr_ros.matcher.attention import full_attention, linear_attention
 from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.coarse import dual_softmax
@@ -284,3 +284,47 @@ def test_a_network_with_full_attention_matches_in_bounded_memory_too() -> None:
     features = model.encode(blobs(64, 96))
     matches = model.match([features], features)[0]
     assert (matches.points0 - (matches.points1 / 8).round() * 8).abs().max() == 0
+
+
+@pytest.mark.parametrize("tile_tokens", [2400, 200, 70])
+@pytest.mark.parametrize("masked", ["current", "keyframes", "both", "one keyframe", "blank current", "blank keyframe"])
+@pytest.mark.parametrize("config", [small(threshold=1e-3), small(method="optimal_transport")], ids=["softmax", "ot"])
+def test_several_keyframes_with_masks_are_matched_as_each_by_itself(
+    config: LoFTRConfig, masked: str, tile_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "TILE_TOKENS", tile_tokens)
+    model, image = small_network(config=config), blobs(64, 96)
+    usable = torch.ones(64, 96, dtype=torch.bool)
+    usable[:30, 40:] = False
+    nothing = torch.zeros_like(image)
+    current = model.encode(
+        nothing if masked == "blank current" else image, usable if masked in ("current", "both") else None
+    )
+    seen = [image, image.roll(8, 1), image.flip(1), nothing if masked == "blank keyframe" else image.roll(16, 0)]
+    masks = {"keyframes": [usable] * 4, "both": [usable] * 4, "one keyframe": [None, usable, None, None]}
+    keyframes = [model.complete(model.encode(*each)) for each in zip(seen, masks.get(masked, [None] * 4), strict=True)]
+    found = model.match(keyframes, current)
+    for matches, keyframe in zip(found, keyframes, strict=True):
+        equal(matches, model.match([keyframe], current)[0], tolerance=1e-3)
+    assert (len(found[0]) > 5) == (masked != "blank current")
+
+
+@pytest.mark.parametrize("tokens", [(1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("masks", [(1, 1), (3, 1), (1, 3), (3, 3)])
+@pytest.mark.parametrize("attention", ["linear", "full"])
+def test_one_row_of_tokens_or_of_a_mask_stands_for_all_pairs(
+    attention: str, masks: tuple[int, int], tokens: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "TILE_TOKENS", 50)
+    torch.manual_seed(1)
+    config = dataclasses.replace(LOFTR.transformer, attention=attention, num_heads=2)
+    layers = transformer.LocalFeatureTransformer(16, config).eval()
+    both = [torch.randn(rows, 40, 16) for rows in tokens]
+    usable = [torch.rand(rows, 40) > 0.4 for rows in masks]
+    with torch.no_grad():
+        found = layers(*both, *usable)
+        whole = layers(
+            *(each.expand(3, -1, -1).clone() for each in both), *(each.expand(3, -1).clone() for each in usable)
+        )
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -387,3 +387,59 @@ def test_while_it_searches_the_newest_keyframe_waits_and_older_ones_are_counted_
     counts = thread.counts
     asked = sum(view.name is not None for view in one.views)
     assert counts.skipped > 0 and counts.searched + counts.skipped in (asked, asked - 1)
+
+
+# --- a front end that is lost asks for keyframes that it has no room for any more ---
+
+
+def kidnapped(folder: Path, capacity: int, archive: bool) -> tuple[FrontEnd, list[int | None]]:
+    """A walk, ten seconds of another place, and back to where the walk began; the segment of each image after that."""
+    elsewhere = [*AWAY] * 4
+    one = Robot(folder, there_and_back)
+    one.front_end = FrontEnd(
+        WorldMatcher(one.poses), with_values(one.config, {"keyframe.capacity": capacity, "keyframe.max_parallax": 0.02})
+    )
+    stamp, segments = 10**9, []
+    for count, number in enumerate([*range(FRAMES), *elsewhere[:100], *range(FRAMES // 2)]):
+        stamp += 10**8
+        seen = replace(image(number, True, there_and_back), stamp_ns=stamp)
+        encoded = one.front_end.encode(seen)
+        result = one.front_end.process_encoded(encoded)
+        view, finished = one.observer.observe(result, encoded)
+        if finished is not None:
+            one.archive.add(finished.archived(90))
+        if archive and view.is_lost:
+            known = one.detector.known_place(view, encoded)
+            if known is not None:
+                one.front_end.recall(known.name.id, known.to_frame(), known.depth, known.grid)
+        else:
+            one.detector.process(view, encoded)
+        if count >= FRAMES + 100:
+            segments.append(None if result.location is None else result.location.segment)
+    return one.front_end, segments
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_kidnapped_camera_that_comes_back_is_located_within_five_images_in_the_segment_that_it_left(
+    tmp_path: Path, archive: bool
+) -> None:
+    _, segments = kidnapped(tmp_path / "archive", 10, archive)
+    assert segments[4] == 0 and segments[-1] == 0
+
+
+def test_what_the_buffer_has_no_room_for_is_recalled_from_the_archive(tmp_path: Path) -> None:
+    _, forgotten = kidnapped(tmp_path / "without", 2, archive=False)
+    assert forgotten[4] != 0, "the buffer alone must not do, or this tests nothing"
+    front_end, segments = kidnapped(tmp_path / "with", 2, archive=True)
+    assert segments[4] == 0 and segments[-1] == 0
+    assert front_end.localizer.segment == 0
+
+
+def test_a_keyframe_whose_place_is_not_known_in_this_trajectory_is_not_recalled(robot: Callable[..., Robot]) -> None:
+    one = robot()
+    one.go([*range(FRAMES)])
+    seen = image(0, True, there_and_back)
+    assert not one.front_end.recall(999, seen, None, (0, 0))
+    held = one.front_end.buffer.keyframes
+    assert not one.front_end.recall(held[0].id, seen, None, (0, 0)), "it is held already"
+    assert one.front_end.buffer.keyframes == held

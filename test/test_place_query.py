@@ -193,7 +193,11 @@ def test_a_match_without_a_length_says_why(room: SimpleNamespace, monkeypatch: p
         (kept, {ScaleReason.KNOWN}),
         (replace(kept, camera=None), {ScaleReason.NO_POSE}),
         (replace(kept, depth=None), {ScaleReason.NO_DEPTH}),
-        (replace(kept, depth=replace(kept.depth, is_metric=False)), {ScaleReason.OWN_UNIT}),
+        (replace(kept, depth=None, link=replace(kept.link, is_metric=False)), {ScaleReason.OWN_UNIT}),
+        (
+            replace(kept, depth=replace(kept.depth, is_metric=False), link=replace(kept.link, is_metric=False)),
+            {ScaleReason.OWN_UNIT},
+        ),
         (replace(kept, grid=(1, len(kept.depth.inverse))), {ScaleReason.OTHER_GRID}),
         (with_depth(few), {ScaleReason.FEW_DEPTHS}),
         # No camera's: nothing agrees with it, or so little that two views know better.

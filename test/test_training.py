@@ -873,3 +873,39 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     taught = [*train, "--output", str(tmp_path / "taught"), "--set"]
     assert "none.pt is not there" in call(*taught, "distillation.teacher=none.pt", code=2)
     call(*taught, "distillation.teacher=", "--max-steps", "1")
+
+
+@pytest.mark.parametrize(
+    ("devices", "ranks", "expected"),
+    [
+        (1, {}, "cuda:0"),
+        (1, {"SLURM_LOCALID": "3"}, "cuda:0"),
+        (4, {}, "cuda:0"),
+        (4, {"LOCAL_RANK": "2"}, "cuda:2"),
+        (4, {"SLURM_LOCALID": "3"}, "cuda:3"),
+        (4, {"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, "cuda:1"),
+    ],
+)
+def test_of_several_gpus_each_process_has_the_teacher_on_its_own(
+    devices: int, ranks: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pytest.importorskip("loftr_ros.training.trainer")
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+
+    class OpenedError(Exception):
+        """Ends the training where the objective is made, with the device that the teacher is for."""
+
+    def opened(config: Any, losses: Any, distillation: Any, device: torch.device, *rest: Any) -> None:
+        raise OpenedError(str(device))
+
+    monkeypatch.setattr(trainer, "open_objective", opened)
+    monkeypatch.setattr(trainer, "resolve_device", lambda name: torch.device("cuda", 0))
+    config = config_of(
+        {"budget": {"max_steps": 1}, "machine": {"devices": devices}, "distillation": {"teacher": "outdoor"}}
+    )
+    with pytest.raises(OpenedError, match=expected):
+        trainer.train(config, None, tmp_path / "out")
+    assert trainer.own_device(torch.device("cpu"), devices) == torch.device("cpu")

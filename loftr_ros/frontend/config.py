@@ -210,6 +210,13 @@ class GeometryConfig(Settings):
         low=0.0,
         high=100.0,
     )
+    match_bias: float = setting(
+        1.0,
+        "Error that the matches of a region share, in units of what was measured on rendered images, that covariances "
+        "allow for",
+        low=0.0,
+        high=100.0,
+    )
     depth_scale_std: float = setting(
         0.01,
         "Standard deviation of the error that a keyframe's depths share, as a part of them, that covariances allow for",
@@ -283,7 +290,7 @@ class RecoveryConfig(Settings):
     live: ClassVar[bool] = True
 
     patience: int = setting(
-        5, "Frames in a row that may fail to be located before the camera counts as lost", low=0, high=1000
+        3, "Frames in a row that may fail to be located before the camera counts as lost", low=0, high=1000
     )
     max_tried: int = setting(
         3,
@@ -293,7 +300,7 @@ class RecoveryConfig(Settings):
         high=1000,
     )
     confirmations: int = setting(
-        5,
+        3,
         "Frames in a row for which a new place must be tracked by itself before a segment begins there",
         low=1,
         high=1000,

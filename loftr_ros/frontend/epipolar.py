@@ -18,7 +18,10 @@ Flags = NDArray[np.bool_]
 # Normalised units: more than the width of any image without a lens of its own model.
 MAX_RESIDUAL = 4.0
 # Matches that tell how a pose moves with the calibration: it takes no more.
-COMMON_MATCHES = 300
+COMMON_MATCHES = 150
+# Pixels: median standard deviation of matches of a sharp image at most, of a blurred one at least, and what is taken
+# where the network does not tell.
+_SHARP_STD, _BLURRED_STD, _TYPICAL_STD = 0.4, 1.0, 0.3
 # What the calibration's errors do to a pose is multiplied by this: it allows for what has no name, fitted on rendered
 # walks with such errors (benchmarks/wrong_and_sure.py).
 COMMON_FACTOR = 1.25
@@ -48,16 +51,60 @@ class CommonErrors:
         focal_std: standard deviation of the calibration's focal length, as a part of it.
         centre_std: of the principal point along one axis, normalised units.
         depth_scale_std: of what the depths of a keyframe are all wrong by, as a part of them.
+        match_std: of what the matches of a whole region are wrong by along one axis, normalised units, see
+            `shared_match_error`.
     """
 
     focal_std: float
     centre_std: float
     depth_scale_std: float = 0.0
+    match_std: float = 0.0
 
-    def rays(self, rays: Array) -> list[Array]:
-        """(N, 2) rays as they would be with each parameter of the calibration off by one standard deviation."""
-        across, down = np.array([self.centre_std, 0.0]), np.array([0.0, self.centre_std])
-        return [rays * (1 + self.focal_std), rays + across, rays + down]
+    @property
+    def is_none(self) -> bool:
+        """Whether there is nothing that they share."""
+        return not (self.focal_std or self.centre_std or self.depth_scale_std or self.match_std)
+
+    def rays(self, rays_keyframe: Array, rays_current: Array) -> list[tuple[Array, Array]]:
+        """(N, 2) rays of both images as they would be with one thing at a time off by one standard deviation.
+
+        The calibration is that of both images; matches are off in the current one, by a shift and by what grows across
+        the image.
+        """
+        across, down = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+        both = [(r * (1 + self.focal_std)) for r in (rays_keyframe, rays_current)]
+        moved = [(both[0], both[1])]
+        moved += [
+            (rays_keyframe + self.centre_std * axis, rays_current + self.centre_std * axis) for axis in (across, down)
+        ]
+        if self.match_std:
+            centred = rays_current - rays_current.mean(axis=0)
+            grown = centred / max(float(np.sqrt((centred**2).mean())), 1e-9)
+            moved += [(rays_keyframe, rays_current + self.match_std * axis) for axis in (across, down)]
+            moved += [
+                (rays_keyframe, rays_current + self.match_std * grown[:, k : k + 1] * axis)
+                for k in (0, 1)
+                for axis in (across, down)
+            ]
+        return moved
+
+
+def shared_match_error(std: Array) -> tuple[float, float]:
+    """What the matches of an image share, by how sure they are of themselves.
+
+    A sharp image's are wrong by a twentieth of a pixel together, a blurred one's by most of what they say each is wrong
+    by; and scattered more than that. Fitted on rendered pairs (benchmarks/wrong_and_sure.py, worlds 800 to 899).
+
+    Args:
+        std: (N,) standard deviations in pixels; NaN where the network does not tell.
+
+    Returns:
+        Standard deviation of the shared error in pixels, and by how much the matches' own standard deviations are to be
+        multiplied.
+    """
+    typical = float(np.median(std[np.isfinite(std)])) if np.isfinite(std).any() else _TYPICAL_STD
+    part = float(np.interp(typical, (_SHARP_STD, _BLURRED_STD), (0.25, 0.7)))
+    return part * typical, float(max(typical / _SHARP_STD, 1.0) ** 1.5)
 
 
 def homogeneous(rays: Array) -> Array:
@@ -181,11 +228,13 @@ def common_covariance(
         scale: of the robust kernel, in normalised units.
         common: what they have in common.
     """
+    if common.is_none:
+        return np.zeros((6, 6))
     some = slice(None, None, max(len(p0) // COMMON_MATCHES, 1))
     p0, p1 = p0[some], p1[some]
     hessian, before, tangent = _SampsonProblem(p0, p1, scale, None).normal_equations(rotation, translation)
     columns = []
-    for x0, x1 in zip(common.rays(p0[:, :2]), common.rays(p1[:, :2]), strict=True):
+    for x0, x1 in common.rays(p0[:, :2], p1[:, :2]):
         moved = _SampsonProblem(homogeneous(x0), homogeneous(x1), scale, None)
         columns.append(moved.normal_equations(rotation, translation)[1] - before)
     steps = np.linalg.lstsq(hessian + 1e-9 * np.trace(hessian) * np.eye(5), np.stack(columns, axis=1), rcond=None)[0]

@@ -37,6 +37,7 @@ class KeyframeReason(IntEnum):
     LOST = 5
     FORCED = 6
     EFFORT = 7
+    RECALLED = 8
     EVICTED = 16
     RESET = 17
     CAMERA_CHANGED = 18
@@ -232,6 +233,25 @@ class KeyframeBuffer:
             self.candidate = Keyframe(0, kept, last_matched=self._frame_number)
         return self.candidate
 
+    def recall(
+        self, number: int, encoded: EncodedFrame, location: Location, depth: CellDepth | None, segment: int
+    ) -> Keyframe:
+        """Take an evicted keyframe back; the reference stays.
+
+        Args:
+            number: its id.
+            encoded: the frame; its features are copied.
+            location, depth: its own.
+            segment: of the trajectory that goes on at present.
+        """
+        if len(self._keyframes) >= self.config.capacity:
+            self._drop(self._least_useful(segment), KeyframeReason.EVICTED)
+        kept = replace(encoded, features=self._ring.keep(encoded.features))
+        keyframe = Keyframe(number, kept, last_matched=self._frame_number, depth=depth, location=location)
+        self._keyframes.append(keyframe)
+        self._events.append(KeyframeEvent(keyframe, True, KeyframeReason.RECALLED, len(self._keyframes)))
+        return keyframe
+
     def segments(self) -> set[int]:
         """Of the trajectory, that those held are of."""
         return {keyframe.location.segment for keyframe in self._keyframes if keyframe.location is not None}
@@ -264,6 +284,11 @@ class KeyframeBuffer:
         self.consider(None)
         while self._keyframes:
             self._drop(self._keyframes[0], reason)
+
+    @property
+    def untold_events(self) -> tuple[KeyframeEvent, ...]:
+        """What `take_events` will return."""
+        return tuple(self._events)
 
     def take_events(self) -> tuple[KeyframeEvent, ...]:
         """What came and went since the last call, oldest first."""

@@ -20,6 +20,7 @@ from loftr_ros.frontend.epipolar import (
     cut_off_noise,
     homogeneous,
     rotated_residual,
+    shared_match_error,
 )
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, is_concentrated, without_pose
 from loftr_ros.frontend.significance import is_significant
@@ -154,14 +155,20 @@ def estimate_metric_pose(
     if near.sum() < config.min_inliers:
         return None
     last = DepthProblem(matches[near])
-    common = CommonErrors(config.focal_std, config.centre_std / focal_length, config.depth_scale_std)
+    shared, more = shared_match_error(matches.std * focal_length)
+    common = CommonErrors(
+        config.focal_std,
+        config.centre_std / focal_length,
+        config.depth_scale_std,
+        config.match_bias * shared / focal_length,
+    )
     rotation, translation = last.minimised(rotation, translation)
     distance = problem.distance(rotation, translation)
     inliers = distance < threshold
     if inliers.sum() < config.min_inliers:
         return None
     covariance = last.covariance(rotation, translation)
-    covariance *= cut_off_noise(distance, threshold)
+    covariance *= cut_off_noise(distance, threshold) * (more**2 if config.match_bias else 1.0)
     agreeing = matches[inliers]
     parallax = rotated_residual(homogeneous(agreeing.rays_keyframe), homogeneous(agreeing.rays_current), rotation)
     return MetricPose(
@@ -176,6 +183,8 @@ def estimate_metric_pose(
 
 def _common_covariance(matches: DepthMatches, rotation: Array, translation: Array, common: CommonErrors) -> Array:
     """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common."""
+    if common.is_none:
+        return np.zeros((6, 6))
     matches = matches[np.arange(0, len(matches), max(len(matches) // COMMON_MATCHES, 1))]
 
     def equations(moved: DepthMatches) -> tuple[Array, Array]:
@@ -185,7 +194,7 @@ def _common_covariance(matches: DepthMatches, rotation: Array, translation: Arra
     hessian, before = equations(matches)
     moved = [
         replace(matches, rays_keyframe=rays0, rays_current=rays1)
-        for rays0, rays1 in zip(common.rays(matches.rays_keyframe), common.rays(matches.rays_current), strict=True)
+        for rays0, rays1 in common.rays(matches.rays_keyframe, matches.rays_current)
     ]
     moved.append(replace(matches, inverse=matches.inverse * (1 + common.depth_scale_std)))
     pulls = np.stack([equations(each)[1] - before for each in moved], axis=1)

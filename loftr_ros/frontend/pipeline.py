@@ -43,6 +43,8 @@ __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeM
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two tries of a keyframe of another segment of the trajectory.
 _OTHER_SEGMENTS_PERIOD = 5
+# Evicted keyframes whose places are remembered, so that they can be recalled: a kilobyte each.
+_MOST_EVICTED = 20_000
 
 
 class FrontEnd:
@@ -65,6 +67,7 @@ class FrontEnd:
         self.recovery = Recovery(self.config.recovery)
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
+        self._evicted: dict[int, Location] = {}
         self._resolution = 1.0
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
@@ -105,6 +108,7 @@ class FrontEnd:
             located[0] = best
         with timer("keyframe"):
             links = self._update_keyframes(current, located, best, location, timer)
+        self._remember_evicted()
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # what is tried beyond that is no measure of what a frame costs
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
@@ -188,6 +192,11 @@ class FrontEnd:
         if joined is None:
             return best, location, None
         self._joined.add((joined.old, joined.new))
+        for number, place in list(self._evicted.items()):
+            if place.segment == joined.new and place.is_metric:
+                self._evicted[number] = joined.moved(place)
+            elif place.segment == joined.new:
+                del self._evicted[number]  # its depths are archived in another unit
         if joined.new != location.segment:
             return best, location, joined
         found, there = self.localizer.follow(found, current.frame.stamp_ns)
@@ -230,6 +239,7 @@ class FrontEnd:
         self._stream.reset()
         self.localizer.reset()
         self.recovery.reset()
+        self._evicted.clear()
         self._forced = False
         self.buffer.clear(reason)
         return self.buffer.take_events()
@@ -250,6 +260,39 @@ class FrontEnd:
         if "max_latency_ms" in differing or "keyframe.max_matched" in differing:
             self._budget = LatencyBudget(config.latency.max_latency_ms / 1e3, config.keyframe.max_matched)
 
+    def recall(self, number: int, frame: Frame, depth: CellDepth | None, grid: tuple[int, int]) -> bool:
+        """Take a keyframe back that went since there was no room: the camera may be there again.
+
+        Args:
+            number: its id.
+            frame: its image, for example from an archive.
+            depth, grid: of its cells; used where the network has the same cells.
+
+        Returns:
+            Whether it was taken: its place must be known in this trajectory.
+        """
+        location, reference = self._evicted.get(number), self.buffer.reference
+        if location is None or reference is None:
+            return False
+        encoded = self.encode(frame)
+        if encoded.features.size != reference.encoded.features.size:
+            return False
+        encoded = replace(encoded, features=self.matcher.complete(encoded.features))
+        same_cells = grid == encoded.features.grid
+        self.buffer.recall(number, encoded, location, depth if same_cells else None, self.localizer.segment)
+        del self._evicted[number]
+        self._remember_evicted()
+        return True
+
+    def _remember_evicted(self) -> None:
+        """Where those keyframes were that the buffer has no room for any more."""
+        for event in self.buffer.untold_events:
+            location = event.keyframe.location
+            if event.reason == KeyframeReason.EVICTED and location is not None:
+                self._evicted[event.keyframe.id] = location
+        while len(self._evicted) > _MOST_EVICTED:
+            del self._evicted[next(iter(self._evicted))]
+
     def force_keyframe(self) -> None:
         """Make the next frame a keyframe whatever the policies say."""
         self._forced = True
@@ -266,6 +309,7 @@ class FrontEnd:
         if changed is not None:
             self.buffer.clear(changed)
             self.recovery.reset()
+            self._evicted.clear()
 
     def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
         """Everything that is computed from the frame alone; may be called from another thread than the rest.
@@ -411,7 +455,7 @@ class FrontEnd:
 
     def _new_place(self, current: EncodedFrame, timer: _Timer) -> KeyframeReason | None:
         """Whether a frame that was not located begins a new segment: where its place has been tracked by itself."""
-        if not self.recovery.is_lost or current.quality != FrameQuality.USABLE:
+        if current.quality != FrameQuality.USABLE:
             self.recovery.followed(False)
             return None
         candidate = self.buffer.candidate

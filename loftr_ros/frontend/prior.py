@@ -18,13 +18,15 @@ _LONGEST = 1.0
 _SHORTEST = 0.02
 # Standard deviations of accelerations: m/s^2 (or units of a single camera's own, in which a typical depth is one),
 # and rad/s^2, as of a camera in a hand.
-_ACCELERATION, _OWN_ACCELERATION, _TURNING = 5.0, 2.5, 25.0
+_ACCELERATION, _OWN_ACCELERATION, _TURNING = 5.0, 2.5, 20.0
 # Part of a velocity that may be wrong, since it was measured with noise.
 _VELOCITY_PART = 0.3
 # Speed that a camera may have whose velocity is not known: m/s, own units/s, and rad/s.
 _SPEED, _OWN_SPEED, _TURN_RATE = 1.5, 0.7, 1.0
 # Standard deviations at which an expectation still agrees.
 _REACH = 3.0
+# What an expectation allows for at most, to say anything: radians, and metres or units of a single camera's own.
+_MOST_TURN, _MOST_WAY = 0.4, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +45,14 @@ class Expected:
     rotation_std: float
     segment: int
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether so little is left open that a wrong pose would be a surprise."""
+        return _REACH * self.rotation_std <= _MOST_TURN and _REACH * self.position_std <= _MOST_WAY
+
     def agrees(self, location: Location) -> bool:
-        """Whether a location is no surprise."""
-        if location.segment != self.segment:
+        """Whether a location speaks for itself by being where it is expected; not where nearly everything would be."""
+        if location.segment != self.segment or not self.is_telling:
             return False
         off = float(np.linalg.norm(location.pose[:3, 3] - self.pose[:3, 3]))
         turn = float(np.linalg.norm(cv2.Rodrigues(self.pose[:3, :3].T @ location.pose[:3, :3])[0]))

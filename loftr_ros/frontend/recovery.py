@@ -105,7 +105,7 @@ class Recovery:
             Whether that place has been tracked for long enough to begin a new segment there.
         """
         self._confirmed = self._confirmed + 1 if is_followed else 0
-        return self._confirmed >= self.config.confirmations
+        return self.is_lost and self._confirmed >= self.config.confirmations
 
     def others(self, keyframes: Iterable[Keyframe], last: Location | None) -> list[Keyframe]:
         """Keyframes to try, one after the other until one matches, the likeliest first.

@@ -25,6 +25,7 @@ from loftr_ros.frontend.epipolar import (
     rotated_residual,
     rotation_covariance,
     sampson_distance,
+    shared_match_error,
 )
 from loftr_ros.frontend.significance import is_significant
 
@@ -196,7 +197,7 @@ def estimate_relative_pose(
         rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
         focal_length: pixels; thresholds in pixels are divided by it.
         config: thresholds.
-        std: (N,) standard deviations of the matches in any unit, by which the refinement weighs them; None, or NaN
+        std: (N,) standard deviations of the matches in pixels, by which the refinement weighs them; None, or NaN
             among them, where they are not known.
         field: `ray_area` of everything in the keyframe that could match; None where that is not known, and matches in
             a small part of it are not told.
@@ -209,7 +210,8 @@ def estimate_relative_pose(
     if usable.sum() < max(config.min_matches, 5):
         return without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
     x0, x1 = rays_keyframe[usable], rays_current[usable]
-    solver = _Solver(x0, x1, focal_length, config, None if std is None else relative_std(std[usable]))
+    pixels = None if std is None else np.asarray(std[usable], np.float64)
+    solver = _Solver(x0, x1, focal_length, config, None if pixels is None else relative_std(pixels), pixels)
     result = solver.solve()
     inliers = nothing.copy()
     inliers[usable] = result.inliers
@@ -249,7 +251,13 @@ class _Solver:
     """
 
     def __init__(
-        self, x0: Array, x1: Array, focal_length: float, config: GeometryConfig, std: Array | None = None
+        self,
+        x0: Array,
+        x1: Array,
+        focal_length: float,
+        config: GeometryConfig,
+        std: Array | None = None,
+        pixels: Array | None = None,
     ) -> None:
         self.x0, self.x1, self.std = x0, x1, std
         self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
@@ -258,7 +266,10 @@ class _Solver:
         self.focal_length = focal_length
         self.threshold = config.threshold / focal_length
         self.config = config
-        self.common = CommonErrors(config.focal_std, config.centre_std / focal_length)
+        shared, self.more = shared_match_error(np.full(1, np.nan) if pixels is None else pixels)
+        self.common = CommonErrors(
+            config.focal_std, config.centre_std / focal_length, match_std=config.match_bias * shared / focal_length
+        )
 
     def solve(self) -> RelativePose:
         pose = self._solve()
@@ -322,6 +333,7 @@ class _Solver:
         """(6, 6) of a refined pose: for its matches' noise, also beyond the threshold, and what they have in common."""
         distance = sampson_distance(self.p0, self.p1, pose.rotation, pose.translation)
         noise = pose.covariance * cut_off_noise(distance, self.threshold)
+        noise *= self.more**2 if self.config.match_bias else 1.0
         return noise + common_covariance(
             self.p0[inliers], self.p1[inliers], pose.rotation, pose.translation, self.threshold / 2, self.common
         )

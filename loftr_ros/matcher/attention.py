@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -162,4 +163,25 @@ def full_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor |
         lowest = torch.finfo(query.dtype).min / 2
         mask = torch.zeros(key_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~key_mask, lowest)
         mask = mask[:, None, None, :]
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return softmax_attention(query, key, value, mask, query.shape[3] ** -0.5)
+
+
+def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Softmax attention by torch's fused kernel; in the export written out, with the softmax as an fp32 island.
+
+    torch's exporter writes the fused kernel's scale in fp32, and with it a message that the half-precision layers after
+    it are not defined for.
+
+    Args:
+        query: (B, heads, L, D).
+        key, value: (B, heads, S, D).
+        mask: what is added to the products of queries and keys, or as bool, what takes part; broadcast to (B, heads, L,
+            S); None for all.
+        scale: of the products.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    logits = ((query * scale) @ key.transpose(2, 3)).float()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask.float()
+    return logits.softmax(dim=3).to(value.dtype) @ value

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.compact_graph import CompactEncodeGraph, CompactMatchGraph
+from loftr_ros.matcher.export_check import DisagreementError, check_export
 from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.onnx_graph import EncodeGraph, MatchGraph
@@ -43,7 +44,8 @@ def export_network(
 
     Args:
         network: prepared, in float32 or float16, on the CPU or a GPU.
-        folder: made if it is not there. What is written is there whole or not at all: model.json comes last.
+        folder: made if it is not there. What is written is checked first, and there whole or not at all: model.json
+            comes last. An export that was there before stays where this one fails.
         width, height: of the images, in pixels; at least one cell each.
         weights: where the weights are from, for people.
         opset: version of ONNX's operators; 0 for the least that the network needs, but for DEFAULT_OPSET.
@@ -53,7 +55,8 @@ def export_network(
 
     Raises:
         ExportError: the size, precision or opset is not to be had; torch cannot compute the precision here, or fails
-            at the export; the package onnx is missing; the folder cannot be written.
+            at the export; the package onnx or onnxruntime is missing; the graphs are not valid, or do not find what the
+            network finds (see `check_export`); the folder cannot be written.
     """
     cell = network.cell_size
     if min(width, height) < cell:
@@ -75,15 +78,22 @@ def export_network(
         torch_version=torch.__version__,
         fingerprint=network.fingerprint,
     )
-    if importlib.util.find_spec("onnx") is None:
-        raise ExportError("torch writes ONNX with the package onnx, which is not installed; pip install onnx")
+    for package, what in (("onnx", "torch writes ONNX with"), ("onnxruntime", "an export is checked by")):
+        if importlib.util.find_spec(package) is None:
+            raise ExportError(f"{what} the package {package}, which is not installed; pip install {package}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).unlink(missing_ok=True)
         _export_graphs(network, folder, exported)
-        part = _part(folder / MODEL_FILE)
-        write_model(exported, part)
-        part.replace(folder / MODEL_FILE)
+        check_export(network, exported, *(_part(folder / name) for name in (ENCODE_FILE, MATCH_FILE)))
+        write_model(exported, _part(folder / MODEL_FILE))
+        (folder / MODEL_FILE).unlink(missing_ok=True)
+        for name in (ENCODE_FILE, MATCH_FILE, MODEL_FILE):
+            _part(folder / name).replace(folder / name)
+    except DisagreementError as error:
+        raise ExportError(
+            f"{network.config.name} in {exported.precision} for {width}x{height}, opset {opset}, by torch "
+            f"{torch.__version__}: {error}. Nothing was written; try another opset, precision or torch"
+        ) from error
     except OSError as error:
         raise ExportError(f"{folder} cannot be written: {error}") from error
     finally:
@@ -104,7 +114,7 @@ def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
         features = dict(zip(outputs, encode(image, usable), strict=True))
     except RuntimeError as error:
         raise _not_exported(encode, error) from error
-    _export(encode, (image, usable), folder / ENCODE_FILE, ["image", "usable"], outputs, (), exported.opset)
+    _export(encode, (image, usable), _part(folder / ENCODE_FILE), ["image", "usable"], outputs, (), exported.opset)
     # A tensor each: what is given twice would become one input.
     inputs = {}
     for name in ("tokens", "usable", "allowed", *outputs[1:]):
@@ -115,7 +125,8 @@ def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
         match(*examples)
     except RuntimeError as error:
         raise _not_exported(match, error) from error
-    _export(match, examples, folder / MATCH_FILE, list(inputs), _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
+    part = _part(folder / MATCH_FILE)
+    _export(match, examples, part, list(inputs), _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
 
 
 def _graphs(network: Network, grid: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
@@ -145,15 +156,13 @@ def _export(
     # only one and had no name.
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         options["dynamo"] = False
-    part = _part(path)
     try:
         with warnings.catch_warnings():
             # That shapes become constants is what is wanted here; that this exporter is the older one is known.
             warnings.simplefilter("ignore")
-            torch.onnx.export(graph.eval(), examples, str(part), **options)
+            torch.onnx.export(graph.eval(), examples, str(path), **options)
     except (RuntimeError, TypeError, ValueError) as error:
         raise _not_exported(graph, error) from error
-    part.replace(path)
 
 
 def _not_exported(graph: nn.Module, error: Exception) -> ExportError:

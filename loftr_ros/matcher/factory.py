@@ -18,6 +18,7 @@ from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision
 
+_CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 BACKENDS = ("auto", "torch", "onnx", "openvino")
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class MatcherSpec:
         precision: `auto`, `float32`, `bfloat16` or `float16`; what onnxruntime runs has one of its own.
         backend: what runs it: `torch`, `onnx` (onnxruntime, an exported network), `openvino` (an exported network, or
             `compact` by its weights); `auto` is OpenVINO where it is installed and can, else torch.
-        providers: execution providers of onnxruntime, the preferred first; empty for the CPU's.
+        providers: execution providers of onnxruntime, the preferred first; empty for CUDA's on a GPU, else the CPU's.
         threads: CPU threads; 0 leaves them as they are.
         coarse: fields of the preset's `CoarseMatchingConfig` to replace.
     """
@@ -95,8 +96,31 @@ def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
         from loftr_ros.matcher.onnx_backend import load_onnx
     except ImportError as error:
         raise DeviceError(f"backend onnx cannot be loaded ({error}); install onnxruntime, or use torch") from error
-    providers = spec.providers or ("CPUExecutionProvider",)
-    return _as_asked(load_onnx(spec.weights, providers, device, spec.threads, coarse=spec.coarse or None), spec)
+    weights, coarse = spec.weights, spec.coarse or None
+
+    def opened(*providers: str) -> Matcher:
+        return _as_asked(load_onnx(weights, providers, device, spec.threads, coarse=coarse), spec)
+
+    on_gpu, is_asked = device.type == "cuda", spec.device != "auto"
+    if spec.providers:
+        if on_gpu and is_asked and set(spec.providers) == {_CPU_PROVIDER}:
+            raise DeviceError(
+                f"device is '{spec.device}', and the only execution provider of onnxruntime is {_CPU_PROVIDER}: set "
+                f"device to cpu, or onnx_providers to {_CUDA_PROVIDER}"
+            )
+        return opened(*spec.providers)
+    if not on_gpu:
+        return opened(_CPU_PROVIDER)
+    try:
+        return opened(_CUDA_PROVIDER)
+    except DeviceError as error:
+        if is_asked:
+            raise DeviceError(
+                f"device '{spec.device}' with backend onnx needs {_CUDA_PROVIDER}: {error}; pip install "
+                "onnxruntime-gpu, or set device to cpu"
+            ) from error
+        _logger.warning("onnxruntime computes on the CPU, though there is a GPU: %s", error)
+        return opened(_CPU_PROVIDER)
 
 
 def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE
+from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, Exported
 from loftr_ros.matcher.exported_matcher import ExportedMatcher, read_adjusted
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.recognition import WeightsError
@@ -49,15 +49,34 @@ def load_onnx(
         ValueError: `coarse` names anything else.
     """
     exported = read_adjusted(path, coarse)
+    return open_graphs(exported, path / ENCODE_FILE, path / MATCH_FILE, providers, device, threads)
+
+
+def open_graphs(
+    exported: Exported,
+    encode: Path,
+    match: Path,
+    providers: Sequence[str],
+    device: torch.device = CPU,
+    threads: int = 0,
+) -> ExportedMatcher:
+    """Open two graphs.
+
+    Args:
+        exported: what they are of.
+        encode, match: their files.
+        providers, device, threads: as of `load_onnx`.
+
+    Raises:
+        WeightsError, DeviceError: as `load_onnx`.
+    """
     asked = list(providers) or ["CPUExecutionProvider"]
     on_gpu = device.type == "cuda" and any(name in _CUDA_PROVIDERS for name in asked)
     options = [{"device_id": str(device.index or 0)} if on_gpu and name in _CUDA_PROVIDERS else {} for name in asked]
     place = device if on_gpu else CPU
-    encode, match = (
-        _Session(path / name, list(zip(asked, options, strict=True)), threads, place)
-        for name in (ENCODE_FILE, MATCH_FILE)
-    )
-    return ExportedMatcher(exported, encode, match, place, "onnx")
+    chosen = list(zip(asked, options, strict=True))
+    sessions = [_Session(path, chosen, threads, place) for path in (encode, match)]
+    return ExportedMatcher(exported, sessions[0], sessions[1], place, "onnx")
 
 
 class _Session:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loftr_ros.matcher.attention import softmax_attention
 from loftr_ros.matcher.config import RegionTransformerConfig
 
 # Keys over which logits are scaled as in the Transformer.
@@ -69,7 +70,7 @@ class RegionLayer(nn.Module):
             logits = logits if attended is None else logits.masked_fill(~attended, -math.inf)
             message = logits.softmax(dim=3) @ value
         else:
-            message = functional.scaled_dot_product_attention(query, key, value, attended, scale=scale)
+            message = softmax_attention(query, key, value, attended, scale)
         message = self.norm1(self.merge(message.transpose(1, 2).reshape(x.shape)))
         update: Tensor = self.norm2(self.mlp(torch.cat([x, message.to(x.dtype)], dim=2)))
         return x + update

@@ -50,11 +50,14 @@ class EncoderLayer(nn.Module):
         Args:
             x: (B, L, C) tokens, fp32 or in that precision; one sequence for all where B is 1.
             source: (B, S, C) tokens; one sequence for all where B is 1.
-            source_mask: (B, S) bool, false for what must not be attended to; or None.
+            source_mask: (B, S) bool, false for what must not be attended to, one row for all where B is 1; or None.
 
         Returns:
             (B, L, C) in the dtype of x.
         """
+        if source_mask is not None and len(source_mask) != len(source):
+            batch = max(len(source), len(source_mask))  # tiles of the two are cut alike
+            source, source_mask = source.expand(batch, -1, -1), source_mask.expand(batch, -1)
         if self.attention == "linear" and x.shape[1] > x.shape[2]:
             return self._update(x, self._summarise(source, source_mask))
         query, key, value = (
@@ -163,7 +166,8 @@ class LocalFeatureTransformer(nn.Module):
 
         Args:
             tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them; either may be one for all pairs.
-            mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to; or None.
+            mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to, either one for all pairs; or
+                None.
 
         Returns:
             The two sequences, both for all pairs, in the weights' precision.

@@ -138,6 +138,28 @@ class LoopDetector:
                 self.reset()
         return self._believed()
 
+    def known_place(self, view: View, encoded: EncodedFrame | None = None) -> ArchivedKeyframe | None:
+        """A keyframe of the view's own stream that shows the same place; None where none is believed to.
+
+        Args:
+            view: an image that the front end could not locate, with its descriptor.
+            encoded: the image's features, where who calls has them.
+
+        Raises:
+            PlacesError: the archive cannot be read.
+        """
+        if view.descriptor is None:
+            return None
+        if encoded is not None:
+            self.verifier.know(encoded)
+        for candidate in self.candidates(view.descriptor):
+            if (candidate.name.robot, candidate.session) != (self._way.robot, view.session):
+                continue
+            archived = self._readable(candidate.name)
+            if archived is not None and self.verifier.verify(archived, view.frame).is_believed(self.config):
+                return archived
+        return None
+
     def candidates(self, descriptor: NDArray[np.float32], leave_out: RecentPast | None = None) -> list[Candidate]:
         """Keyframes that look enough like an image to be matched with it, the nearest first.
 

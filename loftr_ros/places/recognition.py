@@ -62,6 +62,7 @@ class PlaceRecognition:
         on_closure: Callable[[LoopClosure], None],
         on_archived: Callable[[ArchivedKeyframe], None],
         on_error: Callable[[Exception], None],
+        on_known: Callable[[ArchivedKeyframe], None] | None = None,
     ) -> None:
         """Start the thread, and make the detector on it.
 
@@ -70,6 +71,8 @@ class PlaceRecognition:
             archive: how images are compressed.
             on_closure: called with each loop, on the thread.
             on_archived: called with each keyframe once it is on disk, on the thread.
+            on_known: called with a keyframe of the same stream that shows the place of an image that the front end
+                could not locate, on the thread.
             on_error: called with what an image, or a keyframe, failed by; the next one is tried again.
 
         Raises:
@@ -78,6 +81,7 @@ class PlaceRecognition:
         self.counts = Counts()
         self._archive = archive
         self._on_closure, self._on_archived, self._on_error = on_closure, on_archived, on_error
+        self._on_known = on_known
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._arrived: deque[NewKeyframe] = deque()
@@ -101,7 +105,7 @@ class PlaceRecognition:
             if view.name is not None:
                 self.counts.skipped += int(keyframe_waits)
                 self._view = view, encoded
-            elif self.detector.is_waiting and not keyframe_waits:
+            elif (self.detector.is_waiting or view.is_lost) and not keyframe_waits:
                 self._view = view, encoded
             self._condition.notify()
 
@@ -207,6 +211,11 @@ class PlaceRecognition:
         self.counts.held, self.counts.held_bytes = len(archive), archive.size_bytes
 
     def _search(self, view: View, encoded: EncodedFrame | None) -> None:
+        if view.is_lost:
+            known = self.detector.known_place(view, encoded)
+            if known is not None and self._on_known is not None:
+                self._on_known(known)
+            return
         try:
             closures = self.detector.process(view, encoded)
         finally:

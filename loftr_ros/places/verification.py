@@ -173,7 +173,8 @@ class Verifier:
             rays.keyframe, rays.current, archived.camera.focal_length, config.geometry, matches.std, rays.field
         )
         if by_depth is None or archived.depth is None or not archived.depth.is_metric:
-            own_unit = archived.depth is not None and not archived.depth.is_metric
+            units = [known.is_metric for known in (archived.depth, archived.link) if known is not None]
+            own_unit = bool(units) and not any(units)  # of a single camera, as far as the keyframe tells
             return replace(pose, without_length=ScaleReason.OWN_UNIT if own_unit else why), by_depth
         # Depths that contradict what two views agree on are of another camera, or not registered: no length then.
         agrees = by_depth.inliers.sum() >= _AGREEING * pose.inliers.sum()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.keyframes import Keyframe, KeyframeReason
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, KeyframeReason
 from loftr_ros.frontend.odometry import ChainLink, Location, Trajectory
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.matcher.interface import ImageFeatures
@@ -32,6 +32,7 @@ class View:
         descriptor: of a keyframe; None for other images.
         location: in the robot's trajectory; None where that is not known.
         way: length of the trajectory up to here, in its unit, over all segments of the session.
+        is_lost: whether the front end could not locate the image, and asks for keyframes that may.
     """
 
     frame: Frame
@@ -40,6 +41,7 @@ class View:
     descriptor: NDArray[np.float32] | None
     location: Location | None
     way: float = 0.0
+    is_lost: bool = False
 
     @property
     def segment(self) -> int:
@@ -114,12 +116,16 @@ class Observer:
         """Of the stream that goes on."""
         return self._session
 
-    def observe(self, result: FrontEndResult) -> tuple[View, NewKeyframe | None]:
+    def observe(self, result: FrontEndResult, encoded: EncodedFrame | None = None) -> tuple[View, NewKeyframe | None]:
         """What a frame asks, and the keyframe that it superseded.
 
         A keyframe goes into the archive when the next one comes: until then its cells' depths are refined.
+
+        Args:
+            result: of the frame.
+            encoded: its features, with which an image that was not located is searched for; None for no search.
         """
-        added = [event.keyframe for event in result.events if event.added]
+        added = [e.keyframe for e in result.events if e.added and e.reason != KeyframeReason.RECALLED]
         gone = any(not event.added and event.reason in _NEW_SESSION for event in result.events)
         finished = self.take() if added or gone else None
         if gone:
@@ -127,6 +133,9 @@ class Observer:
         if result.location is not None:
             self._trajectory.add(result.location)
         way = self._trajectory.length
+        if not added and encoded is not None and not (result.is_located or result.is_useless):
+            descriptor = self._describe(encoded.features)
+            return View(result.frame, None, self._session, descriptor, None, way, is_lost=True), finished
         if not added:
             return View(result.frame, None, self._session, None, result.location, way), finished
         keyframe = added[-1]

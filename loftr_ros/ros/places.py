@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
     from loftr_ros.places.descriptor import PlaceDescriptor
     from loftr_ros.places.detector import LoopDetector
     from loftr_ros.places.keyframe import ArchivedKeyframe
+    from loftr_ros.ros.outputs import Outputs
     from loftr_ros.ros.stages import FrameStages
 
 # Seconds for which the search may keep Python's lock while the front end waits for it, between any two operations of
@@ -78,7 +79,7 @@ class Places:
         self._errors = errors
         self._is_alive = node.context.ok
         self._fleet: Fleet | None = None
-        self._spare = stages.spare
+        self._spare, self._stages = stages.spare, stages
         self._closures = publisher(LoopClosure, "~/loop_closures")
         self.descriptor = descriptor = PlaceDescriptor.of(front_end.matcher)
         self.recognition = PlaceRecognition(
@@ -87,6 +88,7 @@ class Places:
             self._on_closure,
             self._on_archived,
             self._on_error,
+            self._on_known,
         )
         try:
             archive = self.recognition.detector.archive
@@ -113,7 +115,7 @@ class Places:
 
     def observe(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
         """Take a frame's result and features, on the front end's thread; never blocks."""
-        self.recognition.put(*self.observer.observe(result), encoded)
+        self.recognition.put(*self.observer.observe(result, encoded), encoded)
 
     def restart(self) -> None:
         """The front end was reset: what comes is another stream."""
@@ -186,6 +188,15 @@ class Places:
 
     def _on_closure(self, closure: detector.LoopClosure) -> None:
         self._closures.publish(loop_closure_message(closure))
+
+    def _on_known(self, keyframe: ArchivedKeyframe) -> None:
+        """The front end is lost, and the archive knows the place: it tries that keyframe with its next frames."""
+
+        def recall(front_end: FrontEnd, outputs: Outputs) -> None:
+            if front_end.recall(keyframe.name.id, keyframe.to_frame(), keyframe.depth, keyframe.grid):
+                outputs.publish_events(front_end.buffer.take_events(), None)
+
+        self._stages.call(recall)
 
     def _on_archived(self, keyframe: ArchivedKeyframe) -> None:
         if self._fleet is not None:

@@ -45,10 +45,10 @@ class Snapshot:
     failed: int
     processed: int
     unmatched: int
-    unpaired: int
-    lost: int
     useless: int
     located: int
+    unpaired: int
+    lost: int
     errors: Mapping[str, int]
     last_error: str
     latency_median: tuple[float, ...]
@@ -64,8 +64,8 @@ class Statistics:
     def __init__(self, window: int) -> None:
         self._lock = threading.Lock()
         self._received = self._decoded = self._dropped = self._failed = self._processed = self._unmatched = 0
-        self._unpaired = self._lost = 0
         self._useless = self._located = 0
+        self._unpaired = self._lost = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
@@ -154,10 +154,10 @@ class Statistics:
                 failed=self._failed,
                 processed=self._processed,
                 unmatched=self._unmatched,
-                unpaired=self._unpaired,
-                lost=self._lost,
                 useless=self._useless,
                 located=self._located,
+                unpaired=self._unpaired,
+                lost=self._lost,
             )
             errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
             finished = list(self._finished)

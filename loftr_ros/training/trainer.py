@@ -71,7 +71,7 @@ def train(
     if checkpoint is not None and _used_up(config, checkpoint):
         _logger.info("%s has used up its budget: give it more by budget.max_steps or budget.max_minutes", output)
         return {}
-    device = resolve_device(config.machine.accelerator)
+    device = own_device(resolve_device(config.machine.accelerator), config.machine.devices)
     keep_freed_memory()
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
@@ -113,6 +113,19 @@ def train(
         raise TrainingError(f"interrupted at step {module.global_step}; --resume goes on from the last checkpoint")
     _logger.info("step %d: %s and %s are written to %s", module.global_step, BEST, LAST, output)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def own_device(device: torch.device, devices: int) -> torch.device:
+    """The GPU of this process, where several processes have one each; whoever started them numbered them.
+
+    Args:
+        device: the first GPU, or the CPU.
+        devices: GPUs of this machine that train.
+    """
+    if device.type != "cuda" or devices == 1:
+        return device
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"  # the first one has no number yet
+    return torch.device("cuda", int(number))
 
 
 def keep_freed_memory() -> None:
