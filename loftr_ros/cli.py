@@ -20,6 +20,7 @@ from loftr_ros.cli_options import (
     Mask,
     Mode,
     Network,
+    NodeName,
     Output,
     ParamsFile,
     Precision,
@@ -193,6 +194,7 @@ def run(
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
+    node: NodeName = "",
     mask: Mask = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
     mode: Mode = "",
@@ -206,13 +208,13 @@ def run(
     from loftr_ros.offline import run as run_offline
     from loftr_ros.sources import SourceError, open_source
 
-    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
     try:
-        front_end, usable = open_offline(values, device, precision, mask)
+        front_end, reader = open_offline(values, device, precision, mask)
         with open_source(
             source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
         ) as opened:
-            report = run_offline(opened, front_end, output, mask=usable, parquet=parquet, progress=not quiet)
+            report = run_offline(opened, front_end, output, reader=reader, parquet=parquet, progress=not quiet)
     except ImportError as error:
         fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
     except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:

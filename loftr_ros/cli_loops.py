@@ -17,6 +17,7 @@ from loftr_ros.cli_options import (
     Mask,
     Mode,
     Network,
+    NodeName,
     Output,
     ParamsFile,
     Precision,
@@ -70,6 +71,7 @@ def loops(
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
+    node: NodeName = "",
     mask: Mask = None,
     mode: Mode = "",
     quiet: Quiet = False,
@@ -89,7 +91,7 @@ def loops(
     if robot and len(robot) != len(sources):
         fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
     robots = robot or robot_names(sources)
-    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
     if min_age is not None:
         values["loop.min_age"] = min_age
     try:
@@ -101,7 +103,7 @@ def loops(
                 )
                 for source in sources
             ]
-            front_end, usable = open_offline(values, device, precision, mask)
+            front_end, reader = open_offline(values, device, precision, mask)
             for each in opened:
                 each.require(front_end.config.scale.mode)  # before an archive is made
             descriptor = PlaceDescriptor.of(front_end.matcher)
@@ -117,7 +119,7 @@ def loops(
                 output,
                 loop=with_values(LoopConfig(), values, "loop."),
                 jpeg_quality=kept.jpeg_quality,
-                mask=usable,
+                reader=reader,
                 progress=not quiet,
             )
     except (ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:

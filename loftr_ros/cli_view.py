@@ -15,6 +15,7 @@ from loftr_ros.cli_options import (
     Mask,
     Mode,
     Network,
+    NodeName,
     ParamsFile,
     Precision,
     Quiet,
@@ -43,6 +44,7 @@ def view(
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
+    node: NodeName = "",
     mask: Mask = None,
     mode: Mode = "",
     save: Annotated[
@@ -65,18 +67,18 @@ def view(
     from loftr_ros.view import ViewLog
     from loftr_ros.viewer import Destination, ViewError, load_rerun, show
 
-    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
     try:
         rerun, destination = load_rerun(), Destination(save and save.expanduser(), connect)
         destination.check()
-        front_end, usable = open_offline(values, device, precision, mask)
+        front_end, reader = open_offline(values, device, precision, mask)
         with open_source(
             source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
         ) as opened:
             opened.require(front_end.config.scale.mode)  # before a window opens
             stream = destination.open(rerun)
             try:
-                shown = show(opened, front_end, ViewLog(rerun, stream), mask=usable, progress=not quiet)
+                shown = show(opened, front_end, ViewLog(rerun, stream), reader=reader, progress=not quiet)
             finally:
                 stream.disconnect()  # a file is whole only after it
     except (ConfigError, DeviceError, MaskError, SourceError, ViewError, WeightsError) as error:

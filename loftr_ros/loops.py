@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
@@ -26,9 +24,7 @@ from loftr_ros.places.pose_graph import PoseGraph
 from loftr_ros.places.verification import Verifier
 from loftr_ros.places.view import NewKeyframe, Observer
 from loftr_ros.sources import Source, SourceError, SourceFrame
-from loftr_ros.sources.images import BagImage, EncodedImage
-
-_JPEG = b"\xff\xd8\xff"
+from loftr_ros.sources.reading import FrameReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +49,7 @@ def find_loops(
     *,
     loop: LoopConfig | None = None,
     jpeg_quality: int = ArchiveConfig().jpeg_quality,
-    mask: NDArray[np.bool_] | None = None,
+    reader: FrameReader | None = None,
     progress: bool = True,
 ) -> Report:
     """Look for loops within recordings, between them, and with what an archive knows already.
@@ -70,7 +66,7 @@ def find_loops(
         output: folder to write to; made if it is not there.
         loop: when a place is believed; None for the defaults.
         jpeg_quality: of images in the archive that do not come as JPEG.
-        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        reader: makes frames by the node's parameters; None for its defaults.
         progress: show a progress bar.
 
     Raises:
@@ -81,7 +77,7 @@ def find_loops(
     for recording in recordings:
         recording.source.require(front_end.config.scale.mode)
     output.mkdir(parents=True, exist_ok=True)
-    job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, mask)
+    job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
     for recording in recordings:
         job.go_through(recording, progress)
     report = job.finish()
@@ -104,10 +100,10 @@ class _Job:
         archive: Archive,
         config: LoopConfig,
         jpeg_quality: int,
-        mask: NDArray[np.bool_] | None,
+        reader: FrameReader,
     ) -> None:
         self.matcher, self.config = front_end.matcher, front_end.config
-        self.descriptor, self.archive, self.jpeg_quality, self.mask = descriptor, archive, jpeg_quality, mask
+        self.descriptor, self.archive, self.jpeg_quality, self.reader = descriptor, archive, jpeg_quality, reader
         self.detector = LoopDetector(archive, Verifier(front_end), config)
         self.report = Report(known_before=len(archive), min_age=config.min_age)
         self.pictures = BestLoops()
@@ -124,7 +120,7 @@ class _Job:
         self.detector.reset()
         for frame in _with_bar(source, robot, progress):
             try:
-                image = replace(frame.to_frame(self.config.scale.mode), usable=self.mask, compressed=_jpeg(frame))
+                image = self.reader.read(frame, self.config.scale.mode)
                 encoded = front_end.encode(image)
                 result = front_end.process_encoded(encoded)
             except (FrameRefusedError, MaskError, SourceError) as error:
@@ -240,17 +236,6 @@ def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyfram
 
 def _without_inliers(pose: RelativePose) -> RelativePose:
     return replace(pose, inliers=np.zeros(0, np.bool_))
-
-
-def _jpeg(frame: SourceFrame) -> memoryview | None:
-    """The JPEG that a frame's image came as: it is archived without being compressed once more."""
-    image = frame.image
-    data: Any = None
-    if isinstance(image, EncodedImage):
-        data = image.data
-    elif isinstance(image, BagImage) and image.compressed:
-        data = image.message.data
-    return memoryview(data) if data is not None and bytes(data[:3]) == _JPEG else None
 
 
 def _with_bar(source: Source, robot: str, progress: bool) -> Iterator[SourceFrame]:

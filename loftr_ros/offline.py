@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.sources import Source, SourceError, SourceFrame
+from loftr_ros.sources.reading import FrameReader
 
 
 @dataclass
@@ -65,7 +66,7 @@ def run(
     front_end: FrontEnd,
     output: Path,
     *,
-    mask: NDArray[np.bool_] | None = None,
+    reader: FrameReader | None = None,
     parquet: bool = False,
     progress: bool = True,
 ) -> Report:
@@ -78,7 +79,7 @@ def run(
         source: the recording.
         front_end: a fresh one.
         output: folder to write to; made if it is not there.
-        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        reader: makes frames by the node's parameters; None for its defaults.
         parquet: write the correspondences as Parquet instead of NumPy's archive; needs pyarrow.
         progress: show a progress bar.
 
@@ -90,7 +91,7 @@ def run(
     """
     if parquet:
         import pyarrow  # noqa: F401  (told before the work, not after it)
-    mode = front_end.config.scale.mode
+    mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
     output.mkdir(parents=True, exist_ok=True)
     report, columns, picture = Report(), _Columns(), _BestPicture()
@@ -101,7 +102,7 @@ def run(
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
         for frame in _with_bar(source, progress):
             try:
-                result = front_end.process(replace(frame.to_frame(mode), usable=mask))
+                result = front_end.process(reader.read(frame, mode))
             except (FrameRefusedError, MaskError, SourceError) as error:
                 report.refused.append(str(error))
                 continue

@@ -9,19 +9,17 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.sources import Source, SourceError
+from loftr_ros.sources.reading import FrameReader
 from loftr_ros.view import ViewLog, place
 
 _INSTALL = "install it with `pip install loftr_ros[view]`"
@@ -210,7 +208,7 @@ def show(
     front_end: FrontEnd,
     log: ViewLog,
     *,
-    mask: NDArray[np.bool_] | None = None,
+    reader: FrameReader | None = None,
     progress: bool = True,
 ) -> Viewed:
     """Feed every frame of a source to the front end and log what it finds.
@@ -219,7 +217,7 @@ def show(
         source: the recording.
         front_end: a fresh one.
         log: to log to.
-        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        reader: makes frames by the node's parameters; None for its defaults.
         progress: show a progress bar.
 
     Raises:
@@ -227,12 +225,13 @@ def show(
     """
     from tqdm import tqdm
 
-    mode = front_end.config.scale.mode
+    mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
     viewed = Viewed()
     for frame in tqdm(source, total=source.length, unit="frame", disable=not progress):
         try:
-            taken, picture = replace(frame.to_frame(mode), usable=mask), frame.decode_color()
+            taken = reader.read(frame, mode)
+            picture = reader.picture(frame, taken)
             result = front_end.process(taken)
         except (FrameRefusedError, MaskError, SourceError) as error:
             viewed.refused.append(str(error))

@@ -15,6 +15,7 @@ from loftr_ros.frontend.mask import MaskError, check_mask, on_usable, read_mask,
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.offline import run
 from loftr_ros.sources import SourceError, open_source
+from loftr_ros.sources.reading import FrameReader
 
 
 def written(path: Path, image: np.ndarray) -> Path:
@@ -106,7 +107,7 @@ def test_a_run_over_a_recording_keeps_masked_pixels_out_of_its_correspondences(r
     counts = []
     for mask, name in ((None, "all"), (usable, "masked")):
         with open_source(str(recording)) as source:
-            run(source, FrontEnd(FineShiftMatcher()), tmp_path / name, mask=mask, progress=False)
+            run(source, FrontEnd(FineShiftMatcher()), tmp_path / name, reader=FrameReader(mask=mask), progress=False)
         table = np.load(tmp_path / name / "correspondences.npz")
         np.testing.assert_array_equal(table["current_std"], np.float32(0.25))
         counts.append(len(table["track_id"]))
@@ -115,11 +116,12 @@ def test_a_run_over_a_recording_keeps_masked_pixels_out_of_its_correspondences(r
 
 
 def test_a_run_with_a_mask_of_another_size_says_so(recording: Path, tmp_path: Path) -> None:
+    reader = FrameReader(mask=np.ones((10, 10), np.bool_))
     with (
         open_source(str(recording)) as source,
         pytest.raises(SourceError, match="mask is of 10x10 px, the image of 320x240"),
     ):
-        run(source, FrontEnd(ShiftMatcher()), tmp_path, mask=np.ones((10, 10), np.bool_), progress=False)
+        run(source, FrontEnd(ShiftMatcher()), tmp_path, reader=reader, progress=False)
 
 
 def test_a_masks_file_comes_from_the_option_or_from_the_nodes_parameters(recording: Path, tmp_path: Path) -> None:

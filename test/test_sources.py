@@ -381,7 +381,7 @@ def test_an_image_of_another_size_than_its_calibration_is_refused_when_it_comes(
     frames_of = open_source(kitti)
     cv2.imwrite(str(kitti / "image_l" / "000004.png"), np.zeros((30, 30), np.uint8))
     *_, last = frames_of
-    with pytest.raises(SourceError, match=rf"000004\.png.*30x30.*{WIDTH}x{HEIGHT}"):
+    with pytest.raises(SourceError, match=rf"000004\.png.*{WIDTH}x{HEIGHT} px, its image is 30x30.*`camera`"):
         last.to_frame()
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from loftr_ros.frontend.config import MONO
 from loftr_ros.matcher.checkpoint import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM
+from loftr_ros.params_file import ParamsFileError, node_parameters
 from loftr_ros.sources import SourceError
 from loftr_ros.weights import find_weights
 
@@ -48,6 +50,20 @@ class Settings:
     archive: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
+
+    @cached_property
+    def file_values(self) -> Mapping[str, Any]:
+        """The node's parameters in the parameter file.
+
+        Raises:
+            ParamsFileError: it cannot be read, or has none of the node.
+        """
+        return {} if self.params_file is None else node_parameters(self.params_file)
+
+    @property
+    def played_mode(self) -> str:
+        """What the front end needs, and so what is to be published; empty for the default."""
+        return self.mode or str(self.file_values.get("mode", ""))
 
 
 def run_demo(
@@ -115,7 +131,7 @@ def run_demo(
     )
     try:
         return _run(settings)
-    except (SourceError, WeightsError, _UsageError) as error:
+    except (ParamsFileError, SourceError, WeightsError, _UsageError) as error:
         print(f"loftr_ros demo: {error}", file=sys.stderr)
         return 2
     except DemoError as error:
@@ -144,7 +160,7 @@ def _run(settings: Settings) -> int:
     for name in ("report.json", "matches.png", "trajectory.png"):
         (output / name).unlink(missing_ok=True)
     sequence = prepare(
-        settings.source, output / "rendered", settings.frames, settings.options, settings.progress, settings.mode
+        settings.source, output / "rendered", settings.frames, settings.options, settings.progress, settings.played_mode
     )
     with ExitStack() as stack:
         _interrupted_by(signal.SIGTERM, stack)
@@ -187,18 +203,8 @@ def _weights(settings: Settings) -> str:
 
     Raises:
         WeightsError: there is none.
-        _UsageError: the parameter file cannot be read.
     """
-    named: dict[str, Any] = {}
-    if settings.params_file is not None:
-        import yaml
-
-        try:
-            content = yaml.safe_load(settings.params_file.read_text())
-            for node in content.values():
-                named |= node["ros__parameters"]
-        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-            raise _UsageError(f"{settings.params_file} is no ROS parameter file: {error}") from error
+    named = settings.file_values
     if named.get("weights") and not settings.weights:
         return ""
     if settings.weights == RANDOM:
@@ -233,7 +239,7 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str) -> list[
     }
     if not sequence.calibrated:
         parameters["input.camera_info"] = "none"
-    if settings.mode not in ("", MONO):
+    if settings.played_mode not in ("", MONO):
         # Two images at once are more than Fast DDS has room for by default in the memory that a publisher shares: the
         # second one would be lost. Cameras of their own have room of their own.
         for topic in ("image", "camera_info", "right/image", "right/camera_info", "depth/image"):
@@ -266,7 +272,8 @@ def _publisher_command(settings: Settings, sequence: Sequence) -> list[str]:
         "uri": sequence.uri,
         "source": dict(sequence.options),
         "play": {
-            "mode": settings.mode or "mono",
+            "mode": settings.played_mode or MONO,
+            "image_transport": settings.file_values.get("input.image_transport", "raw"),
             "rate": settings.rate,
             "hz": settings.hz,
             # It is ready long before the node is.

@@ -131,7 +131,7 @@ def decode_image(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint
     samples = _samples(message, layout, where)
     if layout.to_gray is not None:
         samples = cv2.cvtColor(samples, layout.to_gray)
-    return _eight_bits(samples, white_level)
+    return eight_bits(samples, white_level)
 
 
 def decode_depth(message: Any) -> DepthImage:
@@ -209,7 +209,7 @@ def decode_compressed(message: Any, white_level: int = FULL_RANGE) -> NDArray[np
         if code is None or min(image.shape) < 3:
             raise ImageError("compressed", f"{where}: a mosaic needs at least 3x3 pixels to interpolate")
         image = cv2.cvtColor(image, code)
-    return _eight_bits(image, white_level)
+    return eight_bits(image, white_level)
 
 
 def _why_not(encoding: str) -> str:
@@ -270,7 +270,7 @@ def _as_bytes(data: Any, where: str) -> NDArray[np.uint8]:
         ) from error
 
 
-def _eight_bits(image: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
+def eight_bits(image: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
     """Gray of 8 or 16 bits to 8 bits that own their memory."""
     if image.dtype == np.uint8:
         # A copy of what is a view on a message; what cv2 has made is already ours.
