@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_errors import INTERRUPTED, PARTIAL, Commands, check_output, fail, finish
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
 from loftr_ros.cli_loops import loops
@@ -17,6 +17,7 @@ from loftr_ros.cli_options import (
     Camera,
     Device,
     FrameRate,
+    Frames,
     Mask,
     Mode,
     Network,
@@ -35,6 +36,7 @@ from loftr_ros.cli_options import (
     named,
     open_offline,
     parameters,
+    stop_before,
 )
 from loftr_ros.cli_train import app as train_app
 from loftr_ros.cli_view import view
@@ -42,10 +44,12 @@ from loftr_ros.cli_weights import app as weights_app
 
 app = typer.Typer(
     name="loftr_ros",
+    cls=Commands,
     help="LoFTR correspondences and relative poses for robots.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
@@ -53,6 +57,26 @@ app.command()(export)
 app.command()(explain)
 app.command()(loops)
 app.command()(view)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"loftr_ros {version('loftr_ros')}")
+        except PackageNotFoundError:  # colcon installs no metadata
+            typer.echo("loftr_ros (version unknown: installed without metadata)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """LoFTR correspondences and relative poses for robots."""
 
 
 @app.command()
@@ -71,13 +95,16 @@ def demo(
     quiet: Quiet = False,
     rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
     hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames to play, at most.")] = None,
+    frames: Frames = None,
+    stop: Stop = None,
     mode: Mode = "",
     archive: Archive = "",
 ) -> None:
     """Run the real node and a real publisher over DDS, and report latencies, poses and errors."""
     from loftr_ros.demo import run_demo
 
+    last = stop_before(start, stop, step, frames)
+    frames = None if last is None else len(range(start, last, step))
     raise typer.Exit(
         run_demo(
             source,
@@ -130,6 +157,7 @@ def play(
     source: SourceArgument,
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
@@ -153,9 +181,16 @@ def play(
     from loftr_ros.ros.player import play as play_source
     from loftr_ros.sources import SourceError, open_source
 
+    last = stop_before(start, stop, step, frames)
     try:
         with open_source(
-            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            camera=camera,
         ) as opened:
             report = play_source(
                 opened,
@@ -176,7 +211,10 @@ def play(
             )
     except (PlayError, SourceError) as error:
         fail(error)
+    typer.echo("".join(f"note: {note}\n" for note in opened.notes), nl=False)
     typer.echo(f"{report.published} frames in {report.seconds:.1f} s, {report.failed} failed, {report.late} late")
+    if report.interrupted or report.failed or opened.lost:
+        raise typer.Exit(INTERRUPTED if report.interrupted else PARTIAL)
 
 
 @app.command()
@@ -185,6 +223,7 @@ def run(
     output: Output = Path("runs"),
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
@@ -209,17 +248,25 @@ def run(
     from loftr_ros.sources import SourceError, open_source
 
     values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    check_output(output)
+    last = stop_before(start, stop, step, frames)
     try:
         front_end, reader = open_offline(values, device, precision, mask)
         with open_source(
-            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            camera=camera,
         ) as opened:
             report = run_offline(opened, front_end, output, reader=reader, parquet=parquet, progress=not quiet)
     except ImportError as error:
         fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
     except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:
         fail(error)
-    typer.echo("\n".join([*report.lines(), f"written to {output}"]))
+    finish(report.lines(), report.missing, f"written to {output}", report.progress.interrupted)
 
 
 def main() -> int:

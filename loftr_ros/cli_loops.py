@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_errors import check_output, fail, finish
 from loftr_ros.cli_options import (
     Camera,
     Device,
     FrameRate,
+    Frames,
     Mask,
     Mode,
     Network,
@@ -30,6 +31,7 @@ from loftr_ros.cli_options import (
     named,
     open_offline,
     parameters,
+    stop_before,
 )
 
 Sources = Annotated[
@@ -62,6 +64,7 @@ def loops(
     ] = None,
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
@@ -94,12 +97,14 @@ def loops(
     values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
     if min_age is not None:
         values["loop.min_age"] = min_age
+    check_output(output)
+    last = stop_before(start, stop, step, frames)
     try:
         kept = with_values(ArchiveConfig(), values, "archive.")
         with ExitStack() as stack:
             opened = [
                 stack.enter_context(
-                    open_source(source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera)
+                    open_source(source, start=start, stop=last, step=step, rate=frame_rate, topic=topic, camera=camera)
                 )
                 for source in sources
             ]
@@ -124,7 +129,7 @@ def loops(
             )
     except (ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
         fail(error)
-    typer.echo("\n".join([*report.lines(), f"written to {output}"]))
+    finish(report.lines(), report.missing, f"written to {output}", report.interrupted)
 
 
 def robot_names(sources: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ SourceArgument = Annotated[
 ]
 Start = Annotated[int, typer.Option(help="First frame.")]
 Stop = Annotated[int | None, typer.Option(help="Frame to stop before.", show_default="the end")]
+Frames = Annotated[int | None, typer.Option(help="Frames to take, at most.", show_default="all")]
 Step = Annotated[int, typer.Option(help="Take every n-th frame.")]
 FrameRate = Annotated[
     float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
@@ -113,6 +114,16 @@ def open_offline(
     spec = matcher_spec(*asked)
     matcher = open_matcher(replace(spec, device=device or spec.device, precision=precision or spec.precision))
     return FrontEnd(matcher, config), FrameReader(inputs, usable)
+
+
+def stop_before(start: int, stop: int | None, step: int, frames: int | None) -> int | None:
+    """What --stop and --frames come to: the frame to stop before; None for the end."""
+    if frames is None:
+        return stop
+    if frames < 1:
+        fail(f"--frames {frames}: expected 1 or more")
+    last = start + frames * max(step, 1)
+    return last if stop is None else min(stop, last)
 
 
 def named(**values: str) -> dict[str, str]:

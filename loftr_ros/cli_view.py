@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_errors import fail, finish
 from loftr_ros.cli_options import (
     Camera,
     Device,
     FrameRate,
+    Frames,
     Mask,
     Mode,
     Network,
@@ -28,6 +29,7 @@ from loftr_ros.cli_options import (
     named,
     open_offline,
     parameters,
+    stop_before,
 )
 
 
@@ -35,6 +37,7 @@ def view(
     source: SourceArgument,
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
@@ -68,12 +71,19 @@ def view(
     from loftr_ros.viewer import Destination, ViewError, load_rerun, show
 
     values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    last = stop_before(start, stop, step, frames)
     try:
         rerun, destination = load_rerun(), Destination(save and save.expanduser(), connect)
         destination.check()
         front_end, reader = open_offline(values, device, precision, mask)
         with open_source(
-            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            camera=camera,
         ) as opened:
             opened.require(front_end.config.scale.mode)  # before a window opens
             stream = destination.open(rerun)
@@ -83,4 +93,4 @@ def view(
                 stream.disconnect()  # a file is whole only after it
     except (ConfigError, DeviceError, MaskError, SourceError, ViewError, WeightsError) as error:
         fail(error)
-    typer.echo("\n".join([*shown.lines(), *([f"written to {save}"] if save else [])]))
+    finish(shown.lines(), shown.missing, f"written to {save}" if save else "shown", shown.progress.interrupted)

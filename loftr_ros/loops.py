@@ -23,7 +23,8 @@ from loftr_ros.places.placement import GraphKeyframe, Loop
 from loftr_ros.places.pose_graph import PoseGraph
 from loftr_ros.places.verification import Verifier
 from loftr_ros.places.view import NewKeyframe, Observer
-from loftr_ros.sources import Source, SourceError, SourceFrame
+from loftr_ros.progress import write_marker
+from loftr_ros.sources import Source, SourceError
 from loftr_ros.sources.reading import FrameReader
 
 
@@ -56,7 +57,8 @@ def find_loops(
 
     Every keyframe is searched for, and every image between keyframes may confirm a place: what is found does not depend
     on how fast the machine is. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png` and `loop_N.png`, of the
-    best few loops. Of a recording no more is kept in memory than poses.
+    best few loops. Of a recording no more is kept in memory than poses. After Ctrl-C what was found by then is written,
+    with a `partial.txt` that says so.
 
     Args:
         recordings: one after the other; each is a session of its own.
@@ -80,6 +82,8 @@ def find_loops(
     job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
     for recording in recordings:
         job.go_through(recording, progress)
+        if job.report.interrupted:
+            break
     report = job.finish()
     graph = PoseGraph(report.keyframes, report.loops)
     graph.write_g2o(output / "loops.g2o")
@@ -87,6 +91,7 @@ def find_loops(
     write_loops(output / "loops.csv", report)
     plot_loops(output / "loops.png", graph)
     job.pictures.write(output, archive)
+    write_marker(output, report.missing)
     return report
 
 
@@ -118,39 +123,41 @@ class _Job:
         known = {each.stamp_ns: each.name for each in self._of_before(robot)}
         session = observer.session
         self.detector.reset()
-        for frame in _with_bar(source, robot, progress):
-            try:
-                image = self.reader.read(frame, self.config.scale.mode)
-                encoded = front_end.encode(image)
-                result = front_end.process_encoded(encoded)
-            except (FrameRefusedError, MaskError, SourceError) as error:
-                report.refused.append(str(error))
-                continue
-            report.frames += 1
-            view, finished = observer.observe(result)
-            self._keep(finished, known)
-            if observer.session != session:
-                session = observer.session
-                self.detector.reset()
-            if view.name is not None:
-                stamp_ns = view.frame.stamp_ns
-                report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
-                report.keyframes += 1
-                if frame.pose is not None:
-                    self.report.truth[view.name] = frame.pose
-                    self.report.truth_is_metric &= frame.metric
-            try:
-                closures = self.detector.process(view, encoded)
-            except PlacesError as error:
-                if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
-                    raise
-                report.unread.append(str(error))
-            except FrameRefusedError as error:  # an archived image of a shape that the network does not take
-                report.unread.append(str(error))
-            else:
-                self._found(closures)
+        with report.progress.watching():
+            for frame in report.progress.frames(source, progress, robot):
+                try:
+                    image = self.reader.read(frame, self.config.scale.mode)
+                    encoded = front_end.encode(image)
+                    result = front_end.process_encoded(encoded)
+                except (FrameRefusedError, MaskError, SourceError) as error:
+                    report.refused.append(str(error))
+                    continue
+                report.frames += 1
+                view, finished = observer.observe(result)
+                self._keep(finished, known)
+                if observer.session != session:
+                    session = observer.session
+                    self.detector.reset()
+                if view.name is not None:
+                    stamp_ns = view.frame.stamp_ns
+                    report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
+                    report.keyframes += 1
+                    if frame.pose is not None:
+                        self.report.truth[view.name] = frame.pose
+                        self.report.truth_is_metric &= frame.metric
+                try:
+                    closures = self.detector.process(view, encoded)
+                except PlacesError as error:
+                    if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
+                        raise
+                    report.unread.append(str(error))
+                except FrameRefusedError as error:  # an archived image of a shape that the network does not take
+                    report.unread.append(str(error))
+                else:
+                    self._found(closures)
         self._keep(observer.take(), known)
-        if not report.keyframes:
+        report.notes += source.notes
+        if not report.keyframes and not report.progress.interrupted:
             reasons = "; ".join(report.refused[:3]) or "it has no frames"
             raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
 
@@ -236,9 +243,3 @@ def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyfram
 
 def _without_inliers(pose: RelativePose) -> RelativePose:
     return replace(pose, inliers=np.zeros(0, np.bool_))
-
-
-def _with_bar(source: Source, robot: str, progress: bool) -> Iterator[SourceFrame]:
-    from tqdm import tqdm
-
-    yield from tqdm(source, total=source.length, unit="frame", desc=robot, disable=not progress)

@@ -197,6 +197,7 @@ class Source(ABC):
         slow: frames take so long to make that they should be made before they are played.
         notes: what people should know of how it was read: files left out, frames that could not be decoded. Complete
             once it was gone through.
+        lost: frames that it should have and could not give in the last pass, as of a damaged video.
         lacks: by mode of the front end (`stereo`, `rgbd`), why the source's frames cannot feed it; a mode that they
             can feed is not in it. Of a recording with gaps, single frames may still lack their partner.
     """
@@ -212,6 +213,10 @@ class Source(ABC):
     @property
     def notes(self) -> Sequence[str]:
         return ()
+
+    @property
+    def lost(self) -> int:
+        return 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[SourceFrame]:
