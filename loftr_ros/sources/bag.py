@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.sources.base import BagImage, Source, SourceError, SourceFrame, SourceOptions
 
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+_MAX_NOTES = 10  # of different calibrations that cannot be used
 _CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
 
@@ -27,6 +28,7 @@ class BagSource(Source):
         from rosbags.typesys import Stores, get_typestore
 
         self.name, self._options, self._given = path.resolve().name, options, camera
+        self._notes: list[str] = []
         try:
             # Bags of before ROS 2 Iron carry no definitions; those of the messages used here never changed.
             self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
@@ -38,7 +40,7 @@ class BagSource(Source):
         self._is_open = True
         try:
             self._find_topics(path)
-            self.camera = camera if camera is not None else _model(self._first_info())
+            self.camera = camera if camera is not None else self._model(self._first_info())
             self._measure()
         except BaseException:
             self.close()
@@ -62,7 +64,7 @@ class BagSource(Source):
         self.topic = wanted if wanted is not None else next(iter(images))
         # As image_transport names them: camera_info is beside the image, and `compressed` is below it.
         base = self.topic.removesuffix("/compressed").removesuffix("/theora")
-        info_topic = base.rpartition("/")[0] + "/camera_info"
+        self._info_topic = info_topic = base.rpartition("/")[0] + "/camera_info"
         self._images = [c for c in self._reader.connections if c.topic == self.topic]
         self._compressed = self._images[0].msgtype == _COMPRESSED
         self._infos = [c for c in self._reader.connections if c.topic == info_topic and c.msgtype == _CAMERA_INFO]
@@ -96,7 +98,7 @@ class BagSource(Source):
                 if connection.msgtype == _CAMERA_INFO:
                     info = _Lenient(self._reader.deserialize(raw, connection.msgtype))
                     if self._given is None:
-                        new = _model(info)
+                        new = self._model(info)
                         # The same object as long as nothing changes, which is nearly always.
                         camera = camera if new is not None and new.same_as(camera) else new
                     continue
@@ -116,6 +118,23 @@ class BagSource(Source):
         except Exception as error:  # as on opening: whatever the readers meet in a damaged file
             raise SourceError(f"message {index} of {self.name}: {type(error).__name__}: {error}") from error
 
+    @property
+    def notes(self) -> Sequence[str]:
+        return tuple(self._notes)
+
+    def _model(self, info: Any) -> CameraModel | None:
+        """The calibration in a CameraInfo message; None where there is none, or it cannot be used, which is noted."""
+        try:
+            return None if info is None else CameraModel.from_camera_info(info)
+        except CameraError as error:
+            # As from an uncalibrated camera, which publishes zeros; its images can still be matched.
+            self._note(f"{self._info_topic}: {error}. Images are matched, but have no poses")
+            return None
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes and len(self._notes) < _MAX_NOTES:
+            self._notes.append(text)
+
     def close(self) -> None:
         if self._is_open:
             self._is_open = False
@@ -133,11 +152,3 @@ class _Lenient:
         if name in ("d", "k", "r", "p") and not hasattr(message, name):
             name = name.upper()
         return getattr(message, name)
-
-
-def _model(info: Any) -> CameraModel | None:
-    """The calibration in a CameraInfo message, None where there is none or it is not usable."""
-    try:
-        return None if info is None else CameraModel.from_camera_info(info)
-    except CameraError:
-        return None  # an uncalibrated camera publishes zeros; its images can still be matched

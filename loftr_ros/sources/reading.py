@@ -50,13 +50,21 @@ class FrameReader:
             SourceError: an image is missing or damaged, or a calibration cannot be used or is for another size.
         """
         check_mode(mode)
+        arrival = self._arrival(frame, mode)
         try:
-            return self._decode(self._arrival(frame, mode))
+            read = self._decode(arrival)
         except ImageError as error:
             raise SourceError(f"{frame.which}: {error}") from error
         except CameraError as error:
             hint = "" if isinstance(frame.image, BagImage) else "; or give its calibration with the option `camera`"
             raise SourceError(f"{frame.which}: {error}{hint}") from error
+        if mode == STEREO:
+            side, _ = frame.right_side()
+            try:
+                _ = read.right and read.right.image  # the node leaves it for keyframes, which then may fail
+            except (CameraError, ImageError) as error:
+                raise SourceError(f"right image of {side.which}: {error}") from error
+        return read
 
     def picture(self, frame: SourceFrame, read: Frame) -> NDArray[np.uint8]:
         """What to show people of a frame: in colour where it has any, else as the front end saw it.
@@ -117,7 +125,7 @@ def camera_info(camera: CameraModel, baseline: float = 0.0) -> SimpleNamespace:
         width=camera.width,
         height=camera.height,
         distortion_model="plumb_bob" if plain else camera.distortion_model,
-        d=np.zeros(5) if plain else camera.distortion,
+        d=np.zeros(5) if plain else _never_zeros(camera.distortion),
         k=camera.matrix.ravel(),
         r=np.eye(3).ravel(),
         p=projection.ravel(),
@@ -125,6 +133,11 @@ def camera_info(camera: CameraModel, baseline: float = 0.0) -> SimpleNamespace:
         binning_y=0,
         roi=SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0, do_rectify=False),
     )
+
+
+def _never_zeros(coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same; an ideal fisheye's zeros would mean no distortion in a message."""
+    return coefficients if coefficients.any() else np.r_[1e-12, coefficients[1:]]
 
 
 def _message(image: Image, frame: SourceFrame) -> Any:
