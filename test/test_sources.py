@@ -347,7 +347,7 @@ def test_what_is_no_source_is_refused_with_what_was_expected(tmp_path):
     for make, words in (
         (lambda p: p, "does not exist"),
         (lambda p: p.mkdir() or p, "holds no images"),
-        (lambda p: p.write_bytes(b"hello") and p, "no video that OpenCV can read"),
+        (lambda p: p.write_bytes(b"hello") and p, "no video that can be read"),
         (lambda p: p.write_bytes(b"") or p, "no video"),
         (lambda p: "rendered:castle", "expected one of room"),
         (lambda p: "rendered:room?speed=3", "no setting 'speed'.*seed"),
