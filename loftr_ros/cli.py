@@ -15,6 +15,7 @@ from loftr_ros.cli_loops import loops
 from loftr_ros.cli_options import (
     Archive,
     Camera,
+    DepthTopic,
     Device,
     FrameRate,
     Frames,
@@ -26,6 +27,7 @@ from loftr_ros.cli_options import (
     ParamsFile,
     Precision,
     Quiet,
+    RightTopic,
     SourceArgument,
     Start,
     Step,
@@ -86,6 +88,8 @@ def demo(
     start: Start = 0,
     step: Step = 1,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
@@ -122,6 +126,8 @@ def demo(
             start=start,
             step=step,
             topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
             camera=camera,
             progress=not quiet,
         )
@@ -161,6 +167,8 @@ def play(
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     transport: Annotated[str, typer.Option(help="raw, or compressed: JPEG and PNG files then pass unchanged.")] = "raw",
     color: Annotated[bool, typer.Option("--color", help="Publish colour where the source has it.")] = False,
@@ -190,6 +198,8 @@ def play(
             step=step,
             rate=frame_rate,
             topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
             camera=camera,
         ) as opened:
             report = play_source(
@@ -227,6 +237,8 @@ def run(
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
@@ -259,6 +271,8 @@ def run(
             step=step,
             rate=frame_rate,
             topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
             camera=camera,
         ) as opened:
             report = run_offline(opened, front_end, output, reader=reader, parquet=parquet, progress=not quiet)

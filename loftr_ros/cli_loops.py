@@ -12,6 +12,7 @@ import typer
 from loftr_ros.cli_errors import check_output, fail, finish
 from loftr_ros.cli_options import (
     Camera,
+    DepthTopic,
     Device,
     FrameRate,
     Frames,
@@ -23,6 +24,7 @@ from loftr_ros.cli_options import (
     ParamsFile,
     Precision,
     Quiet,
+    RightTopic,
     Start,
     Step,
     Stop,
@@ -68,6 +70,8 @@ def loops(
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
@@ -98,16 +102,20 @@ def loops(
     if min_age is not None:
         values["loop.min_age"] = min_age
     check_output(output)
-    last = stop_before(start, stop, step, frames)
+    options = {
+        "start": start,
+        "stop": stop_before(start, stop, step, frames),
+        "step": step,
+        "rate": frame_rate,
+        "topic": topic,
+        "right_topic": right_topic,
+        "depth_topic": depth_topic,
+        "camera": camera,
+    }
     try:
         kept = with_values(ArchiveConfig(), values, "archive.")
         with ExitStack() as stack:
-            opened = [
-                stack.enter_context(
-                    open_source(source, start=start, stop=last, step=step, rate=frame_rate, topic=topic, camera=camera)
-                )
-                for source in sources
-            ]
+            opened = [stack.enter_context(open_source(source, **options)) for source in sources]
             front_end, reader = open_offline(values, device, precision, mask)
             for each in opened:
                 each.require(front_end.config.scale.mode)  # before an archive is made

@@ -28,6 +28,12 @@ FrameRate = Annotated[
     float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
 ]
 Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
+RightTopic = Annotated[
+    str | None, typer.Option(help="Right image topic of a bag, for --mode stereo.", show_default="by its name")
+]
+DepthTopic = Annotated[
+    str | None, typer.Option(help="Depth image topic of a bag, for --mode rgbd.", show_default="by its name")
+]
 Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
 Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
 Weights = Annotated[

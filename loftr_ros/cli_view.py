@@ -10,6 +10,7 @@ import typer
 from loftr_ros.cli_errors import fail, finish
 from loftr_ros.cli_options import (
     Camera,
+    DepthTopic,
     Device,
     FrameRate,
     Frames,
@@ -20,6 +21,7 @@ from loftr_ros.cli_options import (
     ParamsFile,
     Precision,
     Quiet,
+    RightTopic,
     SourceArgument,
     Start,
     Step,
@@ -41,6 +43,8 @@ def view(
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",

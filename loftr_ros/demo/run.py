@@ -83,6 +83,8 @@ def run_demo(
     start: int = 0,
     step: int = 1,
     topic: str | None = None,
+    right_topic: str | None = None,
+    depth_topic: str | None = None,
     camera: Path | None = None,
     progress: bool = True,
 ) -> int:
@@ -104,7 +106,7 @@ def run_demo(
         frames: frames to play, at most.
         mode: mono, stereo or rgbd; empty for what `params_file` says, or else mono. The source must have the images.
         archive: folder or address of an archive of keyframes, for loops; empty for what `params_file` says, or none.
-        start, step, topic, camera: options of the source.
+        start, step, topic, right_topic, depth_topic, camera: options of the source.
         progress: show progress bars.
 
     Returns:
@@ -113,6 +115,7 @@ def run_demo(
         weights, or a scene that cannot be matched, should give, and the report says so.
     """
     options = {"start": start, "step": step, "topic": topic, "camera": camera}
+    options |= {"right_topic": right_topic, "depth_topic": depth_topic}
     settings = Settings(
         source,
         output,

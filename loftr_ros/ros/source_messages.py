@@ -68,10 +68,12 @@ def right_messages(
         SourceError: there is no right image, it cannot be read, or is of another size than its calibration.
     """
     view, right = frame.right_side()
-    message, _ = frame_messages(view, compressed=compressed, color=color, restamped=True)
+    message, info = frame_messages(view, compressed=compressed, color=color, restamped=True)
     assert not isinstance(message, bytes)  # only what is not restamped can be
     if isinstance(message, Image):
         right.check_size(message.width, message.height, f"frame {frame.index}")
+    if right.by_info and info is not None:  # a bag's own, whose R and P say more
+        return message, info
     return message, camera_info_message(message.header, right.camera, right.baseline or 0.0)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.sources.bag_depth import BagDepth
 from loftr_ros.sources.companions import COME_WITH, NO_COMPANIONS, DepthFile, RightView, check_mode
 from loftr_ros.sources.images import (
     BagImage,
@@ -54,7 +55,7 @@ class SourceFrame:
     pose: NDArray[np.float64] | None = None
     metric: bool = False
     right: RightView | None = None
-    depth: DepthFile | DepthImage | None = None
+    depth: DepthFile | BagDepth | DepthImage | None = None
 
     def decode(self) -> NDArray[np.uint8]:
         """The (H, W) uint8 gray image, decoded by the code that the node uses, so both see the same pixels.
@@ -116,7 +117,7 @@ class SourceFrame:
             raise SourceError(f"{self.which} has no depth image that belongs to it; {COME_WITH[RGBD]}")
         if size is None and self.camera is not None:
             size = self.camera.width, self.camera.height
-        return self.depth.decode(size) if isinstance(self.depth, DepthFile) else self.depth
+        return self.depth if isinstance(self.depth, DepthImage) else self.depth.decode(size)
 
     def to_frame(self, mode: str = MONO) -> Frame:
         """The frame as the front end takes it, by the node's default parameters; `FrameReader` takes others.
@@ -148,6 +149,7 @@ class SourceOptions:
         rate: frames a second; stamps are then made from the frame numbers. None: the source's own stamps, or,
             where it has none, its usual rate.
         topic: image topic of a bag that has several.
+        right_topic, depth_topic: of a bag, where their names do not tell.
         camera: calibration instead of the source's own: a ROS `camera_calibration` YAML file, or a model.
     """
 
@@ -156,6 +158,8 @@ class SourceOptions:
     step: int = 1
     rate: float | None = None
     topic: str | None = None
+    right_topic: str | None = None
+    depth_topic: str | None = None
     camera: str | Path | CameraModel | None = None
 
     def __post_init__(self) -> None:

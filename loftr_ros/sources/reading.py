@@ -86,7 +86,7 @@ class FrameReader:
         if mode == STEREO:
             side, view = frame.right_side()
             right, right_info = _message(side.image, side), self._info(side, "right")
-            left_from_right = view.left_from_right
+            left_from_right = None if view.by_info else view.left_from_right
         elif mode == RGBD:
             depth = frame.decode_depth(None if frame.camera is not None else _size(image))
         return Arrival(image, info, 0.0, right, right_info, depth, left_from_right)
