@@ -43,6 +43,49 @@ def test_a_mask_is_0_where_pixels_are_ignored_and_anything_else_where_they_are_n
     np.testing.assert_array_equal(found, half() > 0)
 
 
+def test_a_hole_that_is_only_in_the_alpha_channel_is_ignored_too(tmp_path: Path) -> None:
+    white, opaque = np.full((6, 8), 255, np.uint8), half()
+    found = read_mask(written(tmp_path / "rgba.png", np.dstack([white, white, white, opaque])))
+    np.testing.assert_array_equal(found, half() > 0)
+    both = half().copy()
+    both[:3] = 0
+    found = read_mask(written(tmp_path / "both.png", np.dstack([both, both, both, opaque])))
+    np.testing.assert_array_equal(found, both > 0)
+    deep = np.dstack([white, white, white, opaque]).astype(np.uint16) * 257
+    np.testing.assert_array_equal(read_mask(written(tmp_path / "deep.png", deep)), half() > 0)
+
+
+def test_a_mask_is_not_turned_by_its_exif_data_as_the_camera_s_images_are_not(tmp_path: Path) -> None:
+    upright = cv2.imencode(".jpg", np.repeat(np.repeat(half(), 8, 0), 8, 1))[1].tobytes()
+    (tmp_path / "turned.jpg").write_bytes(with_orientation(upright, 6))
+    assert read_mask(tmp_path / "turned.jpg").shape == (48, 64)
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG with EXIF data that would have it turned."""
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([orientation, 0, 0, 0, 0, 0, 0, 0])
+    segment = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
+
+
+def test_turned_and_transparent_images_of_a_recording_are_told_of(tmp_path: Path) -> None:
+    pixels = np.full((48, 64), 90, np.uint8)
+    (tmp_path / "turned").mkdir()
+    (tmp_path / "turned" / "0.jpg").write_bytes(with_orientation(cv2.imencode(".jpg", pixels)[1].tobytes(), 6))
+    with open_source(tmp_path / "turned") as source:
+        assert next(iter(source)).to_frame().size == (64, 48), "as the calibration has it"
+        assert any("EXIF" in note for note in source.notes)
+    (tmp_path / "clear").mkdir()
+    cv2.imwrite(str(tmp_path / "clear" / "0.png"), np.dstack([pixels] * 4))
+    with open_source(tmp_path / "clear") as source:
+        assert any("transparency" in note for note in source.notes)
+    (tmp_path / "plain").mkdir()
+    cv2.imwrite(str(tmp_path / "plain" / "0.png"), np.dstack([pixels] * 3))
+    cv2.imwrite(str(tmp_path / "plain" / "1.jpg"), pixels)
+    with open_source(tmp_path / "plain") as source:
+        assert not source.notes
+
+
 def test_a_mask_that_is_missing_damaged_or_ignores_everything_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"nowhere\.png cannot be read: No such file"):
         read_mask(tmp_path / "nowhere.png")

@@ -191,6 +191,15 @@ def test_the_program_has_a_version_short_help_and_frames(tmp_path: Path) -> None
     assert [stop_before(2, None, 3, 4), stop_before(2, 5, 1, 10), stop_before(0, 7, 1, None)] == [14, 5, 7]
 
 
+@pytest.mark.parametrize("size", [(16, 12), (31, 200), (4000, 40)])
+def test_images_too_small_for_a_network_are_refused_in_words(tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "in").mkdir()
+    for k in range(2):
+        cv2.imwrite(str(tmp_path / "in" / f"{k}.png"), np.full(size[::-1], 90, np.uint8))
+    with open_source(tmp_path / "in") as source, pytest.raises(SourceError, match=r"too small to be matched; expected"):
+        run(source, front_end(), tmp_path / "out", progress=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130(tmp_path: Path, sent: int) -> None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import cv2
 
@@ -91,6 +92,41 @@ def natural(file: Path) -> list[tuple[int, int, str]]:
         (0, int(part), "") if part.isdecimal() and len(part) < 1000 else (1, 0, part)
         for part in re.split(r"([0-9]+)", file.name)
     ]
+
+
+def what_is_ignored(file: Path) -> list[str]:
+    """What an image file asks for that is not done, for people: to be turned, or to be seen through."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(1 << 16)
+    except OSError:
+        return []
+    if head.startswith(b"\x89PNG") and head[25:26] in (b"\x04", b"\x06"):
+        return ["images have transparency, which is ignored (give pixels to ignore by --mask)"]
+    turned = exif_orientation(head)
+    if turned not in (0, 1):
+        return [
+            f"images have EXIF data that would have them turned or mirrored (orientation {turned}), which is ignored: "
+            "the calibration is of the pixels as they are in the file"
+        ]
+    return []
+
+
+def exif_orientation(head: bytes) -> int:
+    """The orientation in a JPEG's EXIF data; 0 without."""
+    start = head.find(b"Exif\0\0")
+    if not head.startswith(b"\xff\xd8") or start < 0:
+        return 0
+    tiff = head[start + 6 :]
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+    at = int.from_bytes(tiff[4:8], order)
+    for number in range(int.from_bytes(tiff[at : at + 2], order)):
+        entry = tiff[at + 2 + 12 * number : at + 14 + 12 * number]
+        if len(entry) < 12:
+            return 0
+        if int.from_bytes(entry[:2], order) == 0x0112:
+            return int.from_bytes(entry[8:10], order)
+    return 0
 
 
 def image_size(file: Path) -> tuple[int, int]:

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.sources.base import FRAME_ID, EncodedImage, Source, SourceError, SourceFrame, SourceOptions, stamp_at
 from loftr_ros.sources.calibration import load_camera, pose_from_quaternion, read_yaml
-from loftr_ros.sources.files import FORMATS, ImageFolder, are_times, image_folder, image_size, natural, numbers_of
+from loftr_ros.sources.files import (
+    FORMATS,
+    ImageFolder,
+    are_times,
+    image_folder,
+    image_size,
+    natural,
+    numbers_of,
+    what_is_ignored,
+)
 from loftr_ros.sources.pairing import (
     Companions,
     body_camera,
@@ -23,7 +32,7 @@ from loftr_ros.sources.pairing import (
     tum_depth,
 )
 from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, read_names, to_nanoseconds
-from loftr_ros.sources.tables import file_named, numbers_in, read_numbers, read_table
+from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numbers, read_table
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
@@ -76,6 +85,7 @@ class FolderSource(Source):
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
             raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
+        listing.notes.extend(what_is_ignored(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
         self.camera = camera if camera is not None else listing.camera
@@ -290,7 +300,7 @@ def _positive(value: object, where: Path) -> float:
 def _tum(path: Path) -> _Listing:
     listed = stamped_files(path, "rgb.txt")
     stamps, files = [stamp for stamp, _ in listed], [file for _, file in listed]
-    missing = [file for file in files if not file.is_file() or file.suffix.lower() not in FORMATS]
+    missing = [file for file in files if not is_there(file) or file.suffix.lower() not in FORMATS]
     if missing or not files:
         raise SourceError(f"{path / 'rgb.txt'} lists {len(files)} images, {len(missing)} of which are not there")
     poses = None

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.ros.images import FULL_RANGE, ImageError, decode_compressed, decode_image, eight_bits
+from loftr_ros.ros.images import FULL_RANGE, ImageError, check_size, decode_compressed, decode_image, eight_bits
 
 
 class SourceError(Exception):
@@ -132,6 +132,10 @@ def read_pixels(image: EncodedImage, flags: int) -> NDArray[Any]:
     Raises:
         SourceError: it cannot read it.
     """
+    try:
+        check_size(image.data, image.where)
+    except ImageError as error:
+        raise SourceError(str(error)) from error
     try:
         pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags) if image.data else None
     except cv2.error as error:  # of what claims more pixels than OpenCV takes

@@ -121,9 +121,14 @@ def file_named(text: str, folder: Path, images: Path) -> Path:
     plain = text.replace("\\", "/")
     name = PurePosixPath(plain).name
     for candidate in (folder / plain, images / plain, images / name):
-        try:
-            if candidate.is_file():
-                return candidate
-        except (OSError, ValueError):  # a name that is too long, or none
-            continue
+        if is_there(candidate):
+            return candidate
     return folder / plain
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file; a name that is too long, or none at all, is of none."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):
+        return False
