@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from loftr_ros.cli_doctor import doctor
 from loftr_ros.cli_errors import INTERRUPTED, PARTIAL, Commands, check_output, fail, finish
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
+app.command()(doctor)
 app.command()(export)
 app.command()(explain)
 app.command()(loops)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from loftr_ros.sources import Source, SourceError, SourceFrame
 
 MARKER = "partial.txt"
 _SHOWN = 3
+_PERIOD = 60.0  # s between two lines
+_MANY = 500
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Progress:
         """
         from tqdm import tqdm
 
+        said = _Lines(source, name) if not progress else None
         bar = tqdm(source, total=source.length, unit="frame", desc=name or None, disable=not progress)
         frames, any_yet = iter(bar), False
         while True:
@@ -48,6 +53,8 @@ class Progress:
                 self.ended_early = str(error)
                 break
             any_yet = True
+            if said is not None:
+                said.count()
             yield frame
         self.lost += source.lost
 
@@ -76,6 +83,34 @@ class Progress:
         if refused:
             found.append(f"{len(refused)} frames were refused")
         return found
+
+
+class _Lines:
+    """What is said without a progress bar: of a slow source how much there is, and a line a minute."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._name, self._length = name or source.name, source.length
+        self._done = 0
+        self._start = self._said = time.monotonic()
+        if source.slow and source.length is not None and source.length > _MANY:
+            _say(f"{self._name} has {source.length} frames that are rendered one by one, which takes minutes")
+
+    def count(self) -> None:
+        """Another frame came."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said < _PERIOD:
+            return
+        self._said = now
+        if self._length:
+            left = (now - self._start) / self._done * max(self._length - self._done, 0) / 60
+            _say(f"{self._name}: {self._done} of {self._length} frames, about {left:.0f} min to go")
+        else:
+            _say(f"{self._name}: {self._done} frames")
+
+
+def _say(text: str) -> None:
+    print(f"loftr_ros: {text}", file=sys.stderr, flush=True)
 
 
 def first_reasons(refused: Sequence[str]) -> list[str]:

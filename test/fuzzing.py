@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -383,18 +383,18 @@ def _write_video(place: Path) -> bytes:
 
 
 READERS: dict[str, Reader] = {
-    "text: parameter files": _text_file("params.yaml", PARAMETERS, node_parameters),
+    "text: parameter files": replace(_text_file("params.yaml", PARAMETERS, node_parameters), share=2.0),
     "text: calibrations": _text_file("camera.yaml", list(FILES.values()), load_camera),
-    "text: KITTI": _folder(_kitti, "stereo"),
-    "text: TUM RGB-D": _folder(_tum, "rgbd"),
-    "text: EuRoC": _folder(_euroc, "stereo"),
-    "text: 7-Scenes": _folder(_seven_scenes, "rgbd"),
-    "names": _names(),
+    "text: KITTI": replace(_folder(_kitti, "stereo"), share=0.5),
+    "text: TUM RGB-D": replace(_folder(_tum, "rgbd"), share=0.5),
+    "text: EuRoC": replace(_folder(_euroc, "stereo"), share=0.5),
+    "text: 7-Scenes": replace(_folder(_seven_scenes, "rgbd"), share=0.5),
+    "names": replace(_names(), share=0.5),
     "image files": Reader(lambda place: None, _image_file, 2.0),
     "masks": Reader(lambda place: None, _mask, 0.5),
-    "messages: images": Reader(lambda place: None, _message, 2.0),
-    "messages: compressed": Reader(lambda place: None, _compressed_message),
-    "messages: CameraInfo": Reader(lambda place: None, _camera_info, 2.0),
-    "bags": Reader(_bags, _bag, 0.5),
+    "messages: images": Reader(lambda place: None, _message, 6.0),
+    "messages: compressed": Reader(lambda place: None, _compressed_message, 3.0),
+    "messages: CameraInfo": Reader(lambda place: None, _camera_info, 6.0),
+    "bags": Reader(_bags, _bag, 0.3),
     "videos": Reader(_write_video, _video, 0.5),
 }
