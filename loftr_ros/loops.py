@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from loftr_ros.places.loop_plot import plot_loops
 from loftr_ros.places.placement import GraphKeyframe, Loop
 from loftr_ros.places.pose_graph import PoseGraph
 from loftr_ros.places.verification import Verifier
-from loftr_ros.places.view import NewKeyframe, Observer
-from loftr_ros.progress import write_marker
+from loftr_ros.places.view import NewKeyframe, Observer, compressed
+from loftr_ros.progress import MARKER, write_marker
 from loftr_ros.sources import Source, SourceError
 from loftr_ros.sources.reading import FrameReader
+
+_TABLES = (("loops", ".g2o"), ("loops", ".csv"), ("keyframes", ".csv"), ("loops", ".png"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,8 @@ def find_loops(
     Every keyframe is searched for, and every image between keyframes may confirm a place: what is found does not depend
     on how fast the machine is. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png` and `loop_N.png`, of the
     best few loops. Of a recording no more is kept in memory than poses. After Ctrl-C what was found by then is written,
-    with a `partial.txt` that says so.
+    with a `partial.txt` that says so. Called again with that output and archive, it goes on behind the last keyframe
+    that was archived; the tables of before are then in `loops_1.csv` and so on.
 
     Args:
         recordings: one after the other; each is a session of its own.
@@ -80,6 +84,9 @@ def find_loops(
         recording.source.require(front_end.config.scale.mode)
     output.mkdir(parents=True, exist_ok=True)
     job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
+    if (output / MARKER).exists() and len(archive):
+        job.resumes = True
+        _set_aside(output)
     for recording in recordings:
         job.go_through(recording, progress)
         if job.report.interrupted:
@@ -112,6 +119,7 @@ class _Job:
         self.detector = LoopDetector(archive, Verifier(front_end), config)
         self.report = Report(known_before=len(archive), min_age=config.min_age)
         self.pictures = BestLoops()
+        self.resumes = False
 
     def go_through(self, recording: Recording, progress: bool) -> None:
         """Archive a recording's keyframes, and look for the place of each."""
@@ -123,8 +131,13 @@ class _Job:
         known = {each.stamp_ns: each.name for each in self._of_before(robot)}
         session = observer.session
         self.detector.reset()
+        done = self._archived_until(source, known) if self.resumes else None
+        if done is not None:
+            report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
         with report.progress.watching():
             for frame in report.progress.frames(source, progress, robot):
+                if done is not None and frame.stamp_ns <= done:
+                    continue
                 try:
                     image = self.reader.read(frame, self.config.scale.mode)
                     encoded = front_end.encode(image)
@@ -157,9 +170,23 @@ class _Job:
                     self._found(closures)
         self._keep(observer.take(), known)
         report.notes += source.notes
-        if not report.keyframes and not report.progress.interrupted:
+        if not report.keyframes and not report.progress.interrupted and done is None:
             reasons = "; ".join(report.refused[:3]) or "it has no frames"
             raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
+
+    def _archived_until(self, source: Source, known: dict[int, KeyframeName]) -> int | None:
+        """The stamp of the last keyframe of a recording that is in the archive already; None where none of it is."""
+        for frame in source if known else ():
+            if frame.stamp_ns not in known:
+                continue
+            twin = self.archive.get(known[frame.stamp_ns])
+            try:
+                image = compressed(self.reader.read(frame, self.config.scale.mode), self.jpeg_quality)
+            except (SourceError, ValueError):
+                continue
+            same = twin is not None and twin.image == image
+            return max(stamp for stamp in known if stamp >= frame.stamp_ns) if same else None
+        return None
 
     def finish(self) -> Report:
         """The report, with the trajectories of the archive that loops lead to."""
@@ -226,6 +253,16 @@ class _Job:
                 )
             )
             self.pictures.offer(closure, len(self.report.loops))
+
+
+def _set_aside(output: Path) -> None:
+    """Keeps the tables of a run that was stopped, under names of their own."""
+    number = 1
+    while any((output / f"{stem}_{number}{ending}").exists() for stem, ending in _TABLES):
+        number += 1
+    for stem, ending in _TABLES:
+        with suppress(FileNotFoundError):
+            (output / f"{stem}{ending}").rename(output / f"{stem}_{number}{ending}")
 
 
 def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyframe:

@@ -126,6 +126,8 @@ class CameraModel:
         if np.size(info.k) != 9:
             raise CameraError(f"camera matrix K has {np.size(info.k)} entries; expected 9")
         matrix = np.array(info.k, dtype=np.float64).reshape(3, 3)
+        if not np.isfinite(matrix).all():
+            raise CameraError(f"camera matrix K must be 3x3 and finite, got {matrix.tolist()}")
         width, height = int(info.width), int(info.height)
         model, coefficients = str(info.distortion_model), np.asarray(info.d, dtype=np.float64).ravel()
         if not coefficients.any():

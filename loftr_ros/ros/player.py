@@ -87,8 +87,8 @@ def play(
         now: stamp with the wall clock instead of the source's time.
         clock: publish the stamps on `/clock`, for nodes with `use_sim_time`.
         wait_for_subscriber: seconds to wait until somebody listens; None or 0 begins at once.
-        preload: read and decode everything before the first frame; None does so with the first few hundred, and the rest
-            while playing, where frames are slow to make.
+        preload: read and decode everything before the first frame; None does so where frames are slow to make, of a
+            long source with the first few hundred.
         reliable, depth: quality of service of the publishers, keep-last.
         node_name, namespace: of the node.
         ros_args: further arguments of ROS, for example ("--ros-args", "-r", "image:=left/image").
@@ -159,8 +159,8 @@ class _Player:
             return [prepared(frame) for frame in described]
         count = "its" if length is None else f"its {length}"
         log.info(
-            f"{source.name} makes {count} frames while they are played, {_AHEAD} of them beforehand; where it is slower "
-            f"than {source.rate:g} frames a second, later ones come late"
+            f"{source.name} makes {count} frames while they are played, {_AHEAD} of them beforehand; where it is "
+            f"slower than {source.rate:g} frames a second, later ones come late"
         )
         return LookAhead(source, prepared, _AHEAD)
 
