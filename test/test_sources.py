@@ -276,12 +276,12 @@ def test_compressed_images_in_a_bag_are_decoded(tmp_path):
 
 
 def test_of_several_image_topics_one_must_be_chosen(tmp_path):
-    path = write_bag(tmp_path / "bag", bag_messages("/left/image") + bag_messages("/right/image", 2, 50_000_000))
-    with pytest.raises(SourceError, match=r"(?s)several image topics.*`topic`.*/left/image.*4 messages.*/right/image"):
+    path = write_bag(tmp_path / "bag", bag_messages("/front/image") + bag_messages("/rear/image", 2, 50_000_000))
+    with pytest.raises(SourceError, match=r"(?s)several image topics.*`topic`.*/front/image.*4 messages.*/rear/image"):
         open_source(path)
-    with open_source(path, topic="/right/image") as source:
+    with open_source(path, topic="/rear/image") as source:
         assert [frame.stamp_ns for frame in source] == [5_050_000_000, 5_150_000_000]
-    with pytest.raises(SourceError, match=r"(?s)no images on '/up/image'.*/left/image"):
+    with pytest.raises(SourceError, match=r"(?s)no images on '/up/image'.*/front/image"):
         open_source(path, topic="/up/image")
 
 

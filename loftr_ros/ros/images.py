@@ -299,8 +299,8 @@ def check_size(data: bytes, where: str) -> None:
     width, height = claimed_size(data)
     if width * height > MAX_PIXELS:
         raise ImageError("compressed", f"{where} claims {width}x{height} pixels; at most {MAX_PIXELS} are taken")
-    if data.startswith(b"\x89PNG") and zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
-        raise ImageError("compressed", f"{where} is damaged: the PNG's header fails its checksum")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        _check_png(data, where, f"{where} was cut off: {{}} after {len(data)} bytes")
 
 
 def claimed_size(data: bytes) -> tuple[int, int]:
@@ -337,6 +337,19 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     return found.get(256, 0), found.get(257, 0)
 
 
+def _check_png(data: bytes, where: str, cut: str) -> None:
+    """Holds every chunk of a PNG against its checksum; OpenCV would allocate what a damaged length claims."""
+    position, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 12 + length
+        if end > len(data):
+            raise ImageError("compressed", cut.format("a PNG without its end chunk"))
+        if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ImageError("compressed", f"{where} is damaged: a PNG chunk at byte {position} fails its checksum")
+        position = end
+
+
 def _check_complete(data: bytes, where: str) -> None:
     """Refuses what is no image, claims absurd sizes, or was cut off: decoders fill what is missing with gray."""
     cut = f"{where} was cut off: {{}} after {len(data)} bytes; check the network, or the publisher's buffer"
@@ -349,15 +362,7 @@ def _check_complete(data: bytes, where: str) -> None:
             raise ImageError("compressed", cut.format("a JPEG without its end-of-image marker"))
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         size = (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
-        position, kind = 8, b""
-        while kind != b"IEND":
-            length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-            end = position + 12 + length
-            if end > len(data):
-                raise ImageError("compressed", cut.format("a PNG without its end chunk"))
-            if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-                raise ImageError("compressed", f"{where} is damaged: a PNG chunk at byte {position} fails its checksum")
-            position = end
+        _check_png(data, where, cut)
     elif data.startswith((b"II*\0", b"MM\0*", b"BM")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
         size = claimed_size(data)  # OpenCV returns nothing for these when they are cut off
     else:
