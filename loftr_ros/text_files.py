@@ -77,9 +77,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         raise TextFileError(f"{path}{_line_of(error)} is not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
-        raise TextFileError(f"{path} is not YAML: {reason}") from error
+    except RecursionError as error:
+        raise TextFileError(f"{path} is not YAML: it is nested too deeply") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # PyYAML lets what its constructors stumble over through, as of a `!!timestamp` that is none.
+        raise TextFileError(f"{path} is not YAML: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(content, dict):
         raise TextFileError(f"{path} is empty or no mapping of names to values")
     return {str(name): value for name, value in content.items()}

@@ -394,6 +394,8 @@ def test_of_several_cameras_in_a_file_one_must_be_named(tmp_path: Path) -> None:
         ("1 THIN_PRISM_FISHEYE 64 48 1 2 3 4\n", "COLMAP's camera model THIN_PRISM_FISHEYE is not known"),
         ("1 OPENCV 64 48 400 401\n", "COLMAP's OPENCV has 8 parameters; got 2"),
         ("image_width: 64\nimage_height: [\n", "is not YAML"),
+        ("image_width: !!timestamp x\n", "is not YAML"),
+        ("image_width: !!python/object:os.system x\ncamera_matrix: 3\n", "no usable calibration"),
     ],
 )
 def test_what_is_no_calibration_is_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
