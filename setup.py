@@ -17,6 +17,8 @@ import build_backend  # noqa: E402
 # What the code imports, apart from ROS; package.xml says the same with rosdep's keys.
 REQUIREMENTS = [
     "PyYAML>=5.4",
+    # Reads videos. Debian and Ubuntu have it as python3-av, but rosdep has no key for it (ros/rosdistro of late 2026).
+    "av>=10",
     "lancedb>=0.40,<1",
     "matplotlib>=3.5",
     "numpy>=1.26,<3",
@@ -40,6 +42,7 @@ EXTRAS = {
     "test": [
         "POT>=0.9",
         "h5py>=3",
+        "hypothesis>=6.40",
         "kornia>=0.7.3",
         "mypy>=1.10",
         "onnx>=1.14",

@@ -8,22 +8,27 @@ from typing import Annotated
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_doctor import doctor
+from loftr_ros.cli_errors import INTERRUPTED, PARTIAL, Commands, check_output, fail, finish
 from loftr_ros.cli_explain import explain
 from loftr_ros.cli_export import export
 from loftr_ros.cli_loops import loops
 from loftr_ros.cli_options import (
     Archive,
     Camera,
+    DepthTopic,
     Device,
     FrameRate,
+    Frames,
     Mask,
     Mode,
     Network,
+    NodeName,
     Output,
     ParamsFile,
     Precision,
     Quiet,
+    RightTopic,
     SourceArgument,
     Start,
     Step,
@@ -34,6 +39,7 @@ from loftr_ros.cli_options import (
     named,
     open_offline,
     parameters,
+    stop_before,
 )
 from loftr_ros.cli_train import app as train_app
 from loftr_ros.cli_view import view
@@ -41,17 +47,40 @@ from loftr_ros.cli_weights import app as weights_app
 
 app = typer.Typer(
     name="loftr_ros",
+    cls=Commands,
     help="LoFTR correspondences and relative poses for robots.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
+app.command()(doctor)
 app.command()(export)
 app.command()(explain)
 app.command()(loops)
 app.command()(view)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"loftr_ros {version('loftr_ros')}")
+        except PackageNotFoundError:  # colcon installs no metadata
+            typer.echo("loftr_ros (version unknown: installed without metadata)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """LoFTR correspondences and relative poses for robots."""
 
 
 @app.command()
@@ -61,6 +90,8 @@ def demo(
     start: Start = 0,
     step: Step = 1,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
@@ -70,13 +101,16 @@ def demo(
     quiet: Quiet = False,
     rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
     hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames to play, at most.")] = None,
+    frames: Frames = None,
+    stop: Stop = None,
     mode: Mode = "",
     archive: Archive = "",
 ) -> None:
     """Run the real node and a real publisher over DDS, and report latencies, poses and errors."""
     from loftr_ros.demo import run_demo
 
+    last = stop_before(start, stop, step, frames)
+    frames = None if last is None else len(range(start, last, step))
     raise typer.Exit(
         run_demo(
             source,
@@ -94,6 +128,8 @@ def demo(
             start=start,
             step=step,
             topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
             camera=camera,
             progress=not quiet,
         )
@@ -129,9 +165,12 @@ def play(
     source: SourceArgument,
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     transport: Annotated[str, typer.Option(help="raw, or compressed: JPEG and PNG files then pass unchanged.")] = "raw",
     color: Annotated[bool, typer.Option("--color", help="Publish colour where the source has it.")] = False,
@@ -152,9 +191,18 @@ def play(
     from loftr_ros.ros.player import play as play_source
     from loftr_ros.sources import SourceError, open_source
 
+    last = stop_before(start, stop, step, frames)
     try:
         with open_source(
-            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
+            camera=camera,
         ) as opened:
             report = play_source(
                 opened,
@@ -175,7 +223,10 @@ def play(
             )
     except (PlayError, SourceError) as error:
         fail(error)
+    typer.echo("".join(f"note: {note}\n" for note in opened.notes), nl=False)
     typer.echo(f"{report.published} frames in {report.seconds:.1f} s, {report.failed} failed, {report.late} late")
+    if report.interrupted or report.failed or opened.lost:
+        raise typer.Exit(INTERRUPTED if report.interrupted else PARTIAL)
 
 
 @app.command()
@@ -184,15 +235,19 @@ def run(
     output: Output = Path("runs"),
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
+    node: NodeName = "",
     mask: Mask = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
     mode: Mode = "",
@@ -206,18 +261,28 @@ def run(
     from loftr_ros.offline import run as run_offline
     from loftr_ros.sources import SourceError, open_source
 
-    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    check_output(output)
+    last = stop_before(start, stop, step, frames)
     try:
-        front_end, usable = open_offline(values, device, precision, mask)
+        front_end, reader = open_offline(values, device, precision, mask)
         with open_source(
-            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
+            camera=camera,
         ) as opened:
-            report = run_offline(opened, front_end, output, mask=usable, parquet=parquet, progress=not quiet)
+            report = run_offline(opened, front_end, output, reader=reader, parquet=parquet, progress=not quiet)
     except ImportError as error:
         fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
     except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:
         fail(error)
-    typer.echo("\n".join([*report.lines(), f"written to {output}"]))
+    finish(report.lines(), report.missing, f"written to {output}", report.progress.interrupted)
 
 
 def main() -> int:

@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loftr_ros.cli_errors import fail
+from loftr_ros.cli_options import (
+    Device,
+    Mask,
+    NodeName,
+    ParamsFile,
+    Precision,
+    named,
+    open_offline,
+    parameters,
+)
 
 if TYPE_CHECKING:  # it imports torch, which the command line loads when it is needed
     from loftr_ros.explanation import PairExplanation
@@ -22,7 +32,7 @@ def explain(
         typer.Option(
             help="Preset of the network, or auto for the one that the weights are of.",
         ),
-    ] = "auto",
+    ] = "",
     weights: Annotated[
         str,
         typer.Option(
@@ -47,17 +57,19 @@ def explain(
     ] = None,
     head: Annotated[int | None, typer.Option(help="Attention head to show.", show_default="the mean of all")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("explain"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Device = "",
+    precision: Precision = "",
+    params_file: ParamsFile = None,
+    node: NodeName = "",
+    mask: Mask = None,
 ) -> None:
     """Draw what chosen points of image A attend to, and how they find their matches in image B."""
     from loftr_ros.attention_plot import write_pictures
     from loftr_ros.explain import ExplainError, explain_pair
     from loftr_ros.frontend.config import ConfigError
+    from loftr_ros.frontend.mask import MaskError
     from loftr_ros.matcher.checkpoint import WeightsError
-    from loftr_ros.matcher.factory import open_matcher
     from loftr_ros.matcher.precision import DeviceError
-    from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
     from loftr_ros.sources import SourceError
 
     points = [_point(text) for text in point or ()]
@@ -65,11 +77,15 @@ def explain(
         for image in (image_a, image_b):  # before the weights are loaded, which takes longer
             if not image.expanduser().is_file():
                 raise SourceError(f"image {image} is not there")
-        config = MatcherConfig(network=network, weights=weights, backend="torch", device=device, precision=precision)
-        matcher = open_matcher(matcher_spec(config, MatchingConfig()))
-        explanation = explain_pair(matcher, (image_a, image_b), points, layer or (), head)
+        # Only torch can be looked into.
+        values = parameters(params_file, node) | named(network=network, weights=weights) | {"backend": "torch"}
+        front_end, reader = open_offline(values, device, precision, mask)
+        images = (image_a, image_b)
+        explanation = explain_pair(
+            front_end.matcher, images, points, layer or (), head, reader=reader, config=front_end.config
+        )
         files = write_pictures(explanation, output)
-    except (ConfigError, DeviceError, ExplainError, SourceError, WeightsError) as error:
+    except (ConfigError, DeviceError, ExplainError, MaskError, SourceError, WeightsError) as error:
         fail(error)
     except OSError as error:
         fail(f"{output} cannot be written to: {error.strerror}")

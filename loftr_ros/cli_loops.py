@@ -9,18 +9,22 @@ from typing import Annotated
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_errors import check_output, fail, finish
 from loftr_ros.cli_options import (
     Camera,
+    DepthTopic,
     Device,
     FrameRate,
+    Frames,
     Mask,
     Mode,
     Network,
+    NodeName,
     Output,
     ParamsFile,
     Precision,
     Quiet,
+    RightTopic,
     Start,
     Step,
     Stop,
@@ -29,6 +33,7 @@ from loftr_ros.cli_options import (
     named,
     open_offline,
     parameters,
+    stop_before,
 )
 
 Sources = Annotated[
@@ -61,15 +66,19 @@ def loops(
     ] = None,
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
+    node: NodeName = "",
     mask: Mask = None,
     mode: Mode = "",
     quiet: Quiet = False,
@@ -89,19 +98,25 @@ def loops(
     if robot and len(robot) != len(sources):
         fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
     robots = robot or robot_names(sources)
-    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
     if min_age is not None:
         values["loop.min_age"] = min_age
+    check_output(output)
+    options = {
+        "start": start,
+        "stop": stop_before(start, stop, step, frames),
+        "step": step,
+        "rate": frame_rate,
+        "topic": topic,
+        "right_topic": right_topic,
+        "depth_topic": depth_topic,
+        "camera": camera,
+    }
     try:
         kept = with_values(ArchiveConfig(), values, "archive.")
         with ExitStack() as stack:
-            opened = [
-                stack.enter_context(
-                    open_source(source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera)
-                )
-                for source in sources
-            ]
-            front_end, usable = open_offline(values, device, precision, mask)
+            opened = [stack.enter_context(open_source(source, **options)) for source in sources]
+            front_end, reader = open_offline(values, device, precision, mask)
             for each in opened:
                 each.require(front_end.config.scale.mode)  # before an archive is made
             descriptor = PlaceDescriptor.of(front_end.matcher)
@@ -117,12 +132,12 @@ def loops(
                 output,
                 loop=with_values(LoopConfig(), values, "loop."),
                 jpeg_quality=kept.jpeg_quality,
-                mask=usable,
+                reader=reader,
                 progress=not quiet,
             )
     except (ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
         fail(error)
-    typer.echo("\n".join([*report.lines(), f"written to {output}"]))
+    finish(report.lines(), report.missing, f"written to {output}", report.interrupted)
 
 
 def robot_names(sources: list[str]) -> list[str]:

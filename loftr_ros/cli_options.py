@@ -11,10 +11,8 @@ from loftr_ros.cli_errors import fail
 from loftr_ros.names import unknown
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.sources.reading import FrameReader
 
 SourceArgument = Annotated[
     str,
@@ -25,11 +23,18 @@ SourceArgument = Annotated[
 ]
 Start = Annotated[int, typer.Option(help="First frame.")]
 Stop = Annotated[int | None, typer.Option(help="Frame to stop before.", show_default="the end")]
+Frames = Annotated[int | None, typer.Option(help="Frames to take, at most.", show_default="all")]
 Step = Annotated[int, typer.Option(help="Take every n-th frame.")]
 FrameRate = Annotated[
     float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
 ]
 Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
+RightTopic = Annotated[
+    str | None, typer.Option(help="Right image topic of a bag, for --mode stereo.", show_default="by its name")
+]
+DepthTopic = Annotated[
+    str | None, typer.Option(help="Depth image topic of a bag, for --mode rgbd.", show_default="by its name")
+]
 Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
 Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
 Weights = Annotated[
@@ -41,6 +46,15 @@ Weights = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for what the parameters say.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for what the parameters say.")]
 ParamsFile = Annotated[Path | None, typer.Option(help="Parameters, as for the node (see config/front_end.yaml).")]
+NodeName = Annotated[
+    str,
+    typer.Option(
+        "--node",
+        metavar="/NS/NAME",
+        help="Node whose parameters to take from --params-file.",
+        show_default="/loftr_front_end",
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 Mode = Annotated[
     str, typer.Option(help="mono, stereo or rgbd: what the source must have; empty for what the parameters say.")
@@ -52,20 +66,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")]
 
 
-def parameters(path: Path | None) -> dict[str, Any]:
-    """The parameters of a ROS parameter file, by their full names; all nodes' of that file."""
+def parameters(path: Path | None, node: str = "") -> dict[str, Any]:
+    """The node's parameters in a ROS parameter file, by their full names.
+
+    Args:
+        path: the file; None for none.
+        node: fully qualified name of the node; empty for the one that it has by itself.
+    """
+    from loftr_ros.params_file import NODE, ParamsFileError, node_parameters
+
     if path is None:
         return {}
-    import yaml
-
     try:
-        content = yaml.safe_load(existing(path).read_text())
-        nodes = [value["ros__parameters"] for value in content.values()]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        fail(f"{path} is no ROS parameter file (node name, then ros__parameters): {error}")
-    flat: dict[str, Any] = {}
-    for parameters in nodes:
-        _flatten(parameters, "", flat)
+        flat = node_parameters(existing(path), node or NODE)
+    except ParamsFileError as error:
+        fail(f"{error} (option --node)" if "none of them is" in str(error) else error)
     known = _known_parameters()
     for name in flat:
         # Those of ROS's own, and without ROS those of the node's inputs and outputs, mean nothing to a command.
@@ -100,14 +115,6 @@ def _of_the_node(known: set[str]) -> tuple[str, ...]:
     return () if "input.sync" in known else ("input.", "output.", "odometry.", "fleet.", "robot_name")
 
 
-def _flatten(nested: dict[str, Any], prefix: str, flat: dict[str, Any]) -> None:
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{name}.", flat)
-        else:
-            flat[prefix + name] = value
-
-
 def existing(path: Path) -> Path:
     """The same path, of a parameter file that is there."""
     if not path.is_file():
@@ -117,8 +124,8 @@ def existing(path: Path) -> Path:
 
 def open_offline(
     values: dict[str, Any], device: str, precision: str, mask: Path | None
-) -> tuple[FrontEnd, NDArray[np.bool_] | None]:
-    """A front end by parameters, for a recording, and the mask of its frames.
+) -> tuple[FrontEnd, FrameReader]:
+    """A front end by parameters, for a recording, and what makes its frames.
 
     Args:
         values: parameters by their full names.
@@ -133,16 +140,29 @@ def open_offline(
     from loftr_ros.frontend.config import FrontEndConfig, with_values
     from loftr_ros.frontend.mask import read_mask
     from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.input_settings import InputParameters
     from loftr_ros.matcher.factory import open_matcher
     from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+    from loftr_ros.sources.reading import FrameReader
 
-    config = with_values(FrontEndConfig(), values)
+    config, inputs = with_values(FrontEndConfig(), values), with_values(InputParameters(), values, "input.")
+    inputs.check_mode(config.scale.mode)
     asked = with_values(MatcherConfig(), values), with_values(MatchingConfig(), values, "matching.")
-    mask = mask or (Path(str(values["input.mask"])) if values.get("input.mask") else None)
+    mask = mask or (Path(inputs.mask) if inputs.mask else None)
     usable = read_mask(mask.expanduser()) if mask else None
     spec = matcher_spec(*asked)
     matcher = open_matcher(replace(spec, device=device or spec.device, precision=precision or spec.precision))
-    return FrontEnd(matcher, config), usable
+    return FrontEnd(matcher, config), FrameReader(inputs, usable)
+
+
+def stop_before(start: int, stop: int | None, step: int, frames: int | None) -> int | None:
+    """What --stop and --frames come to: the frame to stop before; None for the end."""
+    if frames is None:
+        return stop
+    if frames < 1:
+        fail(f"--frames {frames}: expected 1 or more")
+    last = start + frames * max(step, 1)
+    return last if stop is None else min(stop, last)
 
 
 def named(**values: str) -> dict[str, str]:

@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_errors import fail, finish
 from loftr_ros.cli_options import (
     Camera,
+    DepthTopic,
     Device,
     FrameRate,
+    Frames,
     Mask,
     Mode,
     Network,
+    NodeName,
     ParamsFile,
     Precision,
     Quiet,
+    RightTopic,
     SourceArgument,
     Start,
     Step,
@@ -27,6 +31,7 @@ from loftr_ros.cli_options import (
     named,
     open_offline,
     parameters,
+    stop_before,
 )
 
 
@@ -34,15 +39,19 @@ def view(
     source: SourceArgument,
     start: Start = 0,
     stop: Stop = None,
+    frames: Frames = None,
     step: Step = 1,
     frame_rate: FrameRate = None,
     topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,
+    node: NodeName = "",
     mask: Mask = None,
     mode: Mode = "",
     save: Annotated[
@@ -65,20 +74,27 @@ def view(
     from loftr_ros.view import ViewLog
     from loftr_ros.viewer import Destination, ViewError, load_rerun, show
 
-    values = parameters(params_file) | named(mode=mode, network=network, weights=weights)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    last = stop_before(start, stop, step, frames)
     try:
         rerun, destination = load_rerun(), Destination(save and save.expanduser(), connect)
         destination.check()
-        front_end, usable = open_offline(values, device, precision, mask)
+        front_end, reader = open_offline(values, device, precision, mask)
         with open_source(
-            source, start=start, stop=stop, step=step, rate=frame_rate, topic=topic, camera=camera
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            camera=camera,
         ) as opened:
             opened.require(front_end.config.scale.mode)  # before a window opens
             stream = destination.open(rerun)
             try:
-                shown = show(opened, front_end, ViewLog(rerun, stream), mask=usable, progress=not quiet)
+                shown = show(opened, front_end, ViewLog(rerun, stream), reader=reader, progress=not quiet)
             finally:
                 stream.disconnect()  # a file is whole only after it
     except (ConfigError, DeviceError, MaskError, SourceError, ViewError, WeightsError) as error:
         fail(error)
-    typer.echo("\n".join([*shown.lines(), *([f"written to {save}"] if save else [])]))
+    finish(shown.lines(), shown.missing, f"written to {save}" if save else "shown", shown.progress.interrupted)

@@ -119,6 +119,10 @@ def convert(
     from loftr_ros.matcher.config import AUTO
     from loftr_ros.weights import WeightsError
 
+    if target.suffix != ".safetensors":
+        fail(
+            f"{target}: what is written is safetensors, and programs go by the name; call it {target.stem}.safetensors"
+        )
     try:
         held = read_weights(source)
         if network == AUTO:

@@ -43,6 +43,7 @@ from loftr_ros.matcher.interface import Matcher, Matches
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.pair_observer import PairObserver
 from loftr_ros.sources.base import FRAME_ID, EncodedImage, SourceError, SourceFrame
+from loftr_ros.sources.reading import FrameReader
 
 DEFAULT_POINTS = 3
 
@@ -51,8 +52,12 @@ class ExplainError(Exception):
     """What was asked for cannot be shown; the message says why."""
 
 
-def read_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """An image file as the node would see it, (H, W) uint8 gray, and as it is, gray or BGR.
+def read_image(path: Path, reader: FrameReader | None = None) -> tuple[Frame, NDArray[np.uint8]]:
+    """An image file as the node would see it, and for people: (H, W, 3) uint8 BGR or (H, W) uint8 gray.
+
+    Args:
+        path: of the file.
+        reader: makes frames by the node's parameters; None for its defaults.
 
     Raises:
         SourceError: it is missing or cannot be read.
@@ -63,8 +68,9 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         raise SourceError(f"image {path} cannot be read: {error.strerror}") from error
     ending = path.suffix.lower().lstrip(".")
     image = EncodedImage(data, {"jpg": "jpeg"}.get(ending, ending), str(path))
-    frame = SourceFrame(0, 0, FRAME_ID, image)
-    return frame.decode(), frame.decode_color()
+    frame, reader = SourceFrame(0, 0, FRAME_ID, image), reader or FrameReader()
+    read = reader.read(frame)
+    return read, reader.picture(frame, read)
 
 
 def explain_pair(
@@ -73,6 +79,8 @@ def explain_pair(
     points: Sequence[tuple[float, float]] = (),
     layers: Sequence[int] = (),
     head: int | None = None,
+    reader: FrameReader | None = None,
+    config: FrontEndConfig | None = None,
 ) -> PairExplanation:
     """Match two images, and look into it at a few points.
 
@@ -83,32 +91,34 @@ def explain_pair(
             matches, places all over the image.
         layers: numbers of coarse layers; without any, the first and last self and cross layers.
         head: attention head to show; None for the mean over all.
+        reader: makes frames by the node's parameters; None for its defaults.
+        config: of the front end; None for its defaults.
 
     Raises:
         SourceError: an image cannot be read.
         ExplainError: a point is outside of A, or there is no such layer or head; or the network runs elsewhere than
             in torch, where it cannot be looked into.
     """
-    inside, config = look_into(network), network.config
-    heads = config.transformer.num_heads
-    layers = tuple(layers) or default_layers(config.transformer)
+    inside, network_config = look_into(network), network.config
+    heads = network_config.transformer.num_heads
+    layers = tuple(layers) or default_layers(network_config.transformer)
     try:
-        check_layers(config.transformer, layers)
+        check_layers(network_config.transformer, layers)
     except ValueError as error:
-        raise ExplainError(f"{error} (network '{config.name}')") from error
+        raise ExplainError(f"{error} (network '{network_config.name}')") from error
     if head is not None and not 0 <= head < heads:
         known = f"heads 0 to {heads - 1}" if heads > 1 else "head 0 only"
-        raise ExplainError(f"head {head} does not exist; network '{config.name}' has {known}")
-    images = [read_image(file) for file in files]
-    height, width = images[0][0].shape
+        raise ExplainError(f"head {head} does not exist; network '{network_config.name}' has {known}")
+    images = [read_image(file, reader) for file in files]
+    height, width = images[0][0].image.shape
     for u, v in points:
         if not (-0.5 <= u <= width - 0.5 and -0.5 <= v <= height - 0.5):
             raise ExplainError(f"point {u:g},{v:g} is outside of {files[0].name}, which is {width}x{height}")
 
-    front_end = FrontEnd(network, FrontEndConfig())
+    front_end = FrontEnd(network, config or FrontEndConfig())
     with PairObserver(inside, layers) as observer:
         try:
-            encoded = [front_end.encode(Frame(gray, 0, FRAME_ID)) for gray, _ in images]
+            encoded = [front_end.encode(frame) for frame, _ in images]
         except ValueError as error:
             raise ExplainError(str(error)) from error
         matches = network.match([encoded[0].features], encoded[1].features)[0]
@@ -180,12 +190,10 @@ def _names(files: tuple[Path, Path]) -> list[str]:
     return [str(Path(file.absolute().parent.name) / file.name) for file in files]
 
 
-def _view(
-    network: Matcher, name: str, image: tuple[NDArray[np.uint8], NDArray[np.uint8]], encoded: EncodedFrame
-) -> View:
-    gray, pixels = image
+def _view(network: Matcher, name: str, image: tuple[Frame, NDArray[np.uint8]], encoded: EncodedFrame) -> View:
+    frame, pixels = image
     # The network's own point of a cell, not the one around which the front end tracks.
-    return View(name, pixels, gray, encoded.features.grid, encoded.scale, network.cell_size, network.cell_offset)
+    return View(name, pixels, frame.image, encoded.features.grid, encoded.scale, network.cell_size, network.cell_offset)
 
 
 def _describe(network: Matcher) -> str:

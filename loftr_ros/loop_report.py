@@ -18,6 +18,7 @@ from loftr_ros.places.detector import LoopClosure
 from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.places.placement import GraphKeyframe, Loop
 from loftr_ros.places.pose_graph import PoseGraph, pose_vector
+from loftr_ros.progress import Progress, first_reasons
 
 Array = NDArray[np.float64]
 
@@ -40,6 +41,8 @@ class RecordingReport:
         stamps_ns: of the first and the last of the keyframes.
         refused: frames that could not be read or contradicted the stream, with the reason.
         unread: keyframes that could not be compared with one of the archive, with the reason.
+        notes: what people should know of how the source was read.
+        progress: how far it came.
     """
 
     robot: str
@@ -49,6 +52,8 @@ class RecordingReport:
     keyframes: int = 0
     stamps_ns: tuple[int, int] = (0, 0)
     refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
     unread: list[str] = field(default_factory=list)
 
 
@@ -92,6 +97,17 @@ class Report:
     known_before: int = 0
     min_age: float = 0.0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return any(each.progress.interrupted for each in self.recordings)
+
+    @property
+    def missing(self) -> list[str]:
+        """What keeps this from being all of the recordings; empty where nothing does."""
+        found = ((each, each.progress.missing(each.refused, each.notes)) for each in self.recordings)
+        return [f"{each.robot}: {reason}" for each, reasons in found for reason in reasons]
+
     def errors(self, loop: Loop) -> LoopErrors | None:
         """A loop's pose against the truth; None where that is not known of both keyframes.
 
@@ -122,7 +138,8 @@ class Report:
             if (seconds := (last - first) / 1e9) <= self.min_age:
                 text.append(f"  too short for a loop within it: its keyframes span {seconds:.1f} s, and a place counts "
                             f"as seen before after {self.min_age:g} s (--min-age)")  # fmt: skip
-            text += [f"  refused: {reason}" for reason in each.refused[:3]]
+            text += first_reasons(each.refused)
+            text += [f"  note: {note}" for note in each.notes]
             text += [f"  not compared: {reason}" for reason in each.unread[:3]]
         pairs: dict[tuple[str, str], list[Loop]] = {}
         for loop in self.loops:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
@@ -24,11 +23,12 @@ from loftr_ros.places.loop_plot import plot_loops
 from loftr_ros.places.placement import GraphKeyframe, Loop
 from loftr_ros.places.pose_graph import PoseGraph
 from loftr_ros.places.verification import Verifier
-from loftr_ros.places.view import NewKeyframe, Observer
-from loftr_ros.sources import Source, SourceError, SourceFrame
-from loftr_ros.sources.images import BagImage, EncodedImage
+from loftr_ros.places.view import NewKeyframe, Observer, compressed
+from loftr_ros.progress import MARKER, write_marker
+from loftr_ros.sources import Source, SourceError
+from loftr_ros.sources.reading import FrameReader
 
-_JPEG = b"\xff\xd8\xff"
+_TABLES = (("loops", ".g2o"), ("loops", ".csv"), ("keyframes", ".csv"), ("loops", ".png"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +53,16 @@ def find_loops(
     *,
     loop: LoopConfig | None = None,
     jpeg_quality: int = ArchiveConfig().jpeg_quality,
-    mask: NDArray[np.bool_] | None = None,
+    reader: FrameReader | None = None,
     progress: bool = True,
 ) -> Report:
     """Look for loops within recordings, between them, and with what an archive knows already.
 
     Every keyframe is searched for, and every image between keyframes may confirm a place: what is found does not depend
     on how fast the machine is. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png` and `loop_N.png`, of the
-    best few loops. Of a recording no more is kept in memory than poses.
+    best few loops. Of a recording no more is kept in memory than poses. After Ctrl-C what was found by then is written,
+    with a `partial.txt` that says so. Called again with that output and archive, it goes on behind the last keyframe
+    that was archived; the tables of before are then in `loops_1.csv` and so on.
 
     Args:
         recordings: one after the other; each is a session of its own.
@@ -70,7 +72,7 @@ def find_loops(
         output: folder to write to; made if it is not there.
         loop: when a place is believed; None for the defaults.
         jpeg_quality: of images in the archive that do not come as JPEG.
-        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        reader: makes frames by the node's parameters; None for its defaults.
         progress: show a progress bar.
 
     Raises:
@@ -81,9 +83,14 @@ def find_loops(
     for recording in recordings:
         recording.source.require(front_end.config.scale.mode)
     output.mkdir(parents=True, exist_ok=True)
-    job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, mask)
+    job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
+    if (output / MARKER).exists() and len(archive):
+        job.resumes = True
+        _set_aside(output)
     for recording in recordings:
         job.go_through(recording, progress)
+        if job.report.interrupted:
+            break
     report = job.finish()
     graph = PoseGraph(report.keyframes, report.loops)
     graph.write_g2o(output / "loops.g2o")
@@ -91,6 +98,7 @@ def find_loops(
     write_loops(output / "loops.csv", report)
     plot_loops(output / "loops.png", graph)
     job.pictures.write(output, archive)
+    write_marker(output, report.missing)
     return report
 
 
@@ -104,13 +112,14 @@ class _Job:
         archive: Archive,
         config: LoopConfig,
         jpeg_quality: int,
-        mask: NDArray[np.bool_] | None,
+        reader: FrameReader,
     ) -> None:
         self.matcher, self.config = front_end.matcher, front_end.config
-        self.descriptor, self.archive, self.jpeg_quality, self.mask = descriptor, archive, jpeg_quality, mask
+        self.descriptor, self.archive, self.jpeg_quality, self.reader = descriptor, archive, jpeg_quality, reader
         self.detector = LoopDetector(archive, Verifier(front_end), config)
         self.report = Report(known_before=len(archive), min_age=config.min_age)
         self.pictures = BestLoops()
+        self.resumes = False
 
     def go_through(self, recording: Recording, progress: bool) -> None:
         """Archive a recording's keyframes, and look for the place of each."""
@@ -122,41 +131,62 @@ class _Job:
         known = {each.stamp_ns: each.name for each in self._of_before(robot)}
         session = observer.session
         self.detector.reset()
-        for frame in _with_bar(source, robot, progress):
-            try:
-                image = replace(frame.to_frame(self.config.scale.mode), usable=self.mask, compressed=_jpeg(frame))
-                encoded = front_end.encode(image)
-                result = front_end.process_encoded(encoded)
-            except (FrameRefusedError, MaskError, SourceError) as error:
-                report.refused.append(str(error))
-                continue
-            report.frames += 1
-            view, finished = observer.observe(result)
-            self._keep(finished, known)
-            if observer.session != session:
-                session = observer.session
-                self.detector.reset()
-            if view.name is not None:
-                stamp_ns = view.frame.stamp_ns
-                report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
-                report.keyframes += 1
-                if frame.pose is not None:
-                    self.report.truth[view.name] = frame.pose
-                    self.report.truth_is_metric &= frame.metric
-            try:
-                closures = self.detector.process(view, encoded)
-            except PlacesError as error:
-                if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
-                    raise
-                report.unread.append(str(error))
-            except FrameRefusedError as error:  # an archived image of a shape that the network does not take
-                report.unread.append(str(error))
-            else:
-                self._found(closures)
+        done = self._archived_until(source, known) if self.resumes else None
+        if done is not None:
+            report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
+        with report.progress.watching():
+            for frame in report.progress.frames(source, progress, robot):
+                if done is not None and frame.stamp_ns <= done:
+                    continue
+                try:
+                    image = self.reader.read(frame, self.config.scale.mode)
+                    encoded = front_end.encode(image)
+                    result = front_end.process_encoded(encoded)
+                except (FrameRefusedError, MaskError, SourceError) as error:
+                    report.refused.append(str(error))
+                    continue
+                report.frames += 1
+                view, finished = observer.observe(result)
+                self._keep(finished, known)
+                if observer.session != session:
+                    session = observer.session
+                    self.detector.reset()
+                if view.name is not None:
+                    stamp_ns = view.frame.stamp_ns
+                    report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
+                    report.keyframes += 1
+                    if frame.pose is not None:
+                        self.report.truth[view.name] = frame.pose
+                        self.report.truth_is_metric &= frame.metric
+                try:
+                    closures = self.detector.process(view, encoded)
+                except PlacesError as error:
+                    if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
+                        raise
+                    report.unread.append(str(error))
+                except FrameRefusedError as error:  # an archived image of a shape that the network does not take
+                    report.unread.append(str(error))
+                else:
+                    self._found(closures)
         self._keep(observer.take(), known)
-        if not report.keyframes:
+        report.notes += source.notes
+        if not report.keyframes and not report.progress.interrupted and done is None:
             reasons = "; ".join(report.refused[:3]) or "it has no frames"
             raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
+
+    def _archived_until(self, source: Source, known: dict[int, KeyframeName]) -> int | None:
+        """The stamp of the last keyframe of a recording that is in the archive already; None where none of it is."""
+        for frame in source if known else ():
+            if frame.stamp_ns not in known:
+                continue
+            twin = self.archive.get(known[frame.stamp_ns])
+            try:
+                image = compressed(self.reader.read(frame, self.config.scale.mode), self.jpeg_quality)
+            except (SourceError, ValueError):
+                continue
+            same = twin is not None and twin.image == image
+            return max(stamp for stamp in known if stamp >= frame.stamp_ns) if same else None
+        return None
 
     def finish(self) -> Report:
         """The report, with the trajectories of the archive that loops lead to."""
@@ -225,6 +255,16 @@ class _Job:
             self.pictures.offer(closure, len(self.report.loops))
 
 
+def _set_aside(output: Path) -> None:
+    """Keeps the tables of a run that was stopped, under names of their own."""
+    number = 1
+    while any((output / f"{stem}_{number}{ending}").exists() for stem, ending in _TABLES):
+        number += 1
+    for stem, ending in _TABLES:
+        with suppress(FileNotFoundError):
+            (output / f"{stem}{ending}").rename(output / f"{stem}_{number}{ending}")
+
+
 def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyframe:
     return GraphKeyframe(
         keyframe.name,
@@ -240,20 +280,3 @@ def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyfram
 
 def _without_inliers(pose: RelativePose) -> RelativePose:
     return replace(pose, inliers=np.zeros(0, np.bool_))
-
-
-def _jpeg(frame: SourceFrame) -> memoryview | None:
-    """The JPEG that a frame's image came as: it is archived without being compressed once more."""
-    image = frame.image
-    data: Any = None
-    if isinstance(image, EncodedImage):
-        data = image.data
-    elif isinstance(image, BagImage) and image.compressed:
-        data = image.message.data
-    return memoryview(data) if data is not None and bytes(data[:3]) == _JPEG else None
-
-
-def _with_bar(source: Source, robot: str, progress: bool) -> Iterator[SourceFrame]:
-    from tqdm import tqdm
-
-    yield from tqdm(source, total=source.length, unit="frame", desc=robot, disable=not progress)

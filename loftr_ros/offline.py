@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
-from loftr_ros.evaluation.trajectory import Trajectory, tum_lines
-from loftr_ros.frontend.config import MONO
+from loftr_ros.evaluation.run_trajectory import RunTrajectory
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.sources import Source, SourceError, SourceFrame
+from loftr_ros.progress import Progress, first_reasons, write_marker
+from loftr_ros.sources import Source, SourceError
+from loftr_ros.sources.reading import FrameReader
+
+_WRITTEN = ("trajectory.tum", "trajectory.png", "matches.png", "correspondences.npz", "correspondences.parquet",
+            "partial.txt")  # fmt: skip
 
 
 @dataclass
@@ -31,8 +35,12 @@ class Report:
         statuses: how often each pose status came.
         located: every pose relative to a keyframe.
         truth: (4, 4) T_world_camera by stamp, of the frames that the source knows it of.
+        truth_is_metric: whether that is in metres.
+        trajectory: where the front end's odometry says that each frame is.
         latencies: seconds by stage, one entry a frame.
         warnings: what is to be said of the recording's stamps.
+        notes: what people should know of how the source was read.
+        progress: how far it came.
     """
 
     frames: int = 0
@@ -41,15 +49,20 @@ class Report:
     statuses: dict[str, int] = field(default_factory=dict)
     located: list[Located] = field(default_factory=list)
     truth: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    truth_is_metric: bool = True
+    trajectory: RunTrajectory = field(default_factory=RunTrajectory)
     latencies: dict[str, list[float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
 
     def lines(self) -> list[str]:
         """For people."""
         text = [f"{self.frames} frames, {len(self.keyframes)} keyframes, {len(self.refused)} frames refused"]
-        text += [f"  refused: {reason}" for reason in self.refused[:3]]
+        text += first_reasons(self.refused)
         text += [f"  {warning}" for warning in self.warnings[:3]]
         text.append("poses: " + (", ".join(f"{count} {name}" for name, count in self.statuses.items()) or "none"))
+        text += self.trajectory.lines(self.frames, self.truth, self.truth_is_metric)
         stages = (f"{stage} {1e3 * np.median(values):.1f}" for stage, values in self.latencies.items())
         text.append("median ms: " + ", ".join(stages))
         found = accuracy(to_reference(self.located), self.truth)
@@ -60,7 +73,13 @@ class Report:
                 f"{found['direction_deg']['median']:.2f} deg (medians, to the reference keyframe), AUC@5/10/20 {auc} "
                 f"({found['tiny_baseline']} of {found['pairs']} pairs left out, too close together for a direction)"
             )
+        text += [f"note: {note}" for note in self.notes]
         return text
+
+    @property
+    def missing(self) -> list[str]:
+        """What keeps this from being all of the recording; empty of a whole one."""
+        return self.progress.missing(self.refused, self.notes)
 
 
 def run(
@@ -68,20 +87,21 @@ def run(
     front_end: FrontEnd,
     output: Path,
     *,
-    mask: NDArray[np.bool_] | None = None,
+    reader: FrameReader | None = None,
     parquet: bool = False,
     progress: bool = True,
 ) -> Report:
     """Feed every frame of a source to the front end and write what it finds.
 
-    Writes `trajectory.tum`, `relative_poses.csv`, `correspondences.npz` (or `.parquet`), `matches.png` and
-    `trajectory.png`.
+    Writes `trajectory.tum` (and `trajectory_1.tum` and so on where it is broken into segments), `relative_poses.csv`,
+    `correspondences.npz` (or `.parquet`), `matches.png` and `trajectory.png`; and `partial.txt` where something of the
+    recording is missing in them. After Ctrl-C what there is by then is written.
 
     Args:
         source: the recording.
         front_end: a fresh one.
         output: folder to write to; made if it is not there.
-        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        reader: makes frames by the node's parameters; None for its defaults.
         parquet: write the correspondences as Parquet instead of NumPy's archive; needs pyarrow.
         progress: show a progress bar.
 
@@ -93,54 +113,42 @@ def run(
     """
     if parquet:
         import pyarrow  # noqa: F401  (told before the work, not after it)
-    mode = front_end.config.scale.mode
+    mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
     output.mkdir(parents=True, exist_ok=True)
+    for old in _WRITTEN:  # a picture of another run would be taken for this one's
+        (output / old).unlink(missing_ok=True)
     report, columns, picture = Report(), _Columns(), _BestPicture()
-    trajectory = Trajectory(report.truth)
     with (output / "relative_poses.csv").open("w", newline="") as file:
         poses = csv.writer(file)
         poses.writerow(["stamp_ns", "keyframe_id", "keyframe_stamp_ns", "status", "x", "y", "z", "qx", "qy", "qz", "qw",
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
-        for frame in _with_bar(source, progress):
-            try:
-                result = front_end.process(replace(frame.to_frame(mode), usable=mask))
-            except (FrameRefusedError, MaskError, SourceError) as error:
-                report.refused.append(str(error))
-                continue
-            if warning := front_end.take_warning():
-                report.warnings.append(warning)
-            if frame.pose is not None:
-                report.truth[frame.stamp_ns] = frame.pose
-            poses.writerows(_pose_rows(result))
-            columns.add(result)
-            picture.offer(result)
-            _chain(trajectory, result)
-            _summarise(report, result)
-    if not report.frames:
+        with report.progress.watching():
+            for frame in report.progress.frames(source, progress):
+                try:
+                    result = front_end.process(reader.read(frame, mode))
+                except (FrameRefusedError, MaskError, SourceError) as error:
+                    report.refused.append(str(error))
+                    continue
+                if warning := front_end.take_warning():
+                    report.warnings.append(warning)
+                if frame.pose is not None:
+                    report.truth[frame.stamp_ns] = frame.pose
+                    report.truth_is_metric &= frame.metric
+                poses.writerows(_pose_rows(result))
+                columns.add(result)
+                picture.offer(result)
+                report.trajectory.add(result)
+                _summarise(report, result)
+    if not report.frames and not report.progress.interrupted:
         raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
     columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
-    stamps, world = trajectory.poses()
-    (output / "trajectory.tum").write_text("\n".join(tum_lines(stamps, world)) + "\n")
-    _plot(output / "trajectory.png", stamps, world, report.truth, report.keyframes, source.name, mode != MONO)
+    report.trajectory.write(output)
+    _plot(output / "trajectory.png", report, source.name)
+    report.notes += source.notes
+    write_marker(output, report.missing)
     return report
-
-
-def _with_bar(source: Source, progress: bool) -> Iterator[SourceFrame]:
-    from tqdm import tqdm
-
-    yield from tqdm(source, total=source.length, unit="frame", disable=not progress)
-
-
-def _chain(trajectory: Trajectory, result: FrontEndResult) -> None:
-    for match in result.matches:
-        keyframe = match.keyframe.frame.stamp_ns
-        trajectory.add_pose(
-            keyframe, result.frame.stamp_ns, match.pose.matrix, match.pose.has_rotation, match.pose.scale_known
-        )
-    if any(event.added for event in result.events):
-        trajectory.add_keyframe(result.frame.stamp_ns)
 
 
 def _summarise(report: Report, result: FrontEndResult) -> None:
@@ -169,27 +177,24 @@ def _pose_rows(result: FrontEndResult) -> Iterable[list[Any]]:
         yield [result.frame.stamp_ns, keyframe.id, keyframe.frame.stamp_ns, pose.status.name, *numbers, *counts]
 
 
-def _plot(
-    path: Path,
-    stamps: NDArray[np.int64],
-    world: NDArray[np.float64],
-    truth: Mapping[int, NDArray[np.float64]],
-    keyframes: list[int],
-    name: str,
-    metric: bool,
-) -> None:
+def _plot(path: Path, report: Report, name: str) -> None:
+    """The trajectory from above: all of it, or what the truth is known of."""
     from loftr_ros.evaluation.trajectory_plot import plot_trajectory
 
-    if len(stamps) < 2:
+    trajectory = report.trajectory
+    known = np.array([stamp in report.truth for stamp in trajectory.stamps], np.bool_)
+    shown = np.flatnonzero(known) if known.sum() >= 2 else np.arange(len(trajectory))
+    if len(shown) < 2:
         return
-    known = bool(truth) and all(int(stamp) in truth for stamp in stamps)
-    true_poses = np.array([truth[int(stamp)] for stamp in stamps]) if known else None
-    indices = [int(i) for i in np.flatnonzero(np.isin(stamps, keyframes))]
-    if metric:
-        plot_trajectory(path, world, true_poses, indices, f"{name} (in metres)", metric)
-        return
-    scale = "step lengths from the truth" if known else "scale unknown: every step has length 1"
-    plot_trajectory(path, world, true_poses, indices, f"{name} ({scale})")
+    stamps = [trajectory.stamps[k] for k in shown]
+    true_poses = np.array([report.truth[stamp] for stamp in stamps]) if known.sum() >= 2 else None
+    keyframes = set(report.keyframes)
+    indices = [k for k, stamp in enumerate(stamps) if stamp in keyframes]
+    metric = trajectory.is_metric
+    unit = "in metres" if metric else "scale unknown: a unit of its own"
+    count = len(trajectory.segments)
+    parts = f", broken into {count} segments" if count > 1 else ""
+    plot_trajectory(path, trajectory.poses[shown], true_poses, indices, f"{name} ({unit}{parts})", metric)
 
 
 class _Columns:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
@@ -187,17 +188,6 @@ class ViewLog:
         for name, value in numbers.items():
             if np.isfinite(value):
                 self._stream.log(f"plots/{name}", self._rerun.Scalars(float(value)))
-
-
-def place(result: FrontEndResult) -> Location | None:
-    """Where the frame's camera is; None where that is not known.
-
-    Nothing leads to the frame that begins a trajectory: its place is that of the keyframe that it became.
-    """
-    if result.frame.camera is None:
-        return None
-    first = (event.keyframe for event in result.events if event.added and event.keyframe.frame is result.frame)
-    return result.location or next((keyframe.location for keyframe in first), None)
 
 
 def known_points(keyframe: Keyframe) -> tuple[Array, NDArray[np.intp]]:

@@ -9,20 +9,20 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
+from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.progress import Progress, first_reasons
 from loftr_ros.sources import Source, SourceError
-from loftr_ros.view import ViewLog, place
+from loftr_ros.sources.reading import FrameReader
+from loftr_ros.view import ViewLog
 
 _INSTALL = "install it with `pip install loftr_ros[view]`"
 _PORT = 9876  # that viewers listen on
@@ -191,18 +191,27 @@ class Viewed:
         located: those of them whose place is known.
         keyframes: that came.
         refused: frames that could not be read or contradicted the stream, with the reason.
+        notes: what people should know of how the source was read.
+        progress: how far it came.
     """
 
     frames: int = 0
     located: int = 0
     keyframes: int = 0
     refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def missing(self) -> list[str]:
+        """What keeps this from being all of the recording; empty of a whole one."""
+        return self.progress.missing(self.refused, self.notes)
 
     def lines(self) -> list[str]:
         """For people."""
         counts = f"{self.frames} frames, {self.located} of them located, {self.keyframes} keyframes"
         text = [f"{counts}, {len(self.refused)} frames refused"]
-        return text + [f"  refused: {reason}" for reason in self.refused[:3]]
+        return [*text, *first_reasons(self.refused), *(f"note: {note}" for note in self.notes)]
 
 
 def show(
@@ -210,7 +219,7 @@ def show(
     front_end: FrontEnd,
     log: ViewLog,
     *,
-    mask: NDArray[np.bool_] | None = None,
+    reader: FrameReader | None = None,
     progress: bool = True,
 ) -> Viewed:
     """Feed every frame of a source to the front end and log what it finds.
@@ -219,29 +228,30 @@ def show(
         source: the recording.
         front_end: a fresh one.
         log: to log to.
-        mask: (H, W) bool, false for pixels to ignore in every frame; None for none.
+        reader: makes frames by the node's parameters; None for its defaults.
         progress: show a progress bar.
 
     Raises:
         SourceError: the source has not what the front end's mode needs, or not a single frame could be read.
     """
-    from tqdm import tqdm
-
-    mode = front_end.config.scale.mode
+    mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
     viewed = Viewed()
-    for frame in tqdm(source, total=source.length, unit="frame", disable=not progress):
-        try:
-            taken, picture = replace(frame.to_frame(mode), usable=mask), frame.decode_color()
-            result = front_end.process(taken)
-        except (FrameRefusedError, MaskError, SourceError) as error:
-            viewed.refused.append(str(error))
-            log.refuse(frame.index, frame.stamp_ns, str(error))
-            continue
-        log.add(result, frame.index, picture)
-        viewed.frames += 1
-        viewed.located += place(result) is not None
-        viewed.keyframes += sum(event.added for event in result.events)
-    if not viewed.frames:
+    with viewed.progress.watching():
+        for frame in viewed.progress.frames(source, progress):
+            try:
+                taken = reader.read(frame, mode)
+                picture = reader.picture(frame, taken)
+                result = front_end.process(taken)
+            except (FrameRefusedError, MaskError, SourceError) as error:
+                viewed.refused.append(str(error))
+                log.refuse(frame.index, frame.stamp_ns, str(error))
+                continue
+            log.add(result, frame.index, picture)
+            viewed.frames += 1
+            viewed.located += place(result) is not None
+            viewed.keyframes += sum(event.added for event in result.events)
+    viewed.notes += source.notes
+    if not viewed.frames and not viewed.progress.interrupted:
         raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(viewed.refused[:3])}")
     return viewed

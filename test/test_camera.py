@@ -280,7 +280,7 @@ def test_a_calibration_without_an_image_size_is_refused(size: tuple[int, int]) -
 @pytest.mark.parametrize(
     ("model", "count"),
     [("plumb_bob", 3), ("plumb_bob", 8), ("rational_polynomial", 5), ("rational_polynomial", 9), ("equidistant", 5),
-     ("equidistant", 0), ("equidistant", 3), ("none", 4)],
+     ("equidistant", 3), ("none", 4), ("", 4), ("radtan", 3)],
 )  # fmt: skip
 def test_a_wrong_number_of_coefficients_is_refused(model: str, count: int) -> None:
     with pytest.raises(CameraError, match=f"{count} coefficients"):
@@ -293,15 +293,17 @@ def test_coefficients_that_are_not_finite_are_refused(value: float) -> None:
         CameraModel.from_camera_info(camera_info(d=[0.1, value, 0, 0, 0]))
 
 
-@pytest.mark.parametrize("model", ["Mei", "PLUMB_BOB", "thin_prism"])
+@pytest.mark.parametrize("model", ["Mei", "plumb_bob_2", "thin_prism"])
 def test_an_unknown_distortion_model_is_refused_with_those_that_are_known(model: str) -> None:
     with pytest.raises(CameraError, match=r"plumb_bob.*rational_polynomial.*equidistant"):
         CameraModel.from_camera_info(camera_info(distortion_model=model, d=[0.1] * 5))
 
 
 @pytest.mark.parametrize(
-    ("model", "count"), [("plumb_bob", 5), ("plumb_bob", 0), ("rational_polynomial", 8), ("", 0), ("", 5)]
-)
+    ("model", "count"),
+    [("plumb_bob", 5), ("plumb_bob", 0), ("rational_polynomial", 8), ("", 0), ("", 5), ("equidistant", 4),
+     ("fisheye", 0), ("Inverse Brown Conrady", 5), ("kannala_brandt", 5), ("somebody's own", 7)],
+)  # fmt: skip
 def test_coefficients_of_zero_mean_no_distortion(model: str, count: int) -> None:
     read = CameraModel.from_camera_info(camera_info(distortion_model=model, d=[0.0] * count))
     assert read.same_as(camera("none"))
@@ -310,19 +312,50 @@ def test_coefficients_of_zero_mean_no_distortion(model: str, count: int) -> None
     assert np.abs(read.unproject(pixels) - expected).max() < 1e-12
 
 
-def test_zeros_are_refused_in_a_fisheye_s_message_where_they_have_two_meanings() -> None:
-    with pytest.raises(CameraError, match="two meanings"):
-        CameraModel.from_camera_info(camera_info(distortion_model="equidistant", d=[0.0] * 4))
-
-
 def test_zeros_after_a_model_s_coefficients_are_padding() -> None:
     padded = camera_info(distortion_model="equidistant", d=[*LENSES["equidistant"][1], 0.0])
     assert CameraModel.from_camera_info(padded).same_as(camera("equidistant"))
 
 
-def test_fisheye_is_another_name_of_equidistant() -> None:
-    named = camera_info(distortion_model="fisheye", d=LENSES["equidistant"][1])
-    assert CameraModel.from_camera_info(named).same_as(camera("equidistant"))
+@pytest.mark.parametrize(
+    ("name", "lens"),
+    [
+        *((name, "equidistant") for name in ("fisheye", "Kannala-Brandt4", "kannala_brandt", "KB4", "Equidistant")),
+        *((name, "plumb_bob of 4") for name in ("Brown Conrady", "RadTan", "radial-tangential", "PLUMB_BOB", "OPENCV")),
+        ("distortion.brown_conrady", "plumb_bob of 4"),
+    ],
+)
+def test_the_names_that_drivers_have_for_a_model_are_known(name: str, lens: str) -> None:
+    named = camera_info(distortion_model=name, d=LENSES[lens][1])
+    assert CameraModel.from_camera_info(named).same_as(camera(lens))
+
+
+@pytest.mark.parametrize(
+    ("count", "model"), [(5, "plumb_bob"), (8, "rational_polynomial"), (14, "rational_polynomial")]
+)
+def test_without_a_name_the_number_of_coefficients_tells_the_model(count: int, model: str) -> None:
+    read = CameraModel.from_camera_info(camera_info(distortion_model="", d=[0.01] * count))
+    assert read.distortion_model == model
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "words"),
+    [
+        ("plumb_bob", 8, "8 coefficients are those of rational_polynomial"),
+        ("fisheye", 5, "5 coefficients are those of plumb_bob"),
+        ("", 4, "4 coefficients are those of plumb_bob or equidistant"),
+        ("Inverse Brown Conrady", 5, "from distorted to undistorted"),
+        ("modified_brown_conrady", 5, "tangential"),
+    ],
+)
+def test_what_cannot_be_used_says_which_model_it_may_be(model: str, count: int, words: str) -> None:
+    with pytest.raises(CameraError, match=words):
+        CameraModel.from_camera_info(camera_info(distortion_model=model, d=[0.01] * count))
+
+
+def test_a_model_that_differs_in_its_tangential_terms_alone_is_the_same_without_them() -> None:
+    read = CameraModel.from_camera_info(camera_info(distortion_model="Modified Brown Conrady", d=[0.1, 0.2, 0, 0, 0.3]))
+    assert (read.distortion_model, read.distortion.tolist()) == ("plumb_bob", [0.1, 0.2, 0, 0, 0.3])
 
 
 def test_a_model_keeps_its_own_copy_of_what_it_was_made_of() -> None:

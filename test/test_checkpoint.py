@@ -342,7 +342,7 @@ def test_a_truncated_file_is_called_truncated(state: State, tmp_path: Path) -> N
 def test_a_file_of_another_kind_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="not a readable PyTorch weights file"):
+    with pytest.raises(WeightsError, match=r"not a readable PyTorch weights file|is empty|is an image"):
         load(path)
 
 
@@ -406,3 +406,36 @@ def test_an_impossible_device_or_precision_is_refused_with_what_there_is() -> No
         resolve_device("tpu")
     with pytest.raises(DeviceError, match="expected auto, float32"):
         resolve_precision("int8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"\n  <html><body>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"", "is empty; get it again"),
+        (b'{"message": "Not Found"}', "is JSON, perhaps a server's error message"),
+        (b"\x1f\x8b\x08\0\0\0", "compressed by gzip"),
+        (b"\x89PNG\r\n", "is an image"),
+        (b"some text that is nothing", "it was cut off, or is of another kind"),
+        (b"PK\x03\x04 cut off", "it was cut off, or is of another kind"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".ckpt", ".pt", ".pth"])
+def test_what_is_no_weights_is_told_by_its_first_bytes_in_our_own_words(
+    tmp_path: Path, content: bytes, words: str, ending: str
+) -> None:
+    path = tmp_path / f"loftr{ending}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=words) as caught:
+        read_weights(path)
+    assert "weights_only" not in str(caught.value) and "torch.load" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_more_than_tensors_is_not_loaded_and_says_how_to_save_it(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"model": Path("x")}, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=r"holds more than tensors.*Save the state dict alone") as caught:
+        read_weights(tmp_path / "whole.pt")
+    assert "weights_only" not in str(caught.value)

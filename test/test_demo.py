@@ -18,11 +18,11 @@ import pytest
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.report import chained, draw_trajectory, lines, summary, without_nan
-from loftr_ros.demo.run import run_demo
-from loftr_ros.demo.sequence import Truth, prepare
+from loftr_ros.demo.run import Settings, _publisher_command, run_demo
+from loftr_ros.demo.sequence import Sequence, Truth, prepare
 from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_previous, to_reference
 from loftr_ros.frontend.relative_pose import PoseStatus
-from loftr_ros.sources import SourceError
+from loftr_ros.sources import SourceError, open_source
 
 ROOM = "rendered:room?frames=20&width=320&height=240"
 
@@ -229,6 +229,32 @@ def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
 
     prepare("rendered:room?frames=2&width=160&height=120", folder, None, {}, False)
     assert len(list((folder / "image_0").iterdir())) == 2
+
+
+@pytest.mark.parametrize("mode", ["stereo", "rgbd"])
+def test_the_rendered_scene_is_kept_with_what_the_mode_needs(tmp_path, mode):
+    uri = "rendered:room?frames=3&width=64&height=48"
+    sequence = prepare(uri, tmp_path / "rendered", None, {}, False, mode)
+    with open_source(sequence.uri) as kept, open_source(uri) as rendered:
+        for one, other in zip(kept, rendered, strict=True):
+            ours, exact = one.to_frame(mode), other.to_frame(mode)
+            np.testing.assert_array_equal(ours.image, exact.image)
+            assert ours.stamp_ns == exact.stamp_ns and ours.camera.same_as(exact.camera)
+            np.testing.assert_allclose(one.pose, other.pose, atol=1e-9)
+            if mode == "rgbd":
+                depths = [each.depth.metres(each.depth.values) for each in (ours, exact)]
+                np.testing.assert_allclose(depths[0], depths[1], atol=2e-4)
+            else:
+                np.testing.assert_array_equal(ours.right.image, exact.right.image)
+
+
+def test_what_is_played_follows_the_node_s_parameter_file(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("/**:\n  ros__parameters: {mode: rgbd, input: {image_transport: compressed}}\n")
+    settings = Settings("rendered", tmp_path, "", "", "", "", file, 1.0, None, None)
+    sequence = Sequence("x", {}, "x", "x", 10.0, 1, (64, 48), True)
+    asked = json.loads(_publisher_command(settings, sequence)[-1])["play"]
+    assert (asked["mode"], asked["image_transport"]) == ("rgbd", "compressed")
 
 
 def test_a_folder_of_the_users_is_not_overwritten_with_rendered_frames(tmp_path):

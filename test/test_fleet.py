@@ -32,7 +32,7 @@ from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import ArchiveConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 from loftr_ros.places.recognition import PlaceRecognition
-from loftr_ros.ros import fleet_requests
+from loftr_ros.ros import fleet, fleet_requests
 from loftr_ros.ros.fleet import Fleet
 from loftr_ros.ros.keyframe_messages import MAX_IMAGE_BYTES, announcement
 
@@ -421,6 +421,47 @@ def test_what_is_no_keyframe_is_an_error_and_the_others_beside_it_are_taken(star
         bob.fleet._on_announcement(message)
     bob.wait_for("ada", 2)
     assert [error.kind for error in bob.errors] == ["keyframe_invalid"]  # type: ignore[attr-defined]
+
+
+def test_a_hostile_robot_is_refused_and_counted_and_costs_the_others_nothing(start: Callable[..., Robot]) -> None:
+    bob, made_before = start("bob"), list[KeyframeMessage]()
+
+    def message(**changes: Any) -> KeyframeMessage:
+        made = announcement(keyframe(len(made_before), "eve"), SPACE, "/eve/front_end")
+        made_before.append(made)
+        for name, value in changes.items():
+            setattr(made, name, value)
+        return made
+
+    short = np.zeros(4, np.float16)
+    short[0] = 1
+    nan = np.full(DIMENSION, np.nan, np.float16)
+    hostile = [
+        message(descriptor=short.view(np.uint16).tolist()),
+        message(descriptor=nan.view(np.uint16).tolist()),
+        message(descriptor=[]),
+        message(robot="x" * 1000),
+        message(robot="a\nb"),
+        message(node="/eve/../bob"),
+        message(width=0),
+    ]
+    good = announcement(keyframe(2, "ada/../../etc.'; --"), SPACE, "/ada/front_end")
+    for each in (*hostile, good):
+        bob.fleet._on_announcement(each)
+    bob.wait_for("ada/../../etc.'; --", 2)
+    assert [error.kind for error in bob.errors] == ["keyframe_invalid"] * len(hostile)  # type: ignore[attr-defined]
+    assert all(str(error) for error in bob.errors)
+
+
+def test_what_is_remembered_of_other_robots_is_bounded(
+    start: Callable[..., Robot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "_MOST_ROBOTS", 5)
+    monkeypatch.setattr(fleet, "_MOST_SEEN", 4)
+    bob = start("bob")
+    for number in range(20):
+        bob.fleet._on_announcement(announcement(keyframe(1, f"robot{number}"), SPACE, f"/r{number}/front_end"))
+    assert len(bob.fleet._nodes) == 5 and len(bob.fleet._seen) <= 4 and len(bob.fleet._warned) <= 5
 
 
 def test_a_topic_of_small_messages_sets_little_memory_aside(start: Callable[..., Robot]) -> None:

@@ -276,6 +276,29 @@ def test_an_archive_from_another_day_closes_loops_but_not_with_the_very_same_rec
         search(tmp_path, Recording("ada", Walk("one", range(STEPS))))
 
 
+class Stopped(Walk):
+    """A walk that is left by Ctrl-C."""
+
+    def __iter__(self):
+        for count, each in enumerate(super().__iter__()):
+            if count == 2 * STEPS:
+                raise KeyboardInterrupt
+            yield each
+
+
+def test_a_run_that_was_stopped_is_gone_on_with_by_the_same_command(tmp_path: Path) -> None:
+    first = search(tmp_path, Recording("ada", Stopped("one", ALL)))
+    assert first.interrupted and "ada: stopped by Ctrl-C" in (tmp_path / "partial.txt").read_text()
+    before = rows(tmp_path / "keyframes.csv")
+    assert before and (tmp_path / "loops.g2o").exists()
+    second = search(tmp_path, Recording("ada", Walk("one", ALL)))
+    assert not second.interrupted and not (tmp_path / "partial.txt").exists()
+    assert any("goes on behind" in note for note in second.recordings[0].notes)
+    assert second.recordings[0].frames < 2 * STEPS, "what was archived is not gone through again"
+    assert second.loops and {loop.older.robot for loop in second.loops} == {"ada"}
+    assert rows(tmp_path / "keyframes_1.csv") == before
+
+
 def test_a_camera_without_calibration_gives_loops_without_poses(tmp_path: Path) -> None:
     report = search(tmp_path, Recording("ada", Walk("one", ALL, calibrated=False)), mode="mono")
     assert report.loops and not any(loop.pose.has_rotation for loop in report.loops)

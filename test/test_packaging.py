@@ -30,6 +30,7 @@ ROSDEP_KEYS = {
 }
 # Optional, for tests or mypy alone, or (safetensors, lancedb, pyarrow) told by docs/install.md.
 WITHOUT_ROSDEP_KEY = {
+    "av",
     "kornia",
     "lancedb",
     "onnx",

@@ -303,7 +303,7 @@ def test_the_digest_that_a_redirect_comes_with_is_compared(
 @pytest.mark.parametrize(
     ("foreign", "words"),
     [
-        (b"<!DOCTYPE html><html>Sign in</html>", "not a readable PyTorch weights file"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
         ("foreign", "another network than 'coarse_lite'"),
     ],
 )
@@ -493,6 +493,13 @@ def test_converted_weights_make_the_same_network(content: bytes, tmp_path: Path)
     other = load_network("auto", target, cpu, torch.float32)
     assert one.config == other.config
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_convert_writes_safetensors_under_no_other_ending(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "small.pt").write_bytes(content)
+    done = loftr_ros("convert", tmp_path / "small.pt", tmp_path / "out.pt")
+    assert done.exit_code == 2 and "call it out.safetensors" in done.output
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_convert_writes_down_what_the_user_knows_of_the_network(undecided: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from loftr_ros.frontend.config import RGBD, STEREO
 from loftr_ros.matcher.checkpoint import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM
+from loftr_ros.params_file import ParamsFileError, node_parameters
 from loftr_ros.ros.transport import Room, provide_profile
 from loftr_ros.sources import SourceError
 from loftr_ros.weights import find_weights
@@ -50,6 +52,20 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
+    @cached_property
+    def file_values(self) -> Mapping[str, Any]:
+        """The node's parameters in the parameter file.
+
+        Raises:
+            ParamsFileError: it cannot be read, or has none of the node.
+        """
+        return {} if self.params_file is None else node_parameters(self.params_file)
+
+    @property
+    def played_mode(self) -> str:
+        """What the front end needs, and so what is to be published; empty for the default."""
+        return self.mode or str(self.file_values.get("mode", ""))
+
 
 def run_demo(
     source: str = "rendered",
@@ -68,6 +84,8 @@ def run_demo(
     start: int = 0,
     step: int = 1,
     topic: str | None = None,
+    right_topic: str | None = None,
+    depth_topic: str | None = None,
     camera: Path | None = None,
     progress: bool = True,
 ) -> int:
@@ -89,7 +107,7 @@ def run_demo(
         frames: frames to play, at most.
         mode: mono, stereo or rgbd; empty for what `params_file` says, or else mono. The source must have the images.
         archive: folder or address of an archive of keyframes, for loops; empty for what `params_file` says, or none.
-        start, step, topic, camera: options of the source.
+        start, step, topic, right_topic, depth_topic, camera: options of the source.
         progress: show progress bars.
 
     Returns:
@@ -98,6 +116,7 @@ def run_demo(
         weights, or a scene that cannot be matched, should give, and the report says so.
     """
     options = {"start": start, "step": step, "topic": topic, "camera": camera}
+    options |= {"right_topic": right_topic, "depth_topic": depth_topic}
     settings = Settings(
         source,
         output,
@@ -116,7 +135,7 @@ def run_demo(
     )
     try:
         return _run(settings)
-    except (SourceError, WeightsError, _UsageError) as error:
+    except (ParamsFileError, SourceError, WeightsError, _UsageError) as error:
         print(f"loftr_ros demo: {error}", file=sys.stderr)
         return 2
     except DemoError as error:
@@ -145,7 +164,7 @@ def _run(settings: Settings) -> int:
     for name in ("report.json", "matches.png", "trajectory.png"):
         (output / name).unlink(missing_ok=True)
     sequence = prepare(
-        settings.source, output / "rendered", settings.frames, settings.options, settings.progress, settings.mode
+        settings.source, output / "rendered", settings.frames, settings.options, settings.progress, settings.played_mode
     )
     with ExitStack() as stack:
         _interrupted_by(signal.SIGTERM, stack)
@@ -191,18 +210,8 @@ def _weights(settings: Settings) -> str:
 
     Raises:
         WeightsError: there is none.
-        _UsageError: the parameter file cannot be read.
     """
-    named: dict[str, Any] = {}
-    if settings.params_file is not None:
-        import yaml
-
-        try:
-            content = yaml.safe_load(settings.params_file.read_text())
-            for node in content.values():
-                named |= node["ros__parameters"]
-        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-            raise _UsageError(f"{settings.params_file} is no ROS parameter file: {error}") from error
+    named = settings.file_values
     if named.get("weights") and not settings.weights:
         return ""
     if settings.weights == RANDOM:
@@ -243,7 +252,7 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str, is_short
         parameters["input.camera_info"] = "none"
     if is_short:
         topics = ["image", "camera_info"]
-        topics += {STEREO: ["right/image", "right/camera_info"], RGBD: ["depth/image"]}.get(settings.mode, [])
+        topics += {STEREO: ["right/image", "right/camera_info"], RGBD: ["depth/image"]}.get(settings.played_mode, [])
         parameters |= {f"qos_overrides./{topic}.subscription.reliability": "reliable" for topic in topics}
     command = [sys.executable, "-c", "import sys; from loftr_ros.ros.node import main; sys.exit(main())"]
     try:
@@ -273,7 +282,8 @@ def _publisher_command(settings: Settings, sequence: Sequence) -> list[str]:
         "uri": sequence.uri,
         "source": dict(sequence.options),
         "play": {
-            "mode": settings.mode or "mono",
+            "mode": settings.played_mode or MONO,
+            "image_transport": settings.file_values.get("input.image_transport", "raw"),
             "rate": settings.rate,
             "hz": settings.hz,
             # It is ready long before the node is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation import rasterizer, room, scene, textures
-from loftr_ros.frontend.config import MONO, STEREO
-from loftr_ros.sources import Source, SourceError, open_source, rendered
+from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.frontend.config import MONO, RGBD, STEREO
+from loftr_ros.sources import Source, SourceError, SourceFrame, open_source, rendered
 
 RENDERED_FRAMES = 150
 _LABEL = "rendered.json"
+_TUM_UNITS = 5000  # a metre
 
 
 @dataclass
@@ -111,7 +113,7 @@ def prepare(
         name, kind, rate = source.name, source.kind, source.rate
         if is_scene:
             asked = json.dumps([uri, chosen, mode], default=str)
-            uri, chosen = str(_kept(source, asked, folder, progress, mode == STEREO)), {}
+            uri, chosen = str(_kept(source, asked, folder, progress, mode)), {}
     with open_source(uri, **chosen) as source:
         source.require(mode or MONO)
         first = next(iter(source), None)
@@ -122,8 +124,11 @@ def prepare(
         return Sequence(uri, chosen, name, kind, rate, source.length, (width, height), calibrated)
 
 
-def _kept(source: Source, asked: str, folder: Path, progress: bool, stereo: bool) -> Path:
-    """The folder with the rendered frames in KITTI's layout, made now unless the same ones are there already."""
+def _kept(source: Source, asked: str, folder: Path, progress: bool, mode: str) -> Path:
+    """The folder with the rendered frames, made now unless the same ones are there already.
+
+    With depth images it is in the layout of TUM RGB-D, else in KITTI's.
+    """
     from tqdm import tqdm
 
     assert source.camera is not None
@@ -139,28 +144,65 @@ def _kept(source: Source, asked: str, folder: Path, progress: bool, stereo: bool
             f"{folder} is needed for rendered frames, but holds something else; name another output folder"
         )
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "image_0").mkdir(parents=True)
+    folder.mkdir(parents=True)
     (folder / _LABEL).write_text("unfinished")
-    projection = np.hstack([source.camera.matrix, np.zeros((3, 1))])
+    bar = tqdm(source, f"rendering {source.name}", source.length, unit="frame", disable=None if progress else True)
+    (_keep_depth if mode == RGBD else _keep)(folder, source.camera, bar, mode)
+    (folder / _LABEL).write_text(label)
+    return folder
+
+
+def _keep(folder: Path, camera: CameraModel, frames: Iterable[SourceFrame], mode: str) -> None:
+    """Frames in KITTI's layout, with the right images of a stereo pair."""
+    projection = np.hstack([camera.matrix, np.zeros((3, 1))])
     rows = ["P0: " + _row(projection)]
     poses, times = [], []
-    bar = tqdm(source, f"rendering {source.name}", source.length, unit="frame", disable=None if progress else True)
-    for count, frame in enumerate(bar):
+    (folder / "image_0").mkdir()
+    for count, frame in enumerate(frames):
         assert frame.pose is not None
         _write(folder / "image_0" / f"{count:06d}.png", frame.decode())
-        if stereo:
+        if mode == STEREO:
             right = frame.decode_right()
             (folder / "image_1").mkdir(exist_ok=True)
             _write(folder / "image_1" / f"{count:06d}.png", right.image)
             shift = -right.camera.matrix @ right.left_from_right[:3, 3:]
             rows[1:] = ["P1: " + _row(np.hstack([right.camera.matrix, shift]))]
         poses.append(_row(frame.pose[:3]))
-        times.append(f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}")
+        times.append(_seconds(frame.stamp_ns))
     (folder / "calib.txt").write_text("\n".join(rows) + "\n")
     (folder / "poses.txt").write_text("\n".join(poses) + "\n")
     (folder / "times.txt").write_text("\n".join(times) + "\n")
-    (folder / _LABEL).write_text(label)
-    return folder
+
+
+def _keep_depth(folder: Path, camera: CameraModel, frames: Iterable[SourceFrame], _: str) -> None:
+    """Frames in the layout of TUM RGB-D: depth to 0.2 mm, and what is further than 13 m is a hole."""
+    from scipy.spatial.transform import Rotation
+
+    images, depths, poses = [], [], []
+    for name in ("rgb", "depth"):
+        (folder / name).mkdir()
+    for count, frame in enumerate(frames):
+        assert frame.pose is not None
+        name, stamp = f"{count:06d}.png", _seconds(frame.stamp_ns)
+        _write(folder / "rgb" / name, frame.decode())
+        depth = frame.decode_depth()
+        units = np.nan_to_num(np.rint(depth.metres(depth.values) * _TUM_UNITS))
+        cv2.imwrite(str(folder / "depth" / name), np.where(units < 65535, units, 0).astype(np.uint16))
+        images.append(f"{stamp} rgb/{name}")
+        depths.append(f"{stamp} depth/{name}")
+        turn = Rotation.from_matrix(frame.pose[:3, :3]).as_quat()
+        poses.append(f"{stamp} {_row(frame.pose[:3, 3])} {_row(turn)}")
+    for file, lines in (("rgb.txt", images), ("depth.txt", depths), ("groundtruth.txt", poses)):
+        (folder / file).write_text("\n".join(lines) + "\n")
+    matrix = camera.matrix.ravel().tolist()
+    (folder / "camera.yaml").write_text(
+        f"image_width: {camera.width}\nimage_height: {camera.height}\n"
+        f"camera_matrix: {{rows: 3, cols: 3, data: {matrix}}}\n"
+    )
+
+
+def _seconds(stamp_ns: int) -> str:
+    return f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}"
 
 
 def _write(file: Path, image: NDArray[np.uint8]) -> None:

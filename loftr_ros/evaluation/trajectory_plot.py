@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
+from loftr_ros.evaluation.trajectory_errors import alignment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,11 +111,11 @@ def plot_from_above(
             raise ValueError(f"{name} has positions of shape {points.shape}, truth of {true.shape}; they must be alike")
         located = int(np.isfinite(points).all(axis=1).sum())
         label = name if located == len(points) else f"{name} ({located} of {len(points)} frames)"
-        axes.plot(points[:, 0], points[:, 2], color=f"C{number}", linewidth=1.2, label=label)
+        axes.plot(points[:, 0], points[:, 2], color=f"C{number}", linewidth=1.8, label=label)
         marked = points[np.asarray(keyframes, np.int64)]
         axes.plot(marked[:, 0], marked[:, 2], "o", color=f"C{number}", markersize=4, markeredgecolor="white")
         off = np.linalg.norm(points - true, axis=1)
-        distances.plot(off, color=f"C{number}", linewidth=1.2)
+        distances.plot(off, color=f"C{number}", linewidth=1.8)
         distances.plot(keyframes, off[list(keyframes)], "o", color=f"C{number}", markersize=4, markeredgecolor="white")
     axes.plot([], [], "o", color="0.5", markersize=4, label="keyframes")
     axes.plot(true[0, 0], true[0, 2], "s", color="black", markersize=7, markeredgecolor="white", label="start")
@@ -131,6 +132,18 @@ def plot_from_above(
     figure.savefig(path)
 
 
+def degrees(value: float) -> str:
+    """An angle for people: two digits, and never a power of ten."""
+    return f"{value:.0f}°" if value >= 10 else f"{value:.2g}°" if value >= 1e-3 else "0°"
+
+
+def length(metres: float) -> str:
+    """A length for people, in millimetres or metres."""
+    if metres >= 1:
+        return f"{metres:.2f} m" if metres < 100 else f"{metres:.0f} m"
+    return f"{1e3 * metres:.0f} mm" if metres >= 0.1 else f"{1e3 * metres:.2g} mm" if metres >= 1e-6 else "0 mm"
+
+
 def _in_first_camera(poses: Array) -> Array:
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses):
         raise ValueError(f"poses must be of shape (N, 4, 4) with N at least 1, got {poses.shape}")
@@ -138,16 +151,10 @@ def _in_first_camera(poses: Array) -> Array:
 
 
 def _align(points: Array, truth: Array, with_scale: bool = True) -> Array:
-    """Points moved, turned and scaled onto the truth with the least squared distance (Umeyama 1991)."""
-    mean, true_mean = points.mean(axis=0), truth.mean(axis=0)
-    centred, true_centred = points - mean, truth - true_mean
-    variance = float((centred**2).sum())
-    if variance == 0:
-        return np.asarray(points + true_mean - mean)
-    u, singular, vt = np.linalg.svd(true_centred.T @ centred)
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
-    scale = (singular * signs).sum() / variance if with_scale else 1.0
-    return np.asarray(scale * centred @ ((u * signs) @ vt).T + true_mean)
+    """Points moved, turned and scaled onto the truth with the least squared distance."""
+    rotation, scale = alignment(points, truth)
+    scale = scale if with_scale and np.isfinite(scale) else 1.0
+    return np.asarray(scale * (points - points.mean(axis=0)) @ rotation.T + truth.mean(axis=0))
 
 
 def _relative_errors(poses: Array, truth: Array, keyframes: NDArray[np.int64]) -> tuple[Array, Array]:
@@ -173,8 +180,8 @@ def _plot_top_view(
     label = "estimate"
     if truth is not None:
         rmse = float(np.sqrt(((estimate - truth) ** 2).sum(axis=1).mean()))
-        label = f"estimate (aligned{'' if metric else ', with scale'}; RMSE {1e3 * rmse:.3g} mm)"
-    axes.plot(estimate[:, 0], estimate[:, 2], color="#1f6fb4", linewidth=1.6, label=label)
+        label = f"estimate (aligned{'' if metric else ', with scale'}; RMSE {length(rmse)})"
+    axes.plot(estimate[:, 0], estimate[:, 2], color="#1f6fb4", linewidth=2.2, label=label)
     if keyframes.size:
         x, z = estimate[keyframes, 0], estimate[keyframes, 2]
         axes.plot(x, z, "o", color="#e8912d", markersize=5, markeredgecolor="white", label="keyframes")
@@ -195,12 +202,12 @@ def _plot_error(axes: Axes, errors: Array, keyframes: NDArray[np.int64], name: s
     for keyframe in keyframes:
         axes.axvline(float(keyframe), color="#e8912d", linewidth=0.7, alpha=0.45)
     frames = np.arange(len(errors))
-    axes.plot(frames, errors, ".-", color=color, linewidth=1.2, markersize=3)
+    axes.plot(frames, errors, ".-", color=color, linewidth=1.8, markersize=4)
     known = errors[np.isfinite(errors)]
     if known.size:
         median = float(np.median(known))
         axes.axhline(median, color="0.35", linewidth=0.9, linestyle="--")
-        axes.set_title(f"{name}: median {median:.2g}°, worst {known.max():.2g}°", fontsize=11)
+        axes.set_title(f"{name}: median {degrees(median)}, worst {degrees(float(known.max()))}", fontsize=11)
         # One failed frame must not flatten all others.
         upper = min(known.max(), 6 * np.percentile(known, 90))
         axes.set_ylim(0, max(upper, 1e-3) * 1.12)

@@ -6,6 +6,7 @@ The models are those of `sensor_msgs/CameraInfo` (REP 104): `plumb_bob`, `ration
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,8 +31,38 @@ _COEFFICIENT_COUNTS: dict[str, tuple[int, ...]] = {
     EQUIDISTANT: (4,),
     NO_DISTORTION: (0,),
 }
-# `fisheye` is what some drivers write for the same four-coefficient model of Kannala and Brandt.
-_ALIASES = {"": NO_DISTORTION, "fisheye": EQUIDISTANT}
+# What drivers and calibration tools call them, in lower case and with underscores.
+_ALIASES = {
+    **dict.fromkeys(("", "none", "no", "no_distortion", "undistorted", "ideal"), NO_DISTORTION),
+    **dict.fromkeys(
+        (
+            "plumb_bob",
+            "plumbbob",
+            "brown_conrady",
+            "brown",
+            "radtan",
+            "radial_tangential",
+            "radialtangential",
+            "opencv",
+        ),
+        PLUMB_BOB,
+    ),
+    **dict.fromkeys(("rational_polynomial", "rational", "full_opencv"), RATIONAL_POLYNOMIAL),
+    **dict.fromkeys(
+        ("equidistant", "equi", "fisheye", "opencv_fisheye", "kannala_brandt", "kannala_brandt4", "kb4", "kb"),
+        EQUIDISTANT,
+    ),
+}
+# Models that are others than they sound like; with coefficients they cannot be used.
+_OTHERS = {
+    "inverse_brown_conrady": "it goes from distorted to undistorted points, so its coefficients are not those of "
+    "plumb_bob; rectify the images in the driver, or calibrate the camera",
+    "modified_brown_conrady": "its tangential terms are not those of plumb_bob; calibrate the camera",
+    "ftheta": "expected a model of OpenCV; calibrate the camera as equidistant",
+    "fov": "expected a model of OpenCV; calibrate the camera as equidistant or plumb_bob",
+    "atan": "expected a model of OpenCV; calibrate the camera as equidistant or plumb_bob",
+    "division": "expected a model of OpenCV; calibrate the camera as plumb_bob",
+}
 
 
 class CameraError(ValueError):
@@ -48,9 +79,11 @@ class CameraModel:
     Attributes:
         width, height: image size in pixels that the calibration refers to.
         matrix: (3, 3) float64 camera matrix K of the raw (distorted) image; a skew is honoured.
-        distortion_model: `plumb_bob`, `rational_polynomial`, `equidistant` or `none`.
+        distortion_model: `plumb_bob`, `rational_polynomial`, `equidistant` or `none`; given by any of the names that
+            drivers and calibration tools have for them.
         distortion: (D,) float64 coefficients, in the order of CameraInfo and OpenCV. All zeros mean no distortion,
-            except with `equidistant`, where they are the ideal fisheye (angle proportional to radius).
+            except with `equidistant`, where they are the ideal fisheye (angle proportional to radius); of a CameraInfo
+            they mean no distortion there too.
 
     Raises:
         CameraError: what was given is no calibration.
@@ -63,9 +96,9 @@ class CameraModel:
     distortion: Array = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
-        model = _ALIASES.get(self.distortion_model, self.distortion_model)
         matrix = np.array(self.matrix, dtype=np.float64)
         coefficients = np.array(self.distortion, dtype=np.float64).ravel()
+        model, coefficients = known_model(self.distortion_model, coefficients)
         if self.width < 1 or self.height < 1:
             raise CameraError(f"image size {self.width}x{self.height} in the calibration; expected the images' size")
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
@@ -77,21 +110,6 @@ class CameraModel:
             )
         if matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
             raise CameraError(f"camera matrix K must be [fx s cx; 0 fy cy; 0 0 1], got {matrix.tolist()}")
-        if model not in _COEFFICIENT_COUNTS:
-            known = ", ".join(_COEFFICIENT_COUNTS)
-            raise CameraError(f"distortion model '{model}' is not known; expected one of {known}")
-        if not np.isfinite(coefficients).all():
-            raise CameraError(f"distortion coefficients D are not finite: {coefficients.tolist()}")
-        if not coefficients.any() and model != EQUIDISTANT:
-            model, coefficients = NO_DISTORTION, np.zeros(0)
-        counts = _COEFFICIENT_COUNTS[model]
-        if coefficients.size > counts[-1] and not coefficients[counts[-1] :].any():
-            coefficients = coefficients[: counts[-1]]
-        if coefficients.size not in counts:
-            raise CameraError(
-                f"distortion model '{model}' came with {coefficients.size} coefficients in D; "
-                f"expected {' or '.join(map(str, counts))}"
-            )
         for name, value in (("distortion_model", model), ("matrix", matrix), ("distortion", coefficients)):
             object.__setattr__(self, name, value)
 
@@ -108,14 +126,13 @@ class CameraModel:
         if np.size(info.k) != 9:
             raise CameraError(f"camera matrix K has {np.size(info.k)} entries; expected 9")
         matrix = np.array(info.k, dtype=np.float64).reshape(3, 3)
+        if not np.isfinite(matrix).all():
+            raise CameraError(f"camera matrix K must be 3x3 and finite, got {matrix.tolist()}")
         width, height = int(info.width), int(info.height)
-        model, coefficients = str(info.distortion_model), np.asarray(info.d, dtype=np.float64)
-        if _ALIASES.get(model, model) == EQUIDISTANT and coefficients.size and not coefficients.any():
-            # The formula says ideal fisheye, image_geometry takes it as undistorted: rays differ by tens of degrees.
-            raise CameraError(
-                f"distortion model '{model}' with coefficients of zero has two meanings; for undistorted images "
-                f"publish '{PLUMB_BOB}' with zeros, for an ideal fisheye a first coefficient of 1e-12"
-            )
+        model, coefficients = str(info.distortion_model), np.asarray(info.d, dtype=np.float64).ravel()
+        if not coefficients.any():
+            # Under any name. By the formula of a fisheye they would be an ideal one, which no driver means by them.
+            model, coefficients = NO_DISTORTION, np.zeros(0)
         roi = info.roi
         if roi.x_offset or roi.y_offset or roi.width or roi.height:
             right, bottom = int(roi.x_offset) + int(roi.width), int(roi.y_offset) + int(roi.height)
@@ -192,6 +209,45 @@ class CameraModel:
         if self.distortion_model == NO_DISTORTION:
             return None
         return (EquidistantLens if self.distortion_model == EQUIDISTANT else PolynomialLens)(self.distortion)
+
+
+def known_model(name: str, coefficients: Array) -> tuple[str, Array]:
+    """The distortion model that a name and a number of coefficients stand for, without padding.
+
+    Args:
+        name: as drivers and calibration tools write it: "Brown Conrady", "fisheye", "RadTan", "".
+        coefficients: (D,) float64.
+
+    Raises:
+        CameraError: no such model is known, or it has another number of coefficients; the message says which has.
+    """
+    if not np.isfinite(coefficients).all():
+        raise CameraError(f"distortion coefficients D are not finite: {coefficients.tolist()}")
+    plain = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+    plain = plain.removeprefix("distortion_")  # as an enumeration of librealsense has it
+    model = _ALIASES.get(plain)
+    size, some = coefficients.size, bool(coefficients.any())
+    if not some and model != EQUIDISTANT:
+        return NO_DISTORTION, np.zeros(0)
+    if plain == "modified_brown_conrady" and size == 5 and not coefficients[2:4].any():
+        model = PLUMB_BOB  # the two differ in the tangential terms alone
+    if plain in _OTHERS and model is None:
+        raise CameraError(f"distortion model '{name}' cannot be used: {_OTHERS[plain]}")
+    if model is None:
+        raise CameraError(f"distortion model '{name}' is not known; expected one of {', '.join(_COEFFICIENT_COUNTS)}")
+    if plain == "" and size != 4:  # where the name was left out, the number tells, but for 4, which two models have
+        model = next((each for each, counts in _COEFFICIENT_COUNTS.items() if size in counts), model)
+    counts = _COEFFICIENT_COUNTS[model]
+    if size > counts[-1] and not coefficients[counts[-1] :].any():
+        return model, coefficients[: counts[-1]]
+    if size not in counts:
+        have = [each for each, counts in _COEFFICIENT_COUNTS.items() if size in counts]
+        hint = f"; {size} coefficients are those of {' or '.join(have)}: is that the model?" if have else ""
+        raise CameraError(
+            f"distortion model '{name}' came with {size} coefficients in D; "
+            f"expected {' or '.join(map(str, counts))}{hint}"
+        )
+    return model, coefficients
 
 
 def _scaled(matrix: Array, scale_u: float, scale_v: float) -> Array:

@@ -19,7 +19,9 @@ def read_mask(path: Path) -> Mask:
     """The pixels to use, of an image file in which 0 means ignore.
 
     Args:
-        path: a PNG, or whatever else OpenCV reads; colour is taken as its gray.
+        path: a PNG, or whatever else OpenCV reads; colour is taken as its gray. What is fully transparent is ignored
+            too, since some programs leave the colour below a hole as it was. How EXIF data would have it turned is
+            not looked at, as it is not of the camera's images.
 
     Returns:
         (H, W) bool, false for pixels to ignore.
@@ -27,17 +29,29 @@ def read_mask(path: Path) -> Mask:
     Raises:
         MaskError: the file is missing or no image, or ignores every pixel.
     """
+    from loftr_ros.ros.images import ImageError, check_size
+
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
+        data = path.read_bytes()
+        check_size(data, f"mask {path}")
     except OSError as error:
         raise MaskError(f"mask {path} cannot be read: {error.strerror or error}") from error
-    # Any depth, or the lower half of a 16-bit file's values would become 0.
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if len(data) else None
+    except ImageError as error:
+        raise MaskError(str(error)) from error
+    try:
+        # As it is, of any depth: in 8 bits the lower half of a 16-bit file's values would become 0.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error:
+        image = None
     if image is None:
         raise MaskError(
             f"mask {path} ({len(data)} bytes) is no image; give a PNG that is 0 where pixels are to be ignored"
         )
     usable = np.asarray(image != 0, dtype=np.bool_)
+    if usable.ndim == 3:
+        colors = usable[..., :3] if usable.shape[2] >= 3 else usable[..., :1]
+        opaque = usable[..., -1] if usable.shape[2] in (2, 4) else np.True_
+        usable = np.asarray(colors.any(axis=2) & opaque, np.bool_)
     if not usable.any():
         raise MaskError(f"mask {path} ignores every pixel; it must be 0 only where pixels are to be ignored")
     return usable

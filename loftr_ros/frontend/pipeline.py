@@ -40,6 +40,9 @@ from loftr_ros.matcher.interface import Matcher, Matches
 
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
 
+# Sides of an image in pixels, and of what the network sees of it, below which there is nothing to match; networks fail
+# on less in ways of their own.
+_LEAST_SIDE, _LEAST_SEEN = 32, 24
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two tries of a keyframe of another segment of the trajectory.
 _OTHER_SEGMENTS_PERIOD = 5
@@ -325,6 +328,13 @@ class FrontEnd:
         start = time.perf_counter()
         width, height = frame.size
         size = self.network_size(width, height, self._resolution if effort is None else effort)
+        if min(width, height) < _LEAST_SIDE or min(size) < _LEAST_SEEN:
+            seen = "" if size == frame.size else f", of which the network sees {size[0]}x{size[1]}"
+            raise FrameRefusedError(
+                "size",
+                f"image of {width}x{height} px{seen}: too small to be matched; expected sides of at least "
+                f"{_LEAST_SIDE} px",
+            )
         image, usable = frame.image, frame.usable
         if usable is not None:
             check_mask(usable, image)

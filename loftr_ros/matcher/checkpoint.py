@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from torch import Tensor
 from loftr_ros.matcher.build import Network, build_network
 from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, LoFTRConfig, NetworkConfig
 from loftr_ros.matcher.recognition import FORMAT, Recognition, WeightsError, metadata_of_config, recognise, same_weights
+from loftr_ros.text_files import what_it_is
 
 __all__ = [
     "WeightsError",
@@ -190,6 +193,11 @@ def read_weights(path: Path) -> WeightsFile:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises whatever it stumbles over in bytes that are no weights
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"weights file {path} holds more than tensors: Python objects, whose loading could run anything, so it "
+                "is not loaded. Save the state dict alone: torch.save(model.state_dict(), FILE)"
+            ) from error
         raise _unreadable(path, "PyTorch", error) from error
     layout = "PyTorch"
     if isinstance(content, Mapping):
@@ -336,9 +344,40 @@ def _safetensors(name: str) -> Any:
     return safetensors.safe_open if name == "safe_open" else getattr(safetensors.torch, name)
 
 
+# What people have saved as weights by mistake, by their first bytes.
+_MISTAKEN = (
+    (b"\x1f\x8b", "compressed by gzip; unpack it with `gunzip`"),
+    (b"\xfd7zXZ", "compressed by xz; unpack it with `unxz`"),
+    (b"BZh", "compressed by bzip2; unpack it with `bunzip2`"),
+    (b"(\xb5/\xfd", "compressed by zstd; unpack it with `zstd -d`"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes; expected weights of PyTorch"),
+    (b"\x93NUMPY", "a NumPy array; expected weights by name"),
+    (b"%PDF", "a PDF"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"\x7fELF", "a program"),
+    (b"{", "JSON, perhaps a server's error message; get the file again"),
+    (b"\x08", "perhaps an ONNX model; give it as `weights` with backend onnx, as `loftr_ros export` writes it"),
+)
+
+
 def _unreadable(path: Path, kind: str, error: Exception) -> WeightsError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Why a file is no weights, by its first bytes; the loader's own words advise what is not safe."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    size = path.stat().st_size
+    what = what_it_is(head) or next((name for magic, name in _MISTAKEN if head.startswith(magic)), None)
+    if not head:
+        return WeightsError(f"weights file {path} is empty; get it again")
+    if what is not None:
+        return WeightsError(f"weights file {path} ({size} bytes) is {what}")
+    if isinstance(error, pickle.UnpicklingError) and head.startswith(b"\x80"):
+        return WeightsError(
+            f"weights file {path} ({size} bytes) holds more than tensors: Python objects, whose loading could run "
+            "anything, so it is not loaded. Save the state dict alone: torch.save(model.state_dict(), FILE)"
+        )
     return WeightsError(
-        f"{path} ({path.stat().st_size} bytes) is not a readable {kind} weights file: {first_line}. "
-        "It is truncated, or of another kind; get it again"
+        f"{path} ({size} bytes) is not a readable {kind} weights file: it was cut off, or is of another kind; get "
+        "it again"
     )

@@ -253,6 +253,11 @@ class Archive:
         return self._uri
 
     @property
+    def dimension(self) -> int:
+        """Numbers of a descriptor."""
+        return self._kind()[1]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of everything in it, older versions that are still kept included."""
         with told(self._uri, "reading"):

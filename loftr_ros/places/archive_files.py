@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -47,8 +47,21 @@ class FolderFiles:
         self._root = root
         self._synced: dict[str, set[str]] = {}
 
+    def _at(self, path: str) -> Path:
+        """Where a file of the archive is.
+
+        A table that somebody else has written may name any file, and a link in the folder may lead anywhere.
+
+        Raises:
+            PlacesError: outside of the archive.
+        """
+        target = self._root / inside(path)
+        if not target.parent.resolve().is_relative_to(self._root.resolve()):
+            raise _outside(path)
+        return target
+
     def write(self, path: str, data: bytes) -> None:
-        target = self._root / path
+        target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         passing = target.with_name(target.name + ".part")
         try:
@@ -64,11 +77,14 @@ class FolderFiles:
         _sync(target.parent)
 
     def read(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
+        target = self._at(path)
+        if target.is_symlink():
+            raise _outside(path)
+        return target.read_bytes()
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            (self._root / path).unlink(missing_ok=True)
+            self._at(path).unlink(missing_ok=True)
 
     def size(self, folder: str) -> int:
         return sum(stat.st_size for _, stat in _walk(self._root / folder))
@@ -102,17 +118,17 @@ class BucketFiles:
         self._store, self._root = fs.FileSystem.from_uri(uri)
 
     def write(self, path: str, data: bytes) -> None:
-        with self._store.open_output_stream(f"{self._root}/{path}") as stream:
+        with self._store.open_output_stream(f"{self._root}/{inside(path)}") as stream:
             stream.write(data)
 
     def read(self, path: str) -> bytes:
-        with self._store.open_input_file(f"{self._root}/{path}") as stream:
+        with self._store.open_input_file(f"{self._root}/{inside(path)}") as stream:
             return bytes(stream.read())
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
             with suppress(FileNotFoundError):
-                self._store.delete_file(f"{self._root}/{path}")
+                self._store.delete_file(f"{self._root}/{inside(path)}")
 
     def size(self, folder: str) -> int:
         return sum(info.size or 0 for info in self._infos(folder))
@@ -130,6 +146,26 @@ class BucketFiles:
 
     def sync(self, folder: str) -> None:
         pass
+
+
+def inside(path: str) -> str:
+    """The same relative path, which leads out of nothing.
+
+    Raises:
+        PlacesError: it does, or it is absolute.
+    """
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or "\\" in path:
+        raise _outside(path)
+    return path
+
+
+def _outside(path: str) -> PlacesError:
+    return PlacesError(
+        "archive_foreign",
+        f"the archive names the file '{path[:200]}', which is not in it; it was changed by somebody, or is no archive "
+        "of keyframes: use another one",
+    )
 
 
 def file_name(keyframe: ArchivedKeyframe) -> str:

@@ -13,6 +13,7 @@ from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import ChainLink
+from loftr_ros.ros.images import ImageError, check_size
 
 Array = NDArray[np.float64]
 
@@ -94,7 +95,11 @@ class ArchivedKeyframe:
         """
         if not self.image:
             raise PlacesError("image_missing", f"keyframe {self.name} came without its image; ask its robot for it")
-        image = cv2.imdecode(np.frombuffer(self.image, np.uint8), _GRAY)
+        try:
+            check_size(self.image, "its image")
+            image = cv2.imdecode(np.frombuffer(self.image, np.uint8), _GRAY)
+        except (ImageError, cv2.error) as error:
+            raise PlacesError("image_damaged", f"the image of keyframe {self.name} is damaged: {error}") from error
         if image is None:
             raise PlacesError("image_damaged", f"the image of keyframe {self.name} is damaged: {len(self.image)} bytes")
         if image.shape[::-1] != self.size:

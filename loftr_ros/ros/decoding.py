@@ -1,22 +1,27 @@
-"""Messages to frames: images decoded, calibrations remembered."""
+"""Messages to frames: images decoded, calibrations remembered.
+
+The node's subscriptions and the commands over recordings both come through here, so one parameter means the same to
+both. Nothing in this module needs ROS: a message is whatever has its fields.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from loftr_ros.frontend.camera import CameraError, CameraModel
-from loftr_ros.frontend.frame import Frame, RightImage
+from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.input_settings import InputParameters
 from loftr_ros.ros.images import decode_compressed, decode_depth, decode_image
-from loftr_ros.ros.messages import to_nanoseconds
-from loftr_ros.ros.parameters import InputParameters
 from loftr_ros.ros.stereo_calibration import left_from_right, pose_of, rectified_camera
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 T = TypeVar("T")
 
@@ -33,7 +38,8 @@ class Arrival:
         camera_info: its calibration; None where none is asked for.
         received: monotonic seconds at which the image came.
         right, right_info: image and calibration of the right camera, in mode `stereo`.
-        depth: registered to the image, in mode `rgbd`.
+        depth: registered to the image, in mode `rgbd`; a message, or decoded already.
+        left_from_right: (4, 4) T_left_right where a recording tells it otherwise than by the calibrations' R and P.
     """
 
     image: Image | CompressedImage
@@ -41,7 +47,8 @@ class Arrival:
     received: float
     right: Image | CompressedImage | None = None
     right_info: CameraInfo | None = None
-    depth: Image | None = None
+    depth: Image | DepthImage | None = None
+    left_from_right: NDArray[np.float64] | None = None
 
 
 class FrameDecoder:
@@ -76,8 +83,10 @@ class FrameDecoder:
         camera = None if arrival.camera_info is None else self._camera_of(arrival.camera_info, self._camera)
         if camera is not None:
             _check_size(camera, image)
-        stamp = to_nanoseconds(message.header.stamp)
-        depth = None if arrival.depth is None else decode_depth(arrival.depth)
+        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        depth = arrival.depth
+        if depth is not None and not isinstance(depth, DepthImage):
+            depth = decode_depth(depth)
         right = None if arrival.right is None else self._right_of(arrival)
         return Frame(image, stamp, message.header.frame_id, camera, self._mask, depth, right, _jpeg_of(message))
 
@@ -89,7 +98,7 @@ class FrameDecoder:
             camera = self._camera_of(right_info, self._right_camera)
         except CameraError as error:
             raise CameraError(f"right camera: {error}") from error
-        pose = self._extrinsic
+        pose = self._extrinsic if self._extrinsic is not None else arrival.left_from_right
         if pose is None:
             key = tuple(np.asarray(part).tobytes() for info in (left_info, right_info) for part in (info.r, info.p))
             pose = self._left_from_right(key, lambda: left_from_right(left_info, right_info, self._rectified))
@@ -99,12 +108,12 @@ class FrameDecoder:
             _check_size(camera, image, "right ")
             return image
 
-        if isinstance(message, CompressedImage):
+        if is_compressed(message):
             return _LaterRightImage(decode, camera, pose)
         return RightImage(decode(), camera, pose)
 
     def _gray(self, message: Image | CompressedImage) -> NDArray[np.uint8]:
-        if isinstance(message, CompressedImage):
+        if is_compressed(message):
             return decode_compressed(message, white_level=self._white_level)
         return decode_image(message, white_level=self._white_level)
 
@@ -154,9 +163,14 @@ class _Remembered(Generic[T]):
         return self._made[1]
 
 
+def is_compressed(message: Any) -> bool:
+    """Whether a message is a `sensor_msgs/CompressedImage`, of whatever library, rather than an `Image`."""
+    return hasattr(message, "format")
+
+
 def _jpeg_of(message: Image | CompressedImage) -> memoryview | None:
     """The message's own JPEG, not copied; None where it is something else, or not yet the image (a mosaic)."""
-    if not isinstance(message, CompressedImage) or "bayer" in message.format:
+    if not is_compressed(message) or "bayer" in message.format:
         return None
     data = memoryview(message.data)
     return data if data[:2] == _JPEG else None

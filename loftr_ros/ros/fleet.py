@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 KEPT = 2000
 # Announcements of others that may wait to be stored.
 _LONGEST_QUEUE = 10_000
+# Names of robots and keyframes are kept in memory; a peer that makes up new ones must not fill it.
+_MOST_ROBOTS, _MOST_SEEN = 256, 100_000
 # Keyframes that are stored in one go: a commit takes as long for one as for all of them.
 _BATCH = 64
 # Up to so many keyframes are looked for in the archive one by one, more of them by a list of all.
@@ -146,12 +148,17 @@ class Fleet:
         name, stamp = KeyframeName(message.robot, int(message.keyframe_id)), to_nanoseconds(message.header.stamp)
         if self._is_ignored(message):
             return
+        if name.robot not in self._nodes and len(self._nodes) >= _MOST_ROBOTS:
+            self._warn_once("many", "", f"more than {_MOST_ROBOTS} robots announce keyframes; further ones are ignored")
+            return
         self._nodes[name.robot] = message.node
         if self._archive.is_read_only or self._seen.get(name) == stamp:
             return
         with self._lock:
             if self._closing or len(self._waiting) >= _LONGEST_QUEUE:
                 return  # as if lost on the way: it comes again when its robot does
+            if len(self._seen) >= _MOST_SEEN:  # what is forgotten is looked up in the archive
+                self._seen.pop(next(iter(self._seen)))
             self._seen[name] = stamp
             self._waiting.append(message)
             is_first = len(self._waiting) == 1
@@ -197,6 +204,7 @@ class Fleet:
         for message in batch:
             try:
                 keyframe = from_announcement(message, self._space)
+                self._check_dimension(keyframe)
                 keyframes[keyframe.name] = keyframe
             except PlacesError as error:
                 self._on_error(error)
@@ -212,6 +220,18 @@ class Fleet:
             more = bool(self._waiting)
         if more:
             self._recognition.submit(self._store)  # not at once: the thread's own keyframes come in between
+
+    def _check_dimension(self, keyframe: ArchivedKeyframe) -> None:
+        """One of another dimension must not cost the others of its batch.
+
+        Raises:
+            PlacesError: it is of another dimension than the archive's.
+        """
+        given, expected = len(keyframe.descriptor), self._archive.dimension
+        if given != expected:
+            raise PlacesError(
+                "keyframe_invalid", f"keyframe {keyframe.name} has a descriptor of {given} numbers; expected {expected}"
+            )
 
     def _not_archived(self, keyframes: list[ArchivedKeyframe]) -> list[ArchivedKeyframe]:
         """Those to be stored.
@@ -234,7 +254,7 @@ class Fleet:
         return fresh
 
     def _warn_once(self, what: str, robot: str, message: str) -> None:
-        if (what, robot) not in self._warned:
+        if (what, robot) not in self._warned and len(self._warned) < _MOST_ROBOTS:
             self._warned.add((what, robot))
             self._node.get_logger().warning(f"fleet: {message}")
 

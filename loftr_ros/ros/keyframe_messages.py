@@ -23,6 +23,7 @@ from loftr_ros.srv import GetKeyframe
 MAX_IMAGE_BYTES = 4 * 1024 * 1024
 MAX_CELLS = 262144
 MAX_DESCRIPTOR = 1024
+MAX_ROBOT_NAME = 128
 
 _NODE_NAME = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
 _HALF = np.finfo(np.float16)
@@ -91,6 +92,10 @@ def from_announcement(message: KeyframeMessage, space: str) -> ArchivedKeyframe:
         )
     if not name.robot:
         raise _invalid(name, "it names no robot")
+    if len(name.robot) > MAX_ROBOT_NAME or not name.robot.isprintable():
+        short = KeyframeName(ascii(name.robot[:20]), name.id)
+        found = f"its robot's name has {len(name.robot)} characters"
+        raise _invalid(short, f"{found}; up to {MAX_ROBOT_NAME} that can be printed are taken")
     if not _NODE_NAME.fullmatch(message.node):
         raise _invalid(name, f"'{message.node}' is no node's name")
     if not message.width or not message.height:
@@ -149,6 +154,8 @@ def from_answer(response: GetKeyframe.Response, space: str) -> ArchivedKeyframe:
         PlacesError: as `from_announcement`, or the image cannot be read (`image_missing`, `image_damaged`).
     """
     told = from_announcement(response.keyframe, space)
+    if len(response.image) > MAX_IMAGE_BYTES or int(response.grid_rows) * int(response.grid_columns) > MAX_CELLS:
+        raise _invalid(told.name, f"its image has {len(response.image)} bytes, or it has too many cells")
     rows, columns = int(response.grid_rows), int(response.grid_columns)
     sizes = {len(response.inverse_depth), len(response.inverse_depth_std)}
     if sizes != {rows * columns}:

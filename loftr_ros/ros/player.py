@@ -18,8 +18,10 @@ from loftr_ros.ros.player_topics import Topics
 from loftr_ros.ros.transport import provide_profile
 from loftr_ros.sources import Source, SourceError, SourceFrame
 from loftr_ros.sources.companions import MODES
+from loftr_ros.sources.look_ahead import LookAhead
 
 RAW, COMPRESSED = "raw", "compressed"
+_AHEAD = 300  # frames that a source that is slow to make them is ahead of their time: 100 MB and more
 _LATE = 0.005  # s behind its time at which a frame counts as late
 _ACQUAINTED = 0.4  # s that a publisher and a subscriber who found each other are given
 
@@ -86,7 +88,8 @@ def play(
         now: stamp with the wall clock instead of the source's time.
         clock: publish the stamps on `/clock`, for nodes with `use_sim_time`.
         wait_for_subscriber: seconds to wait until somebody listens; None or 0 begins at once.
-        preload: read and decode everything before the first frame; None does so where frames are slow to make.
+        preload: read and decode everything before the first frame; None does so where frames are slow to make, of a
+            long source with the first few hundred.
         reliable, depth: quality of service of the publishers, keep-last.
         node_name, namespace: of the node.
         ros_args: further arguments of ROS, for example ("--ros-args", "-r", "image:=left/image").
@@ -149,6 +152,21 @@ class _Player:
         self._node, self._context, self._topics = node, node.context, topics
         self._failed = 0
 
+    def _made_ahead(self, source: Source, whole: bool, progress: bool) -> Iterable[SourceFrame]:
+        """The frames of a source that takes long to make them: all of a short one, else so many ahead of their time."""
+        from tqdm import tqdm
+
+        prepared, length, log = self._topics.prepared, source.length, self._node.get_logger()
+        if whole or (length is not None and length <= _AHEAD):
+            described = tqdm(source, f"preparing {source.name}", length, unit="frame", disable=not progress)
+            return [prepared(frame) for frame in described]
+        count = "its" if length is None else f"its {length}"
+        log.info(
+            f"{source.name} makes {count} frames while they are played, {_AHEAD} of them beforehand; where it is "
+            f"slower than {source.rate:g} frames a second, later ones come late"
+        )
+        return LookAhead(source, prepared, _AHEAD)
+
     def run(
         self,
         source: Source,
@@ -168,8 +186,7 @@ class _Player:
         try:
             frames: Iterable[SourceFrame] = source
             if source.slow if preload is None else preload:
-                described = tqdm(source, f"preparing {source.name}", source.length, unit="frame", disable=not progress)
-                frames = [self._topics.prepared(frame) for frame in described]
+                frames = self._made_ahead(source, preload is True, progress)
             if source.camera is None:
                 log.warning(
                     f"{source.name} has no calibration, so nothing is published on camera_info: give one with the "

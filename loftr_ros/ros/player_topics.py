@@ -109,7 +109,7 @@ class Topics:
     def _with_pixels(self, frame: SourceFrame) -> SourceFrame:
         if self._compressed or isinstance(frame.image, PixelImage):
             return frame
-        return replace(frame, image=PixelImage(frame.decode_color() if self._color else frame.decode()))
+        return replace(frame, image=PixelImage(frame.decode_color() if self._color else frame.decode_all_bits()))
 
     def messages(self, frame: SourceFrame, moved: bool) -> Messages:
         """What is to be published for a frame, all of it with the frame's stamp.

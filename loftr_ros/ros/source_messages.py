@@ -14,9 +14,10 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from loftr_ros.frontend.camera import NO_DISTORTION, CameraModel
+from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.ros.messages import to_array, to_time
 from loftr_ros.sources import BagImage, EncodedImage, PixelImage, SourceFrame
+from loftr_ros.sources.reading import camera_info
 
 _MILLIMETRE = 0.001
 
@@ -67,10 +68,12 @@ def right_messages(
         SourceError: there is no right image, it cannot be read, or is of another size than its calibration.
     """
     view, right = frame.right_side()
-    message, _ = frame_messages(view, compressed=compressed, color=color, restamped=True)
+    message, info = frame_messages(view, compressed=compressed, color=color, restamped=True)
     assert not isinstance(message, bytes)  # only what is not restamped can be
     if isinstance(message, Image):
         right.check_size(message.width, message.height, f"frame {frame.index}")
+    if right.by_info and info is not None:  # a bag's own, whose R and P say more
+        return message, info
     return message, camera_info_message(message.header, right.camera, right.baseline or 0.0)
 
 
@@ -105,11 +108,17 @@ def depth_messages(frame: SourceFrame) -> tuple[Image, CameraInfo | None]:
 
 
 def _to_raw(header: Header, frame: SourceFrame, color: bool) -> Image:
-    image = PixelImage(frame.decode_color() if color else frame.decode())
-    height, width = image.pixels.shape[:2]
-    step = width * (1 if image.pixels.ndim == 2 else 3)
-    data = to_array(image.pixels)
-    return Image(header=header, height=height, width=width, encoding=image.encoding, step=step, data=data)
+    image = PixelImage(frame.decode_color() if color else frame.decode_all_bits())
+    pixels = np.ascontiguousarray(image.pixels)
+    return Image(
+        header=header,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=image.encoding,
+        is_bigendian=int(sys.byteorder == "big"),
+        step=pixels.strides[0],
+        data=to_array(pixels.view(np.uint8)),
+    )
 
 
 def _to_compressed(header: Header, frame: SourceFrame) -> CompressedImage:
@@ -117,7 +126,7 @@ def _to_compressed(header: Header, frame: SourceFrame) -> CompressedImage:
     if isinstance(image, EncodedImage) and image.format in ("jpeg", "png"):
         return CompressedImage(header=header, format=image.format, data=_byte_array(image.data))
     # PNG at its quickest setting: lossless, so whoever decodes it sees the source's own pixels.
-    _, png = cv2.imencode(".png", frame.decode(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    _, png = cv2.imencode(".png", frame.decode_all_bits(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return CompressedImage(header=header, format="png", data=to_array(np.asarray(png, np.uint8)))
 
 
@@ -126,19 +135,16 @@ def camera_info_message(header: Header, camera: CameraModel, baseline: float = 0
 
     `baseline` is of the right camera of a rectified pair, in metres from the left one.
     """
-    projection = np.zeros((3, 4))
-    projection[:, :3] = camera.matrix
-    projection[0, 3] = -camera.matrix[0, 0] * baseline
-    plain = camera.distortion_model == NO_DISTORTION
+    fields = camera_info(camera, baseline)
     return CameraInfo(
         header=header,
-        width=camera.width,
-        height=camera.height,
-        distortion_model="plumb_bob" if plain else camera.distortion_model,
-        d=to_array(np.zeros(5) if plain else camera.distortion),
-        k=camera.matrix.ravel(),
-        r=np.eye(3).ravel(),
-        p=projection.ravel(),
+        width=fields.width,
+        height=fields.height,
+        distortion_model=fields.distortion_model,
+        d=to_array(fields.d),
+        k=fields.k,
+        r=fields.r,
+        p=fields.p,
     )
 
 

@@ -33,7 +33,7 @@ def open_source(uri: str | Path, **options: Any) -> Source:
         uri: a folder (KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, a rosbag2, or any images), a file (.mcap, .db3,
             .bag, or a video), or `rendered`, `rendered:room?seed=1&frames=60&rate=30&width=640&height=480`, or
             `revisits`, `revisits:700?rate=10`.
-        options: the fields of `SourceOptions`: start, stop, step, rate, topic, camera.
+        options: the fields of `SourceOptions`: start, stop, step, rate, topic, right_topic, depth_topic, camera.
 
     Raises:
         SourceError: there is nothing that can be read as a source, or an option does not fit it.
@@ -57,9 +57,11 @@ def open_source(uri: str | Path, **options: Any) -> Source:
 
             return RevisitsSource(name, dict(parse_qsl(query, keep_blank_values=True)), chosen, camera)
         raise SourceError(f"{text} does not exist; expected a folder, a video, a bag, `rendered` or `revisits`")
+    path = _bag_in(path)
     is_bag = (path / "metadata.yaml").is_file() if path.is_dir() else _is_bag(path)
-    if chosen.topic is not None and not is_bag:
-        raise SourceError(f"{text} is not a bag: the option `topic` has no meaning for it")
+    for name in ("topic", "right_topic", "depth_topic"):
+        if getattr(chosen, name) is not None and not is_bag:
+            raise SourceError(f"{text} is not a bag: the option `{name}` has no meaning for it")
     if is_bag:
         from loftr_ros.sources.bag import BagSource
 
@@ -71,6 +73,27 @@ def open_source(uri: str | Path, **options: Any) -> Source:
     from loftr_ros.sources.video import VideoSource
 
     return VideoSource(path, chosen, camera)
+
+
+def _bag_in(path: Path) -> Path:
+    """The only bag file of a folder without metadata.yaml, else the path as it is.
+
+    Raises:
+        SourceError: there are several.
+    """
+    if not path.is_dir() or (path / "metadata.yaml").is_file():
+        return path
+    try:
+        inside = sorted(each for each in path.iterdir() if each.suffix in _BAG_MAGIC.values() and each.is_file())
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    inside = [each for each in inside if not each.name.startswith(".")]
+    if len(inside) > 1:
+        raise SourceError(
+            f"{path} holds {len(inside)} bag files and no metadata.yaml, so it is not known how they belong together: "
+            f"`ros2 bag reindex {path}` writes it; or give one of the files"
+        )
+    return inside[0] if inside else path
 
 
 def _is_bag(path: Path) -> bool:
@@ -89,6 +112,10 @@ def _is_bag(path: Path) -> bool:
             if path.suffix != ending:
                 raise SourceError(f"{path} is a bag, but its name does not end in {ending}; rename it")
             return True
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        raise SourceError(
+            f"{path} is compressed as a whole; give the folder with its metadata.yaml, or decompress it with `zstd -d`"
+        )
     return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.sources.bag_depth import BagDepth
 from loftr_ros.sources.companions import COME_WITH, NO_COMPANIONS, DepthFile, RightView, check_mode
 from loftr_ros.sources.images import (
     BagImage,
@@ -23,6 +24,7 @@ from loftr_ros.sources.images import (
     SourceError,
     decode_color,
     decode_gray,
+    gray_pixels,
 )
 
 FRAME_ID = "camera_optical_frame"
@@ -53,7 +55,7 @@ class SourceFrame:
     pose: NDArray[np.float64] | None = None
     metric: bool = False
     right: RightView | None = None
-    depth: DepthFile | DepthImage | None = None
+    depth: DepthFile | BagDepth | DepthImage | None = None
 
     def decode(self) -> NDArray[np.uint8]:
         """The (H, W) uint8 gray image, decoded by the code that the node uses, so both see the same pixels.
@@ -61,7 +63,15 @@ class SourceFrame:
         Raises:
             SourceError: the image is damaged or of a kind that has no gray.
         """
-        return decode_gray(self.image, self._which())
+        return decode_gray(self.image, self.which)
+
+    def decode_all_bits(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The (H, W) gray image, uint16 where it came with 16 bits a pixel: what to publish, unstretched.
+
+        Raises:
+            SourceError: the image is damaged or of a kind that has no gray.
+        """
+        return gray_pixels(self.image, self.which)
 
     def decode_color(self) -> NDArray[np.uint8]:
         """The image in colour where it has any: (H, W, 3) uint8 BGR, else (H, W) uint8 gray.
@@ -69,7 +79,7 @@ class SourceFrame:
         Raises:
             SourceError: the image is damaged.
         """
-        return decode_color(self.image, self._which())
+        return decode_color(self.image, self.which)
 
     def decode_right(self) -> RightImage:
         """The right image, gray, with its calibration and its place.
@@ -80,7 +90,7 @@ class SourceFrame:
         frame, right = self.right_side()
         image = frame.decode()
         height, width = image.shape
-        right.check_size(width, height, frame._which())
+        right.check_size(width, height, frame.which)
         return RightImage(image, right.camera, right.left_from_right)
 
     def right_side(self) -> tuple[SourceFrame, RightView]:
@@ -90,7 +100,7 @@ class SourceFrame:
             SourceError: there is none, or it cannot be read.
         """
         if self.right is None:
-            raise SourceError(f"{self._which()} has no right image that belongs to it; {COME_WITH[STEREO]}")
+            raise SourceError(f"{self.which} has no right image that belongs to it; {COME_WITH[STEREO]}")
         right = self.right
         return SourceFrame(self.index, self.stamp_ns, right.frame_id, right.load(), right.camera), right
 
@@ -104,13 +114,13 @@ class SourceFrame:
             SourceError: there is none, it cannot be read, or it is no depth image of that size.
         """
         if self.depth is None:
-            raise SourceError(f"{self._which()} has no depth image that belongs to it; {COME_WITH[RGBD]}")
+            raise SourceError(f"{self.which} has no depth image that belongs to it; {COME_WITH[RGBD]}")
         if size is None and self.camera is not None:
             size = self.camera.width, self.camera.height
-        return self.depth.decode(size) if isinstance(self.depth, DepthFile) else self.depth
+        return self.depth if isinstance(self.depth, DepthImage) else self.depth.decode(size)
 
     def to_frame(self, mode: str = MONO) -> Frame:
-        """The frame as the front end takes it.
+        """The frame as the front end takes it, by the node's default parameters; `FrameReader` takes others.
 
         Args:
             mode: `mono` decodes the image alone, `stereo` the right one too, `rgbd` the depth image too.
@@ -118,19 +128,13 @@ class SourceFrame:
         Raises:
             SourceError: an image is missing or damaged, or a calibration is for another image size.
         """
-        check_mode(mode)
-        image = self.decode()
-        height, width = image.shape
-        if self.camera is not None and (self.camera.width, self.camera.height) != (width, height):
-            raise SourceError(
-                f"{self._which()} is {width}x{height}, but the calibration is for "
-                f"{self.camera.width}x{self.camera.height}; give the right one with the option `camera`"
-            )
-        right = self.decode_right() if mode == STEREO else None
-        depth = self.decode_depth((width, height)) if mode == RGBD else None
-        return Frame(image, self.stamp_ns, self.frame_id, self.camera, depth=depth, right=right)
+        from loftr_ros.sources.reading import FrameReader
 
-    def _which(self) -> str:
+        return FrameReader().read(self, mode)
+
+    @property
+    def which(self) -> str:
+        """Names the frame in errors."""
         image = self.image
         where = image.where if isinstance(image, EncodedImage) else f"stamp {self.stamp_ns / 1e9:.3f} s"
         return f"frame {self.index} ({where})"
@@ -145,6 +149,7 @@ class SourceOptions:
         rate: frames a second; stamps are then made from the frame numbers. None: the source's own stamps, or,
             where it has none, its usual rate.
         topic: image topic of a bag that has several.
+        right_topic, depth_topic: of a bag, where their names do not tell.
         camera: calibration instead of the source's own: a ROS `camera_calibration` YAML file, or a model.
     """
 
@@ -153,6 +158,8 @@ class SourceOptions:
     step: int = 1
     rate: float | None = None
     topic: str | None = None
+    right_topic: str | None = None
+    depth_topic: str | None = None
     camera: str | Path | CameraModel | None = None
 
     def __post_init__(self) -> None:
@@ -192,6 +199,9 @@ class Source(ABC):
         length: how many frames it yields, or None if unknown. A video's is what its container claims.
         camera: calibration of the first frame, or None where it is unknown.
         slow: frames take so long to make that they should be made before they are played.
+        notes: what people should know of how it was read: files left out, frames that could not be decoded. Complete
+            once it was gone through.
+        lost: frames that it should have and could not give in the last pass, as of a damaged video.
         lacks: by mode of the front end (`stereo`, `rgbd`), why the source's frames cannot feed it; a mode that they
             can feed is not in it. Of a recording with gaps, single frames may still lack their partner.
     """
@@ -203,6 +213,14 @@ class Source(ABC):
     camera: CameraModel | None
     slow: bool = False
     lacks: Mapping[str, str] = NO_COMPANIONS
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return ()
+
+    @property
+    def lost(self) -> int:
+        return 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[SourceFrame]:

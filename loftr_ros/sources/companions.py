@@ -25,8 +25,10 @@ MODES = (MONO, STEREO, RGBD)
 _RECTIFIED = 1e-6  # of a rotation, and in metres, between two cameras that are still a rectified pair
 
 COME_WITH: Mapping[str, str] = {
-    STEREO: "right images come with KITTI odometry of both cameras, EuRoC with cam0 and cam1, and the rendered scene",
-    RGBD: "depth images come with 7-Scenes, TUM RGB-D with depth.txt, and the rendered scene",
+    STEREO: "right images come with KITTI odometry of both cameras, EuRoC with cam0 and cam1, bags with a right topic "
+    "(--right-topic), and the rendered scene",
+    RGBD: "depth images come with 7-Scenes, TUM RGB-D with depth.txt, bags with a depth topic (--depth-topic), and the "
+    "rendered scene",
 }
 NO_COMPANIONS: Mapping[str, str] = {
     STEREO: f"this source has no right images; {COME_WITH[STEREO]}",
@@ -83,12 +85,14 @@ class RightView:
         camera: the right camera's calibration.
         left_from_right: (4, 4) float64 T_left_right in metres, between the two optical frames.
         frame_id: the right camera's optical frame.
+        by_info: the messages of both calibrations say the same of its place, and whether images are rectified counts.
     """
 
     image: Image | LaterImage
     camera: CameraModel
     left_from_right: NDArray[np.float64]
     frame_id: str = RIGHT_FRAME_ID
+    by_info: bool = False
 
     def load(self) -> Image:
         """The image, read now if it has not been.

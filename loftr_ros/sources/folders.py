@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +11,28 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.sources.base import FRAME_ID, EncodedImage, Source, SourceError, SourceFrame, SourceOptions, stamp_at
-from loftr_ros.sources.calibration import load_camera, pose_from_quaternion, read_numbers, read_table, read_yaml
-from loftr_ros.sources.files import FORMATS, image_files, image_size, numbers_of
-from loftr_ros.sources.pairing import Companions, euroc_right, kitti_right, seven_scenes_depth, stamped_files, tum_depth
+from loftr_ros.sources.calibration import load_camera, pose_from_quaternion, read_yaml
+from loftr_ros.sources.files import (
+    FORMATS,
+    ImageFolder,
+    are_times,
+    image_folder,
+    image_size,
+    natural,
+    numbers_of,
+    what_is_ignored,
+)
+from loftr_ros.sources.pairing import (
+    Companions,
+    body_camera,
+    euroc_right,
+    kitti_right,
+    seven_scenes_depth,
+    stamped_files,
+    tum_depth,
+)
+from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, read_names, to_nanoseconds
+from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numbers, read_table
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
@@ -29,7 +48,10 @@ _TUM_CAMERAS = {
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a folder turned out to hold. `stamps` in nanoseconds, or None where they are made from `numbers`."""
+    """What a folder turned out to hold. `stamps` in nanoseconds, or None where they are made from `numbers`.
+
+    `notes` are what was left out, and `times` is where the stamps come from.
+    """
 
     kind: str
     files: list[Path]
@@ -40,6 +62,8 @@ class _Listing:
     poses: list[NDArray[np.float64] | None] | None = None
     metric: bool = False
     companions: Companions = field(default_factory=Companions)
+    notes: list[str] = field(default_factory=list)
+    times: str = ""
 
 
 class FolderSource(Source):
@@ -52,6 +76,8 @@ class FolderSource(Source):
             SourceError: it holds no images, or a file beside them cannot be understood.
         """
         listing = recognise(path)
+        if listing.stamps is not None and options.rate is None:
+            check_stamps(listing.stamps, listing.times or str(path), "give frames a second with --frame-rate (`rate`)")
         self.name, self.kind = path.resolve().name, listing.kind
         self._listing, self._options = listing, options
         self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
@@ -59,6 +85,7 @@ class FolderSource(Source):
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
             raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
+        listing.notes.extend(what_is_ignored(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
         self.camera = camera if camera is not None else listing.camera
@@ -69,6 +96,10 @@ class FolderSource(Source):
                     f"the calibration is for {self.camera.width}x{self.camera.height}, but the images in {path} are "
                     f"{size[0]}x{size[1]}; give the right one with the option `camera`"
                 )
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return tuple(self._listing.notes)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         listing = self._listing
@@ -114,15 +145,32 @@ def recognise(path: Path) -> _Listing:
             return _kitti(path, path / name)
     if any(path.glob("frame-*.color.*")):
         return _seven_scenes(path)
-    files = image_files(path)
-    if not files:
+    images = image_folder(path)
+    if not images.files:
         raise SourceError(
             f"{path} holds no images, no bag (metadata.yaml) and none of the known data sets (KITTI, 7-Scenes, EuRoC, "
-            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}"
+            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}" + "".join(f"; {note}" for note in images.notes)
         )
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     camera = load_camera(found[0]) if found else None
-    return _Listing("images", files, list(range(len(files))), 30.0, camera=camera)
+    files, stamps, times = _in_order(images.files, path)
+    # A file that is no image is one that was lost: those after it keep their times.
+    slots = {file.name: k for k, file in enumerate(sorted([*files, *(path / n for n in images.foreign)], key=natural))}
+    numbers = [slots[file.name] for file in files] if stamps is None else list(range(len(files)))
+    rate = 30.0 if stamps is None else _rate(stamps, 30.0)
+    notes = [*images.notes, *([times] if times else [])]
+    return _Listing("images", files, numbers, rate, stamps, camera, notes=notes, times=times)
+
+
+def _in_order(files: list[Path], path: Path) -> tuple[list[Path], list[int] | None, str]:
+    """Images of any names in their order; with stamps and where those are from, where the names are times."""
+    try:
+        names = read_names([file.stem for file in files], str(path))
+    except SourceError:  # not all have a number
+        return files, None, ""
+    if names.stamps is None:
+        return files, None, ""
+    return [files[k] for k in names.order], names.stamps, f"stamps are from the names in {path} ({names.what})"
 
 
 def _pinhole(matrix: NDArray[np.float64], size: tuple[int, int], where: Path) -> CameraModel:
@@ -133,34 +181,49 @@ def _pinhole(matrix: NDArray[np.float64], size: tuple[int, int], where: Path) ->
 
 
 def _kitti(path: Path, images: Path) -> _Listing:
-    files = image_files(images)
-    numbers = numbers_of(files, images)
+    found = _images_of(images)
+    files, numbers = found.files, numbers_of(found.files, images)
     camera, left = None, 0
     rows: list[list[str]] = []
-    if (path / "calib.txt").is_file():
+    calibration = path / "calib.txt"
+    if calibration.is_file():
         # One 3x4 projection matrix a row, with or without a name (`P0:`); the first is of the left gray camera.
-        rows = [[p for p in row if not p.endswith(":")] for row in read_table(path / "calib.txt", 12)]
+        table = read_table(calibration, 12, named=True)
+        rows = [list(row) for row in table]
         left = 2 if images.name == "image_2" and len(rows) > 2 else 0
-        try:
-            matrix = np.array(rows[left][:12] if rows else [], np.float64).reshape(3, 4)[:, :3]
-        except ValueError as error:
-            raise SourceError(f"{path / 'calib.txt'}: expected rows of 12 numbers: {error}") from error
-        camera = _pinhole(matrix, image_size(files[0]), path / "calib.txt")
+        if not rows:
+            raise SourceError(f"{calibration} has no rows; expected projections of 12 numbers")
+        matrix = numbers_in(table[left : left + 1], 12, calibration).reshape(3, 4)[:, :3]
+        camera = _pinhole(matrix, image_size(files[0]), calibration)
     # Rows belong to frame numbers in a full sequence, and to the files in order in a part of one.
-    stamps, rate = None, 10.0
-    if (path / "times.txt").is_file():
-        seconds = read_numbers(path / "times.txt", 1)[:, 0]
+    stamps, rate, where = None, 10.0, path / "times.txt"
+    if where.is_file():
+        table = read_table(where, 1)
+        seconds = to_nanoseconds([row[0] for row in table], str(where), lines=[row.line for row in table])
         at = [k if len(seconds) == len(files) else number for k, number in enumerate(numbers)]
         if max(at) >= len(seconds):
-            raise SourceError(f"{path / 'times.txt'} has {len(seconds)} rows; image {max(at)} has none")
-        stamps = [round(seconds[k] * 1e9) for k in at]
+            raise SourceError(f"{where} has {len(seconds)} rows; image {max(at)} has none")
+        stamps = [seconds[k] for k in at]
+    elif are_times(numbers):
+        stamps, where = numbers, images
+    if stamps is not None:
         rate = _rate(stamps, rate)
     poses = None
     if (path / "poses.txt").is_file():
         rows_of = read_numbers(path / "poses.txt", 12).reshape(-1, 3, 4)
         poses = [_square(rows_of, k if len(rows_of) == len(files) else number) for k, number in enumerate(numbers)]
     companions = kitti_right(path, images, files, rows, left, camera)
-    return _Listing("KITTI odometry", files, numbers, rate, stamps, camera, poses, True, companions)
+    return _Listing(
+        "KITTI odometry", files, numbers, rate, stamps, camera, poses, True, companions, found.notes, str(where)
+    )
+
+
+def _images_of(folder: Path) -> ImageFolder:
+    """The images of a folder that must have some."""
+    found = image_folder(folder)
+    if not found.files:
+        raise SourceError(f"{folder} has no images" + "".join(f"; {note}" for note in found.notes))
+    return found
 
 
 def _square(rows: NDArray[np.float64], index: int) -> NDArray[np.float64] | None:
@@ -170,7 +233,8 @@ def _square(rows: NDArray[np.float64], index: int) -> NDArray[np.float64] | None
 
 
 def _seven_scenes(path: Path) -> _Listing:
-    files = [file for file in image_files(path) if ".color." in file.name]
+    found = image_folder(path)
+    files = [file for file in found.files if ".color." in file.name]
     numbers = numbers_of(files, path)
     poses: list[NDArray[np.float64] | None] = []
     for file in files:
@@ -188,43 +252,63 @@ def _seven_scenes(path: Path) -> _Listing:
                 raise SourceError(f"{intrinsics} has {len(matrix)} rows; expected a 3x3 matrix")
             camera = _pinhole(matrix, image_size(files[0]), intrinsics)
             break
-    return _Listing("7-Scenes", files, numbers, 30.0, None, camera, poses, True, seven_scenes_depth(files, camera))
+    return _Listing(
+        "7-Scenes", files, numbers, 30.0, None, camera, poses, True, seven_scenes_depth(files, camera), found.notes
+    )
 
 
 def _euroc(folder: Path) -> _Listing:
     sensor = read_yaml(folder / "sensor.yaml")
-    files = image_files(folder / "data")
-    numbers = numbers_of(files, folder / "data")
-    stamps = list(numbers)
-    if (folder / "data.csv").is_file():
-        named = {row[1]: int(row[0]) for row in read_table(folder / "data.csv", 2, ",")}
-        files = [file for file in files if file.name in named]
-        stamps = [named[file.name] for file in files]
+    images, table = folder / "data", folder / "data.csv"
+    found = _images_of(images)
+    files, where = found.files, str(images)
+    if table.is_file():
+        rows = read_table(table, 2)
+        stamps = to_nanoseconds([row[0] for row in rows], str(table), NANOSECONDS, [row.line for row in rows])
+        there = {file.name: file for file in files}
+        named = [(stamp, file_named(row[1], folder, images).name) for stamp, row in zip(stamps, rows, strict=True)]
+        chosen = [(stamp, there[name]) for stamp, name in named if name in there]
+        files, stamps, where = [file for _, file in chosen], [stamp for stamp, _ in chosen], str(table)
         if not files:
-            raise SourceError(f"{folder / 'data.csv'} names none of the images in {folder / 'data'}")
+            raise SourceError(f"{table} names none of the images in {images}")
+    else:
+        names = read_names([file.stem for file in files], str(images), NANOSECONDS)
+        files, stamps = [files[k] for k in names.order], list(names.stamps or ())
+        where = f"{images} without data.csv ({names.what})"
     poses = None
     truth = folder.parent / "state_groundtruth_estimate0" / "data.csv"
     if truth.is_file() and "T_BS" in sensor:
-        rows = np.array([[float(entry) for entry in row[:8]] for row in read_table(truth, 8, ",")])
-        body_camera = np.array(sensor["T_BS"]["data"], np.float64).reshape(4, 4)
+        rows = read_table(truth, 8)
+        times = to_nanoseconds([row[0] for row in rows], str(truth), NANOSECONDS, [row.line for row in rows])
         # The file's quaternions are (w, x, y, z), and its poses are the body's.
-        table = rows[:, [0, 1, 2, 3, 5, 6, 7, 4]]
-        poses = [None if p is None else p @ body_camera for p in _nearest_poses(table, 1e-9, stamps)]
+        values = numbers_in(rows, 8, truth)[:, [1, 2, 3, 5, 6, 7, 4]]
+        in_body = body_camera(sensor, folder)
+        poses = [None if p is None else p @ in_body for p in _nearest_poses(times, values, stamps)]
     camera = load_camera(folder / "sensor.yaml")
-    rate = float(sensor.get("rate_hz", 20))
+    rate = _positive(sensor.get("rate_hz", 20), folder / "sensor.yaml")
     companions = euroc_right(folder, sensor, files, stamps)
-    return _Listing("EuRoC", files, list(range(len(files))), rate, stamps, camera, poses, True, companions)
+    numbers = list(range(len(files)))
+    return _Listing("EuRoC", files, numbers, rate, stamps, camera, poses, True, companions, found.notes, where)
+
+
+def _positive(value: object, where: Path) -> float:
+    if isinstance(value, int | float) and np.isfinite(value) and value > 0:
+        return float(value)
+    raise SourceError(f"{where} has the rate_hz {value!r}; expected frames a second, more than 0")
 
 
 def _tum(path: Path) -> _Listing:
     listed = stamped_files(path, "rgb.txt")
     stamps, files = [stamp for stamp, _ in listed], [file for _, file in listed]
-    missing = [file for file in files if not file.is_file() or file.suffix.lower() not in FORMATS]
+    missing = [file for file in files if not is_there(file) or file.suffix.lower() not in FORMATS]
     if missing or not files:
         raise SourceError(f"{path / 'rgb.txt'} lists {len(files)} images, {len(missing)} of which are not there")
     poses = None
-    if (path / "groundtruth.txt").is_file():
-        poses = _nearest_poses(read_numbers(path / "groundtruth.txt", 8), 1.0, stamps)
+    truth = path / "groundtruth.txt"
+    if truth.is_file():
+        rows = read_table(truth, 8)
+        times = to_nanoseconds([row[0] for row in rows], str(truth), lines=[row.line for row in rows])
+        poses = _nearest_poses(times, numbers_in(rows, 8, truth)[:, 1:], stamps)
     camera = None
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     series = next((name for name in _TUM_CAMERAS if name in path.resolve().name), None)
@@ -234,27 +318,30 @@ def _tum(path: Path) -> _Listing:
         (fx, fy, cx, cy), coefficients = _TUM_CAMERAS[series]
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
         camera = CameraModel(640, 480, matrix, "plumb_bob", np.array(coefficients))
-    rate, companions = _rate(stamps, 30.0), tum_depth(path, stamps)
-    return _Listing("TUM RGB-D", files, list(range(len(files))), rate, stamps, camera, poses, True, companions)
+    rate, companions, numbers = _rate(stamps, 30.0), tum_depth(path, stamps), list(range(len(files)))
+    where = str(path / "rgb.txt")
+    return _Listing("TUM RGB-D", files, numbers, rate, stamps, camera, poses, True, companions, times=where)
 
 
-def _nearest_poses(table: NDArray[np.float64], unit: float, stamps: list[int]) -> list[NDArray[np.float64] | None]:
+def _nearest_poses(times: list[int], table: NDArray[np.float64], stamps: list[int]) -> list[NDArray[np.float64] | None]:
     """The pose nearest in time to each stamp, None where there is none near enough.
 
     Args:
-        table: (N, 8) rows of time (in `unit` seconds), translation, and quaternion (x, y, z, w), in order of time.
+        times: of the poses, in nanoseconds.
+        table: (N, 7) rows of translation and quaternion (x, y, z, w).
         stamps: nanoseconds.
     """
     if not len(table):
         return [None] * len(stamps)
-    times = table[:, 0] * unit
+    order = np.argsort(np.array(times, np.int64), kind="stable")
+    ordered = np.array(times, np.int64)[order]
     poses: list[NDArray[np.float64] | None] = []
     for stamp in stamps:
-        right = int(np.searchsorted(times, stamp * 1e-9))
-        best = min((k for k in (right - 1, right) if 0 <= k < len(times)), key=lambda k: abs(times[k] - stamp * 1e-9))
-        row = table[best]
-        usable = abs(times[best] - stamp * 1e-9) <= _NEAR_ENOUGH and np.isfinite(row).all() and row[4:8].any()
-        poses.append(pose_from_quaternion(row[1:4], *row[4:8]) if usable else None)
+        right = int(np.searchsorted(ordered, stamp))
+        best = min((k for k in (right - 1, right) if 0 <= k < len(ordered)), key=lambda k: abs(int(ordered[k]) - stamp))
+        row = table[order[best]]
+        usable = abs(int(ordered[best]) - stamp) <= _NEAR_ENOUGH * 1e9 and np.isfinite(row).all() and row[3:7].any()
+        poses.append(pose_from_quaternion(row[:3], *row[3:7]) if usable else None)
     return poses
 
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.camera import CameraError, CameraModel
 from loftr_ros.frontend.config import RGBD, STEREO
-from loftr_ros.sources.calibration import load_camera, read_table, read_yaml
+from loftr_ros.sources.calibration import load_camera, read_yaml
 from loftr_ros.sources.companions import NO_COMPANIONS, DepthFile, ImageFile, RightView
 from loftr_ros.sources.files import FORMATS, image_files, numbers_of
 from loftr_ros.sources.images import SourceError
 from loftr_ros.sources.registration import Registration
+from loftr_ros.sources.stamps import NANOSECONDS, read_names, to_nanoseconds
+from loftr_ros.sources.tables import file_named, read_table
 
 # The right camera's folder of each left one.
 _KITTI_RIGHT = {"image_l": "image_r", "image_0": "image_1", "image_00/data": "image_01/data", "image_2": "image_3",
@@ -122,12 +124,19 @@ def euroc_right(folder: Path, sensor: Mapping[str, object], files: list[Path], s
     try:
         content = read_yaml(right / "sensor.yaml")
         camera = load_camera(right / "sensor.yaml")
-        place = np.linalg.inv(_body_camera(sensor, left)) @ _body_camera(content, right)
+        place = np.linalg.inv(body_camera(sensor, left)) @ body_camera(content, right)
         names = {file.name for file in image_files(right / "data")}
+        named: dict[int, str] = {}
         if (right / "data.csv").is_file():
-            named = {int(row[0]): row[1] for row in read_table(right / "data.csv", 2, ",")}
-        else:
-            named = {int(Path(name).stem): name for name in names if Path(name).stem.isdecimal()}
+            rows = read_table(right / "data.csv", 2)
+            lines = [row.line for row in rows]
+            times = to_nanoseconds([row[0] for row in rows], str(right / "data.csv"), NANOSECONDS, lines)
+            for time, row in zip(times, rows, strict=True):
+                named[time] = file_named(row[1], right, right / "data").name
+        elif names:
+            ordered = sorted(names)
+            found = read_names([Path(name).stem for name in ordered], str(right / "data"), NANOSECONDS)
+            named = dict(zip(found.stamps or (), (ordered[k] for k in found.order), strict=True))
     except (SourceError, ValueError, np.linalg.LinAlgError) as error:
         return _without(STEREO, f"cam1 is there, but of no use: {error}")
     if not any(named.get(stamp) in names for stamp in stamps):
@@ -136,7 +145,7 @@ def euroc_right(folder: Path, sensor: Mapping[str, object], files: list[Path], s
     return _stereo([RightView(_file(pair), camera, place) for pair in pairs])
 
 
-def _body_camera(sensor: Mapping[str, object], folder: Path) -> NDArray[np.float64]:
+def body_camera(sensor: Mapping[str, object], folder: Path) -> NDArray[np.float64]:
     """(4, 4) T_BS of a `sensor.yaml`, the camera's pose in the body."""
     entry = sensor.get("T_BS")
     values = entry.get("data") if isinstance(entry, dict) else None
@@ -202,16 +211,12 @@ def stamped_files(path: Path, name: str) -> list[tuple[int, Path]]:
     """(stamp in nanoseconds, file) of each row of a list of TUM RGB-D.
 
     Raises:
-        SourceError: the list cannot be read, or a stamp in it is not a number of seconds.
+        SourceError: the list cannot be read, or a stamp in it is no time.
     """
-    listed = []
-    for row in read_table(path / name, 2):
-        # Decimal digits are kept apart: a double cannot hold today's time in nanoseconds.
-        seconds, _, fraction = row[0].partition(".")
-        if not (seconds + fraction).isdecimal() or not seconds:
-            raise SourceError(f"{path / name} holds the stamp '{row[0]}'; expected seconds, as 1341846313.592026")
-        listed.append((int(seconds) * 10**9 + int((fraction + "0" * 9)[:9]), path / row[1]))
-    return listed
+    rows = read_table(path / name, 2)
+    stamps = to_nanoseconds([row[0] for row in rows], str(path / name), lines=[row.line for row in rows])
+    images = path / Path(name).stem
+    return [(stamp, file_named(row[1], path, images)) for stamp, row in zip(stamps, rows, strict=True)]
 
 
 def _file(path: Path) -> ImageFile:

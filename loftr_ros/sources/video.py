@@ -1,11 +1,16 @@
-"""Video files, by OpenCV."""
+"""Video files, by FFmpeg's libraries (PyAV).
+
+OpenCV stops at the first packet that is damaged, and of an MP4 with a twelfth of its bytes overwritten gives 2 of the
+58 frames that can be had; nor does it tell repeated times from those that a container lacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 
 from loftr_ros.frontend.camera import CameraModel
@@ -17,12 +22,18 @@ from loftr_ros.sources.base import (
     SourceError,
     SourceFrame,
     SourceOptions,
-    stamp_at,
 )
+from loftr_ros.text_files import what_it_is
+
+_SMALL_STEP_NS = 1000  # after the frame before, where the container gives both one time
+_ATTEMPTS = 20  # to read on after an error, without a packet in between
+_MAX_PIXELS = 1 << 27
+# Text that FFmpeg would draw as a video, and lists that would have it read other files.
+_NO_VIDEOS = ("tty", "bin", "adf", "idf", "xbin", "concat", "hls", "sdp", "rtsp", "dash", "image2", "lavfi")
 
 
 class VideoSource(Source):
-    """The frames of a video, with the container's times as stamps (the first frame is at one second)."""
+    """The frames of a video, with the container's presentation times as stamps (its beginning is at one second)."""
 
     kind = "video"
 
@@ -30,58 +41,198 @@ class VideoSource(Source):
         """Opens the file once to see that it is a video.
 
         Raises:
-            SourceError: OpenCV cannot read it, or `camera` is for another size.
+            SourceError: it cannot be read, PyAV is not there, or `camera` is for another size.
         """
         self.name, self.camera = path.name, camera
         self._path, self._options = path, options
-        capture = self._open()
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        capture.release()
-        self._fps = fps if np.isfinite(fps) and 0 < fps <= 1000 else 30.0
-        self.rate = (options.rate or self._fps) / options.step
-        self.length = len(options.indices(total)) if total > 0 else None
+        self._notes: list[str] = []
+        self._lost = 0
+        container, stream = self._open()
+        with container:
+            self._rate = _rate(stream)
+            self._claimed = int(stream.frames or 0)
+            size = int(stream.codec_context.width), int(stream.codec_context.height)
+        self.rate = (options.rate or float(self._rate)) / options.step
+        self.length = len(options.indices(self._claimed)) if self._claimed > 0 else None
         if self.length == 0:
-            raise SourceError(f"{path} has {total} frames; start {options.start} is past the last")
+            raise SourceError(f"{path} has {self._claimed} frames; start {options.start} is past the last")
         if camera is not None and (camera.width, camera.height) != size:
             raise SourceError(
                 f"the calibration is for {camera.width}x{camera.height}, but {path} is {size[0]}x{size[1]}; "
                 "give the right one with the option `camera`"
             )
 
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self._path))
-        # Calibrations know nothing of a player's wish to turn the picture.
-        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
-        if not capture.isOpened():
+    def _open(self) -> tuple[Any, Any]:
+        try:
+            import av
+        except ImportError as error:
             raise SourceError(
-                f"{self._path} is no video that OpenCV can read, and no bag (.mcap, .db3, .bag); "
-                "give a folder of images, a bag, or a video in a common format such as mp4"
-            )
-        return capture
+                f"videos are read by PyAV, which is not installed ({error}): `pip install av` or "
+                "`apt install python3-av`"
+            ) from error
+        path = self._path
+        with path.open("rb") as file:
+            head = file.read(512)
+        expected = "give a folder of images, a bag (.mcap, .db3, .bag), or a video in a common format such as mp4"
+        if (mistaken := what_it_is(head)) is not None:
+            raise SourceError(f"{path} is {mistaken}")
+        try:
+            container = av.open(str(path), options={"protocol_whitelist": "file"})
+        except (av.FFmpegError, ValueError, OSError) as error:
+            unfinished = head[4:8] == b"ftyp"
+            why = "its recording was not finished, or its end is missing" if unfinished else _words(error)
+            raise SourceError(f"{path} is no video that can be read, and no bag: {why}; {expected}") from error
+        stream = next(iter(container.streams.video), None)
+        if stream is None or container.format.name in _NO_VIDEOS or stream.codec_context is None:
+            container.close()
+            raise SourceError(f"{path} is no video: it has no images; {expected}")
+        context = stream.codec_context
+        if context.width < 1 or context.height < 1 or context.width * context.height > _MAX_PIXELS:
+            size = f"{context.width}x{context.height}"
+            container.close()
+            raise SourceError(f"{path} is no video that can be read: its frames are of {size} pixels; {expected}")
+        return container, stream
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return tuple(self._notes)
+
+    @property
+    def lost(self) -> int:
+        return self._lost
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        capture = self._open()
-        try:
-            index, last = -1, -1
-            while capture.grab():
+        self._notes, self._lost = [], 0
+        container, stream = self._open()
+        decoder = _Decoder(container, stream)
+        index, last, repeated = -1, -1, 0
+        stopped = False
+        with container:
+            for frame in decoder:
                 index += 1
-                stamp = FIRST_STAMP_NS + round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-                if stamp <= last:  # some containers have no times: then the frame rate gives them
-                    stamp = max(stamp_at(index, self._fps), last + 1)
-                last = stamp
                 if self._options.stop is not None and index >= self._options.stop:
-                    return
+                    stopped = True
+                    break
+                stamp = decoder.stamp(frame)
+                if stamp is None:  # some containers have no times: then the frame rate gives them
+                    stamp = FIRST_STAMP_NS if last < 0 else last + round(1e9 / self._rate)
+                elif stamp <= last:
+                    stamp, repeated = last + _SMALL_STEP_NS, repeated + 1
+                last = stamp
                 if not self._options.chooses(index):
                     continue
-                done, pixels = capture.retrieve()
-                if not done:
-                    raise SourceError(f"frame {index} of {self._path} cannot be decoded; the file is damaged")
                 own = self._options.stamp(index)
-                image = PixelImage(np.asarray(pixels, np.uint8))
+                try:
+                    image = PixelImage(_pixels(frame))
+                except (ValueError, OSError, MemoryError) as error:  # of a layout that cannot be converted
+                    decoder.note_failure(error)
+                    continue
                 yield SourceFrame(index, stamp if own is None else own, FRAME_ID, image, self.camera)
-            if index < 0:
-                raise SourceError(f"{self._path} has no frame that OpenCV can decode")
-        finally:
-            capture.release()
+        self._sum_up(decoder, index + 1, repeated, stopped)
+        if index < 0:
+            raise SourceError(f"{self._path} has no frame that can be decoded ({decoder.first_error or 'it is empty'})")
+
+    def _sum_up(self, decoder: _Decoder, came: int, repeated: int, stopped: bool) -> None:
+        if decoder.failures:
+            self._notes.append(
+                f"{self.name} is damaged: {decoder.failures} packets could not be read or decoded "
+                f"(the first: {decoder.first_error})"
+            )
+        if decoder.damaged:
+            self._notes.append(f"{decoder.damaged} frames of {self.name} are damaged in part, as their decoder says")
+        missing = 0 if stopped else max(self._claimed - came, 0)
+        if missing:
+            self._notes.append(f"{self.name} claims {self._claimed} frames; {came} could be had")
+        if repeated:
+            self._notes.append(
+                f"{repeated} frames of {self.name} have the time of the one before them, or an earlier one; they are "
+                "stamped right after it"
+            )
+        self._lost = max(missing, decoder.failures, int(bool(decoder.damaged)))
+
+
+class _Decoder:
+    """Goes to the end of a video whatever is damaged on the way.
+
+    Attributes:
+        failures: packets that could not be read or decoded.
+        damaged: frames that came, but in part only.
+        first_error: what was wrong first.
+    """
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        self.failures = self.damaged = 0
+        self.first_error = ""
+        self._start = stream.start_time
+        if stream.codec_context.name == "mjpeg":
+            # Else what is missing of a JPEG is gray, and nobody says so.
+            stream.codec_context.options = {"err_detect": "explode"}
+        # An AVI's packets have no times: they are counted, and behind a damaged stretch the count is wrong. Its index,
+        # where it has one, tells. An entry is of a packet's header, which is 8 bytes long.
+        entries = getattr(stream, "index_entries", ()) if container.format.name == "avi" else ()
+        self._times = {entry.pos + 8: entry.timestamp for entry in entries}
+
+    def __iter__(self) -> Iterator[Any]:
+        for packet in self._packets():
+            time = self._times.get(packet.pos)
+            if time is not None and packet.pts is not None:
+                packet.pts = packet.dts = time
+            try:
+                frames = packet.decode()
+            except Exception as error:  # PyAV's errors are of many kinds, and a damaged file meets all of them
+                self.note_failure(error)
+                continue
+            for frame in frames:
+                self.damaged += bool(frame.is_corrupt)
+                yield frame
+
+    def _packets(self) -> Iterator[Any]:
+        attempts = 0
+        while attempts < _ATTEMPTS:
+            packets = self._container.demux(self._stream)
+            try:
+                for packet in packets:
+                    # The last one is empty: it has the decoder give what it holds back.
+                    if packet.size or packet.dts is None:
+                        attempts = 0
+                        yield packet
+                return
+            except Exception as error:
+                attempts += 1
+                if attempts == 1:
+                    self.note_failure(error)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Count something that could not be read."""
+        self.failures += 1
+        self.first_error = self.first_error or _words(error)
+
+    def stamp(self, frame: Any) -> int | None:
+        """The frame's presentation time in nanoseconds, or None where the container has none."""
+        if frame.pts is None or not frame.time_base:
+            return None
+        if self._start is None:
+            self._start = frame.pts
+        return FIRST_STAMP_NS + round(Fraction(frame.pts - self._start) * Fraction(frame.time_base) * 10**9)
+
+
+def _pixels(frame: Any) -> Any:
+    """Gray with all its bits of a gray video, else BGR."""
+    name = str(frame.format.name)
+    if name.startswith("gray"):
+        bits = 8 if name in ("gray", "gray8") else 16
+        return frame.to_ndarray(format="gray" if bits == 8 else "gray16le")
+    return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+
+
+def _rate(stream: Any) -> Fraction:
+    for rate in (stream.average_rate, stream.base_rate):
+        if rate and 0 < rate <= 1000:
+            return Fraction(rate)
+    return Fraction(30)
+
+
+def _words(error: BaseException) -> str:
+    """What FFmpeg says of an error, without its number and the file's name."""
+    return str(getattr(error, "strerror", None) or error).partition("\n")[0]

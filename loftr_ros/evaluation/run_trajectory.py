@@ -1,0 +1,145 @@
+"""The trajectory of a run: where the front end's odometry says that each frame is, as the node publishes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.evaluation.trajectory import tum_lines
+from loftr_ros.evaluation.trajectory_errors import TrajectoryErrors, trajectory_errors
+from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.results import FrontEndResult
+
+Array = NDArray[np.float64]
+
+
+def place(result: FrontEndResult) -> Location | None:
+    """Where the frame's camera is; None where that is not known.
+
+    Nothing leads to the frame that begins a trajectory: its place is that of the keyframe that it became.
+    """
+    if result.frame.camera is None:
+        return None
+    first = (event.keyframe for event in result.events if event.added and event.keyframe.frame is result.frame)
+    return result.location or next((keyframe.location for keyframe in first), None)
+
+
+@dataclass
+class RunTrajectory:
+    """Poses of the frames whose place is known, in the order in which they came.
+
+    Attributes:
+        stamps: nanoseconds.
+        places: of the cameras.
+        breaks: numbers of the frames at which a segment begins; the first is 0.
+    """
+
+    stamps: list[int] = field(default_factory=list)
+    places: list[Location] = field(default_factory=list)
+    breaks: list[int] = field(default_factory=list)
+
+    def add(self, result: FrontEndResult) -> None:
+        """The next frame's."""
+        found = place(result)
+        if found is None:
+            return
+        if not self.places or self.places[-1].segment != found.segment:
+            self.breaks.append(len(self.places))
+        self.stamps.append(result.frame.stamp_ns)
+        self.places.append(found)
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    @property
+    def poses(self) -> Array:
+        """(N, 4, 4) T_world_camera."""
+        return np.array([each.pose for each in self.places], np.float64).reshape(-1, 4, 4)
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether lengths are in metres."""
+        return bool(self.places) and all(each.is_metric for each in self.places)
+
+    @property
+    def segments(self) -> list[slice]:
+        """The frames of each unbroken part."""
+        return [slice(a, b) for a, b in zip(self.breaks, [*self.breaks[1:], len(self.places)], strict=True)]
+
+    def path_length(self) -> float:
+        """Of all segments together, in metres or the trajectory's own unit."""
+        poses = self.poses
+        return sum(float(np.linalg.norm(np.diff(poses[part, :3, 3], axis=0), axis=1).sum()) for part in self.segments)
+
+    def write(self, folder: Path) -> list[str]:
+        """Writes `trajectory.tum`, and `trajectory_1.tum` and so on of the segments where there are several.
+
+        In the whole a new segment goes on from the last known place, as the node's odometry does, below a comment that
+        says so.
+
+        Returns:
+            The names of the files.
+        """
+        for old in (folder / "trajectory.tum", *folder.glob("trajectory_[0-9]*.tum")):
+            old.unlink(missing_ok=True)
+        if not self.places:
+            return []
+        lines = tum_lines(np.array(self.stamps, np.int64), self.poses)
+        whole: list[str] = []
+        names = ["trajectory.tum"]
+        for number, part in enumerate(self.segments, start=1):
+            if number > 1:
+                whole.append(
+                    "# broken: no pose leads from the line above to the one below, which only goes on from there"
+                )
+            whole += lines[part]
+            if len(self.segments) > 1:
+                names.append(f"trajectory_{number}.tum")
+                (folder / names[-1]).write_text("\n".join(lines[part]) + "\n")
+        (folder / names[0]).write_text("\n".join(whole) + "\n")
+        return names
+
+    def errors(self, truth: Mapping[int, Array]) -> TrajectoryErrors | None:
+        """Of the segment with the most frames of which the truth is known; None where there are too few of them.
+
+        Args:
+            truth: (4, 4) T_world_camera in metres by stamp.
+        """
+        poses = self.poses
+        known = [[k for k in range(len(self))[part] if self.stamps[k] in truth] for part in self.segments]
+        frames = max(known, key=len, default=[])
+        true_poses = np.array([truth[self.stamps[k]] for k in frames]).reshape(-1, 4, 4)
+        return trajectory_errors(poses[frames], true_poses, not self.is_metric)
+
+    def lines(self, frames: int, truth: Mapping[int, Array], truth_is_metric: bool) -> list[str]:
+        """For people.
+
+        Args:
+            frames: how many were processed.
+            truth: as in `errors`.
+            truth_is_metric: whether the truth is in metres; else no length is told.
+        """
+        if not self.places:
+            return ["trajectory: none, no frame has a known place (poses need a calibration)"]
+        unit = "m" if self.is_metric else "in a unit of its own"
+        text = [f"trajectory: {len(self)} of {frames} frames located, a path of {self.path_length():.3f} {unit}"]
+        if len(self.segments) > 1:
+            text.append(
+                f"  broken into {len(self.segments)} segments; nothing is known of where one lies in another: "
+                "trajectory_1.tum and so on have each by itself"
+            )
+        errors = self.errors(truth)
+        if errors is not None:
+            metres = "m" if truth_is_metric else "(the truth's unit)"
+            of = f" ({errors.poses} frames of the longest segment)" if len(self.segments) > 1 else ""
+            aligned = "with scale" if errors.with_scale else "without scale"
+            text.append(
+                f"trajectory against the truth{of}: ATE {errors.ate:.3f} {metres} RMSE, aligned {aligned}; drift "
+                f"{errors.drift:.2f} % of the way; scale {errors.scale:.4f}"
+                + (" (one camera does not know it)" if errors.with_scale else " would fit best")
+            )
+        return text

@@ -1,0 +1,95 @@
+"""What a trajectory is worth against a truth: its error after alignment, its drift, and its scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+MIN_POSES = 3  # with fewer there is nothing to align
+DISTANCES = (0.1, 0.2, 0.4)  # over which the drift is taken, as parts of the true path
+_STILL = 1e-9  # metres: of a camera that does not move there is neither direction nor scale
+
+
+@dataclass(frozen=True)
+class TrajectoryErrors:
+    """Of one trajectory.
+
+    Attributes:
+        ate: metres, RMSE of the positions after alignment.
+        drift: percent, mean error of the translation over DISTANCES of the true path, as a part of them; NaN where no
+            two frames are so far apart.
+        scale: by which the estimate must be multiplied to fit the truth best; NaN of a camera that does not move.
+        with_scale: whether it was multiplied by that before errors were taken.
+        poses: in both trajectories.
+    """
+
+    ate: float
+    drift: float
+    scale: float
+    with_scale: bool
+    poses: int
+
+
+def trajectory_errors(estimate: Array, truth: Array, with_scale: bool) -> TrajectoryErrors | None:
+    """Errors after alignment by rotation and translation, and by scale where asked for (Umeyama, PAMI 1991).
+
+    Args:
+        estimate, truth: (N, 4, 4) T_world_camera of the same frames in the order of time, each in a world of its own;
+            the truth in metres.
+        with_scale: as a single camera's trajectory has a unit of its own.
+
+    Returns:
+        None of fewer than MIN_POSES frames.
+    """
+    if len(estimate) < MIN_POSES:
+        return None
+    points, true = estimate[:, :3, 3], truth[:, :3, 3]
+    rotation, scale = alignment(points, true)
+    used = scale if with_scale and np.isfinite(scale) else 1.0
+    aligned = used * (points - points.mean(axis=0)) @ rotation.T + true.mean(axis=0)
+    ate = float(np.sqrt(((aligned - true) ** 2).sum(axis=1).mean()))
+    return TrajectoryErrors(ate, drift(estimate, truth, used), scale, with_scale, len(points))
+
+
+def alignment(points: Array, truth: Array) -> tuple[Array, float]:
+    """Rotation (3, 3) and scale by which (N, 3) centred points fit (N, 3) centred others best, in least squares."""
+    centred, true = points - points.mean(axis=0), truth - truth.mean(axis=0)
+    u, singular, vt = np.linalg.svd(true.T @ centred)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
+    variance = float((centred**2).sum())
+    scale = float((singular * signs).sum()) / variance if variance > _STILL**2 else float("nan")
+    return np.asarray((u * signs) @ vt), scale
+
+
+def drift(estimate: Array, truth: Array, scale: float = 1.0, parts: Sequence[float] = DISTANCES) -> float:
+    """Mean error of the motion over parts of the true path, in percent of the way between both frames.
+
+    From every frame to the first one that is so much further along the true path, as the KITTI benchmark has it.
+
+    Args:
+        estimate, truth: (N, 4, 4) T_world_camera of the same frames.
+        scale: that the estimate's translations are multiplied by.
+        parts: of the true path's length.
+
+    Returns:
+        NaN where the camera does not move.
+    """
+    way = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
+    if way[-1] <= _STILL:
+        return float("nan")
+    moved = estimate.copy()
+    moved[:, :3, 3] *= scale
+    errors: list[float] = []
+    for part in parts:
+        ends = np.searchsorted(way, way + part * way[-1])
+        for start, end in enumerate(ends):
+            if end < len(way):
+                step, true_step = (np.linalg.inv(poses[start]) @ poses[end] for poses in (moved, truth))
+                error = np.linalg.norm(step[:3, 3] - true_step[:3, 3]) / (way[end] - way[start])
+                errors.append(100 * float(error))
+    return float(np.mean(errors)) if errors else float("nan")

@@ -1,0 +1,82 @@
+"""Frames that take long to make, made ahead of time in a thread of their own, a bounded number at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_FULL_CHECK = 0.2  # s between two looks whether anybody still wants frames
+
+
+class LookAhead(Generic[T]):
+    """Goes through something slow up to `depth` items ahead of who takes them. Iterating again begins again."""
+
+    def __init__(self, items: Iterable[T], prepare: Callable[[T], T], depth: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            items: to go through; whatever it raises is raised where its items are taken.
+            prepare: what to do to each ahead of time.
+            depth: items that are made and not taken yet, at most.
+        """
+        self._items, self._prepare, self._depth = items, prepare, depth
+
+    def __iter__(self) -> Iterator[T]:
+        run = _Run(self._items, self._prepare, self._depth)
+        run.start()
+        try:
+            yield from run.taken()
+        finally:
+            run.stop()
+
+
+class _Run(Generic[T]):
+    def __init__(self, items: Iterable[T], prepare: Callable[[T], T], depth: int) -> None:
+        self._items, self._prepare = items, prepare
+        self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="look-ahead", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(10)
+
+    def taken(self) -> Iterator[T]:
+        while not self._ready.wait(_FULL_CHECK):  # so that who plays them begins with all of the lead
+            pass
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+
+    def _work(self) -> None:
+        end: BaseException | None = None
+        try:
+            for item in self._items:
+                if not self._put((self._prepare(item),)):
+                    return
+        except BaseException as error:  # for who takes them to see
+            end = error
+        self._ready.set()
+        if end is None or self._put(end):
+            self._put(None)
+
+    def _put(self, item: tuple[T] | BaseException | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=_FULL_CHECK)
+            except queue.Full:
+                self._ready.set()
+                continue
+            if self._queue.full():
+                self._ready.set()
+            return True
+        return False

@@ -1,0 +1,169 @@
+"""Times as lists and file names have them, to nanoseconds: by their size they are of seconds, or of parts of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+import numpy as np
+
+from loftr_ros.sources.images import SourceError
+
+SECONDS, NANOSECONDS = "s", "ns"
+# From which on a number can be no time since 1970 in a unit, but is one in the next smaller.
+_UNITS = ((Decimal(10) ** 11, 10**9), (Decimal(10) ** 14, 10**6), (Decimal(10) ** 17, 10**3))
+_LARGEST = 2**63
+_MOST_SECONDS = 2**31  # that a stamp of ROS has room for
+_SHORTEST, _LONGEST = 10_000, 3600 * 10**9  # ns between images that are plausible
+_TOLERATED = 0.1  # part of the images whose stamps may be wrong: each of those costs itself
+
+
+def to_nanoseconds(texts: Sequence[str], where: str, usual: str = SECONDS, lines: Sequence[int] = ()) -> list[int]:
+    """Stamps of a list.
+
+    Args:
+        texts: as they stand there: 10.15, 1403715273262142976, 1.403715273262142976e+18.
+        where: names the list in errors.
+        usual: unit that such lists have; another is recognised by the size of the numbers.
+        lines: their numbers, for errors.
+
+    Raises:
+        SourceError: one is no time.
+    """
+    values = []
+    for number, text in enumerate(texts):
+        line = f", line {lines[number]}" if lines else ""
+        try:
+            value = Decimal(text)
+        except InvalidOperation as error:
+            raise SourceError(f"{where}{line} holds the stamp '{text[:40]}'; expected a number") from error
+        if not value.is_finite() or (value.is_signed() and value) or value.adjusted() > 20:
+            raise SourceError(f"{where}{line} holds the stamp '{text[:40]}'; expected a time in seconds or nanoseconds")
+        values.append(value)
+    largest = max(values, default=Decimal(0))
+    factor = next((factor for limit, factor in _UNITS if largest < limit), 1)
+    if usual == NANOSECONDS and factor == 10**9 and all(value == value.to_integral_value() for value in values):
+        factor = 1  # of a clock that began at zero
+    stamps = [int((value * factor).to_integral_value()) for value in values]
+    for number, stamp in enumerate(stamps):
+        if stamp >= _LARGEST or stamp // 10**9 >= _MOST_SECONDS:
+            line = f", line {lines[number]}" if lines else ""
+            raise SourceError(f"{where}{line} holds the stamp '{texts[number][:40]}', which is later than 2038")
+    return stamps
+
+
+def check_stamps(stamps: Sequence[int], where: str, remedy: str) -> None:
+    """Makes sure that stamps can be those of images, one after the other.
+
+    Args:
+        stamps: nanoseconds, in the order of the images.
+        where: says what was read.
+        remedy: what to do.
+
+    Raises:
+        SourceError: many are equal or go back, or the steps between them are none that images are taken at.
+    """
+    if len(stamps) < 2:
+        return
+    steps = np.diff(np.array(stamps, np.int64))
+    wrong = int((steps <= 0).sum())
+    first, last = (f"{stamp / 1e9:.9g} s" for stamp in (stamps[0], stamps[-1]))
+    if wrong > _TOLERATED * len(steps):
+        raise SourceError(
+            f"{where}: {wrong} of {len(stamps)} images have the time of the one before them or an earlier one (first "
+            f"{first}, last {last}); {remedy}"
+        )
+    middle = float(np.median(steps[steps > 0]))
+    if not _SHORTEST <= middle <= _LONGEST:
+        raise SourceError(
+            f"{where}: images are {middle / 1e9:.3g} s apart (first {first}, last {last}), which is no camera's time; "
+            f"{remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class NameNumbers:
+    """What the names of images tell.
+
+    Attributes:
+        order: the files' places in the order of their numbers.
+        numbers: whole numbers in that order; of names that are times, the images' places.
+        stamps: nanoseconds in that order, where the names are times; else None.
+        what: what was read, for people.
+    """
+
+    order: list[int]
+    numbers: list[int]
+    stamps: list[int] | None
+    what: str
+
+
+_DECIMAL = re.compile(r"(?<![0-9.])([0-9]{1,12})\.([0-9]+)(?![0-9.])")
+
+
+def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers:
+    """The number in each name that varies, as a count or as a time.
+
+    Decimals are times in seconds, unless that would make two of them equal, as 10.1 and 10.10 are. Whole numbers are
+    times where they are as large as those since 1970 are in seconds or parts of them; else they are counts.
+
+    Args:
+        names: of the files, without their endings.
+        where: names the folder in errors.
+        usual: NANOSECONDS where names are always that.
+
+    Raises:
+        SourceError: there are no names, or one has no number.
+    """
+    decimals = [_DECIMAL.search(name) for name in names]
+    texts = [f"{found[1]}.{found[2]}" for found in decimals if found]
+    if names and len(texts) == len(names):
+        values = [Decimal(text) for text in texts]
+        if len(set(values)) == len(values):
+            order = sorted(range(len(names)), key=values.__getitem__)
+            stamps = to_nanoseconds([texts[k] for k in order], where)
+            return NameNumbers(order, list(range(len(order))), stamps, "the decimal number as seconds")
+    split = [re.findall(r"[0-9]+", name) for name in names]
+    if not names or not all(split):
+        without = next((name for name, found in zip(names, split, strict=True) if not found), "")
+        raise SourceError(
+            f"{where} has {len(names)} images, not all with a number in their names"
+            + (f" ({without})" if without else "")
+        )
+    chosen, what = _varying(split)
+    if (pair := _seconds_and_parts(split)) is not None:
+        chosen, what = pair, "the two numbers as seconds and nanoseconds"
+    if max(map(len, chosen)) > 25:
+        raise SourceError(
+            f"{where}: an image's name has the number {max(chosen, key=len)[:40]}; expected a count or a time"
+        )
+    numbers = [int(text) for text in chosen]
+    order = sorted(range(len(names)), key=numbers.__getitem__)
+    if usual == NANOSECONDS or min(numbers) >= 10**9:
+        stamps = to_nanoseconds([chosen[k] for k in order], where, usual or SECONDS)
+        return NameNumbers(order, list(range(len(order))), stamps, f"{what} as a time")
+    return NameNumbers(order, [numbers[k] for k in order], None, what)
+
+
+def _varying(split: list[list[str]]) -> tuple[list[str], str]:
+    """Of each name the number at the place where it varies most; the last of such places."""
+    shortest = min(map(len, split))
+    if any(len(found) != shortest for found in split):
+        return [found[-1] for found in split], "the last number"  # names of different forms
+    kinds = [len({found[k] for found in split}) for k in range(shortest)]
+    place = max(range(shortest), key=lambda k: (kinds[k], k))
+    what = "the number" if shortest == 1 else f"number {place + 1} of {shortest}, which varies most"
+    return [found[place] for found in split], what
+
+
+def _seconds_and_parts(split: list[list[str]]) -> list[str] | None:
+    """Names like 1403715273_262142976, of seconds since 1970 and nanoseconds; None of others."""
+    pairs = []
+    for found in split:
+        at = next((k for k in range(len(found) - 1) if len(found[k]) == 10 and len(found[k + 1]) == 9), None)
+        if at is None:
+            return None
+        pairs.append(found[at] + found[at + 1])
+    return pairs
