@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.demo.sequence import Sequence, prepare
-from loftr_ros.frontend.config import RGBD, STEREO
+from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.matcher.checkpoint import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher_settings import RANDOM

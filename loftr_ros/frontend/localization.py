@@ -30,7 +30,7 @@ from loftr_ros.frontend.relative_pose import (
 )
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
-from loftr_ros.frontend.trust import explained_part
+from loftr_ros.frontend.trust import explained_back, explained_part
 
 # Seconds for which a length that nothing measures is carried on from the motion before.
 _CARRIED = 2.0
@@ -185,6 +185,8 @@ class Localizer:
         part = explained_part(
             keyframe.encoded.textured, points, pose, before, camera, keyframe.encoded.cell_points, keyframe.depth
         )
+        here = located.match.correspondences.current_points[pose.inliers]
+        part = min(part, explained_back(current.textured, here, pose, before, camera))
         if pose.scale_known:
             located = replace(located, pose=pose)
         located = replace(located, explained=part)

@@ -82,20 +82,63 @@ def explained_part(
         The part; 1 where too few blocks are in view to tell.
     """
     size = keyframe.width, keyframe.height
-    centres, (rows, columns), _ = _centres(*size)
-    rays = keyframe.unproject(centres)
+    _, grid, _ = _centres(*size)
+    inverse: Array | float = pose.median_parallax / keyframe.focal_length
     if pose.scale_known and depth is not None and depth.known.any():
-        inverse = _inverse_of_blocks(cell_points, depth, size, (rows, columns))
-    else:
-        inverse = np.full(len(centres), pose.median_parallax / keyframe.focal_length)
-    there = (np.insert(rays, 2, 1.0, axis=1) - inverse[:, None] * pose.translation) @ pose.rotation
+        inverse = _inverse_of_blocks(cell_points, depth, size, grid)
+    return _part(textured, points, pose.rotation, pose.translation, inverse, keyframe, current)
+
+
+def explained_back(
+    textured: Flags, points: NDArray[np.floating], pose: RelativePose, keyframe: CameraModel, current: CameraModel
+) -> float:
+    """As `explained_part`, of the current image's blocks in view of the keyframe.
+
+    All of them are taken to be as far away as the inliers' parallax says.
+
+    Args:
+        textured: of the current image.
+        points: (N, 2) pixels of the current image where the inliers are.
+        pose: of the current camera relative to the keyframe.
+        keyframe, current: calibrations.
+    """
+    turned = np.ascontiguousarray(pose.rotation.T)
+    length = float(np.linalg.norm(pose.translation))
+    back = -turned @ pose.translation / max(length, 1e-12)
+    inverse = pose.median_parallax / current.focal_length if length else 0.0
+    return _part(textured, points, turned, back, inverse, current, keyframe)
+
+
+def _part(
+    textured: Flags,
+    points: NDArray[np.floating],
+    rotation: Array,
+    translation: Array,
+    inverse: Array | float,
+    first: CameraModel,
+    second: CameraModel,
+) -> float:
+    """Part of the first image's textured blocks in view of the second camera that hold some of the points.
+
+    Args:
+        textured: (B,) of the first image.
+        points: (N, 2) pixels of it.
+        rotation, translation: T_first_second.
+        inverse: (B,) inverse depths of the blocks, or one for all.
+        first, second: calibrations.
+    """
+    size = first.width, first.height
+    centres, (rows, columns), _ = _centres(*size)
+    rays = first.unproject(centres)
+    shift = np.broadcast_to(inverse, len(centres))[:, None] * translation
+    there = (np.insert(rays, 2, 1.0, axis=1) - shift) @ rotation
     ahead = np.isfinite(there).all(axis=1) & (there[:, 2] > 1e-3)
     pixels = np.full((len(there), 2), -1.0)
-    pixels[ahead] = current.project(there[ahead])
-    margin = current.width / _BLOCKS / 4
+    pixels[ahead] = second.project(there[ahead])
+    margin = second.width / _BLOCKS / 4
     with np.errstate(invalid="ignore"):
         seen = ahead & (pixels > margin).all(axis=1)
-        seen &= (pixels[:, 0] < current.width - margin) & (pixels[:, 1] < current.height - margin)
+        seen &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
     seen &= textured
     if seen.sum() < _LEAST_BLOCKS:
         return 1.0
