@@ -25,7 +25,7 @@ _BLOCKS = 20
 # Gray levels a pixel, root mean square of the gradient, from which on a block has texture to be matched.
 _TEXTURE = 3.0
 # Blocks that must be in view for a verdict.
-_LEAST_BLOCKS = 6
+_LEAST_BLOCKS = 12
 
 
 @lru_cache(maxsize=8)
@@ -79,7 +79,7 @@ def explained_part(
         depth: of these cells; without it all are taken to be as far away as the inliers' parallax says.
 
     Returns:
-        The part; 1 where too few blocks are in view to tell.
+        The part; 0 where too few blocks are in view to tell.
     """
     size = keyframe.width, keyframe.height
     _, grid, _ = _centres(*size)
@@ -141,7 +141,7 @@ def _part(
         seen &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
     seen &= textured
     if seen.sum() < _LEAST_BLOCKS:
-        return 1.0
+        return 0.0
     matched = np.zeros(len(centres), np.bool_)
     column, row = (points * (columns / size[0], rows / size[1])).astype(np.int64).T
     matched[np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)] = True
