@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float32, Float64, covisible, hide, rotation, warp_by_homography
 from loftr_ros.training.photometric import photograph
+from loftr_ros.training.relight import in_other_light
 from loftr_ros.training.sample import Sample
 
 _LEAST_COVISIBLE = 0.15
@@ -20,14 +21,21 @@ _FOCAL = 1.1  # of the virtual camera, in image widths
 
 @dataclass(frozen=True)
 class HomographyPairs:
-    """Pairs of views of a photo, now and then of a texture."""
+    """Pairs of views of a photo, now and then of a texture.
+
+    Attributes:
+        bank: photos and textures.
+        light: how often one of the two is in other light; see `relight`.
+    """
 
     bank: AssetBank
+    light: float = 0.0
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
         """A pair of (width, height) images; at 1, tilts go to 60 degrees and scales from 1/2 to 2."""
         clean0, clean1, warp01, warp10 = self.clean(rng, size, difficulty)
-        strengths = (0.2 + 0.8 * difficulty) * rng.random(2)
+        clean0, clean1, changed = in_other_light(clean0, clean1, rng, self.light)
+        strengths = (0.2 + 0.8 * difficulty) * rng.random(2) * (0.5 if changed else 1.0)
         image0, hidden0 = photograph(clean0, rng, float(strengths[0]), softness=0.0)
         image1, hidden1 = photograph(clean1, rng, float(strengths[1]), softness=0.0)
         hide(warp01, warp10, hidden0, hidden1)

@@ -93,7 +93,12 @@ class Mixture:
         return sizes[int(rng.integers(len(sizes)))]
 
 
-def made_sources(bank: AssetBank) -> dict[str, PairSource]:
-    """All sources that need nothing but photos and textures, by the names of `WEIGHTS`."""
-    made: dict[str, PairSource] = {HOMOGRAPHY: HomographyPairs(bank)}
-    return made | {kind: RenderedPairs(bank, kind) for kind in RENDERED}
+def made_sources(bank: AssetBank, light: float = 0.0) -> dict[str, PairSource]:
+    """All sources that need nothing but photos and textures, by the names of `WEIGHTS`.
+
+    Args:
+        bank: of these.
+        light: how often the two views of a pair are in different light.
+    """
+    made: dict[str, PairSource] = {HOMOGRAPHY: HomographyPairs(bank, light)}
+    return made | {kind: RenderedPairs(bank, kind, light) for kind in RENDERED}

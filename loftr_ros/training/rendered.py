@@ -13,6 +13,7 @@ from loftr_ros.training.geometry import Float32, Float64, covisible, hide, intri
 from loftr_ros.training.motion import second_camera
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relief import make_relief
+from loftr_ros.training.relight import in_other_light
 from loftr_ros.training.render import View, render
 from loftr_ros.training.sample import Sample
 from loftr_ros.training.scenes import make_stage
@@ -49,16 +50,20 @@ class RenderedPairs:
     Attributes:
         bank: photos and textures.
         kind: "room", "street", "clutter" or "relief".
+        light: how often one of the two views is in other light; see `relight`.
     """
 
     bank: AssetBank
     kind: str
+    light: float = 0.0
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
         """A pair of (width, height) images; `difficulty` in [0, 1] is that of motion, light, and repeats."""
         pair = self.clean(rng, size, difficulty)
-        image0, hidden0 = photograph(pair.view0.image, rng, difficulty * float(rng.random()))
-        image1, hidden1 = photograph(pair.view1.image, rng, difficulty * float(rng.random()))
+        clean0, clean1, changed = in_other_light(pair.view0.image, pair.view1.image, rng, self.light)
+        strength = difficulty * (0.5 if changed else 1.0)
+        image0, hidden0 = photograph(clean0, rng, strength * float(rng.random()))
+        image1, hidden1 = photograph(clean1, rng, strength * float(rng.random()))
         hide(pair.warp01, pair.warp10, hidden0, hidden1)
         return Sample(image0, image1, pair.warp01, pair.warp10, self.kind)
 
