@@ -170,7 +170,7 @@ def test_a_batch_of_photographs_depends_on_seed_and_number_alone(bank: AssetBank
     again = PhotoViews(bank, 3, 0.5, seed=1)
     one = views.batch(7, SIZE)
     assert one.seen.shape == one.taught.shape == (3, 1, SIZE[1], SIZE[0])
-    assert 0 <= float(one.seen.min()) and float(one.seen.max()) <= 1
+    assert float(one.seen.min()) >= 0 and float(one.seen.max()) <= 1
     assert torch.equal(one.seen, again.batch(7, SIZE).seen)
     assert not torch.equal(one.seen, views.batch(8, SIZE).seen)
     assert not torch.equal(one.seen, PhotoViews(bank, 3, 0.5, seed=2).batch(7, SIZE).seen)
@@ -192,7 +192,7 @@ def test_parts_of_a_photo_reach_from_all_of_it_to_its_own_pixels() -> None:
         matrix = part_of_a_photo(rng, (768, 1024), (320, 240))
         zooms.append(float(np.sqrt(np.linalg.det(matrix[:2, :2]))))
         middle = matrix @ [159.5, 119.5, 1]
-        assert (0 <= middle[:2]).all() and (middle[:2] <= (1023, 767)).all()
+        assert (middle[:2] >= 0).all() and (middle[:2] <= (1023, 767)).all()
     assert min(zooms) < 1.0
     assert max(zooms) > 3.0
 
