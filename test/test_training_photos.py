@@ -19,7 +19,7 @@ from loftr_ros.matcher.recognition import WeightsError
 from loftr_ros.training.assets import PHOTO, AssetBank, AssetWriter, Origin
 from loftr_ros.training.compact import CompactObjective
 from loftr_ros.training.config import DistillationConfig, LossConfig, PhotosConfig
-from loftr_ros.training.feature_teacher import HEADS, FeatureTeacher
+from loftr_ros.training.feature_teacher import HEADS, FeatureTeacher, likeness_loss
 from loftr_ros.training.homography import HomographyPairs
 from loftr_ros.training.objective import open_objective
 from loftr_ros.training.photos import PhotoViews, part_of_a_photo
@@ -110,7 +110,7 @@ def test_the_compact_network_learns_features_beside_the_pairs_and_leaves_the_hea
     losses = LossConfig(feature_weight=0.1, fine_samples=8, cell_samples=8)
     objective = CompactObjective(COMPACT, losses, DistillationConfig(), None, FeatureTeacher(xfeat, settings))
     total, parts = objective.losses(taught_batch())
-    assert {"coarse", "cell", "fine", "taught_cells", "taught_regions"} <= parts.keys()
+    assert {"coarse", "cell", "fine", "taught_cells", "taught_regions", "taught_likeness"} <= parts.keys()
     assert 0 < float(parts["taught_cells"]) < 2
     total.backward()
     without = [n for n, p in objective.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -136,6 +136,14 @@ def test_a_few_steps_bring_the_features_of_a_photograph_closer_to_the_teachers(x
         learned.append((float(parts["taught_cells"]), float(parts["taught_regions"])))
     assert learned[-1][0] < learned[0][0] - 0.2
     assert learned[-1][1] < learned[0][1] - 0.2
+
+
+def test_likeness_does_not_change_when_features_are_turned_and_does_when_they_are_others() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(2, 24, 5, 6)
+    turned = torch.einsum("dc,bchw->bdhw", torch.linalg.qr(torch.randn(24, 24))[0], teacher) * 3
+    assert float(likeness_loss(turned, teacher)) < 1e-10
+    assert float(likeness_loss(turned.flip(3), teacher)) > 1e-2
 
 
 def test_pairs_cost_the_same_whether_photographs_are_beside_them_in_evaluation(xfeat: XFeat) -> None:

@@ -76,6 +76,9 @@ class PhotosConfig(Settings):
     )
     cell_weight: float = setting(1.0, "Weight of the teacher's features on cells of 8 px", low=0.0, high=100.0)
     region_weight: float = setting(1.0, "Weight of them on regions of 16 px", low=0.0, high=100.0)
+    likeness_weight: float = setting(
+        10.0, "Weight of how alike the teacher finds regions, by which they are matched", low=0.0, high=1000.0
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # What the heads are called among the weights of a network in training.
 HEADS = "feature_heads"
 _CELLS_OF_A_REGION = REGION_CELLS**2
+# Regions whose products with each other are compared.
+_SAMPLED = 512
 
 
 class FeatureHeads(nn.Module):
@@ -42,10 +44,18 @@ class FeatureTeacher:
     def __init__(self, network: XFeat, settings: PhotosConfig) -> None:
         """Take a network that is ready to infer."""
         self._network = network
-        self.weights = {"taught_cells": settings.cell_weight, "taught_regions": settings.region_weight}
+        self.weights = {
+            "taught_cells": settings.cell_weight,
+            "taught_regions": settings.region_weight,
+            "taught_likeness": settings.likeness_weight,
+        }
 
     def losses(self, heads: FeatureHeads, made: CompactFeatures, taught: Tensor) -> dict[str, Tensor]:
-        """One less the cosine between the student's features, through the heads, and the teacher's.
+        """How far the student's features are from the teacher's.
+
+        Of cells and regions: one less the cosine between the student's features, through the heads, and the teacher's.
+        Likeness: the squared difference between the cosines of regions with each other, as the student has them
+        without heads, and as the teacher has them. It is by these that regions are matched, and heads can hide them.
 
         Args:
             heads: of the student.
@@ -59,7 +69,27 @@ class FeatureTeacher:
         with torch.autocast(wanted.device.type, enabled=False):
             cells = heads.cells(made.cells.float())
             regions = functional.pixel_shuffle(heads.regions(made.regions.float()), REGION_CELLS)
+            likeness = likeness_loss(made.regions.float(), functional.pixel_unshuffle(wanted, REGION_CELLS))
             return {
                 "taught_cells": 1 - functional.cosine_similarity(cells, wanted, dim=1).mean(),
                 "taught_regions": 1 - functional.cosine_similarity(regions, wanted, dim=1).mean(),
+                "taught_likeness": likeness,
             }
+
+
+def likeness_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the cosines between regions, of a random sample of those of all photographs.
+
+    Args:
+        student: (P, C, h, w).
+        teacher: (P, D, h, w).
+
+    Returns:
+        () of the two matrices of cosines; features may be turned against each other at will.
+    """
+    chosen = torch.randint(teacher.shape[0] * teacher[0, 0].numel(), (_SAMPLED,), device=teacher.device)
+    products = []
+    for features in (student, teacher):
+        sampled = functional.normalize(features.permute(0, 2, 3, 1).flatten(0, 2)[chosen], dim=1)
+        products.append(sampled @ sampled.t())
+    return (products[0] - products[1]).square().mean()

@@ -85,7 +85,7 @@ def train(
     callbacks: list[lightning.Callback] = [
         Averaging(),
         Validation(data.held_out, config.validation.every_steps, output, source),
-        Checkpoints(output, config.machine.checkpoint_minutes),  # after what it must hold
+        Checkpoints(output, config.machine.checkpoint_minutes, source),  # after what it must hold
     ]
     if not progress:
         callbacks.append(Lines(config.machine.log_every_steps))
