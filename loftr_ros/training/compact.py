@@ -48,6 +48,7 @@ class Forward(NamedTuple):
         tokens0, tokens1: the same after the transformer.
         cells0, cells1: (B, Cc, H, W).
         fine0, fine1: (B, Cf, 4 H, 4 W).
+        photos: what the backbone makes of the photographs beside the pairs, none or more.
     """
 
     raw0: Tensor
@@ -58,6 +59,7 @@ class Forward(NamedTuple):
     cells1: Tensor
     fine0: Tensor
     fine1: Tensor
+    photos: CompactFeatures
 
 
 class CompactObjective(Objective):
@@ -96,7 +98,7 @@ class CompactObjective(Objective):
             likelihood, heat = self._fine_losses(fine[: len(batch)], fine[len(batch) :], of_cells)
             return weighed({"fine": likelihood, "heat": heat}, settings, self._distillation)
         of_regions = coarse_truth(batch, self.config, REGION_PIXELS)
-        made, photos = self._forward(batch)
+        made = self._forward(batch)
         parts = dual_softmax_losses(
             made.tokens0, made.tokens1, of_regions, temperature, settings, self._distillation, self._teacher, batch
         )
@@ -108,15 +110,14 @@ class CompactObjective(Objective):
             return weighed(parts, settings, self._distillation)
         assert isinstance(batch, TaughtBatch)
         heads: Any = self.network.get_submodule(HEADS)
-        parts |= self._features.losses(heads, photos, batch.taught)
+        parts |= self._features.losses(heads, made.photos, batch.taught)
         return weighed(parts, settings, self._distillation, self._features.weights)
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Objective.exported`."""
         return {name: value for name, value in state.items() if not name.startswith(f"{HEADS}.")}
 
-    def _forward(self, batch: PairBatch) -> tuple[Forward, CompactFeatures]:
-        """What the losses need of the pairs, and the backbone's features of the photographs beside them."""
+    def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)
         made = self._maps(batch)
         regions, cells, fine = (part[: 2 * pairs] for part in made)
@@ -125,10 +126,9 @@ class CompactObjective(Objective):
         raw = regions.flatten(2).transpose(1, 2).contiguous()
         tokens = network.transformer.encode(raw, grid)
         tokens0, tokens1 = network.transformer(tokens[:pairs], tokens[pairs:], grid, grid)
-        forward = Forward(
-            raw[:pairs], raw[pairs:], tokens0, tokens1, cells[:pairs], cells[pairs:], fine[:pairs], fine[pairs:]
+        return Forward(
+            raw[:pairs], raw[pairs:], tokens0, tokens1, cells[:pairs], cells[pairs:], fine[:pairs], fine[pairs:], photos
         )
-        return forward, photos
 
     def _maps(self, batch: PairBatch) -> CompactFeatures:
         """The backbone's, of the first images, then of the second ones, then of single photographs if it has any."""

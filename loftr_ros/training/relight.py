@@ -26,9 +26,9 @@ def relight(image: Image, rng: np.random.Generator, kind: str = "") -> Image:
         (H, W) uint8.
     """
     kinds = [kind] if kind else list(rng.choice(KINDS, 1 + int(rng.random() < 0.3), replace=False))
-    picture = image.astype(np.float32) / 255
+    picture: NDArray[np.float32] = (image / 255).astype(np.float32)
     for name in kinds:
-        picture = np.clip(_BY_KIND[name](picture, rng), 0, 1)
+        picture = np.clip(_BY_KIND[name](picture, rng), 0, 1).astype(np.float32)
     return np.asarray(cv2.convertScaleAbs(picture, alpha=255), np.uint8)
 
 
@@ -104,7 +104,7 @@ def _sensor(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     curve = np.clip(np.convolve(np.pad(curve, 8, mode="edge"), np.ones(17) / 17, mode="valid"), 0, 1)
     spread = max(float(curve.max() - curve.min()), 0.05)
     curve = (curve - curve.min()) / np.float32(spread) * np.float32(min(spread * 1.5, 0.95))
-    levels = cv2.convertScaleAbs(picture, alpha=255)
+    levels = np.asarray(cv2.convertScaleAbs(picture, alpha=255), np.uint8)
     changed = np.take(curve.astype(np.float32), levels)
     if rng.random() < 0.4:  # softer, as thermal cameras are
         changed = cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.6, 1.8)))
@@ -115,12 +115,12 @@ def _haze(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     """Fog, rain on the lens, snow: less contrast in parts of the view, and specks."""
     field = _smooth_field(picture.shape, rng)
     share = np.clip(np.float32(rng.uniform(0.2, 0.6)) + np.float32(0.3) * field, 0, np.float32(0.85))
-    picture = picture * (1 - share) + share * np.float32(rng.uniform(0.4, 0.9))
+    hazy = picture * (1 - share) + share * np.float32(rng.uniform(0.4, 0.9))
     if rng.random() < 0.4:
         specks = (rng.random(picture.shape, np.float32) < np.float32(rng.uniform(0.0005, 0.006))).astype(np.float32)
         specks = cv2.GaussianBlur(specks, (0, 0), float(rng.uniform(0.6, 1.4))) * np.float32(rng.uniform(2, 6))
-        picture = picture + np.minimum(specks, 1) * np.float32(0.5)
-    return np.asarray(picture, np.float32)
+        hazy = hazy + np.minimum(specks, 1) * np.float32(0.5)
+    return np.asarray(hazy, np.float32)
 
 
 def _lamps_field(shape: tuple[int, ...], rng: np.random.Generator, lamps: int, floor: float) -> NDArray[np.float32]:

@@ -40,9 +40,10 @@ class XFeat(nn.Module):
         """Random weights."""
         super().__init__()
         for name, (inputs, layers) in _BLOCKS.items():
-            self.add_module(name, _block(inputs, layers))
-        # The last of the fusion has neither norm nor ReLU.
-        self.block_fusion.append(nn.Conv2d(XFEAT_CHANNELS, XFEAT_CHANNELS, 1))  # type: ignore[operator]
+            block = _block(inputs, layers)
+            if name == "block_fusion":  # whose last layer has neither norm nor ReLU
+                block.append(nn.Conv2d(XFEAT_CHANNELS, XFEAT_CHANNELS, 1))
+            self.add_module(name, block)
         self.skip1 = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 24, 1))
         self.eval().requires_grad_(False)
 
