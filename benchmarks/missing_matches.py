@@ -20,10 +20,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from wide_sets import ANGLES, AXES, LIGHTS, OVERLAPS, SCALES, PosedPair, rendered
+from wide_sets import ANGLES, AXES, LIGHTS, OVERLAPS, SCALES, PointPair, PosedPair, rendered, wxbs
 
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.compact_backbone import REGION_PIXELS
 from loftr_ros.matcher.config import AUTO
@@ -37,10 +41,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "light": LIGHTS,
 }
 QUICK_VALUES: dict[str, tuple[Any, ...]] = {"angle": (0, 30), "scale": (2.0,), "overlap": (0.3,), "light": LIGHTS[1:3]}
+WXBS = "wxbs"
 LOW = 0.05
 CELL = 8.0  # px
 NEAR = 2.0  # px
-# All that is found counts, not the best 2000, and not what is at the border alone left out.
+# All that is found counts: not the best 2000 alone, and what is at the border too.
 COARSE = {"max_matches": 10**6, "border": 0}
 HEADER = (
     "| pairs differ in | n | weights | visible % | best region right | and mutual | and above {threshold:g} ({low:g}) "
@@ -69,15 +74,18 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def line(self, name: str, pairs: int, weights: str) -> str:
+    def line(self, name: str, pairs: int, weights: str, *, cells: bool = True) -> str:
+        """A row of the table; `cells` is false where only regions were looked at."""
+
         def share(part: int, whole: int) -> str:
             return f"{100 * part / whole:.0f}" if whole else "-"
 
         seen = self.visible
+        cell, near = (share(part, seen) if cells else "-" for part in (self.cell, self.near))
         return (
             f"| {name} | {pairs} | {weights} | {share(seen, self.regions)} | {share(self.right, seen)} "
             f"| {share(self.mutual, seen)} | {share(self.above, seen)} ({share(self.above_low, seen)}) "
-            f"| {share(self.cell, seen)} | {share(self.near, seen)} "
+            f"| {cell} | {near} "
             f"| {share(self.wrong, self.taken)} ({share(self.wrong_low, self.taken_low)}) |"
         )
 
@@ -115,6 +123,46 @@ def counts_of(matcher: Compact, pair: PosedPair) -> Counts:
     )
 
 
+def counts_of_points(matcher: Compact, pair: PointPair) -> Counts:
+    """Of one pair of photographs: the regions that points marked by hand are in, asked for in both directions.
+
+    How many cells and pixels are right cannot be told: the marks are a pixel or two exact and far between.
+    """
+    images, scales = zip(*(_shrunk(view.frame.image) for view in pair.views), strict=True)
+    features = [matcher.encode(torch.from_numpy(image)) for image in images]
+    points = [torch.from_numpy(p * s).float() for p, s in zip((pair.points0, pair.points1), scales, strict=True)]
+    confidence, threshold = matcher.confidence(*features), matcher.config.coarse.threshold
+    total = Counts()
+    for matrix, own, other in ((confidence, 0, 1), (confidence.t(), 1, 0)):
+        columns = _regions(features[own].grid)[1]
+        asked = (points[own] // REGION_PIXELS).long()
+        region = (asked[:, 1] * columns + asked[:, 0]).clamp(0, len(matrix) - 1)
+        value, best = matrix[region].max(dim=1)
+        middle = centres(*_regions(features[other].grid))[best]
+        right = (points[other] - middle).abs().amax(dim=1) <= REGION_PIXELS / 2 + CELL
+        mutual = matrix.argmax(dim=0)[best] == region
+        total += Counts(
+            regions=len(region),
+            visible=len(region),
+            right=int(right.sum()),
+            mutual=int((right & mutual).sum()),
+            above=int((right & mutual & (value > threshold)).sum()),
+            above_low=int((right & mutual & (value > LOW)).sum()),
+            taken=int((mutual & (value > threshold)).sum()),
+            wrong=int((mutual & ~right & (value > threshold)).sum()),
+            taken_low=int((mutual & (value > LOW)).sum()),
+            wrong_low=int((mutual & ~right & (value > LOW)).sum()),
+        )
+    return total
+
+
+def _shrunk(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
+    """An image with sides up to those that the front end shrinks to, and by how much that is."""
+    scale = min(1.0, FrontEndConfig().image.max_side / max(image.shape))
+    size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
+
+
 def _kept(
     matcher: Compact, features0: Any, features1: Any, warp: Tensor, regions: int, columns: int
 ) -> tuple[Tensor, Tensor]:
@@ -147,11 +195,18 @@ def at_points(warp: Tensor, points: Tensor) -> Tensor:
     return warp[row.clamp(0, height - 1), column.clamp(0, width - 1)]
 
 
-def table(axes: Sequence[str], pairs: int, quick: bool, matchers: list[tuple[str, Compact]]) -> list[str]:
+def table(axes: Sequence[str], pairs: int, quick: bool, matchers: list[tuple[str, Compact]], data: Path) -> list[str]:
     """Markdown."""
     threshold = matchers[0][1].config.coarse.threshold
     lines = [line.format(threshold=threshold, low=LOW, near=NEAR) for line in HEADER]
     for axis in axes:
+        if axis == WXBS:
+            marked = wxbs(data)
+            for name, matcher in matchers:
+                total = sum((counts_of_points(matcher, pair) for pair in marked), Counts())
+                lines.append(total.line("WxBS, marked by hand", len(marked), name, cells=False))
+                print(lines[-1], flush=True)
+            continue
         for value in (QUICK_VALUES if quick else VALUES)[axis]:
             chosen = rendered(axis, value, pairs)
             for name, matcher in matchers:
@@ -164,7 +219,10 @@ def table(axes: Sequence[str], pairs: int, quick: bool, matchers: list[tuple[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", action="append", default=[], help="of `compact`; several times for several")
-    parser.add_argument("--axes", nargs="+", default=list(AXES), choices=AXES, help="in what the pairs differ")
+    parser.add_argument(
+        "--axes", nargs="+", default=[*AXES, WXBS], choices=[*AXES, WXBS], help="in what the pairs differ"
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the real sets")
     parser.add_argument("--pairs", type=int, default=16, help="of each place of a curve")
     parser.add_argument("--quick", action="store_true", help="4 pairs, few places")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for all cores")
@@ -180,7 +238,7 @@ def main() -> None:
         if not isinstance(matcher, Compact):
             parser.error(f"{name}: only `compact` has regions, cells and pixels")
         matchers.append((Path(name).stem if name else "embedded", matcher))
-    lines = table(arguments.axes, 4 if arguments.quick else arguments.pairs, arguments.quick, matchers)
+    lines = table(arguments.axes, 4 if arguments.quick else arguments.pairs, arguments.quick, matchers, arguments.data)
     print("\n".join(lines))
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n")
