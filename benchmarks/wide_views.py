@@ -305,11 +305,11 @@ def plot(rows: list[Row], file: Path) -> None:
 def protocol() -> list[str]:
     return [
         f"Poses: AUC@5/10/20 of max(rotation, translation direction), by plain MAGSAC++ at {THRESHOLD:g} px over all",
-        "matches, and by the front end's geometry, which weighs matches by predicted standard deviations where a matcher",
-        "has them and counts an unobserved translation as 90 degrees. WxBS: the share in percent of the correspondences",
-        "made by hand within 3/6/12 px of the epipolar lines that plain MAGSAC++ finds. Right: matches within 8 px of the",
-        "truth by depth. Means over match orders; in brackets the largest standard deviation over them.",
-        f"OpenCV {cv2.__version__}.",
+        "matches, and by the front end's geometry, which weighs matches by predicted standard deviations where a",
+        "matcher has them and counts an unobserved translation as 90 degrees. WxBS: the share in percent of the",
+        "correspondences made by hand within 3/6/12 px of the epipolar lines that plain MAGSAC++ finds. Right: matches",
+        "within 8 px of the truth by depth. Means over match orders; in brackets the largest standard deviation over",
+        f"them. OpenCV {cv2.__version__}.",
     ]
 
 
