@@ -144,6 +144,9 @@ class MachineConfig(Settings):
     log_every_steps: int = setting(50, "Steps between lines of the logs", low=1, high=100000)
 
 
+# The largest difficulty of made pairs: above 1 their motion gets wider, and nothing else.
+WIDEST = 1.6
+
 # Recorded sets by the names that `data.recorded` has for them: the classes in `recorded_sets`.
 RECORDED_SETS = {
     "scannet": "ScanNetPairs",
@@ -175,12 +178,14 @@ class DataConfig(Settings):
     assets: str = setting("", "Folder of photos and textures; empty for that of `loftr_ros train assets`")
     batch_size: int = setting(4, "Pairs of a batch, in each process", low=1, high=1024)
     sizes: tuple[tuple[int, int], ...] = setting(((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images")
-    start_difficulty: float = setting(0.3, "How hard the hardest pairs are at first", low=0.0, high=1.0)
-    end_difficulty: float = setting(1.0, "How hard they are at last", low=0.0, high=1.0)
+    start_difficulty: float = setting(0.3, "How hard the hardest pairs are at first", low=0.0, high=WIDEST)
+    end_difficulty: float = setting(
+        1.0, "How hard they are at last; above 1 motion alone gets wider: 90 degrees, scale 3", low=0.0, high=WIDEST
+    )
     rising_samples: int = setting(50000, "Pairs over which that rises", low=0, high=10**9)
     least_part: float = setting(0.25, "How hard the easiest pairs are, as a part of the hardest", low=0.0, high=1.0)
     light: float = setting(0.0, "How often the two views of a made pair are in different light", low=0.0, high=1.0)
-    held_out_difficulty: float = setting(0.7, "How hard held-out pairs are", low=0.0, high=1.0)
+    held_out_difficulty: float = setting(0.7, "How hard held-out pairs are", low=0.0, high=WIDEST)
     recorded: tuple[Mapping[str, Any], ...] = setting((), "Recorded sets")
 
     def __post_init__(self) -> None:
