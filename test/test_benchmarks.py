@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +231,78 @@ def test_a_picture_from_above_takes_frames_that_were_not_located(tmp_path: Path)
     assert (tmp_path / "above.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match=r"ours has positions of shape \(9, 3\), truth of \(10, 3\)"):
         plot_from_above(tmp_path / "above.png", {"ours": (estimate[1:], [])}, truth)
+
+
+# Wide views
+
+
+def seen_by_two(rng: np.random.Generator, count: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+    """Pixels of the same points in two views, the pose of the second in the first, and the camera of both."""
+    from loftr_ros.evaluation.scene import default_camera
+    from loftr_ros.training.geometry import inverse, rigid, rotation
+
+    camera = default_camera(640, 480)
+    T_0_1 = rigid(rotation(np.array([0.05, -0.4, 0.1])), np.array([1.2, 0.1, 0.3]))
+    points = rng.uniform((-2, -1.5, 4), (2, 1.5, 8), (count, 3))
+    in_other = points @ inverse(T_0_1)[:3, :3].T + inverse(T_0_1)[:3, 3]
+    pixels = [(p / p[:, 2:]) @ camera.matrix.T for p in (points, in_other)]
+    return pixels[0][:, :2].astype(np.float32), pixels[1][:, :2].astype(np.float32), T_0_1, camera
+
+
+def test_plain_estimates_of_exact_matches_are_the_true_pose_and_none_of_too_few(benchmark) -> None:
+    wide = benchmark("wide_views")
+    points0, points1, truth, camera = seen_by_two(np.random.default_rng(0))
+    order = np.random.default_rng(1).permutation(len(points0))
+    assert wide.plain((points0, points1), order, (camera, camera), truth) < 0.1
+    assert wide.plain((points0, points1), order[:3], (camera, camera), truth) == float("inf")
+    backwards = truth.copy()
+    backwards[:3, 3] *= -1
+    assert wide.plain((points0, points1), order, (camera, camera), backwards) > 170
+
+
+def test_marked_points_are_on_the_lines_of_exact_matches_and_not_on_those_of_wrong_ones(benchmark) -> None:
+    wide = benchmark("wide_views")
+    points0, points1, _, _ = seen_by_two(np.random.default_rng(0))
+    order = np.arange(150)
+    marked = points0[150:].astype(np.float64), points1[150:].astype(np.float64)
+    assert wide.on_lines((points0, points1), order, marked) == [1.0, 1.0, 1.0]
+    aside = marked[0], marked[1] + (0, 8)
+    shares = wide.on_lines((points0, points1), order, aside)
+    assert shares[0] < 0.5 < shares[2]
+    assert wide.on_lines((points0, points1), order[:5], marked) == [0.0, 0.0, 0.0]
+
+
+def test_cameras_of_the_curves_see_what_they_go_around_at_its_distance_or_nearer(benchmark) -> None:
+    sets = benchmark("wide_sets")
+    rng = np.random.default_rng(0)
+    for angle in (0, 30, 90):
+        T_0_1 = sets._orbit(angle, rng, 3.0)
+        looked_at = np.linalg.inv(T_0_1) @ [0, 0, 3, 1]
+        assert abs(looked_at[2] - 3) < 0.15
+        assert abs(looked_at[0]) < 0.15
+        turned = np.degrees(np.arccos(np.clip((np.trace(T_0_1[:3, :3]) - 1) / 2, -1, 1)))
+        assert turned == pytest.approx(angle, abs=1e-6)
+    assert (np.linalg.inv(sets._nearer(2.0, rng, 3.0)) @ [0, 0, 3, 1])[2] == pytest.approx(1.5)
+
+
+def test_of_the_matches_on_depth_those_that_are_not_seen_count_as_wrong(benchmark) -> None:
+    wide, contenders = benchmark("wide_views"), benchmark("contenders")
+    warp = np.stack(np.meshgrid(np.arange(40.0), np.arange(30.0)), axis=-1).astype(np.float32) + 2
+    warp[:, 20:] = np.nan
+    points0 = np.float32([[5, 5], [10, 10], [30, 10], [-3, 2]])
+    points1 = np.float32([[7, 7], [30, 12], [32, 12], [0, 4]])
+    found = contenders.Found(points0, points1, 0.0)
+    assert wide.right_share(found, warp) == 0.25
+    assert np.isnan(wide.right_share(found, None))
+
+
+def test_counts_of_missing_matches_add_up_and_shares_are_of_what_is_visible(benchmark) -> None:
+    missing = benchmark("missing_matches")
+    half = missing.Counts(
+        regions=10, visible=5, right=4, mutual=3, above=2, above_low=3, cell=1, near=1, taken=4, wrong=2
+    )
+    total = half + half
+    assert total.line("angle 30", 2, "w") == "| angle 30 | 2 | w | 50 | 80 | 60 | 40 (60) | 20 | 20 | 50 (-) |"
+    assert "| - | - |" in total.line("WxBS", 2, "w", cells=False)
+    centres = missing.centres(2, 3)
+    assert centres[4].tolist() == [23.5, 23.5]

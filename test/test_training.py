@@ -741,6 +741,10 @@ def test_a_folder_with_a_training_is_not_written_over_and_another_network_is_not
     other = settings(network={"preset": "loftr_ot"})
     with pytest.raises(TrainingError, match=r"another network: network\.preset was 'loftr', and is 'loftr_ot'"):
         run(other, trained[0], resume=True)
+    with pytest.raises(
+        TrainingError, match=r"trained without photos\.teacher, .* network\.initial=.*best\.safetensors"
+    ):
+        run(settings(photos={"teacher": "xfeat.pt"}), trained[0], resume=True)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

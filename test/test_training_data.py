@@ -129,6 +129,25 @@ def board(scene, distance, half, texture):
     scene.quad(o, np.array([2.0 * half, 0, 0]), np.array([0, 0, -2.0 * half]), Surface(pyramid(texture)), True)
 
 
+def test_above_a_difficulty_of_one_motion_is_wider_and_light_is_not(bank):
+    from loftr_ros.training.config import WIDEST
+    from loftr_ros.training.homography import random_homography
+
+    def scales(difficulty):
+        made = (random_homography(np.random.default_rng(k), SIZE, difficulty) for k in range(200))
+        middle = np.array([SIZE[0] / 2, SIZE[1] / 2, 1])
+        # Of the area about the middle, by the homography's Jacobian.
+        return [abs(np.linalg.det(H)) / abs(H[2] @ middle) ** 3 for H in made]
+
+    assert np.quantile(np.sqrt(scales(WIDEST)), 0.95) > 1.3 * np.quantile(np.sqrt(scales(1.0)), 0.95)
+    for kind in ("room", "clutter"):
+        sample = RenderedPairs(bank, kind).sample(np.random.default_rng(3), SIZE, WIDEST)
+        assert min(covisible(sample.warp01), covisible(sample.warp10)) > 0
+    assert Curriculum(0.3, WIDEST, 10).difficulty(10, np.random.default_rng(0)) <= WIDEST
+    with pytest.raises(ValueError, match=r"expected 0 to 1\.6"):
+        Curriculum(0.3, WIDEST + 0.1)
+
+
 def test_what_a_nearer_board_hides_from_either_camera_has_no_partner():
     scene = Scene()
     board(scene, 4.0, 6.0, picture(1).astype(np.float32))

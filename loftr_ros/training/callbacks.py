@@ -84,7 +84,7 @@ class Validation(lightning.Callback):
             self._validate(trainer, pl_module)
         if trainer.is_global_zero:
             assert isinstance(pl_module, TrainingModule)
-            self._export(pl_module, LAST)
+            export(pl_module, self._output / LAST, self._source)
 
     def _validate(self, trainer: lightning.Trainer, module: lightning.LightningModule, *, keep: bool = True) -> None:
         if not trainer.is_global_zero:
@@ -114,22 +114,28 @@ class Validation(lightning.Callback):
         )
         if better:
             module.best_score = metrics["score"]
-            self._export(module, BEST)
+            export(module, self._output / BEST, self._source)
             about = {"step": trainer.global_step, "minutes": round(module.seconds / 60, 2), **metrics}
             (self._output / BEST_METRICS).write_text(json.dumps(about, indent=2) + "\n")
 
-    def _export(self, module: TrainingModule, name: str) -> None:
-        exported: dict[str, Tensor] = module.objective.exported(module.averaged.state)
-        source = f"{self._source}, step {module.global_step}, {module.seconds / 60:.0f} minutes"
-        save_network_weights(self._output / name, exported, module.objective.config, source)
+
+def export(module: TrainingModule, path: Path, source: str) -> None:
+    """Write the averaged weights as a file that a network is loaded from."""
+    exported: dict[str, Tensor] = module.objective.exported(module.averaged.state)
+    about = f"{source}, step {module.global_step}, {module.seconds / 60:.0f} minutes"
+    save_network_weights(path, exported, module.objective.config, about)
 
 
 class Checkpoints(lightning.Callback):
-    """Writes the whole state every few minutes and at the end; the file is there whole or not at all."""
+    """Writes the whole state every few minutes and at the end, and its averaged weights for whoever wants to look.
 
-    def __init__(self, output: Path, minutes: float) -> None:
-        """Say where and how often."""
+    Either file is there whole or not at all.
+    """
+
+    def __init__(self, output: Path, minutes: float, source: str) -> None:
+        """Say where and how often, and what the weights file says of where it is from."""
         self._path, self._seconds = output / CHECKPOINT, 60 * minutes
+        self._weights, self._source = output / LAST, source
         self._last = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -152,6 +158,8 @@ class Checkpoints(lightning.Callback):
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             part.replace(self._path)
+            assert isinstance(trainer.lightning_module, TrainingModule)
+            export(trainer.lightning_module, self._weights, self._source)
         self._last = time.monotonic()
 
 

@@ -14,7 +14,10 @@ from loftr_ros.training.supervision import CoarseTruth, PairBatch
 
 
 def weighed(
-    parts: Mapping[str, Tensor], settings: LossConfig, distillation: DistillationConfig
+    parts: Mapping[str, Tensor],
+    settings: LossConfig,
+    distillation: DistillationConfig,
+    others: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of an objective's losses as the settings weigh them.
 
@@ -22,6 +25,7 @@ def weighed(
         parts: () losses by their names: of those that have a weight here, what the objective has.
         settings: weights of all but the teacher's.
         distillation: weight of the teacher's.
+        others: weights of losses that no setting here is of.
 
     Returns:
         () the sum, and the losses themselves without a gradient.
@@ -34,6 +38,7 @@ def weighed(
         "fine": settings.fine_weight,
         "heat": settings.heat_weight,
         "soft_target": distillation.weight,
+        **(others or {}),
     }
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return total, {name: value.detach() for name, value in parts.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +20,17 @@ from loftr_ros.matcher.local_affine import local_affine
 from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
 from loftr_ros.training.config import DistillationConfig, LossConfig
 from loftr_ros.training.distillation import Teacher
+from loftr_ros.training.feature_teacher import HEADS, FeatureHeads, FeatureTeacher
 from loftr_ros.training.losses import mean_over
 from loftr_ros.training.objective import Objective
-from loftr_ros.training.supervision import CoarseTruth, PairBatch, coarse_truth, nearest_cell, sample_matches
+from loftr_ros.training.supervision import (
+    CoarseTruth,
+    PairBatch,
+    TaughtBatch,
+    coarse_truth,
+    nearest_cell,
+    sample_matches,
+)
 
 # How often a region, or a cell, is asked for beside its true partner, as the stage before it will sometimes say.
 _BESIDE = 0.3
@@ -39,6 +48,7 @@ class Forward(NamedTuple):
         tokens0, tokens1: the same after the transformer.
         cells0, cells1: (B, Cc, H, W).
         fine0, fine1: (B, Cf, 4 H, 4 W).
+        photos: what the backbone makes of the photographs beside the pairs, none or more.
     """
 
     raw0: Tensor
@@ -49,6 +59,7 @@ class Forward(NamedTuple):
     cells1: Tensor
     fine0: Tensor
     fine1: Tensor
+    photos: CompactFeatures
 
 
 class CompactObjective(Objective):
@@ -58,21 +69,31 @@ class CompactObjective(Objective):
     config: CompactConfig
 
     def __init__(
-        self, config: CompactConfig, losses: LossConfig, distillation: DistillationConfig, teacher: Teacher | None
+        self,
+        config: CompactConfig,
+        losses: LossConfig,
+        distillation: DistillationConfig,
+        teacher: Teacher | None,
+        features: FeatureTeacher | None = None,
     ) -> None:
-        """A network with random weights; arguments as of `LoFTRObjective`."""
+        """A network with random weights; arguments as of `LoFTRObjective`, and a teacher of features."""
         self.config = config
         self.network = Compact(config)
         self._losses = losses
         self._distillation = distillation
         self._teacher = teacher
+        self._features = features
+        if features is not None:
+            # Among the network's weights, so that they are trained and checkpointed; `exported` leaves them out.
+            heads = FeatureHeads(config.backbone.cell_dim, config.backbone.region_dim)
+            self.network.add_module(HEADS, heads)
 
     def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.losses`."""
         settings, temperature = self._losses, self.config.coarse.temperature
         of_cells = coarse_truth(batch, self.config)
         weights = settings.coarse_weight, settings.no_partner_weight, settings.feature_weight, settings.cell_weight
-        if self._teacher is None and not any(weights):
+        if self._teacher is None and self._features is None and not any(weights):
             fine = self._maps(batch).fine
             likelihood, heat = self._fine_losses(fine[: len(batch)], fine[len(batch) :], of_cells)
             return weighed({"fine": likelihood, "heat": heat}, settings, self._distillation)
@@ -85,22 +106,36 @@ class CompactObjective(Objective):
             parts["feature"] = positive_loss(made.raw0, made.raw1, of_regions, temperature, settings)
         parts["cell"] = self._cell_loss(made, of_regions, of_cells)
         parts["fine"], parts["heat"] = self._fine_losses(made.fine0, made.fine1, of_cells)
-        return weighed(parts, settings, self._distillation)
+        if self._features is None:
+            return weighed(parts, settings, self._distillation)
+        assert isinstance(batch, TaughtBatch)
+        heads: Any = self.network.get_submodule(HEADS)
+        parts |= self._features.losses(heads, made.photos, batch.taught)
+        return weighed(parts, settings, self._distillation, self._features.weights)
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Objective.exported`."""
+        return {name: value for name, value in state.items() if not name.startswith(f"{HEADS}.")}
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)
-        regions, cells, fine = self._maps(batch)
+        made = self._maps(batch)
+        regions, cells, fine = (part[: 2 * pairs] for part in made)
+        photos = CompactFeatures(*(part[2 * pairs :] for part in made))
         grid = (regions.shape[2], regions.shape[3])
         raw = regions.flatten(2).transpose(1, 2).contiguous()
         tokens = network.transformer.encode(raw, grid)
         tokens0, tokens1 = network.transformer(tokens[:pairs], tokens[pairs:], grid, grid)
         return Forward(
-            raw[:pairs], raw[pairs:], tokens0, tokens1, cells[:pairs], cells[pairs:], fine[:pairs], fine[pairs:]
+            raw[:pairs], raw[pairs:], tokens0, tokens1, cells[:pairs], cells[pairs:], fine[:pairs], fine[pairs:], photos
         )
 
     def _maps(self, batch: PairBatch) -> CompactFeatures:
-        """The backbone's, of the first images and then of the second ones."""
-        images = padded(torch.cat([batch.image0, batch.image1])).contiguous(memory_format=torch.channels_last)
+        """The backbone's, of the first images, then of the second ones, then of single photographs if it has any."""
+        every = [batch.image0, batch.image1]
+        if isinstance(batch, TaughtBatch):
+            every.append(batch.seen)
+        images = padded(torch.cat(every)).contiguous(memory_format=torch.channels_last)
         made: CompactFeatures = self.network.backbone(images)
         return made
 

@@ -66,6 +66,22 @@ class DistillationConfig(Settings):
 
 
 @dataclass(frozen=True)
+class PhotosConfig(Settings):
+    """Single photographs beside the pairs, on which a teacher's dense features are learned; `compact` alone does."""
+
+    teacher: str = setting("", "XFeat's published weights, a file; empty for no such teacher")
+    count: int = setting(4, "Photographs of a batch, in each process", low=1, high=1024)
+    light: float = setting(
+        0.4, "How often the student sees a photograph in other light than the teacher", low=0.0, high=1.0
+    )
+    cell_weight: float = setting(1.0, "Weight of the teacher's features on cells of 8 px", low=0.0, high=100.0)
+    region_weight: float = setting(1.0, "Weight of them on regions of 16 px", low=0.0, high=100.0)
+    likeness_weight: float = setting(
+        10.0, "Weight of how alike the teacher finds regions, by which they are matched", low=0.0, high=1000.0
+    )
+
+
+@dataclass(frozen=True)
 class OptimizerConfig(Settings):
     """AdamW, warm-up, then a cosine over the steps or minutes of the budget."""
 
@@ -128,6 +144,9 @@ class MachineConfig(Settings):
     log_every_steps: int = setting(50, "Steps between lines of the logs", low=1, high=100000)
 
 
+# The largest difficulty of made pairs: above 1 their motion gets wider, and nothing else.
+WIDEST = 1.6
+
 # Recorded sets by the names that `data.recorded` has for them: the classes in `recorded_sets`.
 RECORDED_SETS = {
     "scannet": "ScanNetPairs",
@@ -159,11 +178,14 @@ class DataConfig(Settings):
     assets: str = setting("", "Folder of photos and textures; empty for that of `loftr_ros train assets`")
     batch_size: int = setting(4, "Pairs of a batch, in each process", low=1, high=1024)
     sizes: tuple[tuple[int, int], ...] = setting(((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images")
-    start_difficulty: float = setting(0.3, "How hard the hardest pairs are at first", low=0.0, high=1.0)
-    end_difficulty: float = setting(1.0, "How hard they are at last", low=0.0, high=1.0)
+    start_difficulty: float = setting(0.3, "How hard the hardest pairs are at first", low=0.0, high=WIDEST)
+    end_difficulty: float = setting(
+        1.0, "How hard they are at last; above 1 motion alone gets wider: 90 degrees, scale 3", low=0.0, high=WIDEST
+    )
     rising_samples: int = setting(50000, "Pairs over which that rises", low=0, high=10**9)
     least_part: float = setting(0.25, "How hard the easiest pairs are, as a part of the hardest", low=0.0, high=1.0)
-    held_out_difficulty: float = setting(0.7, "How hard held-out pairs are", low=0.0, high=1.0)
+    light: float = setting(0.0, "How often the two views of a made pair are in different light", low=0.0, high=1.0)
+    held_out_difficulty: float = setting(0.7, "How hard held-out pairs are", low=0.0, high=WIDEST)
     recorded: tuple[Mapping[str, Any], ...] = setting((), "Recorded sets")
 
     def __post_init__(self) -> None:
@@ -198,6 +220,7 @@ class TrainingConfig:
     made: MadeConfig = field(default_factory=MadeConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    photos: PhotosConfig = field(default_factory=PhotosConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -14,7 +14,8 @@ from loftr_ros.training.assets import AssetBank, default_folder
 from loftr_ros.training.config import RECORDED_SETS, TrainingConfig
 from loftr_ros.training.dataset import PairBatches
 from loftr_ros.training.mixture import Curriculum, Mixture, PairSource, made_sources
-from loftr_ros.training.supervision import PairBatch
+from loftr_ros.training.photos import PhotoViews
+from loftr_ros.training.supervision import PairBatch, TaughtBatch
 from loftr_ros.training.trainer import TrainingData
 
 _ENDLESS = 10**9  # batches; more than any training sees
@@ -27,10 +28,12 @@ class KnownBatches:
     Attributes:
         batches: by number.
         made: kinds of made pairs.
+        photos: photographs that each batch has beside the pairs; None for none.
     """
 
     batches: PairBatches
     made: frozenset[str]
+    photos: PhotoViews | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -38,7 +41,11 @@ class KnownBatches:
     def __getitem__(self, number: int) -> PairBatch:
         batch = self.batches[number]
         complete = torch.tensor([kind in self.made for kind in batch.kinds])
-        return PairBatch(batch.image0, batch.image1, batch.warp01, batch.warp10, complete)
+        pairs = batch.image0, batch.image1, batch.warp01, batch.warp10, complete
+        if self.photos is None:
+            return PairBatch(*pairs)
+        height, width = batch.image0.shape[2:]
+        return TaughtBatch(*pairs, *self.photos.batch(number, (width, height)))
 
 
 def open_data(settings: TrainingConfig) -> TrainingData:
@@ -63,7 +70,7 @@ def open_data(settings: TrainingConfig) -> TrainingData:
         sources: dict[str, PairSource] = {}
         shares = dict(weights)
         if weights:
-            sources |= made_sources(AssetBank(folder, validation=held_out))
+            sources |= made_sources(AssetBank(folder, validation=held_out), config.light)
         for index, entry in enumerate(config.recorded):
             if bool(entry.get("held_out", False)) == held_out:
                 name = f"{entry['set']}.{index}"
@@ -73,7 +80,10 @@ def open_data(settings: TrainingConfig) -> TrainingData:
             what = "held out: mark an entry of data.recorded by held_out: true" if held_out else "to train on"
             raise ConfigError(f"data has nothing {what}")
         mixture = Mixture(sources, shares, 0 if held_out else settings.seed, curriculum, validation=held_out)
-        return KnownBatches(PairBatches(mixture, config.batch_size, number, config.sizes), made)
+        photos = None
+        if settings.photos.teacher and not held_out:
+            photos = PhotoViews(AssetBank(folder), settings.photos.count, settings.photos.light, settings.seed)
+        return KnownBatches(PairBatches(mixture, config.batch_size, number, config.sizes), made, photos)
 
     return TrainingData(batches(False, rising, _ENDLESS), batches(True, level, settings.validation.batches))
 

@@ -11,23 +11,35 @@ from numpy.typing import NDArray
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float32, Float64, covisible, hide, rotation, warp_by_homography
 from loftr_ros.training.photometric import photograph
+from loftr_ros.training.relight import in_other_light
 from loftr_ros.training.sample import Sample
 
 _LEAST_COVISIBLE = 0.15
 _TRIES = 8
+_LARGEST_TILT = np.radians(72)
 _FOCAL = 1.1  # of the virtual camera, in image widths
 
 
 @dataclass(frozen=True)
 class HomographyPairs:
-    """Pairs of views of a photo, now and then of a texture."""
+    """Pairs of views of a photo, now and then of a texture.
+
+    Attributes:
+        bank: photos and textures.
+        light: how often one of the two is in other light; see `relight`.
+    """
 
     bank: AssetBank
+    light: float = 0.0
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
-        """A pair of (width, height) images; at 1, tilts go to 60 degrees and scales from 1/2 to 2."""
+        """A pair of (width, height) images; at 1, tilts go to 60 degrees and scales from 1/2 to 2.
+
+        At `config.WIDEST` they go to 72 degrees and from 1/3 to 3; light and noise are those of 1.
+        """
         clean0, clean1, warp01, warp10 = self.clean(rng, size, difficulty)
-        strengths = (0.2 + 0.8 * difficulty) * rng.random(2)
+        clean0, clean1, changed = in_other_light(clean0, clean1, rng, self.light)
+        strengths = (0.2 + 0.8 * min(difficulty, 1.0)) * rng.random(2) * (0.5 if changed else 1.0)
         image0, hidden0 = photograph(clean0, rng, float(strengths[0]), softness=0.0)
         image1, hidden1 = photograph(clean1, rng, float(strengths[1]), softness=0.0)
         hide(warp01, warp10, hidden0, hidden1)
@@ -68,7 +80,7 @@ def random_homography(rng: np.random.Generator, size: tuple[int, int], difficult
     focal = _FOCAL * width
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
     about = rng.uniform(0, 2 * np.pi)
-    tilt = np.radians(60) * difficulty * np.sqrt(rng.random())
+    tilt = min(np.radians(60) * difficulty, _LARGEST_TILT) * np.sqrt(rng.random())
     turn = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
     if rng.random() < 0.08 * difficulty:
         turn = rng.uniform(-np.pi, np.pi)

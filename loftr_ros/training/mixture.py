@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from loftr_ros.training.assets import AssetBank
+from loftr_ros.training.config import WIDEST
 from loftr_ros.training.homography import HomographyPairs
 from loftr_ros.training.rendered import RenderedPairs
 from loftr_ros.training.sample import Sample
@@ -31,7 +32,7 @@ class PairSource(Protocol):
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How hard the pairs are: from `start` to `end` (both in [0, 1]) over the first `samples` samples.
+    """How hard the pairs are: from `start` to `end` (both in [0, WIDEST]) over the first `samples` samples.
 
     A sample's own difficulty is drawn between `floor` of that and all of it: easy pairs never vanish.
     """
@@ -42,9 +43,12 @@ class Curriculum:
     floor: float = 0.25
 
     def __post_init__(self) -> None:
-        """Raises ValueError: a share is not in [0, 1]."""
-        if not (0 <= self.start <= 1 and 0 <= self.end <= 1 and 0 <= self.floor <= 1):
-            raise ValueError(f"curriculum: start {self.start}, end {self.end}, floor {self.floor}: expected 0 to 1")
+        """Raises ValueError: a difficulty is not in [0, WIDEST], or the floor not in [0, 1]."""
+        if not (0 <= self.start <= WIDEST and 0 <= self.end <= WIDEST and 0 <= self.floor <= 1):
+            raise ValueError(
+                f"curriculum: start {self.start}, end {self.end}, floor {self.floor}: expected 0 to {WIDEST:g}, and a "
+                "floor of 0 to 1"
+            )
 
     def difficulty(self, index: int, rng: np.random.Generator) -> float:
         """That of a sample."""
@@ -93,7 +97,12 @@ class Mixture:
         return sizes[int(rng.integers(len(sizes)))]
 
 
-def made_sources(bank: AssetBank) -> dict[str, PairSource]:
-    """All sources that need nothing but photos and textures, by the names of `WEIGHTS`."""
-    made: dict[str, PairSource] = {HOMOGRAPHY: HomographyPairs(bank)}
-    return made | {kind: RenderedPairs(bank, kind) for kind in RENDERED}
+def made_sources(bank: AssetBank, light: float = 0.0) -> dict[str, PairSource]:
+    """All sources that need nothing but photos and textures, by the names of `WEIGHTS`.
+
+    Args:
+        bank: of these.
+        light: how often the two views of a pair are in different light.
+    """
+    made: dict[str, PairSource] = {HOMOGRAPHY: HomographyPairs(bank, light)}
+    return made | {kind: RenderedPairs(bank, kind, light) for kind in RENDERED}

@@ -6,6 +6,7 @@ import numpy as np
 
 from loftr_ros.training.geometry import Float32, Float64, inverse, rigid, rotation
 
+LEAST_SEEN = 0.2  # of what one camera sees, the share that the other sees too, where nothing else is said
 _GRID = 12  # px between the pixels by which the overlap of a candidate is judged
 _TRIES = 12
 
@@ -17,12 +18,13 @@ def second_camera(
     K0: Float64,
     K1: Float64,
     driving: bool = False,
-    least: float = 0.2,
+    least: float = LEAST_SEEN,
 ) -> Float64 | None:
     """T_1_0 of a camera that sees at least a share `least` of what camera 0 sees, occlusion aside.
 
     Args:
-        difficulty: in [0, 1]; 0 is video, 1 goes to 60 degrees and a baseline of half the depth.
+        difficulty: in [0, `config.WIDEST`]; 0 is video, 1 goes to 60 degrees and a baseline of half the depth, the
+            largest to 90 degrees, and to a third of the depth.
         inverse_depth: (H, W) of view 0; the image of view 1 has the same size.
         driving: forward on the ground, rather than freely.
 
@@ -81,7 +83,7 @@ def _free(rng: np.random.Generator, difficulty: float, near: float, middle: floa
 def _roll(rng: np.random.Generator, difficulty: float) -> float:
     """About the optical axis, in radians: small, now and then large."""
     if rng.random() < 0.12 * difficulty:
-        return float(rng.uniform(-0.8, 0.8))
+        return float(rng.uniform(-0.8, 0.8)) * max(1.0, difficulty)
     return float(rng.normal(0, 0.02 + 0.08 * difficulty))
 
 

@@ -6,25 +6,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loftr_ros.frontend.config import ConfigError
 from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.checkpoint import WeightsFile, check_weights, load_network
-from loftr_ros.matcher.config import AUTO, LoFTRConfig, NetworkConfig
+from loftr_ros.matcher.config import AUTO, CompactConfig, LoFTRConfig, NetworkConfig
 from loftr_ros.matcher.fine import expectation, heat_map
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.position import position_encoding
 from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
-from loftr_ros.training.config import DistillationConfig, LossConfig
+from loftr_ros.training.config import DistillationConfig, LossConfig, PhotosConfig
 from loftr_ros.training.distillation import Teacher, soft_target_loss
+from loftr_ros.training.feature_teacher import FeatureTeacher
 from loftr_ros.training.losses import fine_l2, log_assignment, transport_nll
 from loftr_ros.training.metrics import pair_metrics
 from loftr_ros.training.supervision import CoarseTruth, PairBatch, coarse_truth, fine_truth, sample_matches
+from loftr_ros.training.xfeat import load_xfeat
 
 
 class Objective(ABC):
@@ -77,7 +81,11 @@ class Objective(ABC):
 
 
 def open_objective(
-    config: NetworkConfig, losses: LossConfig, distillation: DistillationConfig, device: torch.device
+    config: NetworkConfig,
+    losses: LossConfig,
+    distillation: DistillationConfig,
+    device: torch.device,
+    photos: PhotosConfig | None = None,
 ) -> Objective:
     """The objective of a network, with random weights.
 
@@ -85,10 +93,12 @@ def open_objective(
         config: the network.
         losses: what the losses weigh.
         distillation: the teacher, if any.
-        device: of the teacher; the trainer places the network itself.
+        device: of the teachers; the trainer places the network itself.
+        photos: the teacher of features, if any.
 
     Raises:
-        WeightsError: the teacher's weights are missing, damaged or of another network.
+        WeightsError: a teacher's weights are missing, damaged or of another network.
+        ConfigError: a teacher of features, and a network that cannot learn from one.
     """
     teacher = None
     if distillation.teacher:
@@ -100,7 +110,11 @@ def open_objective(
         teacher = Teacher(matcher, config)
     module, name = OBJECTIVES.get(config.name, ("loftr_ros.training.objective", "LoFTRObjective"))
     make: Callable[..., Objective] = getattr(import_module(module), name)
-    return make(config, losses, distillation, teacher)
+    if photos is None or not photos.teacher:
+        return make(config, losses, distillation, teacher)
+    if not isinstance(config, CompactConfig):
+        raise ConfigError(f"photos.teacher: only compact learns a teacher's features, not {config.name}")
+    return make(config, losses, distillation, teacher, FeatureTeacher(load_xfeat(Path(photos.teacher), device), photos))
 
 
 # Networks with an objective of their own, by preset: module and class, which takes what LoFTRObjective takes.

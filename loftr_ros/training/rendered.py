@@ -10,9 +10,10 @@ import numpy as np
 
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float32, Float64, covisible, hide, intrinsics, inverse, warp_by_depth
-from loftr_ros.training.motion import second_camera
+from loftr_ros.training.motion import LEAST_SEEN, second_camera
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relief import make_relief
+from loftr_ros.training.relight import in_other_light
 from loftr_ros.training.render import View, render
 from loftr_ros.training.sample import Sample
 from loftr_ros.training.scenes import make_stage
@@ -49,16 +50,23 @@ class RenderedPairs:
     Attributes:
         bank: photos and textures.
         kind: "room", "street", "clutter" or "relief".
+        light: how often one of the two views is in other light; see `relight`.
     """
 
     bank: AssetBank
     kind: str
+    light: float = 0.0
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
-        """A pair of (width, height) images; `difficulty` in [0, 1] is that of motion, light, and repeats."""
+        """A pair of (width, height) images; `difficulty` is that of motion, light, and repeats.
+
+        Above 1, up to `config.WIDEST`, the motion alone gets wider.
+        """
         pair = self.clean(rng, size, difficulty)
-        image0, hidden0 = photograph(pair.view0.image, rng, difficulty * float(rng.random()))
-        image1, hidden1 = photograph(pair.view1.image, rng, difficulty * float(rng.random()))
+        clean0, clean1, changed = in_other_light(pair.view0.image, pair.view1.image, rng, self.light)
+        strength = min(difficulty, 1.0) * (0.5 if changed else 1.0)
+        image0, hidden0 = photograph(clean0, rng, strength * float(rng.random()))
+        image1, hidden1 = photograph(clean1, rng, strength * float(rng.random()))
         hide(pair.warp01, pair.warp10, hidden0, hidden1)
         return Sample(image0, image1, pair.warp01, pair.warp10, self.kind)
 
@@ -80,7 +88,7 @@ class RenderedPairs:
             T_0, driving = relief.T_camera_world, False
             see: Callable[[Float64, tuple[int, int], Float64], View] = relief.render
         else:
-            stage = make_stage(self.bank, rng, difficulty, self.kind)
+            stage = make_stage(self.bank, rng, min(difficulty, 1.0), self.kind)
             T_0, driving = stage.T_camera_world, stage.driving
             see = partial(render, stage.scene)
 
@@ -88,7 +96,8 @@ class RenderedPairs:
         if _blocked(view0):
             return None
         for _ in range(2):
-            T_1_0 = second_camera(rng, difficulty, view0.inverse_depth, K0, K1, driving)
+            least = LEAST_SEEN if difficulty <= 1 else LEAST_COVISIBLE
+            T_1_0 = second_camera(rng, difficulty, view0.inverse_depth, K0, K1, driving, least)
             if T_1_0 is None:
                 return None
             view1 = see(K1, size, T_1_0 @ T_0)

@@ -44,7 +44,20 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """On a device."""
-        return PairBatch(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)))
+        return type(self)(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)))
+
+
+@dataclass(frozen=True)
+class TaughtBatch(PairBatch):
+    """A batch of pairs with single photographs beside it, for a teacher of features.
+
+    Attributes:
+        seen: (P, 1, H, W) float32 in [0, 1], photographs as the student sees them, of the size of the pairs.
+        taught: (P, 1, H, W) the same views, as the teacher sees them.
+    """
+
+    seen: Tensor
+    taught: Tensor
 
 
 def pair_batch(batch: Any) -> PairBatch:

@@ -76,7 +76,7 @@ def train(
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     torch.manual_seed(config.seed)
-    objective = open_objective(config.network_config(), config.losses, config.distillation, device)
+    objective = open_objective(config.network_config(), config.losses, config.distillation, device, config.photos)
     if config.network.initial and checkpoint is None:
         objective.start_from(read_weights(Path(config.network.initial).expanduser()))
     module = TrainingModule(objective, config)
@@ -85,7 +85,7 @@ def train(
     callbacks: list[lightning.Callback] = [
         Averaging(),
         Validation(data.held_out, config.validation.every_steps, output, source),
-        Checkpoints(output, config.machine.checkpoint_minutes),  # after what it must hold
+        Checkpoints(output, config.machine.checkpoint_minutes, source),  # after what it must hold
     ]
     if not progress:
         callbacks.append(Lines(config.machine.log_every_steps))
@@ -222,6 +222,11 @@ def _checkpoint(config: TrainingConfig, output: Path, resume: bool) -> Path | No
         raise TrainingError(
             f"{path} is of another network: {network[0]} was {before.get(network[0])!r}, and is "
             f"{now.get(network[0])!r}; name another --output"
+        )
+    if bool(before.get("photos.teacher")) != bool(now.get("photos.teacher")):
+        raise TrainingError(
+            f"{path} was trained {'with' if before.get('photos.teacher') else 'without'} photos.teacher, whose heads "
+            f"are in the checkpoint: keep it so, or start another --output with network.initial={output / BEST}"
         )
     for name in changed:
         _logger.warning("%s was %r and is now %r", name, before.get(name), now.get(name))

@@ -1,0 +1,92 @@
+"""Single photographs for a teacher of features: any part of one, at any scale, seen in two lights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loftr_ros.training.assets import AssetBank
+from loftr_ros.training.homography import view
+from loftr_ros.training.photometric import photograph
+from loftr_ros.training.relight import relight
+
+# How often the photograph is a texture instead: surfaces seen from straight ahead.
+_TEXTURES = 0.15
+# Largest turn of the camera about its axis, in radians.
+_TURN = 0.35
+# Strength of what the teacher's own picture goes through; the student's goes to 1.
+_TEACHERS_STRENGTH = 0.3
+_PHOTO_STREAM = 0x9407
+
+
+class TaughtPhotos(NamedTuple):
+    """Photographs to learn a teacher's features on.
+
+    Attributes:
+        seen: (B, 1, H, W) float32 in [0, 1], what the student sees.
+        taught: (B, 1, H, W) the same views, as the teacher sees them.
+    """
+
+    seen: Tensor
+    taught: Tensor
+
+
+@dataclass(frozen=True)
+class PhotoViews:
+    """Numbered batches of photographs, each told by the seed and its number.
+
+    Attributes:
+        bank: photos and textures.
+        count: views of a batch.
+        light: how often the student's picture is in other light than the teacher's.
+        seed: of everything.
+    """
+
+    bank: AssetBank
+    count: int
+    light: float
+    seed: int = 0
+
+    def batch(self, number: int, size: tuple[int, int]) -> TaughtPhotos:
+        """Batch `number`, its images (width, height)."""
+        rng = np.random.default_rng([self.seed, number, _PHOTO_STREAM])
+        pairs = [self._pair(rng, size) for _ in range(self.count)]
+        seen, taught = (
+            torch.from_numpy(np.stack(images)[:, None]).float().div_(255) for images in zip(*pairs, strict=True)
+        )
+        return TaughtPhotos(seen, taught)
+
+    def _pair(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        levels = self.bank.texture(rng) if rng.random() < _TEXTURES else self.bank.photo(rng)
+        clean = view(levels, part_of_a_photo(rng, levels[0].shape, size), size)
+        taught = photograph(clean, rng, _TEACHERS_STRENGTH * float(rng.random()), softness=0.0)[0]
+        if rng.random() < self.light:
+            seen = photograph(relight(clean, rng), rng, 0.5 * float(rng.random()), softness=0.0)[0]
+        elif rng.random() < 0.5:
+            seen = photograph(clean, rng, float(rng.random()), softness=0.0)[0]
+        else:
+            seen = taught
+        return seen, taught
+
+
+def part_of_a_photo(rng: np.random.Generator, shape: tuple[int, ...], size: tuple[int, int]) -> NDArray[np.float64]:
+    """(3, 3) pixels of an image of (width, height) -> those of a photo: from its whole to a part at full resolution."""
+    rows, columns = shape[:2]
+    width, height = size
+    whole = max(columns / width, rows / height)  # beyond its edges the photo continues mirrored
+    fits = min(columns / width, rows / height)
+    zoom = float(np.exp(rng.uniform(np.log(min(0.8, fits)), np.log(max(0.5 * (fits + whole), 0.81)))))
+    turn = rng.normal(0, 0.3) * _TURN
+    cosine, sine = zoom * np.cos(turn), zoom * np.sin(turn)
+    room = np.maximum([columns - zoom * width, rows - zoom * height], 0) / 2
+    middle = np.array([columns - 1, rows - 1]) / 2 + room * rng.uniform(-1, 1, 2)
+    linear = np.array([[cosine, -sine], [sine, cosine]])
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = middle - linear @ (np.array([width - 1, height - 1]) / 2)
+    return matrix
