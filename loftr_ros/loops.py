@@ -171,7 +171,9 @@ class _Job:
         self._keep(observer.take(), known)
         report.notes += source.notes
         if not report.keyframes and not report.progress.interrupted and done is None:
-            reasons = "; ".join(report.refused[:3]) or "it has no frames"
+            reasons = "; ".join(report.refused[:3]) or (
+                f"none of its {report.frames} frames shows anything" if report.frames else "it has no frames"
+            )
             raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
 
     def _archived_until(self, source: Source, known: dict[int, KeyframeName]) -> int | None:

@@ -364,7 +364,7 @@ def test_a_point_asked_for_and_the_heads_change_what_is_shown(tmp_path: Path) ->
     [
         (("no.png", "b.png"), "image no.png is not there"),
         (("a.png", "text.png"), "text.png"),
-        (("tiny.png", "b.png", "--network", "coarse_lite"), "sides of at least 16"),
+        (("tiny.png", "b.png", "--network", "coarse_lite"), "sides of at least 32"),
         (("a.png", "b.png", "--point", "150,20"), "point 150,20 is outside of a.png, which is 150x100"),
         (("a.png", "b.png", "--point", "-3,20"), "point -3,20 is outside of a.png"),
         (("a.png", "b.png", "--point", "12;20"), "point '12;20' is not understood"),

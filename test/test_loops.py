@@ -66,7 +66,7 @@ class Walk(Source):
     def __iter__(self) -> Iterator[SourceFrame]:
         for number in self.numbers:
             made = seen(number)
-            image = np.zeros_like(made.image)
+            image = made.image.copy()
             image[:16, :16] = 2 * number
             yield SourceFrame(
                 number,
@@ -102,9 +102,9 @@ def seen(number: int) -> Frame:
     return frame(POSES, number, depth=True)
 
 
-def search(folder: Path, *recordings: Recording, mode: str = "rgbd") -> Report:
+def search(folder: Path, *recordings: Recording, mode: str = "rgbd", max_age: float = 10.0) -> Report:
     matcher = BlockMatcher(POSES)
-    config = with_values(FrontEndConfig(), {"mode": mode, "depth.max_depth": 20.0})
+    config = with_values(FrontEndConfig(), {"mode": mode, "depth.max_depth": 20.0, "keyframe.max_age": max_age})
     settings = with_values(LoopConfig(), {"min_similarity": 0.5, "min_age": 2.0})
     with Archive.open(str(folder / "archive"), SPACE, DIMENSION) as archive:
         return find_loops(
@@ -203,7 +203,7 @@ def test_a_recording_that_meets_another_stands_in_its_frame(two: tuple[Path, Rep
     graph = PoseGraph(report.keyframes, report.loops)
     start = np.linalg.inv(POSES[0])
     together = [each for each in report.keyframes if graph.placements[each.trajectory].group == 0]
-    assert {(each.name.robot, each.segment) for each in together} == {("ada", 0), ("ada", 2), ("bob", 0)}
+    assert {(each.name.robot, each.segment) for each in together} == {("ada", 0), ("bob", 0)}
     for keyframe in together:
         pose, true = graph.pose(keyframe), start @ POSES[round((keyframe.stamp_ns - 10**9) / 1e8)]
         assert pose is not None and np.abs(pose - true).max() < 0.1
@@ -300,7 +300,7 @@ def test_a_run_that_was_stopped_is_gone_on_with_by_the_same_command(tmp_path: Pa
 
 
 def test_a_camera_without_calibration_gives_loops_without_poses(tmp_path: Path) -> None:
-    report = search(tmp_path, Recording("ada", Walk("one", ALL, calibrated=False)), mode="mono")
+    report = search(tmp_path, Recording("ada", Walk("one", ALL, calibrated=False)), mode="mono", max_age=0.5)
     assert report.loops and not any(loop.pose.has_rotation for loop in report.loops)
     assert read_g2o(tmp_path / "loops.g2o") == ({}, [], [])
     assert {row["vertex"] for row in rows(tmp_path / "keyframes.csv")} == {""}

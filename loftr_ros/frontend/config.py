@@ -186,13 +186,13 @@ class GeometryConfig(Settings):
         high=300.0,
     )
     min_explained: float = setting(
-        0.45,
+        0.4,
         "Part of what both images should show, by the pose, that inliers must cover for it to be trusted by itself",
         low=0.0,
         high=1.0,
     )
     min_agreeing: float = setting(
-        0.6,
+        0.75,
         "Part of the matches that must be inliers for a pose to be trusted by itself",
         low=0.0,
         high=1.0,
