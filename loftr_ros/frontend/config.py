@@ -261,6 +261,12 @@ class KeyframeConfig(Settings):
     min_coverage: float = setting(
         0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
     )
+    min_explained: float = setting(
+        0.7,
+        "Part of what both images should show that inliers must cover; below it a new keyframe comes",
+        low=0.0,
+        high=1.0,
+    )
     max_parallax: float = setting(
         0.05, "Median parallax, as a part of the image's width; above it a new keyframe comes", low=0.001, high=1.0
     )

@@ -339,7 +339,12 @@ def coverage(points: NDArray[np.float32], size: tuple[int, int]) -> float:
 
 
 def reason_for_keyframe(
-    reference: Keyframe, coverage: float, pose: RelativePose, frame: Frame, config: KeyframeConfig
+    reference: Keyframe,
+    coverage: float,
+    pose: RelativePose,
+    frame: Frame,
+    config: KeyframeConfig,
+    explained: float = 1.0,
 ) -> KeyframeReason | None:
     """Why a frame that was located should become a keyframe, judged against the reference; None where it should not.
 
@@ -349,7 +354,10 @@ def reason_for_keyframe(
         pose: of the frame relative to it.
         frame: the current one.
         config: the limits.
+        explained: part of what both images should show that inliers cover, 0 to 1.
     """
+    if explained < config.min_explained:
+        return KeyframeReason.LOW_COVERAGE
     if coverage < config.min_coverage:
         return KeyframeReason.LOW_COVERAGE
     if pose.has_direction and pose.median_parallax > config.max_parallax * frame.size[0]:

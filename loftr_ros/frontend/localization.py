@@ -38,10 +38,8 @@ _CARRIED = 2.0
 _CARRIED_PART = 0.5
 # Standard deviations of a pose that is believed since it is where it was expected are multiplied by this.
 _WEAK_FACTOR = 2.0
-# Of the inliers of two views, the part that a pose by depths must explain to be believed beside it.
-_AGREEING = 0.6
-# Degrees that two views' rotation and the depths' may differ by.
-_AGREEING_TURN = 2.0
+# Degrees that two views' rotation and direction of motion may differ by from the depths'.
+_AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
 # Of what both images should show, the part that is enough by itself whatever was before.
 _SURE = 0.5
 # Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
@@ -119,23 +117,26 @@ class Localizer:
             keyframe.encoded.field,
         )
         expected = self._motion.expected(current.frame.stamp_ns)
-        by_depth = None
+        by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
             pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
                 by_depth = self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
-                enough = pose.inliers.sum() >= self._config.geometry.min_agreeing * len(matches)
-                if not pose.has_rotation or (by_depth.is_believed and enough):
+                if not pose.has_rotation or by_depth.is_trusted:
                     return by_depth
-        pose = estimate_relative_pose(
+        two_views = estimate_relative_pose(
             rays.keyframe, rays.current, before.focal_length, self._config.geometry, matches.std, rays.field
         )
-        pose = replace(pose, without_length=why)
-        if by_depth is not None and _agree(by_depth.match.pose, pose):
-            return by_depth
-        return self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
+        two_views = replace(two_views, without_length=why)
+        by_two = self._judged(Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, current)
+        if by_depth is None or pose is None:
+            return by_two
+        # Depths are noisier than matches: fewer agree with them, and two views that do say that the pose is right.
+        if by_depth.explained >= self._config.geometry.min_explained and by_two.is_trusted and _agree(pose, two_views):
+            return replace(by_depth, match=KeyframeMatch(keyframe, matches, pose), pose=pose, is_trusted=True)
+        return by_depth if by_depth.is_believed or not by_two.is_believed else by_two
 
     def follow(self, located: Located, stamp_ns: int) -> tuple[Located, Location | None]:
         """Go on with the trajectory to the current frame; `located` is relative to a keyframe of it.
@@ -180,7 +181,7 @@ class Localizer:
         pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
         before = keyframe.frame.camera
         if not pose.has_rotation or camera is None or before is None:
-            return located
+            return replace(located, is_trusted=False)
         points = located.match.correspondences.keyframe_points[pose.inliers]
         part = explained_part(
             keyframe.encoded.textured, points, pose, before, camera, keyframe.encoded.cell_points, keyframe.depth
@@ -199,7 +200,8 @@ class Localizer:
         if expected is not None and keyframe.location is not None and measured is not None:
             # Few matches, or those of one part of the image, may share an error.
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
-            if expected.agrees(keyframe.location.moved(measured.matrix, measured.covariance)):
+            place = keyframe.location.moved(measured.matrix, measured.covariance)
+            if expected.agrees(place, _typical_depth(keyframe)):
                 length = pose if located.pose is not None else None
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
@@ -324,6 +326,14 @@ class Localizer:
         )
 
 
+def _typical_depth(keyframe: Keyframe) -> float:
+    """Median depth of a keyframe's cells, in the trajectory's unit; one where none is known."""
+    depth = keyframe.depth
+    if depth is None or not depth.known.any():
+        return 1.0
+    return 1 / max(float(np.median(depth.inverse[depth.known])), 1e-3)
+
+
 def _location(located: Located) -> Location:
     place = located.match.keyframe.location
     assert place is not None
@@ -336,17 +346,16 @@ def _moved(located: Located) -> Location:
 
 
 def _agree(by_depth: RelativePose, two_views: RelativePose) -> bool:
-    """Whether two views say nothing else than the depths do.
-
-    They do where they explain many more of the matches by another rotation. Where they have no pose, there is none to
-    disagree.
-    """
-    if not two_views.has_rotation or by_depth.inliers.sum() >= _AGREEING * two_views.inliers.sum():
+    """Whether two views say what the depths do: the same rotation, and where they know one the same direction."""
+    if not two_views.is_believed:
+        return False
+    turned = float(np.degrees(np.linalg.norm(cv2.Rodrigues(by_depth.rotation.T @ two_views.rotation)[0])))
+    if turned > _AGREEING_TURN:
+        return False
+    length = float(np.linalg.norm(by_depth.translation))
+    if not two_views.has_direction or length < 1e-9:
         return True
-    turned = cv2.Rodrigues(by_depth.rotation.T @ two_views.rotation)[0]
-    return bool(
-        np.degrees(np.linalg.norm(turned)) < _AGREEING_TURN and by_depth.inliers.sum() > two_views.inliers.sum() / 2
-    )
+    return bool(by_depth.translation @ two_views.translation > np.cos(np.radians(_AGREEING_DIRECTION)) * length)
 
 
 def _scale_between(old: Located, new: Located) -> float:

@@ -442,7 +442,12 @@ class FrontEnd:
             chosen = next((each for each in located if each.match.keyframe is reference), best)
             coverage = covered[chosen.match.keyframe.id]
             reason = reason_for_keyframe(
-                chosen.match.keyframe, coverage, chosen.match.pose, current.frame, self.config.keyframe
+                chosen.match.keyframe,
+                coverage,
+                chosen.match.pose,
+                current.frame,
+                self.config.keyframe,
+                chosen.explained,
             )
         if reason is None:
             return None

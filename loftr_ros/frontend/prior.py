@@ -25,8 +25,8 @@ _VELOCITY_PART = 0.3
 _SPEED, _OWN_SPEED, _TURN_RATE = 1.5, 0.7, 1.0
 # Standard deviations at which an expectation still agrees.
 _REACH = 3.0
-# What an expectation allows for at most, to say anything: radians, and metres or units of a single camera's own.
-_MOST_TURN, _MOST_WAY = 0.4, 0.5
+# What an expectation allows for at most, to say anything: radians, and a part of the scene's depth.
+_MOST_TURN, _MOST_WAY = 0.4, 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +45,22 @@ class Expected:
     rotation_std: float
     segment: int
 
-    @property
-    def is_telling(self) -> bool:
-        """Whether so little is left open that a wrong pose would be a surprise."""
-        return _REACH * self.rotation_std <= _MOST_TURN and _REACH * self.position_std <= _MOST_WAY
+    def is_telling(self, depth: float) -> bool:
+        """Whether so little is left open that a wrong pose would be a surprise.
 
-    def agrees(self, location: Location) -> bool:
-        """Whether a location speaks for itself by being where it is expected; not where nearly everything would be."""
-        if location.segment != self.segment or not self.is_telling:
+        Args:
+            depth: typical depth of the scene, in the trajectory's unit.
+        """
+        return _REACH * self.rotation_std <= _MOST_TURN and _REACH * self.position_std <= _MOST_WAY * depth
+
+    def agrees(self, location: Location, depth: float = 1.0) -> bool:
+        """Whether a location speaks for itself by being where it is expected; not where nearly everything would be.
+
+        Args:
+            location: of the camera.
+            depth: as in `is_telling`.
+        """
+        if location.segment != self.segment or not self.is_telling(depth):
             return False
         off = float(np.linalg.norm(location.pose[:3, 3] - self.pose[:3, 3]))
         turn = float(np.linalg.norm(cv2.Rodrigues(self.pose[:3, :3].T @ location.pose[:3, :3])[0]))
