@@ -43,6 +43,19 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     return domain
 
 
+@pytest.fixture(autouse=True)
+def _no_profile_left_behind() -> Iterator[None]:
+    """What a player that ran in this process told Fast DDS must not reach the processes of later tests."""
+    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 _READ_ONLY_REMOUNT = 1 | 32
 
 
