@@ -43,17 +43,20 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     return domain
 
 
+# Tests of the room that images have on their way.
+OF_THE_TRANSPORT = ("test_transport.py", "test_launch.py", "test_player.py")
+
+
 @pytest.fixture(autouse=True)
-def _no_profile_left_behind() -> Iterator[None]:
-    """What a player that ran in this process told Fast DDS must not reach the processes of later tests."""
-    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    before = {name: os.environ.get(name) for name in names}
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def _transport_as_it_is(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test but those of the transport brings a profile: Fast DDS reads it once in a process, for all tests after it.
+
+    A node that is a process of its own would then have other transports than its test, and never be found.
+    """
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    if request.path.name not in OF_THE_TRANSPORT:
+        monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", "DEFAULT")
 
 
 _READ_ONLY_REMOUNT = 1 | 32
