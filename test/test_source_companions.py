@@ -368,7 +368,7 @@ def test_what_is_no_depth_image_of_its_image_is_refused_by_name(seven_scenes):
             frame.to_frame("rgbd")
     for content in (b"", b"junk", names[1].read_bytes()[:-40]):
         names[0].write_bytes(content)
-        with pytest.raises(SourceError, match=r"frame-000000\.depth\.png is not an image"):
+        with pytest.raises(SourceError, match=r"frame-000000\.depth\.png (is not an image|was cut off)"):
             frame.to_frame("rgbd")
     names[0].unlink()
     with pytest.raises(SourceError, match=r"frame-000000\.depth\.png cannot be read"):
