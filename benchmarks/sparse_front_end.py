@@ -7,6 +7,7 @@ it, and it is linked with the keypoint of the next keyframe at the same pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import cv2
@@ -21,6 +22,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import Correspondences
+from loftr_ros.frontend.trust import Texture, blocks_with
 from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 # Length and type of a descriptor.
@@ -78,6 +80,14 @@ class KeypointFrame(EncodedFrame):
             return np.zeros(len(points), np.int64), np.full(len(points), np.inf, np.float32)
         distance, cell = self._tree.query(points)
         return cell.astype(np.int64), distance.astype(np.float32)
+
+    @cached_property
+    def texture(self) -> Texture:
+        """Only where a keypoint is, something can match."""
+        assert self.features.usable is not None
+        image = super().texture
+        real = self.cell_points[self.features.usable[0].numpy()]
+        return replace(image, flags=image.flags & blocks_with(real, self.frame.size, image.blocks))
 
     @cached_property
     def _tree(self):

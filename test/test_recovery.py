@@ -166,7 +166,9 @@ def test_states_go_from_doubtful_to_lost_and_one_good_frame_brings_tracking_back
 
 
 def test_a_new_place_counts_once_it_was_followed_in_a_row() -> None:
-    recovery = Recovery(RecoveryConfig(confirmations=3))
+    recovery = Recovery(RecoveryConfig(confirmations=3, patience=2))
+    for _ in range(3):
+        recovery.missed()
     assert [recovery.followed(f) for f in (True, True, False, True, True, True)] == [False] * 5 + [True]
 
 

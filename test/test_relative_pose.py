@@ -91,6 +91,21 @@ def test_a_plane_is_called_a_plane_and_its_pose_is_one_of_the_two_that_a_plane_a
     assert min(errors) < 0.5
 
 
+@pytest.mark.parametrize("shift", [0.05, 0.1, 0.15])
+@pytest.mark.parametrize("noise", [0.002, 0.3])
+def test_along_a_wall_the_solution_with_a_part_of_the_wall_behind_the_camera_is_not_taken(
+    shift: float, noise: float
+) -> None:
+    u, v = np.meshgrid(np.arange(-0.5, 0.5, 0.06), np.arange(-0.4, 0.4, 0.06))
+    before = np.stack([u.ravel(), v.ravel()], axis=1)
+    for seed in range(10):
+        off = np.random.default_rng(seed).normal(0, noise / FOCAL, before.shape)
+        pose = estimate_relative_pose(before, before - (shift, 0) + off, FOCAL, EXACT)
+        assert pose.status == PoseStatus.PLANAR
+        assert pose.inliers.mean() > 0.95
+        assert translation_direction_error(pose.translation, np.array([1.0, 0, 0])) < (0.1 if noise < 0.1 else 15)
+
+
 @pytest.mark.parametrize("noise", [0.05, 0.3])
 def test_a_camera_that_only_turns_gets_its_rotation_and_no_direction(noise: float) -> None:
     turn = rotation(2, 12, -3)

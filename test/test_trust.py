@@ -13,7 +13,7 @@ from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.prior import ConstantVelocity
 from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, estimate_relative_pose
 from loftr_ros.frontend.significance import significance
-from loftr_ros.frontend.trust import explained_part, textured_blocks
+from loftr_ros.frontend.trust import Texture, explained_back, explained_part, texture_of
 
 FIELD_OF_CELLS = np.stack(np.meshgrid(np.arange(40), np.arange(30)), axis=-1).reshape(-1, 2) * 8.0 + 3.5
 
@@ -67,16 +67,26 @@ def pose_of(turn: Array, translation: Array, scale_known: bool = True, parallax:
 def test_flat_parts_of_an_image_have_no_texture_and_masked_ones_do_not_count() -> None:
     image = texture(240, 320)
     image[:, :160] = 120
-    blocks = textured_blocks(image).reshape(15, 20)
+    blocks = texture_of(image, 40).flags.reshape(15, 20)
     assert not blocks[:, :9].any() and blocks[:, 11:].all()
     usable = np.ones(image.shape, np.bool_)
     usable[120:] = False
-    assert not textured_blocks(image, usable).reshape(15, 20)[8:].any()
+    assert not texture_of(image, 40, usable).flags.reshape(15, 20)[8:].any()
+
+
+@pytest.mark.parametrize("cells", [10, 16, 20, 28, 80])
+def test_a_network_with_few_cells_explains_an_image_as_well(cells: int) -> None:
+    eye, image = camera(), texture(240, 320)
+    side = 320 / cells
+    v, u = np.meshgrid(np.arange(0, 240, side), np.arange(0, 320, side), indexing="ij")
+    points = np.stack([u.ravel(), v.ravel()], axis=1)
+    found = explained_back(texture_of(image, cells), points + 0.4 * side, pose_of(np.eye(3), np.zeros(3)), eye, eye)
+    assert found > 0.9
 
 
 @pytest.mark.parametrize("part", [1.0, 0.5, 0.1])
 def test_inliers_of_a_part_of_the_image_explain_that_part(part: float) -> None:
-    eye, every = camera(), np.ones(300, np.bool_)
+    eye, every = camera(), Texture(np.ones(300, np.bool_), 20)
     depth = CellDepth(np.full(len(FIELD_OF_CELLS), 0.5), np.full(len(FIELD_OF_CELLS), 1e-6), True)
     inliers = FIELD_OF_CELLS[FIELD_OF_CELLS[:, 0] < 320 * part]
     found = explained_part(every, inliers, pose_of(np.eye(3), np.zeros(3)), eye, eye, FIELD_OF_CELLS, depth)
@@ -84,7 +94,7 @@ def test_inliers_of_a_part_of_the_image_explain_that_part(part: float) -> None:
 
 
 def test_what_the_pose_says_is_out_of_view_need_not_be_explained() -> None:
-    eye, every = camera(), np.ones(300, np.bool_)
+    eye, every = camera(), Texture(np.ones(300, np.bool_), 20)
     depth = CellDepth(np.full(len(FIELD_OF_CELLS), 0.5), np.full(len(FIELD_OF_CELLS), 1e-6), True)
     # 160 px at 2 m and a focal length of 300 px.
     aside = pose_of(np.eye(3), np.array([160 * 2 / 300, 0, 0]))
@@ -95,7 +105,7 @@ def test_what_the_pose_says_is_out_of_view_need_not_be_explained() -> None:
 
 
 def test_a_thing_that_is_there_twice_does_not_explain_what_is_around_it() -> None:
-    eye, every = camera(), np.ones(300, np.bool_)
+    eye, every = camera(), Texture(np.ones(300, np.bool_), 20)
     poster = FIELD_OF_CELLS[(np.abs(FIELD_OF_CELLS - (100, 90)) < 40).all(axis=1)]
     for pose in (pose_of(rotation(0, 0, 90), np.zeros(3)), pose_of(np.eye(3), np.array([1.0, 0, 0]), False, 20.0)):
         assert explained_part(every, poster, pose, eye, eye, FIELD_OF_CELLS, None) < 0.3

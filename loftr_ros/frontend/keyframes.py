@@ -18,7 +18,7 @@ from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.quality import FrameQuality
 from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
-from loftr_ros.frontend.trust import textured_blocks
+from loftr_ros.frontend.trust import Texture, texture_of
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.ring import FeatureRing
 
@@ -69,9 +69,9 @@ class EncodedFrame:
     quality: FrameQuality = FrameQuality.USABLE
 
     @cached_property
-    def textured(self) -> NDArray[np.bool_]:
-        """(B,) whether each block of the image has texture, see `trust.textured_blocks`."""
-        return textured_blocks(self.frame.image, self.frame.usable)
+    def texture(self) -> Texture:
+        """Where the image has something to be matched."""
+        return texture_of(self.frame.image, max(self.features.grid), self.frame.usable)
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:

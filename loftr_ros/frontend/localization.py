@@ -184,10 +184,10 @@ class Localizer:
             return replace(located, is_trusted=False)
         points = located.match.correspondences.keyframe_points[pose.inliers]
         part = explained_part(
-            keyframe.encoded.textured, points, pose, before, camera, keyframe.encoded.cell_points, keyframe.depth
+            keyframe.encoded.texture, points, pose, before, camera, keyframe.encoded.cell_points, keyframe.depth
         )
         here = located.match.correspondences.current_points[pose.inliers]
-        part = min(part, explained_back(current.textured, here, pose, before, camera))
+        part = min(part, explained_back(current.texture, here, pose, before, camera))
         if pose.scale_known:
             located = replace(located, pose=pose)
         located = replace(located, explained=part)

@@ -47,6 +47,8 @@ _NOISE_REACH = 5.0
 _MAX_REACH = 3.0
 # Standard deviations to which the threshold is widened for its robust kernel.
 _NOISE_KERNEL = 5.0
+# What a match that meets behind a camera costs: the robust kernel's cost of one that is two thresholds off.
+_BEHIND_COST = 2.8
 
 
 class PoseStatus(IntEnum):
@@ -305,9 +307,9 @@ class _Solver:
         if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
             status = PoseStatus.PLANAR
             inliers = inliers | on_plane
-        # A few steps tell the candidates apart.
+        # A few steps tell the candidates apart. A plane's two fit alike; one has a part of the plane behind a camera.
         tried = (self._refined(inliers, *candidate, iterations=3) for candidate in candidates)
-        best = min(tried, key=lambda pose: pose.cost)
+        best = min(tried, key=lambda pose: pose.cost + _BEHIND_COST * self._part_behind(pose, inliers))
         # To the end with the inliers that the refined pose has: what it came from no longer matters.
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
@@ -435,6 +437,12 @@ class _Solver:
         far = rotated_residual(self.p0, self.p1, rotation) < 2 * reach * self.threshold
         flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
         return flags
+
+    def _part_behind(self, pose: RefinedPose, inliers: Flags) -> float:
+        """Part of the matches that meet behind a camera, by more than the noise of what is far away."""
+        p0, p1 = self.p0[inliers], self.p1[inliers]
+        far = rotated_residual(p0, p1, pose.rotation) < 2 * self.threshold
+        return float(1 - np.mean(far | depth_signs(p0, p1, pose.rotation, pose.translation)))
 
     def _noise(self, pose: RefinedPose, inliers: Flags) -> float:
         """Standard deviation of the inliers' distance from their epipolar lines, px, robustly."""

@@ -7,6 +7,7 @@ keyframe's image that it says are in view and that have texture: inliers must be
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -20,34 +21,49 @@ from loftr_ros.frontend.relative_pose import RelativePose
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Blocks along the longer side of the image.
-_BLOCKS = 20
+# Blocks along the longer side of the image at most, and cells of the network in the side of one at least.
+_BLOCKS, _CELLS = 20, 2
 # Gray levels a pixel, root mean square of the gradient, from which on a block has texture to be matched.
 _TEXTURE = 3.0
 # Blocks that must be in view for a verdict.
 _LEAST_BLOCKS = 12
 
 
+@dataclass(frozen=True, eq=False)
+class Texture:
+    """Where an image has something to be matched.
+
+    Attributes:
+        flags: (B,) whether each block of the image has, row by row.
+        blocks: along its longer side.
+    """
+
+    flags: Flags
+    blocks: int
+
+
 @lru_cache(maxsize=8)
-def _centres(width: int, height: int) -> tuple[Array, tuple[int, int], float]:
-    """(B, 2) pixels of the blocks' centres, (rows, columns), and their side in pixels."""
-    side = max(width, height) / _BLOCKS
+def _centres(width: int, height: int, blocks: int) -> tuple[Array, tuple[int, int]]:
+    """(B, 2) pixels of the blocks' centres, and (rows, columns)."""
+    side = max(width, height) / blocks
     rows, columns = max(round(height / side), 1), max(round(width / side), 1)
     v, u = np.meshgrid(
         (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns, indexing="ij"
     )
-    return np.stack([u.ravel(), v.ravel()], axis=1) - 0.5, (rows, columns), side
+    return np.stack([u.ravel(), v.ravel()], axis=1) - 0.5, (rows, columns)
 
 
-def textured_blocks(image: NDArray[np.uint8], usable: NDArray[np.bool_] | None = None) -> Flags:
-    """(B,) whether each block of an image has texture that could be matched.
+def texture_of(image: NDArray[np.uint8], cells: int, usable: NDArray[np.bool_] | None = None) -> Texture:
+    """Which blocks of an image have texture that could be matched.
 
     Args:
         image: (H, W) uint8 gray.
+        cells: of the network along its longer side: a block must hold some, or it has no match by chance.
         usable: (H, W) bool, false for pixels to ignore; None to use all.
     """
     height, width = image.shape
-    _, (rows, columns), _ = _centres(width, height)
+    blocks = max(min(_BLOCKS, cells // _CELLS), 1)
+    _, (rows, columns) = _centres(width, height, blocks)
     # Half the size: the sensor's noise would else be texture.
     small = cv2.resize(image, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
     across, down = cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=0.125)
@@ -56,11 +72,11 @@ def textured_blocks(image: NDArray[np.uint8], usable: NDArray[np.bool_] | None =
     if usable is not None:
         kept = cv2.resize(usable.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
         textured &= kept.ravel() > 0.9
-    return np.asarray(textured)
+    return Texture(np.asarray(textured), blocks)
 
 
 def explained_part(
-    textured: Flags,
+    texture: Texture,
     points: NDArray[np.floating],
     pose: RelativePose,
     keyframe: CameraModel,
@@ -71,7 +87,7 @@ def explained_part(
     """Part of the keyframe's textured blocks in view of the current camera that hold inliers, 0 to 1.
 
     Args:
-        textured: see `textured_blocks`, of the keyframe.
+        texture: of the keyframe.
         points: (N, 2) pixels of the keyframe's image where the inliers are.
         pose: of the current camera relative to the keyframe.
         keyframe, current: calibrations.
@@ -82,22 +98,22 @@ def explained_part(
         The part; 0 where too few blocks are in view to tell.
     """
     size = keyframe.width, keyframe.height
-    _, grid, _ = _centres(*size)
+    _, grid = _centres(*size, texture.blocks)
     inverse: Array | float = pose.median_parallax / keyframe.focal_length
     if pose.scale_known and depth is not None and depth.known.any():
         inverse = _inverse_of_blocks(cell_points, depth, size, grid)
-    return _part(textured, points, pose.rotation, pose.translation, inverse, keyframe, current)
+    return _part(texture, points, pose.rotation, pose.translation, inverse, keyframe, current)
 
 
 def explained_back(
-    textured: Flags, points: NDArray[np.floating], pose: RelativePose, keyframe: CameraModel, current: CameraModel
+    texture: Texture, points: NDArray[np.floating], pose: RelativePose, keyframe: CameraModel, current: CameraModel
 ) -> float:
     """As `explained_part`, of the current image's blocks in view of the keyframe.
 
     All of them are taken to be as far away as the inliers' parallax says.
 
     Args:
-        textured: of the current image.
+        texture: of the current image.
         points: (N, 2) pixels of the current image where the inliers are.
         pose: of the current camera relative to the keyframe.
         keyframe, current: calibrations.
@@ -106,11 +122,11 @@ def explained_back(
     length = float(np.linalg.norm(pose.translation))
     back = -turned @ pose.translation / max(length, 1e-12)
     inverse = pose.median_parallax / current.focal_length if length else 0.0
-    return _part(textured, points, turned, back, inverse, current, keyframe)
+    return _part(texture, points, turned, back, inverse, current, keyframe)
 
 
 def _part(
-    textured: Flags,
+    texture: Texture,
     points: NDArray[np.floating],
     rotation: Array,
     translation: Array,
@@ -121,14 +137,14 @@ def _part(
     """Part of the first image's textured blocks in view of the second camera that hold some of the points.
 
     Args:
-        textured: (B,) of the first image.
+        texture: of the first image.
         points: (N, 2) pixels of it.
         rotation, translation: T_first_second.
         inverse: (B,) inverse depths of the blocks, or one for all.
         first, second: calibrations.
     """
     size = first.width, first.height
-    centres, (rows, columns), _ = _centres(*size)
+    centres, _ = _centres(*size, texture.blocks)
     rays = first.unproject(centres)
     shift = np.broadcast_to(inverse, len(centres))[:, None] * translation
     there = (np.insert(rays, 2, 1.0, axis=1) - shift) @ rotation
@@ -139,13 +155,26 @@ def _part(
     with np.errstate(invalid="ignore"):
         seen = ahead & (pixels > margin).all(axis=1)
         seen &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
-    seen &= textured
+    seen &= texture.flags
     if seen.sum() < _LEAST_BLOCKS:
         return 0.0
-    matched = np.zeros(len(centres), np.bool_)
-    column, row = (points * (columns / size[0], rows / size[1])).astype(np.int64).T
-    matched[np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)] = True
+    matched = blocks_with(points, size, texture.blocks)
     return float((matched & seen).sum() / seen.sum())
+
+
+def blocks_with(points: NDArray[np.floating], size: tuple[int, int], blocks: int) -> Flags:
+    """(B,) whether each block of an image holds a point.
+
+    Args:
+        points: (N, 2) pixels.
+        size: (width, height) of the image.
+        blocks: along its longer side.
+    """
+    centres, (rows, columns) = _centres(*size, blocks)
+    held = np.zeros(len(centres), np.bool_)
+    column, row = (points * (columns / size[0], rows / size[1])).astype(np.int64).T
+    held[np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)] = True
+    return held
 
 
 def _inverse_of_blocks(
