@@ -193,8 +193,12 @@ def test_keyframes_are_tried_in_turns_those_near_the_last_place_first() -> None:
     last = origin(is_metric=True)
     last.pose[0, 3] = 4.2
     recovery = Recovery(RecoveryConfig(patience=9, max_tried=2))
-    recovery.missed()
-    tried = [[k.id for k in recovery.others(keyframes, last)] for _ in range(4)]
+    tried = []
+    for _ in range(4):
+        others = recovery.others(keyframes, last)
+        tried.append([k.id for k in others])
+        for each in others:
+            recovery.tried(each)
     assert tried[0] == [5, 6]
     assert sorted(tried[0] + tried[1] + tried[2]) == [1, 2, 3, 4, 5, 6]
     assert tried[3] == tried[0]

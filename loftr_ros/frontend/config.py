@@ -186,13 +186,13 @@ class GeometryConfig(Settings):
         high=300.0,
     )
     min_explained: float = setting(
-        0.4,
+        0.6,
         "Part of what both images should show, by the pose, that inliers must cover for it to be trusted by itself",
         low=0.0,
         high=1.0,
     )
     min_agreeing: float = setting(
-        0.75,
+        0.5,
         "Part of the matches that must be inliers for a pose to be trusted by itself",
         low=0.0,
         high=1.0,
@@ -299,9 +299,9 @@ class RecoveryConfig(Settings):
         3, "Frames in a row that may fail to be located before the camera counts as lost", low=0, high=1000
     )
     max_tried: int = setting(
-        3,
+        1,
         "Further keyframes that a frame is tried with, one after the other, where the reference does not match; twice "
-        "as many while lost",
+        "as many from the second such frame on",
         low=0,
         high=1000,
     )

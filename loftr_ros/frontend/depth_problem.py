@@ -7,7 +7,8 @@ image, one of unknown depth only across its epipolar line, all by one formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -55,6 +56,11 @@ class DepthMatches:
 
     def __len__(self) -> int:
         return len(self.inverse)
+
+    @classmethod
+    def joined(cls, parts: Sequence[DepthMatches]) -> DepthMatches:
+        """One after the other."""
+        return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +186,13 @@ class DepthProblem:
         gradient = jacobian @ np.concatenate([pull * seen.off_x, pull * seen.off_y])
         whitened = self.whitened(jacobian, seen, weight)
         return whitened @ whitened.T, gradient
+
+    def gradients(self, seen: Seen, rotation: Array, translation: Array, groups: int) -> Array:
+        """(6, groups) as `normal_equations`, of each of as many equal parts of the matches."""
+        pull = self._precision / (1 + seen.squared / KERNEL**2)
+        jacobian = self.linearised(seen, rotation, translation)
+        jacobian *= np.concatenate([pull * seen.off_x, pull * seen.off_y])
+        return np.asarray(jacobian.reshape(6, 2, groups, -1).sum(axis=(1, 3)))
 
     def minimised(self, rotation: Array, translation: Array, iterations: int = 10) -> tuple[Array, Array]:
         """Levenberg-Marquardt from a start, with left perturbations of the rotation."""

@@ -231,13 +231,18 @@ def common_covariance(
     if common.is_none:
         return np.zeros((6, 6))
     some = slice(None, None, max(len(p0) // COMMON_MATCHES, 1))
-    p0, p1 = p0[some], p1[some]
-    hessian, before, tangent = _SampsonProblem(p0, p1, scale, None).normal_equations(rotation, translation)
-    columns = []
-    for x0, x1 in common.rays(p0[:, :2], p1[:, :2]):
-        moved = _SampsonProblem(homogeneous(x0), homogeneous(x1), scale, None)
-        columns.append(moved.normal_equations(rotation, translation)[1] - before)
-    steps = np.linalg.lstsq(hessian + 1e-9 * np.trace(hessian) * np.eye(5), np.stack(columns, axis=1), rcond=None)[0]
+    rays = [(p0[some, :2], p1[some, :2])]
+    rays += common.rays(*rays[0])
+    # All at once: each of them alone is so little that the calls would take longer than the sums.
+    before, now = (homogeneous(np.concatenate(image)) for image in zip(*rays, strict=True))
+    problem = _SampsonProblem(before, now, scale, None)
+    residual, jacobian, tangent = problem.linearised(rotation, translation)
+    weighted = jacobian * (1 / (1 + (residual / scale) ** 2))[:, None]
+    count = len(rays[0][0])
+    hessian = weighted[:count].T @ jacobian[:count]
+    gradients = (weighted * residual[:, None]).reshape(len(rays), count, 5).sum(axis=1)
+    pulls = (gradients[1:] - gradients[0]).T
+    steps = np.linalg.lstsq(hessian + 1e-9 * np.trace(hessian) * np.eye(5), pulls, rcond=None)[0]
     spread = np.zeros((6, 5))
     spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
     steps = COMMON_FACTOR * spread @ steps

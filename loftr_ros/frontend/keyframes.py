@@ -15,7 +15,7 @@ from loftr_ros.frontend.epipolar import ray_area
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.mask import on_usable
 from loftr_ros.frontend.odometry import ChainLink, Location
-from loftr_ros.frontend.quality import FrameQuality
+from loftr_ros.frontend.quality import FrameQuality, sharpness
 from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
 from loftr_ros.frontend.trust import Texture, texture_of
@@ -72,6 +72,16 @@ class EncodedFrame:
     def texture(self) -> Texture:
         """Where the image has something to be matched."""
         return texture_of(self.frame.image, max(self.features.grid), self.frame.usable)
+
+    @cached_property
+    def mean_feature(self) -> NDArray[np.float32]:
+        """(C,) mean of the coarse features, by which alike views are told from others; one wait for the device."""
+        return self.features.tokens[0].float().mean(dim=0).cpu().numpy()
+
+    @cached_property
+    def sharpness(self) -> float:
+        """Finest detail over coarser detail, see `quality.sharpness`."""
+        return sharpness(self.frame.image)
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:

@@ -40,8 +40,9 @@ _CARRIED_PART = 0.5
 _WEAK_FACTOR = 2.0
 # Degrees that two views' rotation and direction of motion may differ by from the depths'.
 _AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
-# Of what both images should show, the part that is enough by itself whatever was before.
-_SURE = 0.5
+# By how much one image may be sharper than the other, for two views to be believed by themselves: a trail across one of
+# them moves all matches on edges along it, and another pose fits them as well as the true one.
+_SHARPER = 1.3
 # Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
 _LEAST_COMMON, _COMMON_REACH = 10, 8.0
 
@@ -73,7 +74,7 @@ class Located:
     @property
     def is_sure(self) -> bool:
         """Whether it is believed without anything else that agrees."""
-        return self.is_believed and self.is_trusted and self.explained >= _SURE
+        return self.is_believed and self.is_trusted
 
 
 class Localizer:
@@ -193,7 +194,9 @@ class Localizer:
         located = replace(located, explained=part)
         geometry = self._config.geometry
         agreeing = pose.inliers.sum() >= geometry.min_agreeing * len(pose.inliers)
-        if part >= geometry.min_explained and agreeing and pose.status != PoseStatus.CONCENTRATED:
+        sharper = max(keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
+        alike = pose.scale_known or 1 / _SHARPER < sharper < _SHARPER
+        if part >= geometry.min_explained and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
             return located
         located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)

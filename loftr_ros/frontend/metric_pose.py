@@ -186,18 +186,17 @@ def _common_covariance(matches: DepthMatches, rotation: Array, translation: Arra
     if common.is_none:
         return np.zeros((6, 6))
     matches = matches[np.arange(0, len(matches), max(len(matches) // COMMON_MATCHES, 1))]
-
-    def equations(moved: DepthMatches) -> tuple[Array, Array]:
-        problem = DepthProblem(moved)
-        return problem.normal_equations(problem.seen(rotation, translation), rotation, translation)
-
-    hessian, before = equations(matches)
-    moved = [
+    moved = [matches]
+    moved += [
         replace(matches, rays_keyframe=rays0, rays_current=rays1)
         for rays0, rays1 in common.rays(matches.rays_keyframe, matches.rays_current)
     ]
     moved.append(replace(matches, inverse=matches.inverse * (1 + common.depth_scale_std)))
-    pulls = np.stack([equations(each)[1] - before for each in moved], axis=1)
+    problem = DepthProblem(matches)
+    hessian, _ = problem.normal_equations(problem.seen(rotation, translation), rotation, translation)
+    together = DepthProblem(DepthMatches.joined(moved))
+    gradients = together.gradients(together.seen(rotation, translation), rotation, translation, len(moved))
+    pulls = gradients[:, 1:] - gradients[:, :1]
     steps = COMMON_FACTOR * np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(6), pulls)
     return np.asarray(steps @ steps.T)
 

@@ -147,12 +147,15 @@ class FrontEnd:
         best = next((each for each in located if each.is_believed), None)
         if best is None:
             chosen = [each.match.keyframe for each in located]
+            for keyframe in chosen:
+                self.recovery.tried(keyframe)
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
-            for keyframe in self.recovery.others(rest, self.localizer.trajectory.last):
+            for keyframe in self.recovery.others(rest, self.localizer.trajectory.last, current):
                 found = self._match([keyframe], current, timer)[0]
                 if found.is_believed:
                     best = found
                     break
+                self.recovery.tried(keyframe)
         if best is None:
             self.recovery.not_found()
         elif self.recovery.found(best.match.keyframe.id, best.is_sure):
@@ -475,7 +478,7 @@ class FrontEnd:
             return None
         candidate = self.buffer.candidate
         is_followed = candidate is not None and self._match([candidate], current, timer)[0].is_believed
-        if self.recovery.followed(is_followed):
+        if self.recovery.followed(is_followed, self.buffer.keyframes):
             return KeyframeReason.LOST
         if not is_followed:
             self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))

@@ -18,7 +18,7 @@ _LONGEST = 1.0
 _SHORTEST = 0.02
 # Standard deviations of accelerations: m/s^2 (or units of a single camera's own, in which a typical depth is one),
 # and rad/s^2, as of a camera in a hand.
-_ACCELERATION, _OWN_ACCELERATION, _TURNING = 5.0, 2.5, 20.0
+_ACCELERATION, _OWN_ACCELERATION, _TURNING = 5.0, 2.5, 10.0
 # Part of a velocity that may be wrong, since it was measured with noise.
 _VELOCITY_PART = 0.3
 # Speed that a camera may have whose velocity is not known: m/s, own units/s, and rad/s.
@@ -26,7 +26,7 @@ _SPEED, _OWN_SPEED, _TURN_RATE = 1.5, 0.7, 1.0
 # Standard deviations at which an expectation still agrees.
 _REACH = 3.0
 # What an expectation allows for at most, to say anything: radians, and a part of the scene's depth.
-_MOST_TURN, _MOST_WAY = 0.4, 0.25
+_MOST_TURN, _MOST_WAY = 0.6, 0.4
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ _LEAST_CONTRAST = 4.0
 _SATURATED = 0.97
 # Strongest local detail (99th percentile) over contrast, below which an image is blurred beyond measure.
 _LEAST_DETAIL = 0.02
+# Longer side at which sharpness is judged, px.
+_SHARPNESS_SIDE = 320
 
 
 class FrameQuality(IntEnum):
@@ -60,3 +62,17 @@ def judge(image: NDArray[np.uint8], usable: NDArray[np.bool_] | None = None) -> 
     if np.percentile(detail[seen], 99) < _LEAST_DETAIL * (high - low):
         return FrameQuality.BLURRED
     return FrameQuality.USABLE
+
+
+def sharpness(image: NDArray[np.uint8]) -> float:
+    """Finest detail over coarser detail: what blur takes away first. Of two views of a scene it is nearly the same.
+
+    Args:
+        image: (H, W) uint8 gray.
+    """
+    height, width = image.shape
+    shrink = max(height, width) / _SHARPNESS_SIDE
+    size = max(round(width / shrink), 2), max(round(height / shrink), 2)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    near, far = cv2.blur(small, (3, 3)), cv2.blur(small, (7, 7))
+    return float(np.sqrt(((small - near) ** 2).mean() / max(float(((near - far) ** 2).mean()), 1e-6)))

@@ -13,8 +13,11 @@ from enum import IntEnum
 import numpy as np
 
 from loftr_ros.frontend.config import RecoveryConfig
-from loftr_ros.frontend.keyframes import Keyframe
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import Location
+
+# Likeness that a try without success costs a keyframe.
+_TRIED_COST = 0.5
 
 
 class TrackingState(IntEnum):
@@ -27,7 +30,7 @@ class TrackingState(IntEnum):
 
 
 class Recovery:
-    """Counts what fails, and says with which keyframes a frame is tried. Knows no images."""
+    """Counts what fails, and says with which keyframes a frame is tried. Of images it knows their mean features."""
 
     def __init__(self, config: RecoveryConfig) -> None:
         self.config = config
@@ -98,30 +101,62 @@ class Recovery:
         """No keyframe matches a frame."""
         self._found = None
 
-    def followed(self, is_followed: bool) -> bool:
+    def followed(self, is_followed: bool, keyframes: Iterable[Keyframe] = ()) -> bool:
         """Whether the frame matches the place that is being tracked by itself.
 
+        Args:
+            is_followed: whether it does.
+            keyframes: those held.
+
         Returns:
-            Whether that place has been tracked for long enough to begin a new segment there.
+            Whether it was tracked for long enough to begin a new segment there, and each keyframe was tried.
         """
         self._confirmed = self._confirmed + 1 if is_followed else 0
-        return self.is_lost and self._confirmed >= self.config.confirmations
+        is_confirmed = self.is_lost and self._confirmed >= self.config.confirmations
+        return is_confirmed and all(each.id in self._tried for each in keyframes)
 
-    def others(self, keyframes: Iterable[Keyframe], last: Location | None) -> list[Keyframe]:
+    def tried(self, keyframe: Keyframe) -> None:
+        """A frame was tried with a keyframe, and does not match."""
+        self._tried[keyframe.id] = self._tried.get(keyframe.id, 0) + 1
+
+    def others(
+        self, keyframes: Iterable[Keyframe], last: Location | None, current: EncodedFrame | None = None
+    ) -> list[Keyframe]:
         """Keyframes to try, one after the other until one matches, the likeliest first.
 
         Args:
             keyframes: those that were not tried already.
             last: where the camera was last; None where that is not known.
+            current: the frame. From the second one on that is not located, as many that look like it come before those
+                that are in turn; None for turns alone.
         """
+        rest = list(keyframes)
+        most = self.config.max_tried
+        chosen: list[Keyframe] = []
+        if self._failed and current is not None:
+            likeness = _Likeness(rest, current)
+            chosen = sorted(rest, key=lambda each: self._tried.get(each.id, 0) * _TRIED_COST - likeness(each))[:most]
+            rest = [each for each in rest if each not in chosen]
+        elif self._failed:
+            most *= 2
 
         def order(each: Keyframe) -> tuple[float, ...]:
             return self._tried.get(each.id, 0), _farness(each, last), -each.last_matched, -each.id
 
-        chosen = sorted(keyframes, key=order)[: self.config.max_tried * (2 if self.is_lost else 1)]
-        for keyframe in chosen:
-            self._tried[keyframe.id] = self._tried.get(keyframe.id, 0) + 1
-        return chosen
+        return chosen + sorted(rest, key=order)[:most]
+
+
+class _Likeness:
+    """How much keyframes look like a frame: the cosine between their mean features, less what all have in common."""
+
+    def __init__(self, keyframes: list[Keyframe], current: EncodedFrame) -> None:
+        all_means = [each.encoded.mean_feature for each in keyframes] + [current.mean_feature]
+        self._common = np.mean(all_means, axis=0)
+        self._current = current.mean_feature - self._common
+
+    def __call__(self, keyframe: Keyframe) -> float:
+        its = keyframe.encoded.mean_feature - self._common
+        return float(its @ self._current / max(float(np.linalg.norm(its)), 1e-9))
 
 
 def _farness(keyframe: Keyframe, last: Location | None) -> float:

@@ -47,6 +47,11 @@ _NOISE_REACH = 5.0
 _MAX_REACH = 3.0
 # Standard deviations to which the threshold is widened for its robust kernel.
 _NOISE_KERNEL = 5.0
+# Sum of the robust costs of all matches by which a pose must be better than another to rule it out: of matches that are
+# wrong together, which count for a tenth of their number.
+_RIVAL_COST = 30.0
+# How far it is away at least, in radians.
+_RIVAL_WAY = 0.05
 # What a match that meets behind a camera costs: the robust kernel's cost of one that is two thresholds off.
 _BEHIND_COST = 2.8
 
@@ -245,6 +250,20 @@ def relative_std(std: NDArray[np.floating]) -> Array | None:
     return np.clip(np.asarray(std, np.float64) / max(float(np.median(std)), 1e-9), 1 / _STD_RANGE, _STD_RANGE)
 
 
+def _apart(pose: RefinedPose, rivals: list[RefinedPose]) -> Array:
+    """(6, 6) what it adds to a pose's covariance that others fit as well: the square of the way to the farthest.
+
+    Those nearby are the same minimum, not reached yet.
+    """
+    farthest = np.zeros(6)
+    for rival in rivals:
+        moved = rival.translation - (pose.translation @ rival.translation) * pose.translation
+        way = np.concatenate([moved, cv2.Rodrigues(rival.rotation @ pose.rotation.T)[0].ravel()])
+        if np.linalg.norm(way) > max(_RIVAL_WAY, float(np.linalg.norm(farthest))):
+            farthest = way
+    return np.outer(farthest, farthest)
+
+
 class _Solver:
     """One estimation; holds what its steps share.
 
@@ -308,8 +327,10 @@ class _Solver:
             status = PoseStatus.PLANAR
             inliers = inliers | on_plane
         # A few steps tell the candidates apart. A plane's two fit alike; one has a part of the plane behind a camera.
-        tried = (self._refined(inliers, *candidate, iterations=3) for candidate in candidates)
-        best = min(tried, key=lambda pose: pose.cost + _BEHIND_COST * self._part_behind(pose, inliers))
+        tried = [self._refined(inliers, *candidate, iterations=3) for candidate in candidates]
+        costs = [pose.cost + _BEHIND_COST * self._part_behind(pose, inliers) for pose in tried]
+        best = tried[int(np.argmin(costs))]
+        rivals = [p for p, cost in zip(tried, costs, strict=True) if (cost - min(costs)) * inliers.sum() < _RIVAL_COST]
         # To the end with the inliers that the refined pose has: what it came from no longer matters.
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
@@ -329,7 +350,8 @@ class _Solver:
         unexplained = min(parallax, self._median_parallax(self._turn, inliers) / _LEFT_BY_ROTATION)
         if unexplained < config.min_parallax_to_noise * self._noise(best, inliers):
             return self._without_direction(best, inliers, parallax)
-        return RelativePose(status, best.rotation, best.translation, self._covariance(best, inliers), inliers, parallax)
+        covariance = self._covariance(best, inliers) + _apart(best, rivals)
+        return RelativePose(status, best.rotation, best.translation, covariance, inliers, parallax)
 
     def _covariance(self, pose: RefinedPose, inliers: Flags) -> Array:
         """(6, 6) of a refined pose: for its matches' noise, also beyond the threshold, and what they have in common."""
