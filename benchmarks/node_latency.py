@@ -1,18 +1,21 @@
 """The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and beyond its speed.
 
 A publisher process loops over a sequence, the node runs as a user would run it, this process watches ~/status and the
-node's resident memory. Run it on an idle machine.
+node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` gives it a load of its own.
 
-    .venv/bin/python benchmarks/node_latency.py [--source ../shared/data/sevenscenes] [--weights FILE]
+    .venv/bin/python benchmarks/node_latency.py [--source ../shared/data/sevenscenes] [--weights FILE] [--busy 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +96,19 @@ def measure(source: str, weights: str, hz: float, seconds: float, extra: list[st
     return samples
 
 
+@contextmanager
+def busy(count: int, nice: int) -> Iterator[None]:
+    """As many processes that compute without end, at a niceness."""
+    loop = f"import os; os.nice({nice})\nwhile True: pass"
+    children = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
 def memory_mb(pid: int) -> tuple[float, float]:
     """Resident memory of a process and its children, and the sum of their peaks, in MB."""
     said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -137,13 +153,17 @@ def main() -> None:
     parser.add_argument("--hz", type=float, nargs="*", default=[30.0, 100.0], help="rates to play at")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long for each rate")
     parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it")
+    parser.add_argument("--nice", type=int, default=10, help="niceness of these")
     arguments = parser.parse_args()
     extra = [word for parameter in arguments.parameter for word in ("-p", parameter)]
     source = str(Path(arguments.source).resolve()) if Path(arguments.source).exists() else arguments.source
     print(f"{os.cpu_count()} cores, load {np.round(os.getloadavg()[0], 1)} at the start")
     for hz in arguments.hz:
-        samples = measure(source, arguments.weights, hz, arguments.seconds, extra)
-        report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s", samples)
+        with busy(arguments.busy, arguments.nice):
+            samples = measure(source, arguments.weights, hz, arguments.seconds, extra)
+        beside = f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
+        report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{beside}", samples)
 
 
 if __name__ == "__main__":

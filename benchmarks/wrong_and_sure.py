@@ -201,22 +201,34 @@ def walk(views: Views, run: int, mode: str) -> Iterator[tuple[Frame, Array]]:
         number += int(random.integers(1, round(8 * RATE) + 1)) if random.random() < 0.12 else 1
 
 
+def _one_run(
+    run: int, mode: str, config: FrontEndConfig, matcher: object, arguments: argparse.Namespace, total: Errors
+) -> None:
+    """A walk through one of the worlds; what is wrong and sure is said at once."""
+    seed = arguments.worlds[run % len(arguments.worlds)]
+    views = Views(seed, arguments.cache, arguments.views)
+    front_end, truth = FrontEnd(matcher, config), {}
+    for frame, pose in walk(views, run // len(arguments.worlds), mode):
+        truth[frame.stamp_ns] = pose
+        before = len(total.wrong)
+        total.add(front_end.process(frame), truth, f"world {seed} run {run} at {frame.stamp_ns / 1e9 - 1:.2f} s")
+        for said in total.wrong[before:]:
+            print(f"{mode}: {said}", file=sys.stderr, flush=True)
+
+
 def rendered(arguments: argparse.Namespace, matcher: object, report: Report) -> int:
     failed = 0
     for mode in arguments.modes:
         config, total = with_values(FrontEndConfig(), {"mode": mode, **dict(arguments.set)}), Errors()
-        run = 0
-        while sum(total.statuses.values()) < arguments.poses:
-            seed = arguments.worlds[run % len(arguments.worlds)]
-            views = Views(seed, arguments.cache, arguments.views)
-            front_end, truth = FrontEnd(matcher, config), {}
-            for frame, pose in walk(views, run // len(arguments.worlds), mode):
-                truth[frame.stamp_ns] = pose
-                name = f"world {seed} run {run} at {frame.stamp_ns / 1e9 - 1:.2f} s"
-                total.add(front_end.process(frame), truth, name)
-            run += 1
-            print(f"{mode} run {run}: {sum(total.statuses.values())} poses", file=sys.stderr, flush=True)
-        for line in total.lines(f"rendered walks, {mode}, worlds {arguments.worlds}"):
+        run, last = 0, ""
+        try:
+            while sum(total.statuses.values()) < arguments.poses:
+                _one_run(run, mode, config, matcher, arguments, total)
+                run += 1
+                print(f"{mode} run {run}: {sum(total.statuses.values())} poses", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            last = ", stopped by Ctrl-C"
+        for line in total.lines(f"rendered walks, {mode}, worlds {arguments.worlds}{last}"):
             report(line)
         failed += total.wrong_and_ok
     return failed
