@@ -74,6 +74,15 @@ def test_flat_parts_of_an_image_have_no_texture_and_masked_ones_do_not_count() -
     assert not texture_of(image, 40, usable).flags.reshape(15, 20)[8:].any()
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.2, 0.06])
+def test_a_dark_image_has_its_texture_too_and_its_noise_is_none(gain: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 2, (240, 320))
+    dark = np.clip(gain * texture(240, 320) + noise, 0, 255).astype(np.uint8)
+    assert texture_of(dark, 40).flags.mean() > 0.15
+    blank = np.clip(20 + noise, 0, 255).astype(np.uint8)
+    assert not texture_of(blank, 40).flags.any()
+
+
 @pytest.mark.parametrize("cells", [10, 16, 20, 28, 80])
 def test_a_network_with_few_cells_explains_an_image_as_well(cells: int) -> None:
     eye, image = camera(), texture(240, 320)

@@ -23,10 +23,16 @@ Flags = NDArray[np.bool_]
 
 # Blocks along the longer side of the image at most, and cells of the network in the side of one at least.
 _BLOCKS, _CELLS = 20, 2
-# Gray levels a pixel, root mean square of the gradient, from which on a block has texture to be matched.
-_TEXTURE = 3.0
-# Blocks that must be in view for a verdict.
-_LEAST_BLOCKS = 12
+# Gray levels a pixel, root mean square of the gradient, from which on a block has texture to be matched; in an image
+# where few blocks have that, what a dark image's noise stays below.
+_TEXTURE, _FAINT_TEXTURE = 3.0, 1.0
+# Part of the blocks that must be in view for a verdict, and how many at least.
+_LEAST_PART, _LEAST_BLOCKS = 0.04, 6
+
+
+def _least(blocks: int) -> float:
+    """Blocks that must be in view for a verdict."""
+    return max(_LEAST_PART * blocks, _LEAST_BLOCKS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +75,8 @@ def texture_of(image: NDArray[np.uint8], cells: int, usable: NDArray[np.bool_] |
     across, down = cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=0.125)
     energy = cv2.resize(across * across + down * down, (columns, rows), interpolation=cv2.INTER_AREA)
     textured = energy.ravel() > _TEXTURE**2
+    if textured.sum() < 2 * _least(textured.size):
+        textured = energy.ravel() > _FAINT_TEXTURE**2
     if usable is not None:
         kept = cv2.resize(usable.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
         textured &= kept.ravel() > 0.9
@@ -156,7 +164,7 @@ def _part(
         seen = ahead & (pixels > margin).all(axis=1)
         seen &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
     seen &= texture.flags
-    if seen.sum() < _LEAST_BLOCKS:
+    if seen.sum() < _least(seen.size):
         return 0.0
     matched = blocks_with(points, size, texture.blocks)
     return float((matched & seen).sum() / seen.sum())
