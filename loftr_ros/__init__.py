@@ -2,7 +2,8 @@
 
 import os
 
-# Torch's OpenMP threads wait for each other by spinning, and beside other busy processes they spin for one that has no
-# core: matching then takes five times as long. OpenMP reads this once, when torch is loaded; what the user set holds.
+# Before torch is imported, anywhere: OpenMP reads it once. Its threads wait for each other by computing, on cores that
+# others need; beside one busy process, matching takes five times as long. What the user sets holds.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.update({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"})
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
