@@ -36,6 +36,9 @@ Flags = NDArray[np.bool_]
 UNKNOWN_VARIANCE = 1e6
 
 
+# Matches that an essential matrix is searched on, up to twice as many; with all of them it is no better (120 rendered
+# pairs: median and 90 % of the errors of rotation and direction are the same).
+_SEARCHED = 600
 # How many thresholds a match may be off a least-squares homography and still speak for a plane.
 _ROUGH_PLANE = 5.0
 # How many times more, or less, certain than the median a match may count.
@@ -377,24 +380,28 @@ class _Solver:
 
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
         """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
+        # Matches are ordered by cell: every n-th of them are spread as all are, and tell as much to a search.
+        some = slice(None, None, max(len(self.x0) // _SEARCHED, 1))
         # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
         essential, mask = cv2.findEssentialMat(
-            self.u1,
-            self.u0,
+            np.ascontiguousarray(self.u1[some]),
+            np.ascontiguousarray(self.u0[some]),
             self.focal_matrix,
             cv2.USAC_MAGSAC,
             self.config.confidence,
             self.config.threshold,
             self.config.max_iterations,
         )
-        if essential is None or essential.shape != (3, 3) or mask.sum() < self.config.min_inliers:
+        if essential is None or essential.shape != (3, 3):
             return None
         inliers = mask.ravel() > 0
         *rotations, t = (np.asarray(part, np.float64) for part in cv2.decomposeEssentialMat(essential))
         candidates = [(r, s * t.ravel()) for r in rotations for s in (1.0, -1.0)]
-        p0, p1 = self.p0[inliers], self.p1[inliers]
+        p0, p1 = self.p0[some][inliers], self.p1[some][inliers]
         rotation, translation = max(candidates, key=lambda c: cheirality_vote(p0, p1, c[0], c[1], self.threshold))
-        return rotation, translation, inliers
+        if some.step > 1:
+            inliers = sampson_distance(self.p0, self.p1, rotation, translation) < self.threshold
+        return (rotation, translation, inliers) if inliers.sum() >= self.config.min_inliers else None
 
     @cached_property
     def _turn(self) -> Array:
