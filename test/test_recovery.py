@@ -74,6 +74,12 @@ def test_after_bad_frames_the_trajectory_goes_on_in_its_segment_where_it_would_b
     assert said_of(ROOM, mode, kind, 6) == ""
 
 
+def test_torn_images_of_which_a_strip_matches_bring_no_keyframe() -> None:
+    outcome = bad_frames().run(matcher(), config("mono"), frames(ROOM, "mono"), BEFORE, "torn", 9)
+    assert not any(result.events for result in outcome.bad)
+    assert bad_frames().verdict(outcome, clean(ROOM, "mono"), BEFORE) == ""
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("count", [1, 6, 30])
 @pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])

@@ -46,6 +46,8 @@ _LEAST_SIDE, _LEAST_SEEN = 32, 24
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two tries of a keyframe of another segment of the trajectory.
 _OTHER_SEGMENTS_PERIOD = 5
+# Radians that two ways to a frame may turn by differently for it to lead on.
+_LED_ON_TURN = 0.05
 # Evicted keyframes whose places are remembered, so that they can be recalled: a kilobyte each.
 _MOST_EVICTED = 20_000
 
@@ -160,7 +162,8 @@ class FrontEnd:
             self.recovery.not_found()
         elif self.recovery.found(best.match.keyframe.id, best.is_sure):
             self.recovery.located(best.is_trusted)
-            self.buffer.consider(None)
+            if best.is_trusted:
+                self.buffer.consider(None)
             return located, best
         self.recovery.missed()
         return located, None
@@ -435,7 +438,7 @@ class FrontEnd:
             reason = KeyframeReason.FORCED
         elif best is None:
             reason = self._new_place(current, timer)
-        elif not self.recovery.is_to_lead_on:
+        elif self.recovery.is_weak and not self._leads_on(current, location, timer):
             reason = None  # something is before the camera: who is located by what is beside it leads nowhere
         elif self._budget.effort.scale != self._resolution:
             # Located at the old resolution, it leads over to the new one.
@@ -483,6 +486,27 @@ class FrontEnd:
         if not is_followed:
             self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
         return None
+
+    def _leads_on(self, current: EncodedFrame, location: Location | None, timer: _Timer) -> bool:
+        """Whether a frame that is located since it is where it was expected may become a keyframe.
+
+        As many in a row must be like it, and it must show what the one before shows all over, as the camera moved. A
+        torn one does not.
+        """
+        if not self.recovery.is_weak_for_long or location is None or current.quality != FrameQuality.USABLE:
+            return False
+        before = self.buffer.candidate
+        if before is not None and before.location is not None:
+            found = self._match([before], current, timer)[0]
+            moved = before.location.pose[:3, :3].T @ location.pose[:3, :3]
+            apart = float(np.linalg.norm(cv2.Rodrigues(found.match.pose.rotation.T @ moved)[0]))
+            is_shown = found.match.pose.has_rotation and found.explained >= self.config.geometry.min_explained
+            if is_shown and apart < _LED_ON_TURN:
+                return True
+        kept = self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
+        if kept is not None:
+            kept.location = location
+        return False
 
     def _measured_depth(self, keyframe: EncodedFrame) -> CellDepth | None:
         """Of the cells, by the depth image or by the right image; None for a single camera."""

@@ -64,9 +64,14 @@ class Recovery:
         return self._failed > self.config.patience
 
     @property
-    def is_to_lead_on(self) -> bool:
-        """Whether the last frame may become a keyframe: it was trusted by itself, or as many before it were not."""
-        return not self._failed and (not self._weak or self._weak > self.config.patience)
+    def is_weak(self) -> bool:
+        """Whether the last frame was located since it is where it was expected, and not by itself."""
+        return self._weak > 0
+
+    @property
+    def is_weak_for_long(self) -> bool:
+        """Whether so many in a row were, that a keyframe is needed."""
+        return self._weak > self.config.patience
 
     def located(self, is_trusted: bool = True) -> None:
         """A frame was located by a keyframe of the trajectory.
