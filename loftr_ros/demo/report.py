@@ -63,7 +63,7 @@ def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any,
             stage: {"median": 1e3 * median, "p99": 1e3 * p99}
             for stage, median, p99 in zip(status.stages, status.latency_median, status.latency_p99, strict=True)
         },
-        "processed_hz": status.rate,
+        "processed_hz": status.frames_processed * played_hz / max(published, 1),
         "keyframes": {"added": dict(added), "removed": dict(removed)},
         "places": {
             "archived": status.archived_keyframes,
