@@ -135,9 +135,7 @@ class _Job:
         if done is not None:
             report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
         with report.progress.watching():
-            for frame in report.progress.frames(source, progress, robot):
-                if done is not None and frame.stamp_ns <= done:
-                    continue
+            for frame in report.progress.frames(source, progress, robot, after=done):
                 try:
                     image = self.reader.read(frame, self.config.scale.mode)
                     encoded = front_end.encode(image)

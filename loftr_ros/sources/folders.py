@@ -31,8 +31,8 @@ from loftr_ros.sources.pairing import (
     stamped_files,
     tum_depth,
 )
-from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, read_names, to_nanoseconds
-from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numbers, read_table
+from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, read_date_times, read_names, to_nanoseconds
+from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numbers, read_table, read_text
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
@@ -85,6 +85,10 @@ class FolderSource(Source):
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
             raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
+        if listing.kind == "images" and listing.stamps is None and options.rate is None:
+            listing.notes.append(
+                f"the names in {path} are no times: stamps are made at {listing.rate:g} frames a second (--frame-rate)"
+            )
         listing.notes.extend(what_is_ignored(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
@@ -197,9 +201,14 @@ def _kitti(path: Path, images: Path) -> _Listing:
         camera = _pinhole(matrix, image_size(files[0]), calibration)
     # Rows belong to frame numbers in a full sequence, and to the files in order in a part of one.
     stamps, rate, where = None, 10.0, path / "times.txt"
-    if where.is_file():
-        table = read_table(where, 1)
-        seconds = to_nanoseconds([row[0] for row in table], str(where), lines=[row.line for row in table])
+    raw = images.parent / "timestamps.txt"  # of KITTI's raw recordings, in dates
+    if where.is_file() or raw.is_file():
+        if where.is_file():
+            table = read_table(where, 1)
+            seconds = to_nanoseconds([row[0] for row in table], str(where), lines=[row.line for row in table])
+        else:
+            where = raw
+            seconds = read_date_times(read_text(raw).strip().split("\n"), str(raw))
         at = [k if len(seconds) == len(files) else number for k, number in enumerate(numbers)]
         if max(at) >= len(seconds):
             raise SourceError(f"{where} has {len(seconds)} rows; image {max(at)} has none")
