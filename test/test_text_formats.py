@@ -118,6 +118,63 @@ def test_names_that_are_times_since_1970_are_the_stamps(tmp_path: Path, form: An
     assert read(tmp_path) == [(stamp, k) for k, stamp in enumerate(stamps)]
 
 
+DATE = 1704189599900000000  # 2024-01-02 09:59:59.9 UTC
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2024-01-02_09-59-59.9", "2024-01-02_10-00-00.1", "2024-01-02_10-00-00.3"],
+        ["2024-01-02T09:59:59.900Z", "2024-01-02T10:00:00.100Z", "2024-01-02T10:00:00.300Z"],
+        ["PXL_20240102_095959900", "PXL_20240102_100000100", "PXL_20240102_100000300"],
+        ["20240102095959900", "20240102100000100", "20240102100000300"],
+        ["cam1-20240102-095959-900000", "cam1-20240102-100000-100000", "cam1-20240102-100000-300000"],
+    ],
+)
+def test_dates_with_a_time_of_day_are_the_stamps(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, [f"{name}.png" for name in names])
+    assert read(tmp_path) == [(DATE + k * 200_000_000, k) for k in range(3)]
+
+
+def test_times_of_day_go_on_over_a_minute_and_are_no_seconds_alone(tmp_path: Path) -> None:
+    names = ["09-59-59.9", "10-00-00.1", "10-00-00.3"]
+    write(tmp_path, [f"{name}.png" for name in names])
+    assert [stamp - (9 * 3600 + 59 * 60 + 59) * 10**9 for stamp, _ in read(tmp_path)] == [
+        9 * 10**8,
+        11 * 10**8,
+        13 * 10**8,
+    ]
+    write(tmp_path / "midnight", [f"{name}.png" for name in ("23-59-59.9", "00-00-00.1")])
+    assert read(tmp_path / "midnight")[0][0] == 10**9, "made: which of them was first is not known"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2024-01-05_000000", "2024-01-05_000001", "2024-01-05_000002"],
+        ["20240102_101530_1", "20240102_101530_2", "20240102_101530_10"],
+        ["a", "b", "c"],
+    ],
+)
+def test_stamps_that_are_made_are_told_of(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, [f"{name}.png" for name in names])
+    assert [(round((stamp - 10**9) * 30e-9), which) for stamp, which in read(tmp_path)] == [(0, 0), (1, 1), (2, 2)]
+    with open_source(tmp_path) as source:
+        assert "are no times: stamps are made at 30 frames a second (--frame-rate)" in source.notes[0]
+    with open_source(tmp_path, rate=10.0) as source:
+        assert not source.notes
+
+
+def test_kitti_s_raw_recordings_have_their_times_in_dates(tmp_path: Path) -> None:
+    write(tmp_path / "image_00" / "data", ["0000000000.png", "0000000001.png"])
+    lines = "2011-09-26 13:02:25.964389445\n2011-09-26 13:02:26.067930722\n"
+    (tmp_path / "image_00" / "timestamps.txt").write_text(lines)
+    assert read(tmp_path) == [(1317042145964389445, 0), (1317042146067930722, 1)]
+    (tmp_path / "image_00" / "timestamps.txt").write_text("2011-09-26 13:02:25.9\nsoon\n")
+    with pytest.raises(SourceError, match=r"timestamps.txt, line 2 holds 'soon'; expected a date"):
+        open_source(tmp_path)
+
+
 @pytest.mark.parametrize(("digits", "unit"), [(16, 10**3), (13, 10**6)])
 def test_micro_and_milliseconds_are_told_by_their_size(tmp_path: Path, digits: int, unit: int) -> None:
     stamps = [int(str(FIRST)[:digits]) + k * 10**8 // unit for k in range(3)]

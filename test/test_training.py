@@ -878,6 +878,18 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     assert "none.pt is not there" in call(*taught, "distillation.teacher=none.pt", code=2)
     call(*taught, "distillation.teacher=", "--max-steps", "1")
 
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loftr_ros.training.module.TrainingModule.training_step", stopped)
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        try:
+            said = call("--output", str(runs), "--resume", "--quiet", "--max-steps", "5", code=130)
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+    assert "stopped at step 3; --resume goes on from the last checkpoint" in said
+
 
 @pytest.mark.parametrize(
     ("devices", "ranks", "expected"),

@@ -20,6 +20,7 @@ _UNITS = ((Decimal(10) ** 11, 10**9), (Decimal(10) ** 14, 10**6), (Decimal(10) *
 _LARGEST = 2**63
 _MOST_SECONDS = 2**31  # that a stamp of ROS has room for
 _SHORTEST, _LONGEST = 10_000, 3600 * 10**9  # ns between images that are plausible
+_HALF_A_DAY = 43200 * 10**9  # ns
 _TOLERATED = 0.1  # part of the images whose stamps may be wrong: each of those costs itself
 
 
@@ -63,6 +64,10 @@ _DATE_TIME = re.compile(
     r"(?<![0-9])((?:19|20)[0-9]{2})([-_.:]?)(0[1-9]|1[0-2])\2(0[1-9]|[12][0-9]|3[01])[-_. T]{0,3}"
     r"([01][0-9]|2[0-3])([-_.:]?)([0-5][0-9])\6([0-5][0-9])"
     r"(?:[.,]([0-9]{1,9})|[-_]?([0-9]{9}|[0-9]{6}|[0-9]{3}))?(?![0-9])"
+)
+
+_TIME_OF_DAY = re.compile(
+    r"(?<![0-9])([01][0-9]|2[0-3])([-_:.])([0-5][0-9])\2([0-5][0-9])[.,]([0-9]{1,9})(?![0-9])"  # 23-59-59.123
 )
 
 
@@ -160,9 +165,9 @@ def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers
         SourceError: there are no names, or one has no number.
     """
     if (dated := _dated(names)) is not None:
-        order = sorted(range(len(names)), key=dated.__getitem__)
-        stamps = [dated[k] for k in order]
-        return NameNumbers(order, list(range(len(order))), stamps, "the date and time of day, as UTC")
+        times, what = dated
+        order = sorted(range(len(names)), key=times.__getitem__)
+        return NameNumbers(order, list(range(len(order))), [times[k] for k in order], what)
     decimals = [_DECIMAL.search(name) for name in names]
     texts = [f"{found[1]}.{found[2]}" for found in decimals if found]
     if names and len(texts) == len(names):
@@ -195,14 +200,20 @@ def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers
     return NameNumbers(order, [numbers[k] for k in order], None, what)
 
 
-def _dated(names: Sequence[str]) -> list[int] | None:
-    """Nanoseconds of names that are all dates with a time of day, and all different; None of others."""
-    stamps = [stamp for name in names if (stamp := date_time(name)) is not None]
-    if not names or len(set(stamps)) < len(names) or not 0 <= min(stamps) <= max(stamps) < _MOST_SECONDS * 10**9:
-        return None
-    # 2024-01-05_000000 and so on is a date with a count from zero.
-    counted = all(re.search(r"[0-9]{6}(?![0-9])", name) for name in names) and min(stamps) // 10**9 % 86400 < 60
-    return None if counted else stamps
+def _dated(names: Sequence[str]) -> tuple[list[int], str] | None:
+    """Nanoseconds of names that are all dates with a time of day, or all times of one day, and all different."""
+    dated = [stamp for name in names if (stamp := date_time(name)) is not None]
+    if names and len(set(dated)) == len(names) and 0 <= min(dated) <= max(dated) < _MOST_SECONDS * 10**9:
+        # 2024-01-05_000000 and so on is a date with a count from zero.
+        counted = all(re.search(r"[0-9]{6}(?![0-9])", name) for name in names) and min(dated) // 10**9 % 86400 < 60
+        return None if counted else (dated, "the date and time of day, as UTC")
+    found = [match for name in names if (match := _TIME_OF_DAY.search(name)) is not None]
+    of_day = [
+        (int(each[1]) * 3600 + int(each[3]) * 60 + int(each[4])) * 10**9 + int(each[5].ljust(9, "0")) for each in found
+    ]
+    if names and len(set(of_day)) == len(names) and max(of_day) - min(of_day) < _HALF_A_DAY:  # not over midnight
+        return of_day, "the time of day"
+    return None
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
