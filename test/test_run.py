@@ -26,6 +26,7 @@ from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.offline import run
 from loftr_ros.sources import Source, SourceError, SourceFrame, open_source
+from loftr_ros.wording import plain
 
 PROGRAM = Path(sys.executable).parent / "loftr_ros"
 WALL = 4.0  # m to the wall that the camera moves along
@@ -132,7 +133,11 @@ def test_errors_of_a_trajectory_are_those_that_were_put_into_it() -> None:
 
 def test_numbers_in_pictures_are_such_as_people_write() -> None:
     assert [degrees(x) for x in (140.2, 12.3, 1.26, 0.034, 0.0)] == ["140°", "12°", "1.3°", "0.034°", "0°"]
+    assert [degrees(x) for x in (9.97, 99.97)] == ["10°", "100°"]
     assert [length(x) for x in (12345.6, 3.456, 0.234, 0.0123)] == ["12346 m", "3.46 m", "234 mm", "12 mm"]
+    assert [length(x) for x in (0.0998, 0.00126, 0.0)] == ["100 mm", "1.3 mm", "0 mm"]
+    assert [plain(x) for x in (1234.5, 0.00012345, 2.0, 0.0, float("nan"))] == ["1234", "0.000123", "2", "0", "nan"]
+    assert plain(12.0, 1) == "12"
 
 
 class Breaking(Source):
