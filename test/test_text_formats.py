@@ -72,6 +72,13 @@ def test_a_file_that_is_no_image_is_left_out_and_those_after_it_keep_their_times
         open_source(tmp_path)
 
 
+def test_a_folder_around_a_recording_says_what_is_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "monday" / "left", ["0.png"])
+    (tmp_path / "monday" / "bag.db3.zstd").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(SourceError, match=r"the folders left: give one; bag.db3.zstd is compressed: `zstd -d bag"):
+        open_source(tmp_path / "monday")
+
+
 # --- names ---
 
 

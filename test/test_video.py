@@ -94,6 +94,19 @@ def test_a_variable_rate_keeps_every_time(tmp_path: Path) -> None:
         assert [(frame.stamp_ns - 10**9) // 10**6 for frame in source] == times
 
 
+def test_a_video_that_would_be_turned_is_read_as_it_is_and_told_of(tmp_path: Path) -> None:
+    path = write(tmp_path / "phone.mp4", "mpeg4", count=3)
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    data[matrix : matrix + 20] = np.array([0, 1 << 16, 0, -(1 << 16), 0], ">i4").tobytes()
+    path.write_bytes(data)
+    with open_source(path) as source:
+        assert [frame.decode().shape for frame in source] == [(HEIGHT, WIDTH)] * 3
+        if hasattr(av.VideoFrame, "rotation"):
+            (note,) = source.notes
+            assert "turned by" in note and "90 degrees" in note and not source.lost
+
+
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.98])
 @pytest.mark.parametrize(("kind", "codec"), KINDS)
 def test_a_video_that_was_cut_off_gives_what_it_has_or_says_why_not(

@@ -36,6 +36,7 @@ from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numb
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
+_SHOWN = 5  # names in a message
 _NEAR_ENOUGH = 0.02  # s between an image and a pose that is taken for its own
 
 # Published calibrations of the TUM RGB-D benchmark: fx, fy, cx, cy and plumb_bob coefficients, for 640x480.
@@ -153,7 +154,8 @@ def recognise(path: Path) -> _Listing:
     if not images.files:
         raise SourceError(
             f"{path} holds no images, no bag (metadata.yaml) and none of the known data sets (KITTI, 7-Scenes, EuRoC, "
-            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}" + "".join(f"; {note}" for note in images.notes)
+            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}"
+            + "".join(f"; {note}" for note in (*images.notes, *_what_else(path)))
         )
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     camera = load_camera(found[0]) if found else None
@@ -164,6 +166,20 @@ def recognise(path: Path) -> _Listing:
     rate = 30.0 if stamps is None else _rate(stamps, 30.0)
     notes = [*images.notes, *([times] if times else [])]
     return _Listing("images", files, numbers, rate, stamps, camera, notes=notes, times=times)
+
+
+def _what_else(path: Path) -> list[str]:
+    """What a folder without images holds that may be what was meant, for people."""
+    inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+    folders = [each.name for each in inside if each.is_dir()]
+    packed = [each.name for each in inside if each.suffix in (".zstd", ".zst", ".zip", ".gz", ".tar", ".tgz", ".7z")]
+    found = []
+    if folders:
+        found.append(f"it has the folders {', '.join(folders[:_SHOWN])}{', ...' if folders[_SHOWN:] else ''}: give one")
+    if packed:
+        how = f"`zstd -d {packed[0]}`" if packed[0].endswith((".zstd", ".zst")) else "unpack it"
+        found.append(f"{packed[0]} is compressed: {how}")
+    return found
 
 
 def _in_order(files: list[Path], path: Path) -> tuple[list[Path], list[int] | None, str]:

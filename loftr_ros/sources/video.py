@@ -121,6 +121,7 @@ class VideoSource(Source):
                 last = stamp
                 if not self._options.chooses(index):
                     continue
+                self._note_turn(int(getattr(frame, "rotation", 0)))  # PyAV 14 and newer tell
                 own = self._options.stamp(index)
                 try:
                     image = PixelImage(_pixels(frame))
@@ -131,6 +132,14 @@ class VideoSource(Source):
         self._sum_up(decoder, index + 1, repeated, stopped)
         if index < 0:
             raise SourceError(f"{self._path} has no frame that can be decoded ({decoder.first_error or 'it is empty'})")
+
+    def _note_turn(self, degrees: int) -> None:
+        note = (
+            f"{self.name} would have its frames turned by {degrees} degrees when they are shown, which is ignored: the "
+            "calibration is of the pixels as they are in the file"
+        )
+        if degrees and note not in self._notes:
+            self._notes.append(note)
 
     def _sum_up(self, decoder: _Decoder, came: int, repeated: int, stopped: bool) -> None:
         if decoder.failures:
