@@ -411,6 +411,7 @@ def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
     process = demo(room, "--network", "loftr", "--weights", "random", "--hz", 2)
     assert process.wait(timeout=120) == 0, (tmp_path / "said").read_text()
     said = (tmp_path / "said").read_text()
+    assert said.splitlines()[-1].startswith("written to ")
     assert "network loftr on" in said and "The weights are random" in said
     found = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert found["node"]["network"] == "loftr" and found["frames"]["failed"] == 0
@@ -427,7 +428,8 @@ def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert gone(tmp_path)
-    assert "Traceback" not in (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert "Traceback" not in said and said.splitlines()[-1] == "loftr_ros demo: stopped"
 
 
 @pytest.mark.ros
@@ -444,5 +446,5 @@ def test_a_node_that_cannot_be_configured_is_quoted(own_environment, tmp_path, c
     broken.write_bytes(b"not weights")
     assert run_demo(ROOM, output=tmp_path / "demo", weights=str(broken), progress=False) == 1
     said = capfd.readouterr().err
-    assert "could not become configured" in said and "broken.pt" in said
+    assert said.count("loftr_ros demo: ") == 1 and "could not become configured" in said and "broken.pt" in said
     assert gone(tmp_path)
