@@ -320,7 +320,10 @@ def test_zeros_after_a_model_s_coefficients_are_padding() -> None:
 @pytest.mark.parametrize(
     ("name", "lens"),
     [
-        *((name, "equidistant") for name in ("fisheye", "Kannala-Brandt4", "kannala_brandt", "KB4", "Equidistant")),
+        *(
+            (name, "equidistant")
+            for name in ("fisheye", "Kannala-Brandt4", "kannala_brandt", "KannalaBrandt8", "KB4", "Equidistant")
+        ),
         *((name, "plumb_bob of 4") for name in ("Brown Conrady", "RadTan", "radial-tangential", "PLUMB_BOB", "OPENCV")),
         *((name, "rational_polynomial") for name in ("Pinhole", "perspective", "", "Rational Polynomial")),
         ("distortion.brown_conrady", "plumb_bob of 4"),
@@ -348,7 +351,6 @@ def test_without_a_name_the_number_of_coefficients_tells_the_model(count: int, m
         ("Inverse Brown Conrady", 5, "from distorted to undistorted"),
         ("modified_brown_conrady", 5, "tangential"),
         ("Mei", 5, "more than half of all directions"),
-        ("kb8", 8, "tangential"),
         ("pinhole", 4, "4 coefficients are those of plumb_bob or equidistant"),
     ],
 )

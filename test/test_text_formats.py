@@ -146,11 +146,8 @@ def test_dates_with_a_time_of_day_are_the_stamps(tmp_path: Path, names: list[str
 def test_times_of_day_go_on_over_a_minute_and_are_no_seconds_alone(tmp_path: Path) -> None:
     names = ["09-59-59.9", "10-00-00.1", "10-00-00.3"]
     write(tmp_path, [f"{name}.png" for name in names])
-    assert [stamp - (9 * 3600 + 59 * 60 + 59) * 10**9 for stamp, _ in read(tmp_path)] == [
-        9 * 10**8,
-        11 * 10**8,
-        13 * 10**8,
-    ]
+    first = (9 * 3600 + 59 * 60 + 59) * 10**9 + 900_000_000
+    assert read(tmp_path) == [(first + k * 200_000_000, k) for k in range(3)]
     write(tmp_path / "midnight", [f"{name}.png" for name in ("23-59-59.9", "00-00-00.1")])
     assert read(tmp_path / "midnight")[0][0] == 10**9, "made: which of them was first is not known"
 
@@ -377,6 +374,14 @@ FILES = {
     "nested lists": f"image_width: 64\nimage_height: 48\ncamera_matrix: {MATRIX}\n"
     "dist_coeff: [[0.1, -0.05, 0, 0, 0]]\n",
     "kalibr": KALIBR,
+    "orb-slam": "%YAML:1.0\n\nCamera.type: 'PinHole'\nCamera.fx: 400.0\nCamera.fy: 401.0\nCamera.cx: 31.0\n"
+    "Camera.cy: 21.0\nCamera.k1: 0.1\nCamera.k2: -0.05\nCamera.p1: 0.0\nCamera.p2: 0.0\n"
+    "Camera.width: 64\nCamera.height: 48\nCamera.fps: 20\n",
+    "orb-slam 3": '%YAML:1.0\nFile.version: "1.0"\nCamera.type: "PinHole"\nCamera1.fx: 400.0\nCamera1.fy: 401.0\n'
+    "Camera1.cx: 31.0\nCamera1.cy: 21.0\nCamera1.k1: 0.1\nCamera1.k2: -0.05\nCamera.width: 64\nCamera.height: 48\n",
+    "vins": "%YAML:1.0\n---\nmodel_type: PINHOLE\ncamera_name: camera\nimage_width: 64\nimage_height: 48\n"
+    "distortion_parameters:\n   k1: 0.1\n   k2: -0.05\n   p1: 0.0\n   p2: 0.0\n"
+    "projection_parameters:\n   fx: 400.0\n   fy: 401.0\n   cx: 31.0\n   cy: 21.0\n",
     "colmap": "# Camera list\n#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n"
     "1 OPENCV 64 48 400 401 31.5 21.5 0.1 -0.05 0 0\n",
 }
@@ -429,6 +434,22 @@ def test_colmap_s_cameras_have_their_own_half_pixel(tmp_path: Path, row: str, mo
     assert (found.distortion_model, found.distortion.tolist()) == (model, coefficients)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Camera.type: KannalaBrandt8\nCamera.width: 64\nCamera.height: 48\nCamera1.fx: 400\nCamera1.fy: 401\n"
+        "Camera1.cx: 31\nCamera1.cy: 21\nCamera1.k1: 0.1\nCamera1.k2: 0.2\nCamera1.k3: 0.3\nCamera1.k4: 0.4\n",
+        "model_type: KANNALA_BRANDT\nimage_width: 64\nimage_height: 48\nprojection_parameters:\n  k2: 0.1\n"
+        "  k3: 0.2\n  k4: 0.3\n  k5: 0.4\n  mu: 400\n  mv: 401\n  u0: 31\n  v0: 21\n",
+    ],
+)
+def test_fisheyes_of_slam_systems_are_equidistant(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    found = load_camera(tmp_path / "settings.yaml")
+    assert found.matrix.tolist() == MATRIX
+    assert (found.distortion_model, found.distortion.tolist()) == ("equidistant", [0.1, 0.2, 0.3, 0.4])
+
+
 def test_of_several_cameras_in_a_file_one_must_be_named(tmp_path: Path) -> None:
     file = tmp_path / "camchain.yaml"
     file.write_text(KALIBR + KALIBR.replace("cam0", "cam1").replace("400.0", "500.0"))
@@ -455,6 +476,8 @@ def test_of_several_cameras_in_a_file_one_must_be_named(tmp_path: Path) -> None:
             "came with 1 coefficients",
         ),
         (KALIBR.replace("pinhole", "omni"), "camera_model 'omni' is not known"),
+        (FILES["orb-slam"].replace("Camera.width: 64\n", ""), "no image size"),
+        (FILES["vins"].replace("PINHOLE", "MEI"), "camera model 'mei' is not known"),
         ("1 THIN_PRISM_FISHEYE 64 48 1 2 3 4\n", "COLMAP's camera model THIN_PRISM_FISHEYE is not known"),
         ("1 OPENCV 64 48 400 401\n", "COLMAP's OPENCV has 8 parameters; got 2"),
         ("image_width: 64\nimage_height: [\n", "is not YAML"),

@@ -59,6 +59,8 @@ _ALIASES = {
             "opencv_fisheye",
             "kannala_brandt",
             "kannala_brandt4",
+            "kannala_brandt8",
+            "kannalabrandt8",
             "kannala",
             "kb4",
             "kb",
@@ -75,8 +77,6 @@ _OTHERS = {
     "fov": "expected a model of OpenCV; calibrate the camera as equidistant or plumb_bob",
     "atan": "expected a model of OpenCV; calibrate the camera as equidistant or plumb_bob",
     "division": "expected a model of OpenCV; calibrate the camera as plumb_bob",
-    "kannala_brandt8": "its tangential terms are not those of equidistant; calibrate the camera as equidistant",
-    "kb8": "its tangential terms are not those of equidistant; calibrate the camera as equidistant",
     "thin_prism_fisheye": "its prism is not part of equidistant; calibrate the camera as equidistant",
     **dict.fromkeys(
         ("mei", "omnidirectional", "omni", "xi", "unified", "double_sphere", "ds", "eucm", "scaramuzza", "ocam"),

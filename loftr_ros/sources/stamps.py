@@ -168,7 +168,8 @@ def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers
         times, what = dated
         order = sorted(range(len(names)), key=times.__getitem__)
         return NameNumbers(order, list(range(len(order))), [times[k] for k in order], what)
-    decimals = [_DECIMAL.search(name) for name in names]
+    of_day = all(_TIME_OF_DAY.search(name) for name in names)  # over midnight, whose seconds alone say nothing
+    decimals = [None if of_day else _DECIMAL.search(name) for name in names]
     texts = [f"{found[1]}.{found[2]}" for found in decimals if found]
     if names and len(texts) == len(names):
         values = [Decimal(text) for text in texts]
