@@ -221,8 +221,8 @@ def test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130(tmp_path: Path, 
     poses = out / "relative_poses.csv"
     end = time.monotonic() + 90
     while time.monotonic() < end and child.poll() is None and not poses.exists():
-        time.sleep(0.1)
-    time.sleep(2)
+        time.sleep(0.05)
+    time.sleep(0.5)
     child.send_signal(sent)
     said, complained = child.communicate(timeout=60)
     assert child.returncode == 130, said + complained
