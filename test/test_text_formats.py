@@ -152,6 +152,31 @@ def test_times_of_day_go_on_over_a_minute_and_are_no_seconds_alone(tmp_path: Pat
     assert read(tmp_path / "midnight")[0][0] == 10**9, "made: which of them was first is not known"
 
 
+@pytest.mark.parametrize("layout", ["", "image_0"])
+@pytest.mark.parametrize(
+    ("names", "stamps"),
+    [
+        (["0.033333", "0.066667", "0.1"], [33_333_000, 66_667_000, 100_000_000]),
+        (["t=1.5s", "t=1.75s", "t=2s"], [1_500_000_000, 1_750_000_000, 2_000_000_000]),
+        (["1,5", "1,75", "2,0"], [1_500_000_000, 1_750_000_000, 2_000_000_000]),
+        ([f"left_{FIRST}_0", f"left_{FIRST + 10**8}_1", f"left_{FIRST + 2 * 10**8}_2"], None),
+        (["09-59-59-900", "10-00-00-100", "10-00-00-300"], [35999_900_000_000, 36000_100_000_000, 36000_300_000_000]),
+    ],
+)
+def test_times_in_names_are_the_stamps_in_every_layout(
+    tmp_path: Path, layout: str, names: list[str], stamps: list[int] | None
+) -> None:
+    write(tmp_path / layout, [f"{name}.png" for name in names])
+    expected = stamps or [FIRST + k * 10**8 for k in range(3)]
+    assert read(tmp_path) == [(stamp, k) for k, stamp in enumerate(expected)]
+
+
+def test_counts_that_no_camera_would_have_are_refused_too(tmp_path: Path) -> None:
+    write(tmp_path / "image_0", ["frame_1403715273.png", "frame_1403715273_1.png"])
+    with pytest.raises(SourceError, match=r"10 Hz by the numbers in the names\): images are 1.4e\+08 s apart"):
+        open_source(tmp_path)
+
+
 @pytest.mark.parametrize(
     "names",
     [

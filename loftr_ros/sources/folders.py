@@ -15,10 +15,10 @@ from loftr_ros.sources.calibration import load_camera, pose_from_quaternion, rea
 from loftr_ros.sources.files import (
     FORMATS,
     ImageFolder,
-    are_times,
     image_folder,
     image_size,
     natural,
+    numbered,
     numbers_of,
     what_is_ignored,
 )
@@ -77,8 +77,10 @@ class FolderSource(Source):
             SourceError: it holds no images, or a file beside them cannot be understood.
         """
         listing = recognise(path)
-        if listing.stamps is not None and options.rate is None:
-            check_stamps(listing.stamps, listing.times or str(path), "give frames a second with --frame-rate (`rate`)")
+        if options.rate is None:
+            stamps = listing.stamps or [stamp_at(number, listing.rate) for number in listing.numbers]
+            where = (listing.stamps and listing.times) or f"{path} ({listing.rate:g} Hz by the numbers in the names)"
+            check_stamps(stamps, where, "give frames a second with --frame-rate (`rate`)")
         self.name, self.kind = path.resolve().name, listing.kind
         self._listing, self._options = listing, options
         self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
@@ -202,7 +204,9 @@ def _pinhole(matrix: NDArray[np.float64], size: tuple[int, int], where: Path) ->
 
 def _kitti(path: Path, images: Path) -> _Listing:
     found = _images_of(images)
-    files, numbers = found.files, numbers_of(found.files, images)
+    numbers, are_times = numbered(found.files, images)
+    files = [found.files[k] for k in sorted(range(len(numbers)), key=numbers.__getitem__)]
+    numbers.sort()
     camera, left = None, 0
     rows: list[list[str]] = []
     calibration = path / "calib.txt"
@@ -229,7 +233,7 @@ def _kitti(path: Path, images: Path) -> _Listing:
         if max(at) >= len(seconds):
             raise SourceError(f"{where} has {len(seconds)} rows; image {max(at)} has none")
         stamps = [seconds[k] for k in at]
-    elif are_times(numbers):
+    elif are_times:
         stamps, where = numbers, images
     if stamps is not None:
         rate = _rate(stamps, rate)

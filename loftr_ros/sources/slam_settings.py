@@ -59,5 +59,5 @@ def _camodocal(content: Mapping[str, Any]) -> Mapping[str, Any]:
     common = {key: value for key, value in common.items() if value is not None}
     if "mu" in projection:  # KANNALA_BRANDT: the first coefficient is one, so they count from two
         renamed = {"mu": "fx", "mv": "fy", "u0": "cx", "v0": "cy", "k2": "k1", "k3": "k2", "k4": "k3", "k5": "k4"}
-        return {**common, **{renamed.get(name, name): value for name, value in projection.items()}}
+        return {**common, **{renamed.get(str(name), str(name)): value for name, value in projection.items()}}
     return {**common, **dict(content.get("distortion_parameters") or {}), **projection}

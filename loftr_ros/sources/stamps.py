@@ -66,8 +66,9 @@ _DATE_TIME = re.compile(
     r"(?:[.,]([0-9]{1,9})|[-_]?([0-9]{9}|[0-9]{6}|[0-9]{3}))?(?![0-9])"
 )
 
-_TIME_OF_DAY = re.compile(
-    r"(?<![0-9])([01][0-9]|2[0-3])([-_:.])([0-5][0-9])\2([0-5][0-9])[.,]([0-9]{1,9})(?![0-9])"  # 23-59-59.123
+_TIME_OF_DAY = re.compile(  # 23-59-59.123
+    r"(?<![0-9])([01][0-9]|2[0-3])([-_:.])([0-5][0-9])\2([0-5][0-9])"
+    r"(?:[.,]([0-9]{1,9})|[-_]([0-9]{9}|[0-9]{6}|[0-9]{3}))(?![0-9])"
 )
 
 
@@ -146,7 +147,9 @@ class NameNumbers:
     what: str
 
 
-_DECIMAL = re.compile(r"(?<![0-9.])([0-9]{1,12})\.([0-9]+)(?![0-9.])")
+_DECIMAL = re.compile(r"(?<![0-9.,])([0-9]{1,12})[.,]([0-9]+)(?![0-9.,])")
+_DECIMAL_OR_WHOLE = re.compile(r"[0-9]+(?:[.,][0-9]+)?")
+_LENGTHS_OF_TIMES = (10, 13, 16, 19)  # digits of times since 1970 in seconds, milli-, micro- and nanoseconds
 
 
 def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers:
@@ -170,7 +173,11 @@ def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers
         return NameNumbers(order, list(range(len(order))), [times[k] for k in order], what)
     of_day = all(_TIME_OF_DAY.search(name) for name in names)  # over midnight, whose seconds alone say nothing
     decimals = [None if of_day else _DECIMAL.search(name) for name in names]
-    texts = [f"{found[1]}.{found[2]}" for found in decimals if found]
+    if any(decimals) and not all(decimals):  # as 1.5, 1.75, 2
+        alone = [_DECIMAL_OR_WHOLE.findall(name) for name in names]
+        if all(len(found) == 1 for found in alone):
+            decimals = [_DECIMAL_OR_WHOLE.search(name) for name in names]
+    texts = [found[0].replace(",", ".") for found in decimals if found]
     if names and len(texts) == len(names):
         values = [Decimal(text) for text in texts]
         order = sorted(range(len(names)), key=values.__getitem__)
@@ -210,7 +217,8 @@ def _dated(names: Sequence[str]) -> tuple[list[int], str] | None:
         return None if counted else (dated, "the date and time of day, as UTC")
     found = [match for name in names if (match := _TIME_OF_DAY.search(name)) is not None]
     of_day = [
-        (int(each[1]) * 3600 + int(each[3]) * 60 + int(each[4])) * 10**9 + int(each[5].ljust(9, "0")) for each in found
+        (int(each[1]) * 3600 + int(each[3]) * 60 + int(each[4])) * 10**9 + int((each[5] or each[6]).ljust(9, "0"))
+        for each in found
     ]
     if names and len(set(of_day)) == len(names) and max(of_day) - min(of_day) < _HALF_A_DAY:  # not over midnight
         return of_day, "the time of day"
@@ -223,12 +231,13 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def _varying(split: list[list[str]]) -> tuple[list[str], str]:
-    """Of each name the number at the place where it varies most; the last of such places."""
+    """Of each name the number at the place where it varies most: of several such places one of times, or the last."""
     shortest = min(map(len, split))
     if any(len(found) != shortest for found in split):
         return [found[-1] for found in split], "the last number"  # names of different forms
     kinds = [len({found[k] for found in split}) for k in range(shortest)]
-    place = max(range(shortest), key=lambda k: (kinds[k], k))
+    times = [all(len(found[k]) in _LENGTHS_OF_TIMES for found in split) for k in range(shortest)]
+    place = max(range(shortest), key=lambda k: (kinds[k], times[k], k))
     what = "the number" if shortest == 1 else f"number {place + 1} of {shortest}, which varies most"
     return [found[place] for found in split], what
 
