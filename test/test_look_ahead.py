@@ -98,7 +98,7 @@ def test_a_long_slow_source_says_first_what_it_costs_and_then_a_line_a_minute(
     monkeypatch.setattr(progress, "_FIRST", 0.0)
     monkeypatch.setattr(progress, "_PERIOD", 0.0)
     monkeypatch.setattr(progress, "_MANY", 2)
-    with open_source("rendered?frames=3&width=64&height=48") as source:
+    with open_source("rendered?seed=3&frames=3&width=64&height=48") as source:
         assert len(list(Progress().frames(source, False))) == 3
         said = capsys.readouterr().err.splitlines()
         assert said[0] == "loftr_ros: room renders its 3 frames one by one; that takes some 0 min of one core"
@@ -115,7 +115,7 @@ def test_frames_up_to_a_stamp_are_not_made_at_all(monkeypatch: pytest.MonkeyPatc
     made: list[float] = []
     render = Scene.render
     monkeypatch.setattr(Scene, "render", lambda self, *given: made.append(0) or render(self, *given))
-    with open_source("rendered?frames=4&width=64&height=48") as source:
+    with open_source("rendered?seed=3&frames=4&width=64&height=48") as source:
         stamps = [frame.stamp_ns for frame in source]
         assert len(made) == 4
         assert [frame.stamp_ns for frame in Progress().frames(source, False, after=stamps[2])] == stamps[3:]
@@ -123,7 +123,7 @@ def test_frames_up_to_a_stamp_are_not_made_at_all(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nobody_s_frames_are_made_after_a_stop() -> None:
-    with open_source("rendered?frames=400&width=64&height=48") as source:
+    with open_source("rendered?seed=3&frames=400&width=64&height=48") as source:
         before = threading.active_count()
         frames = Progress().frames(source, False)
         next(frames)
