@@ -113,8 +113,7 @@ class Lines:
         self._source, self._name, self._length = source, name or source.name, source.length
         self._say = say or _say
         self._done = 0
-        self._start = time.monotonic()
-        self._due = self._start + (_FIRST if source.slow else _PERIOD)
+        self._start = self._due = 0.0
 
     def begin(self) -> None:
         """Of a slow source, how many frames there are and what they take; of one that is soon done, nothing."""
@@ -122,15 +121,17 @@ class Lines:
             count = "its" if self._length is None else f"its {self._length}"
             self._say(f"{self._name} renders {count} frames one by one; {self._source.cost}")
 
-    def count(self, done: int | None = None) -> None:
-        """Another frame came, or `done` of them have by now."""
-        self._done = self._done + 1 if done is None else done
+    def count(self) -> None:
+        """Another frame came."""
+        self._done += 1
         now = time.monotonic()
+        if not self._start:  # what is done before the first frame tells nothing of the others
+            self._start, self._due = now, now + (_FIRST if self._source.slow else _PERIOD)
         if now < self._due:
             return
         self._due = now + _PERIOD
-        if self._length and self._done:
-            left = (now - self._start) / self._done * max(self._length - self._done, 0) / 60
+        if self._length and self._done > 1:
+            left = (now - self._start) / (self._done - 1) * max(self._length - self._done, 0) / 60
             self._say(f"{self._name}: {self._done} of {self._length} frames, about {left:.0f} min to go")
         else:
             self._say(f"{self._name}: {self._done} frames")
