@@ -52,6 +52,8 @@ class Progress:
 
         lines = Lines(source, name)
         lines.begin()
+        if source.slow:
+            source.prepare()  # here, where Ctrl-C ends it at once: a thread would have to be waited for
         items = source if after is None else source.after(after)
         made = LookAhead(items, lambda frame: frame, _AHEAD, wait=False) if source.slow else items
         bar = tqdm(made, total=source.length, unit="frame", desc=name or None, disable=not progress)

@@ -208,16 +208,17 @@ def test_images_too_small_for_a_network_are_refused_in_words(tmp_path: Path, siz
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130(tmp_path: Path, sent: int) -> None:
-    if sent == signal.SIGTERM and os.name != "posix":
-        pytest.skip("no such signal")
-    out = tmp_path / "out"
-    command = [PROGRAM, "run", "rendered?frames=4000&width=320&height=240", "-o", out, "--weights", "random"]
-    child = subprocess.Popen(
-        [*map(str, command), "--network", "coarse_lite", "-q"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    out, images = tmp_path / "out", tmp_path / "images"
+    if sent == signal.SIGINT:
+        source = "rendered?frames=4000&width=320&height=240"  # which is still being furnished
+    else:
+        source = str(images)
+        images.mkdir()
+        cv2.imwrite(str(images / "0.png"), PanningStream().at(0.0).image)
+        for k in range(1, 3000):
+            os.link(images / "0.png", images / f"{k}.png")
+    command = [PROGRAM, "run", source, "-o", out, "--weights", "random", "--network", "coarse_lite", "-q"]
+    child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     poses = out / "relative_poses.csv"
     end = time.monotonic() + 90
     while time.monotonic() < end and child.poll() is None and not poses.exists():

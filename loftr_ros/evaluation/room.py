@@ -258,7 +258,7 @@ def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np
     low, high = np.minimum(points.min(axis=0), lamp), np.maximum(points.max(axis=0), lamp)
     lowest, highest = _bounds(tuple(solids))
     for number in np.flatnonzero(((highest >= low) & (lowest <= high)).all(axis=1)):
-        solid = solids[number]
+        solid = solids[int(number)]
         start = solid.axes @ (points - solid.centre).T
         way = (solid.axes @ (lamp - solid.centre))[:, None] - start
         half = solid.half[:, None]

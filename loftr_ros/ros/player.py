@@ -167,6 +167,7 @@ class _Player:
             f"{_AHEAD} frames are made before the first is played, the others while it goes on; where that is slower "
             f"than {source.rate:g} frames a second, they come late (--rate 0.5 gives them twice the time)"
         )
+        source.prepare()  # here, where Ctrl-C ends it at once
 
         def made(count: int) -> None:
             log.info(f"{count} of {_AHEAD} frames are made", throttle_duration_sec=_PERIOD, skip_first=True)

@@ -232,6 +232,9 @@ class Source(ABC):
             SourceError: a frame cannot be read.
         """
 
+    def prepare(self) -> None:  # noqa: B027 (most sources need nothing)
+        """Makes what all frames are made of, where that takes long: else the first frame does."""
+
     def after(self, stamp_ns: int) -> Iterator[SourceFrame]:
         """Yields the chosen frames that are later than a stamp in nanoseconds.
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _FULL_CHECK = 0.2  # s between two looks whether anybody still wants frames
-_END = 2.0  # s that the item in the making is given when nobody wants any more
+_END = 10.0  # s that the item in the making is given when nobody wants any more
 
 
 class LookAhead(Generic[T]):
@@ -68,7 +68,7 @@ class _Run(Generic[T]):
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join(_END)  # one that is in the middle of an item ends with the process
+        self._thread.join(_END)  # a thread that still runs when the interpreter ends may crash it
 
     def taken(self) -> Iterator[T]:
         while self._wait and not self._ready.wait(_FULL_CHECK):

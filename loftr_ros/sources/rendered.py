@@ -82,6 +82,9 @@ class RenderedSource(Source):
         seconds = _FRAME * self.length * self.camera.width * self.camera.height / _USUAL_PIXELS
         self.cost = f"that takes some {seconds / 60:.0f} min of one core"
 
+    def prepare(self) -> None:
+        Scene(self._seed)  # is kept for the next one who asks
+
     def __iter__(self) -> Iterator[SourceFrame]:
         return self.after(-1)
 

@@ -64,6 +64,9 @@ class RevisitsSource(Source):
             f"{self.name}?rate=3)"
         )
 
+    def prepare(self) -> None:
+        _ = self._world.building
+
     def __iter__(self) -> Iterator[SourceFrame]:
         return self.after(-1)
 
