@@ -24,7 +24,7 @@ from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_p
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.sources import SourceError, open_source
 
-ROOM = "rendered:room?frames=20&width=320&height=240"
+ROOM = "rendered:room?seed=3&frames=20&width=320&height=240"
 
 
 def transform(turn_deg=0.0, position=(0.0, 0.0, 0.0)):
@@ -206,7 +206,7 @@ def test_a_demo_with_random_weights_says_that_nothing_it_shows_means_anything():
 def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
     from loftr_ros.sources import open_source
 
-    uri = "rendered:room?frames=3&width=160&height=120"
+    uri = "rendered:room?seed=3&frames=3&width=160&height=120"
     folder = tmp_path / "rendered"
     first = prepare(uri, folder, None, {}, False)
     written = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
@@ -227,13 +227,13 @@ def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
             np.testing.assert_array_equal(one.pose, other.pose)
             np.testing.assert_array_equal(one.camera.matrix, other.camera.matrix)
 
-    prepare("rendered:room?frames=2&width=160&height=120", folder, None, {}, False)
+    prepare("rendered:room?seed=3&frames=2&width=160&height=120", folder, None, {}, False)
     assert len(list((folder / "image_0").iterdir())) == 2
 
 
 @pytest.mark.parametrize("mode", ["stereo", "rgbd"])
 def test_the_rendered_scene_is_kept_with_what_the_mode_needs(tmp_path, mode):
-    uri = "rendered:room?frames=3&width=64&height=48"
+    uri = "rendered:room?seed=3&frames=3&width=64&height=48"
     sequence = prepare(uri, tmp_path / "rendered", None, {}, False, mode)
     with open_source(sequence.uri) as kept, open_source(uri) as rendered:
         for one, other in zip(kept, rendered, strict=True):
@@ -262,7 +262,7 @@ def test_a_folder_of_the_users_is_not_overwritten_with_rendered_frames(tmp_path)
     mine.parent.mkdir()
     mine.touch()
     with pytest.raises(SourceError, match="another output folder"):
-        prepare("rendered:room?frames=1&width=64&height=48", mine.parent, None, {}, False)
+        prepare("rendered:room?seed=3&frames=1&width=64&height=48", mine.parent, None, {}, False)
     assert mine.exists()
 
 
@@ -407,7 +407,7 @@ def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, 
 @pytest.mark.ros
 @pytest.mark.long
 def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
-    room = "rendered:room?frames=6&width=160&height=120"
+    room = "rendered:room?seed=3&frames=6&width=160&height=120"
     process = demo(room, "--network", "loftr", "--weights", "random", "--hz", 2)
     assert process.wait(timeout=120) == 0, (tmp_path / "said").read_text()
     said = (tmp_path / "said").read_text()

@@ -25,6 +25,7 @@ from loftr_ros.sources import SourceFrame
 from loftr_ros.sources.folders import FolderSource
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+ONE_PICTURE = ["--point", "80,60", "--layer", "0"]
 QUICK = ["--weights", "random", "--network", "coarse_lite"]
 
 
@@ -85,7 +86,18 @@ CASES: dict[tuple[str, str], list[str]] = {
     ("loops", "a frame is damaged"): ["loops", "damaged", "-o", "out", "-q", *QUICK],
     ("loops", "Ctrl-C"): ["loops", "good", "-o", "out", "-q", *QUICK],
     ("loops", "no such recording"): ["loops", "nowhere", *QUICK],
-    ("explain", "two images"): ["explain", "good/0.png", "good/0.png", "-o", "out", *QUICK],
+    ("explain", "two images"): [
+        "explain",
+        "good/0.png",
+        "good/0.png",
+        "-o",
+        "out",
+        "--point",
+        "80,60",
+        "--layer",
+        "0",
+        *QUICK,
+    ],
     ("explain", "no such image"): ["explain", "nowhere", "good/0.png", *QUICK],
     ("play", "all frames"): ["play", "good", "--wait", "0", "-q", "--rate", "100"],
     ("play", "a frame is damaged"): ["play", "damaged", "--wait", "0", "-q", "--rate", "100"],
