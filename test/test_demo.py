@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,6 +340,14 @@ def gone(mark, seconds=5.0):
     return not marked(mark)
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """The room as a demo keeps it, rendered here, where other tests have it already."""
+    folder = tmp_path_factory.mktemp("room") / "rendered"
+    prepare(ROOM, folder, None, {"start": 0, "step": 1}, False)
+    return folder
+
+
 @pytest.fixture
 def own_environment(tmp_path, monkeypatch):
     """What a demo starts carries this test's mark and talks to nobody else."""
@@ -372,9 +381,8 @@ def demo(own_environment, tmp_path):
 
 
 @pytest.mark.ros
-def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, tmp_path):
-    # Rendered here, where other tests have the room already; the demo plays what it finds.
-    prepare(ROOM, tmp_path / "demo" / "rendered", None, {"start": 0, "step": 1}, False)
+def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, rendered, tmp_path):
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")  # the demo plays what it finds
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo" / "rendered").rglob("*.png")}
     process = demo(ROOM, "--hz", 8)  # which a busy machine can do too
     assert process.wait(timeout=90) == 0, (tmp_path / "said").read_text()
@@ -421,8 +429,9 @@ def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
 
 
 @pytest.mark.ros
-def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, tmp_path):
-    process = demo(ROOM, "--hz", 1)
+def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, rendered, tmp_path):
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")
+    process = demo(ROOM, "--hz", 1, "--network", "coarse_lite", "--weights", "random")
     log = tmp_path / "demo" / "node.log"
     wait_until(lambda: log.is_file() and "waiting for images" in log.read_text(), 60, "the node to be active")
     process.send_signal(signal.SIGINT)
@@ -441,7 +450,8 @@ def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(own_environ
 
 
 @pytest.mark.ros
-def test_a_node_that_cannot_be_configured_is_quoted(own_environment, tmp_path, capfd):
+def test_a_node_that_cannot_be_configured_is_quoted(own_environment, rendered, tmp_path, capfd):
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not weights")
     assert run_demo(ROOM, output=tmp_path / "demo", weights=str(broken), progress=False) == 1
