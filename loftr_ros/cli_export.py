@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from loftr_ros.cli_errors import fail
+
 _RANDOM = "random"
 
 
@@ -55,8 +57,7 @@ def export(
             model, folder, width, height, weights=_RANDOM if path is None else path.name, opset=opset
         )
     except (DeviceError, ExportError, WeightsError) as error:
-        typer.echo(f"loftr_ros: {error}", err=True)
-        raise typer.Exit(2) from error
+        fail(error)
     size = sum(file.stat().st_size for file in folder.glob("*.onnx")) / 1e6
     typer.echo(
         f"{folder}: network {exported.config.name}, weights {exported.weights}, images of {width}x{height}, "

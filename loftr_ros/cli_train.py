@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loftr_ros.cli_errors import fail
+from loftr_ros.cli_errors import INTERRUPTED, fail
 
 app = typer.Typer(help="Train a network, and get what it learns from.", invoke_without_command=True)
 
@@ -61,7 +61,7 @@ def train(
     from loftr_ros.training.assets import AssetError
     from loftr_ros.training.config_file import read_config
     from loftr_ros.training.data import open_data
-    from loftr_ros.training.module import TrainingError
+    from loftr_ros.training.module import InterruptedTrainingError, TrainingError
     from loftr_ros.training.recorded import RecordedError
 
     _show_lines()
@@ -69,8 +69,12 @@ def train(
         settings = read_config(config, replaced)
         output = output or Path("runs") / (config.parent.name if config.stem == "config" else config.stem)
         run(settings, open_data(settings), output, resume=resume, progress=not quiet)
+    except InterruptedTrainingError as error:
+        typer.echo(f"loftr_ros: {error}", err=True)
+        raise typer.Exit(INTERRUPTED) from error
     except (AssetError, DeviceError, RecordedError, TrainingError, ValueError, WeightsError) as error:
         fail(error)
+    typer.echo(f"written to {output}")
 
 
 @app.command()

@@ -87,6 +87,8 @@ def view(
             step=step,
             rate=frame_rate,
             topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
             camera=camera,
         ) as opened:
             opened.require(front_end.config.scale.mode)  # before a window opens

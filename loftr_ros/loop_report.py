@@ -19,6 +19,7 @@ from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.places.placement import GraphKeyframe, Loop
 from loftr_ros.places.pose_graph import PoseGraph, pose_vector
 from loftr_ros.progress import Progress, first_reasons
+from loftr_ros.wording import plain
 
 Array = NDArray[np.float64]
 
@@ -164,7 +165,7 @@ class Report:
         ):
             known = [value for value in values if np.isfinite(value)]
             if known:
-                parts.append(f"{name} {np.median(known):.3g} {unit} (worst {max(known):.3g})")
+                parts.append(f"{name} {plain(float(np.median(known)))} {unit} (worst {plain(max(known))})")
         apart = max(each.distance_m for each in errors)
         yield f"against the truth, median error of {len(errors)}: {', '.join(parts) or 'no pose'}"
         yield f"cameras up to {apart:.2f} m and {max(each.angle_deg for each in errors):.0f} deg apart"

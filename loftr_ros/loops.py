@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from loftr_ros.progress import MARKER, write_marker
 from loftr_ros.sources import Source, SourceError
 from loftr_ros.sources.reading import FrameReader
 
+_FIRST_FRAMES = 200  # of a recording, among which its first keyframe is
 _TABLES = (("loops", ".g2o"), ("loops", ".csv"), ("keyframes", ".csv"), ("loops", ".png"))
 
 
@@ -135,9 +137,7 @@ class _Job:
         if done is not None:
             report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
         with report.progress.watching():
-            for frame in report.progress.frames(source, progress, robot):
-                if done is not None and frame.stamp_ns <= done:
-                    continue
+            for frame in report.progress.frames(source, progress, robot, after=done):
                 try:
                     image = self.reader.read(frame, self.config.scale.mode)
                     encoded = front_end.encode(image)
@@ -178,7 +178,7 @@ class _Job:
 
     def _archived_until(self, source: Source, known: dict[int, KeyframeName]) -> int | None:
         """The stamp of the last keyframe of a recording that is in the archive already; None where none of it is."""
-        for frame in source if known else ():
+        for frame in itertools.islice(source, _FIRST_FRAMES) if known else ():
             if frame.stamp_ns not in known:
                 continue
             twin = self.archive.get(known[frame.stamp_ns])

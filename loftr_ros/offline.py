@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from loftr_ros.progress import Progress, first_reasons, write_marker
 from loftr_ros.sources import Source, SourceError
 from loftr_ros.sources.reading import FrameReader
 
+_ROW_GROUP = 1 << 20
 _WRITTEN = ("trajectory.tum", "trajectory.png", "matches.png", "correspondences.npz", "correspondences.parquet",
             "partial.txt")  # fmt: skip
 
@@ -118,8 +121,10 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     for old in _WRITTEN:  # a picture of another run would be taken for this one's
         (output / old).unlink(missing_ok=True)
-    report, columns, picture = Report(), _Columns(), _BestPicture()
-    with (output / "relative_poses.csv").open("w", newline="") as file:
+    report, picture = Report(), _BestPicture()
+    with ExitStack() as files:
+        columns = _Columns(output, files)
+        file = files.enter_context((output / "relative_poses.csv").open("w", newline=""))
         poses = csv.writer(file)
         poses.writerow(["stamp_ns", "keyframe_id", "keyframe_stamp_ns", "status", "x", "y", "z", "qx", "qy", "qz", "qw",
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
@@ -140,9 +145,9 @@ def run(
                 picture.offer(result)
                 report.trajectory.add(result)
                 _summarise(report, result)
-    if not report.frames and not report.progress.interrupted:
-        raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
-    columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
+        if not report.frames and not report.progress.interrupted:
+            raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
+        columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     report.trajectory.write(output)
     _plot(output / "trajectory.png", report, source.name)
@@ -197,8 +202,12 @@ def _plot(path: Path, report: Report, name: str) -> None:
     plot_trajectory(path, trajectory.poses[shown], true_poses, indices, f"{name} ({unit}{parts})", metric)
 
 
+def _nameless(folder: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder)
+
+
 class _Columns:
-    """Correspondences of all frames, one row a match."""
+    """Correspondences of all frames, one row a match, kept on disk until all are there: an hour has many millions."""
 
     _TYPES = {  # noqa: RUF012 (never changed)
         "stamp_ns": np.int64,
@@ -214,38 +223,49 @@ class _Columns:
         "inlier": np.bool_,
     }
 
-    def __init__(self) -> None:
-        # An empty first part: the columns are there without any match, too.
-        self._parts: list[dict[str, NDArray[Any]]] = [{name: np.zeros(0, kind) for name, kind in self._TYPES.items()}]
+    def __init__(self, folder: Path, files: ExitStack) -> None:
+        # They have no names: whatever ends the program, nothing is left of them.
+        self._files = {name: files.enter_context(_nameless(folder)) for name in self._TYPES}
 
     def add(self, result: FrontEndResult) -> None:
         for match in result.matches:
             found, count = match.correspondences, len(match.correspondences)
-            self._parts.append(
-                {
-                    "stamp_ns": np.full(count, result.frame.stamp_ns, np.int64),
-                    "keyframe_id": np.full(count, match.keyframe.id, np.uint32),
-                    "keyframe_stamp_ns": np.full(count, match.keyframe.frame.stamp_ns, np.int64),
-                    "track_id": found.track_id,
-                    "keyframe_u": found.keyframe_points[:, 0],
-                    "keyframe_v": found.keyframe_points[:, 1],
-                    "current_u": found.current_points[:, 0],
-                    "current_v": found.current_points[:, 1],
-                    "confidence": found.confidence,
-                    "current_std": found.std,
-                    "inlier": match.pose.inliers,
-                }
-            )
+            rows = {
+                "stamp_ns": np.full(count, result.frame.stamp_ns),
+                "keyframe_id": np.full(count, match.keyframe.id),
+                "keyframe_stamp_ns": np.full(count, match.keyframe.frame.stamp_ns),
+                "track_id": found.track_id,
+                "keyframe_u": found.keyframe_points[:, 0],
+                "keyframe_v": found.keyframe_points[:, 1],
+                "current_u": found.current_points[:, 0],
+                "current_v": found.current_points[:, 1],
+                "confidence": found.confidence,
+                "current_std": found.std,
+                "inlier": match.pose.inliers,
+            }
+            for name, values in rows.items():
+                self._files[name].write(np.ascontiguousarray(values, self._TYPES[name]).tobytes())
 
     def write(self, path: Path) -> None:
-        table = {name: np.concatenate([part[name] for part in self._parts]) for name in self._TYPES}
+        table = {name: self._column(name) for name in self._TYPES}
         if path.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(pyarrow.table(table), path)
+            fields = [pyarrow.field(name, pyarrow.from_numpy_dtype(kind)) for name, kind in self._TYPES.items()]
+            with pyarrow.parquet.ParquetWriter(path, pyarrow.schema(fields)) as writer:
+                for start in range(0, len(table["stamp_ns"]), _ROW_GROUP):
+                    part = {name: np.array(values[start : start + _ROW_GROUP]) for name, values in table.items()}
+                    writer.write_table(pyarrow.table(part))
         else:
             np.savez_compressed(path, **table)  # type: ignore[arg-type]
+
+    def _column(self, name: str) -> NDArray[Any]:
+        file = self._files[name]
+        file.flush()
+        if not file.tell():
+            return np.zeros(0, self._TYPES[name])
+        return np.memmap(file, self._TYPES[name], "r")
 
 
 class _BestPicture:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from loftr_ros.sources import Source, SourceError, SourceFrame
+from loftr_ros.sources.look_ahead import LookAhead
 
 MARKER = "partial.txt"
 _SHOWN = 3
 _PERIOD = 60.0  # s between two lines
-_MANY = 500
+_FIRST = 10.0  # s after which a slow source's first line comes: by then its pace is known
+_MANY = 300  # frames of a slow source, which take half a minute
+_AHEAD = 16  # frames that a slow source is ahead of who processes them: 25 MB of 640x480 with depth
 
 
 @dataclass
@@ -31,16 +34,29 @@ class Progress:
     ended_early: str = ""
     lost: int = 0
 
-    def frames(self, source: Source, progress: bool, name: str = "") -> Iterator[SourceFrame]:
+    def frames(self, source: Source, progress: bool, name: str = "", after: int | None = None) -> Iterator[SourceFrame]:
         """The frames of a source, with a progress bar; a source that breaks off ends them.
+
+        What a slow source makes is made ahead, a few frames at a time, while those before are processed.
+
+        Args:
+            source: to go through.
+            progress: show a bar; else a line a minute is written to standard error.
+            name: of the source, where it is not its own.
+            after: leave out frames up to this stamp, in nanoseconds.
 
         Raises:
             SourceError: not even the first frame can be read.
         """
         from tqdm import tqdm
 
-        said = _Lines(source, name) if not progress else None
-        bar = tqdm(source, total=source.length, unit="frame", desc=name or None, disable=not progress)
+        lines = Lines(source, name)
+        lines.begin()
+        if source.slow:
+            source.prepare()  # here, where Ctrl-C ends it at once: a thread would have to be waited for
+        items = source if after is None else source.after(after)
+        made = LookAhead(items, lambda frame: frame, _AHEAD, wait=False) if source.slow else items
+        bar = tqdm(made, total=source.length, unit="frame", desc=name or None, disable=not progress)
         frames, any_yet = iter(bar), False
         while True:
             try:
@@ -53,8 +69,8 @@ class Progress:
                 self.ended_early = str(error)
                 break
             any_yet = True
-            if said is not None:
-                said.count()
+            if not progress:
+                lines.count()
             yield frame
         self.lost += source.lost
 
@@ -85,28 +101,42 @@ class Progress:
         return found
 
 
-class _Lines:
-    """What is said without a progress bar: of a slow source how much there is, and a line a minute."""
+class Lines:
+    """What is said where nobody sees a progress bar: of a slow source first how much there is, then a line a minute."""
 
-    def __init__(self, source: Source, name: str) -> None:
-        self._name, self._length = name or source.name, source.length
+    def __init__(self, source: Source, name: str = "", say: Callable[[str], None] | None = None) -> None:
+        """Begin at zero.
+
+        Args:
+            source: what is gone through.
+            name: of it, where it is not its own.
+            say: takes each line; None writes it to standard error.
+        """
+        self._source, self._name, self._length = source, name or source.name, source.length
+        self._say = say or _say
         self._done = 0
-        self._start = self._said = time.monotonic()
-        if source.slow and source.length is not None and source.length > _MANY:
-            _say(f"{self._name} has {source.length} frames that are rendered one by one, which takes minutes")
+        self._start = self._due = 0.0
+
+    def begin(self) -> None:
+        """Of a slow source, how many frames there are and what they take; of one that is soon done, nothing."""
+        if self._source.slow and (self._length is None or self._length > _MANY):
+            count = "its" if self._length is None else f"its {self._length}"
+            self._say(f"{self._name} renders {count} frames one by one; {self._source.cost}")
 
     def count(self) -> None:
         """Another frame came."""
         self._done += 1
         now = time.monotonic()
-        if now - self._said < _PERIOD:
+        if not self._start:  # what is done before the first frame tells nothing of the others
+            self._start, self._due = now, now + (_FIRST if self._source.slow else _PERIOD)
+        if now < self._due:
             return
-        self._said = now
-        if self._length:
-            left = (now - self._start) / self._done * max(self._length - self._done, 0) / 60
-            _say(f"{self._name}: {self._done} of {self._length} frames, about {left:.0f} min to go")
+        self._due = now + _PERIOD
+        if self._length and self._done > 1:
+            left = (now - self._start) / (self._done - 1) * max(self._length - self._done, 0) / 60
+            self._say(f"{self._name}: {self._done} of {self._length} frames, about {left:.0f} min to go")
         else:
-            _say(f"{self._name}: {self._done} frames")
+            self._say(f"{self._name}: {self._done} frames")
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def shortened(text: str, most: int) -> str:
     """A text of at most `most` characters: cut after a word, with an ellipsis, where it is longer.
@@ -15,3 +17,11 @@ def shortened(text: str, most: int) -> str:
     if end < room // 2:
         return f"{text[: room + 1]}…"
     return f"{text[:end].rstrip(' ,;:.')} …"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A number for people: some digits that count, and never a power of ten, as 140, 1.26 or 0.034."""
+    if not math.isfinite(value) or not value:
+        return f"{value:g}"
+    text = f"{value:.{min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 12)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

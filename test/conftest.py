@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from groups import GROUPS, files
 
 # Before torch is imported, and for the processes that tests start too: threads that wait for each other crawl where
 # something else runs on the machine, and most tests are too small to gain anything by a second one.
@@ -18,6 +19,14 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take half a minute and more")
+    parser.addoption("--group", choices=sorted(GROUPS), help="run the files of one group alone, see test/groups.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    group = config.getoption("--group")
+    if group is None or collection_path.suffix != ".py" or collection_path.name in files(group):
+        return None
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -165,6 +165,26 @@ PARAMETERS = [
 ]
 
 
+XML = """<?xml version="1.0"?>
+<opencv_storage>
+<image_width>64</image_width>
+<image_height>48</image_height>
+<camera_matrix type_id="opencv-matrix">
+  <rows>3</rows>
+  <cols>3</cols>
+  <dt>d</dt>
+  <data>
+    400. 0. 31. 0. 401. 21. 0. 0. 1.</data></camera_matrix>
+<distortion_coefficients type_id="opencv-matrix">
+  <rows>1</rows>
+  <cols>4</cols>
+  <dt>d</dt>
+  <data>
+    0.1 -0.05 0. 0.</data></distortion_coefficients>
+</opencv_storage>
+"""
+
+
 def _folder(write: Callable[[Path], dict[str, str]], mode: str) -> Reader:
     """A data set of which one text file is changed a case."""
 
@@ -201,6 +221,11 @@ def _kitti(place: Path) -> dict[str, str]:
         "times.txt": "0.0\n0.1\n0.2\n",
         "poses.txt": "1 0 0 0 0 1 0 0 0 0 1 0\n" * 3,
     }
+
+
+def _kitti_raw(place: Path) -> dict[str, str]:
+    _images(place / "image_00" / "data", [f"{k:010d}.png" for k in range(3)])
+    return {"image_00/timestamps.txt": "".join(f"2011-09-26 13:02:25.{k}64389445\n" for k in range(3))}
 
 
 def _tum(place: Path) -> dict[str, str]:
@@ -384,8 +409,9 @@ def _write_video(place: Path) -> bytes:
 
 READERS: dict[str, Reader] = {
     "text: parameter files": replace(_text_file("params.yaml", PARAMETERS, node_parameters), share=2.0),
-    "text: calibrations": _text_file("camera.yaml", list(FILES.values()), load_camera),
+    "text: calibrations": _text_file("camera.yaml", [*FILES.values(), XML], load_camera),
     "text: KITTI": replace(_folder(_kitti, "stereo"), share=0.5),
+    "text: KITTI raw": replace(_folder(_kitti_raw, "mono"), share=0.2),
     "text: TUM RGB-D": replace(_folder(_tum, "rgbd"), share=0.5),
     "text: EuRoC": replace(_folder(_euroc, "stereo"), share=0.5),
     "text: 7-Scenes": replace(_folder(_seven_scenes, "rgbd"), share=0.5),

@@ -293,7 +293,7 @@ def test_coefficients_that_are_not_finite_are_refused(value: float) -> None:
         CameraModel.from_camera_info(camera_info(d=[0.1, value, 0, 0, 0]))
 
 
-@pytest.mark.parametrize("model", ["Mei", "plumb_bob_2", "thin_prism"])
+@pytest.mark.parametrize("model", ["somebody's own", "plumb_bob_2", "thin_prism"])
 def test_an_unknown_distortion_model_is_refused_with_those_that_are_known(model: str) -> None:
     with pytest.raises(CameraError, match=r"plumb_bob.*rational_polynomial.*equidistant"):
         CameraModel.from_camera_info(camera_info(distortion_model=model, d=[0.1] * 5))
@@ -320,8 +320,12 @@ def test_zeros_after_a_model_s_coefficients_are_padding() -> None:
 @pytest.mark.parametrize(
     ("name", "lens"),
     [
-        *((name, "equidistant") for name in ("fisheye", "Kannala-Brandt4", "kannala_brandt", "KB4", "Equidistant")),
+        *(
+            (name, "equidistant")
+            for name in ("fisheye", "Kannala-Brandt4", "kannala_brandt", "KannalaBrandt8", "KB4", "Equidistant")
+        ),
         *((name, "plumb_bob of 4") for name in ("Brown Conrady", "RadTan", "radial-tangential", "PLUMB_BOB", "OPENCV")),
+        *((name, "rational_polynomial") for name in ("Pinhole", "perspective", "", "Rational Polynomial")),
         ("distortion.brown_conrady", "plumb_bob of 4"),
     ],
 )
@@ -346,6 +350,8 @@ def test_without_a_name_the_number_of_coefficients_tells_the_model(count: int, m
         ("", 4, "4 coefficients are those of plumb_bob or equidistant"),
         ("Inverse Brown Conrady", 5, "from distorted to undistorted"),
         ("modified_brown_conrady", 5, "tangential"),
+        ("Mei", 5, "more than half of all directions"),
+        ("pinhole", 4, "4 coefficients are those of plumb_bob or equidistant"),
     ],
 )
 def test_what_cannot_be_used_says_which_model_it_may_be(model: str, count: int, words: str) -> None:

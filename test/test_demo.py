@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_p
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.sources import SourceError, open_source
 
-ROOM = "rendered:room?frames=20&width=320&height=240"
+ROOM = "rendered:room?seed=3&frames=20&width=320&height=240"
 
 
 def transform(turn_deg=0.0, position=(0.0, 0.0, 0.0)):
@@ -206,7 +207,7 @@ def test_a_demo_with_random_weights_says_that_nothing_it_shows_means_anything():
 def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
     from loftr_ros.sources import open_source
 
-    uri = "rendered:room?frames=3&width=160&height=120"
+    uri = "rendered:room?seed=3&frames=3&width=160&height=120"
     folder = tmp_path / "rendered"
     first = prepare(uri, folder, None, {}, False)
     written = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
@@ -227,13 +228,13 @@ def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
             np.testing.assert_array_equal(one.pose, other.pose)
             np.testing.assert_array_equal(one.camera.matrix, other.camera.matrix)
 
-    prepare("rendered:room?frames=2&width=160&height=120", folder, None, {}, False)
+    prepare("rendered:room?seed=3&frames=2&width=160&height=120", folder, None, {}, False)
     assert len(list((folder / "image_0").iterdir())) == 2
 
 
 @pytest.mark.parametrize("mode", ["stereo", "rgbd"])
 def test_the_rendered_scene_is_kept_with_what_the_mode_needs(tmp_path, mode):
-    uri = "rendered:room?frames=3&width=64&height=48"
+    uri = "rendered:room?seed=3&frames=3&width=64&height=48"
     sequence = prepare(uri, tmp_path / "rendered", None, {}, False, mode)
     with open_source(sequence.uri) as kept, open_source(uri) as rendered:
         for one, other in zip(kept, rendered, strict=True):
@@ -262,7 +263,7 @@ def test_a_folder_of_the_users_is_not_overwritten_with_rendered_frames(tmp_path)
     mine.parent.mkdir()
     mine.touch()
     with pytest.raises(SourceError, match="another output folder"):
-        prepare("rendered:room?frames=1&width=64&height=48", mine.parent, None, {}, False)
+        prepare("rendered:room?seed=3&frames=1&width=64&height=48", mine.parent, None, {}, False)
     assert mine.exists()
 
 
@@ -339,6 +340,14 @@ def gone(mark, seconds=5.0):
     return not marked(mark)
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """The room as a demo keeps it, rendered here, where other tests have it already."""
+    folder = tmp_path_factory.mktemp("room") / "rendered"
+    prepare(ROOM, folder, None, {"start": 0, "step": 1}, False)
+    return folder
+
+
 @pytest.fixture
 def own_environment(tmp_path, monkeypatch):
     """What a demo starts carries this test's mark and talks to nobody else."""
@@ -372,9 +381,8 @@ def demo(own_environment, tmp_path):
 
 
 @pytest.mark.ros
-def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, tmp_path):
-    # Rendered here, where other tests have the room already; the demo plays what it finds.
-    prepare(ROOM, tmp_path / "demo" / "rendered", None, {"start": 0, "step": 1}, False)
+def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, rendered, tmp_path):
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")  # the demo plays what it finds
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo" / "rendered").rglob("*.png")}
     process = demo(ROOM, "--hz", 8)  # which a busy machine can do too
     assert process.wait(timeout=90) == 0, (tmp_path / "said").read_text()
@@ -407,10 +415,11 @@ def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, 
 @pytest.mark.ros
 @pytest.mark.long
 def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
-    room = "rendered:room?frames=6&width=160&height=120"
+    room = "rendered:room?seed=3&frames=6&width=160&height=120"
     process = demo(room, "--network", "loftr", "--weights", "random", "--hz", 2)
     assert process.wait(timeout=120) == 0, (tmp_path / "said").read_text()
     said = (tmp_path / "said").read_text()
+    assert said.splitlines()[-1].startswith("written to ")
     assert "network loftr on" in said and "The weights are random" in said
     found = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert found["node"]["network"] == "loftr" and found["frames"]["failed"] == 0
@@ -420,14 +429,16 @@ def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
 
 
 @pytest.mark.ros
-def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, tmp_path):
-    process = demo(ROOM, "--hz", 1)
+def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, rendered, tmp_path):
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")
+    process = demo(ROOM, "--hz", 1, "--network", "coarse_lite", "--weights", "random")
     log = tmp_path / "demo" / "node.log"
     wait_until(lambda: log.is_file() and "waiting for images" in log.read_text(), 60, "the node to be active")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert gone(tmp_path)
-    assert "Traceback" not in (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert "Traceback" not in said and said.splitlines()[-1] == "loftr_ros demo: stopped"
 
 
 @pytest.mark.ros
@@ -439,10 +450,11 @@ def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(own_environ
 
 
 @pytest.mark.ros
-def test_a_node_that_cannot_be_configured_is_quoted(own_environment, tmp_path, capfd):
+def test_a_node_that_cannot_be_configured_is_quoted(own_environment, rendered, tmp_path, capfd):
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not weights")
     assert run_demo(ROOM, output=tmp_path / "demo", weights=str(broken), progress=False) == 1
     said = capfd.readouterr().err
-    assert "could not become configured" in said and "broken.pt" in said
+    assert said.count("loftr_ros demo: ") == 1 and "could not become configured" in said and "broken.pt" in said
     assert gone(tmp_path)

@@ -561,6 +561,7 @@ def test_the_command_line_exports_what_the_factory_opens(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     folder = tmp_path / f"coarse_lite_{WIDTH}x{HEIGHT}"
     assert f"{folder.name}: network coarse_lite, weights random, images of 160x128, float32" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(" MB; checked by onnx and onnxruntime")
     matcher = open_matcher(MatcherSpec("auto", folder, device="cpu", backend="onnx", coarse={"threshold": 0.1}))
     assert matcher.config.coarse.threshold == 0.1
     images, model = rendered_pair(WIDTH, HEIGHT), with_coarse(random_lite(), threshold=0.1)

@@ -78,6 +78,7 @@ class Robot:
     ) -> None:
         self.name = name
         self.errors: list[Exception] = []
+        self.refused: list[str] = []
         self.context = rclpy.Context()
         self.context.init(args=None, domain_id=domain)
         self.node = LifecycleNode("front_end", namespace=namespace or name, context=self.context)
@@ -92,7 +93,16 @@ class Robot:
             print,
             self.errors.append,
         )
-        self.fleet = Fleet(self.node, self.recognition, name, space, TOPIC, timeout, self.errors.append)
+        self.fleet = Fleet(
+            self.node,
+            self.recognition,
+            name,
+            space,
+            TOPIC,
+            timeout,
+            self.errors.append,
+            lambda kind, reason: self.refused.append(kind),
+        )
         self.node.trigger_configure()
         if active:
             self.node.trigger_activate()
@@ -352,6 +362,8 @@ def test_two_robots_of_one_name_and_descriptors_of_another_network_are_told_of_o
     time.sleep(0.1)
     assert {name.robot for name in bob.archive.names()} == {"ada"}
     assert len(bob.fleet._warned) == 3
+    wait(lambda: len(bob.refused) == 6, "all to be counted")
+    assert sorted(bob.refused) == ["keyframe_name"] * 4 + ["keyframe_space"] * 2
 
 
 def test_robots_with_a_common_archive_find_each_others_keyframes_at_once_and_never_ask_for_them(
@@ -423,6 +435,27 @@ def test_what_is_no_keyframe_is_an_error_and_the_others_beside_it_are_taken(star
     assert [error.kind for error in bob.errors] == ["keyframe_invalid"]  # type: ignore[attr-defined]
 
 
+def with_link(message: KeyframeMessage, covariance: np.ndarray) -> KeyframeMessage:
+    message.link_known, message.link.pose.orientation.w = True, 1.0
+    message.link.covariance = covariance.ravel()
+    return message
+
+
+def test_a_name_that_another_node_has_which_is_there_is_not_taken_over(
+    start: Callable[..., Robot], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob, ada = start("bob"), start("ada")
+    ada.add(1)
+    bob.wait_for("ada", 1)
+    bob.fleet._on_announcement(announcement(keyframe(1, "ada", stamp=77.0), SPACE, "/eve/front_end"))
+    assert bob.refused == ["keyframe_name"]
+    assert "/eve/front_end announces keyframes under its name too" in capfd.readouterr().err
+    assert bob.fetch(1, "ada").image == keyframe(1).image, "asked of ada's own node"  # type: ignore[union-attr]
+    monkeypatch.setattr(bob.fleet, "_is_there", lambda node: False)  # DDS takes up to 20 s to notice
+    bob.fleet._on_announcement(announcement(keyframe(2, "ada"), SPACE, "/elsewhere/front_end"))
+    bob.wait_for("ada", 2)  # that has moved into another namespace
+
+
 def test_a_hostile_robot_is_refused_and_counted_and_costs_the_others_nothing(start: Callable[..., Robot]) -> None:
     bob, made_before = start("bob"), list[KeyframeMessage]()
 
@@ -443,7 +476,12 @@ def test_a_hostile_robot_is_refused_and_counted_and_costs_the_others_nothing(sta
         message(robot="x" * 1000),
         message(robot="a\nb"),
         message(node="/eve/../bob"),
+        message(node="/" + "e" * 1000),
+        message(distortion_model="x" * 10_000_000),
         message(width=0),
+        with_link(message(), np.diag([1.0] * 5 + [-1.0])),
+        with_link(message(), np.full((6, 6), 1e300)),
+        with_link(message(), np.triu(np.ones((6, 6)))),
     ]
     good = announcement(keyframe(2, "ada/../../etc.'; --"), SPACE, "/ada/front_end")
     for each in (*hostile, good):
@@ -462,6 +500,7 @@ def test_what_is_remembered_of_other_robots_is_bounded(
     for number in range(20):
         bob.fleet._on_announcement(announcement(keyframe(1, f"robot{number}"), SPACE, f"/r{number}/front_end"))
     assert len(bob.fleet._nodes) == 5 and len(bob.fleet._seen) <= 4 and len(bob.fleet._warned) <= 5
+    assert bob.refused == ["keyframe_robots"] * 15
 
 
 def test_a_topic_of_small_messages_sets_little_memory_aside(start: Callable[..., Robot]) -> None:

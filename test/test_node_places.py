@@ -7,6 +7,7 @@ import importlib.util
 import os
 import threading
 import time
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -307,6 +308,31 @@ def test_images_are_processed_while_a_save_is_under_way_which_then_is_complete(
     saved = client.wait(lambda: future.done() and future.result(), "the save's answer")
     assert saved.success and saved.num_keyframes == kept and str(there) in saved.message
     assert client.wait(lambda: behind.done() and behind.result(), "the match's answer").success
+
+
+def test_the_policy_of_sros_2_allows_all_that_the_node_has(node: SimpleNamespace) -> None:
+    policy = xml.etree.ElementTree.parse(Path(__file__).resolve().parents[1] / "config" / "fleet_policy.xml")
+    enclave = next(each for each in policy.iter("enclave") if each.get("path") == "/ada/loftr_front_end")
+
+    def allowed(kind: str, act: str) -> set[str]:
+        entries = (each for each in enclave.iter(f"{kind}s") if each.get(act) == "ALLOW")
+        return {str(entry.text) for each in entries for entry in each.iter(kind)}
+
+    def has(names_of: Any) -> set[str]:
+        names = {name for name, _ in names_of("loftr_front_end", "/")}
+        # The policy's robot has a namespace, and a camera of its own.
+        own = {f"/ada{name}" if name.startswith(NAME) else name for name in names}
+        return {f"/ada/camera/{name}" if name in ("image_raw", "camera_info") else name for name in own}
+
+    graph = node.client.node
+    seen = {f"/ada/camera/{kind}" for kind in ("image_raw", "camera_info")} | {"/image", "/camera_info"}
+    published = has(graph.get_publisher_names_and_types_by_node)
+    assert "/ada/loftr_front_end/loop_closures" in published and published <= allowed("topic", "publish")
+    assert has(graph.get_subscriber_names_and_types_by_node) - seen <= allowed("topic", "subscribe")
+    assert has(graph.get_service_names_and_types_by_node) <= allowed("service", "reply")
+    assert {"/loftr_places/keyframes"} <= allowed("topic", "publish") & allowed("topic", "subscribe")
+    assert "/ada/loftr_front_end/get_keyframe" in allowed("service", "reply")
+    assert "/bob/loftr_front_end/get_keyframe" in allowed("service", "request")
 
 
 def test_what_is_saved_can_be_loaded_and_not_saved_over(node: SimpleNamespace) -> None:

@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+from groups import GROUPS, files
 
 ROOT = Path(__file__).resolve().parents[1]
 MESSAGES = sorted(path.stem for path in (ROOT / "msg").glob("*.msg"))
@@ -171,6 +172,7 @@ def test_every_service_is_installed_as_class_and_in_the_ament_index(prefix: Path
         "launch/with_image_proc.launch.py",
         "config/front_end.yaml",
         "config/front_end.rviz",
+        "config/fleet_policy.xml",
         "config/foxglove_layout.json",
         "package.xml",
     ],
@@ -209,3 +211,10 @@ def test_the_command_starts_without_an_activated_environment(prefix: Path, file:
     )
     assert result.returncode == 0, result.stderr
     assert "demo" in result.stdout
+
+
+def test_every_test_file_is_in_one_group_and_every_group_is_a_ctest_with_a_time_limit() -> None:
+    grouped = [name for group in GROUPS for name in sorted(files(group))]
+    assert sorted(grouped) == sorted(path.name for path in (ROOT / "test").glob("test_*.py"))
+    limits = dict(re.findall(r"\b(\w+):(\d+)", (ROOT / "CMakeLists.txt").read_text()))
+    assert set(limits) == set(GROUPS) and all(100 <= int(limit) <= 600 for limit in limits.values())

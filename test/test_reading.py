@@ -78,7 +78,7 @@ def test_without_camera_info_there_is_no_calibration_and_a_mask_is_on_every_fram
 
 
 def test_where_the_right_camera_stands_is_the_parameter_s_where_it_says_so() -> None:
-    frame = next(iter(open_source("rendered?width=64&height=48&frames=1")))
+    frame = next(iter(open_source("rendered?seed=3&width=64&height=48&frames=1")))
     asked = InputParameters(left_from_right=(0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0))
     own, given = FrameReader().read(frame, "stereo").right, FrameReader(asked).read(frame, "stereo").right
     assert own is not None and given is not None
@@ -101,7 +101,7 @@ def test_a_recording_gives_the_frame_that_the_node_makes_of_what_is_played(
         pytest.skip("a message is compressed from what the player decodes")
     camera = CameraModel(WIDTH, HEIGHT, np.diag([300.0, 300, 1]), "plumb_bob", np.array([0.3, 0, 0, 0, 0]))
     if kind == "rendered":
-        frame = next(iter(open_source("rendered?width=64&height=48&frames=1")))
+        frame = next(iter(open_source("rendered?seed=3&width=64&height=48&frames=1")))
     elif kind.startswith("bag"):
         bits = (THERMAL, "mono16") if kind == "bag16" else (GRAY, "mono8")
         frame = only(bag(tmp_path / "bag", *bits))
@@ -156,3 +156,27 @@ def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:80])
     with pytest.raises(SourceError, match=r"0\.png.*cut off"):
         FrameReader().read(only(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["run", "view", "loops", "play"])
+def test_every_option_of_a_recording_reaches_it(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command == "play":
+        pytest.importorskip("rclpy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("loftr_ros.viewer.load_rerun", lambda: None)
+    given: dict[str, Any] = {}
+
+    def opened(source: str, **options: Any) -> None:
+        given.update(options)
+        raise SourceError("enough")
+
+    monkeypatch.setattr("loftr_ros.sources.open_source", opened)
+    options = {"start": 3, "stop": 20, "step": 2, "topic": "/a", "right_topic": "/b", "depth_topic": "/c"}
+    flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    flags += ["--frame-rate", "7", "--camera", "camera.yaml"]
+    if command != "play":
+        flags += ["--weights", "random", "--network", "coarse_lite"]
+    flags += ["--save", "x.rrd"] if command == "view" else []
+    done = CliRunner().invoke(app, [command, "recording", *flags])
+    assert done.exit_code == 2 and "enough" in done.output, done.output
+    assert given == {**options, "rate": 7.0, "camera": Path("camera.yaml")}

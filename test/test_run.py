@@ -26,6 +26,7 @@ from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.offline import run
 from loftr_ros.sources import Source, SourceError, SourceFrame, open_source
+from loftr_ros.wording import plain
 
 PROGRAM = Path(sys.executable).parent / "loftr_ros"
 WALL = 4.0  # m to the wall that the camera moves along
@@ -132,7 +133,11 @@ def test_errors_of_a_trajectory_are_those_that_were_put_into_it() -> None:
 
 def test_numbers_in_pictures_are_such_as_people_write() -> None:
     assert [degrees(x) for x in (140.2, 12.3, 1.26, 0.034, 0.0)] == ["140°", "12°", "1.3°", "0.034°", "0°"]
+    assert [degrees(x) for x in (9.97, 99.97)] == ["10°", "100°"]
     assert [length(x) for x in (12345.6, 3.456, 0.234, 0.0123)] == ["12346 m", "3.46 m", "234 mm", "12 mm"]
+    assert [length(x) for x in (0.0998, 0.00126, 0.0)] == ["100 mm", "1.3 mm", "0 mm"]
+    assert [plain(x) for x in (1234.5, 0.00012345, 2.0, 0.0, float("nan"))] == ["1234", "0.000123", "2", "0", "nan"]
+    assert plain(12.0, 1) == "12"
 
 
 class Breaking(Source):
@@ -203,21 +208,22 @@ def test_images_too_small_for_a_network_are_refused_in_words(tmp_path: Path, siz
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130(tmp_path: Path, sent: int) -> None:
-    if sent == signal.SIGTERM and os.name != "posix":
-        pytest.skip("no such signal")
-    out = tmp_path / "out"
-    command = [PROGRAM, "run", "rendered?frames=4000&width=320&height=240", "-o", out, "--weights", "random"]
-    child = subprocess.Popen(
-        [*map(str, command), "--network", "coarse_lite", "-q"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    out, images = tmp_path / "out", tmp_path / "images"
+    if sent == signal.SIGINT:
+        source = "rendered?frames=4000&width=320&height=240"  # which is still being furnished
+    else:
+        source = str(images)
+        images.mkdir()
+        cv2.imwrite(str(images / "0.png"), PanningStream().at(0.0).image)
+        for k in range(1, 3000):
+            os.link(images / "0.png", images / f"{k}.png")
+    command = [PROGRAM, "run", source, "-o", out, "--weights", "random", "--network", "coarse_lite", "-q"]
+    child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     poses = out / "relative_poses.csv"
     end = time.monotonic() + 90
     while time.monotonic() < end and child.poll() is None and not poses.exists():
-        time.sleep(0.1)
-    time.sleep(2)
+        time.sleep(0.05)
+    time.sleep(0.5)
     child.send_signal(sent)
     said, complained = child.communicate(timeout=60)
     assert child.returncode == 130, said + complained

@@ -102,14 +102,16 @@ def bag_messages(topic="/camera/image_raw", count=4, offset=0):
     return messages
 
 
-def test_sources_are_read_without_ros():
+def test_sources_are_read_without_ros(tmp_path):
+    write_pictures(tmp_path, ["0.png"])
     code = (
         "import sys; sys.modules['rclpy'] = None\n"
         "import loftr_ros.sources.bag, loftr_ros.sources.folders, loftr_ros.sources.rendered, loftr_ros.sources.video\n"
-        "frame = next(iter(loftr_ros.sources.open_source('rendered?width=32&height=24')))\n"
-        "assert frame.to_frame().size == (32, 24)\n"
+        "frame = next(iter(loftr_ros.sources.open_source(sys.argv[1])))\n"
+        f"assert frame.to_frame().size == {WIDTH, HEIGHT}\n"
     )
-    subprocess.run([sys.executable, "-P" if sys.version_info >= (3, 11) else "-E", "-c", code], check=True)
+    isolated = "-P" if sys.version_info >= (3, 11) else "-E"
+    subprocess.run([sys.executable, isolated, "-c", code, str(tmp_path)], check=True)
 
 
 def test_kitti_has_ten_hertz_stamps_metric_poses_and_the_first_camera(kitti):

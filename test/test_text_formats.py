@@ -72,6 +72,13 @@ def test_a_file_that_is_no_image_is_left_out_and_those_after_it_keep_their_times
         open_source(tmp_path)
 
 
+def test_a_folder_around_a_recording_says_what_is_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "monday" / "left", ["0.png"])
+    (tmp_path / "monday" / "bag.db3.zstd").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(SourceError, match=r"the folders left: give one; bag.db3.zstd is compressed: `zstd -d bag"):
+        open_source(tmp_path / "monday")
+
+
 # --- names ---
 
 
@@ -116,6 +123,85 @@ def test_names_that_are_times_since_1970_are_the_stamps(tmp_path: Path, form: An
     stamps = [FIRST + k * 33_333_333 for k in range(4)]
     write(tmp_path, [f"{form(stamp)}.png" for stamp in stamps])
     assert read(tmp_path) == [(stamp, k) for k, stamp in enumerate(stamps)]
+
+
+DATE = 1704189599900000000  # 2024-01-02 09:59:59.9 UTC
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2024-01-02_09-59-59.9", "2024-01-02_10-00-00.1", "2024-01-02_10-00-00.3"],
+        ["2024-01-02T09:59:59.900Z", "2024-01-02T10:00:00.100Z", "2024-01-02T10:00:00.300Z"],
+        ["PXL_20240102_095959900", "PXL_20240102_100000100", "PXL_20240102_100000300"],
+        ["20240102095959900", "20240102100000100", "20240102100000300"],
+        ["cam1-20240102-095959-900000", "cam1-20240102-100000-100000", "cam1-20240102-100000-300000"],
+    ],
+)
+def test_dates_with_a_time_of_day_are_the_stamps(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, [f"{name}.png" for name in names])
+    assert read(tmp_path) == [(DATE + k * 200_000_000, k) for k in range(3)]
+
+
+def test_times_of_day_go_on_over_a_minute_and_are_no_seconds_alone(tmp_path: Path) -> None:
+    names = ["09-59-59.9", "10-00-00.1", "10-00-00.3"]
+    write(tmp_path, [f"{name}.png" for name in names])
+    first = (9 * 3600 + 59 * 60 + 59) * 10**9 + 900_000_000
+    assert read(tmp_path) == [(first + k * 200_000_000, k) for k in range(3)]
+    write(tmp_path / "midnight", [f"{name}.png" for name in ("23-59-59.9", "00-00-00.1")])
+    assert read(tmp_path / "midnight")[0][0] == 10**9, "made: which of them was first is not known"
+
+
+@pytest.mark.parametrize("layout", ["", "image_0"])
+@pytest.mark.parametrize(
+    ("names", "stamps"),
+    [
+        (["0.033333", "0.066667", "0.1"], [33_333_000, 66_667_000, 100_000_000]),
+        (["t=1.5s", "t=1.75s", "t=2s"], [1_500_000_000, 1_750_000_000, 2_000_000_000]),
+        (["1,5", "1,75", "2,0"], [1_500_000_000, 1_750_000_000, 2_000_000_000]),
+        ([f"left_{FIRST}_0", f"left_{FIRST + 10**8}_1", f"left_{FIRST + 2 * 10**8}_2"], None),
+        (["09-59-59-900", "10-00-00-100", "10-00-00-300"], [35999_900_000_000, 36000_100_000_000, 36000_300_000_000]),
+    ],
+)
+def test_times_in_names_are_the_stamps_in_every_layout(
+    tmp_path: Path, layout: str, names: list[str], stamps: list[int] | None
+) -> None:
+    write(tmp_path / layout, [f"{name}.png" for name in names])
+    expected = stamps or [FIRST + k * 10**8 for k in range(3)]
+    assert read(tmp_path) == [(stamp, k) for k, stamp in enumerate(expected)]
+
+
+def test_counts_that_no_camera_would_have_are_refused_too(tmp_path: Path) -> None:
+    write(tmp_path / "image_0", ["frame_1403715273.png", "frame_1403715273_1.png"])
+    with pytest.raises(SourceError, match=r"10 Hz by the numbers in the names\): images are 1.4e\+08 s apart"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2024-01-05_000000", "2024-01-05_000001", "2024-01-05_000002"],
+        ["20240102_101530_1", "20240102_101530_2", "20240102_101530_10"],
+        ["a", "b", "c"],
+    ],
+)
+def test_stamps_that_are_made_are_told_of(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, [f"{name}.png" for name in names])
+    assert [(round((stamp - 10**9) * 30e-9), which) for stamp, which in read(tmp_path)] == [(0, 0), (1, 1), (2, 2)]
+    with open_source(tmp_path) as source:
+        assert "are no times: stamps are made at 30 frames a second (--frame-rate)" in source.notes[0]
+    with open_source(tmp_path, rate=10.0) as source:
+        assert not source.notes
+
+
+def test_kitti_s_raw_recordings_have_their_times_in_dates(tmp_path: Path) -> None:
+    write(tmp_path / "image_00" / "data", ["0000000000.png", "0000000001.png"])
+    lines = "2011-09-26 13:02:25.964389445\n2011-09-26 13:02:26.067930722\n"
+    (tmp_path / "image_00" / "timestamps.txt").write_text(lines)
+    assert read(tmp_path) == [(1317042145964389445, 0), (1317042146067930722, 1)]
+    (tmp_path / "image_00" / "timestamps.txt").write_text("2011-09-26 13:02:25.9\nsoon\n")
+    with pytest.raises(SourceError, match=r"timestamps.txt, line 2 holds 'soon'; expected a date"):
+        open_source(tmp_path)
 
 
 @pytest.mark.parametrize(("digits", "unit"), [(16, 10**3), (13, 10**6)])
@@ -313,6 +399,14 @@ FILES = {
     "nested lists": f"image_width: 64\nimage_height: 48\ncamera_matrix: {MATRIX}\n"
     "dist_coeff: [[0.1, -0.05, 0, 0, 0]]\n",
     "kalibr": KALIBR,
+    "orb-slam": "%YAML:1.0\n\nCamera.type: 'PinHole'\nCamera.fx: 400.0\nCamera.fy: 401.0\nCamera.cx: 31.0\n"
+    "Camera.cy: 21.0\nCamera.k1: 0.1\nCamera.k2: -0.05\nCamera.p1: 0.0\nCamera.p2: 0.0\n"
+    "Camera.width: 64\nCamera.height: 48\nCamera.fps: 20\n",
+    "orb-slam 3": '%YAML:1.0\nFile.version: "1.0"\nCamera.type: "PinHole"\nCamera1.fx: 400.0\nCamera1.fy: 401.0\n'
+    "Camera1.cx: 31.0\nCamera1.cy: 21.0\nCamera1.k1: 0.1\nCamera1.k2: -0.05\nCamera.width: 64\nCamera.height: 48\n",
+    "vins": "%YAML:1.0\n---\nmodel_type: PINHOLE\ncamera_name: camera\nimage_width: 64\nimage_height: 48\n"
+    "distortion_parameters:\n   k1: 0.1\n   k2: -0.05\n   p1: 0.0\n   p2: 0.0\n"
+    "projection_parameters:\n   fx: 400.0\n   fy: 401.0\n   cx: 31.0\n   cy: 21.0\n",
     "colmap": "# Camera list\n#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n"
     "1 OPENCV 64 48 400 401 31.5 21.5 0.1 -0.05 0 0\n",
 }
@@ -365,6 +459,22 @@ def test_colmap_s_cameras_have_their_own_half_pixel(tmp_path: Path, row: str, mo
     assert (found.distortion_model, found.distortion.tolist()) == (model, coefficients)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Camera.type: KannalaBrandt8\nCamera.width: 64\nCamera.height: 48\nCamera1.fx: 400\nCamera1.fy: 401\n"
+        "Camera1.cx: 31\nCamera1.cy: 21\nCamera1.k1: 0.1\nCamera1.k2: 0.2\nCamera1.k3: 0.3\nCamera1.k4: 0.4\n",
+        "model_type: KANNALA_BRANDT\nimage_width: 64\nimage_height: 48\nprojection_parameters:\n  k2: 0.1\n"
+        "  k3: 0.2\n  k4: 0.3\n  k5: 0.4\n  mu: 400\n  mv: 401\n  u0: 31\n  v0: 21\n",
+    ],
+)
+def test_fisheyes_of_slam_systems_are_equidistant(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    found = load_camera(tmp_path / "settings.yaml")
+    assert found.matrix.tolist() == MATRIX
+    assert (found.distortion_model, found.distortion.tolist()) == ("equidistant", [0.1, 0.2, 0.3, 0.4])
+
+
 def test_of_several_cameras_in_a_file_one_must_be_named(tmp_path: Path) -> None:
     file = tmp_path / "camchain.yaml"
     file.write_text(KALIBR + KALIBR.replace("cam0", "cam1").replace("400.0", "500.0"))
@@ -391,6 +501,8 @@ def test_of_several_cameras_in_a_file_one_must_be_named(tmp_path: Path) -> None:
             "came with 1 coefficients",
         ),
         (KALIBR.replace("pinhole", "omni"), "camera_model 'omni' is not known"),
+        (FILES["orb-slam"].replace("Camera.width: 64\n", ""), "no image size"),
+        (FILES["vins"].replace("PINHOLE", "MEI"), "camera model 'mei' is not known"),
         ("1 THIN_PRISM_FISHEYE 64 48 1 2 3 4\n", "COLMAP's camera model THIN_PRISM_FISHEYE is not known"),
         ("1 OPENCV 64 48 400 401\n", "COLMAP's OPENCV has 8 parameters; got 2"),
         ("image_width: 64\nimage_height: [\n", "is not YAML"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -842,6 +843,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     from typer.testing import CliRunner
 
     from loftr_ros.cli_train import app
+    from loftr_ros.weights import find_weights
 
     random = np.random.default_rng(0)
     photos, assets, runs = tmp_path / "photos", tmp_path / "assets", tmp_path / "run"
@@ -866,8 +868,11 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     sets = [f"data.assets={assets}", "data.sizes=[[96, 64]]", "validation.batches=1", *made]
     options = [option for setting in sets for option in ("--set", setting)]
     train = ["--config", str(settings_file), "--output", str(runs), "--quiet", *options]
-    call(*train)
+    assert call(*train).splitlines()[-1] == f"written to {runs}"
     assert (runs / "best.safetensors").is_file()
+    target = tmp_path / "calibrated.safetensors"
+    said = call("calibrate", str(find_weights("auto")), str(target), "--pairs", "1", "--assets", str(assets))
+    assert re.fullmatch(r"of \d+ matches .* within two\n", said) and target.is_file()
     assert "holds a training already" in call(*train, code=2)
     call("--output", str(runs), "--resume", "--quiet", "--max-steps", "3")
     assert torch.load(runs / "last.ckpt", weights_only=True)["global_step"] == 3
@@ -877,6 +882,18 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     taught = [*train, "--output", str(tmp_path / "taught"), "--set"]
     assert "none.pt is not there" in call(*taught, "distillation.teacher=none.pt", code=2)
     call(*taught, "distillation.teacher=", "--max-steps", "1")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loftr_ros.training.module.TrainingModule.training_step", stopped)
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        try:
+            said = call("--output", str(runs), "--resume", "--quiet", "--max-steps", "5", code=130)
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+    assert "stopped at step 3; --resume goes on from the last checkpoint" in said
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from loftr_ros.evaluation.trajectory_plot import plot_trajectory
 from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.matcher_settings import RANDOM
 from loftr_ros.visualization import draw_matches
+from loftr_ros.wording import plain
 
 _FEW = 5  # pairs, below which there is nothing to say of medians
 
@@ -110,7 +111,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     text += _losses(frames)
     if frames["dropped"] > frames["processed"] > 0:
-        text.append(f"           slower than they come: `--hz {_bearable_hz(report):.1g}` leaves time for each")
+        text.append(f"           slower than they come: `--hz {plain(_bearable_hz(report), 1)}` leaves time for each")
     if frames["last_error"]:
         text.append(f"           last error: {frames['last_error'].splitlines()[0]}")
     text.append(f"keyframes  {_counted(report['keyframes']['added'])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ _LAMP_POWER = 4.5  # light of one lamp at one metre, on a surface that faces it
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solid:
     """A box: `centre`, (3, 3) `axes` with one unit axis a row, and half sizes along them, metres."""
 
@@ -255,10 +256,9 @@ def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np
     """Which of (N, 3) points have a box between them and the lamp."""
     blocked = np.zeros(len(points), bool)
     low, high = np.minimum(points.min(axis=0), lamp), np.maximum(points.max(axis=0), lamp)
-    for solid in solids:
-        reach = np.abs(solid.axes).T @ solid.half
-        if (solid.centre + reach < low).any() or (solid.centre - reach > high).any():
-            continue
+    lowest, highest = _bounds(tuple(solids))
+    for number in np.flatnonzero(((highest >= low) & (lowest <= high)).all(axis=1)):
+        solid = solids[int(number)]
         start = solid.axes @ (points - solid.centre).T
         way = (solid.axes @ (lamp - solid.centre))[:, None] - start
         half = solid.half[:, None]
@@ -267,3 +267,11 @@ def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np
         enter, leave = np.minimum(one, two).max(axis=0), np.maximum(one, two).min(axis=0)
         blocked |= (np.maximum(enter, 0.0) < np.minimum(leave, 1.0)) & (leave > 1e-3)
     return blocked
+
+
+@lru_cache(maxsize=4)
+def _bounds(solids: tuple[Solid, ...]) -> tuple[Vector, Vector]:
+    """(N, 3) lowest and highest corners of the boxes, along the world's axes."""
+    centres = np.array([solid.centre for solid in solids]).reshape(-1, 3)
+    reaches = np.array([np.abs(solid.axes).T @ solid.half for solid in solids]).reshape(-1, 3)
+    return centres - reaches, centres + reaches

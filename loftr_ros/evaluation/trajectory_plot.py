@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
 from loftr_ros.evaluation.trajectory_errors import alignment
+from loftr_ros.wording import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,14 +135,14 @@ def plot_from_above(
 
 def degrees(value: float) -> str:
     """An angle for people: two digits, and never a power of ten."""
-    return f"{value:.0f}°" if value >= 10 else f"{value:.2g}°" if value >= 1e-3 else "0°"
+    return f"{plain(value, 2) if value >= 1e-3 else 0}°"
 
 
 def length(metres: float) -> str:
     """A length for people, in millimetres or metres."""
     if metres >= 1:
         return f"{metres:.2f} m" if metres < 100 else f"{metres:.0f} m"
-    return f"{1e3 * metres:.0f} mm" if metres >= 0.1 else f"{1e3 * metres:.2g} mm" if metres >= 1e-6 else "0 mm"
+    return f"{plain(1e3 * metres, 2) if metres >= 1e-6 else 0} mm"
 
 
 def _in_first_camera(poses: Array) -> Array:

@@ -31,9 +31,11 @@ _COEFFICIENT_COUNTS: dict[str, tuple[int, ...]] = {
     EQUIDISTANT: (4,),
     NO_DISTORTION: (0,),
 }
+# Names that say nothing of the distortion.
+_NAMELESS = ("", "pinhole", "perspective")
 # What drivers and calibration tools call them, in lower case and with underscores.
 _ALIASES = {
-    **dict.fromkeys(("", "none", "no", "no_distortion", "undistorted", "ideal"), NO_DISTORTION),
+    **dict.fromkeys((*_NAMELESS, "none", "no", "no_distortion", "undistorted", "rectified", "ideal"), NO_DISTORTION),
     **dict.fromkeys(
         (
             "plumb_bob",
@@ -41,6 +43,7 @@ _ALIASES = {
             "brown_conrady",
             "brown",
             "radtan",
+            "rad_tan",
             "radial_tangential",
             "radialtangential",
             "opencv",
@@ -49,7 +52,19 @@ _ALIASES = {
     ),
     **dict.fromkeys(("rational_polynomial", "rational", "full_opencv"), RATIONAL_POLYNOMIAL),
     **dict.fromkeys(
-        ("equidistant", "equi", "fisheye", "opencv_fisheye", "kannala_brandt", "kannala_brandt4", "kb4", "kb"),
+        (
+            "equidistant",
+            "equi",
+            "fisheye",
+            "opencv_fisheye",
+            "kannala_brandt",
+            "kannala_brandt4",
+            "kannala_brandt8",
+            "kannalabrandt8",
+            "kannala",
+            "kb4",
+            "kb",
+        ),
         EQUIDISTANT,
     ),
 }
@@ -62,6 +77,12 @@ _OTHERS = {
     "fov": "expected a model of OpenCV; calibrate the camera as equidistant or plumb_bob",
     "atan": "expected a model of OpenCV; calibrate the camera as equidistant or plumb_bob",
     "division": "expected a model of OpenCV; calibrate the camera as plumb_bob",
+    "thin_prism_fisheye": "its prism is not part of equidistant; calibrate the camera as equidistant",
+    **dict.fromkeys(
+        ("mei", "omnidirectional", "omni", "xi", "unified", "double_sphere", "ds", "eucm", "scaramuzza", "ocam"),
+        "it sees more than half of all directions, which no model of OpenCV for CameraInfo does; rectify the images to "
+        "a pinhole or calibrate the camera as equidistant",
+    ),
 }
 
 
@@ -235,7 +256,9 @@ def known_model(name: str, coefficients: Array) -> tuple[str, Array]:
         raise CameraError(f"distortion model '{name}' cannot be used: {_OTHERS[plain]}")
     if model is None:
         raise CameraError(f"distortion model '{name}' is not known; expected one of {', '.join(_COEFFICIENT_COUNTS)}")
-    if plain == "" and size != 4:  # where the name was left out, the number tells, but for 4, which two models have
+    if (
+        plain in _NAMELESS and size != 4
+    ):  # where the name was left out, the number tells, but for 4, which two models have
         model = next((each for each, counts in _COEFFICIENT_COUNTS.items() if size in counts), model)
     counts = _COEFFICIENT_COUNTS[model]
     if size > counts[-1] and not coefficients[counts[-1] :].any():

@@ -5,6 +5,7 @@ It stands on LanceDB, whose table holds everything but the images; `docs/archive
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.places.archive_files import BucketFiles, Files, FolderFiles, file_name, told
+from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, told
 from loftr_ros.places.archive_rows import (
     CANDIDATE_COLUMNS,
     FORMAT,
@@ -374,11 +375,15 @@ def _check_folder(folder: Path, read_only: bool) -> None:
             f"'{folder}' is no archive of keyframes, and not empty. Name another folder; nothing was changed in it"
         )
         raise PlacesError("archive_foreign", message)
+    for link in links(folder, (f"{TABLE}.lance", f"{TURNS}.lance", IMAGES)):
+        raise PlacesError(
+            "archive_foreign",
+            f"'{link}' is a link, which leads out of the archive '{folder}': nothing is read or written there. Put the "
+            "files themselves there, or use another archive",
+        )
     if not read_only:
-        # Found out now, not in mid-flight.
-        trial = folder / ".trial"
-        trial.touch()
-        trial.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # found out now, not in mid-flight
 
 
 def _missing(place: str) -> PlacesError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, PlacesError
 from loftr_ros.wording import shortened
 
 IMAGES = "images"
+_LARGEST = 1 << 28  # bytes of an image
 
 
 class Files(Protocol):
@@ -78,7 +80,9 @@ class FolderFiles:
 
     def read(self, path: str) -> bytes:
         target = self._at(path)
-        if target.is_symlink():
+        # A link leads elsewhere, a pipe would be waited for, and what is larger than any image fills the memory.
+        found = target.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
             raise _outside(path)
         return target.read_bytes()
 
@@ -87,11 +91,11 @@ class FolderFiles:
             self._at(path).unlink(missing_ok=True)
 
     def size(self, folder: str) -> int:
-        return sum(stat.st_size for _, stat in _walk(self._root / folder))
+        return sum(found.st_size for _, found in _walk(self._root / folder))
 
     def older(self, folder: str, seconds: float) -> list[str]:
         limit = time.time() - seconds
-        found = (path for path, stat in _walk(self._root / folder) if stat.st_mtime < limit)
+        found = (path for path, info in _walk(self._root / folder) if info.st_mtime < limit)
         return [path.relative_to(self._root).as_posix() for path in found]
 
     def sync(self, folder: str) -> None:
@@ -194,6 +198,15 @@ def told(uri: str, doing: str) -> Iterator[None]:
             )
             raise PlacesError("archive_read_only", message) from error
         raise PlacesError("archive_failed", f"{doing} the archive '{uri}' failed: {shortened(text, 400)}") from error
+
+
+def links(root: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Links among some folders of an archive, and in those of its tables; images are looked at when they are read."""
+    for name in names:
+        if (root / name).is_symlink():
+            yield root / name
+        elif name != IMAGES:
+            yield from (path for path, found in _walk(root / name) if stat.S_ISLNK(found.st_mode))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -24,7 +24,7 @@ from loftr_ros.msg import ArchivedKeyframe as KeyframeMessage
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
 from loftr_ros.ros.fleet_outgoing import Outgoing
 from loftr_ros.ros.fleet_requests import Requests
-from loftr_ros.ros.keyframe_messages import from_announcement, from_answer
+from loftr_ros.ros.keyframe_messages import check_names, from_announcement, from_answer
 from loftr_ros.ros.messages import to_nanoseconds
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
@@ -54,6 +54,7 @@ class Fleet:
         topic: str,
         fetch_timeout: float,
         on_error: Callable[[Exception], None],
+        on_refused: Callable[[str, str], None] = lambda kind, reason: None,
     ) -> None:
         """Begin to listen; what the archive has of this robot is announced once the node is active.
 
@@ -65,13 +66,15 @@ class Fleet:
             topic: of the announcements, the same for all robots.
             fetch_timeout: seconds that another robot has to send a keyframe.
             on_error: called, on any thread, with what fails.
+            on_refused: called, on any thread, with a word for counting and the reason, for each keyframe that is
+                ignored; the log tells of it once a robot.
 
         Raises:
             InvalidTopicNameException, InvalidQosOverridesError: the topic's name, or an override of its QoS, is none.
         """
         self._node, self._recognition = node, recognition
         self._archive = recognition.detector.archive
-        self._robot, self._space, self._on_error = robot, space, on_error
+        self._robot, self._space, self._on_error, self._on_refused = robot, space, on_error, on_refused
         self._own_node = node.get_fully_qualified_name()
         self._lock = threading.Lock()
         self._closing = False
@@ -145,11 +148,18 @@ class Fleet:
 
     def _on_announcement(self, message: KeyframeMessage) -> None:
         """On the executor's thread: nothing is read or written here."""
-        name, stamp = KeyframeName(message.robot, int(message.keyframe_id)), to_nanoseconds(message.header.stamp)
-        if self._is_ignored(message):
+        try:
+            check_names(message)  # before anything of it is remembered
+        except PlacesError as error:
+            self._on_error(error)
             return
-        if name.robot not in self._nodes and len(self._nodes) >= _MOST_ROBOTS:
-            self._warn_once("many", "", f"more than {_MOST_ROBOTS} robots announce keyframes; further ones are ignored")
+        name, stamp = KeyframeName(message.robot, int(message.keyframe_id)), to_nanoseconds(message.header.stamp)
+        if message.robot == self._robot and self._outgoing.has_announced(message):
+            return  # what this robot said itself
+        if (refusal := self._refusal(message)) is not None:
+            kind, robot, reason = refusal
+            self._warn_once(kind, robot, reason)
+            self._on_refused(kind, reason)
             return
         self._nodes[name.robot] = message.node
         if self._archive.is_read_only or self._seen.get(name) == stamp:
@@ -165,34 +175,48 @@ class Fleet:
         if is_first:
             self._recognition.submit(self._store)
 
-    def _is_ignored(self, message: KeyframeMessage) -> bool:
-        robot = message.robot
+    def _refusal(self, message: KeyframeMessage) -> tuple[str, str, str] | None:
+        """Why a keyframe is ignored: a word for counting, whose it is said of, and the reason. None if it is not."""
+        robot, known = message.robot, self._nodes.get(message.robot)
         if robot == self._robot:
-            if not self._outgoing.has_announced(message):
-                self._warn_once(
-                    "name",
-                    robot,
-                    f"another robot is called '{robot}' as this one is, with its node {message.node}; its keyframes "
-                    "are ignored. Give each robot a robot_name of its own",
-                )
-            return True
+            return (
+                "keyframe_name",
+                robot,
+                f"another robot is called '{robot}' as this one is, with its node {message.node}; its keyframes "
+                "are ignored. Give each robot a robot_name of its own",
+            )
         if message.descriptor_space != self._space:
-            self._warn_once(
-                "space",
+            return (
+                "keyframe_space",
                 robot,
                 f"robot '{robot}' describes places by '{message.descriptor_space}', this one by '{self._space}'; its "
                 "keyframes are ignored. Give both the same network and weights",
             )
-            return True
         if message.node == self._own_node:
-            self._warn_once(
-                "node",
+            return (
+                "keyframe_name",
                 robot,
                 f"robot '{robot}' runs its node under the name of this one, {message.node}, and cannot be asked for "
                 "images; its keyframes are ignored. Give each robot a namespace of its own",
             )
-            return True
-        return False
+        if known is not None and known != message.node and self._is_there(known):
+            return (
+                "keyframe_name",
+                robot,
+                f"robot '{robot}' is that of {known}, which is there, and {message.node} announces keyframes under its "
+                "name too; those are ignored. Give each robot a robot_name of its own",
+            )
+        if known is None and len(self._nodes) >= _MOST_ROBOTS:
+            return (
+                "keyframe_robots",
+                "",
+                f"more than {_MOST_ROBOTS} robots announce keyframes; those of further ones are ignored",
+            )
+        return None
+
+    def _is_there(self, node: str) -> bool:
+        there = self._node.get_node_names_and_namespaces()
+        return node in (f"{namespace.rstrip('/')}/{name}" for name, namespace in there)
 
     def _store(self) -> None:
         """Put some of the waiting announcements into the archive; on the recognition thread."""

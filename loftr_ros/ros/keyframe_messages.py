@@ -24,6 +24,8 @@ MAX_IMAGE_BYTES = 4 * 1024 * 1024
 MAX_CELLS = 262144
 MAX_DESCRIPTOR = 1024
 MAX_ROBOT_NAME = 128
+_MAX_NAME = 256  # of a node, a frame, and a distortion model
+_FARTHEST = 1e12  # that a pose's numbers go
 
 _NODE_NAME = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
 _HALF = np.finfo(np.float16)
@@ -83,6 +85,7 @@ def from_announcement(message: KeyframeMessage, space: str) -> ArchivedKeyframe:
         PlacesError: the message holds no keyframe (`keyframe_invalid`), or one whose descriptor is of another space
             (`keyframe_space`).
     """
+    check_names(message)
     name = KeyframeName(message.robot, int(message.keyframe_id))
     if message.descriptor_space != space:
         raise PlacesError(
@@ -90,14 +93,6 @@ def from_announcement(message: KeyframeMessage, space: str) -> ArchivedKeyframe:
             f"keyframe {name} has a descriptor of '{message.descriptor_space}', and this robot's are of '{space}': "
             "give both robots the same network and weights",
         )
-    if not name.robot:
-        raise _invalid(name, "it names no robot")
-    if len(name.robot) > MAX_ROBOT_NAME or not name.robot.isprintable():
-        short = KeyframeName(ascii(name.robot[:20]), name.id)
-        found = f"its robot's name has {len(name.robot)} characters"
-        raise _invalid(short, f"{found}; up to {MAX_ROBOT_NAME} that can be printed are taken")
-    if not _NODE_NAME.fullmatch(message.node):
-        raise _invalid(name, f"'{message.node}' is no node's name")
     if not message.width or not message.height:
         raise _invalid(name, f"its image is {message.width}x{message.height} px")
     return ArchivedKeyframe(
@@ -113,6 +108,26 @@ def from_announcement(message: KeyframeMessage, space: str) -> ArchivedKeyframe:
         pose=_matrix(message.pose, name) if message.pose_known else None,
         link=_link(message, name),
     )
+
+
+def check_names(message: KeyframeMessage) -> None:
+    """Makes sure that an announcement's names are some, and short: they are remembered, logged and become files' names.
+
+    Raises:
+        PlacesError: they are not (`keyframe_invalid`).
+    """
+    robot, node = message.robot, message.node
+    name = KeyframeName(ascii(robot[:20]) if len(robot) > 20 else robot, int(message.keyframe_id))
+    if not robot:
+        raise _invalid(name, "it names no robot")
+    if len(robot) > MAX_ROBOT_NAME or not robot.isprintable():
+        why = f"its robot's name has {len(robot)} characters"
+        raise _invalid(KeyframeName(ascii(robot[:20]), name.id), f"{why}; up to {MAX_ROBOT_NAME} that can be printed")
+    if len(node) > _MAX_NAME or not _NODE_NAME.fullmatch(node):
+        raise _invalid(name, f"{node[:40]!a} is no node's name")
+    for text in (message.header.frame_id, message.distortion_model):
+        if len(text) > _MAX_NAME:
+            raise _invalid(name, f"it names something by {len(text)} characters; expected {_MAX_NAME} at most")
 
 
 def fill_answer(response: GetKeyframe.Response, keyframe: ArchivedKeyframe, space: str, node: str) -> None:
@@ -214,8 +229,11 @@ def _link(message: KeyframeMessage, name: KeyframeName) -> ChainLink | None:
     if not message.link_known:
         return None
     covariance = np.array(message.link.covariance, np.float64).reshape(6, 6)
-    if not np.isfinite(covariance).all():
+    if not (np.abs(covariance) < _FARTHEST).all():
         raise _invalid(name, "the covariance of its link is not finite")
+    least, *_, most = np.linalg.eigvalsh((covariance + covariance.T) / 2)
+    if least < -1e-6 * most or np.abs(covariance - covariance.T).max() > 1e-6 * most:
+        raise _invalid(name, "the covariance of its link is none: it is not symmetric, or has negative eigenvalues")
     return ChainLink(int(message.link_previous), _matrix(message.link.pose, name), covariance, bool(message.is_metric))
 
 
@@ -224,7 +242,7 @@ def _matrix(pose: Pose, name: KeyframeName) -> NDArray[np.float64]:
     turn, at = pose.orientation, pose.position
     quaternion, position = np.array([turn.w, turn.x, turn.y, turn.z]), np.array([at.x, at.y, at.z])
     length = np.linalg.norm(quaternion)
-    if not np.isfinite(position).all() or not abs(length - 1) < _UNIT:
+    if not (np.abs(position) < _FARTHEST).all() or not abs(length - 1) < _UNIT:
         raise _invalid(name, f"one of its poses is none: {_in_words(pose)}")
     w, x, y, z = quaternion / length
     matrix = np.eye(4)

@@ -103,6 +103,7 @@ class Places:
                     parameters.fleet.topic,
                     parameters.fleet.fetch_timeout,
                     self._on_error,
+                    self._errors.count,
                 )
         except BaseException:
             self.close()

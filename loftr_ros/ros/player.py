@@ -14,6 +14,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from loftr_ros.frontend.config import MONO
+from loftr_ros.progress import Lines
 from loftr_ros.ros.player_topics import Topics
 from loftr_ros.ros.transport import provide_profile
 from loftr_ros.sources import Source, SourceError, SourceFrame
@@ -22,6 +23,7 @@ from loftr_ros.sources.look_ahead import LookAhead
 
 RAW, COMPRESSED = "raw", "compressed"
 _AHEAD = 300  # frames that a source that is slow to make them is ahead of their time: 100 MB and more
+_PERIOD = 20.0  # s between two lines of how many of them there are
 _LATE = 0.005  # s behind its time at which a frame counts as late
 _ACQUAINTED = 0.4  # s that a publisher and a subscriber who found each other are given
 
@@ -160,12 +162,19 @@ class _Player:
         if whole or (length is not None and length <= _AHEAD):
             described = tqdm(source, f"preparing {source.name}", length, unit="frame", disable=not progress)
             return [prepared(frame) for frame in described]
-        count = "its" if length is None else f"its {length}"
+        Lines(source, say=log.info).begin()
         log.info(
-            f"{source.name} makes {count} frames while they are played, {_AHEAD} of them beforehand; where it is "
-            f"slower than {source.rate:g} frames a second, later ones come late"
+            f"{_AHEAD} frames are made before the first is played, the others while it goes on; where that is slower "
+            f"than {source.rate:g} frames a second, they come late (--rate 0.5 gives them twice the time)"
         )
-        return LookAhead(source, prepared, _AHEAD)
+        source.prepare()  # here, where Ctrl-C ends it at once
+
+        def made(count: int) -> None:
+            log.info(f"{count} of {_AHEAD} frames are made", throttle_duration_sec=_PERIOD, skip_first=True)
+            if not self._context.ok():
+                raise ExternalShutdownException
+
+        return LookAhead(source, prepared, _AHEAD, made=made)
 
     def run(
         self,
@@ -197,6 +206,7 @@ class _Player:
             bar = tqdm(
                 None, f"playing {source.name}", None if loop else source.length, unit="frame", disable=not progress
             )
+            lines = Lines(source, say=log.info)
             with bar:
                 for frame, moved in self._rounds(frames, source.rate, loop):
                     try:
@@ -225,6 +235,8 @@ class _Player:
                     self._topics.publish(messages, frame.stamp_ns)
                     published += 1
                     bar.update()
+                    if not (progress or loop):
+                        lines.count()
             if not (published or interrupted):
                 raise SourceError(f"not one of {self._failed} frames can be played: the errors above say why")
             if published:

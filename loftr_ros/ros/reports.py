@@ -183,6 +183,10 @@ class ErrorLog:
         self._statistics.error(kind, message)
         self._log(kind, message, details, always)
 
+    def count(self, kind: str, message: str) -> None:
+        """Something was refused that whoever calls has told of in the log."""
+        self._statistics.error(kind, message)
+
     def _log(self, kind: str, message: str, details: str, always: bool = False, warn_of: str = "") -> None:
         """Log an error, or a warning of what `warn_of` names; each of these is silent for itself."""
         key = warn_of or kind

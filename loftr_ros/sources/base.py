@@ -199,6 +199,7 @@ class Source(ABC):
         length: how many frames it yields, or None if unknown. A video's is what its container claims.
         camera: calibration of the first frame, or None where it is unknown.
         slow: frames take so long to make that they should be made before they are played.
+        cost: of a slow source, the time and memory that it takes, for people.
         notes: what people should know of how it was read: files left out, frames that could not be decoded. Complete
             once it was gone through.
         lost: frames that it should have and could not give in the last pass, as of a damaged video.
@@ -212,6 +213,7 @@ class Source(ABC):
     length: int | None
     camera: CameraModel | None
     slow: bool = False
+    cost: str = ""
     lacks: Mapping[str, str] = NO_COMPANIONS
 
     @property
@@ -229,6 +231,17 @@ class Source(ABC):
         Raises:
             SourceError: a frame cannot be read.
         """
+
+    def prepare(self) -> None:  # noqa: B027 (most sources need nothing)
+        """Makes what all frames are made of, where that takes long: else the first frame does."""
+
+    def after(self, stamp_ns: int) -> Iterator[SourceFrame]:
+        """Yields the chosen frames that are later than a stamp in nanoseconds.
+
+        Raises:
+            SourceError: a frame cannot be read.
+        """
+        return (frame for frame in self if frame.stamp_ns > stamp_ns)
 
     def require(self, mode: str) -> None:
         """Makes sure, before the first frame, that the source has what a mode of the front end needs.

@@ -20,13 +20,14 @@ from loftr_ros.frontend.camera import (
     known_model,
 )
 from loftr_ros.sources.images import SourceError
+from loftr_ros.sources.slam_settings import camera_of, cameras_of
 from loftr_ros.sources.tables import is_number, read_text
 from loftr_ros.text_files import TextFileError
 from loftr_ros.text_files import read_yaml as read_any_yaml
 
 _EXPECTED = (
     "expected what ROS camera_calibration writes, a CameraInfo as `ros2 topic echo` prints it, OpenCV's YAML or XML, a "
-    "EuRoC sensor.yaml, a Kalibr camchain, or COLMAP's cameras.txt"
+    "EuRoC sensor.yaml, a Kalibr camchain, settings of ORB-SLAM or VINS, or COLMAP's cameras.txt"
 )
 _ATTEMPT = (CameraError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 # Where OpenCV's samples, and those who learnt from them, put the matrix, the coefficients and the size.
@@ -56,8 +57,8 @@ def load_camera(path: str | Path) -> CameraModel:
 
     Args:
         path: a YAML file of ROS `camera_calibration` (as `camera_info_manager` reads), a `sensor_msgs/CameraInfo` as
-            `ros2 topic echo` prints it, OpenCV's YAML or XML, a EuRoC `sensor.yaml`, a Kalibr camchain, or COLMAP's
-            `cameras.txt`. Of the last two, `FILE:NAME` chooses one of several cameras.
+            `ros2 topic echo` prints it, OpenCV's YAML or XML, a EuRoC `sensor.yaml`, a Kalibr camchain, settings of
+            ORB-SLAM or VINS, or COLMAP's `cameras.txt`. Of several cameras in a file, `FILE:NAME` chooses one.
 
     Raises:
         SourceError: there is no such file, no usable calibration in it, or several of which none is named.
@@ -102,6 +103,8 @@ def _cameras(path: Path) -> dict[str, Callable[[], CameraModel]]:
         return {"camera": lambda: _camera_info(content)}
     if _first(content, _MATRIX_NAMES) is not None:
         return {"camera": lambda: _matrix_and_coefficients(content)}
+    if found := cameras_of(content):
+        return {key: lambda value=value: camera_of(value) for key, value in found.items()}  # type: ignore[misc]
     raise SourceError(f"{path} holds no calibration; {_EXPECTED}")
 
 

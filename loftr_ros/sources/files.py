@@ -149,6 +149,11 @@ def numbers_of(files: list[Path], where: Path) -> list[int]:
     Raises:
         SourceError: there are no files, one has none, or two have the same.
     """
+    return numbered(files, where)[0]
+
+
+def numbered(files: list[Path], where: Path) -> tuple[list[int], bool]:
+    """As `numbers_of`, and whether the numbers are times in nanoseconds."""
     names = read_names([file.stem for file in files], str(where))
     numbers = [0] * len(files)
     for place, number in zip(names.order, names.stamps or names.numbers, strict=True):
@@ -160,9 +165,4 @@ def numbers_of(files: list[Path], where: Path) -> list[int]:
             f"{where} has several images of number {twice} ({which[0]}, {which[1]}; {names.what} was read); expected "
             "one of each"
         )
-    return numbers
-
-
-def are_times(numbers: list[int]) -> bool:
-    """Whether the numbers of images are times in nanoseconds rather than counts."""
-    return bool(numbers) and min(numbers) >= 10**9
+    return numbers, names.stamps is not None

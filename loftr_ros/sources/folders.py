@@ -15,10 +15,10 @@ from loftr_ros.sources.calibration import load_camera, pose_from_quaternion, rea
 from loftr_ros.sources.files import (
     FORMATS,
     ImageFolder,
-    are_times,
     image_folder,
     image_size,
     natural,
+    numbered,
     numbers_of,
     what_is_ignored,
 )
@@ -31,11 +31,12 @@ from loftr_ros.sources.pairing import (
     stamped_files,
     tum_depth,
 )
-from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, read_names, to_nanoseconds
-from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numbers, read_table
+from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, read_date_times, read_names, to_nanoseconds
+from loftr_ros.sources.tables import file_named, is_there, numbers_in, read_numbers, read_table, read_text
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
+_SHOWN = 5  # names in a message
 _NEAR_ENOUGH = 0.02  # s between an image and a pose that is taken for its own
 
 # Published calibrations of the TUM RGB-D benchmark: fx, fy, cx, cy and plumb_bob coefficients, for 640x480.
@@ -76,8 +77,10 @@ class FolderSource(Source):
             SourceError: it holds no images, or a file beside them cannot be understood.
         """
         listing = recognise(path)
-        if listing.stamps is not None and options.rate is None:
-            check_stamps(listing.stamps, listing.times or str(path), "give frames a second with --frame-rate (`rate`)")
+        if options.rate is None:
+            stamps = listing.stamps or [stamp_at(number, listing.rate) for number in listing.numbers]
+            where = (listing.stamps and listing.times) or f"{path} ({listing.rate:g} Hz by the numbers in the names)"
+            check_stamps(stamps, where, "give frames a second with --frame-rate (`rate`)")
         self.name, self.kind = path.resolve().name, listing.kind
         self._listing, self._options = listing, options
         self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
@@ -85,6 +88,10 @@ class FolderSource(Source):
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
             raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
+        if listing.kind == "images" and listing.stamps is None and options.rate is None:
+            listing.notes.append(
+                f"the names in {path} are no times: stamps are made at {listing.rate:g} frames a second (--frame-rate)"
+            )
         listing.notes.extend(what_is_ignored(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
@@ -149,7 +156,8 @@ def recognise(path: Path) -> _Listing:
     if not images.files:
         raise SourceError(
             f"{path} holds no images, no bag (metadata.yaml) and none of the known data sets (KITTI, 7-Scenes, EuRoC, "
-            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}" + "".join(f"; {note}" for note in images.notes)
+            f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}"
+            + "".join(f"; {note}" for note in (*images.notes, *_what_else(path)))
         )
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     camera = load_camera(found[0]) if found else None
@@ -160,6 +168,20 @@ def recognise(path: Path) -> _Listing:
     rate = 30.0 if stamps is None else _rate(stamps, 30.0)
     notes = [*images.notes, *([times] if times else [])]
     return _Listing("images", files, numbers, rate, stamps, camera, notes=notes, times=times)
+
+
+def _what_else(path: Path) -> list[str]:
+    """What a folder without images holds that may be what was meant, for people."""
+    inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+    folders = [each.name for each in inside if each.is_dir()]
+    packed = [each.name for each in inside if each.suffix in (".zstd", ".zst", ".zip", ".gz", ".tar", ".tgz", ".7z")]
+    found = []
+    if folders:
+        found.append(f"it has the folders {', '.join(folders[:_SHOWN])}{', ...' if folders[_SHOWN:] else ''}: give one")
+    if packed:
+        how = f"`zstd -d {packed[0]}`" if packed[0].endswith((".zstd", ".zst")) else "unpack it"
+        found.append(f"{packed[0]} is compressed: {how}")
+    return found
 
 
 def _in_order(files: list[Path], path: Path) -> tuple[list[Path], list[int] | None, str]:
@@ -182,7 +204,9 @@ def _pinhole(matrix: NDArray[np.float64], size: tuple[int, int], where: Path) ->
 
 def _kitti(path: Path, images: Path) -> _Listing:
     found = _images_of(images)
-    files, numbers = found.files, numbers_of(found.files, images)
+    numbers, are_times = numbered(found.files, images)
+    files = [found.files[k] for k in sorted(range(len(numbers)), key=numbers.__getitem__)]
+    numbers.sort()
     camera, left = None, 0
     rows: list[list[str]] = []
     calibration = path / "calib.txt"
@@ -197,14 +221,19 @@ def _kitti(path: Path, images: Path) -> _Listing:
         camera = _pinhole(matrix, image_size(files[0]), calibration)
     # Rows belong to frame numbers in a full sequence, and to the files in order in a part of one.
     stamps, rate, where = None, 10.0, path / "times.txt"
-    if where.is_file():
-        table = read_table(where, 1)
-        seconds = to_nanoseconds([row[0] for row in table], str(where), lines=[row.line for row in table])
+    raw = images.parent / "timestamps.txt"  # of KITTI's raw recordings, in dates
+    if where.is_file() or raw.is_file():
+        if where.is_file():
+            table = read_table(where, 1)
+            seconds = to_nanoseconds([row[0] for row in table], str(where), lines=[row.line for row in table])
+        else:
+            where = raw
+            seconds = read_date_times(read_text(raw).strip().split("\n"), str(raw))
         at = [k if len(seconds) == len(files) else number for k, number in enumerate(numbers)]
         if max(at) >= len(seconds):
             raise SourceError(f"{where} has {len(seconds)} rows; image {max(at)} has none")
         stamps = [seconds[k] for k in at]
-    elif are_times(numbers):
+    elif are_times:
         stamps, where = numbers, images
     if stamps is not None:
         rate = _rate(stamps, rate)

@@ -10,23 +10,36 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _FULL_CHECK = 0.2  # s between two looks whether anybody still wants frames
+_END = 10.0  # s that the item in the making is given when nobody wants any more
 
 
 class LookAhead(Generic[T]):
     """Goes through something slow up to `depth` items ahead of who takes them. Iterating again begins again."""
 
-    def __init__(self, items: Iterable[T], prepare: Callable[[T], T], depth: int) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        prepare: Callable[[T], T],
+        depth: int,
+        *,
+        wait: bool = True,
+        made: Callable[[int], None] | None = None,
+    ) -> None:
         """Begin with nothing.
 
         Args:
             items: to go through; whatever it raises is raised where its items are taken.
             prepare: what to do to each ahead of time.
             depth: items that are made and not taken yet, at most.
+            wait: hand out the first item only when `depth` of them are there: whoever plays them begins with all of
+                the lead.
+            made: is told how many are there, several times a second while the first one is waited for.
         """
         self._items, self._prepare, self._depth = items, prepare, depth
+        self._wait, self._made = wait, made
 
     def __iter__(self) -> Iterator[T]:
-        run = _Run(self._items, self._prepare, self._depth)
+        run = _Run(self._items, self._prepare, self._depth, self._wait, self._made)
         run.start()
         try:
             yield from run.taken()
@@ -35,8 +48,16 @@ class LookAhead(Generic[T]):
 
 
 class _Run(Generic[T]):
-    def __init__(self, items: Iterable[T], prepare: Callable[[T], T], depth: int) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        prepare: Callable[[T], T],
+        depth: int,
+        wait: bool,
+        made: Callable[[int], None] | None,
+    ) -> None:
         self._items, self._prepare = items, prepare
+        self._wait, self._made = wait, made
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._ready = threading.Event()
@@ -47,11 +68,12 @@ class _Run(Generic[T]):
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join(10)
+        self._thread.join(_END)  # a thread that still runs when the interpreter ends may crash it
 
     def taken(self) -> Iterator[T]:
-        while not self._ready.wait(_FULL_CHECK):  # so that who plays them begins with all of the lead
-            pass
+        while self._wait and not self._ready.wait(_FULL_CHECK):
+            if self._made is not None:
+                self._made(self._queue.qsize())
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item

@@ -17,6 +17,7 @@ from loftr_ros.sources.companions import RightView
 
 _DEFAULTS = {"seed": 1, "frames": 90, "rate": 30, "width": 640, "height": 480}
 _SCENES = ("room",)
+_FRAME, _USUAL_PIXELS = 0.1, 640 * 480  # s that a frame of so many pixels takes
 _BASELINE = 0.12  # m between the two cameras; the walk keeps 0.4 m clear of everything
 
 
@@ -78,19 +79,30 @@ class RenderedSource(Source):
         if not len(self._indices):
             raise SourceError(f"rendered:{name} has {self._frames} frames; start {options.start} is past the last")
         self.rate, self.length = self._rate / options.step, len(self._indices)
+        seconds = _FRAME * self.length * self.camera.width * self.camera.height / _USUAL_PIXELS
+        self.cost = f"that takes some {seconds / 60:.0f} min of one core"
+
+    def prepare(self) -> None:
+        Scene(self._seed)  # is kept for the next one who asks
 
     def __iter__(self) -> Iterator[SourceFrame]:
+        return self.after(-1)
+
+    def after(self, stamp_ns: int) -> Iterator[SourceFrame]:
         scene = Scene(self._seed)
         poses = trajectory(self._frames, self._rate, self._seed)
         left_from_right = np.eye(4)
         left_from_right[0, 3] = _BASELINE
         for index in self._indices:
+            stamp = stamp_at(index, self._rate)
+            if stamp <= stamp_ns:
+                continue
             pose = poses[index]
             view = scene.render(self.camera, pose)
             right = RightView(_LaterView(scene, self.camera, pose @ left_from_right), self.camera, left_from_right)
             yield SourceFrame(
                 index,
-                stamp_at(index, self._rate),
+                stamp,
                 FRAME_ID,
                 PixelImage(view.image),
                 self.camera,

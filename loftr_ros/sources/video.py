@@ -6,7 +6,9 @@ OpenCV stops at the first packet that is damaged, and of an MP4 with a twelfth o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from loftr_ros.sources.base import (
 from loftr_ros.text_files import what_it_is
 
 _SMALL_STEP_NS = 1000  # after the frame before, where the container gives both one time
+_TOLERATED_NS = 150_000_000  # that a video may begin after, or end before its container claims it does
+_QUIRK = 0.9  # part of the frames that FFmpeg complains of, beyond which it is how the camera writes them
 _ATTEMPTS = 20  # to read on after an error, without a packet in between
 _MAX_PIXELS = 1 << 27
 # Text that FFmpeg would draw as a video, and lists that would have it read other files.
@@ -51,6 +55,7 @@ class VideoSource(Source):
         with container:
             self._rate = _rate(stream)
             self._claimed = int(stream.frames or 0)
+            self._claimed_end = _claimed_end(stream)
             size = int(stream.codec_context.width), int(stream.codec_context.height)
         self.rate = (options.rate or float(self._rate)) / options.step
         self.length = len(options.indices(self._claimed)) if self._claimed > 0 else None
@@ -121,6 +126,7 @@ class VideoSource(Source):
                 last = stamp
                 if not self._options.chooses(index):
                     continue
+                self._note_turn(int(getattr(frame, "rotation", 0)))  # PyAV 14 and newer tell
                 own = self._options.stamp(index)
                 try:
                     image = PixelImage(_pixels(frame))
@@ -128,11 +134,21 @@ class VideoSource(Source):
                     decoder.note_failure(error)
                     continue
                 yield SourceFrame(index, stamp if own is None else own, FRAME_ID, image, self.camera)
-        self._sum_up(decoder, index + 1, repeated, stopped)
+        self._sum_up(decoder, index + 1, repeated, stopped, last)
         if index < 0:
-            raise SourceError(f"{self._path} has no frame that can be decoded ({decoder.first_error or 'it is empty'})")
+            why = decoder.first_error or decoder.first_complaint
+            why = why or (f"it claims {self._claimed}" if self._claimed else "it is empty")
+            raise SourceError(f"{self._path} has no frame that can be decoded ({why})")
 
-    def _sum_up(self, decoder: _Decoder, came: int, repeated: int, stopped: bool) -> None:
+    def _note_turn(self, degrees: int) -> None:
+        note = (
+            f"{self.name} would have its frames turned by {degrees} degrees when they are shown, which is ignored: the "
+            "calibration is of the pixels as they are in the file"
+        )
+        if degrees and note not in self._notes:
+            self._notes.append(note)
+
+    def _sum_up(self, decoder: _Decoder, came: int, repeated: int, stopped: bool, last: int) -> None:
         if decoder.failures:
             self._notes.append(
                 f"{self.name} is damaged: {decoder.failures} packets could not be read or decoded "
@@ -140,7 +156,17 @@ class VideoSource(Source):
             )
         if decoder.damaged:
             self._notes.append(f"{decoder.damaged} frames of {self.name} are damaged in part, as their decoder says")
+        complaints = decoder.complaints
+        if complaints:
+            often = f" {complaints} times" if complaints > 1 else ""
+            self._notes.append(f"FFmpeg complains of {self.name}{often} (the first: {decoder.first_complaint})")
         missing = 0 if stopped else max(self._claimed - came, 0)
+        late, ended = decoder.first_ns, last - FIRST_STAMP_NS + round(1e9 / self._rate)
+        if late > _TOLERATED_NS:
+            self._notes.append(f"the first {late / 1e9:.2f} s of {self.name} could not be had")
+        if not stopped and came and not missing and ended + _TOLERATED_NS < self._claimed_end:
+            claimed = f"{self._claimed_end / 1e9:.2f} s"
+            self._notes.append(f"{self.name} claims to last {claimed}; what could be had ends at {ended / 1e9:.2f} s")
         if missing:
             self._notes.append(f"{self.name} claims {self._claimed} frames; {came} could be had")
         if repeated:
@@ -148,7 +174,9 @@ class VideoSource(Source):
                 f"{repeated} frames of {self.name} have the time of the one before them, or an earlier one; they are "
                 "stamped right after it"
             )
-        self._lost = max(missing, decoder.failures, int(bool(decoder.damaged)))
+        # A camera whose every frame FFmpeg complains of has a quirk, and nothing is lost by it.
+        is_damaged = decoder.damaged or late > _TOLERATED_NS or 0 < decoder.complained < _QUIRK * came
+        self._lost = max(missing, decoder.failures, int(bool(is_damaged)))
 
 
 class _Decoder:
@@ -158,19 +186,28 @@ class _Decoder:
         failures: packets that could not be read or decoded.
         damaged: frames that came, but in part only.
         first_error: what was wrong first.
+        complaints: errors that FFmpeg wrote to its log, and went on.
+        complained: packets with which it did.
+        first_complaint: the first of them.
+        first_ns: when the first frame came, in nanoseconds from the beginning of the video.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
-        self.failures = self.damaged = 0
-        self.first_error = ""
+        self.failures = self.damaged = self.complaints = self.complained = 0
+        self.first_error = self.first_complaint = ""
         self._start = stream.start_time
+        self.first_ns = 0
+        self._any = False
+        # What other threads write to the log is not heard; and few videos are decoded faster by several.
+        stream.codec_context.thread_count = 1
         if stream.codec_context.name == "mjpeg":
             # Else what is missing of a JPEG is gray, and nobody says so.
             stream.codec_context.options = {"err_detect": "explode"}
         # An AVI's packets have no times: they are counted, and behind a damaged stretch the count is wrong. Its index,
         # where it has one, tells. An entry is of a packet's header, which is 8 bytes long.
-        entries = getattr(stream, "index_entries", ()) if container.format.name == "avi" else ()
+        self._is_avi = container.format.name == "avi"
+        entries = getattr(stream, "index_entries", ()) if self._is_avi else ()
         self._times = {entry.pos + 8: entry.timestamp for entry in entries}
 
     def __iter__(self) -> Iterator[Any]:
@@ -178,8 +215,10 @@ class _Decoder:
             time = self._times.get(packet.pos)
             if time is not None and packet.pts is not None:
                 packet.pts = packet.dts = time
+            self.damaged += bool(packet.is_corrupt)
             try:
-                frames = packet.decode()
+                with self._listening():
+                    frames = packet.decode()
             except Exception as error:  # PyAV's errors are of many kinds, and a damaged file meets all of them
                 self.note_failure(error)
                 continue
@@ -192,16 +231,38 @@ class _Decoder:
         while attempts < _ATTEMPTS:
             packets = self._container.demux(self._stream)
             try:
-                for packet in packets:
+                while True:
+                    with self._listening():
+                        packet = next(packets, None)
+                    if packet is None:
+                        return
                     # The last one is empty: it has the decoder give what it holds back.
                     if packet.size or packet.dts is None:
                         attempts = 0
                         yield packet
-                return
             except Exception as error:
                 attempts += 1
                 if attempts == 1:
                     self.note_failure(error)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Counts what FFmpeg writes to its log meanwhile: of much that is damaged it tells nowhere else."""
+        import av.logging
+
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.ERROR)
+        try:
+            with av.logging.Capture(local=True) as log:
+                yield
+        finally:
+            av.logging.set_level(before)
+            # A repetition is told of when something else is said, perhaps of another file.
+            said = [(name, text.strip()) for _, name, text in log if " more times)" not in text]
+            self.complaints += len(said)
+            self.complained += bool(said)
+            if said and not self.first_complaint:
+                self.first_complaint = f"{said[0][0]}: {said[0][1][:100]}"
 
     def note_failure(self, error: BaseException) -> None:
         """Count something that could not be read."""
@@ -210,11 +271,17 @@ class _Decoder:
 
     def stamp(self, frame: Any) -> int | None:
         """The frame's presentation time in nanoseconds, or None where the container has none."""
-        if frame.pts is None or not frame.time_base:
+        # Frames come in the order that they are shown in. An AVI knows that of its packets alone.
+        by_packet = self._is_avi and self._stream.codec_context.has_b_frames
+        time = frame.dts if by_packet else frame.pts
+        if time is None or not frame.time_base:
             return None
-        if self._start is None:
-            self._start = frame.pts
-        return FIRST_STAMP_NS + round(Fraction(frame.pts - self._start) * Fraction(frame.time_base) * 10**9)
+        is_first, self._any = not self._any, True
+        if is_first:
+            self._start = time if by_packet or self._start is None else min(self._start, time)
+        found = round(Fraction(time - self._start) * Fraction(frame.time_base) * 10**9)
+        self.first_ns = found if is_first else self.first_ns
+        return FIRST_STAMP_NS + found
 
 
 def _pixels(frame: Any) -> Any:
@@ -231,6 +298,17 @@ def _rate(stream: Any) -> Fraction:
         if rate and 0 < rate <= 1000:
             return Fraction(rate)
     return Fraction(30)
+
+
+def _claimed_end(stream: Any) -> int:
+    """When the video ends by its container, in nanoseconds from its beginning; 0 where it does not say.
+
+    Matroska says so in a tag, as hours, minutes and seconds.
+    """
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", str(stream.metadata.get("DURATION", "")))
+    if found is None:
+        return 0
+    return round((int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])) * 1e9)
 
 
 def _words(error: BaseException) -> str:

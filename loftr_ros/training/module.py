@@ -29,6 +29,10 @@ class TrainingError(RuntimeError):
     """A training that cannot start or go on; the message says what to do."""
 
 
+class InterruptedTrainingError(TrainingError):
+    """A training that Ctrl-C ended."""
+
+
 class AveragedWeights:
     """The exponential moving average of a network's state, its buffers included."""
 

@@ -23,7 +23,7 @@ from loftr_ros.matcher.precision import resolve_device, resolve_precision
 from loftr_ros.training.callbacks import BEST, CHECKPOINT, LAST, Averaging, Checkpoints, HeldOut, Lines, Validation
 from loftr_ros.training.config import TrainingConfig
 from loftr_ros.training.config_file import content_of, write_config
-from loftr_ros.training.module import TrainingError, TrainingModule
+from loftr_ros.training.module import InterruptedTrainingError, TrainingError, TrainingModule
 from loftr_ros.training.objective import open_objective
 
 _PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
@@ -64,6 +64,7 @@ def train(
 
     Raises:
         TrainingError: the folder holds a training already, or one of another network; no gradient is finite.
+        InterruptedTrainingError: Ctrl-C.
         WeightsError: weights to start from, or a teacher's, are missing or of another network.
         DeviceError: the device or precision is not to be had.
     """
@@ -108,9 +109,15 @@ def train(
             enable_model_summary=False,
             enable_progress_bar=progress,
         )
-        trainer.fit(module, datamodule=_Data(data.train, config.machine.workers), ckpt_path=checkpoint)
+        try:
+            trainer.fit(module, datamodule=_Data(data.train, config.machine.workers), ckpt_path=checkpoint)
+        except SystemExit:  # which Lightning makes of Ctrl-C
+            if not trainer.interrupted:
+                raise
     if trainer.interrupted:
-        raise TrainingError(f"interrupted at step {module.global_step}; --resume goes on from the last checkpoint")
+        raise InterruptedTrainingError(
+            f"stopped at step {module.global_step}; --resume goes on from the last checkpoint"
+        )
     _logger.info("step %d: %s and %s are written to %s", module.global_step, BEST, LAST, output)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
