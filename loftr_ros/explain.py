@@ -25,6 +25,8 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, raw_pixels
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.efficient.explain import InsideEfficient
+from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.explain import (
     AttentionRows,
     CellChoice,
@@ -36,8 +38,6 @@ from loftr_ros.matcher.explain import (
     confidence_rows,
     default_layers,
 )
-from loftr_ros.matcher.efficient.explain import InsideEfficient
-from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.explain_compact import InsideCompact
 from loftr_ros.matcher.explain_loftr import InsideLoFTR
 from loftr_ros.matcher.factory import backend_of
