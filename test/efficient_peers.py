@@ -49,9 +49,7 @@ def run_transformers(network: Any, pair: State) -> State:
     features = network.efficientloftr(pixels).feature_maps
     coarse, channels = features[0], features[0].shape[2]
     tokens = coarse[0].flatten(2).transpose(1, 2)
-    similarity = (
-        (tokens[0] / channels**0.5) @ (tokens[1] / channels**0.5).t() / network.config.coarse_matching_temperature
-    )
+    similarity = tokens[0] @ tokens[1].t() / channels / network.config.coarse_matching_temperature
     windows0, windows1 = network.refinement_layer(coarse / channels**0.5, features[1:])
     found = network(pixels)
     cells0 = torch.arange(found.matches.shape[2])

@@ -66,7 +66,7 @@ def small(dtype: torch.dtype = torch.float32, anchor: str = "cell", **coarse: An
 
 
 def trained_layout(state: State, seed: int = 0) -> State:
-    """The authors' layout before their re-parametrisation: three branches in each block, which come to its one kernel."""
+    """The authors' layout before their re-parametrisation: each block's branches, which come to its one kernel."""
     generator = torch.Generator().manual_seed(seed)
     made = {name: value for name, value in state.items() if "rbr_reparam" not in name}
     for name, kernel in state.items():
@@ -75,9 +75,8 @@ def trained_layout(state: State, seed: int = 0) -> State:
         block, kernel = name.removesuffix("rbr_reparam.weight"), kernel.double()
         outputs, inputs = kernel.shape[:2]
         bias = state[f"{block}rbr_reparam.bias"].double()
-        branches: dict[str, Tensor | None] = {
-            "rbr_1x1": torch.randn(outputs, inputs, 1, 1, generator=generator).double()
-        }
+        small = torch.randn(outputs, inputs, 1, 1, generator=generator)
+        branches: dict[str, Tensor | None] = {"rbr_1x1": small}
         # Where the resolution and the width stay.
         if outputs == inputs and not re.fullmatch(r"backbone\.layer[23]\.0\.", block):
             branches["rbr_identity"] = None

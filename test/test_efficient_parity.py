@@ -1,7 +1,7 @@
 """EfficientLoFTR is the authors' and transformers', weight for weight: an environment with both is `make peers`'.
 
-The authors' code is PyPI's `efficientloftr-inference`, and what is refined is compared with it alone: transformers'
-refinement (5.24) takes its softmax over the matches in place of the window, and the window's first pixel for every match.
+The authors' code is PyPI's `efficientloftr-inference`. The refinement is compared with it alone: that of transformers
+(5.24) takes a softmax over the matches in place of the window, and the window's first pixel as every match's.
 """
 
 from __future__ import annotations
@@ -150,13 +150,8 @@ def test_without_a_softmax_matches_are_those_of_the_authors_optimised_variant(
 def assert_refined_alike(model: EfficientLoFTR, pair: State, theirs: State) -> None:
     features = encoded(model, pair)
     confidence = model.confidence(*features)
-    part = theirs["conf_matrix"][0]
-    taking_part = [
-        f.usable[0] if f.usable is not None else torch.ones(n, dtype=torch.bool)
-        for f, n in zip(features, part.shape, strict=True)
-    ]
-    both = taking_part[0][:, None] & taking_part[1]
-    assert (confidence - part)[both].abs().max() < 1e-4
+    row, column = (torch.ones(f.tokens.shape[1]).bool() if f.usable is None else f.usable[0] for f in features)
+    assert (confidence - theirs["conf_matrix"][0])[row[:, None] & column].abs().max() < 1e-4
     tokens = model.attend(features[:1], features[1])
     coarse = model.match_coarse(*tokens, features[:1], features[1])
     ours, own = cells_of(coarse.cell0, coarse.cell1), cells_of(theirs["i_ids"], theirs["j_ids"])
@@ -178,9 +173,7 @@ def test_with_the_cells_as_anchors_the_same_cells_match_and_points_of_the_keyfra
 ) -> None:
     fixed = loaded(configured(), folder / "authors.ckpt")
     moving = loaded(replace(fixed.config, fine=replace(fixed.config.fine, anchor="window")), folder / "authors.ckpt")
-    found = [
-        model.match(encoded(model, pairs()[WHOLE])[:1], encoded(model, pairs()[WHOLE])[1])[0]
-        for model in (fixed, moving)
-    ]
+    features = [encoded(model, pairs()[WHOLE]) for model in (fixed, moving)]
+    found = [model.match(f[:1], f[1])[0] for model, f in zip((fixed, moving), features, strict=True)]
     assert torch.equal(found[0].cell, found[1].cell)
     assert (found[0].points0 % 8 == 0).all() and (found[1].points0 % 8 != 0).all()

@@ -32,8 +32,8 @@ def made_efficient_state_dict(preset: str = "efficient", seed: int = 0) -> dict[
         seed: of all random numbers.
 
     Returns:
-        fp32 tensors under the names that the network here has, batch norms unfolded. Nothing of it comes from a recorded
-        image.
+        fp32 tensors under the names that the network here has, batch norms unfolded. Nothing of it comes from a
+        recorded image.
 
     Raises:
         ValueError: there is no such preset.
