@@ -45,25 +45,22 @@ def run_authors(network: Any, pair: State) -> State:
 def run_transformers(network: Any, pair: State) -> State:
     """Up to the fine features: see test_efficient_parity for the rest."""
     pixels = torch.stack([pair["image0"], pair["image1"]])[None, :, None].float().expand(-1, -1, 3, -1, -1) / 255
-    height, width = pixels.shape[-2:]
     features = network.efficientloftr(pixels).feature_maps
     coarse, channels = features[0], features[0].shape[2]
     tokens = coarse[0].flatten(2).transpose(1, 2)
     similarity = tokens[0] @ tokens[1].t() / channels / network.config.coarse_matching_temperature
     windows0, windows1 = network.refinement_layer(coarse / channels**0.5, features[1:])
-    found = network(pixels)
-    cells0 = torch.arange(found.matches.shape[2])
-    cells1 = found.matches[0, 1]
-    cells0, cells1 = cells0[cells1 >= 0], cells1[cells1 >= 0]
+    _, scores, matched = network._coarse_matching(coarse, float(coarse.shape[3]))
+    cells1 = matched[0, 1]
+    cells0, cells1 = (cells1 >= 0).nonzero()[:, 0], cells1[cells1 >= 0]
     return {
         "tokens": tokens,
         "conf_matrix": torch.softmax(similarity, 0) * torch.softmax(similarity, 1),
         "i_ids": cells0,
         "j_ids": cells1,
-        "mconf": found.matching_scores[0, 1][cells0],
+        "mconf": scores[0, 1][cells0],
         "windows0": windows0[0, cells0],
         "windows1": windows1[0, cells1],
-        "keypoints": found.keypoints[0] * torch.tensor([width, height]),
     }
 
 
@@ -84,9 +81,9 @@ def main() -> None:
     for pair in given["pairs"]:
         side = int(pair.pop("npe", 832))
         found = {"authors": run_authors(authors(given["trained"], False, side), pair)}
-        found["optimised"] = run_authors(authors(given["trained"], True, side), pair)
-        if "mask0" not in pair and side == 832:  # which transformers does not have
+        if "mask0" not in pair and side == 832:  # transformers has neither
             found["transformers"] = run_transformers(transformers, pair)
+            found["optimised"] = run_authors(authors(given["trained"], True, side), pair)
         made["found"].append(found)
     torch.save(made, sys.argv[2])
 

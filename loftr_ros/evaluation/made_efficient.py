@@ -14,8 +14,10 @@ from torch.nn import functional
 
 from loftr_ros.evaluation.made_weights import Pair, calibrated, made_views, random_kernels
 from loftr_ros.matcher.config import PRESETS, EfficientConfig
+from loftr_ros.matcher.efficient.layers import Maps, RepVGG
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 
+_PAIRS, _SIZE = 3, (192, 144)  # of the calibrating views, px
 # What the score of a match with itself is to be, about, before the softmax.
 _LOGIT = 60.0
 _BACKBONE_RMS = 0.2  # of the cells before the first layer: little beside what that adds
@@ -46,10 +48,9 @@ def made_efficient_state_dict(preset: str = "efficient", seed: int = 0) -> dict[
     rms = math.sqrt(_LOGIT * config.coarse.temperature)
     with torch.no_grad():
         network = EfficientLoFTR(config).eval()
-        pairs = made_views(seed, 2)
+        pairs = made_views(seed, _PAIRS, _SIZE)
         images = torch.stack([image for pair in pairs for image in (pair.image0, pair.image1)])[:, None]
-        _make_backbone(network.backbone, images, generator)
-        made = network.backbone(images)
+        made = _make_backbone(network.backbone, images, generator)
         _make_layers(network, made.coarse, pairs, rms, generator)
         grid = (made.coarse.shape[2], made.coarse.shape[3])
         tokens = network.loftr_coarse.encode(made.coarse.flatten(2).transpose(1, 2), grid)
@@ -57,11 +58,15 @@ def made_efficient_state_dict(preset: str = "efficient", seed: int = 0) -> dict[
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def _make_backbone(backbone: nn.Module, images: Tensor, generator: torch.Generator) -> None:
-    """Random convolutions with an identity in them, as a re-parametrised block has, each scaled by what comes out."""
-    x = images
-    blocks = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
-    for number, conv in enumerate(blocks):
+def _make_backbone(backbone: RepVGG, images: Tensor, generator: torch.Generator) -> Maps:
+    """Random convolutions with an identity in them, as a re-parametrised block has, each scaled by what comes out.
+
+    Returns:
+        What the backbone makes of the images then.
+    """
+    x, maps = images, {}
+    named = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d)]
+    for number, (name, conv) in enumerate(named):
         weight = random_kernels(conv.weight, "layer1." if number < 3 or conv.stride[0] == 2 else "", generator)
         if conv.in_channels == conv.out_channels:
             # Deep in the backbone most of a block is its identity: fourteen random ones in a row are chaotic.
@@ -74,10 +79,12 @@ def _make_backbone(backbone: nn.Module, images: Tensor, generator: torch.Generat
         # Most of what comes passes the ReLU: half-shut ones are chaotic, and a shift by half a cell changes everything.
         conv.bias.copy_(1.0 - mean / std)
         x = functional.relu(y / std[:, None, None] + conv.bias[:, None, None])
-    last = blocks[-1]
+        maps[name.split(".")[0]] = x
+    last = named[-1][1]
     scale = _BACKBONE_RMS / float(x.square().mean().sqrt())
     last.weight.mul_(scale)
     last.bias.mul_(scale)
+    return Maps(maps["layer1"], maps["layer2"], scale * x)
 
 
 def _make_layers(

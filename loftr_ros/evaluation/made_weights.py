@@ -80,12 +80,12 @@ def _coarse_rms(config: LoFTRConfig) -> float:
     return math.sqrt(_LOGIT * temperature)
 
 
-def made_views(seed: int, count: int = _PAIRS) -> list[Pair]:
-    """So many pairs of views of the rendered room."""
+def made_views(seed: int, count: int = _PAIRS, size: tuple[int, int] = _SIZE) -> list[Pair]:
+    """So many pairs of views of the rendered room, of a size in px."""
     # Here, since the renderer needs more than torch.
     from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 
-    scene, camera = Scene(seed), default_camera(*_SIZE)
+    scene, camera = Scene(seed), default_camera(*size)
     poses = trajectory(count * _STEP + _APART, seed=seed)
     v, u = np.mgrid[0 : camera.height, 0 : camera.width]
     focal, centre = camera.matrix[[0, 1], [0, 1]], camera.matrix[:2, 2]
@@ -98,7 +98,7 @@ def made_views(seed: int, count: int = _PAIRS) -> list[Pair]:
         seen_from_1 = (world - pose1[:3, 3]) @ pose1[:3, :3]
         depth = seen_from_1[..., 2]
         points = seen_from_1[..., :2] / depth[..., None] * focal + centre
-        inside = (depth > 0) & (points >= 0).all(-1) & (points <= np.array(_SIZE) - 1.0).all(-1)
+        inside = (depth > 0) & (points >= 0).all(-1) & (points <= np.array(size) - 1.0).all(-1)
         column, row = np.where(inside[..., None], points, 0).round().astype(int).transpose(2, 0, 1)
         seen = inside & (np.abs(view1.depth[row, column] - depth) < 0.03 * depth)
         image0, image1 = (torch.from_numpy(view.image).float() / 255 for view in (view0, view1))

@@ -79,6 +79,9 @@ def attention_weights(
     grid, source_grid = given.grids
     dtype = module.merge.weight.dtype
     mixed = _mixture(tokens.to(given.tokens.device), grid, module.window)
+    if given.mask is not None:
+        mixed = mixed * module.taking_part(given.mask, grid)
+        mixed = mixed / mixed.sum(dim=1, keepdim=True).clamp_min(1e-3)
     squares = (mixed > 0).any(dim=0).nonzero()[:, 0]
     query = module.query(given.tokens.to(dtype), grid, given.mask, spacing)[0, :, squares]
     key, _, attended = module.keys_and_values(given.source, source_grid, given.source_mask, spacing)
@@ -90,7 +93,7 @@ def attention_weights(
 
 
 def _mixture(tokens: Tensor, grid: Grid, window: int) -> Tensor:
-    """(Q, squares) float32: what of each square's message gets to a cell, as `AggregatedAttention.spread` has it."""
+    """(Q, squares) float32: what of each square's message gets to a cell, as `AggregatedAttention` mixes them."""
     of_axis = []
     for place, side in ((tokens // grid[1], grid[0]), (tokens % grid[1], grid[1])):
         count = -(-side // window)

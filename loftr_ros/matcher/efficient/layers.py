@@ -20,6 +20,9 @@ from loftr_ros.matcher.convolutions import OneDnnConv, twice
 
 Grid = tuple[int, int]
 
+# Of squares that take part around a cell, where there are any.
+_LEAST_SHARE = 1e-3
+
 # Wavelengths of the rotations grow to this, in squares and in units of 2 pi.
 _LONGEST = 10000.0
 
@@ -136,7 +139,7 @@ class AggregatedAttention(nn.Module):
         # times as many. Both are linear.
         own, of_message = self.mlp[0].weight.chunk(2, dim=1)
         wide = functional.linear(message, of_message).transpose(1, 2).unflatten(2, (rows, columns))
-        hidden = self.spread(wide, grid).flatten(2).transpose(1, 2) + functional.linear(cells, own)
+        hidden = self._spread(wide, grid, mask).flatten(2).transpose(1, 2) + functional.linear(cells, own)
         update = self.norm2(self.mlp[2](self.mlp[1](hidden)))
         return x + update
 
@@ -180,8 +183,14 @@ class AggregatedAttention(nn.Module):
         """(B, L) bool -> (B, squares): whether any of a square's cells takes part."""
         return self._maxima(_as_map(mask.float()[..., None], grid))[..., 0] > 0
 
-    def spread(self, squares: Tensor, grid: Grid) -> Tensor:
-        """(B, C, rows, columns) of squares -> (B, C, *grid) of cells, bilinearly."""
+    def _spread(self, squares: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
+        """(B, C, rows, columns) of squares -> (B, C, *grid) of cells, bilinearly between those that take part."""
+        if mask is None:
+            return self._bilinear(squares, grid)
+        part = self.taking_part(mask, grid).to(squares.dtype).unflatten(1, self.squares(grid))[:, None]
+        return self._bilinear(squares * part, grid) / self._bilinear(part, grid).clamp_min(_LEAST_SHARE)
+
+    def _bilinear(self, squares: Tensor, grid: Grid) -> Tensor:
         spread = functional.interpolate(squares, scale_factor=float(self.window), mode="bilinear", align_corners=False)
         return spread[..., : grid[0], : grid[1]]
 
