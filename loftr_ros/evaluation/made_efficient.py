@@ -44,17 +44,19 @@ def made_efficient_state_dict(preset: str = "efficient", seed: int = 0) -> dict[
     if not isinstance(config, EfficientConfig):
         known = ", ".join(name for name, network in PRESETS.items() if isinstance(network, EfficientConfig))
         raise ValueError(f"weights are not made for '{preset}'; expected one of {known}")
-    generator = torch.Generator().manual_seed(seed)
-    rms = math.sqrt(_LOGIT * config.coarse.temperature)
-    with torch.no_grad():
-        network = EfficientLoFTR(config).eval()
-        pairs = made_views(seed, _PAIRS, _SIZE)
-        images = torch.stack([image for pair in pairs for image in (pair.image0, pair.image1)])[:, None]
-        made = _make_backbone(network.backbone, images, generator)
-        _make_layers(network, made.coarse, pairs, rms, generator)
-        grid = (made.coarse.shape[2], made.coarse.shape[3])
-        tokens = network.loftr_coarse.encode(made.coarse.flatten(2).transpose(1, 2), grid)
-        _make_pyramid(network.fine_preprocess, tokens, made.middle, made.fine, pairs, generator)
+    return made_for(config, made_views(seed, _PAIRS, _SIZE), torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def made_for(config: EfficientConfig, pairs: list[Pair], generator: torch.Generator) -> dict[str, Tensor]:
+    """The made weights of any network of this kind, calibrated by pairs of views of one size."""
+    network = EfficientLoFTR(config).eval()
+    images = torch.stack([image for pair in pairs for image in (pair.image0, pair.image1)])[:, None]
+    made = _make_backbone(network.backbone, images, generator)
+    _make_layers(network, made.coarse, pairs, math.sqrt(_LOGIT * config.coarse.temperature), generator)
+    grid = (made.coarse.shape[2], made.coarse.shape[3])
+    tokens = network.loftr_coarse.encode(made.coarse.flatten(2).transpose(1, 2), grid)
+    _make_pyramid(network.fine_preprocess, tokens, made.middle, made.fine, pairs, generator)
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 

@@ -87,8 +87,8 @@ def windows(fine: Tensor, cells: Tensor, grid: Grid) -> Tensor:
     columns = (cells % grid[1] * _HALF_CELL)[:, None] + reach
     places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
     cut = fine.permute(0, 2, 3, 1).reshape(-1, channels)[places.flatten(1)].float()
-    halves = cut.unflatten(1, (_HALF_WINDOW, _HALF_WINDOW))
-    tall = (_twice(rows, height) @ halves.flatten(2)).unflatten(2, (_HALF_WINDOW, channels))
+    halves = cut.reshape(-1, _HALF_WINDOW, _HALF_WINDOW * channels)
+    tall = (_twice(rows, height) @ halves).reshape(-1, WINDOW, _HALF_WINDOW, channels)
     return _twice(columns, width)[:, None] @ tall
 
 
@@ -104,7 +104,7 @@ def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Re
     pixels0, pixels1 = window0.flatten(1, 2), window1.flatten(1, 2)
     scores = pixels0[..., :-second] @ pixels1[..., :-second].transpose(1, 2) / channels
     of_row = torch.softmax(scores, dim=2)
-    likeness = (torch.softmax(scores, dim=1) * of_row).unflatten(2, (WINDOW, WINDOW))
+    likeness = (torch.softmax(scores, dim=1) * of_row).reshape(-1, CELL**2, WINDOW, WINDOW)
     likeness = likeness[..., 1:-1, 1:-1].flatten(2)
     middle = torch.tensor(_MIDDLE, device=scores.device)
     if config.anchor == "cell":
@@ -116,21 +116,26 @@ def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Re
         pixel0 = middle[pixel0]
     offset0, offset1 = (_place(pixel) for pixel in (pixel0, pixel1))
 
-    one = torch.arange(len(best), device=scores.device)
-    wanted = pixels0[one, pixel0, -second:]
+    wanted = _picked(pixels0[..., -second:], pixel0[:, None])
     # As published, so that the weights' offsets mean what they were trained for: around the pixel before the first
     # stage's along both axes, since the window in image 1 begins one earlier; what is before the window is its end.
     reach = torch.arange(3, device=scores.device) - 1
     rows = (pixel1 // CELL)[:, None] + reach
     columns = (pixel1 % CELL)[:, None] + reach
-    around = window1[one[:, None, None], rows[:, :, None] % WINDOW, columns[:, None, :] % WINDOW, -second:]
-    second_scores = (around.flatten(1, 2) @ wanted[..., None])[..., 0] / math.sqrt(second)
-    shares = torch.softmax(second_scores / config.temperature, dim=1).unflatten(1, (3, 3))
+    places = (rows % WINDOW)[:, :, None] * WINDOW + (columns % WINDOW)[:, None, :]
+    around = _picked(pixels1[..., -second:], places.flatten(1))
+    second_scores = (around @ wanted.transpose(1, 2))[..., 0] / math.sqrt(second)
+    shares = torch.softmax(second_scores / config.temperature, dim=1).reshape(-1, 3, 3)
     step = reach.float()
     offset1 = offset1 + torch.stack([shares.sum(dim=1) @ step, shares.sum(dim=2) @ step], dim=1)
 
-    heat = of_row[one, pixel0].unflatten(1, (WINDOW, WINDOW))
+    heat = _picked(of_row, pixel0[:, None]).reshape(-1, WINDOW, WINDOW)
     return Refined(offset0, offset1, _std(heat), heat)
+
+
+def _picked(features: Tensor, places: Tensor) -> Tensor:
+    """(M, N, C) features at (M, P) places -> (M, P, C)."""
+    return features.gather(1, places[..., None].expand(-1, -1, features.shape[2]))
 
 
 def _place(pixel: Tensor) -> Tensor:
