@@ -34,10 +34,12 @@ def configured(preset: str = "efficient", anchor: str = "cell", **coarse: float)
     return replace(config, fine=fine, coarse=replace(config.coarse, **coarse))
 
 
-def network(config: EfficientConfig = EFFICIENT, dtype: torch.dtype = torch.float32) -> EfficientLoFTR:
+def network(
+    config: EfficientConfig = EFFICIENT, dtype: torch.dtype = torch.float32, weights: State | None = None
+) -> EfficientLoFTR:
     """With made weights, ready to infer."""
     model = EfficientLoFTR(config)
-    model.load_state_dict(state_dict())
+    model.load_state_dict(state_dict() if weights is None else weights)
     return model.prepare(CPU, dtype)
 
 
@@ -58,8 +60,8 @@ def noise(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 @cache
-def small_state_dict() -> State:
-    """Made weights of the small one, calibrated by noise that moves."""
+def noise_state_dict(config: EfficientConfig) -> State:
+    """Made weights that are calibrated by noise that moves: in a second, for what needs no picture of a room."""
     height, width = 96, 128
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pairs = []
@@ -71,7 +73,12 @@ def small_state_dict() -> State:
         points = torch.stack([u + moved[1], v + moved[0]], dim=2).float()
         seen = ((points >= 0) & (points <= torch.tensor([width - 1.0, height - 1.0]))).all(dim=2)
         pairs.append(Pair(first, second, points, seen))
-    return made_for(SMALL, pairs, torch.Generator().manual_seed(0))
+    return made_for(config, pairs, torch.Generator().manual_seed(0))
+
+
+def small_state_dict() -> State:
+    """Made weights of the small one."""
+    return noise_state_dict(SMALL)
 
 
 def small(dtype: torch.dtype = torch.float32, anchor: str = "cell", **coarse: Any) -> EfficientLoFTR:

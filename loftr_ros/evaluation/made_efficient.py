@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from loftr_ros.evaluation.made_weights import Pair, calibrated, made_views, random_kernels
 from loftr_ros.matcher.config import PRESETS, EfficientConfig
-from loftr_ros.matcher.efficient.layers import Maps, RepVGG
+from loftr_ros.matcher.efficient.layers import AggregatedAttention, Maps, RepVGG
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 
 _PAIRS, _SIZE = 3, (192, 144)  # of the calibrating views, px
@@ -75,6 +75,7 @@ def _make_backbone(backbone: RepVGG, images: Tensor, generator: torch.Generator)
             middle = weight.shape[2] // 2
             weight = 0.35 * weight
             weight[:, :, middle, middle] += torch.eye(conv.in_channels)
+        assert conv.bias is not None
         y = functional.conv2d(x, weight, None, conv.stride, conv.padding)
         mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3)).clamp_min(1e-6)
         conv.weight.copy_(weight / std[:, None, None, None])
@@ -82,10 +83,9 @@ def _make_backbone(backbone: RepVGG, images: Tensor, generator: torch.Generator)
         conv.bias.copy_(1.0 - mean / std)
         x = functional.relu(y / std[:, None, None] + conv.bias[:, None, None])
         maps[name.split(".")[0]] = x
-    last = named[-1][1]
     scale = _BACKBONE_RMS / float(x.square().mean().sqrt())
-    last.weight.mul_(scale)
-    last.bias.mul_(scale)
+    for parameter in named[-1][1].parameters():
+        parameter.mul_(scale)
     return Maps(maps["layer1"], maps["layer2"], scale * x)
 
 
@@ -105,6 +105,9 @@ def _make_layers(
 
     project = calibrated(coarse, pairs, config.backbone.stride, 1.0, generator)
     for number, layer in enumerate(network.loftr_coarse.layers):
+        assert isinstance(layer, AggregatedAttention)
+        first, _, last = layer.mlp
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         window = config.transformer.window
         layer.aggregate.weight.copy_((1 + 0.3 * noise(channels, 1, window, window)) / window**2)
         query, other = turn(), turn()
@@ -118,14 +121,14 @@ def _make_layers(
         layer.norm2.weight.copy_(size * (0.9 + 0.2 * torch.rand(channels, generator=generator)))
         layer.norm2.bias.copy_(0.05 * size * noise(channels))
         if number:
-            layer.mlp[0].weight.copy_(noise(2 * channels, 2 * channels) / math.sqrt(channels))
-            layer.mlp[2].weight.copy_(noise(channels, 2 * channels) / math.sqrt(2 * channels))
+            first.weight.copy_(noise(2 * channels, 2 * channels) / math.sqrt(channels))
+            last.weight.copy_(noise(channels, 2 * channels) / math.sqrt(2 * channels))
             continue
         # Each feature with both signs: what a leaky ReLU leaves of them, one less the other, is the feature.
         both = torch.cat([project, -project])
         message = _MESSAGE * noise(channels, channels) / math.sqrt(channels)
-        layer.mlp[0].weight.copy_(torch.cat([both, torch.cat([message, -message])], dim=1))
-        layer.mlp[2].weight.copy_(torch.cat([torch.eye(channels), -torch.eye(channels)], dim=1))
+        first.weight.copy_(torch.cat([both, torch.cat([message, -message])], dim=1))
+        last.weight.copy_(torch.cat([torch.eye(channels), -torch.eye(channels)], dim=1))
 
 
 def _make_pyramid(

@@ -165,8 +165,8 @@ def recognise(
     if is_efficient and (ours is None or isinstance(ours, EfficientConfig)):
         # The same weights serve both presets; their shapes are compared when they are loaded.
         preset = ours or EFFICIENT
-        others = tuple(other.name for other in (EFFICIENT, EFFICIENT_OPT) if other.name != preset.name)
-        return Recognition(preset, "metadata" if ours else "contents", also=others)
+        also = tuple(other.name for other in (EFFICIENT, EFFICIENT_OPT) if other.name != preset.name)
+        return Recognition(preset, "metadata" if ours else "contents", also=also)
     found = structure_of(weights)
     if ours is not None:
         config = ours

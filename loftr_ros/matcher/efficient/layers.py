@@ -133,14 +133,17 @@ class AggregatedAttention(nn.Module):
         rows, columns = self.squares(grid)
         query = self.query(cells, grid, mask, spacing)
         key, value, attended = self.keys_and_values(source, source_grid, source_mask, spacing)
-        message = softmax_attention(*_of_one_batch(query, key, value), attended, query.shape[3] ** -0.5)
+        query, key, value = _of_one_batch(query, key, value)
+        message = softmax_attention(query, key, value, attended, query.shape[3] ** -0.5)
         message = self.merge(message.transpose(1, 2).flatten(2))
         # The first product of the perceptron, of the message: before it is spread over the cells, of which there are 16
         # times as many. Both are linear.
-        own, of_message = self.mlp[0].weight.chunk(2, dim=1)
+        first, activation, last = self.mlp
+        assert isinstance(first, nn.Linear)
+        own, of_message = first.weight.chunk(2, dim=1)
         wide = functional.linear(message, of_message).transpose(1, 2).unflatten(2, (rows, columns))
         hidden = self._spread(wide, grid, mask).flatten(2).transpose(1, 2) + functional.linear(cells, own)
-        update = self.norm2(self.mlp[2](self.mlp[1](hidden)))
+        update: Tensor = self.norm2(last(activation(hidden)))
         return x + update
 
     def squares(self, grid: Grid) -> Grid:
@@ -258,7 +261,7 @@ class AggregatedTransformer(nn.Module):
             else:
                 tokens0 = layer(tokens0, grid0, tokens1, grid1, mask0, mask1, None)
                 tokens1 = layer(tokens1, grid1, tokens0, grid0, mask1, mask0, None)
-        dtype = self.layers[0].merge.weight.dtype
+        dtype = next(self.parameters()).dtype
         return tokens0.to(dtype), tokens1.to(dtype)
 
 
@@ -299,8 +302,9 @@ class FinePyramid(nn.Module):
     def fold_batch_norm(self) -> None:
         """Put the batch norms into the convolutions before them."""
         for smoothing in (self.layer2_outconv2, self.layer1_outconv2):
-            if isinstance(smoothing[1], nn.BatchNorm2d):
-                smoothing[0], smoothing[1] = fuse_conv_bn_eval(smoothing[0], smoothing[1]), nn.Identity()
+            first, norm = smoothing[0], smoothing[1]
+            if isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                smoothing[0], smoothing[1] = fuse_conv_bn_eval(first, norm), nn.Identity()
 
 
 def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:

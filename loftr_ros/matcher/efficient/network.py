@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import (
@@ -62,7 +62,7 @@ class EfficientLoFTR(StreamingNetwork):
         self.eval().requires_grad_(False)
         self.fine_preprocess.fold_batch_norm()
         self.first_weight.div_(255)  # see `gray_levels`
-        convolutional = self.backbone, self.fine_preprocess
+        convolutional: list[nn.Module] = [self.backbone, self.fine_preprocess]
         biases = [biases_of(part) for part in convolutional]
         if dtype != torch.float32:
             for part in convolutional:
