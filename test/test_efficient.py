@@ -11,18 +11,17 @@ import pytest
 import torch
 from made_efficient import (
     SMALL,
-    hugging_face_layout,
     network,
     noise,
     noise_state_dict,
     small,
     small_state_dict,
-    trained_layout,
 )
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from loftr_ros.evaluation.published_layouts import hugging_face_layout, trained_layout
 from loftr_ros.explain import look_into
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame

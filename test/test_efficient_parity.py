@@ -15,10 +15,11 @@ from typing import Any
 import made_weights
 import pytest
 import torch
-from made_efficient import configured, hugging_face_layout, state_dict, trained_layout
+from made_efficient import configured, state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loftr_ros.evaluation.published_layouts import hugging_face_layout, trained_layout
 from loftr_ros.matcher.checkpoint import load_weights, read_weights, recognise_file
 from loftr_ros.matcher.config import EfficientConfig
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
