@@ -1,9 +1,9 @@
 """EfficientLoFTR beside that of transformers: time and work, with the same weights, in turns within one run.
 
 transformers encodes both images of every pair. Here a keyframe was encoded when it came; a new frame is encoded once
-and matched with one keyframe, or with four. The weights are made, not trained (loftr_ros/evaluation/made_efficient.py), and
-the images are views of the rendered room. transformers runs in the environment that `make peers` makes, in a process of
-its own, where its times are taken; without it only ours are measured.
+and matched with one keyframe, or with four. The weights are made, not trained (loftr_ros/evaluation/made_efficient.py),
+and the images are views of the rendered room. transformers runs in the environment that `make peers` makes, in its own
+process, where its times are taken; without it only ours are measured.
 
     .venv/bin/python benchmarks/efficient_speed.py [--size 640x480] [--threads 2] [--repeats 5]
 """
