@@ -194,6 +194,23 @@ def test_windows_around_matches_are_those_of_the_whole_map_up_to_the_edge(size: 
         torch.testing.assert_close(windows(fine, torch.tensor([cell]), grid)[0], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(160, 224), (101, 131)])
+@pytest.mark.parametrize("count", [1, 9, 60])
+def test_the_pyramid_around_matches_is_that_of_the_whole_map(
+    size: tuple[int, int], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    features = model.encode(noise(*size))
+    places = features.grid[0] * features.grid[1]
+    cells = torch.randperm(places, generator=torch.Generator().manual_seed(count))[:count]
+    made = []
+    for gathering in (0.0, 1e9):  # never the whole map, and always
+        monkeypatch.setattr("loftr_ros.matcher.backbone._GATHERING", gathering)
+        made.append(model.refine((features, features), (features.tokens, features.tokens), cells, cells.flip(0)))
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
+
+
 # Attention.
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.attention import softmax_attention
+from loftr_ros.matcher.backbone import smoothed_places
 from loftr_ros.matcher.config import AggregatedTransformerConfig, EfficientBackboneConfig
 from loftr_ros.matcher.convolutions import OneDnnConv, twice
 
@@ -281,23 +282,29 @@ class FinePyramid(nn.Module):
         self.layer1_outconv = nn.Conv2d(fine, middle, 1, bias=False)
         self.layer1_outconv2 = _smoothing(middle, fine)
 
-    def forward(self, cells: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+    def forward(self, cells: Tensor, middle: Tensor, fine: Tensor, matched: Tensor | None = None) -> Tensor:
         """Fine features at 1/2.
 
         Args:
             cells: (B, L, C) after the transformer, row-major, of the grid that `middle` is twice as fine as.
             middle, fine: of the backbone.
+            matched: (M,) int64 cells of a single image, whose windows alone are wanted, where that costs less; None for
+                the whole map.
 
         Returns:
             (B, Cf, ceil(H / 2), ceil(W / 2)), channels last.
         """
         height, width = middle.shape[2:]
         # Divided as the authors do against overflow in fp16; the convolutions were trained with it.
-        maps = _as_map(cells / math.sqrt(cells.shape[2]), (-(-height // 2), -(-width // 2)))
-        up = _fitting(twice(self.layer3_outconv(maps)), middle)
-        up = _smoothed(self.layer2_outconv2, _plus(self.layer2_outconv, middle, up))
-        up = _fitting(twice(up), fine)
-        return _smoothed(self.layer1_outconv2, _plus(self.layer1_outconv, fine, up))
+        grid = (-(-height // 2), -(-width // 2))
+        maps = _as_map(cells / math.sqrt(cells.shape[2]), grid)
+        up = _plus(self.layer2_outconv, middle, _fitting(twice(self.layer3_outconv(maps)), middle))
+        wanted = None if matched is None else _wanted(matched, grid, middle, fine)
+        made = None if wanted is None else smoothed_places(self.layer2_outconv2, up, wanted[0], blank=True)
+        up = _smoothed(self.layer2_outconv2, up) if made is None else made
+        up = _plus(self.layer1_outconv, fine, _fitting(twice(up), fine))
+        made = None if wanted is None else smoothed_places(self.layer1_outconv2, up, wanted[1])
+        return _smoothed(self.layer1_outconv2, up) if made is None else made
 
     def fold_batch_norm(self) -> None:
         """Put the batch norms into the convolutions before them."""
@@ -364,6 +371,20 @@ def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
         return second(first(x, "leaky_relu"))
     y: Tensor = smoothing(x)
     return y
+
+
+def _wanted(cells: Tensor, grid: Grid, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+    """What of the maps at 1/4 and 1/2 the windows around (M,) cells are made of, (Hm, Wm) and (Hf, Wf) bool."""
+    taken = torch.zeros(1, 1, grid[0] * grid[1], device=cells.device)
+    taken[..., cells] = 1
+    height, width = fine.shape[2:]
+    squares = functional.interpolate(taken.unflatten(2, grid), scale_factor=4.0)[..., :height, :width]
+    of_fine = functional.max_pool2d(squares, 3, 1, padding=1)
+    # Two convolutions see two places further, and what is twice as large is made of a place and one next to it.
+    around = functional.max_pool2d(of_fine, 5, 1, padding=2)
+    halved = functional.max_pool2d(around, 2, ceil_mode=True)[..., : middle.shape[2], : middle.shape[3]]
+    of_middle = functional.max_pool2d(halved, 3, 1, padding=1)
+    return of_middle[0, 0] > 0, of_fine[0, 0] > 0
 
 
 def _plus(conv: nn.Conv2d, x: Tensor, onto: Tensor) -> Tensor:

@@ -166,10 +166,14 @@ class EfficientLoFTR(StreamingNetwork):
     ) -> Refined:
         """The refinement of (M,) matched cells of one pair, by its images and their (1, L, C) attended tokens."""
         fine = []
-        for image, cells in zip(features, tokens, strict=True):
+        for image, attended, cells in zip(features, tokens, (cell0, cell1), strict=True):
             assert image.middle is not None and image.fine is not None
-            # Without a match nothing is refined.
-            fine.append(self.fine_preprocess(cells, image.middle, image.fine) if len(cell0) else image.fine)
+            if not len(cells):
+                fine.append(image.fine)  # of which nothing is taken
+                continue
+            # A GPU is faster with the whole map than with places that differ from frame to frame.
+            matched = cells if cells.device.type == "cpu" else None
+            fine.append(self.fine_preprocess(attended, image.middle, image.fine, matched))
         return refine(self.config.fine, fine[0], fine[1], cell0, cell1, (features[0].grid, features[1].grid))
 
     def _matches(
