@@ -230,6 +230,19 @@ def test_positions_in_images_larger_than_those_of_the_training_are_scaled_down_t
     assert transformer.spacing((104, 208)) == 0.5
 
 
+@pytest.mark.parametrize("grid", [(12, 20), (13, 17), (3, 2)])
+def test_messages_are_spread_over_the_cells_bilinearly(grid: tuple[int, int]) -> None:
+    layer = small().loftr_coarse.layers[0]
+    rows, columns = layer.squares(grid)
+    squares = torch.randn(2, rows * columns, 64)
+    maps = squares.transpose(1, 2).unflatten(2, (rows, columns))
+    expected = functional.interpolate(maps, scale_factor=4.0, mode="bilinear", align_corners=False)
+    expected = expected[..., : grid[0], : grid[1]].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(layer.spread(squares, grid, None), expected)
+    mask = torch.ones(2, grid[0] * grid[1], dtype=torch.bool)
+    torch.testing.assert_close(layer.spread(squares, grid, mask), expected)
+
+
 def test_what_is_masked_changes_nothing_that_is_not() -> None:
     model = small()
     usable = torch.ones(96, 160, dtype=torch.bool)
@@ -405,8 +418,7 @@ def test_attention_rows_sum_to_one_and_give_each_layer_s_message(masked: bool) -
         spacing = model.loftr_coarse.spacing(given.grids[0]) if given.kind == "self" else None
         layer(given.tokens, given.grids[0], given.source, given.grids[1], given.mask, given.source_mask, spacing)
         hook.remove()
-        squares = messages[0].transpose(1, 2).unflatten(2, layer.squares(given.grids[0]))
-        message = layer._spread(squares, given.grids[0], given.mask)[0].flatten(1).t()[tokens]
+        message = layer.spread(messages[0], given.grids[0], given.mask)[0, tokens]
         value = layer.keys_and_values(given.source, given.grids[1], given.source_mask, None)[1][0]
         torch.testing.assert_close((weights @ value).transpose(0, 1).flatten(1), message, atol=1e-5, rtol=1e-3)
 

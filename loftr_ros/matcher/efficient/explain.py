@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loftr_ros.matcher.coarse import NEVER
-from loftr_ros.matcher.efficient.layers import AggregatedAttention
+from loftr_ros.matcher.efficient.layers import LEAST_SHARE, AggregatedAttention, bilinear
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.explain import (
     AttentionRows,
@@ -81,7 +81,7 @@ def attention_weights(
     mixed = _mixture(tokens.to(given.tokens.device), grid, module.window)
     if given.mask is not None:
         mixed = mixed * module.taking_part(given.mask, grid)
-        mixed = mixed / mixed.sum(dim=1, keepdim=True).clamp_min(1e-3)
+        mixed = mixed / mixed.sum(dim=1, keepdim=True).clamp_min(LEAST_SHARE)
     squares = (mixed > 0).any(dim=0).nonzero()[:, 0]
     query = module.query(given.tokens.to(dtype), grid, given.mask, spacing)[0, :, squares]
     key, _, attended = module.keys_and_values(given.source, source_grid, given.source_mask, spacing)
@@ -94,10 +94,6 @@ def attention_weights(
 
 def _mixture(tokens: Tensor, grid: Grid, window: int) -> Tensor:
     """(Q, squares) float32: what of each square's message gets to a cell, as `AggregatedAttention` mixes them."""
-    of_axis = []
-    for place, side in ((tokens // grid[1], grid[0]), (tokens % grid[1], grid[1])):
-        count = -(-side // window)
-        square = ((place + 0.5) / window - 0.5).clamp(0, count - 1)
-        of_axis.append((1 - (square[:, None] - torch.arange(count, device=place.device)).abs()).clamp_min(0))
-    rows, columns = of_axis
-    return (rows[:, :, None] * columns[:, None, :]).flatten(1)
+    like = torch.empty(0, device=tokens.device)
+    rows, columns = (bilinear(side, window, like) for side in grid)
+    return (rows[tokens // grid[1], :, None] * columns[tokens % grid[1], None, :]).flatten(1)

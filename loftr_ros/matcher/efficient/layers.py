@@ -22,7 +22,7 @@ from loftr_ros.matcher.convolutions import OneDnnConv, twice
 Grid = tuple[int, int]
 
 # Of squares that take part around a cell, where there are any.
-_LEAST_SHARE = 1e-3
+LEAST_SHARE = 1e-3
 
 # Wavelengths of the rotations grow to this, in squares and in units of 2 pi.
 _LONGEST = 10000.0
@@ -131,7 +131,6 @@ class AggregatedAttention(nn.Module):
             (B, L, C) in the dtype of x.
         """
         cells = x.to(self.merge.weight.dtype)
-        rows, columns = self.squares(grid)
         query = self.query(cells, grid, mask, spacing)
         key, value, attended = self.keys_and_values(source, source_grid, source_mask, spacing)
         query, key, value = _of_one_batch(query, key, value)
@@ -142,8 +141,7 @@ class AggregatedAttention(nn.Module):
         first, activation, last = self.mlp
         assert isinstance(first, nn.Linear)
         own, of_message = first.weight.chunk(2, dim=1)
-        wide = functional.linear(message, of_message).transpose(1, 2).unflatten(2, (rows, columns))
-        hidden = self._spread(wide, grid, mask).flatten(2).transpose(1, 2) + functional.linear(cells, own)
+        hidden = self.spread(functional.linear(message, of_message), grid, mask) + functional.linear(cells, own)
         update: Tensor = self.norm2(last(activation(hidden)))
         return x + update
 
@@ -187,16 +185,17 @@ class AggregatedAttention(nn.Module):
         """(B, L) bool -> (B, squares): whether any of a square's cells takes part."""
         return self._maxima(_as_map(mask.float()[..., None], grid))[..., 0] > 0
 
-    def _spread(self, squares: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
-        """(B, C, rows, columns) of squares -> (B, C, *grid) of cells, bilinearly between those that take part."""
-        if mask is None:
-            return self._bilinear(squares, grid)
-        part = self.taking_part(mask, grid).to(squares.dtype).unflatten(1, self.squares(grid))[:, None]
-        return self._bilinear(squares * part, grid) / self._bilinear(part, grid).clamp_min(_LEAST_SHARE)
+    def spread(self, squares: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
+        """(B, squares, C) -> (B, cells, C), bilinearly between the squares that take part.
 
-    def _bilinear(self, squares: Tensor, grid: Grid) -> Tensor:
-        spread = functional.interpolate(squares, scale_factor=float(self.window), mode="bilinear", align_corners=False)
-        return spread[..., : grid[0], : grid[1]]
+        By two small products: torch's own interpolation would turn the maps in memory, there and back.
+        """
+        rows, columns = bilinear(grid[0], self.window, squares), bilinear(grid[1], self.window, squares)
+        if mask is None:
+            return _interpolated(squares, rows, columns)
+        part = self.taking_part(mask, grid).to(squares.dtype)[..., None]
+        spread, share = (_interpolated(tensor, rows, columns) for tensor in (squares * part, part))
+        return spread / share.clamp_min(LEAST_SHARE)
 
     def _maxima(self, maps: Tensor) -> Tensor:
         """(B, C, *grid) -> (B, squares, C)."""
@@ -312,6 +311,21 @@ class FinePyramid(nn.Module):
             first, norm = smoothing[0], smoothing[1]
             if isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 smoothing[0], smoothing[1] = fuse_conv_bn_eval(first, norm), nn.Identity()
+
+
+def bilinear(side: int, window: int, like: Tensor) -> Tensor:
+    """(side, squares) weights of bilinear interpolation from squares to the cells along one axis, as `like` is kept."""
+    place = (torch.arange(side, device=like.device) + 0.5) / window - 0.5
+    count = -(-side // window)
+    apart = place.clamp(0, count - 1)[:, None] - torch.arange(count, device=like.device)
+    return (1 - apart.abs()).clamp_min(0).to(like.dtype)
+
+
+def _interpolated(squares: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, squares, C) -> (B, cells, C), by what `bilinear` gives for both axes."""
+    channels = squares.shape[2]
+    tall = rows @ squares.unflatten(1, (rows.shape[1], columns.shape[1])).flatten(2)
+    return (columns @ tall.unflatten(2, (columns.shape[1], channels))).flatten(1, 2)
 
 
 def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:
