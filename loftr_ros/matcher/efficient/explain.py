@@ -94,6 +94,5 @@ def attention_weights(
 
 def _mixture(tokens: Tensor, grid: Grid, window: int) -> Tensor:
     """(Q, squares) float32: what of each square's message gets to a cell, as `AggregatedAttention` mixes them."""
-    like = torch.empty(0, device=tokens.device)
-    rows, columns = (bilinear(side, window, like) for side in grid)
+    rows, columns = (bilinear(side, window, tokens.device, torch.float32) for side in grid)
     return (rows[tokens // grid[1], :, None] * columns[tokens % grid[1], None, :]).flatten(1)

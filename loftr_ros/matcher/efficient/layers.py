@@ -190,7 +190,7 @@ class AggregatedAttention(nn.Module):
 
         By two small products: torch's own interpolation would turn the maps in memory, there and back.
         """
-        rows, columns = bilinear(grid[0], self.window, squares), bilinear(grid[1], self.window, squares)
+        rows, columns = (bilinear(side, self.window, squares.device, squares.dtype) for side in grid)
         if mask is None:
             return _interpolated(squares, rows, columns)
         part = self.taking_part(mask, grid).to(squares.dtype)[..., None]
@@ -322,12 +322,13 @@ class FinePyramid(nn.Module):
                 smoothing[0], smoothing[1] = fuse_conv_bn_eval(first, norm), nn.Identity()
 
 
-def bilinear(side: int, window: int, like: Tensor) -> Tensor:
-    """(side, squares) weights of bilinear interpolation from squares to the cells along one axis, as `like` is kept."""
-    place = (torch.arange(side, device=like.device) + 0.5) / window - 0.5
-    count = -(-side // window)
-    apart = place.clamp(0, count - 1)[:, None] - torch.arange(count, device=like.device)
-    return (1 - apart.abs()).clamp_min(0).to(like.dtype)
+@lru_cache(maxsize=32)
+def bilinear(side: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(side, squares) weights of bilinear interpolation from squares to the cells along one axis."""
+    with torch.inference_mode(False):
+        count = -(-side // window)
+        place = ((torch.arange(side) + 0.5) / window - 0.5).clamp(0, count - 1)
+        return (1 - (place[:, None] - torch.arange(count)).abs()).clamp_min(0).to(device, dtype)
 
 
 def _interpolated(squares: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

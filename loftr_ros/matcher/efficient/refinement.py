@@ -23,7 +23,7 @@ _FIRST = -(CELL - 1) / 2
 # Pixels of a cell that are nearest to its point, half a pixel to each side.
 _MIDDLE = (27, 28, 35, 36)
 
-# Matches that are worked on at a time, and what batches are filled up to a multiple of: as in `fine`.
+# Matches that are worked on at a time on a CPU, and what batches are filled up to a multiple of: as in `fine`.
 TILE_MATCHES = 256
 _BATCH_STEP = 64
 
@@ -61,9 +61,10 @@ def refine(
         return Refined(nothing, nothing, nothing[:, 0], nothing.new_zeros(0, WINDOW, WINDOW))
     missing = -count % _BATCH_STEP
     cell0, cell1 = (torch.cat([cells, cells[:1].expand(missing)]) for cells in (cell0, cell1))
+    tile = TILE_MATCHES if cell0.device.type == "cpu" else count + missing
     parts = [
         compare(config, windows(fine0, tile0, grids[0])[:, 1:-1, 1:-1], windows(fine1, tile1, grids[1]))
-        for tile0, tile1 in zip(cell0.split(TILE_MATCHES), cell1.split(TILE_MATCHES), strict=True)
+        for tile0, tile1 in zip(cell0.split(tile), cell1.split(tile), strict=True)
     ]
     return Refined(*(torch.cat(column)[:count] for column in zip(*parts, strict=True)))
 
