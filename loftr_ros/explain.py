@@ -25,6 +25,8 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, raw_pixels
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.efficient.explain import InsideEfficient
+from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.explain import (
     AttentionRows,
     CellChoice,
@@ -85,7 +87,7 @@ def explain_pair(
     """Match two images, and look into it at a few points.
 
     Args:
-        network: `LoFTR` or `Compact`, ready to infer.
+        network: `LoFTR`, `Compact` or `EfficientLoFTR`, ready to infer.
         files: image A, whose points are asked about, and image B.
         points: pixels (u, v) of A; without any, those of confident matches all over the image, or, where nothing
             matches, places all over the image.
@@ -180,6 +182,8 @@ def look_into(network: Matcher) -> Inside:
         return InsideLoFTR(network)
     if backend == "torch" and isinstance(network, Compact):
         return InsideCompact(network)
+    if backend == "torch" and isinstance(network, EfficientLoFTR):
+        return InsideEfficient(network)
     raise ExplainError(f"network '{network.config.name}' is run by {backend}; only torch lets it be looked into")
 
 

@@ -112,8 +112,8 @@ class CoarseMaps:
 
     Attributes:
         confidence: dual-softmax, or the transport plan.
-        row_softmax: the row's softmax alone; None with optimal transport.
-        unmatched: mass in the dustbin; None with dual-softmax.
+        row_softmax: the row's softmax alone; None with other methods than dual-softmax.
+        unmatched: mass in the dustbin; None with other methods than optimal transport.
         best: (2,) pixel of B, the middle of the square with the highest confidence.
     """
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import made_compact
+import made_efficient
 import numpy as np
 import pytest
 import torch
@@ -433,6 +434,8 @@ def test_every_preset_in_every_precision_is_valid_and_finds_what_the_network_fin
     monkeypatch.setattr(export, "check_export", lambda *given: agreed.append(check_export(*given)))
     if preset == "compact":
         model: Network = load_network("compact", find_weights("compact", ""), CPU, precision)
+    elif preset.startswith("efficient"):
+        model = made_efficient.network(made_efficient.configured(preset), precision)
     else:
         model = random_lite(precision) if preset == "coarse_lite" else network(precision, preset)
     export_network(model, tmp_path, WIDTH, HEIGHT, weights="made")

@@ -251,7 +251,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(usable: torch.Tensor)
         small_network().encode(blobs(64, 96), usable)
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "compact"])
+@pytest.mark.parametrize("preset", [name for name, config in PRESETS.items() if isinstance(config, LoFTRConfig)])
 def test_every_preset_matches_images_of_different_odd_sizes(preset: str) -> None:
     torch.manual_seed(0)
     model = build_network(PRESETS[preset]).prepare(CPU, torch.bfloat16 if preset == "loftr_16_4" else torch.float32)

@@ -158,7 +158,8 @@ def test_every_entry_is_of_a_preset_and_its_digest_says_the_same_network() -> No
         assert not entry.sha256 or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert PUBLISHED_DIGESTS.get(entry.sha256 or "", entry.network) == entry.network
         assert all(url.startswith("https://") for url in (entry.page, *entry.urls))
-        assert all(url.endswith(f"/{entry.file}") for url in entry.urls)
+        # Hugging Face's own libraries call every file of weights the same.
+        assert all(url.endswith((f"/{entry.file}", "/model.safetensors")) for url in entry.urls)
 
 
 def test_the_low_end_entries_are_the_files_beside_the_project(shared_data: Path) -> None:
@@ -175,6 +176,8 @@ def test_the_official_files_are_found_by_their_own_names_too(cache: Path) -> Non
     cache.mkdir(parents=True)
     (cache / "outdoor_ds.ckpt").write_bytes(b"")
     assert entry.cached() == cache / "outdoor_ds.ckpt"
+    efficient = find_entry("eloftr_outdoor")
+    assert efficient is not None and efficient.network == "efficient"
 
 
 def test_a_file_comes_from_the_first_mirror_into_the_cache_and_only_once(
@@ -394,6 +397,8 @@ def test_weights_are_found_by_file_by_name_and_by_network(cache: Path, tmp_path:
     assert find_weights("loftr", "indoor") == find_weights("auto", "indoor_ds") == indoor
     assert find_weights("loftr") == outdoor
     assert find_weights("loftr_new") == new
+    efficient = put("efficient_outdoor", cache)
+    assert find_weights("efficient") == find_weights("efficient_opt") == efficient
 
 
 def test_the_environment_may_name_weights_of_the_catalogue(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,6 +420,7 @@ def test_what_was_downloaded_changes_nothing_for_who_names_neither_network_nor_w
         ("loftr_ot", "outdoor_ot", r"download outdoor_ot\.ckpt by hand from https://drive.*weights/outdoor_ot\.ckpt"),
         ("loftr_ot", "", r"comes without weights.*download outdoor_ot\.ckpt by hand"),
         ("loftr", "", "comes without weights.*Published ones: `loftr_ros weights get outdoor`"),
+        ("efficient_opt", "", "comes without weights.*Published ones: `loftr_ros weights get efficient_outdoor`"),
         ("loftr_16_4", "", "comes without weights.*None are published"),
         (
             "loftr",

@@ -59,8 +59,12 @@ class PeerProcess:
                 self._process.wait()
         self._errors.close()
 
-    def open(self, peer: str) -> str:
+    def open(self, peer: str, weights: Path | None = None) -> str:
         """Load a peer; returns what to call it.
+
+        Args:
+            peer: its name.
+            weights: a file for peers that come without any.
 
         Raises:
             PeerError: the environment is not there, or the peer does not load in it.
@@ -79,7 +83,9 @@ class PeerProcess:
                 stderr=self._errors,
                 env=variables,
             )
-        return str(self.ask({"do": "open", "peer": peer, "threads": self._threads})[0]["label"])
+        return str(
+            self.ask({"do": "open", "peer": peer, "threads": self._threads, "weights": str(weights or "")})[0]["label"]
+        )
 
     def ask(
         self, message: dict[str, Any], arrays: dict[str, NDArray[Any]] | None = None

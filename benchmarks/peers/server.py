@@ -91,11 +91,35 @@ class AlikedLightGlueUnscaled(AlikedLightGlue):
     sizes = {"resize": None}  # noqa: RUF012
 
 
+class TransformersEfficientLoFTR:
+    """EfficientLoFTR of Hugging Face's transformers: it encodes both images of every pair."""
+
+    label = "transformers' EfficientLoFTR"
+
+    def __init__(self, weights: str) -> None:
+        from transformers import EfficientLoFTRConfig, EfficientLoFTRForKeypointMatching
+
+        self.network = EfficientLoFTRForKeypointMatching(EfficientLoFTRConfig()).eval()
+        self.network.load_state_dict(torch.load(weights, weights_only=True))
+
+    def encode(self, image: np.ndarray) -> Any:
+        return tensor(image).expand(1, 3, -1, -1)
+
+    def match(self, first: Any, second: Any) -> tuple[Any, Any]:
+        found = self.network(torch.stack([first, second], dim=1))
+        # By the cells of image 0; its points of image 0 are listed by those of image 1.
+        cells = (found.matches[0, 1] >= 0).nonzero()[:, 0]
+        size = torch.tensor([first.shape[3], first.shape[2]])
+        columns = int(size[0]) // 8
+        return 8.0 * torch.stack([cells % columns, cells // columns], dim=1), found.keypoints[0, 1][cells] * size
+
+
 PEERS = {
     "xfeat": XFeatSparse,
     "xfeat-star": XFeatStar,
     "aliked-lightglue": AlikedLightGlue,
     "aliked-lightglue-unscaled": AlikedLightGlueUnscaled,
+    "efficient-transformers": TransformersEfficientLoFTR,
 }
 
 
@@ -112,7 +136,8 @@ class Server:
         if do == "open":
             if message["threads"]:
                 torch.set_num_threads(message["threads"])
-            self.peers[name] = PEERS[name]()
+            weights = [message["weights"]] if message.get("weights") else []
+            self.peers[name] = PEERS[name](*weights)
             return {"label": self.peers[name].label, "torch": torch.__version__}, {}
         if do == "forget":
             self.features.pop((name, message["key"]), None)

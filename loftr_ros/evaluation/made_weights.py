@@ -29,7 +29,7 @@ _UPDATE = 0.15  # size of what a transformer layer adds, relative to the feature
 _SHRINKAGE = 0.5  # of the scatter between views towards a multiple of the identity, relative to the whole scatter
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     """Two views: (H, W) float32 in [0, 1]; where pixels of the first are in the second, and whether they are seen."""
 
     image0: Tensor
@@ -60,7 +60,7 @@ def made_state_dict(preset: str, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         network = LoFTR(config).eval()
-        pairs = _views(seed)
+        pairs = made_views(seed)
         rms = _coarse_rms(config)
         _make_backbone(network.backbone, config, pairs, rms, generator)
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -80,33 +80,34 @@ def _coarse_rms(config: LoFTRConfig) -> float:
     return math.sqrt(_LOGIT * temperature)
 
 
-def _views(seed: int) -> list[_Pair]:
+def made_views(seed: int, count: int = _PAIRS, size: tuple[int, int] = _SIZE) -> list[Pair]:
+    """So many pairs of views of the rendered room, of a size in px."""
     # Here, since the renderer needs more than torch.
     from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 
-    scene, camera = Scene(seed), default_camera(*_SIZE)
-    poses = trajectory(_PAIRS * _STEP + _APART, seed=seed)
+    scene, camera = Scene(seed), default_camera(*size)
+    poses = trajectory(count * _STEP + _APART, seed=seed)
     v, u = np.mgrid[0 : camera.height, 0 : camera.width]
     focal, centre = camera.matrix[[0, 1], [0, 1]], camera.matrix[:2, 2]
     rays = np.concatenate([(np.stack([u, v], -1) - centre) / focal, np.ones((*u.shape, 1))], -1)
     pairs = []
-    for first in range(0, _PAIRS * _STEP, _STEP):
+    for first in range(0, count * _STEP, _STEP):
         pose0, pose1 = poses[first], poses[first + _APART]
         view0, view1 = scene.render(camera, pose0), scene.render(camera, pose1)
         world = (rays * view0.depth[..., None]) @ pose0[:3, :3].T + pose0[:3, 3]
         seen_from_1 = (world - pose1[:3, 3]) @ pose1[:3, :3]
         depth = seen_from_1[..., 2]
         points = seen_from_1[..., :2] / depth[..., None] * focal + centre
-        inside = (depth > 0) & (points >= 0).all(-1) & (points <= np.array(_SIZE) - 1.0).all(-1)
+        inside = (depth > 0) & (points >= 0).all(-1) & (points <= np.array(size) - 1.0).all(-1)
         column, row = np.where(inside[..., None], points, 0).round().astype(int).transpose(2, 0, 1)
         seen = inside & (np.abs(view1.depth[row, column] - depth) < 0.03 * depth)
         image0, image1 = (torch.from_numpy(view.image).float() / 255 for view in (view0, view1))
-        pairs.append(_Pair(image0, image1, torch.from_numpy(points).float(), torch.from_numpy(seen)))
+        pairs.append(Pair(image0, image1, torch.from_numpy(points).float(), torch.from_numpy(seen)))
     return pairs
 
 
 def _make_backbone(
-    backbone: nn.Module, config: LoFTRConfig, pairs: list[_Pair], rms: float, generator: torch.Generator
+    backbone: nn.Module, config: LoFTRConfig, pairs: list[Pair], rms: float, generator: torch.Generator
 ) -> None:
     """Random convolutions, and the two that end in features calibrated.
 
@@ -115,7 +116,7 @@ def _make_backbone(
     """
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.weight.copy_(_random_kernels(module.weight, name, generator))
+            module.weight.copy_(random_kernels(module.weight, name, generator))
         elif isinstance(module, nn.BatchNorm2d):
             # Inside of a block most of what comes passes the ReLU; a net of half-shut ReLUs is chaotic, and a shift
             # by half a cell would change everything.
@@ -135,7 +136,7 @@ def _make_backbone(
         x = stages[i] = part(f"layer{i}")(x)
     out = part(f"layer{top}_outconv")
     assert isinstance(out, nn.Conv2d)
-    project = _calibrated(x, pairs, config.backbone.stride, rms, generator)
+    project = calibrated(x, pairs, config.backbone.stride, rms, generator)
     out.weight.copy_(project[:, :, None, None])
     x = out(x)
     for i in range(top - 1, level - 1, -1):
@@ -144,12 +145,13 @@ def _make_backbone(
         x = part(f"layer{i}_outconv2")(lateral + x[..., : lateral.shape[2], : lateral.shape[3]])
     last = part(f"layer{level}_outconv2.3")
     assert isinstance(last, nn.Conv2d)
-    project = _calibrated(x, pairs, config.backbone.fine_stride, _FINE_RMS, generator)
+    project = calibrated(x, pairs, config.backbone.fine_stride, _FINE_RMS, generator)
     last.weight.copy_(torch.einsum("oi,ihwk->ohwk", project, last.weight))
     backbone.eval()
 
 
-def _random_kernels(like: Tensor, name: str, generator: torch.Generator) -> Tensor:
+def random_kernels(like: Tensor, name: str, generator: torch.Generator) -> Tensor:
+    """Weights of a convolution's shape; its name says where in a network it stands."""
     outputs, inputs, side, _ = like.shape
     weight = torch.randn(like.shape, generator=generator)
     if inputs == 1:
@@ -177,7 +179,7 @@ def _random_kernels(like: Tensor, name: str, generator: torch.Generator) -> Tens
     return weight * (math.sqrt(2) / norm[:, None, None, None])
 
 
-def _calibrated(features: Tensor, pairs: list[_Pair], stride: int, rms: float, generator: torch.Generator) -> Tensor:
+def calibrated(features: Tensor, pairs: list[Pair], stride: int, rms: float, generator: torch.Generator) -> Tensor:
     """(C, C) map after which features of that root mean square tell points apart.
 
     It takes off the mean, which all features share, divides by the scatter between two views of one point, and turns

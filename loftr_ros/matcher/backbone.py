@@ -165,25 +165,7 @@ class Backbone(nn.Module):
             As `smooth`, but filled where it is wanted and nowhere else; None where the whole map costs less.
         """
         assert self.fine_level is not None
-        first, _, activation, second = self._smoothing(self.fine_level).children()
-        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-        _, channels, height, width = unsmoothed.shape
-        around = functional.max_pool2d(wanted[None].to(unsmoothed.dtype), 3, 1, padding=1)[0] > 0
-        hidden_places, places = (mask.flatten().nonzero()[:, 0] for mask in (around, wanted))
-        operations = len(hidden_places) * first.out_channels + len(places) * second.out_channels
-        if _GATHERING * operations > height * width * (first.out_channels + second.out_channels):
-            return None
-        by_place = unsmoothed.permute(0, 2, 3, 1).reshape(-1, channels)  # a view
-        row_of = torch.arange(height * width, device=unsmoothed.device)
-        hidden = by_place.new_empty((len(hidden_places), first.out_channels))
-        fine = by_place.new_empty((height * width, second.out_channels))
-        for tile in range(0, len(hidden_places), TILE_PLACES):
-            part = hidden_places[tile : tile + TILE_PLACES]
-            hidden[tile : tile + TILE_PLACES] = activation(_convolved(first, by_place, row_of, part, (height, width)))
-        row_of[hidden_places] = torch.arange(len(hidden_places), device=unsmoothed.device)
-        for part in places.split(TILE_PLACES):
-            fine[part] = _convolved(second, hidden, row_of, part, (height, width))
-        return fine.view(1, height, width, -1).permute(0, 3, 1, 2)
+        return smoothed_places(self._smoothing(self.fine_level), unsmoothed, wanted)
 
     def fold_batch_norm(self) -> None:
         """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
@@ -199,6 +181,42 @@ class Backbone(nn.Module):
                 assert isinstance(conv, nn.Conv2d)
                 module[0] = fuse_conv_bn_eval(conv, module[1])
                 module[1] = nn.Identity()
+
+
+def smoothed_places(
+    smoothing: nn.Sequential, unsmoothed: Tensor, wanted: Tensor, *, blank: bool = False
+) -> Tensor | None:
+    """Two convolutions with an activation between them, at some places of a map only.
+
+    Args:
+        smoothing: convolution, what was a batch norm, activation, convolution.
+        unsmoothed: (1, I, H, W), channels last in memory.
+        wanted: (H, W) bool.
+        blank: whether the places that are not wanted are to be zero; else they are anything.
+
+    Returns:
+        (1, O, H, W), channels last; None where the whole map costs less.
+    """
+    first, _, activation, second = smoothing.children()
+    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+    _, channels, height, width = unsmoothed.shape
+    around = functional.max_pool2d(wanted[None].to(unsmoothed.dtype), 3, 1, padding=1)[0] > 0
+    hidden_places, places = (mask.flatten().nonzero()[:, 0] for mask in (around, wanted))
+    operations = len(hidden_places) * first.out_channels + len(places) * second.out_channels
+    if _GATHERING * operations > height * width * (first.out_channels + second.out_channels):
+        return None
+    by_place = unsmoothed.permute(0, 2, 3, 1).reshape(-1, channels)  # a view
+    row_of = torch.arange(height * width, device=unsmoothed.device)
+    hidden = by_place.new_empty((len(hidden_places), first.out_channels))
+    make = by_place.new_zeros if blank else by_place.new_empty
+    fine = make((height * width, second.out_channels))
+    for tile in range(0, len(hidden_places), TILE_PLACES):
+        part = hidden_places[tile : tile + TILE_PLACES]
+        hidden[tile : tile + TILE_PLACES] = activation(_convolved(first, by_place, row_of, part, (height, width)))
+    row_of[hidden_places] = torch.arange(len(hidden_places), device=unsmoothed.device)
+    for part in places.split(TILE_PLACES):
+        fine[part] = _convolved(second, hidden, row_of, part, (height, width))
+    return fine.view(1, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:

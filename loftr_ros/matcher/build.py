@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from loftr_ros.matcher.compact import Compact
-from loftr_ros.matcher.config import LoFTRConfig, NetworkConfig
+from loftr_ros.matcher.config import CompactConfig, EfficientConfig, NetworkConfig
+from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.loftr import LoFTR
 
-Network = LoFTR | Compact
+Network = LoFTR | Compact | EfficientLoFTR
 
 
 def build_network(config: NetworkConfig) -> Network:
     """The network with random weights."""
-    return LoFTR(config) if isinstance(config, LoFTRConfig) else Compact(config)
+    if isinstance(config, CompactConfig):
+        return Compact(config)
+    return EfficientLoFTR(config) if isinstance(config, EfficientConfig) else LoFTR(config)

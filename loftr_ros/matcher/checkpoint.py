@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loftr_ros.matcher.build import Network, build_network
 from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, LoFTRConfig, NetworkConfig
+from loftr_ros.matcher.efficient.layouts import in_our_layout
 from loftr_ros.matcher.recognition import FORMAT, Recognition, WeightsError, metadata_of_config, recognise, same_weights
 from loftr_ros.text_files import what_it_is
 
@@ -221,7 +222,7 @@ def read_weights(path: Path) -> WeightsFile:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
             layout += f", names prefixed '{prefix}'"
-    return WeightsFile(path, weights, layout, {})
+    return _in_our_layout(path, weights, layout, {})
 
 
 def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: NetworkConfig, source: str) -> None:
@@ -275,7 +276,7 @@ def _choose(asked: NetworkConfig | None, file: WeightsFile) -> NetworkConfig:
         return asked  # what is wrong with the file is said against the network that was asked for
     if found.config.name == asked.name:
         return found.config  # our own file may have been trained with values other than the preset's
-    if not found.alternatives and same_weights(found.config, asked):
+    if not found.alternatives and asked.name not in found.also and same_weights(found.config, asked):
         _logger.warning("%s was trained as '%s'; it runs as '%s'", file.path, found.config.name, asked.name)
     return asked
 
@@ -331,7 +332,13 @@ def _read_safetensors(path: Path) -> WeightsFile:
     if not weights:
         raise WeightsError(f"{path} is a safetensors file without a tensor; expected weights by name")
     ours = metadata.get("format") == FORMAT
-    return WeightsFile(path, weights, "loftr_ros (safetensors)" if ours else "safetensors", metadata)
+    return _in_our_layout(path, weights, "loftr_ros (safetensors)" if ours else "safetensors", metadata)
+
+
+def _in_our_layout(path: Path, weights: dict[str, Tensor], layout: str, metadata: Mapping[str, str]) -> WeightsFile:
+    """Of networks that were published in several layouts, the one that the network here has."""
+    weights, steps = in_our_layout(weights)
+    return WeightsFile(path, weights, f"{layout}, {steps}" if steps else layout, metadata)
 
 
 def _safetensors(name: str) -> Any:

@@ -35,6 +35,9 @@ _HEADROOM = 110
 # Rows from which it learns how a row's best score goes with its norm.
 _SAMPLE = 64
 
+# Score that `best_scores` calls a confidence of one half: the threshold that EfficientLoFTR's authors recommend.
+HALF_SCORE = 25.0
+
 # Columns that `entries_above` takes as one at first.
 _BLOCK = 64
 
@@ -155,6 +158,48 @@ def dual_softmax(
         )
         found.append(most_confident(best, max_matches))
     return batched(found)
+
+
+def best_scores(
+    tokens0: Tensor,
+    tokens1: Tensor,
+    temperature: float,
+    threshold: float,
+    allowed0: Tensor | None = None,
+    allowed1: Tensor | None = None,
+    attended0: Tensor | None = None,
+    attended1: Tensor | None = None,
+    max_matches: int = 0,
+) -> CoarseMatches:
+    """Mutual nearest neighbours of the scores themselves, above a threshold: no exponential, one pass over tiles.
+
+    Arguments and result as `dual_softmax`'s; confidences by `score_confidence`.
+    """
+    found = []
+    for pair in range(len(tokens0)):
+        left, right = scaled(tokens0[pair], temperature), tokens1[pair].float()
+        values, columns = [], []
+        column_best = torch.full((len(right),), -torch.inf, device=left.device)
+        for _, tile in tiles_of(left, right, of_pair(attended0, pair), of_pair(attended1, pair)):
+            best = tile.max(dim=1)
+            values.append(best.values)
+            columns.append(best.indices)
+            column_best = torch.maximum(column_best, tile.amax(dim=0))
+        value, column = torch.cat(values), torch.cat(columns)
+        confidence = score_confidence(value)
+        keep = (value == column_best[column]) & (confidence > threshold)
+        for mask, places in ((of_pair(allowed0, pair), slice(None)), (of_pair(allowed1, pair), column)):
+            if mask is not None:
+                keep &= mask[places]
+        row = keep.nonzero()[:, 0]
+        found.append(most_confident(Candidates(row, column[row], confidence[row]), max_matches))
+    return batched(found)
+
+
+def score_confidence(scores: Tensor) -> Tensor:
+    """Scores as confidences from 0 to 1: s / (s + HALF_SCORE), and 0 below 0. It orders matches as the score does."""
+    positive = scores.clamp_min(0)
+    return positive / (positive + HALF_SCORE)
 
 
 def tiles_of(left: Tensor, right: Tensor, attended0: Tensor | None, attended1: Tensor | None) -> Iterator[_Tile]:

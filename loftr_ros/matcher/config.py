@@ -64,8 +64,9 @@ class CoarseMatchingConfig:
     """Coarse matching (section 3.3).
 
     Attributes:
-        method: dual-softmax (equation 2), or optimal transport with a dustbin (equation 1).
-        temperature: divides the scaled dot products before the dual-softmax.
+        method: dual-softmax (equation 2), optimal transport with a dustbin (equation 1), or the scores themselves, as
+            EfficientLoFTR's faster variant has it (its section 3.3).
+        temperature: divides the scaled dot products before the dual-softmax, and the scores.
         sinkhorn_iterations: of optimal transport.
         threshold: least confidence of a match, 0 to 1.
         border: cells at the rim of what is usable that never match.
@@ -77,7 +78,7 @@ class CoarseMatchingConfig:
     threshold: float
     border: int
     point: Literal["corner", "centre"]
-    method: Literal["dual_softmax", "optimal_transport"] = "dual_softmax"
+    method: Literal["dual_softmax", "optimal_transport", "scores"] = "dual_softmax"
     temperature: float = 0.1
     sinkhorn_iterations: int = 3
     max_matches: int = 0
@@ -214,7 +215,104 @@ class CompactConfig:
         return self.backbone.region_dim
 
 
-NetworkConfig = LoFTRConfig | CompactConfig
+@dataclass(frozen=True)
+class EfficientBackboneConfig:
+    """The RepVGG of EfficientLoFTR's section 3.1, each block re-parametrised to one 3x3 convolution.
+
+    Attributes:
+        dims: channels of the stem and of the stages at 1/2, 1/4 and 1/8 of the image; the stem works at 1/2 too.
+        blocks: blocks of each of them.
+    """
+
+    dims: tuple[int, ...] = (64, 64, 128, 256)
+    blocks: tuple[int, ...] = (1, 2, 4, 14)
+
+    @property
+    def stride(self) -> int:
+        """Side of a cell, in pixels."""
+        return 8
+
+    @property
+    def coarse_dim(self) -> int:
+        """Channels of the coarse features, at 1/8."""
+        return self.dims[3]
+
+    @property
+    def middle_dim(self) -> int:
+        """Channels at 1/4."""
+        return self.dims[2]
+
+    @property
+    def fine_dim(self) -> int:
+        """Channels at 1/2, and of the fine features."""
+        return self.dims[1]
+
+
+@dataclass(frozen=True)
+class AggregatedTransformerConfig:
+    """Softmax attention between squares of cells (EfficientLoFTR's section 3.2).
+
+    Attributes:
+        num_heads: attention heads.
+        layers: the layers in their order.
+        window: side of the squares, in cells.
+        position_side: longer side of the images of the training, in pixels. Positions in larger images are scaled down
+            to it, as the authors suggest.
+    """
+
+    num_heads: int = 8
+    layers: tuple[Literal["self", "cross"], ...] = ("self", "cross") * 4
+    window: int = 4
+    position_side: int = 832
+
+
+@dataclass(frozen=True)
+class EfficientFineConfig:
+    """The two-stage refinement of EfficientLoFTR (section 3.4), on features of single pixels.
+
+    Attributes:
+        second_dim: channels, the last ones, that the second stage compares; the first stage has the others.
+        temperature: divides the second stage's scores before the softmax.
+        anchor: what the first stage may move in image 0. With "cell" nothing: the match of the cell's own point is
+            looked for, so that a cell means the same point of the keyframe in every frame. With "window", as published,
+            the best pair of pixels of the two cells is taken: `Matches.points0` then differs from pair to pair by up to
+            3.5 px, and cells are no landmarks.
+    """
+
+    second_dim: int = 8
+    temperature: float = 10.0
+    anchor: Literal["cell", "window"] = "cell"
+
+
+@dataclass(frozen=True)
+class EfficientConfig:
+    """EfficientLoFTR (arXiv 2403.04765).
+
+    Attributes:
+        name: the preset's name.
+        coarse, backbone, transformer, fine: the stages.
+        untrained: as `LoFTRConfig`'s.
+    """
+
+    name: str
+    coarse: CoarseMatchingConfig
+    backbone: EfficientBackboneConfig = field(default_factory=EfficientBackboneConfig)
+    transformer: AggregatedTransformerConfig = field(default_factory=AggregatedTransformerConfig)
+    fine: EfficientFineConfig = field(default_factory=EfficientFineConfig)
+    untrained: tuple[str, ...] = field(default=())
+
+    @property
+    def coarse_stride(self) -> int:
+        """Side of what coarse matching compares, in pixels: of a cell."""
+        return self.backbone.stride
+
+    @property
+    def coarse_dim(self) -> int:
+        """Channels of what coarse matching compares."""
+        return self.backbone.coarse_dim
+
+
+NetworkConfig = LoFTRConfig | CompactConfig | EfficientConfig
 
 # The published network: outdoor_ds, indoor_ds.
 LOFTR = LoFTRConfig(
@@ -269,8 +367,18 @@ COMPACT = CompactConfig(
     fine=CompactFineConfig(template=4, reach=3, hidden=64),
 )
 
+# EfficientLoFTR, the authors' "full" model: eloftr_outdoor.
+EFFICIENT = EfficientConfig(name="efficient", coarse=CoarseMatchingConfig(threshold=0.2, border=2, point="corner"))
+
+# The authors' "optimized" model: the same weights, matched without a softmax. Their threshold on the score is 25, where
+# `coarse.HALF_SCORE` puts the confidence 0.5.
+EFFICIENT_OPT = replace(
+    EFFICIENT, name="efficient_opt", coarse=replace(EFFICIENT.coarse, method="scores", threshold=0.5)
+)
+
 PRESETS: dict[str, NetworkConfig] = {
-    config.name: config for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE, COMPACT)
+    config.name: config
+    for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE, COMPACT, EFFICIENT, EFFICIENT_OPT)
 }
 
 # In place of a preset's name: the one that the weights are of; where there are none, the default one.

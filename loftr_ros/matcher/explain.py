@@ -2,7 +2,7 @@
 
 Attention never has weights that one could keep, and the coarse matching never a whole matrix. Here the rows of a few
 chosen cells are made explicit, from the very tokens that the network worked on. What all networks have in common is
-here; `explain_loftr` and `explain_compact` know their own one from the inside.
+here; `explain_loftr`, `explain_compact` and `efficient.explain` know their own one from the inside.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.coarse import BITS, NEVER, scaled, tiles_of
+from loftr_ros.matcher.coarse import BITS, NEVER, scaled, score_confidence, tiles_of
 from loftr_ros.matcher.compact import Compact
-from loftr_ros.matcher.config import RegionTransformerConfig, TransformerConfig
+from loftr_ros.matcher.config import AggregatedTransformerConfig, RegionTransformerConfig, TransformerConfig
+from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.transport import Plan
 
 Kind = Literal["self", "cross"]
 Grid = tuple[int, int]
+LayersConfig = TransformerConfig | RegionTransformerConfig | AggregatedTransformerConfig
+# Tokens, source, its mask, grids, and the tokens' mask, as in `LayerInput`.
+Given = tuple[Tensor, Tensor, Tensor | None, tuple[Grid, Grid] | None, Tensor | None]
 Both = tuple[ImageFeatures, ImageFeatures]  # of image 0 and image 1
 
 
@@ -54,6 +58,7 @@ class LayerInput:
         source: (1, S, C) of the image that is attended to.
         source_mask: (1, S) bool, false for what is not attended to; None where all is.
         grids: (rows, columns) of the tokens and of the source, where the layer knows them.
+        mask: (1, L) bool, false for tokens that take no part, where that counts for those that ask; None elsewhere.
     """
 
     layer: int
@@ -63,6 +68,7 @@ class LayerInput:
     source: Tensor
     source_mask: Tensor | None
     grids: tuple[Grid, Grid] | None = None
+    mask: Tensor | None = None
 
     @property
     def attended_image(self) -> int:
@@ -93,10 +99,10 @@ class ConfidenceRows:
 
     Attributes:
         tokens: (Q,) int64 row-major tokens of image 0: cells, or regions of them.
-        confidence: (Q, S) float32: dual-softmax, or the transport plan without its dustbin.
+        confidence: (Q, S) float32: dual-softmax, the transport plan without its dustbin, or what the score makes.
         row_softmax: (Q, S) float32, the half of the dual-softmax that goes over the row: how the tokens of image 1
-            compare for this one of image 0, whoever else wants them. None with optimal transport.
-        unmatched: (Q,) float32, what the transport plan puts into the dustbin. None with dual-softmax.
+            compare for this one of image 0, whoever else wants them. None with the other methods.
+        unmatched: (Q,) float32, what the transport plan puts into the dustbin. None with the other methods.
     """
 
     tokens: Tensor
@@ -156,13 +162,13 @@ class Inside(ABC):
         unit: what its coarse tokens stand for, in a word.
     """
 
-    network: LoFTR | Compact
+    network: LoFTR | Compact | EfficientLoFTR
     transformer: nn.Module
     unit: str
 
     @abstractmethod
-    def given(self, arguments: tuple[Any, ...]) -> list[tuple[Tensor, Tensor, Tensor | None, tuple[Grid, Grid] | None]]:
-        """A layer's arguments as those of one image or two: tokens, source, mask and grids as in `LayerInput`."""
+    def given(self, arguments: tuple[Any, ...]) -> list[Given]:
+        """A layer's arguments as those of one image or two."""
 
     @abstractmethod
     def attention(self, given: LayerInput, tokens: Tensor) -> AttentionRows:
@@ -206,7 +212,7 @@ class Inside(ABC):
         """
 
 
-def default_layers(config: TransformerConfig | RegionTransformerConfig) -> tuple[int, ...]:
+def default_layers(config: LayersConfig) -> tuple[int, ...]:
     """The first and the last self and cross layers: where attention begins and what it comes to."""
     chosen: set[int] = set()
     for kind in ("self", "cross"):
@@ -215,7 +221,7 @@ def default_layers(config: TransformerConfig | RegionTransformerConfig) -> tuple
     return tuple(sorted(chosen))
 
 
-def check_layers(config: TransformerConfig | RegionTransformerConfig, layers: Sequence[int]) -> None:
+def check_layers(config: LayersConfig, layers: Sequence[int]) -> None:
     """Raises ValueError where there is no such layer; says which there are."""
     for layer in layers:
         if not 0 <= layer < len(config.layers):
@@ -225,7 +231,7 @@ def check_layers(config: TransformerConfig | RegionTransformerConfig, layers: Se
 
 @torch.inference_mode()
 def confidence_rows(
-    network: LoFTR | Compact,
+    network: LoFTR | Compact | EfficientLoFTR,
     tokens0: Tensor,
     tokens1: Tensor,
     chosen: Tensor,
@@ -255,6 +261,9 @@ def confidence_rows(
         unmatched = torch.exp2(alpha + plan.u[chosen] + plan.v_bin)
         return ConfidenceRows(chosen.cpu(), confidence.cpu(), None, unmatched.cpu())
     left = scaled(tokens0[0], coarse.temperature)
+    if coarse.method == "scores":
+        scores = _rows(left, right, chosen, mask0, mask1)
+        return ConfidenceRows(chosen.cpu(), score_confidence(scores).cpu(), None, None)
     column_lse = torch.full((len(right),), -torch.inf, device=left.device)
     for _, tile in tiles_of(left, right, mask0, mask1):
         column_lse = torch.logaddexp(column_lse, torch.logsumexp(tile, dim=0))

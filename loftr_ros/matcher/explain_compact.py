@@ -20,6 +20,7 @@ from loftr_ros.matcher.explain import (
     CellChoice,
     ConfidenceRows,
     FineHeat,
+    Given,
     Grid,
     Inside,
     Lattice,
@@ -40,11 +41,11 @@ class InsideCompact(Inside):
         self.network: Compact = network
         self.transformer = network.transformer
 
-    def given(self, arguments: tuple[Any, ...]) -> list[tuple[Tensor, Tensor, Tensor | None, tuple[Grid, Grid] | None]]:
+    def given(self, arguments: tuple[Any, ...]) -> list[Given]:
         tokens, grid, source, source_grid, mask = arguments
         # Images of one size go through a layer together.
         return [
-            (tokens[i : i + 1], source[i : i + 1], None if mask is None else mask[i : i + 1], (grid, source_grid))
+            (tokens[i : i + 1], source[i : i + 1], None if mask is None else mask[i : i + 1], (grid, source_grid), None)
             for i in range(len(tokens))
         ]
 

@@ -15,7 +15,7 @@ from loftr_ros.matcher.explain import (
     CellChoice,
     ConfidenceRows,
     FineHeat,
-    Grid,
+    Given,
     Inside,
     Lattice,
     LayerInput,
@@ -36,9 +36,9 @@ class InsideLoFTR(Inside):
         self.network: LoFTR = network
         self.transformer = network.loftr_coarse
 
-    def given(self, arguments: tuple[Any, ...]) -> list[tuple[Tensor, Tensor, Tensor | None, tuple[Grid, Grid] | None]]:
+    def given(self, arguments: tuple[Any, ...]) -> list[Given]:
         tokens, source, mask = (*arguments, None)[:3]
-        return [(tokens, source, mask, None)]
+        return [(tokens, source, mask, None, None)]
 
     def attention(self, given: LayerInput, tokens: Tensor) -> AttentionRows:
         return attention_weights(self.network.loftr_coarse.layers[given.layer], given, tokens)  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.compact import Compact
 from loftr_ros.matcher.compact_graph import CompactEncodeGraph, CompactMatchGraph
+from loftr_ros.matcher.efficient.graph import EfficientEncodeGraph, EfficientMatchGraph
+from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.export_check import DisagreementError, check_export
 from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
 from loftr_ros.matcher.loftr import LoFTR
@@ -133,6 +135,8 @@ def _graphs(network: Network, grid: tuple[int, int]) -> tuple[nn.Module, nn.Modu
     """What encodes and what matches, for images of so many (rows, columns) of cells."""
     if isinstance(network, LoFTR):
         return EncodeGraph(network, grid), MatchGraph(network, grid)
+    if isinstance(network, EfficientLoFTR):
+        return EfficientEncodeGraph(network, grid), EfficientMatchGraph(network, grid)
     return CompactEncodeGraph(network, grid), CompactMatchGraph(network, grid)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loftr_ros.matcher.config import CompactConfig, NetworkConfig
+from loftr_ros.matcher.config import CompactConfig, EfficientConfig, NetworkConfig
 from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
 
 MODEL_FILE, ENCODE_FILE, MATCH_FILE = "model.json", "encode.onnx", "match.onnx"
@@ -62,6 +62,13 @@ class Exported:
                 "cells": (1, rows, columns, config.backbone.cell_dim),
             }
         shapes: dict[str, tuple[int, ...]] = {"tokens": (1, rows * columns, config.backbone.coarse_dim)}
+        if isinstance(config, EfficientConfig):
+            for name, stride, channels in (
+                ("fine", 2, config.backbone.fine_dim),
+                ("middle", 4, config.backbone.middle_dim),
+            ):
+                shapes[name] = (1, -(-self.height // stride), -(-self.width // stride), channels)
+            return shapes
         if config.fine is not None:
             stride = config.backbone.fine_stride
             shapes["fine"] = (1, -(-self.height // stride), -(-self.width // stride), config.backbone.fine_dim)

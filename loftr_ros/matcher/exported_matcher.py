@@ -157,6 +157,7 @@ class ExportedMatcher:
             taking_part,
             usable,
             cells=maps.get("cells"),
+            middle=maps.get("middle"),
         )
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:

@@ -28,6 +28,8 @@ class ImageFeatures:
         unsmoothed: (1, Cu, Hf, Wf) channels last, what the fine features are made of by the backbone's last two
             convolutions, which are 30 % of its work: most images need them around their matches only.
         cells: (1, Cc, rows, columns) channels last, of networks whose tokens are coarser than their cells.
+        middle: (1, Cm, Hm, Wm) channels last, between coarse and fine, of networks whose fine features are made of all
+            three once the other image is known.
         slot: place in the `FeatureRing` that keeps it; None outside of one.
     """
 
@@ -39,6 +41,7 @@ class ImageFeatures:
     pixels: Tensor | None = None
     unsmoothed: Tensor | None = None
     cells: Tensor | None = None
+    middle: Tensor | None = None
     slot: int | None = None
 
 

@@ -245,15 +245,21 @@ def mutual_best(
         (L,) bool, whether a row's best entry is above the threshold and its column's best too; (L,) int64 where it
         is; (L,) float32, its confidence.
     """
-    # What is masked has a score far below any other. It brings that along as one more channel, so that no pass over
-    # the scores is needed for it.
-    masked0, masked1 = (torch.where(usable, 0.0, NEVER)[:, None] for usable in (usable0, usable1))
-    left = torch.cat([left, masked0, torch.ones_like(masked0)], dim=1)
-    right = torch.cat([right, torch.ones_like(masked1), masked1], dim=1)
+    left, right = with_masks(left, right, usable0, usable1)
     best, column, column_best = matching(left, right.t(), tiles_of_rows(len(left), len(right)))
     confidence = best.exp()
     mutual = (best == column_best[column]) & (confidence > max(threshold, LOWEST_THRESHOLD))
     return mutual, column, confidence
+
+
+def with_masks(left: Tensor, right: Tensor, usable0: Tensor, usable1: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, C) and (S, C) features with two more channels, by which what is masked has a score far below any other.
+
+    So no pass over the scores is needed for it.
+    """
+    masked0, masked1 = (torch.where(usable, 0.0, NEVER)[:, None] for usable in (usable0, usable1))
+    left = torch.cat([left, masked0, torch.ones_like(masked0)], dim=1)
+    return left, torch.cat([right, torch.ones_like(masked1), masked1], dim=1)
 
 
 def tiles_of_rows(rows: int, columns: int) -> list[slice]:

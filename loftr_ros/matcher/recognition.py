@@ -8,7 +8,16 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from loftr_ros.matcher.config import COMPACT, PRESETS, CompactConfig, LoFTRConfig, NetworkConfig
+from loftr_ros.matcher.config import (
+    COMPACT,
+    EFFICIENT,
+    EFFICIENT_OPT,
+    PRESETS,
+    CompactConfig,
+    EfficientConfig,
+    LoFTRConfig,
+    NetworkConfig,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +36,17 @@ PUBLISHED_DIGESTS = {
 _STEM = "backbone.conv1.weight"
 # Which no other network has.
 _COMPACT_STEM = "backbone.stages.0.0.conv.weight"
+_EFFICIENT_STEM = "backbone.layer0."
 _BIN_SCORE = "coarse_matching.bin_score"
 _POSITION = "pos_encoding.pe"
 
 
-# Kinds of configurations by their names in the metadata; files from before there were two say nothing.
-_FAMILIES: dict[str, type[LoFTRConfig] | type[CompactConfig]] = {"loftr": LoFTRConfig, "compact": CompactConfig}
+# Kinds of configurations by their names in the metadata; files from before there were several say nothing.
+_FAMILIES: dict[str, type[LoFTRConfig] | type[CompactConfig] | type[EfficientConfig]] = {
+    "loftr": LoFTRConfig,
+    "compact": CompactConfig,
+    "efficient": EfficientConfig,
+}
 
 _LOFTRS = [config for config in PRESETS.values() if isinstance(config, LoFTRConfig)]
 
@@ -49,11 +63,13 @@ class Recognition:
         config: the network.
         by: what told: "contents", "metadata", "SHA-256", or "positional encoding".
         alternatives: presets with the very same names and shapes that it may as well be; empty where all is told.
+        also: presets that run these very weights too.
     """
 
     config: NetworkConfig
     by: str
     alternatives: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def doubt(self) -> str:
@@ -145,6 +161,12 @@ def recognise(
     if _COMPACT_STEM in weights and (ours is None or isinstance(ours, CompactConfig)):
         # Its own shapes are compared when it is loaded: there is one network of this kind.
         return Recognition(ours or COMPACT, "metadata" if ours else "contents")
+    is_efficient = any(name.startswith(_EFFICIENT_STEM) for name in weights)
+    if is_efficient and (ours is None or isinstance(ours, EfficientConfig)):
+        # The same weights serve both presets; their shapes are compared when they are loaded.
+        preset = ours or EFFICIENT
+        also = tuple(other.name for other in (EFFICIENT, EFFICIENT_OPT) if other.name != preset.name)
+        return Recognition(preset, "metadata" if ours else "contents", also=also)
     found = structure_of(weights)
     if ours is not None:
         config = ours
@@ -175,8 +197,10 @@ def recognise(
 
 def same_weights(one: NetworkConfig, other: NetworkConfig) -> bool:
     """Whether two networks have the very same names and shapes of weights."""
+    if isinstance(one, EfficientConfig) and isinstance(other, EfficientConfig):
+        return one.backbone == other.backbone
     if not isinstance(one, LoFTRConfig) or not isinstance(other, LoFTRConfig):
-        return False  # there is one of the other kind
+        return False  # of different kinds, or of one of which there is one
     return structure_of_config(one) == structure_of_config(other)
 
 
@@ -207,7 +231,7 @@ def config_from_metadata(metadata: Mapping[str, str]) -> NetworkConfig:
         raise WeightsError(
             f"its metadata does not describe a network ({error}): it is damaged, or a newer loftr_ros wrote it"
         ) from error
-    assert isinstance(config, (LoFTRConfig, CompactConfig))
+    assert isinstance(config, (LoFTRConfig, CompactConfig, EfficientConfig))
     return config
 
 

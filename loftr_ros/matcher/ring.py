@@ -10,7 +10,7 @@ from torch import Tensor
 from loftr_ros.matcher.interface import ImageFeatures
 
 # What of an image's features is kept.
-_HELD = ("tokens", "fine", "cells")
+_HELD = ("tokens", "fine", "cells", "middle")
 
 
 class FeatureRing:

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loftr_ros.frontend.config import ConfigError, Settings, setting
-from loftr_ros.matcher.config import DEFAULT_PRESET, PRESETS
+from loftr_ros.matcher.config import DEFAULT_PRESET, PRESETS, EfficientConfig
 from loftr_ros.matcher.config import NetworkConfig as NetworkPreset
 from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
+
+# EfficientLoFTR runs with published weights, and can teach; nothing here trains it.
+_TRAINED = tuple(name for name, config in PRESETS.items() if not isinstance(config, EfficientConfig))
 
 
 @dataclass(frozen=True)
 class NetworkConfig(Settings):
     """The network that is trained; `changes` in the file replaces fields of its preset."""
 
-    preset: str = setting(DEFAULT_PRESET, "Preset of the network", choices=tuple(PRESETS))
+    preset: str = setting(DEFAULT_PRESET, "Preset of the network", choices=_TRAINED)
     initial: str = setting("", "Weights to start from, a file of this network; empty for random ones")
 
 

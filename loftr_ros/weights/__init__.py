@@ -14,6 +14,8 @@ __all__ = ["EMBEDDED", "VARIABLE", "WeightsError", "find_weights"]
 VARIABLE = "LOFTR_ROS_WEIGHTS"
 # In the package: what a robot that has never seen a network starts with.
 EMBEDDED = {DEFAULT_PRESET: Path(__file__).parent / "compact.safetensors"}
+# Presets that run the published weights of another.
+_WEIGHTS_OF = {"efficient_opt": "efficient"}
 # Beside a checkout of the project: real data for its tests, with the published low-end weights among it.
 _BESIDE_THE_PROJECT = {"coarse_lite": Path("../shared/data/coarse_loftr/LoFTR_teacher.pt")}
 
@@ -36,7 +38,7 @@ def find_weights(network: str, given: str = "") -> Path:
     embedded = EMBEDDED.get(DEFAULT_PRESET if network == AUTO else network)
     if embedded is not None:
         return embedded
-    entries = [entry for entry in CATALOGUE if entry.network == network]
+    entries = [entry for entry in CATALOGUE if entry.network == _WEIGHTS_OF.get(network, network)]
     for entry in entries:
         path = entry.cached()
         if path is not None:

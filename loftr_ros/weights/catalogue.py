@@ -8,6 +8,7 @@ from pathlib import Path
 
 _HUGGING_FACE = "https://huggingface.co/kornia/loftr/resolve/main/"
 _CTU = "https://cmp.felk.cvut.cz/~mishkdmy/models/"
+_EFFICIENT = "https://huggingface.co/zju-community/efficientloftr"
 _LOW_END = "https://github.com/Kolkir/Coarse_LoFTR_TRT"
 # One commit's files never change.
 _LOW_END_FILES = "https://raw.githubusercontent.com/Kolkir/Coarse_LoFTR_TRT/7533d39c232e9fd17d4abafa68adfc612d0fe6a2/"
@@ -22,7 +23,7 @@ class Entry:
     Attributes:
         name: what the user calls it.
         network: preset that it is of.
-        file: its name where it is published, and in the cache.
+        file: its name in the cache, and where it is published unless that is a name that says nothing.
         trained_on: data, and what else sets it apart.
         page: where a person finds it.
         urls: addresses of the file, the preferred first; empty where it has to be downloaded by hand.
@@ -102,6 +103,15 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry("outdoor_ot", "loftr_ot", "outdoor_ot.ckpt", "MegaDepth: outdoors, optimal transport", _OFFICIAL),
     Entry("indoor_ot", "loftr_ot", "indoor_ot.ckpt", "ScanNet: indoors, optimal transport", _OFFICIAL),
+    Entry(
+        name="efficient_outdoor",
+        network="efficient",
+        file="efficientloftr.safetensors",
+        trained_on="MegaDepth: outdoors, wide baselines",
+        page=_EFFICIENT,
+        urls=(f"{_EFFICIENT}/resolve/main/model.safetensors",),
+        official_file="eloftr_outdoor.ckpt",
+    ),
     _of_low_end(
         "low_end",
         "LoFTR_teacher.pt",

@@ -1,0 +1,425 @@
+"""What EfficientLoFTR is made of: the RepVGG, attention between squares of cells, and the pyramid to fine features.
+
+Names of all parts are those of the authors' checkpoints, whose RepVGG blocks `layouts` re-parametrises.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from loftr_ros.matcher.attention import softmax_attention
+from loftr_ros.matcher.backbone import smoothed_places
+from loftr_ros.matcher.config import AggregatedTransformerConfig, EfficientBackboneConfig
+from loftr_ros.matcher.convolutions import OneDnnConv, twice
+
+Grid = tuple[int, int]
+
+# Of squares that take part around a cell, where there are any.
+LEAST_SHARE = 1e-3
+
+# Wavelengths of the rotations grow to this, in squares and in units of 2 pi.
+_LONGEST = 10000.0
+
+
+class Maps(NamedTuple):
+    """What the backbone makes of an image.
+
+    Attributes:
+        fine: (B, C, ceil(H / 2), ceil(W / 2)).
+        middle: (B, C, ceil(H / 4), ceil(W / 4)).
+        coarse: (B, C, ceil(H / 8), ceil(W / 8)).
+    """
+
+    fine: Tensor
+    middle: Tensor
+    coarse: Tensor
+
+
+class RepVGGBlock(nn.Module):
+    """A 3x3 convolution, into which the training's three branches were folded, and a ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.rbr_reparam = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        if isinstance(self.rbr_reparam, OneDnnConv):
+            return self.rbr_reparam(x, "relu")
+        return functional.relu(self.rbr_reparam(x))
+
+
+class RepVGG(nn.Module):
+    """The backbone (section 3.1).
+
+    Every kernel is centred: cell (x, y) stands on pixel (8 x, 8 y), and no side needs padding to a multiple of 8.
+    """
+
+    def __init__(self, config: EfficientBackboneConfig) -> None:
+        super().__init__()
+        stem, *dims = config.dims
+        self.layer0 = RepVGGBlock(1, stem, 2)
+        inputs = stem
+        for i, (outputs, count) in enumerate(zip(dims, config.blocks[1:], strict=True), start=1):
+            strides = [1 if i == 1 else 2] + [1] * (count - 1)
+            widths = [inputs] + [outputs] * (count - 1)
+            blocks = [RepVGGBlock(width, outputs, stride) for width, stride in zip(widths, strides, strict=True)]
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+            inputs = outputs
+
+    def forward(self, image: Tensor) -> Maps:
+        """(B, 1, H, W) of at least a cell -> its features at 1/2, 1/4 and 1/8."""
+        x = self.layer0(image)
+        made = []
+        for i in (1, 2, 3):
+            x = self.get_submodule(f"layer{i}")(x)
+            made.append(x)
+        return Maps(*made)
+
+
+class AggregatedAttention(nn.Module):
+    """One layer: squares of cells attend to squares, and each cell takes in what those around it have found.
+
+    Queries are learned sums over a square, keys and values are its maxima. In half precision the tokens stay in fp32;
+    what a layer adds to them is computed in half, but for the rotations.
+    """
+
+    def __init__(self, channels: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.aggregate = nn.Conv2d(channels, channels, window, window, groups=channels, bias=False)
+        self.q_proj = nn.Linear(channels, channels, bias=False)
+        self.k_proj = nn.Linear(channels, channels, bias=False)
+        self.v_proj = nn.Linear(channels, channels, bias=False)
+        self.merge = nn.Linear(channels, channels, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * channels, 2 * channels, bias=False),
+            nn.LeakyReLU(inplace=True),
+            nn.Linear(2 * channels, channels, bias=False),
+        )
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid,
+        source: Tensor,
+        source_grid: Grid,
+        mask: Tensor | None,
+        source_mask: Tensor | None,
+        spacing: float | None,
+    ) -> Tensor:
+        """Update the cells of one image by those of the same one or of another.
+
+        Args:
+            x: (B, L, C) cells of a grid of (rows, columns), fp32.
+            grid: of x.
+            source: (B, S, C) what is attended to. Either may be one for all pairs.
+            source_grid: of the source.
+            mask, source_mask: (B, L) and (B, S) bool, false for cells that take no part; or None.
+            spacing: from one square to the next, as positions have it; None where they do not count, between images.
+
+        Returns:
+            (B, L, C) in the dtype of x.
+        """
+        cells = x.to(self.merge.weight.dtype)
+        query = self.query(cells, grid, mask, spacing)
+        key, value, attended = self.keys_and_values(source, source_grid, source_mask, spacing)
+        query, key, value = _of_one_batch(query, key, value)
+        message = softmax_attention(query, key, value, attended, query.shape[3] ** -0.5)
+        message = self.merge(message.transpose(1, 2).flatten(2))
+        # The first product of the perceptron, of the message: before it is spread over the cells, of which there are 16
+        # times as many. Both are linear.
+        first, activation, last = self.mlp
+        assert isinstance(first, nn.Linear)
+        own, of_message = first.weight.chunk(2, dim=1)
+        hidden = self.spread(functional.linear(message, of_message), grid, mask).add_(functional.linear(cells, own))
+        update: Tensor = self.norm2(last(activation(hidden)))
+        return x + update
+
+    def squares(self, grid: Grid) -> Grid:
+        """Rows and columns of squares over a grid of cells; the last ones may reach beyond it."""
+        return -(-grid[0] // self.window), -(-grid[1] // self.window)
+
+    def query(self, cells: Tensor, grid: Grid, mask: Tensor | None, spacing: float | None) -> Tensor:
+        """(B, heads, squares, D) of (B, L, C) cells. What is masked, or beyond the image, adds nothing."""
+        if mask is not None:
+            cells = cells * mask[..., None]
+        rows, columns = self.squares(grid)
+        maps = _as_map(cells, grid)
+        beyond = columns * self.window - grid[1], rows * self.window - grid[0]
+        if any(beyond):
+            maps = functional.pad(maps, (0, beyond[0], 0, beyond[1]))
+        query = self.q_proj(self.norm1(self.aggregate(maps).flatten(2).transpose(1, 2)))
+        return self._heads(query if spacing is None else rotated(query, (rows, columns), spacing))
+
+    def keys_and_values(
+        self, source: Tensor, grid: Grid, mask: Tensor | None, spacing: float | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, heads, squares, D), and which squares can be attended to, (B, 1, 1, squares) bool."""
+        cells = source.to(self.merge.weight.dtype)
+        attended = None
+        if mask is not None:
+            cells = cells.masked_fill(~mask[..., None], torch.finfo(cells.dtype).min)
+        pooled = self._maxima(cells, grid)
+        if mask is not None:
+            attended = self.taking_part(mask, grid)
+            pooled = pooled * attended[..., None]  # else of masked cells alone
+            # A softmax over nothing is not a number.
+            attended = (attended | ~attended.any(dim=1, keepdim=True))[:, None, None]
+        pooled = self.norm1(pooled)
+        key = self.k_proj(pooled)
+        if spacing is not None:
+            key = rotated(key, self.squares(grid), spacing)
+        return self._heads(key), self._heads(self.v_proj(pooled)), attended
+
+    def taking_part(self, mask: Tensor, grid: Grid) -> Tensor:
+        """(B, L) bool -> (B, squares): whether any of a square's cells takes part."""
+        return self._maxima(mask.float()[..., None], grid)[..., 0] > 0
+
+    def spread(self, squares: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
+        """(B, squares, C) -> (B, cells, C), bilinearly between the squares that take part.
+
+        By two small products: torch's own interpolation would turn the maps in memory, there and back.
+        """
+        rows, columns = (bilinear(side, self.window, squares.device, squares.dtype) for side in grid)
+        if mask is None:
+            return _interpolated(squares, rows, columns)
+        part = self.taking_part(mask, grid).to(squares.dtype)[..., None]
+        spread, share = (_interpolated(tensor, rows, columns) for tensor in (squares * part, part))
+        return spread / share.clamp_min(LEAST_SHARE)
+
+    def _maxima(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """(B, L, C) -> (B, squares, C), the largest of each channel; what is beyond the image does not count.
+
+        By two reductions along the cells as they are kept: torch's pooling takes thirty times as long.
+        """
+        rows, columns = self.squares(grid)
+        cells = tokens.unflatten(1, grid)
+        beyond = columns * self.window - grid[1], rows * self.window - grid[0]
+        if any(beyond):
+            cells = functional.pad(cells, (0, 0, 0, beyond[0], 0, beyond[1]), value=torch.finfo(cells.dtype).min)
+        across = cells.unflatten(2, (columns, self.window)).amax(dim=3)
+        return across.unflatten(1, (rows, self.window)).amax(dim=2).flatten(1, 2)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, C / heads), a view."""
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class AggregatedTransformer(nn.Module):
+    """The stack of layers, split where a second image first comes in (section 3.2)."""
+
+    def __init__(self, channels: int, stride: int, config: AggregatedTransformerConfig) -> None:
+        """Random weights.
+
+        Args:
+            channels: of the cells.
+            stride: side of a cell, in pixels.
+            config: of the stack.
+        """
+        super().__init__()
+        self.kinds = config.layers
+        self.num_leading_self = config.layers.index("cross") if "cross" in config.layers else len(config.layers)
+        self._position_cells = config.position_side / stride
+        self.layers = nn.ModuleList(
+            AggregatedAttention(channels, config.num_heads, config.window) for _ in config.layers
+        )
+
+    def spacing(self, grid: Grid) -> float:
+        """From one square to the next, as positions within an image of so many (rows, columns) of cells have it."""
+        return min(1.0, self._position_cells / max(grid))
+
+    def encode(self, tokens: Tensor, grid: Grid, mask: Tensor | None = None) -> Tensor:
+        """The leading self layers, on one image: (B, L, C) -> (B, L, C), fp32."""
+        for layer in self.layers[: self.num_leading_self]:
+            tokens = layer(tokens, grid, tokens, grid, mask, mask, self.spacing(grid))
+        return tokens
+
+    def forward(
+        self,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        grid0: Grid,
+        grid1: Grid,
+        mask0: Tensor | None = None,
+        mask1: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The layers from the first cross layer on. Image 1 attends to what image 0 has become, as published.
+
+        Args:
+            tokens0, tokens1: (B, L, C) and (B, S, C) fp32, as `encode` returns them; either may be one for all pairs.
+            grid0, grid1: (rows, columns) of the cells.
+            mask0, mask1: (B, L) and (B, S) bool, false for cells that take no part; or None.
+
+        Returns:
+            The two sequences, in the weights' precision.
+        """
+        for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
+            if kind == "self":
+                tokens0 = layer(tokens0, grid0, tokens0, grid0, mask0, mask0, self.spacing(grid0))
+                tokens1 = layer(tokens1, grid1, tokens1, grid1, mask1, mask1, self.spacing(grid1))
+            else:
+                tokens0 = layer(tokens0, grid0, tokens1, grid1, mask0, mask1, None)
+                tokens1 = layer(tokens1, grid1, tokens0, grid0, mask1, mask0, None)
+        dtype = next(self.parameters()).dtype
+        return tokens0.to(dtype), tokens1.to(dtype)
+
+
+class FinePyramid(nn.Module):
+    """From transformed cells back up to features of pixels, by those of the backbone (section 3.4).
+
+    They depend on both images of a pair, since the cells do. What is made is at 1/2 of the image: the last step, to
+    pixels, is left to the windows around matches.
+    """
+
+    def __init__(self, config: EfficientBackboneConfig) -> None:
+        super().__init__()
+        coarse, middle, fine = config.coarse_dim, config.middle_dim, config.fine_dim
+        self.layer3_outconv = nn.Conv2d(coarse, coarse, 1, bias=False)
+        self.layer2_outconv = nn.Conv2d(middle, coarse, 1, bias=False)
+        self.layer2_outconv2 = _smoothing(coarse, middle)
+        self.layer1_outconv = nn.Conv2d(fine, middle, 1, bias=False)
+        self.layer1_outconv2 = _smoothing(middle, fine)
+
+    def forward(self, cells: Tensor, middle: Tensor, fine: Tensor, matched: Tensor | None = None) -> Tensor:
+        """Fine features at 1/2.
+
+        Args:
+            cells: (B, L, C) after the transformer, row-major, of the grid that `middle` is twice as fine as.
+            middle, fine: of the backbone.
+            matched: (M,) int64 cells of a single image, whose windows alone are wanted, where that costs less; None for
+                the whole map.
+
+        Returns:
+            (B, Cf, ceil(H / 2), ceil(W / 2)), channels last.
+        """
+        height, width = middle.shape[2:]
+        # Divided as the authors do against overflow in fp16; the convolutions were trained with it.
+        grid = (-(-height // 2), -(-width // 2))
+        maps = _as_map(cells / math.sqrt(cells.shape[2]), grid)
+        up = _plus(self.layer2_outconv, middle, _fitting(twice(self.layer3_outconv(maps)), middle))
+        wanted = None if matched is None else _wanted(matched, grid, middle, fine)
+        made = None if wanted is None else smoothed_places(self.layer2_outconv2, up, wanted[0], blank=True)
+        up = _smoothed(self.layer2_outconv2, up) if made is None else made
+        up = _plus(self.layer1_outconv, fine, _fitting(twice(up), fine))
+        made = None if wanted is None else smoothed_places(self.layer1_outconv2, up, wanted[1])
+        return _smoothed(self.layer1_outconv2, up) if made is None else made
+
+    def fold_batch_norm(self) -> None:
+        """Put the batch norms into the convolutions before them."""
+        for smoothing in (self.layer2_outconv2, self.layer1_outconv2):
+            first, norm = smoothing[0], smoothing[1]
+            if isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                smoothing[0], smoothing[1] = fuse_conv_bn_eval(first, norm), nn.Identity()
+
+
+@lru_cache(maxsize=32)
+def bilinear(side: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(side, squares) weights of bilinear interpolation from squares to the cells along one axis."""
+    with torch.inference_mode(False):
+        count = -(-side // window)
+        place = ((torch.arange(side) + 0.5) / window - 0.5).clamp(0, count - 1)
+        return (1 - (place[:, None] - torch.arange(count)).abs()).clamp_min(0).to(device, dtype)
+
+
+def _interpolated(squares: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, squares, C) -> (B, cells, C), by what `bilinear` gives for both axes."""
+    channels = squares.shape[2]
+    tall = rows @ squares.unflatten(1, (rows.shape[1], columns.shape[1])).flatten(2)
+    return (columns @ tall.unflatten(2, (columns.shape[1], channels))).flatten(1, 2)
+
+
+def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:
+    """(B, N, C) tokens of a grid, rotated by their places: pairs of channels in turn by the row and by the column.
+
+    The rotation is an fp32 island. Frequencies fall along all channels, before these are split into heads: the first
+    head sees the smallest distances, the last the largest.
+    """
+    cosine, sine = _rotations(grid, spacing, tokens.shape[2], tokens.device)
+    pairs = tokens.float().unflatten(2, (-1, 2))
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+    return turned.flatten(2).to(tokens.dtype)
+
+
+@lru_cache(maxsize=16)
+def _rotations(grid: Grid, spacing: float, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N, C / 2) cosines and sines, float32. Positions count from 1."""
+    with torch.inference_mode(False):
+        count = channels // 4
+        frequencies = torch.exp(torch.arange(count).float() * (-math.log(_LONGEST) / count))
+        row, column = (torch.arange(1, side + 1).float() * spacing for side in grid)
+        angles = torch.stack(
+            [
+                (row[:, None] * frequencies)[:, None].expand(-1, grid[1], -1),
+                (column[:, None] * frequencies)[None].expand(grid[0], -1, -1),
+            ],
+            dim=3,
+        ).reshape(grid[0] * grid[1], 2 * count)
+        return angles.cos().to(device), angles.sin().to(device)
+
+
+def _as_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """(B, L, C) -> (B, C, rows, columns), a view, channels last in memory."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def _of_one_batch(*tensors: Tensor) -> list[Tensor]:
+    """Those that are one for all pairs repeated, without a copy."""
+    batch = max(len(tensor) for tensor in tensors)
+    return [tensor.expand(batch, *tensor.shape[1:]) for tensor in tensors]
+
+
+def _smoothing(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.LeakyReLU(inplace=True),
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+    )
+
+
+def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
+    """Two convolutions with a leaky ReLU between them."""
+    first, second = smoothing[0], smoothing[3]
+    if isinstance(first, OneDnnConv) and isinstance(second, OneDnnConv):
+        return second(first(x, "leaky_relu"))
+    y: Tensor = smoothing(x)
+    return y
+
+
+def _wanted(cells: Tensor, grid: Grid, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+    """What of the maps at 1/4 and 1/2 the windows around (M,) cells are made of, (Hm, Wm) and (Hf, Wf) bool."""
+    taken = torch.zeros(1, 1, grid[0] * grid[1], device=cells.device)
+    taken[..., cells] = 1
+    height, width = fine.shape[2:]
+    squares = functional.interpolate(taken.unflatten(2, grid), scale_factor=4.0)[..., :height, :width]
+    of_fine = functional.max_pool2d(squares, 3, 1, padding=1)
+    # Two convolutions see two places further, and what is twice as large is made of a place and one next to it.
+    around = functional.max_pool2d(of_fine, 5, 1, padding=2)
+    halved = functional.max_pool2d(around, 2, ceil_mode=True)[..., : middle.shape[2], : middle.shape[3]]
+    of_middle = functional.max_pool2d(halved, 3, 1, padding=1)
+    return of_middle[0, 0] > 0, of_fine[0, 0] > 0
+
+
+def _plus(conv: nn.Conv2d, x: Tensor, onto: Tensor) -> Tensor:
+    """conv(x) + onto, over `onto` where nothing else needs it."""
+    if isinstance(conv, OneDnnConv):
+        return conv(x, onto=onto)
+    return onto + conv(x)
+
+
+def _fitting(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Cut to the size of the finer map: at odd sizes that has one row or column less."""
+    if coarse.shape[2:] == fine.shape[2:]:
+        return coarse
+    return coarse[..., : fine.shape[2], : fine.shape[3]].contiguous(memory_format=torch.channels_last)

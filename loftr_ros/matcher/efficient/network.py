@@ -1,0 +1,214 @@
+"""EfficientLoFTR for streams: `encode` an image once, `match` it against many.
+
+An image's part is the backbone and the first self layer. A pair's part is what both images are needed for: the other
+layers, coarse matching, and the pyramid to the fine features, which rises from cells that have seen the other image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
+from loftr_ros.matcher.coarse import (
+    CoarseMatches,
+    best_scores,
+    confidence_matrix,
+    dual_softmax,
+    score_confidence,
+    scores,
+)
+from loftr_ros.matcher.config import EfficientConfig
+from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
+from loftr_ros.matcher.efficient.layers import AggregatedTransformer, FinePyramid, RepVGG
+from loftr_ros.matcher.efficient.refinement import Refined, refine
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.streaming import StreamingNetwork
+
+
+class EfficientLoFTR(StreamingNetwork):
+    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+
+    The keyframe is image 0 and its cells are landmarks, so its points must not move: see `EfficientFineConfig.anchor`.
+    """
+
+    config: EfficientConfig
+
+    def __init__(self, config: EfficientConfig) -> None:
+        """Random weights.
+
+        Raises:
+            ValueError: matches that do not stand on the cells' corners, around which the refinement's windows are.
+        """
+        super().__init__()
+        if config.coarse.point != "corner":
+            raise ValueError(f"network '{config.name}': the refinement's windows stand on the cells' corners")
+        self.config = config
+        self.backbone = RepVGG(config.backbone)
+        self.loftr_coarse = AggregatedTransformer(
+            config.backbone.coarse_dim, config.backbone.stride, config.transformer
+        )
+        self.fine_preprocess = FinePyramid(config.backbone)
+
+    @property
+    def first_weight(self) -> Tensor:
+        """See `StreamingNetwork.first_weight`."""
+        return self.backbone.layer0.rbr_reparam.weight
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> EfficientLoFTR:
+        """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
+        self.eval().requires_grad_(False)
+        self.fine_preprocess.fold_batch_norm()
+        self.first_weight.div_(255)  # see `gray_levels`
+        convolutional: list[nn.Module] = [self.backbone, self.fine_preprocess]
+        biases = [biases_of(part) for part in convolutional]
+        if dtype != torch.float32:
+            for part in convolutional:
+                round_weights(part, dtype)
+        self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part, bias in zip(convolutional, biases, strict=True):
+            use_onednn(part, bias)
+        lay_out_products(self)
+        return self
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
+        """Everything about one image that does not depend on another: backbone, first self layer.
+
+        Args:
+            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
+                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
+                ignored pixel at either end.
+
+        Raises:
+            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
+        """
+        self.check_image(image)
+        height, width = image.shape
+        usable = None if usable is None else usable.to(self.device, torch.bool)
+        cells = cells_taking_part(image, usable, self.cell_size)
+        cells = None if cells is None else cells.to(self.device)
+        pixels = self.gray_levels(image)
+        made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        grid = (made.coarse.shape[2], made.coarse.shape[3])
+        tokens = made.coarse.flatten(2).transpose(1, 2).float()
+        tokens = self.loftr_coarse.encode(tokens, grid, cells).to(self.dtype)
+        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, middle=made.middle)
+
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        """Nothing was put off."""
+        return features
+
+    @torch.inference_mode()
+    def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
+        """The whole confidence matrix of one pair, (L, S) fp32: for pictures and tests, not for streams."""
+        attended = features0.usable, features1.usable
+        tokens = self.attend([features0], features1)
+        temperature = self.config.coarse.temperature
+        if self.config.coarse.method == "scores":
+            return score_confidence(scores(*tokens, temperature, *attended)[0])
+        return confidence_matrix(*tokens, temperature, *attended)[0]
+
+    def attend(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """(K, L, C) and (K, S, C) tokens after the transformer."""
+        tokens0 = torch.cat([keyframe.tokens for keyframe in keyframes])
+        attended: tuple[Tensor, Tensor] = self.loftr_coarse(
+            tokens0.float(),
+            current.tokens.float(),
+            keyframes[0].grid,
+            current.grid,
+            _usable(keyframes),
+            current.usable,
+        )
+        tokens0, tokens1 = attended
+        return tokens0, tokens1.expand(len(keyframes), -1, -1)
+
+    def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """See `StreamingNetwork.match_batch`."""
+        tokens0, tokens1 = self.attend(keyframes, current)
+        found = self.match_coarse(tokens0, tokens1, keyframes, current)
+        counts = torch.bincount(found.pair, minlength=len(keyframes)).tolist()
+        parts = zip(
+            keyframes,
+            found.cell0.split(counts),
+            found.cell1.split(counts),
+            found.confidence.split(counts),
+            tokens0.split(1),
+            tokens1.split(1),
+            strict=True,
+        )
+        return [self._matches(keyframe, current, *part) for keyframe, *part in parts]
+
+    def match_coarse(
+        self, tokens0: Tensor, tokens1: Tensor, keyframes: Sequence[ImageFeatures], current: ImageFeatures
+    ) -> CoarseMatches:
+        """The matched cells of each keyframe."""
+        coarse, batch = self.config.coarse, len(keyframes)
+        find = best_scores if coarse.method == "scores" else dual_softmax
+        return find(
+            tokens0,
+            tokens1,
+            coarse.temperature,
+            coarse.threshold,
+            torch.cat([allowed_cells(self.config, keyframe) for keyframe in keyframes]),
+            allowed_cells(self.config, current).expand(batch, -1),
+            _usable(keyframes),
+            None if current.usable is None else current.usable.expand(batch, -1),
+            coarse.max_matches,
+        )
+
+    @torch.inference_mode()
+    def refine(
+        self, features: tuple[ImageFeatures, ImageFeatures], tokens: tuple[Tensor, Tensor], cell0: Tensor, cell1: Tensor
+    ) -> Refined:
+        """The refinement of (M,) matched cells of one pair, by its images and their (1, L, C) attended tokens."""
+        fine = []
+        for image, attended, cells in zip(features, tokens, (cell0, cell1), strict=True):
+            assert image.middle is not None and image.fine is not None
+            if not len(cells):
+                fine.append(image.fine)  # of which nothing is taken
+                continue
+            # A GPU is faster with the whole map than with places that differ from frame to frame.
+            matched = cells if cells.device.type == "cpu" else None
+            fine.append(self.fine_preprocess(attended, image.middle, image.fine, matched))
+        return refine(self.config.fine, fine[0], fine[1], cell0, cell1, (features[0].grid, features[1].grid))
+
+    def _matches(
+        self,
+        keyframe: ImageFeatures,
+        current: ImageFeatures,
+        cell0: Tensor,
+        cell1: Tensor,
+        confidence: Tensor,
+        tokens0: Tensor,
+        tokens1: Tensor,
+    ) -> Matches:
+        """The matches of one pair in pixels, on the CPU; those that touch an ignored pixel left out."""
+        fine = self.refine((keyframe, current), (tokens0, tokens1), cell0, cell1)
+        points0 = points_of_cells(self.config, cell0, keyframe.grid[1])
+        points1 = points_of_cells(self.config, cell1, current.grid[1])
+        points0, points1 = placed(self.config, points0, points1, fine)
+        matches = without_ignored(Matches(cell0, points0, points1, confidence, fine.std), keyframe, current)
+        return Matches(*(tensor.cpu() for tensor in vars(matches).values()))
+
+
+def placed(config: EfficientConfig, points0: Tensor, points1: Tensor, fine: Refined) -> tuple[Tensor, Tensor]:
+    """Cells' points (M, 2) of both images -> the matches'.
+
+    With the anchor "cell" image 0's stay, and image 1's move back by the half pixel along each axis that the pixel of
+    image 0 is off its cell's point: between two frames of a stream the scene turns and grows by little on that way.
+    """
+    if config.fine.anchor == "cell":
+        return points0, points1 + fine.offset1 - fine.offset0
+    return points0 + fine.offset0, points1 + fine.offset1
+
+
+def _usable(keyframes: Sequence[ImageFeatures]) -> Tensor | None:
+    """(K, L) bool; None where all cells of all take part."""
+    if all(keyframe.usable is None for keyframe in keyframes):
+        return None
+    everything = torch.ones(keyframes[0].tokens.shape[:2], dtype=torch.bool, device=keyframes[0].tokens.device)
+    return torch.cat([everything if keyframe.usable is None else keyframe.usable for keyframe in keyframes])
