@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 GROUPS = {
-    "networks": "checkpoint coarse compact embedded_weights explain export half_precision loftr matcher openvino "
-    "parity ring weights",
+    "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export half_precision "
+    "loftr matcher openvino parity ring weights",
     "front_end": "budget camera cell_depth covariance keyframes local_affine localization mask match_metrics "
     "metric_pose pipeline recovery refinement relative_pose sparse_front_end stereo_calibration stream trust",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "

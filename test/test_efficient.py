@@ -375,7 +375,7 @@ def lenient(method: str) -> EfficientLoFTR:
     return small(method=method, threshold=0.2 if method == "dual_softmax" else 0.5)
 
 
-@pytest.mark.parametrize("method", ["dual_softmax", "scores"])
+@pytest.mark.parametrize("method", ["dual_softmax", pytest.param("scores", marks=pytest.mark.long)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_exported_network_finds_what_torch_finds(
     method: str, masked: bool, exported: Callable[[str], Path]
