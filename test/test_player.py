@@ -378,6 +378,17 @@ def test_the_rendered_scene_plays_its_second_camera_and_its_depth(listener, mode
         assert np.array_equal(values, frame.depth.metres(frame.depth.values), equal_nan=True)
 
 
+def test_a_long_slow_source_is_played_while_it_is_made_and_says_what_it_costs(listener, monkeypatch, capfd):
+    monkeypatch.setattr("loftr_ros.ros.player._AHEAD", 2)
+    monkeypatch.setattr("loftr_ros.progress._MANY", 2)
+    report = play_quietly(open_source("rendered?seed=3&frames=5&width=64&height=48"), rate=10.0)
+    until(lambda: len(listener.images) == 5)
+    assert (report.published, report.failed) == (5, 0)
+    said = capfd.readouterr().err
+    assert "room renders its 5 frames one by one; that takes some 0 min of one core" in said
+    assert "2 frames are made before the first is played" in said
+
+
 def test_without_a_mode_only_the_one_camera_is_published(stereo, listener):
     heard = hear_also(listener, {"right/image": Image, "right/camera_info": CameraInfo})
     play_quietly(open_source(stereo, rate=50))

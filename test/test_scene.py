@@ -12,7 +12,7 @@ from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.frontend.camera import CameraModel
 
 CAMERA = default_camera()
-SEED = 1
+SEED = 3
 
 
 @pytest.fixture(scope="module")
