@@ -27,10 +27,13 @@ from loftr_ros.matcher.efficient.refinement import windows
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-pytestmark = pytest.mark.skipif(
-    not PYTHON.is_file() or not list(ROOT.glob(".venv-peers/lib/python*/site-packages/transformers")),
-    reason="needs the environment that `make peers` makes",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not PYTHON.is_file() or not list(ROOT.glob(".venv-peers/lib/python*/site-packages/transformers")),
+        reason="needs the environment that `make peers` makes",
+    ),
+    pytest.mark.timeout(600),  # others' networks, in a process that loads transformers first
+]
 
 State = dict[str, Tensor]
 # Of which pair what is compared: a whole one, one with masks, and one longer than the images of the training.

@@ -186,8 +186,14 @@ class GeometryConfig(Settings):
         high=300.0,
     )
     min_explained: float = setting(
-        0.6,
+        0.4,
         "Part of what both images should show, by the pose, that inliers must cover for it to be trusted by itself",
+        low=0.0,
+        high=1.0,
+    )
+    min_explained_after_gap: float = setting(
+        0.6,
+        "The same where the camera was not located within the last second, and may be where things look alike",
         low=0.0,
         high=1.0,
     )

@@ -43,6 +43,8 @@ _AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
 # By how much one image may be sharper than the other, for two views to be believed by themselves: a trail across one of
 # them moves all matches on edges along it, and another pose fits them as well as the true one.
 _SHARPER = 1.3
+# Thresholds that the standard deviation of a typical match of two views may be: where both are blurred, it is more.
+_CERTAIN = 0.8
 # Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
 _LEAST_COMMON, _COMMON_REACH = 10, 8.0
 
@@ -194,9 +196,11 @@ class Localizer:
         located = replace(located, explained=part)
         geometry = self._config.geometry
         agreeing = pose.inliers.sum() >= geometry.min_agreeing * len(pose.inliers)
-        sharper = max(keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
-        alike = pose.scale_known or 1 / _SHARPER < sharper < _SHARPER
-        if part >= geometry.min_explained and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
+        alike = pose.scale_known or self._are_alike(located, current)
+        if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE:
+            alike = False  # two tests of the same matches that say different things
+        enough = geometry.min_explained if expected is not None else geometry.min_explained_after_gap
+        if part >= enough and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
             return located
         located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)
@@ -208,6 +212,13 @@ class Localizer:
                 length = pose if located.pose is not None else None
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
+
+    def _are_alike(self, located: Located, current: EncodedFrame) -> bool:
+        """Whether both images are as sharp as each other, and sharp enough that matches know where they are."""
+        sharper = max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
+        std = located.match.correspondences.std[located.match.pose.inliers]
+        uncertain = np.isfinite(std).any() and float(np.nanmedian(std)) > _CERTAIN * self._config.geometry.threshold
+        return 1 / _SHARPER < sharper < _SHARPER and not uncertain
 
     def _in_own_unit(self, located: Located) -> RelativePose | None:
         """A single camera's pose with the length that the keyframe's depths give it; nothing is refined by it.
