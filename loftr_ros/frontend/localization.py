@@ -18,6 +18,7 @@ from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth, why_no_length
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
+from loftr_ros.frontend.quality import SHARPER
 from loftr_ros.frontend.relative_pose import (
     UNKNOWN_VARIANCE,
     PoseStatus,
@@ -40,9 +41,6 @@ _CARRIED_PART = 0.5
 _WEAK_FACTOR = 2.0
 # Degrees that two views' rotation and direction of motion may differ by from the depths'.
 _AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
-# By how much one image may be sharper than the other, for two views to be believed by themselves: a trail across one of
-# them moves all matches on edges along it, and another pose fits them as well as the true one.
-_SHARPER = 1.3
 # Thresholds that the standard deviation of a typical match of two views may be: where both are blurred, it is more.
 _CERTAIN = 0.8
 # Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
@@ -214,11 +212,14 @@ class Localizer:
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
 
     def _are_alike(self, located: Located, current: EncodedFrame) -> bool:
-        """Whether both images are as sharp as each other, and sharp enough that matches know where they are."""
+        """Whether both images are as sharp as each other, and sharp enough that matches know where they are.
+
+        A trail across one of them moves all matches on edges along it, and another pose fits as well as the true one.
+        """
         sharper = max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
         std = located.match.correspondences.std[located.match.pose.inliers]
         uncertain = np.isfinite(std).any() and float(np.nanmedian(std)) > _CERTAIN * self._config.geometry.threshold
-        return 1 / _SHARPER < sharper < _SHARPER and not uncertain
+        return 1 / SHARPER < sharper < SHARPER and not uncertain
 
     def _in_own_unit(self, located: Located) -> RelativePose | None:
         """A single camera's pose with the length that the keyframe's depths give it; nothing is refined by it.

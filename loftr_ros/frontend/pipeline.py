@@ -29,7 +29,7 @@ from loftr_ros.frontend.keyframes import (
 from loftr_ros.frontend.localization import Localizer, Located
 from loftr_ros.frontend.mask import check_mask, on_usable, shrink_mask
 from loftr_ros.frontend.odometry import Location, SegmentJoin
-from loftr_ros.frontend.quality import FrameQuality, judge
+from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.refinement import refine
 from loftr_ros.frontend.relative_pose import PoseStatus, without_pose
@@ -46,6 +46,8 @@ _LEAST_SIDE, _LEAST_SEEN = 32, 24
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two tries of a keyframe of another segment of the trajectory.
 _OTHER_SEGMENTS_PERIOD = 5
+# Part of what both images should show up to which a blurred frame is no keyframe yet.
+_WAITS = 0.55
 # Radians that two ways to a frame may turn by differently for it to lead on.
 _LED_ON_TURN = 0.05
 # Evicted keyframes whose places are remembered, so that they can be recalled: a kilobyte each.
@@ -455,6 +457,8 @@ class FrontEnd:
                 self.config.keyframe,
                 chosen.explained,
             )
+            if chosen.explained >= _WAITS and current.sharpness * SHARPER < chosen.match.keyframe.encoded.sharpness:
+                reason = None  # blurred: while there is time, a sharper one may come
         if reason is None:
             return None
         complete = replace(current, features=self.matcher.complete(current.features))

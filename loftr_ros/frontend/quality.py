@@ -21,6 +21,8 @@ _SATURATED = 0.97
 _LEAST_DETAIL = 0.02
 # Longer side at which sharpness is judged, px.
 _SHARPNESS_SIDE = 320
+# By how much one image may be sharper than another that is as sharp.
+SHARPER = 1.3
 
 
 class FrameQuality(IntEnum):
