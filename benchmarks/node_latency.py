@@ -119,15 +119,16 @@ def memory_mb(pid: int) -> tuple[float, float]:
     return now, peak
 
 
-def report(title: str, samples: list[Sample]) -> None:
-    """Print what the last status says, and how memory went."""
+def report(title: str, samples: list[Sample], seconds: float) -> None:
+    """Print what the last status says of as many seconds, and how memory went."""
     last = samples[-1].status
     accounted = last.frames_processed + last.frames_dropped + last.frames_failed + last.frames_pending
+    rate = last.frames_processed / seconds
     print(f"\n{title}")
     print(
         f"  received {last.frames_received} = processed {last.frames_processed} + dropped {last.frames_dropped} + "
         f"failed {last.frames_failed} + pending {last.frames_pending}"
-        f"{'' if accounted == last.frames_received else '  NOT ACCOUNTED FOR'}; {last.rate:.1f} processed/s"
+        f"{'' if accounted == last.frames_received else '  NOT ACCOUNTED FOR'}; {rate:.1f} processed/s"
     )
     print(
         f"  {last.network} on {last.device} in {last.precision}; errors: "
@@ -163,7 +164,7 @@ def main() -> None:
         with busy(arguments.busy, arguments.nice):
             samples = measure(source, arguments.weights, hz, arguments.seconds, extra)
         beside = f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
-        report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{beside}", samples)
+        report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{beside}", samples, arguments.seconds)
 
 
 if __name__ == "__main__":
