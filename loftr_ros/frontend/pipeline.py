@@ -497,7 +497,7 @@ class FrontEnd:
         As many in a row must be like it, and it must show what the one before shows all over, as the camera moved. A
         torn one does not.
         """
-        if not self.recovery.is_weak_for_long or location is None or current.quality != FrameQuality.USABLE:
+        if not self.recovery.is_weak_for_long or location is None:
             return False
         before = self.buffer.candidate
         if before is not None and before.location is not None:
