@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import Candidates, confidence_matrix, dual_softmax, most_confident
 from loftr_ros.matcher.compact_backbone import REGION_CELLS, REGION_PIXELS, CompactBackbone, padded
 from loftr_ros.matcher.compact_cells import CellMatcher
@@ -77,14 +77,12 @@ class Compact(StreamingNetwork):
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
-        self.check_image(image)
+        usable, cells = self.taking_part(image, usable)
         height, width = image.shape
-        usable = None if usable is None else usable.to(self.device, torch.bool)
-        cells = cells_taking_part(image, usable, self.cell_size)
         grid = (-(-height // REGION_PIXELS) * REGION_CELLS, -(-width // REGION_PIXELS) * REGION_CELLS)
         if cells is not None:
             rows, columns = -(-height // self.cell_size), -(-width // self.cell_size)
-            cells = cells.to(self.device).view(1, rows, columns)
+            cells = cells.view(1, rows, columns)
             cells = functional.pad(cells, (0, grid[1] - columns, 0, grid[0] - rows)).flatten(1)
         pixels = padded(self.gray_levels(image))
         made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))

@@ -212,6 +212,22 @@ class Inside(ABC):
         """
 
 
+class InsideCells(Inside):
+    """A network whose coarse tokens are its cells, and which matches them as they are."""
+
+    unit = "cell"
+
+    def token_places(self, features: ImageFeatures) -> Lattice:
+        offset = self.network.cell_offset
+        return Lattice(features.grid, self.network.cell_size, (offset, offset))
+
+    def tokens_of(self, cells: Tensor, features: ImageFeatures) -> Tensor:
+        return cells
+
+    def choose(self, rows: ConfidenceRows, cells0: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> CellChoice:
+        return CellChoice(rows.best, rows.confidence.amax(dim=1))
+
+
 def default_layers(config: LayersConfig) -> tuple[int, ...]:
     """The first and the last self and cross layers: where attention begins and what it comes to."""
     chosen: set[int] = set()

@@ -12,11 +12,9 @@ from loftr_ros.matcher.coarse import NEVER
 from loftr_ros.matcher.explain import (
     AttentionRows,
     Both,
-    CellChoice,
-    ConfidenceRows,
     FineHeat,
     Given,
-    Inside,
+    InsideCells,
     Lattice,
     LayerInput,
     by_head,
@@ -27,10 +25,8 @@ from loftr_ros.matcher.loftr import LoFTR
 from loftr_ros.matcher.transformer import EncoderLayer
 
 
-class InsideLoFTR(Inside):
+class InsideLoFTR(InsideCells):
     """Its tokens are cells: it attends to cells, and matches cells."""
-
-    unit = "cell"
 
     def __init__(self, network: LoFTR) -> None:
         self.network: LoFTR = network
@@ -43,18 +39,8 @@ class InsideLoFTR(Inside):
     def attention(self, given: LayerInput, tokens: Tensor) -> AttentionRows:
         return attention_weights(self.network.loftr_coarse.layers[given.layer], given, tokens)  # type: ignore[arg-type]
 
-    def token_places(self, features: ImageFeatures) -> Lattice:
-        offset = self.network.cell_offset
-        return Lattice(features.grid, self.network.cell_size, (offset, offset))
-
     def key_places(self, features: ImageFeatures) -> Lattice:
         return self.token_places(features)
-
-    def tokens_of(self, cells: Tensor, features: ImageFeatures) -> Tensor:
-        return cells
-
-    def choose(self, rows: ConfidenceRows, cells0: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> CellChoice:
-        return CellChoice(rows.best, rows.confidence.amax(dim=1))
 
     @torch.inference_mode()
     def fine_heat(self, cells0: Tensor, cells1: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> FineHeat:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.backbone import Backbone
-from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.convolutions import biases_of, round_weights, use_onednn
@@ -88,11 +88,8 @@ class LoFTR(StreamingNetwork):
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
-        self.check_image(image)
+        usable, cells = self.taking_part(image, usable)
         height, width = image.shape
-        usable = None if usable is None else usable.to(self.device, torch.bool)
-        cells = cells_taking_part(image, usable, self.cell_size)
-        cells = None if cells is None else cells.to(self.device)
         pixels = self.gray_levels(image)
         coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         grid = (coarse.shape[2], coarse.shape[3])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import cell_offset
+from loftr_ros.matcher.cells import cell_offset, cells_taking_part
 from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
@@ -91,6 +91,24 @@ class StreamingNetwork(nn.Module):
             raise ValueError(
                 f"image of shape {tuple(image.shape)}: expected (H, W) with sides of at least {self.cell_size} px"
             )
+
+    def taking_part(self, image: Tensor, usable: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What of an image takes part, on the network's device.
+
+        Args:
+            image: (H, W).
+            usable: (H, W) bool, false for pixels to ignore; None to use all.
+
+        Returns:
+            `usable`, and the cells that take part, see `cells_taking_part`; None for all.
+
+        Raises:
+            ValueError: as `check_image`, or the mask is not of the image's size.
+        """
+        self.check_image(image)
+        usable = None if usable is None else usable.to(self.device, torch.bool)
+        cells = cells_taking_part(image, usable, self.cell_size)
+        return usable, None if cells is None else cells.to(self.device)
 
     def gray_levels(self, image: Tensor) -> Tensor:
         """(H, W), uint8 or floating point in [0, 1], as (1, 1, H, W) from 0 to 255 on the network's device.

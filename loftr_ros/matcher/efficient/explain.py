@@ -13,11 +13,9 @@ from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.explain import (
     AttentionRows,
     Both,
-    CellChoice,
-    ConfidenceRows,
     FineHeat,
     Given,
-    Inside,
+    InsideCells,
     Lattice,
     LayerInput,
 )
@@ -26,10 +24,8 @@ from loftr_ros.matcher.interface import ImageFeatures
 Grid = tuple[int, int]
 
 
-class InsideEfficient(Inside):
+class InsideEfficient(InsideCells):
     """Its tokens are cells; what they attend to are squares of them, by way of the squares around each cell."""
-
-    unit = "cell"
 
     def __init__(self, network: EfficientLoFTR) -> None:
         self.network: EfficientLoFTR = network
@@ -45,21 +41,11 @@ class InsideEfficient(Inside):
         module = self.network.loftr_coarse.layers[given.layer]
         return attention_weights(module, given, tokens, spacing)  # type: ignore[arg-type]
 
-    def token_places(self, features: ImageFeatures) -> Lattice:
-        offset = self.network.cell_offset
-        return Lattice(features.grid, self.network.cell_size, (offset, offset))
-
     def key_places(self, features: ImageFeatures) -> Lattice:
         window, side = self.network.config.transformer.window, self.network.cell_size
         rows, columns = (-(-count // window) for count in features.grid)
         offset = self.network.cell_offset + (window - 1) / 2 * side
         return Lattice((rows, columns), window * side, (offset, offset))
-
-    def tokens_of(self, cells: Tensor, features: ImageFeatures) -> Tensor:
-        return cells
-
-    def choose(self, rows: ConfidenceRows, cells0: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> CellChoice:
-        return CellChoice(rows.best, rows.confidence.amax(dim=1))
 
     @torch.inference_mode()
     def fine_heat(self, cells0: Tensor, cells1: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> FineHeat:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
 from loftr_ros.matcher.coarse import (
     CoarseMatches,
     best_scores,
@@ -86,11 +86,8 @@ class EfficientLoFTR(StreamingNetwork):
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
-        self.check_image(image)
+        usable, cells = self.taking_part(image, usable)
         height, width = image.shape
-        usable = None if usable is None else usable.to(self.device, torch.bool)
-        cells = cells_taking_part(image, usable, self.cell_size)
-        cells = None if cells is None else cells.to(self.device)
         pixels = self.gray_levels(image)
         made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         grid = (made.coarse.shape[2], made.coarse.shape[3])
