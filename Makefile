@@ -16,6 +16,8 @@ unexport AMENT_PREFIX_PATH PYTHONPATH LD_LIBRARY_PATH PYTHONHOME VIRTUAL_ENV _RO
 export ROS_DISTRO
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Most modules of torch, OpenVINO and others are never imported: what is imported is compiled then.
+export PIP_NO_COMPILE := 1
 
 # In a terminal pip shows what it fetches, and how far it is; in a log it says nothing.
 PIP_QUIET := $(shell test -t 2 || echo -q)
