@@ -25,18 +25,18 @@ from torch import Tensor
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher import export, factory, onnx_backend, onnx_graph, region_transformer, transformer
 from loftr_ros.matcher.build import Network
-from loftr_ros.matcher.checkpoint import WeightsError, load_network
+from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
 from loftr_ros.matcher.config import PRESETS
-from loftr_ros.matcher.export import ExportError, export_network
-from loftr_ros.matcher.export_check import Agreement, DisagreementError, check_export
-from loftr_ros.matcher.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, read_model
-from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.interface import Matcher, Matches
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.onnx_backend import load_onnx
+from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.ring import FeatureRing
+from loftr_ros.matcher.runtime.export import ExportError, export_network
+from loftr_ros.matcher.runtime.export_check import Agreement, DisagreementError, check_export
+from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, read_model
+from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
+from loftr_ros.matcher.runtime.onnx_backend import load_onnx
 from loftr_ros.weights import find_weights
 
 pytest.importorskip("onnx")

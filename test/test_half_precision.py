@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loftr_ros.matcher import attention, coarse, transport
-from loftr_ros.matcher.fine import expectation, heat_map
+from loftr_ros.matcher.loftr.fine import expectation, heat_map
 
 CPU = torch.device("cpu")
 
