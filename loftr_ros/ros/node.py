@@ -1,4 +1,4 @@
-"""The lifecycle node: parameters and wiring; the work is done in the other rooms."""
+"""The lifecycle node: parameters and wiring; the work is done in the other modules."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ from loftr_ros.settings import ConfigError, with_values
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
+
+
+# Seconds for which a thread of this process may keep Python's lock while the front end waits for it, between any two
+# operations of its network: Python's own 5 ms add up.
+_SWITCH_INTERVAL = 0.0005
 
 
 class FrontEndNode(LifecycleNode):
@@ -101,7 +106,8 @@ class FrontEndNode(LifecycleNode):
             raise
         self._stages.publish_by(self._outputs)
         self._places = self._open_places(parameters)
-        self._stages.search_by(self._places)
+        if self._places is not None:
+            self._stages.observe_by(self._places.observe)
         self._lifecycle = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
@@ -211,8 +217,9 @@ class FrontEndNode(LifecycleNode):
         assert self._stages is not None and self._outputs is not None
         stages, outputs = self._stages, self._outputs
         try:
+            lent = stages.lend(stages.front_end.matcher)
             return stages.ask(
-                lambda front_end: Places(self, parameters, front_end, stages, outputs.publisher, self.errors)
+                lambda front_end: Places(self, parameters, front_end, lent, stages.call, outputs.publisher, self.errors)
             )
         except Exception as error:
             kind = error_kind(error)
@@ -295,7 +302,8 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
             raise KeyboardInterrupt  # loading a network takes too long to wait for; else rclpy ends the spinning
 
     signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
-    room = provide_profile()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    profile = provide_profile()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:
@@ -304,7 +312,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     try:
         try:
             node = FrontEndNode()
-            room.log(node.get_logger())
+            profile.log(node.get_logger())
             for said in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
                 node.get_logger().warning(said)
             log_by(node.get_logger())
