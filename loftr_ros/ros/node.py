@@ -74,6 +74,10 @@ class FrontEndNode(LifecycleNode):
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        # Humble has no callback for after they are set; there they act as soon as they are found to be good.
+        self._acts_after = hasattr(self, "add_post_set_parameters_callback")
+        if self._acts_after:
+            self.add_post_set_parameters_callback(self._after_set_parameters)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe)
 
@@ -180,9 +184,14 @@ class FrontEndNode(LifecycleNode):
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters}
         reason = refusal(values, configured=self._lifecycle != "unconfigured")
-        if not reason and self._stages is not None and any(name in live_parameters() for name in values):
-            self._change(with_values(read(self), values))
+        if not reason and not self._acts_after:
+            self._after_set_parameters(parameters)
         return SetParametersResult(successful=not reason, reason=reason)
+
+    def _after_set_parameters(self, parameters: list[Parameter]) -> None:
+        values = {parameter.name: parameter.value for parameter in parameters}
+        if self._stages is not None and any(name in live_parameters() for name in values):
+            self._change(with_values(read(self), values))
 
     def _change(self, parameters: Parameters) -> None:
         """Go by other live parameters: from the next frame on, and the next message."""
