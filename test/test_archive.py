@@ -24,7 +24,7 @@ from conftest import mount_small_disk
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import origin
 from loftr_ros.places.archive import Archive
-from loftr_ros.places.archive_files import told
+from loftr_ros.places.archive_files import reported_errors
 from loftr_ros.places.archive_rows import pack_depth, unpack_depth
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError, RecentPast
 
@@ -336,7 +336,7 @@ def test_the_bound_is_kept_by_the_least_telling_and_the_chain_stays_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Older versions of the table are kept for seconds: more here, where so much is added at once, than in a flight.
-    monkeypatch.setattr("loftr_ros.places.archive_upkeep._KEPT", timedelta(seconds=0.2))
+    monkeypatch.setattr("loftr_ros.places.archive_maintenance._KEPT", timedelta(seconds=0.2))
     steps = 80
     descriptors = [made_descriptor(1)]
     for number in range(2, steps + 1):
@@ -381,7 +381,7 @@ def test_the_bound_is_kept_by_the_least_telling_and_the_chain_stays_whole(
 
 
 def test_in_one_round_no_two_neighbours_are_dropped() -> None:
-    from loftr_ros.places.archive_drop import least_telling
+    from loftr_ros.places.archive_drop import least_informative
 
     count = 50
     descriptors = np.tile(made_descriptor(1), (count, 1))
@@ -389,11 +389,11 @@ def test_in_one_round_no_two_neighbours_are_dropped() -> None:
     previous = [None, *range(1, count)]
     metric = [None, *[True] * (count - 1)]
     sizes = np.full(count, 10)
-    chosen = least_telling(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 10000)
+    chosen = least_informative(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 10000)
     assert np.diff(np.sort(chosen)).min() >= 2
     assert not {count - 1, count - 2} & set(chosen)
     assert len(chosen) > 20
-    assert len(least_telling(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 35)) == 4
+    assert len(least_informative(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 35)) == 4
 
 
 def test_a_copy_has_everything_and_does_not_go_where_something_is(tmp_path: Path) -> None:
@@ -512,7 +512,7 @@ def make_bucket(port: int) -> None:
 @pytest.mark.parametrize("cause", ["the server hung up", "access denied"])
 def test_what_a_data_base_says_at_length_is_cut_after_a_word(cause: str) -> None:
     said = f"{cause} " + "while it wrote the fragments of a table " * 40
-    with pytest.raises(PlacesError) as caught, told("there", "writing to"):
+    with pytest.raises(PlacesError) as caught, reported_errors("there", "writing to"):
         raise OSError(said)
     kept = re.search(r": (the server .*|access .*?) …", str(caught.value))[1]
     assert said.startswith(kept + " ") and 150 < len(kept) < 400

@@ -34,10 +34,10 @@ class Depths:
         assert found is not None
         return found
 
-    def relative(self, min_cells: int = 30, field: float | None = None) -> RelativePose | None:
+    def relative(self, min_cells: int = 30, view_area: float | None = None) -> RelativePose | None:
         views = self.views
         return metric_relative_pose(
-            views.rays0, views.rays1, self.inverse, self.variance, self.std, FOCAL, CONFIG, min_cells, field
+            views.rays0, views.rays1, self.inverse, self.variance, self.std, FOCAL, CONFIG, min_cells, view_area
         )
 
     def without(self, unknown: np.ndarray) -> Depths:
@@ -278,9 +278,9 @@ def test_a_match_that_says_it_is_exact_does_not_decide_alone() -> None:
 
 def test_a_metric_pose_by_points_in_one_corner_says_so() -> None:
     rng = np.random.default_rng(16)
-    corner = depths(scene("forward", rng, part=0.2).noisy(rng, 0.3), rng, 0.003).relative(field=FIELD)
+    corner = depths(scene("forward", rng, part=0.2).noisy(rng, 0.3), rng, 0.003).relative(view_area=FIELD)
     assert corner is not None and corner.status == PoseStatus.CONCENTRATED and corner.scale_known
-    everywhere = depths(scene("forward", rng).noisy(rng, 0.3), rng, 0.003).relative(field=FIELD)
+    everywhere = depths(scene("forward", rng).noisy(rng, 0.3), rng, 0.003).relative(view_area=FIELD)
     assert everywhere is not None and everywhere.status == PoseStatus.OK
 
 

@@ -95,9 +95,9 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
     tiny = silent = 0
     for pair in pairs:
         true_pose = between(truth[pair.keyframe_stamp_ns], truth[pair.stamp_ns])
-        turned = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.status.has_rotation else np.inf
+        rotation_off = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.status.has_rotation else np.inf
         if pair.status.has_rotation:
-            rotation.append(turned)
+            rotation.append(rotation_off)
         silent += not pair.status.has_direction
         if np.linalg.norm(true_pose[:3, 3]) <= shortest:
             tiny += 1
@@ -107,7 +107,7 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
         )
         if pair.status.has_direction:
             direction.append(pointed)
-        worse.append(max(turned, pointed))
+        worse.append(max(rotation_off, pointed))
     auc = pose_auc(worse)
     return {
         "pairs": len(pairs),

@@ -81,17 +81,17 @@ def drift(estimate: Array, truth: Array, scale: float = 1.0, parts: Sequence[flo
     Returns:
         NaN where the camera does not move.
     """
-    way = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
-    if way[-1] <= _STILL:
+    distance = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
+    if distance[-1] <= _STILL:
         return float("nan")
     moved = estimate.copy()
     moved[:, :3, 3] *= scale
     errors: list[float] = []
     for part in parts:
-        ends = np.searchsorted(way, way + part * way[-1])
+        ends = np.searchsorted(distance, distance + part * distance[-1])
         for start, end in enumerate(ends):
-            if end < len(way):
+            if end < len(distance):
                 step, true_step = (between(poses[start], poses[end]) for poses in (moved, truth))
-                error = np.linalg.norm(step[:3, 3] - true_step[:3, 3]) / (way[end] - way[start])
+                error = np.linalg.norm(step[:3, 3] - true_step[:3, 3]) / (distance[end] - distance[start])
                 errors.append(100 * float(error))
     return float(np.mean(errors)) if errors else float("nan")

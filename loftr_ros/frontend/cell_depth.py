@@ -55,8 +55,8 @@ class CellDepth:
             cell: (N,) numbers of cells, each once.
             inverse, variance: (N,); a NaN tells nothing.
         """
-        told = np.isfinite(inverse) & np.isfinite(variance)
-        cell, inverse, variance = cell[told], inverse[told], variance[told]
+        given = np.isfinite(inverse) & np.isfinite(variance)
+        cell, inverse, variance = cell[given], inverse[given], variance[given]
         before, spread = self.inverse[cell], self.variance[cell]
         with np.errstate(invalid="ignore"):
             new = ~np.isfinite(before)
@@ -161,13 +161,13 @@ def triangulate(
         past_infinity: keep an inverse depth below zero where that may be noise. Half of the points at infinity have
             one, and without these the others would say that it is nearer than it is.
     """
-    turned = np.insert(rays0, 2, 1.0, axis=1) @ rotation
+    rotated = np.insert(rays0, 2, 1.0, axis=1) @ rotation
     shift = translation @ rotation
-    constant = turned[:, :2] - rays1 * turned[:, 2:]
+    constant = rotated[:, :2] - rays1 * rotated[:, 2:]
     slope = shift[:2] - rays1 * shift[2]
     squared = np.maximum((slope**2).sum(axis=1), 1e-18)
     inverse = (constant * slope).sum(axis=1) / squared
-    z = turned[:, 2] - inverse * shift[2]
+    z = rotated[:, 2] - inverse * shift[2]
     with np.errstate(divide="ignore", invalid="ignore"):
         off = np.abs(constant[:, 0] * slope[:, 1] - constant[:, 1] * slope[:, 0]) / np.sqrt(squared)
         off = off / np.abs(z) * focal_length

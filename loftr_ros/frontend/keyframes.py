@@ -96,7 +96,7 @@ class EncodedFrame:
         return None if self.frame.camera is None else self.frame.camera.unproject(self.cell_points)
 
     @cached_property
-    def field(self) -> float | None:
+    def view_area(self) -> float | None:
         """Area of the normalised plane that the usable cells see; None without calibration."""
         if self.cell_rays is None:
             return None
@@ -296,7 +296,7 @@ class KeyframeBuffer:
             self._drop(self._keyframes[0], reason)
 
     @property
-    def untold_events(self) -> tuple[KeyframeEvent, ...]:
+    def pending_events(self) -> tuple[KeyframeEvent, ...]:
         """What `take_events` will return."""
         return tuple(self._events)
 

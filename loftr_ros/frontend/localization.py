@@ -44,7 +44,7 @@ _CARRIED_PART = 0.5
 # Standard deviations of a pose that is believed since it is where it was expected are multiplied by this.
 _WEAK_FACTOR = 2.0
 # Degrees that two views' rotation and direction of motion may differ by from the depths'.
-_AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
+_AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
 # Thresholds that the standard deviation of a typical match of two views may be: where both are blurred, it is more.
 _CERTAIN = 0.8
 # Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
@@ -275,12 +275,12 @@ class Localizer:
         """
         old = located.match.keyframe
         if self._own is not None and located.rays is not None and located.pose is not None:
-            handed = self._own.hand_over(
+            transfer = self._own.transfer_depth(
                 old, located.match.correspondences, located.rays, located.pose, keyframe.encoded
             )
-            if handed is not None:
-                depth = handed.depth
-                location = replace(location, scale_std=math.hypot(location.scale_std, handed.scale_std))
+            if transfer is not None:
+                depth = transfer.depth
+                location = replace(location, scale_std=math.hypot(location.scale_std, transfer.scale_std))
         if located.pose is not None:
             keyframe.link = ChainLink(old.id, located.pose.matrix, located.pose.covariance, location.is_metric)
         keyframe.depth, keyframe.location = depth, location
@@ -357,8 +357,8 @@ def _agree(by_depth: RelativePose, two_views: RelativePose) -> bool:
     """Whether two views say what the depths do: the same rotation, and where they know one the same direction."""
     if not two_views.is_believed:
         return False
-    turned = rotation_degrees(by_depth.rotation.T @ two_views.rotation)
-    if turned > _AGREEING_TURN:
+    angle = rotation_degrees(by_depth.rotation.T @ two_views.rotation)
+    if angle > _AGREEING_ROTATION:
         return False
     length = float(np.linalg.norm(by_depth.translation))
     if not two_views.has_direction or length < 1e-9:
@@ -389,5 +389,5 @@ def _depths_here(located: Located) -> tuple[NDArray[np.float64], NDArray[np.floa
         keep = match.pose.inliers & (inverse > 0)
     points = homogeneous(rays.keyframe[keep]) / inverse[keep, None] - pose.translation
     ahead = points @ pose.rotation[:, 2]
-    seen = ahead > 0
-    return match.correspondences.current_points[keep][seen].astype(np.float64), ahead[seen]
+    in_front = ahead > 0
+    return match.correspondences.current_points[keep][in_front].astype(np.float64), ahead[in_front]

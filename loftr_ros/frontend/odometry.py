@@ -38,11 +38,11 @@ class Location:
             step: (4, 4) T_camera_other.
             covariance: (6, 6) of it, about this camera's axes.
         """
-        turn = self.pose[:3, :3]
-        arm = turn @ step[:3, 3]
+        rotate = self.pose[:3, :3]
+        arm = rotate @ step[:3, 3]
         carry, add = np.eye(6), np.zeros((6, 6))
         carry[:3, 3:] = -skew(arm)
-        add[:3, :3] = add[3:, 3:] = turn
+        add[:3, :3] = add[3:, 3:] = rotate
         total = carry @ self.covariance @ carry.T + add @ covariance @ add.T
         return Location(self.pose @ step, (total + total.T) / 2, self.is_metric, self.scale_std, self.segment)
 
@@ -94,11 +94,11 @@ class SegmentJoin:
         pose = np.eye(4)
         pose[:3, :3] = old.pose[:3, :3] @ new.pose[:3, :3].T
         pose[:3, 3] = old.pose[:3, 3] - factor * pose[:3, :3] @ new.pose[:3, 3]
-        turn = np.zeros((6, 6))
-        turn[:3, :3], turn[3:, 3:] = factor * pose[:3, :3], pose[:3, :3]
+        rotate = np.zeros((6, 6))
+        rotate[:3, :3], rotate[3:, 3:] = factor * pose[:3, :3], pose[:3, :3]
         arm = np.eye(6)
         arm[:3, 3:] = skew(factor * pose[:3, :3] @ new.pose[:3, 3])
-        total = arm @ (old.covariance + turn @ new.covariance @ turn.T) @ arm.T
+        total = arm @ (old.covariance + rotate @ new.covariance @ rotate.T) @ arm.T
         return cls(old.segment, new.segment, pose, (total + total.T) / 2, scale)
 
     def moved(self, location: Location) -> Location:
@@ -106,11 +106,11 @@ class SegmentJoin:
         pose = np.eye(4)
         pose[:3, :3] = self.pose[:3, :3] @ location.pose[:3, :3]
         pose[:3, 3] = self.pose[:3, 3] + self.scale * self.pose[:3, :3] @ location.pose[:3, 3]
-        turn = np.zeros((6, 6))
-        turn[:3, :3], turn[3:, 3:] = self.scale * self.pose[:3, :3], self.pose[:3, :3]
+        rotate = np.zeros((6, 6))
+        rotate[:3, :3], rotate[3:, 3:] = self.scale * self.pose[:3, :3], self.pose[:3, :3]
         arm = np.eye(6)
         arm[:3, 3:] = -skew(pose[:3, 3] - self.pose[:3, 3])
-        total = arm @ self.covariance @ arm.T + turn @ location.covariance @ turn.T
+        total = arm @ self.covariance @ arm.T + rotate @ location.covariance @ rotate.T
         return Location(pose, (total + total.T) / 2, location.is_metric, location.scale_std, self.old)
 
 

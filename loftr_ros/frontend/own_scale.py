@@ -34,7 +34,7 @@ _LEAST = 5
 
 
 @dataclass(frozen=True, eq=False)
-class HandOver:
+class DepthTransfer:
     """Depth of a new keyframe's cells by an older one's.
 
     Attributes:
@@ -75,9 +75,9 @@ class OwnScale:
         self._refine(keyframe, matches, found, rays)
         return found
 
-    def hand_over(
+    def transfer_depth(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose, new: EncodedFrame
-    ) -> HandOver | None:
+    ) -> DepthTransfer | None:
         """Depth of the cells of a frame that becomes a keyframe; None where the older one knows none.
 
         Args:
@@ -89,9 +89,9 @@ class OwnScale:
         """
         if keyframe.depth is None:
             return None
-        told = keyframe.depth
+        stored = keyframe.depth
         found = self._triangulated(matches, pose, rays)
-        known = CellDepth(told.inverse[matches.track_id], told.variance[matches.track_id], is_metric=False)
+        known = CellDepth(stored.inverse[matches.track_id], stored.variance[matches.track_id], is_metric=False)
         both = known.with_measured(np.arange(len(matches)), found.inverse, found.variance)
         keep = pose.inliers & both.known
         if keep.sum() < self._config.min_cells:
@@ -111,7 +111,7 @@ class OwnScale:
         if self._before is not None and self._before[0] == keyframe.id:
             before, good = self._before[1].inverse[matches.track_id], pose.inliers
             doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
-        return HandOver(depth, doubt)
+        return DepthTransfer(depth, doubt)
 
     def _begin(
         self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays

@@ -70,10 +70,10 @@ class PairMatcher:
         width, height = frame.size
         size = self.network_size(width, height, effort)
         if min(width, height) < _LEAST_SIDE or min(size) < _LEAST_SEEN:
-            seen = "" if size == frame.size else f", of which the network sees {size[0]}x{size[1]}"
+            resized = "" if size == frame.size else f", of which the network sees {size[0]}x{size[1]}"
             raise FrameRefusedError(
                 "size",
-                f"image of {width}x{height} px{seen}: too small to be matched; expected sides of at least "
+                f"image of {width}x{height} px{resized}: too small to be matched; expected sides of at least "
                 f"{_LEAST_SIDE} px",
             )
         image, usable = frame.image, frame.usable

@@ -43,7 +43,7 @@ _OTHER_SEGMENTS_PERIOD = 5
 # Part of what both images should show up to which a blurred frame is no keyframe yet.
 _WAITS = 0.55
 # Radians that two ways to a frame may turn by differently for it to lead on.
-_LED_ON_TURN = 0.05
+_AGREEING_DIRECTION = 0.05
 # Evicted keyframes whose places are remembered, so that they can be recalled: a kilobyte each.
 _MOST_EVICTED = 20_000
 
@@ -295,7 +295,7 @@ class FrontEnd:
 
     def _remember_evicted(self) -> None:
         """Where those keyframes were that the buffer has no room for any more."""
-        for event in self.buffer.untold_events:
+        for event in self.buffer.pending_events:
             location = event.keyframe.location
             if event.reason == KeyframeReason.EVICTED and location is not None:
                 self._evicted[event.keyframe.id] = location
@@ -430,7 +430,7 @@ class FrontEnd:
             moved = before.location.pose[:3, :3].T @ location.pose[:3, :3]
             apart = float(np.linalg.norm(rotation_vector(found.match.pose.rotation.T @ moved)))
             is_shown = found.match.pose.has_rotation and found.explained >= self.config.geometry.min_explained
-            if is_shown and apart < _LED_ON_TURN:
+            if is_shown and apart < _AGREEING_DIRECTION:
                 return True
         kept = self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
         if kept is not None:
@@ -445,8 +445,8 @@ class FrontEnd:
         if self.config.scale.mode != STEREO or frame.right is None or keyframe.cell_rays is None:
             return None
         right = frame.right
-        seen = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
-        found = self.pairs.match([keyframe], seen)[0]
+        encoded_right = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
+        found = self.pairs.match([keyframe], encoded_right)[0]
         return from_stereo(
             len(keyframe.cell_points),
             found.track_id,

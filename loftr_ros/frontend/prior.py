@@ -18,15 +18,15 @@ _LONGEST = 1.0
 _SHORTEST = 0.02
 # Standard deviations of accelerations: m/s^2 (or units of a single camera's own, in which a typical depth is one),
 # and rad/s^2, as of a camera in a hand.
-_ACCELERATION, _OWN_ACCELERATION, _TURNING = 5.0, 2.5, 10.0
+_ACCELERATION, _OWN_ACCELERATION, _ANGULAR_ACCELERATION = 5.0, 2.5, 10.0
 # Part of a velocity that may be wrong, since it was measured with noise.
 _VELOCITY_PART = 0.3
 # Speed that a camera may have whose velocity is not known: m/s, own units/s, and rad/s.
-_SPEED, _OWN_SPEED, _TURN_RATE = 1.5, 0.7, 1.0
+_SPEED, _OWN_SPEED, _ANGULAR_SPEED = 1.5, 0.7, 1.0
 # Standard deviations at which an expectation still agrees.
 _REACH = 3.0
 # What an expectation allows for at most, to say anything: radians, and a part of the scene's depth.
-_MOST_TURN, _MOST_WAY = 0.6, 0.4
+_MAX_ROTATION, _MAX_DISTANCE = 0.6, 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,26 +45,26 @@ class Expected:
     rotation_std: float
     segment: int
 
-    def is_telling(self, depth: float) -> bool:
+    def is_informative(self, depth: float) -> bool:
         """Whether so little is left open that a wrong pose would be a surprise.
 
         Args:
             depth: typical depth of the scene, in the trajectory's unit.
         """
-        return _REACH * self.rotation_std <= _MOST_TURN and _REACH * self.position_std <= _MOST_WAY * depth
+        return _REACH * self.rotation_std <= _MAX_ROTATION and _REACH * self.position_std <= _MAX_DISTANCE * depth
 
     def agrees(self, location: Location, depth: float = 1.0) -> bool:
         """Whether a location speaks for itself by being where it is expected; not where nearly everything would be.
 
         Args:
             location: of the camera.
-            depth: as in `is_telling`.
+            depth: as in `is_informative`.
         """
-        if location.segment != self.segment or not self.is_telling(depth):
+        if location.segment != self.segment or not self.is_informative(depth):
             return False
         off = float(np.linalg.norm(location.pose[:3, 3] - self.pose[:3, 3]))
-        turn = float(np.linalg.norm(rotation_vector(self.pose[:3, :3].T @ location.pose[:3, :3])))
-        return off <= _REACH * self.position_std and turn <= _REACH * self.rotation_std
+        angle = float(np.linalg.norm(rotation_vector(self.pose[:3, :3].T @ location.pose[:3, :3])))
+        return off <= _REACH * self.position_std and angle <= _REACH * self.rotation_std
 
 
 class ConstantVelocity:
@@ -73,7 +73,7 @@ class ConstantVelocity:
     def __init__(self) -> None:
         self._last: tuple[int, Location] | None = None
         self._velocity: Array | None = None
-        self._turn_rate: Array = np.zeros(3)
+        self._angular_velocity: Array = np.zeros(3)
 
     def reset(self) -> None:
         """Expect nothing."""
@@ -95,8 +95,8 @@ class ConstantVelocity:
             return
         seconds = max(seconds, _SHORTEST)
         self._velocity = (location.pose[:3, 3] - before[1].pose[:3, 3]) / seconds
-        turned = location.pose[:3, :3] @ before[1].pose[:3, :3].T
-        self._turn_rate = rotation_vector(turned) / seconds
+        rotated = location.pose[:3, :3] @ before[1].pose[:3, :3].T
+        self._angular_velocity = rotation_vector(rotated) / seconds
 
     def expected(self, stamp_ns: int) -> Expected | None:
         """Where the camera is expected at a time; None where nothing is known, or for too long.
@@ -112,14 +112,17 @@ class ConstantVelocity:
             return None
         seconds = max(seconds, _SHORTEST)
         acceleration = _ACCELERATION if last.is_metric else _OWN_ACCELERATION
-        position_std, rotation_std = acceleration * seconds**2 / 2 + 0.005, _TURNING * seconds**2 / 2 + 0.005
+        position_std, rotation_std = (
+            acceleration * seconds**2 / 2 + 0.005,
+            _ANGULAR_ACCELERATION * seconds**2 / 2 + 0.005,
+        )
         pose = last.pose.copy()
         if self._velocity is None:
             position_std += (_SPEED if last.is_metric else _OWN_SPEED) * seconds
-            rotation_std += _TURN_RATE * seconds
+            rotation_std += _ANGULAR_SPEED * seconds
         else:
             pose[:3, 3] += self._velocity * seconds
-            pose[:3, :3] = rotation_matrix(self._turn_rate * seconds) @ pose[:3, :3]
+            pose[:3, :3] = rotation_matrix(self._angular_velocity * seconds) @ pose[:3, :3]
             position_std += _VELOCITY_PART * float(np.linalg.norm(self._velocity)) * seconds
-            rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._turn_rate)) * seconds
+            rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._angular_velocity)) * seconds
         return Expected(pose, position_std, rotation_std, last.segment)

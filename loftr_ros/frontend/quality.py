@@ -45,14 +45,14 @@ def judge(image: NDArray[np.uint8], usable: NDArray[np.bool_] | None = None) -> 
     shrink = max(height, width) / _SIDE
     size = max(round(width / shrink), 2), max(round(height / shrink), 2)
     small = image if shrink <= 1 else np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    seen = np.ones(small.shape, np.bool_)
+    valid = np.ones(small.shape, np.bool_)
     if usable is not None:
         # Only where all of the pixels that were averaged count.
         kept = cv2.resize(usable.astype(np.uint8) * 255, small.shape[::-1], interpolation=cv2.INTER_AREA)
-        seen = np.asarray(kept == 255)
-        if seen.sum() < 16:
+        valid = np.asarray(kept == 255)
+        if valid.sum() < 16:
             return FrameQuality.NO_CONTRAST
-    values = small[seen]
+    values = small[valid]
     if ((values <= 1) | (values >= 254)).mean() > _SATURATED:
         # An all-black image has no contrast; one that is white, or black and white, is saturated.
         return FrameQuality.SATURATED if (values >= 254).any() else FrameQuality.NO_CONTRAST
@@ -61,7 +61,7 @@ def judge(image: NDArray[np.uint8], usable: NDArray[np.bool_] | None = None) -> 
         return FrameQuality.NO_CONTRAST
     gray = small.astype(np.float32)
     detail = np.abs(gray - cv2.GaussianBlur(gray, (0, 0), 2.0))
-    if np.percentile(detail[seen], 99) < _LEAST_DETAIL * (high - low):
+    if np.percentile(detail[valid], 99) < _LEAST_DETAIL * (high - low):
         return FrameQuality.BLURRED
     return FrameQuality.USABLE
 

@@ -172,9 +172,9 @@ def _farness(keyframe: Keyframe, last: Location | None) -> float:
     location = keyframe.location
     if location is None or last is None or location.segment != last.segment:
         return 10.0
-    turn = np.arccos(np.clip(location.pose[:3, 2] @ last.pose[:3, 2], -1, 1))
-    way = float(np.linalg.norm(location.pose[:3, 3] - last.pose[:3, 3]))
+    angle = np.arccos(np.clip(location.pose[:3, 2] @ last.pose[:3, 2], -1, 1))
+    distance = float(np.linalg.norm(location.pose[:3, 3] - last.pose[:3, 3]))
     depth = keyframe.depth
     known = depth.inverse[depth.known] if depth is not None else np.zeros(0)
     near = max(float(np.median(known)), 1e-3) if len(known) else 0.3
-    return float(turn / np.radians(30) + 2 * way * near)
+    return float(angle / np.radians(30) + 2 * distance * near)

@@ -28,7 +28,7 @@ def matched_rays(keyframe: EncodedFrame, current: EncodedFrame, matches: Corresp
     if camera is None or keyframe.frame.camera is None or rays is None:
         return None
     return MatchedRays(
-        rays[matches.track_id], camera.unproject(matches.current_points), camera.focal_length, keyframe.field
+        rays[matches.track_id], camera.unproject(matches.current_points), camera.focal_length, keyframe.view_area
     )
 
 
@@ -52,7 +52,7 @@ def pose_by_two_views(
     """
     assert keyframe.frame.camera is not None
     pose = estimate_relative_pose(
-        rays.keyframe, rays.current, keyframe.frame.camera.focal_length, geometry, matches.std, rays.field
+        rays.keyframe, rays.current, keyframe.frame.camera.focal_length, geometry, matches.std, rays.view_area
     )
     return replace(pose, without_length=why)
 
@@ -81,7 +81,7 @@ def pose_by_depth(
         rays.focal_length,
         geometry,
         min_cells,
-        rays.field,
+        rays.view_area,
     )
 
 

@@ -62,13 +62,13 @@ class MatchedRays:
     Attributes:
         keyframe, current: (N, 2) float64 normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
         focal_length: pixels, of the current image.
-        field: area of the normalised plane that the keyframe's cells see; None where nobody asks.
+        view_area: area of the normalised plane that the keyframe's cells see; None where nobody asks.
     """
 
     keyframe: NDArray[np.float64]
     current: NDArray[np.float64]
     focal_length: float
-    field: float | None = None
+    view_area: float | None = None
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,11 @@ def explained_back(
         pose: of the current camera relative to the keyframe.
         keyframe, current: calibrations.
     """
-    turned = np.ascontiguousarray(pose.rotation.T)
+    rotated = np.ascontiguousarray(pose.rotation.T)
     length = float(np.linalg.norm(pose.translation))
-    back = -turned @ pose.translation / max(length, 1e-12)
+    back = -rotated @ pose.translation / max(length, 1e-12)
     inverse = pose.median_parallax / current.focal_length if length else 0.0
-    return _part(texture, points, turned, back, inverse, current, keyframe)
+    return _part(texture, points, rotated, back, inverse, current, keyframe)
 
 
 def _part(
@@ -161,13 +161,13 @@ def _part(
     pixels[ahead] = second.project(there[ahead])
     margin = second.width / _BLOCKS / 4
     with np.errstate(invalid="ignore"):
-        seen = ahead & (pixels > margin).all(axis=1)
-        seen &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
-    seen &= texture.flags
-    if seen.sum() < _least(seen.size):
+        visible = ahead & (pixels > margin).all(axis=1)
+        visible &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
+    visible &= texture.flags
+    if visible.sum() < _least(visible.size):
         return 0.0
     matched = blocks_with(points, size, texture.blocks)
-    return float((matched & seen).sum() / seen.sum())
+    return float((matched & visible).sum() / visible.sum())
 
 
 def blocks_with(points: NDArray[np.floating], size: tuple[int, int], blocks: int) -> Flags:

@@ -265,13 +265,13 @@ def rotation_covariance(p0: Array, p1: Array, rotation: Array, scale: float) -> 
         rotation: what it found.
     """
     unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
-    turned = p1 / np.linalg.norm(p1, axis=1, keepdims=True) @ rotation.T
-    squared = ((unit0 - turned) ** 2).sum(axis=1) / scale**2
+    rotated = p1 / np.linalg.norm(p1, axis=1, keepdims=True) @ rotation.T
+    squared = ((unit0 - rotated) ** 2).sum(axis=1) / scale**2
     weight = 1 / (1 + squared) ** 2
-    pull = _cross(turned, unit0) * weight[:, None]
+    pull = _cross(rotated, unit0) * weight[:, None]
     # What a weight loses along the distance, on the average over the two directions across the ray.
     slope = weight - 2 * squared / (1 + squared) ** 3
-    curvature = slope.sum() * np.eye(3) - (turned * slope[:, None]).T @ turned
+    curvature = slope.sum() * np.eye(3) - (rotated * slope[:, None]).T @ rotated
     inverse = np.linalg.pinv(curvature, hermitian=True)
     count = float(weight.sum())
     covariance = inverse @ (pull.T @ pull) @ inverse * count / max(count - 1.5, 1.0)

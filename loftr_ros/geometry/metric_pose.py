@@ -69,7 +69,7 @@ def metric_relative_pose(
     focal_length: float,
     geometry: GeometryConfig,
     min_cells: int,
-    field: float | None = None,
+    view_area: float | None = None,
     start: tuple[Array, Array] | None = None,
 ) -> RelativePose | None:
     """The relative pose in the units of the keyframe's depths, where enough of them are known.
@@ -82,7 +82,7 @@ def metric_relative_pose(
         focal_length: pixels of the current image.
         geometry: thresholds.
         min_cells: inliers of known depth below which the length of the translation is not known.
-        field: as in `estimate_relative_pose`.
+        view_area: as in `estimate_relative_pose`.
         start: as in `estimate_metric_pose`.
 
     Returns:
@@ -109,7 +109,7 @@ def metric_relative_pose(
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
     inliers = usable.copy()
     inliers[usable] = found.inliers
-    concentrated = is_concentrated(rays_keyframe[inliers], field, geometry)
+    concentrated = is_concentrated(rays_keyframe[inliers], view_area, geometry)
     return RelativePose(
         PoseStatus.CONCENTRATED if concentrated else PoseStatus.OK,
         found.rotation,
@@ -227,8 +227,8 @@ def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) 
     ok, _, rotation_vector, vector, inliers = result
     if not ok or inliers is None or len(inliers) < min(config.min_inliers, len(chosen)):
         return None
-    turned = rotation_matrix(rotation_vector)
-    return turned.T, -turned.T @ np.asarray(vector, np.float64).ravel()
+    rotated = rotation_matrix(rotation_vector)
+    return rotated.T, -rotated.T @ np.asarray(vector, np.float64).ravel()
 
 
 def _spread_choice(matches: DepthMatches, good: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -55,7 +55,7 @@ _NOISE_KERNEL = 5.0
 # wrong together, which count for a tenth of their number.
 _RIVAL_COST = 30.0
 # How far it is away at least, in radians.
-_RIVAL_WAY = 0.05
+_RIVAL_DISTANCE = 0.05
 # What a match that meets behind a camera costs: the robust kernel's cost of one that is two thresholds off.
 _BEHIND_COST = 2.8
 
@@ -197,7 +197,7 @@ def estimate_relative_pose(
     focal_length: float,
     config: GeometryConfig,
     std: NDArray[np.floating] | None = None,
-    field: float | None = None,
+    view_area: float | None = None,
 ) -> RelativePose:
     """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
 
@@ -210,7 +210,7 @@ def estimate_relative_pose(
         config: thresholds.
         std: (N,) standard deviations of the matches in pixels, by which the refinement weighs them; None, or NaN
             among them, where they are not known.
-        field: `ray_area` of everything in the keyframe that could match; None where that is not known, and matches in
+        view_area: `ray_area` of everything in the keyframe that could match; None if unknown, and matches in
             a small part of it are not told.
 
     Returns:
@@ -228,20 +228,20 @@ def estimate_relative_pose(
     inliers[usable] = result.inliers
     status = result.status
     # Of a small part of the scene every patch is nearly a plane: which part it is says more.
-    if result.has_direction and is_concentrated(rays_keyframe[inliers], field, config):
+    if result.has_direction and is_concentrated(rays_keyframe[inliers], view_area, config):
         status = PoseStatus.CONCENTRATED
     return RelativePose(status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax)
 
 
-def is_concentrated(rays: Array, field: float | None, config: GeometryConfig) -> bool:
+def is_concentrated(rays: Array, view_area: float | None, config: GeometryConfig) -> bool:
     """Whether inliers are in so small a part of the image that errors of one region decide the pose.
 
     Args:
         rays: (N, 2) of the keyframe's inliers.
-        field: as in `estimate_relative_pose`.
+        view_area: as in `estimate_relative_pose`.
         config: `min_spread`.
     """
-    return field is not None and ray_area(rays) < config.min_spread * field
+    return view_area is not None and ray_area(rays) < config.min_spread * view_area
 
 
 def relative_std(std: NDArray[np.floating]) -> Array | None:
@@ -262,9 +262,9 @@ def _apart(pose: RefinedPose, rivals: list[RefinedPose]) -> Array:
     farthest = np.zeros(6)
     for rival in rivals:
         moved = rival.translation - (pose.translation @ rival.translation) * pose.translation
-        way = np.concatenate([moved, rotation_vector(rival.rotation @ pose.rotation.T)])
-        if np.linalg.norm(way) > max(_RIVAL_WAY, float(np.linalg.norm(farthest))):
-            farthest = way
+        difference = np.concatenate([moved, rotation_vector(rival.rotation @ pose.rotation.T)])
+        if np.linalg.norm(difference) > max(_RIVAL_DISTANCE, float(np.linalg.norm(farthest))):
+            farthest = difference
     return np.outer(farthest, farthest)
 
 
@@ -321,8 +321,8 @@ class _Solver:
             nothing = np.zeros(len(self.x0), dtype=np.bool_)
             return self._rotation_only(nothing) or without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
         rotation, translation, inliers = rough
-        if (turned := self._rotation_only(inliers)) is not None:
-            return turned
+        if (rotation_only := self._rotation_only(inliers)) is not None:
+            return rotation_only
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
         # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
@@ -352,7 +352,7 @@ class _Solver:
         parallax = self._median_parallax(best.rotation, inliers)
         # The covariance does not tell this: where noise decides the direction, the minimum is one that fits the noise,
         # its rotation included, and it is the best rotation alone that tells how little there was to explain.
-        unexplained = min(parallax, self._median_parallax(self._turn, inliers) / _LEFT_BY_ROTATION)
+        unexplained = min(parallax, self._median_parallax(self._best_rotation, inliers) / _LEFT_BY_ROTATION)
         if unexplained < config.min_parallax_to_noise * self._noise(best, inliers):
             return self._without_direction(best, inliers, parallax)
         covariance = self._covariance(best, inliers) + _apart(best, rivals)
@@ -406,13 +406,13 @@ class _Solver:
         return (rotation, translation, inliers) if inliers.sum() >= self.config.min_inliers else None
 
     @cached_property
-    def _turn(self) -> Array:
+    def _best_rotation(self) -> Array:
         """The rotation that alone explains the matches best."""
         return fit_rotation(self.p0, self.p1, self.threshold)
 
     def _rotation_only(self, inliers: Flags) -> RelativePose | None:
         """The pose without translation where that explains the matches as well as one with; else None."""
-        rotation = self._turn
+        rotation = self._best_rotation
         residual = rotated_residual(self.p0, self.p1, rotation)
         agreeing = residual < self.threshold
         needed = max(self.config.min_inliers, 0.8 * inliers.sum())

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, told
+from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, reported_errors
+from loftr_ros.places.archive_maintenance import Maintenance
 from loftr_ros.places.archive_rows import (
     CANDIDATE_COLUMNS,
     FORMAT,
@@ -30,10 +31,9 @@ from loftr_ros.places.archive_rows import (
     to_row,
     to_table,
 )
-from loftr_ros.places.archive_upkeep import Upkeep
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, PlacesError, RecentPast
 
-TABLE, TURNS = "keyframes", "turns"
+TABLE, LEASES = "keyframes", "turns"
 
 # Keyframes that are copied in one commit from archive to archive; with their images they must fit into memory.
 _BATCH = 64
@@ -51,14 +51,14 @@ class Archive:
     One thread may write while another reads; so may other processes, and other robots where they share the place.
     """
 
-    def __init__(self, uri: str, table: Any, turns: Any, files: Files, max_size_mb: float, read_only: bool) -> None:
+    def __init__(self, uri: str, table: Any, leases: Any, files: Files, max_size_mb: float, read_only: bool) -> None:
         """Use `Archive.open`."""
         self._uri = uri
         self._table = table
         self._files = files
         self._read_only = read_only
         self._writing = threading.RLock()
-        self._upkeep = Upkeep(uri, table, turns, files, max_size_mb, self._writing)
+        self._maintenance = Maintenance(uri, table, leases, files, max_size_mb, self._writing)
 
     @classmethod
     def open(
@@ -83,7 +83,7 @@ class Archive:
             message = f"an archive needs LanceDB ({error}); install it with `pip install lancedb`"
             raise PlacesError("archive_database", message) from error
         place = _place(uri)
-        with told(place, "opening"):
+        with reported_errors(place, "opening"):
             if "://" not in place:
                 _check_folder(Path(place), read_only)
             session = lancedb.Session(_INDEX_CACHE, _METADATA_CACHE)
@@ -92,8 +92,8 @@ class Archive:
             files: Files = BucketFiles(place) if "://" in place else FolderFiles(Path(place))
             table = _open_table(database, place, schema(space, dimension), read_only)
             _check_kind(table, place, space, dimension)
-            turns = None if read_only else _open_turns(database)
-            return cls(place, table, turns, files, max_size_mb, read_only)
+            leases = None if read_only else _open_leases(database)
+            return cls(place, table, leases, files, max_size_mb, read_only)
 
     def add(self, keyframe: ArchivedKeyframe) -> None:
         """Keep a keyframe; it is there for good once this returns. One of the same name is replaced.
@@ -118,7 +118,7 @@ class Archive:
         names = [keyframe.name for keyframe in keyframes]
         if len(set(names)) != len(names):
             raise ValueError("two of the keyframes have the same name")
-        with self._writing, told(self._uri, "writing"):
+        with self._writing, reported_errors(self._uri, "writing"):
             written: list[str] = []
             try:
                 rows = [self._with_file(keyframe, written) for keyframe in keyframes]
@@ -135,7 +135,7 @@ class Archive:
                 raise
             self._files.sync(f"{TABLE}.lance")
             self._files.delete(row["file"] for row in replaced if row["file"])
-        self._upkeep.added(sum(row["image_bytes"] + row["depth_bytes"] for row in rows), len(rows))
+        self._maintenance.added(sum(row["image_bytes"] + row["depth_bytes"] for row in rows), len(rows))
 
     def search(
         self, descriptor: NDArray[np.float32], count: int, leave_out: RecentPast | None = None
@@ -156,13 +156,13 @@ class Archive:
 
         def find() -> list[Candidate]:
             query = self._table.search(np.asarray(descriptor, np.float32), vector_column_name="descriptor")
-            query = self._upkeep.tuned(query.distance_type("cosine")).select([*CANDIDATE_COLUMNS, "_distance"])
+            query = self._maintenance.tuned(query.distance_type("cosine")).select([*CANDIDATE_COLUMNS, "_distance"])
             if leave_out is not None:
                 recent = f"session = {int(leave_out.session)} AND stamp_ns > {int(leave_out.after_ns)}"
                 query = query.where(f"NOT ({robot_is(leave_out.robot)} AND {recent})", prefilter=True)
             return [to_candidate(row) for row in query.limit(count).to_arrow().to_pylist()]
 
-        with told(self._uri, "searching"):
+        with reported_errors(self._uri, "searching"):
             return self._again(find)
 
     def get(self, name: KeyframeName) -> ArchivedKeyframe | None:
@@ -176,22 +176,22 @@ class Archive:
 
     def names(self, robot: str | None = None) -> list[KeyframeName]:
         """Of all keyframes, or of one robot's: robot by robot, in the order that they were seen in."""
-        rows = self._told_rows(None if robot is None else robot_is(robot), ["robot", "session", "id"])
+        rows = self._read_rows(None if robot is None else robot_is(robot), ["robot", "session", "id"])
         return [to_name(row) for row in sorted(rows, key=_in_chain)]
 
     def last_id(self, robot: str) -> int:
         """The largest id of a robot's keyframes; 0 without any."""
-        return max((row["id"] for row in self._told_rows(robot_is(robot), ["id"])), default=0)
+        return max((row["id"] for row in self._read_rows(robot_is(robot), ["id"])), default=0)
 
     def last_session(self, robot: str) -> int:
         """The largest session of a robot's keyframes; 0 without any."""
-        return max((row["session"] for row in self._told_rows(robot_is(robot), ["session"])), default=0)
+        return max((row["session"] for row in self._read_rows(robot_is(robot), ["session"])), default=0)
 
     def descriptors(self, names: Sequence[KeyframeName] | None = None) -> Iterator[ArchivedKeyframe]:
         """Keyframes without images and depths, those of a name or all; as `names` orders them."""
         names = self.names() if names is None else names
         for start in range(0, len(names), 1024):
-            rows = self._told_rows(named(names[start : start + 1024]), None)
+            rows = self._read_rows(named(names[start : start + 1024]), None)
             yield from (to_keyframe(row, b"") for row in sorted(rows, key=_in_chain))
 
     def save(self, path: str) -> int:
@@ -207,7 +207,7 @@ class Archive:
             PlacesError: something is there (`archive_exists`), or it cannot be written.
         """
         space, dimension = self._kind()
-        with Archive.open(path, space, dimension, max_size_mb=float("inf")) as copy, self._upkeep.paused():
+        with Archive.open(path, space, dimension, max_size_mb=float("inf")) as copy, self._maintenance.paused():
             if copy.uri == self._uri or len(copy):
                 raise PlacesError("archive_exists", f"'{path}' is an archive already; save to an empty place")
             return copy._take(self, self.names())
@@ -228,9 +228,9 @@ class Archive:
         space, dimension = self._kind()
         columns = ["robot", "session", "id", "stamp_ns", "image_bytes"]
         with Archive.open(uri, space, dimension, read_only=True) as other:
-            here = {to_name(row): row for row in self._told_rows(None, columns)}
+            here = {to_name(row): row for row in self._read_rows(None, columns)}
             fresh = []
-            for row in sorted(other._told_rows(None, columns), key=_in_chain):
+            for row in sorted(other._read_rows(None, columns), key=_in_chain):
                 name = to_name(row)
                 mine = here.get(name)
                 if mine is not None and mine["stamp_ns"] != row["stamp_ns"]:
@@ -245,7 +245,7 @@ class Archive:
             return self._take(other, fresh)
 
     def __len__(self) -> int:
-        with told(self._uri, "reading"):
+        with reported_errors(self._uri, "reading"):
             return self._again(lambda: int(self._table.count_rows()))
 
     @property
@@ -261,8 +261,8 @@ class Archive:
     @property
     def size_bytes(self) -> int:
         """Bytes of everything in it, older versions that are still kept included."""
-        with told(self._uri, "reading"):
-            return self._upkeep.measure()
+        with reported_errors(self._uri, "reading"):
+            return self._maintenance.measure()
 
     @property
     def is_read_only(self) -> bool:
@@ -272,11 +272,11 @@ class Archive:
     def tidy(self) -> None:
         """Do now what upkeep does from time to time; takes as long as that takes."""
         self._check_writable()
-        self._upkeep.run()
+        self._maintenance.run()
 
     def close(self) -> None:
         """Wait until its upkeep rests. It is not used afterwards; what was added is there without this too."""
-        self._upkeep.close()
+        self._maintenance.close()
 
     def __enter__(self) -> Archive:
         return self
@@ -299,7 +299,7 @@ class Archive:
             rows = sorted(self._rows(named(names), None), key=_in_chain)
             return [to_keyframe(row, self._files.read(row["file"]) if row["file"] else b"") for row in rows]
 
-        with told(self._uri, "reading"):
+        with reported_errors(self._uri, "reading"):
             try:
                 return self._again(read)
             except FileNotFoundError as error:
@@ -325,8 +325,8 @@ class Archive:
         rows: list[dict[str, Any]] = query.to_arrow().to_pylist()
         return rows
 
-    def _told_rows(self, where: str | None, columns: list[str] | None) -> list[dict[str, Any]]:
-        with told(self._uri, "reading"):
+    def _read_rows(self, where: str | None, columns: list[str] | None) -> list[dict[str, Any]]:
+        with reported_errors(self._uri, "reading"):
             return self._again(lambda: self._rows(where, columns))
 
     def _again(self, read: Callable[[], T]) -> T:
@@ -375,7 +375,7 @@ def _check_folder(folder: Path, read_only: bool) -> None:
             f"'{folder}' is no archive of keyframes, and not empty. Name another folder; nothing was changed in it"
         )
         raise PlacesError("archive_foreign", message)
-    for link in links(folder, (f"{TABLE}.lance", f"{TURNS}.lance", IMAGES)):
+    for link in links(folder, (f"{TABLE}.lance", f"{LEASES}.lance", IMAGES)):
         raise PlacesError(
             "archive_foreign",
             f"'{link}' is a link, which leads out of the archive '{folder}': nothing is read or written there. Put the "
@@ -407,27 +407,27 @@ def _open_table(database: Any, place: str, layout: Any, read_only: bool) -> Any:
         return database.open_table(TABLE)
 
 
-def _open_turns(database: Any) -> Any:
+def _open_leases(database: Any) -> Any:
     import pyarrow as pa
 
     try:
-        return database.create_table(TURNS, pa.table({"holder": [""], "until_ns": [0]}))
+        return database.create_table(LEASES, pa.table({"holder": [""], "until_ns": [0]}))
     except ValueError as error:
         if "already exists" not in str(error):
             raise
-        return database.open_table(TURNS)
+        return database.open_table(LEASES)
 
 
 def _check_kind(table: Any, place: str, space: str, dimension: int) -> None:
     metadata = table.schema.metadata or {}
-    told_format = metadata.get(b"loftr_ros.archive")
-    if told_format is None:
+    stored_format = metadata.get(b"loftr_ros.archive")
+    if stored_format is None:
         raise PlacesError("archive_foreign", f"the table at '{place}' is no archive of keyframes; name another place")
-    if int(told_format) != FORMAT:
-        kind, what = ("archive_old", "an older") if int(told_format) < FORMAT else ("archive_new", "a newer")
+    if int(stored_format) != FORMAT:
+        kind, what = ("archive_old", "an older") if int(stored_format) < FORMAT else ("archive_new", "a newer")
         raise PlacesError(
             kind,
-            f"the archive '{place}' is of {what} format ({int(told_format)}; this program has {FORMAT}). Use the "
+            f"the archive '{place}' is of {what} format ({int(stored_format)}; this program has {FORMAT}). Use the "
             "program that made it, or name another place",
         )
     theirs = metadata[b"loftr_ros.space"].decode(), int(metadata[b"loftr_ros.dimension"])

@@ -42,7 +42,7 @@ def drop(table: Any, files: Files, size: int, writing: AbstractContextManager[An
     while size > 0:
         rows = table.search().select(_ALL).to_arrow()
         sizes = rows["image_bytes"].to_numpy() + rows["depth_bytes"].to_numpy() + _ROW_BYTES
-        chosen = least_telling(
+        chosen = least_informative(
             rows["robot"].to_pylist(),
             rows["id"].to_numpy(),
             rows["previous"].to_pylist(),
@@ -65,7 +65,7 @@ def drop(table: Any, files: Files, size: int, writing: AbstractContextManager[An
     return dropped
 
 
-def least_telling(
+def least_informative(
     robots: Sequence[str],
     ids: NDArray[np.int64],
     previous: Sequence[int | None],

@@ -180,7 +180,7 @@ def file_name(keyframe: ArchivedKeyframe) -> str:
 
 
 @contextmanager
-def told(uri: str, doing: str) -> Iterator[None]:
+def reported_errors(uri: str, doing: str) -> Iterator[None]:
     """Whatever the database or the file system raises, as an error that says where and what to do."""
     try:
         yield

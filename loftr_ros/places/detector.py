@@ -15,9 +15,9 @@ from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
+from loftr_ros.places.path_length import PathLength
 from loftr_ros.places.verification import Verification, Verifier
 from loftr_ros.places.view import View
-from loftr_ros.places.way import Way
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ _SCALE_REACH = 3.0
 # A score from which on no other candidate is looked at.
 _CERTAIN = 0.6
 # Degrees that a pose by two views far apart may be wrong by.
-_UNCERTAIN_TURN = 5.0
+_UNCERTAIN_ROTATION = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class LoopClosure:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _Observation:
     """An image, and what it has in common with an archived keyframe."""
 
     view: View
@@ -99,14 +99,14 @@ class LoopDetector:
         self.verifier = verifier
         self.config = config
         self._fetch = fetch
-        self._way = Way()
+        self._path_length = PathLength()
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream's place."""
-        self._last: _Seen | None = None
+        self._last: _Observation | None = None
         self._agreed = self._missed = 0
-        self._waiting: list[_Seen] = []
+        self._waiting: list[_Observation] = []
 
     @property
     def is_waiting(self) -> bool:
@@ -129,10 +129,10 @@ class LoopDetector:
         if encoded is not None:
             self.verifier.know(encoded)
         if view.name is not None:
-            self._way.note(view)
+            self._path_length.note(view)
         found = self._best(view)
         if found is not None:
-            self._go_on(_Seen(view, found))
+            self._go_on(_Observation(view, found))
         elif self._last is not None and (view.name is not None or self._waiting):
             self._missed += 1
             if self._missed >= _PATIENCE:
@@ -154,7 +154,7 @@ class LoopDetector:
         if encoded is not None:
             self.verifier.know(encoded)
         for candidate in self.candidates(view.descriptor):
-            if (candidate.name.robot, candidate.session) != (self._way.robot, view.session):
+            if (candidate.name.robot, candidate.session) != (self._path_length.robot, view.session):
                 continue
             archived = self._readable(candidate.name)
             if archived is not None and self.verifier.verify(archived, view.frame).is_believed(self.config):
@@ -230,7 +230,7 @@ class LoopDetector:
         return view.frame.stamp_ns - round(self.config.min_age * 1e9)
 
     def _is_recent(self, view: View, keyframe: ArchivedKeyframe) -> bool:
-        own = (keyframe.name.robot, keyframe.session) == (self._way.robot, view.session)
+        own = (keyframe.name.robot, keyframe.session) == (self._path_length.robot, view.session)
         return own and keyframe.stamp_ns > self._newest(view)
 
     def _is_possible(self, view: View, found: Verification) -> bool:
@@ -242,17 +242,17 @@ class LoopDetector:
         if not found.is_believed(self.config):
             return False
         keyframe, location, config = found.keyframe, view.location, self.config
-        since = self._way.since(view, keyframe)
+        since = self._path_length.since(view, keyframe)
         if since is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
             return True
         expected = between(keyframe.pose, location.pose)
-        turned = rotation_degrees(expected[:3, :3].T @ found.pose.rotation)
-        if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * since.keyframes:
+        angle = rotation_degrees(expected[:3, :3].T @ found.pose.rotation)
+        if angle > config.max_rotation_error + _UNCERTAIN_ROTATION + config.max_turn_drift * since.keyframes:
             return False
         measured = self._with_length(view, found)
         if measured is None:
             return True
-        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.way
+        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.path_length
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
     def _with_length(self, view: View, found: Verification) -> RelativePose | None:
@@ -261,38 +261,38 @@ class LoopDetector:
             return None
         if view.location.is_metric:
             return found.pose if found.pose.scale_known else None
-        return found.own_unit if self._way.is_on(view, found.keyframe) else None
+        return found.own_unit if self._path_length.is_on(view, found.keyframe) else None
 
-    def _go_on(self, seen: _Seen) -> None:
+    def _go_on(self, observation: _Observation) -> None:
         """Count the image as one more that agrees, or as the first at another place."""
-        if self._last is None or not self._agree(self._last, seen):
+        if self._last is None or not self._agree(self._last, observation):
             self._agreed, self._waiting = 0, []
-        self._last = seen
+        self._last = observation
         self._agreed += 1
         self._missed = 0
-        if seen.closes:
-            self._waiting.append(seen)
+        if observation.closes:
+            self._waiting.append(observation)
 
-    def _agree(self, before: _Seen, after: _Seen) -> bool:
+    def _agree(self, before: _Observation, after: _Observation) -> bool:
         """Whether two images' places are as far apart as the way between the images says.
 
         Rotations are compared, and positions where all of them are in one unit. Where nothing is known of the way, both
         must have found the same keyframe.
         """
         first, second = before.found, after.found
-        way = _step(before.view.location, after.view.location)
+        moved = _step(before.view.location, after.view.location)
         apart_by = _between(first.keyframe, second.keyframe)
-        if way is None or apart_by is None or not (first.pose.has_rotation and second.pose.has_rotation):
+        if moved is None or apart_by is None or not (first.pose.has_rotation and second.pose.has_rotation):
             return first.keyframe.name == second.keyframe.name
-        expected = inverse(apart_by) @ first.pose.matrix @ way
+        expected = inverse(apart_by) @ first.pose.matrix @ moved
         if rotation_degrees(expected[:3, :3].T @ second.pose.rotation) > self.config.max_rotation_error:
             return False
         one, other = (self._with_length(each.view, each.found) for each in (before, after))
         if one is None or other is None:
             return True
-        there = inverse(apart_by) @ one.matrix @ way
+        there = inverse(apart_by) @ one.matrix @ moved
         apart = float(np.linalg.norm(there[:3, 3] - other.translation))
-        parts = (apart_by[:3, 3], way[:3, 3], one.translation, other.translation)
+        parts = (apart_by[:3, 3], moved[:3, 3], one.translation, other.translation)
         length = sum(float(np.linalg.norm(part)) for part in parts)
         part = _POSITION_PART if after.view.is_metric else _OWN_UNIT_PART
         return apart < _POSITION_LEAST + part * length
@@ -301,18 +301,18 @@ class LoopDetector:
         if self._agreed < self.config.confirmations:
             return []
         waiting, self._waiting = self._waiting, []
-        return [_closure(seen, self._agreed) for seen in waiting]
+        return [_closure(observation, self._agreed) for observation in waiting]
 
 
-def _closure(seen: _Seen, confirmations: int) -> LoopClosure:
-    view = seen.view
+def _closure(observation: _Observation, confirmations: int) -> LoopClosure:
+    view = observation.view
     assert view.name is not None and view.descriptor is not None
-    similarity = float(view.descriptor @ seen.found.keyframe.descriptor)
+    similarity = float(view.descriptor @ observation.found.keyframe.descriptor)
     return LoopClosure(
         view.name,
         view.frame.stamp_ns,
         view.frame.frame_id,
-        seen.found,
+        observation.found,
         similarity,
         confirmations,
         view.session,

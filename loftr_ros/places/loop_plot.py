@@ -73,11 +73,11 @@ def _plot_group(axes: Axes, graph: PoseGraph, group: int, colors: dict[str, str]
     trajectories: dict[TrajectoryName, list[Array]] = {}
     for keyframe in members:
         trajectories.setdefault(keyframe.trajectory, []).append(places[keyframe.name])
-    told: set[str] = set()
+    labelled: set[str] = set()
     for name, positions in trajectories.items():
         x, y = np.array(positions)[:, [0, up]].T
-        label = None if name.robot in told else name.robot
-        told.add(name.robot)
+        label = None if name.robot in labelled else name.robot
+        labelled.add(name.robot)
         axes.plot(x, y, ".-", color=colors[name.robot], linewidth=1.4, markersize=5, label=label, zorder=2)
         axes.plot(x[0], y[0], "s", color=colors[name.robot], markersize=8, markeredgecolor="white", zorder=4)
     lines = [

@@ -184,12 +184,12 @@ class _Placing:
 
     def _scale(self, loops: Sequence[Loop]) -> float | None:
         """Ratio of distances between cameras that loops tell in both units; None if too few do, or they disagree."""
-        told = [loop for loop in loops if loop.with_length is not None and self._known(loop).scale is not None]
-        if len(told) < _LEAST_LOOPS:
+        usable = [loop for loop in loops if loop.with_length is not None and self._known(loop).scale is not None]
+        if len(usable) < _LEAST_LOOPS:
             return None
-        cameras = [self._newer_camera(loop) for loop in told]
+        cameras = [self._newer_camera(loop) for loop in usable]
         in_group, in_own = (np.array([camera[side][:3, 3] for camera in cameras]) for side in (0, 1))
-        one, other = np.triu_indices(len(told), 1)
+        one, other = np.triu_indices(len(usable), 1)
         far, near = (np.linalg.norm(each[one] - each[other], axis=1) for each in (in_group, in_own))
         if not near.max() > 0:
             return None

@@ -184,9 +184,9 @@ def g2o_information(covariance: Array, pose: Array, scale: float = 1.0) -> Array
     Returns:
         (6, 6) inverse of the covariance of that error, symmetric and positive definite.
     """
-    turn = pose[:3, :3].T
+    rotate = pose[:3, :3].T
     to_error = np.zeros((6, 6))
-    to_error[:3, :3], to_error[3:, 3:] = scale * turn, turn / 2
+    to_error[:3, :3], to_error[3:, 3:] = scale * rotate, rotate / 2
     values, vectors = np.linalg.eigh(to_error @ covariance @ to_error.T)
     information = vectors / np.maximum(values, _LEAST_VARIANCE) @ vectors.T
     return np.asarray((information + information.T) / 2)

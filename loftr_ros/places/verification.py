@@ -75,9 +75,9 @@ class Verification:
     def is_believed(self, config: LoopConfig) -> bool:
         """Whether there is enough in common for one place."""
         least = config.min_planar_score if self.pose.status == PoseStatus.PLANAR else config.min_score
-        seen = self.pose.has_rotation or self.pose.status == PoseStatus.NO_CALIBRATION
+        comparable = self.pose.has_rotation or self.pose.status == PoseStatus.NO_CALIBRATION
         return (
-            seen
+            comparable
             and self.num_inliers >= config.min_inliers
             and self.inlier_ratio >= config.min_inlier_ratio
             and self.coverage >= config.min_coverage

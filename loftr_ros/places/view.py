@@ -31,7 +31,7 @@ class View:
         session: of the stream that it is from.
         descriptor: of a keyframe; None for other images.
         location: in the robot's trajectory; None where that is not known.
-        way: length of the trajectory up to here, in its unit, over all segments of the session.
+        path_length: length of the trajectory up to here, in its unit, over all segments of the session.
         is_lost: whether the front end could not locate the image, and asks for keyframes that may.
     """
 
@@ -40,7 +40,7 @@ class View:
     session: int
     descriptor: NDArray[np.float32] | None
     location: Location | None
-    way: float = 0.0
+    path_length: float = 0.0
     is_lost: bool = False
 
     @property
@@ -132,12 +132,12 @@ class Observer:
             self._begin_session()
         if result.location is not None:
             self._trajectory.add(result.location)
-        way = self._trajectory.length
+        path_length = self._trajectory.length
         if not added and encoded is not None and not (result.is_located or result.is_useless):
             descriptor = self._describe(encoded.features)
-            return View(result.frame, None, self._session, descriptor, None, way, is_lost=True), finished
+            return View(result.frame, None, self._session, descriptor, None, path_length, is_lost=True), finished
         if not added:
-            return View(result.frame, None, self._session, None, result.location, way), finished
+            return View(result.frame, None, self._session, None, result.location, path_length), finished
         keyframe = added[-1]
         view = View(
             result.frame,
@@ -145,7 +145,7 @@ class Observer:
             self._session,
             self._describe(keyframe.encoded.features),
             keyframe.location,
-            way,
+            path_length,
         )
         self._waiting = view, keyframe.link, keyframe
         return view, finished

@@ -22,8 +22,8 @@ class StaticTransforms:
     def add(self, message: Any) -> None:
         """Take a `tf2_msgs/TFMessage`; a transform that is none is left out."""
         for each in message.transforms:
-            at, turn = each.transform.translation, each.transform.rotation
-            numbers = np.array([at.x, at.y, at.z, turn.x, turn.y, turn.z, turn.w], np.float64)
+            at, rotation = each.transform.translation, each.transform.rotation
+            numbers = np.array([at.x, at.y, at.z, rotation.x, rotation.y, rotation.z, rotation.w], np.float64)
             if not np.isfinite(numbers).all() or not numbers[3:].any():
                 continue
             parent, child = (str(name).lstrip("/") for name in (each.header.frame_id, each.child_frame_id))

@@ -103,11 +103,11 @@ def what_is_ignored(file: Path) -> list[str]:
         return []
     if head.startswith(b"\x89PNG") and head[25:26] in (b"\x04", b"\x06"):
         return ["images have transparency, which is ignored (give pixels to ignore by --mask)"]
-    turned = exif_orientation(head)
-    if turned not in (0, 1):
+    orientation = exif_orientation(head)
+    if orientation not in (0, 1):
         return [
-            f"images have EXIF data that would have them turned or mirrored (orientation {turned}), which is ignored: "
-            "the calibration is of the pixels as they are in the file"
+            f"images have EXIF data that would rotate or mirror them (orientation {orientation}). It is ignored: the "
+            "calibration is of the pixels as they are in the file"
         ]
     return []
 

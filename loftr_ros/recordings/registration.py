@@ -55,7 +55,7 @@ class Registration:
         pixel = np.rint(v[inside]).astype(np.int64) * width + np.rint(u[inside]).astype(np.int64)
         depth = np.rint(points[2, inside] / unit)
         # The largest value marks pixels that nothing falls on, so it cannot be a depth.
-        seen = np.full(width * height, 65535, np.uint16)
-        np.minimum.at(seen, pixel, np.clip(depth, 1, 65534).astype(np.uint16))
-        seen[seen == 65535] = 0
-        return seen.reshape(height, width)
+        nearest = np.full(width * height, 65535, np.uint16)
+        np.minimum.at(nearest, pixel, np.clip(depth, 1, 65534).astype(np.uint16))
+        nearest[nearest == 65535] = 0
+        return nearest.reshape(height, width)

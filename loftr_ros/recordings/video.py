@@ -126,7 +126,7 @@ class VideoSource(Source):
                 last = stamp
                 if not self._options.chooses(index):
                     continue
-                self._note_turn(int(getattr(frame, "rotation", 0)))  # PyAV 14 and newer tell
+                self._note_rotation(int(getattr(frame, "rotation", 0)))  # PyAV 14 and newer tell
                 own = self._options.stamp(index)
                 try:
                     image = PixelImage(_pixels(frame))
@@ -140,7 +140,7 @@ class VideoSource(Source):
             why = why or (f"it claims {self._claimed}" if self._claimed else "it is empty")
             raise SourceError(f"{self._path} has no frame that can be decoded ({why})")
 
-    def _note_turn(self, degrees: int) -> None:
+    def _note_rotation(self, degrees: int) -> None:
         note = (
             f"{self.name} would have its frames turned by {degrees} degrees when they are shown, which is ignored: the "
             "calibration is of the pixels as they are in the file"
@@ -258,11 +258,11 @@ class _Decoder:
         finally:
             av.logging.set_level(before)
             # A repetition is told of when something else is said, perhaps of another file.
-            said = [(name, text.strip()) for _, name, text in log if " more times)" not in text]
-            self.complaints += len(said)
-            self.complained += bool(said)
-            if said and not self.first_complaint:
-                self.first_complaint = f"{said[0][0]}: {said[0][1][:100]}"
+            new = [(name, text.strip()) for _, name, text in log if " more times)" not in text]
+            self.complaints += len(new)
+            self.complained += bool(new)
+            if new and not self.first_complaint:
+                self.first_complaint = f"{new[0][0]}: {new[0][1][:100]}"
 
     def note_failure(self, error: BaseException) -> None:
         """Count something that could not be read."""

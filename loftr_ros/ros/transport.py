@@ -22,7 +22,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Room:
+class SharedMemory:
     """What was done about the room for images.
 
     Attributes:
@@ -44,7 +44,9 @@ class Room:
             logger.debug(self.reason)
 
 
-def provide_profile(environment: MutableMapping[str, str] | None = None, shared_memory: Path = SHARED_MEMORY) -> Room:
+def provide_profile(
+    environment: MutableMapping[str, str] | None = None, shared_memory: Path = SHARED_MEMORY
+) -> SharedMemory:
     """Give Fast DDS our profile, unless the user has one or another middleware. Call it before `rclpy.init`.
 
     Fast DDS reads the profile once in a process, with the first node. Child processes inherit it.
@@ -55,17 +57,19 @@ def provide_profile(environment: MutableMapping[str, str] | None = None, shared_
     """
     environment = os.environ if environment is None else environment
     if own := _of_the_user(environment):
-        return Room(None, own)
+        return SharedMemory(None, own)
     local = environment.get("ROS_LOCALHOST_ONLY") == "1" or (
         environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "").upper() == "LOCALHOST"
     )
     profile = _config_folder() / ("fastdds_localhost.xml" if local else "fastdds.xml")
     if not profile.is_file():
-        return Room(None, f"Fast DDS keeps its half a megabyte for images: {profile} is not installed", is_short=True)
+        return SharedMemory(
+            None, f"Fast DDS keeps its half a megabyte for images: {profile} is not installed", is_short=True
+        )
     # Half of it is left to the process at the other end. Where a segment cannot be had Fast DDS goes by UDP, which
     # loses more than its own small segments do.
     if shared_memory.is_dir() and (free := shutil.disk_usage(shared_memory).free) < 2 * SEGMENT:
-        return Room(
+        return SharedMemory(
             None,
             f"{shared_memory} has {free / 2**20:.0f} MB left, too few for Fast DDS to share images in; some may be "
             "lost. Give it 256 MB (a container: --shm-size=256m, or --ipc=host)",
@@ -73,7 +77,7 @@ def provide_profile(environment: MutableMapping[str, str] | None = None, shared_
         )
     for variable in VARIABLES:
         environment[variable] = str(profile)
-    return Room(profile, f"Fast DDS shares images in {SEGMENT // 2**20} MB a process, by {profile}")
+    return SharedMemory(profile, f"Fast DDS shares images in {SEGMENT // 2**20} MB a process, by {profile}")
 
 
 def _of_the_user(environment: MutableMapping[str, str]) -> str:

@@ -103,12 +103,12 @@ class Validation(lightning.Callback):
                 trainer.global_step,
             )
         better = keep and metrics["score"] > module.best_score
-        said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _logger.info(
             "step %d, %.1f min: %s%s (%.1f s)",
             trainer.global_step,
             module.seconds / 60,
-            said,
+            summary,
             ": the best so far" if better else "",
             time.monotonic() - started,
         )
@@ -190,5 +190,5 @@ class Lines(lightning.Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("loss")
         }
-        said = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-        _logger.info("step %d, %.1f min, %.2f steps/s: %s", step, pl_module.seconds / 60, speed, said)
+        summary = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
+        _logger.info("step %d, %.1f min, %.2f steps/s: %s", step, pl_module.seconds / 60, speed, summary)

@@ -61,7 +61,7 @@ class Teacher:
         own = self._student.coarse_stride
         grid0, grid1 = ((-(-image.shape[2] // own), -(-image.shape[3] // own)) for image in (image0, image1))
         with torch.autocast(image0.device.type, enabled=False):
-            seen0, seen1 = self.as_seen(image0), self.as_seen(image1)
+            seen0, seen1 = self.shifted_view(image0), self.shifted_view(image1)
             pairs = []
             for one, other in zip(seen0, seen1, strict=True):
                 features = self._matcher.encode(one[0]), self._matcher.encode(other[0])
@@ -70,7 +70,7 @@ class Teacher:
                 pairs.append(pooled(confidence, grid0, grid1, self._cells).clone())
         return torch.stack(pairs)
 
-    def as_seen(self, image: Tensor) -> Tensor:
+    def shifted_view(self, image: Tensor) -> Tensor:
         """Images as the teacher sees them: its cells' points fall on the student's, or evenly around them.
 
         Args:

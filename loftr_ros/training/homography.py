@@ -55,8 +55,8 @@ class HomographyPairs:
         # The photo's pixels that one of image 0's covers: below 1 it would be enlarged, which the network sees through.
         fits = min(columns / width, rows / height)
         zoom = float(np.exp(rng.uniform(np.log(min(0.8, fits)), np.log(max(fits, 0.81)))))
-        room = np.array([columns - zoom * width, rows - zoom * height]) / 2
-        centre = np.array([columns, rows]) / 2 + np.maximum(room, 0) * rng.uniform(-1, 1, 2)
+        margin = np.array([columns - zoom * width, rows - zoom * height]) / 2
+        centre = np.array([columns, rows]) / 2 + np.maximum(margin, 0) * rng.uniform(-1, 1, 2)
         flat = np.array(
             [[zoom, 0, centre[0] - zoom * width / 2], [0, zoom, centre[1] - zoom * height / 2], [0, 0, 1.0]]
         )
@@ -81,10 +81,10 @@ def random_homography(rng: np.random.Generator, size: tuple[int, int], difficult
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
     about = rng.uniform(0, 2 * np.pi)
     tilt = min(np.radians(60) * difficulty, _LARGEST_TILT) * np.sqrt(rng.random())
-    turn = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
+    roll = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
     if rng.random() < 0.08 * difficulty:
-        turn = rng.uniform(-np.pi, np.pi)
-    R = rotation(np.array([0, 0, turn])) @ rotation(np.array([np.cos(about), np.sin(about), 0]) * tilt)
+        roll = rng.uniform(-np.pi, np.pi)
+    R = rotation(np.array([0, 0, roll])) @ rotation(np.array([np.cos(about), np.sin(about), 0]) * tilt)
     scale = np.exp(rng.uniform(-1, 1) * np.log(2) * (0.2 + 0.8 * difficulty))
     shift = rng.uniform(-1, 1, 2) * (0.05 + 0.3 * difficulty) / _FOCAL
     # The camera turns about the middle of what it sees, then moves along and across its axis.

@@ -90,9 +90,9 @@ def _roll(rng: np.random.Generator, difficulty: float) -> float:
 def _drive(rng: np.random.Generator, difficulty: float, near: float) -> Float64:
     """The next position of a vehicle: ahead by up to some metres, turning, pitching a little."""
     step = rng.uniform(0.1, 0.4 + 1.2 * difficulty) * near
-    turn = rng.normal(0, np.radians(1.5 + 7 * difficulty))
-    R_0_1 = rotation(np.array([rng.normal(0, 0.01), turn, rng.normal(0, 0.008)]))
-    t_0_1 = np.array([np.sin(turn / 2) * step + rng.normal(0, 0.03) * step, rng.normal(0, 0.01) * step, step])
+    yaw = rng.normal(0, np.radians(1.5 + 7 * difficulty))
+    R_0_1 = rotation(np.array([rng.normal(0, 0.01), yaw, rng.normal(0, 0.008)]))
+    t_0_1 = np.array([np.sin(yaw / 2) * step + rng.normal(0, 0.03) * step, rng.normal(0, 0.01) * step, step])
     T = rigid(R_0_1, t_0_1)
     if rng.random() < 0.15:  # the other camera of a stereo pair
         T = rigid(rotation(rng.normal(0, 0.01, 3)), np.array([rng.uniform(-0.15, 0.15) * near, 0, 0]))

@@ -18,7 +18,7 @@ from loftr_ros.training.relight import relight
 # How often the photograph is a texture instead: surfaces seen from straight ahead.
 _TEXTURES = 0.15
 # Largest turn of the camera about its axis, in radians.
-_TURN = 0.35
+_ROLL = 0.35
 # Strength of what the teacher's own picture goes through; the student's goes to 1.
 _TEACHERS_STRENGTH = 0.3
 _PHOTO_STREAM = 0x9407
@@ -81,10 +81,10 @@ def part_of_a_photo(rng: np.random.Generator, shape: tuple[int, ...], size: tupl
     whole = max(columns / width, rows / height)  # beyond its edges the photo continues mirrored
     fits = min(columns / width, rows / height)
     zoom = float(np.exp(rng.uniform(np.log(min(0.8, fits)), np.log(max(0.5 * (fits + whole), 0.81)))))
-    turn = rng.normal(0, 0.3) * _TURN
-    cosine, sine = zoom * np.cos(turn), zoom * np.sin(turn)
-    room = np.maximum([columns - zoom * width, rows - zoom * height], 0) / 2
-    middle = np.array([columns - 1, rows - 1]) / 2 + room * rng.uniform(-1, 1, 2)
+    roll = rng.normal(0, 0.3) * _ROLL
+    cosine, sine = zoom * np.cos(roll), zoom * np.sin(roll)
+    margin = np.maximum([columns - zoom * width, rows - zoom * height], 0) / 2
+    middle = np.array([columns - 1, rows - 1]) / 2 + margin * rng.uniform(-1, 1, 2)
     linear = np.array([[cosine, -sine], [sine, cosine]])
     matrix = np.eye(3)
     matrix[:2, :2] = linear

@@ -30,9 +30,9 @@ def find_weights(network: str, given: str = "") -> Path:
     Raises:
         WeightsError: none is there; the message says what to do.
     """
-    said = given or os.environ.get(VARIABLE, "")
-    if said:
-        return _named(said)
+    requested = given or os.environ.get(VARIABLE, "")
+    if requested:
+        return _named(requested)
     embedded = EMBEDDED.get(DEFAULT_PRESET if network == AUTO else network)
     if embedded is not None:
         return embedded
@@ -48,14 +48,14 @@ def find_weights(network: str, given: str = "") -> Path:
     )
 
 
-def _named(said: str) -> Path:
+def _named(requested: str) -> Path:
     """A file, that in the package, or the cached file of a name of the catalogue."""
-    path = Path(said).expanduser()
+    path = Path(requested).expanduser()
     if path.is_file():
         return path
-    if said in EMBEDDED:
-        return EMBEDDED[said]
-    entry = find_entry(said)
+    if requested in EMBEDDED:
+        return EMBEDDED[requested]
+    entry = find_entry(requested)
     if entry is None:
         names = ", ".join([*EMBEDDED, *(entry.name for entry in CATALOGUE)])
         raise WeightsError(f"weights file {path} is not there; give an existing file, or one of the names {names}")

@@ -81,11 +81,11 @@ class Building:
         Returns:
             Image (H, W) float32 in [0, 255], and depth (H, W) float32 in metres.
         """
-        seen = self._seen(matrix, size, pose)
+        visible = self._seen(matrix, size, pose)
         whole = self._rectangles
-        some = Rectangles(whole.origin[seen], whole.side_s[seen], whole.side_t[seen], whole.texel[seen])
+        some = Rectangles(whole.origin[visible], whole.side_s[visible], whole.side_t[visible], whole.texel[visible])
         atlas = copy.copy(self._atlases[light])
-        atlas.corner, atlas.size = atlas.corner[seen], atlas.size[seen]
+        atlas.corner, atlas.size = atlas.corner[visible], atlas.size[visible]
         return render(some, atlas, matrix, size, pose, supersample)
 
     def _seen(self, matrix: Array, size: tuple[int, int], pose: Array) -> NDArray[np.intp]:

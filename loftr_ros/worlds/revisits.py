@@ -101,8 +101,8 @@ class World:
         self.cache = cache
         self._cache = None if cache is None else cache / f"revisits{_VERSION}_{seed}_{rate:g}"
         zones = floor_plan(seed)
-        way = walk(zones, seed, rate)
-        self.poses, self.tours = way.poses, way.tours
+        walked = walk(zones, seed, rate)
+        self.poses, self.tours = walked.poses, walked.tours
         self.stamps = [FIRST_STAMP_NS + round(k * 1e9 / rate) for k in range(len(self.poses))]
         gaps = [np.abs(self.poses[:, :2, 3] - z.centre) - (z.high - z.low) / 2 for z in zones]
         self.rooms = np.argmin([gap.max(axis=1) for gap in gaps], axis=0)
@@ -180,8 +180,8 @@ class World:
     @cached_property
     def relations(self) -> Relations:
         """How all pairs of views are related. Takes half a minute, once with a cache."""
-        turns = np.einsum("nik,mik->nm", self.poses[:, :3, :3], self.poses[:, :3, :3])
-        angle = np.degrees(np.arccos(np.clip((turns - 1) / 2, -1, 1)))
+        traces = np.einsum("nik,mik->nm", self.poses[:, :3, :3], self.poses[:, :3, :3])
+        angle = np.degrees(np.arccos(np.clip((traces - 1) / 2, -1, 1)))
         places = self.poses[:, :3, 3]
         distance = np.linalg.norm(places[:, None] - places[None], axis=2)
         file = None if self._cache is None else self._cache / "seen.npy"

@@ -50,7 +50,7 @@ class Surface:
     piece: tuple[int, int] = (0, 1)
 
 
-def _turn(yaw: float, tilt: float = 0.0) -> NDArray[np.float64]:
+def _rotation(yaw: float, tilt: float = 0.0) -> NDArray[np.float64]:
     """Axes of a box turned by `yaw` about z, then leaning back by `tilt` about its own x, in degrees."""
     y, t = np.radians([yaw, tilt])
     about_z = np.array([[np.cos(y), np.sin(y), 0], [-np.sin(y), np.cos(y), 0], [0, 0, 1]])
@@ -81,7 +81,7 @@ class Furniture:
             styles: one for all faces, or one for the front and one for the others.
             back: False leaves out the back, where it stands against a wall.
         """
-        axes = _turn(yaw, tilt)
+        axes = _rotation(yaw, tilt)
         solid = Solid(np.array(centre, np.float64), axes, np.array(size) / 2)
         self.solids.append(solid)
         front, other = (styles, styles) if isinstance(styles, str) else styles
@@ -147,7 +147,7 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
     room.box((0, 0, 0.36), (1.0, 0.6, 0.72), ("collage", "wood"), turn)
     for place in (-0.3, 0.02, 0.32):
         size = rng.uniform(0.12, 0.26, 3)
-        at = _turn(turn).T @ np.array([place, rng.uniform(-0.12, 0.12), 0.0])
+        at = _rotation(turn).T @ np.array([place, rng.uniform(-0.12, 0.12), 0.0])
         room.box(
             (at[0], at[1], 0.72 + size[2] / 2),
             tuple(size),
@@ -163,7 +163,7 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
 
 def _along_wall(room: Furniture, rng: np.random.Generator, yaw: float, length: float, away: float) -> None:
     """Furniture, pictures and relief along one wall, at most 0.75 m deep."""
-    axes = _turn(yaw)
+    axes = _rotation(yaw)
 
     def put(
         along: float,
@@ -260,10 +260,10 @@ def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np
     for number in np.flatnonzero(((highest >= low) & (lowest <= high)).all(axis=1)):
         solid = solids[int(number)]
         start = solid.axes @ (points - solid.centre).T
-        way = (solid.axes @ (lamp - solid.centre))[:, None] - start
+        ray = (solid.axes @ (lamp - solid.centre))[:, None] - start
         half = solid.half[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            one, two = (-half - start) / way, (half - start) / way
+            one, two = (-half - start) / ray, (half - start) / ray
         enter, leave = np.minimum(one, two).max(axis=0), np.maximum(one, two).min(axis=0)
         blocked |= (np.maximum(enter, 0.0) < np.minimum(leave, 1.0)) & (leave > 1e-3)
     return blocked

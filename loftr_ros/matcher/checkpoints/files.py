@@ -159,8 +159,8 @@ def check_weights(config: NetworkConfig, file: WeightsFile) -> dict[str, Tensor]
     problems = _differences(config, found)
     if problems:
         try:
-            seen = recognise(file.tensors, file.metadata)
-            names = " or ".join(f"'{name}'" for name in (seen.config.name, *seen.alternatives))
+            recognised = recognise(file.tensors, file.metadata)
+            names = " or ".join(f"'{name}'" for name in (recognised.config.name, *recognised.alternatives))
             looks = f" It looks like {names}."
         except WeightsError:
             looks = ""

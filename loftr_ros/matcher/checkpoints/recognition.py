@@ -184,13 +184,13 @@ def recognise(
     if len(candidates) == 1:
         return Recognition(candidates[0], "contents")
     slip = _position_slip(weights)
-    told = [config for config in candidates if config.position_slip == slip]
-    if len(told) == 1:
-        return Recognition(told[0], "positional encoding")
+    matching = [config for config in candidates if config.position_slip == slip]
+    if len(matching) == 1:
+        return Recognition(matching[0], "positional encoding")
     name = PUBLISHED_DIGESTS.get(digest()) if digest else None
-    told = [config for config in candidates if config.name == name]
-    if told:
-        return Recognition(told[0], "SHA-256")
+    matching = [config for config in candidates if config.name == name]
+    if matching:
+        return Recognition(matching[0], "SHA-256")
     first, *others = candidates
     return Recognition(first, "contents", tuple(config.name for config in others))
 

@@ -347,8 +347,8 @@ def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:
     cosine, sine = _rotations(grid, spacing, tokens.shape[2], tokens.device)
     pairs = tokens.float().unflatten(2, (-1, 2))
     first, second = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=3)
-    return turned.flatten(2).to(tokens.dtype)
+    rotated = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+    return rotated.flatten(2).to(tokens.dtype)
 
 
 @lru_cache(maxsize=16)

@@ -74,12 +74,12 @@ def base_covariance(covariance: Array, base: Array, base_from_camera: Array) -> 
         base: (4, 4) T_odom_base.
         base_from_camera: (4, 4) T_base_camera.
     """
-    turn = base_from_camera[:3, :3]
-    carry = np.zeros((6, 6))
-    carry[:3, :3] = carry[3:, 3:] = turn
+    rotate = base_from_camera[:3, :3]
+    transfer = np.zeros((6, 6))
+    transfer[:3, :3] = transfer[3:, 3:] = rotate
     # The base is away from the camera by this arm, in odom's axes: where the camera is turned, the base swings round.
-    carry[:3, 3:] = skew(base[:3, :3] @ base_from_camera[:3, 3]) @ turn
-    result: Array = carry @ covariance @ carry.T
+    transfer[:3, 3:] = skew(base[:3, :3] @ base_from_camera[:3, 3]) @ rotate
+    result: Array = transfer @ covariance @ transfer.T
     return (result + result.T) / 2
 
 
@@ -121,7 +121,7 @@ def _spread_between(before: Fix, now: Fix) -> tuple[Array, Array]:
 
 def _spread_since(location: Location, start: Location) -> Array:
     """(6, 6) what a location's covariance has more than that of the place it was found from: see `Location.moved`."""
-    carry = np.eye(6)
-    carry[:3, 3:] = -skew(location.pose[:3, 3] - start.pose[:3, 3])
-    result: Array = location.covariance - carry @ start.covariance @ carry.T
+    transfer = np.eye(6)
+    transfer[:3, 3:] = -skew(location.pose[:3, 3] - start.pose[:3, 3])
+    result: Array = location.covariance - transfer @ start.covariance @ transfer.T
     return result

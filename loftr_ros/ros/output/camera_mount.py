@@ -80,5 +80,7 @@ class CameraMount:
                 f"camera to look ahead from {self._base}. Publish it, or set odometry.base_from_camera"
             )
             return forward_camera()
-        at, turn = found.translation, found.rotation
-        return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
+        translation, rotation = found.translation, found.rotation
+        return from_quaternion(
+            (translation.x, translation.y, translation.z), (rotation.x, rotation.y, rotation.z, rotation.w)
+        )

@@ -212,8 +212,8 @@ def landmarks_message(match: KeyframeMatch, current: Frame, location: Location |
         keep = match.pose.inliers & np.isfinite(std)
         T_current_keyframe = between(location.pose, start.pose)
         cloud = np.empty(int(keep.sum()), _LANDMARK)
-        seen = points[keep] @ T_current_keyframe[:3, :3].T + T_current_keyframe[:3, 3]
-        cloud["x"], cloud["y"], cloud["z"] = seen.T
+        in_current = points[keep] @ T_current_keyframe[:3, :3].T + T_current_keyframe[:3, 3]
+        cloud["x"], cloud["y"], cloud["z"] = in_current.T
         landmark = match.landmark[keep]
         cloud["keyframe_id"], cloud["id"] = landmark >> np.uint64(32), landmark & np.uint64(0xFFFFFFFF)
         cloud["confidence"], cloud["std"] = match.correspondences.confidence[keep], std[keep]

@@ -138,15 +138,15 @@ class OdometryOutput:
             self._path.publish(Path(header=self._poses[-1].header, poses=list(self._poses)))
 
     def _tf_message(self, stamped: PoseStamped) -> Any:
-        at, turn = stamped.pose.position, stamped.pose.orientation
+        position, orientation = stamped.pose.position, stamped.pose.orientation
         return _tf_message()(
             transforms=[
                 TransformStamped(
                     header=stamped.header,
                     child_frame_id=self._parameters.base_frame,
                     transform=Transform(
-                        translation=Vector3(x=at.x, y=at.y, z=at.z),
-                        rotation=Quaternion(x=turn.x, y=turn.y, z=turn.z, w=turn.w),
+                        translation=Vector3(x=position.x, y=position.y, z=position.z),
+                        rotation=Quaternion(x=orientation.x, y=orientation.y, z=orientation.z, w=orientation.w),
                     ),
                 )
             ]

@@ -80,8 +80,8 @@ def place_message(place: query.Place) -> Place:
 def fill_match(response: MatchKeyframes.Response, matched: query.MatchedKeyframes) -> None:
     """Put two matched keyframes into the answer of `~/match_keyframes`, as if the second were the current image."""
     found, other = matched.found, matched.other
-    told = found.keyframe.name.id, found.keyframe, matched.image, found.correspondences, found.pose
-    response.correspondences, response.relative_pose = matches_message(*told), pose_message(*told)
+    fields = found.keyframe.name.id, found.keyframe, matched.image, found.correspondences, found.pose
+    response.correspondences, response.relative_pose = matches_message(*fields), pose_message(*fields)
     response.session, response.segment = found.keyframe.session, found.keyframe.segment
     response.other_session, response.other_segment = other.session, other.segment
 

@@ -247,8 +247,11 @@ def _link(message: KeyframeMessage, name: KeyframeName) -> ChainLink | None:
 
 def _matrix(pose: Pose, name: KeyframeName) -> NDArray[np.float64]:
     """(4, 4) of a pose message."""
-    turn, at = pose.orientation, pose.position
-    quaternion, position = np.array([turn.x, turn.y, turn.z, turn.w]), np.array([at.x, at.y, at.z])
+    orientation, at = pose.orientation, pose.position
+    quaternion, position = (
+        np.array([orientation.x, orientation.y, orientation.z, orientation.w]),
+        np.array([at.x, at.y, at.z]),
+    )
     if not (np.abs(position) < _FARTHEST).all() or not abs(np.linalg.norm(quaternion) - 1) < _UNIT:
         raise _invalid(name, f"one of its poses is none: {_in_words(pose)}")
     return from_quaternion(position, quaternion)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from loftr_ros.places.archive_drop import drop
-from loftr_ros.places.archive_files import IMAGES, Files, told
+from loftr_ros.places.archive_files import IMAGES, Files, reported_errors
 from loftr_ros.places.keyframe import PlacesError
 
 _log = logging.getLogger(__name__)
@@ -21,34 +21,34 @@ _log = logging.getLogger(__name__)
 # Older versions that are kept, for readers that have just begun; the default, for whoever stands still, is 7 days.
 _KEPT = timedelta(seconds=10)
 # Upkeep begins at this part of the bound, and drops to the lower one.
-_FULL, _ROOMY = 0.97, 0.9
+_HIGH_WATER, _LOW_WATER = 0.97, 0.9
 # Rows from which on an index finds faster than a look at all of them; see `docs/archive.md`.
 INDEXED_FROM = 20_000
 # Of the index: parts that are looked through, and how many times the asked number is compared exactly.
 _PROBES, _REFINED = 40, 4
 # A process that died while it held the turn holds it for so long.
-_TURN_NS = 300 * 10**9
+_LEASE_NS = 300 * 10**9
 # Age from which on a file without a row is one that was left behind by a crash, not one that is about to get its row.
 _LEFT_BEHIND_S = 3600.0
 # What a row takes beside its file, about, counted twice like the table.
 _ROW_BYTES = 4000
 
 
-class Upkeep:
+class Maintenance:
     """What an archive does beside adding and searching, in a thread of its own, one process at a time."""
 
-    def __init__(self, uri: str, table: Any, turns: Any, files: Files, max_size_mb: float, writing: Any) -> None:
+    def __init__(self, uri: str, table: Any, leases: Any, files: Files, max_size_mb: float, writing: Any) -> None:
         """Begin with nothing to do.
 
         Args:
             uri: the archive's, for messages.
             table: of the keyframes.
-            turns: a table of one row, which says whose turn it is among all processes; None to do nothing, ever.
+            leases: a table of one row, which says whose turn it is among all processes; None to do nothing, ever.
             files: the archive's.
             max_size_mb: bound of its size.
             writing: lock that is held while rows are written.
         """
-        self._uri, self._table, self._turns, self._files = uri, table, turns, files
+        self._uri, self._table, self._leases, self._files = uri, table, leases, files
         self._folder = f"{table.name}.lance"
         self._max_bytes = max_size_mb * 1e6
         self._writing = writing
@@ -56,7 +56,7 @@ class Upkeep:
         self._thread: threading.Thread | None = None
         self._working, self._dropping = threading.Lock(), threading.Lock()
         self._swept = self._closed = False
-        if turns is not None:
+        if leases is not None:
             self._pieces = table.stats()["fragment_stats"]["num_fragments"]
             self._threshold = _pieces_for(len(table))
             self._bytes = self._lasting()
@@ -65,7 +65,7 @@ class Upkeep:
         """Told by the archive after each commit; waits only where much more is added than can be dropped."""
         self._pieces += 1
         self._bytes += payload + rows * _ROW_BYTES
-        if self._pieces >= self._threshold or (self._bytes > _FULL * self._max_bytes and self._pieces >= 8):
+        if self._pieces >= self._threshold or (self._bytes > _HIGH_WATER * self._max_bytes and self._pieces >= 8):
             self._start()
         if self._bytes > self._max_bytes:
             self._wait()
@@ -92,7 +92,7 @@ class Upkeep:
     def _start(self) -> None:
         if not self._closed and (self._thread is None or not self._thread.is_alive()):
             self._pieces = 0
-            self._thread = threading.Thread(target=self._run, name="archive-upkeep", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="archive-maintenance", daemon=True)
             self._thread.start()
 
     def _wait(self) -> None:
@@ -101,12 +101,12 @@ class Upkeep:
 
     def run(self) -> None:
         """Do all that is to be done, unless another process is at it."""
-        with self._working, told(self._uri, "cleaning up"):
-            if self._take_turn():
+        with self._working, reported_errors(self._uri, "cleaning up"):
+            if self._acquire_lease():
                 try:
                     self._work()
                 finally:
-                    self._give_turn()
+                    self._release_lease()
 
     def _run(self) -> None:
         try:
@@ -121,9 +121,9 @@ class Upkeep:
             self._sweep()
         self._tidy()
         size = self._lasting()
-        if size > _FULL * self._max_bytes and self._dropping.acquire(blocking=False):
+        if size > _HIGH_WATER * self._max_bytes and self._dropping.acquire(blocking=False):
             try:
-                drop(self._table, self._files, int(size - _ROOMY * self._max_bytes), self._writing)
+                drop(self._table, self._files, int(size - _LOW_WATER * self._max_bytes), self._writing)
             finally:
                 self._dropping.release()
             self._tidy()
@@ -153,7 +153,7 @@ class Upkeep:
             # Rows were changed in between; the next time does it.
             if "conflict" not in str(error).lower():
                 raise
-        self._turns.optimize(cleanup_older_than=_KEPT)
+        self._leases.optimize(cleanup_older_than=_KEPT)
 
     def _sweep(self) -> None:
         """Delete files that a process had written when it died before it wrote their rows."""
@@ -161,19 +161,19 @@ class Upkeep:
         rows = self._table.search().select(["file"]).to_arrow()
         self._files.delete(set(left) - set(rows["file"].to_pylist()))
 
-    def _take_turn(self) -> bool:
+    def _acquire_lease(self) -> bool:
         """Whether no other process is at it; LanceDB lets only one of several writers change a row."""
         now = time.time_ns()
         with suppress(RuntimeError):
             free = f"holder = '' OR until_ns < {now}"
-            taken = self._turns.update(where=free, values={"holder": self._me, "until_ns": now + _TURN_NS})
+            taken = self._leases.update(where=free, values={"holder": self._me, "until_ns": now + _LEASE_NS})
             return bool(taken.rows_updated)
         return False
 
-    def _give_turn(self) -> None:
+    def _release_lease(self) -> None:
         # Where this fails the turn ends by itself.
         with suppress(OSError, RuntimeError):
-            self._turns.update(where=f"holder = '{self._me}'", values={"holder": ""})
+            self._leases.update(where=f"holder = '{self._me}'", values={"holder": ""})
 
 
 def _pieces_for(rows: int) -> int:

@@ -13,21 +13,21 @@ from loftr_ros.places.view import View
 
 
 @dataclass(frozen=True)
-class Since:
+class PathSince:
     """What lies between a keyframe and an image of one trajectory.
 
     Attributes:
-        way: length of the path, in the trajectory's unit.
+        path_length: length of the path, in the trajectory's unit.
         keyframes: on it.
         scale_std: standard deviation of the logarithm of what the unit has changed by.
     """
 
-    way: float
+    path_length: float
     keyframes: int
     scale_std: float
 
 
-class Way:
+class PathLength:
     """Remembers the keyframes of the session that goes on.
 
     Attributes:
@@ -40,29 +40,29 @@ class Way:
         self._session = 0
         # Of each keyframe the id; the length of the way to it, and the variance of the unit's logarithm there.
         self._ids: list[int] = []
-        self._come: list[tuple[float, float]] = []
+        self._travelled: list[tuple[float, float]] = []
 
     def note(self, view: View) -> None:
         """Remember how far the trajectory had come at a keyframe."""
         assert view.name is not None
         if (view.name.robot, view.session) != (self.robot, self._session):
-            self.robot, self._session, self._ids, self._come = view.name.robot, view.session, [], []
+            self.robot, self._session, self._ids, self._travelled = view.name.robot, view.session, [], []
         self._ids.append(view.name.id)
-        self._come.append((view.way, _scale_variance(view.location)))
+        self._travelled.append((view.path_length, _scale_variance(view.location)))
 
     def is_on(self, view: View, keyframe: ArchivedKeyframe) -> bool:
         """Whether a keyframe is of the trajectory that an image is of."""
         here = self.robot, self._session, view.segment
         return (keyframe.name.robot, keyframe.session, keyframe.segment) == here and view.session == self._session
 
-    def since(self, view: View, keyframe: ArchivedKeyframe) -> Since | None:
+    def since(self, view: View, keyframe: ArchivedKeyframe) -> PathSince | None:
         """What lies between a keyframe of the same trajectory and an image; None for others' keyframes."""
         if not self.is_on(view, keyframe):
             return None
         at = max(bisect.bisect_right(self._ids, keyframe.name.id) - 1, 0)  # some keyframes were not searched for
-        way, variance = self._come[at]
+        path_length, variance = self._travelled[at]
         doubt = float(np.sqrt(max(_scale_variance(view.location) - variance, 0.0)))
-        return Since(view.way - way, len(self._ids) - at, doubt)
+        return PathSince(view.path_length - path_length, len(self._ids) - at, doubt)
 
 
 def _scale_variance(location: Location | None) -> float:
