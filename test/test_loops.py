@@ -354,7 +354,7 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path: Path) -> None:
     for arguments, expected in (
         (["nowhere", "-o", out], "nowhere does not exist"),
         (["rendered", "rendered", "--robot", "ada", "-o", out], "name a robot for each"),
-        (["rendered", "-o", out, "--archive", foreign, "--weights", "random"], "no archive"),
+        (["rendered", "-o", out, "--archive", foreign, "--weights", "random"], "not an archive"),
         (["revisits", "-o", out, "--mode", "stereo", "--weights", "random"], "stereo"),
     ):
         done = CliRunner().invoke(app, ["loops", *map(str, arguments)])

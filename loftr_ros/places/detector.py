@@ -1,4 +1,4 @@
-"""Finding places again: candidates by descriptors, verified by matching, believed when consecutive images agree."""
+"""Loop detection: candidates by descriptor, verification by matching, confirmation by consecutive images."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from loftr_ros.places.view import View
 
 Array = NDArray[np.float64]
 
-# Images in a row that may fail to show the place before it is given up: one may be blurred.
+# Consecutive images that may miss the place before it is given up: one may be blurred.
 _PATIENCE = 2
-# How far two images' places may disagree: in metres, or in the trajectory's own unit, in which a typical depth is one;
-# and as a part of the way to them.
+# Tolerance between the places of two images: an absolute part, in metres or in the trajectory's own unit (a typical
+# depth is one), and a part of the distance to them.
 _POSITION_LEAST = 0.1
 _POSITION_PART, _OWN_UNIT_PART = 0.15, 0.5
-# Standard deviations by which a single camera's unit of length may have changed since.
+# Standard deviations that a single camera's unit of length may have drifted since.
 _SCALE_REACH = 3.0
-# A score from which on no other candidate is looked at.
+# Score from which no further candidate is checked.
 _CERTAIN = 0.6
-# Degrees that a pose by two views far apart may be wrong by.
+# Possible error in degrees of a two-view pose of distant cameras.
 _UNCERTAIN_ROTATION = 5.0
 
 
 @dataclass(frozen=True, eq=False)
 class LoopClosure:
-    """A keyframe that shows a place which an older one, or another robot's, shows too.
+    """A keyframe that shows the same place as an older one, or as one of another robot.
 
     Attributes:
         current: name of the newer keyframe.
         stamp_ns, frame_id: of its image.
-        found: what it has in common with the older one.
+        found: result of matching it with the older one.
         similarity: cosine between the two descriptors.
         confirmations: consecutive images that agree on the place.
         session, segment: of the newer keyframe, as in `ArchivedKeyframe`.
@@ -65,19 +65,19 @@ class LoopClosure:
 
 @dataclass(frozen=True, eq=False)
 class _Observation:
-    """An image, and what it has in common with an archived keyframe."""
+    """An image and its verified match with an archived keyframe."""
 
     view: View
     found: Verification
 
     @property
     def closes(self) -> bool:
-        """Whether it is a keyframe: only these have a name to close a loop with."""
+        """Whether the image is a keyframe: only keyframes have a name to close a loop with."""
         return self.view.name is not None
 
 
 class LoopDetector:
-    """Searches an archive for the place that a stream of images shows. Not thread-safe: one thread calls it."""
+    """Searches an archive for the places in a stream of images. Not thread-safe: call it from one thread."""
 
     def __init__(
         self,
@@ -86,14 +86,14 @@ class LoopDetector:
         config: LoopConfig,
         fetch: Callable[[ArchivedKeyframe], ArchivedKeyframe | None] | None = None,
     ) -> None:
-        """Begin without a place.
+        """Create a detector without a current place.
 
         Args:
             archive: of keyframes.
             verifier: matches images.
-            config: when a place is believed; may be replaced at any time.
-            fetch: gets the image of a keyframe that only another robot has, None where that does not answer; without
-                it such keyframes are left out.
+            config: criteria for a place; may be replaced at any time.
+            fetch: gets the image of a keyframe that only another robot has, None if that robot does not answer. Without
+                it, such keyframes are left out.
         """
         self.archive = archive
         self.verifier = verifier
@@ -114,14 +114,14 @@ class LoopDetector:
         return bool(self._waiting)
 
     def process(self, view: View, encoded: EncodedFrame | None = None) -> list[LoopClosure]:
-        """Look for the place of the stream's next image.
+        """Process the stream's next image.
 
         Args:
-            view: a keyframe, which is searched for; or an image between keyframes, which may confirm a place.
-            encoded: the image's features, where who calls has them.
+            view: a keyframe, which is searched for, or an image between keyframes, which may confirm a place.
+            encoded: the image's features, if the caller has them.
 
         Returns:
-            Keyframes whose places are believed by now.
+            Loop closures confirmed by now.
 
         Raises:
             PlacesError: the archive cannot be read.
@@ -140,11 +140,11 @@ class LoopDetector:
         return self._believed()
 
     def known_place(self, view: View, encoded: EncodedFrame | None = None) -> ArchivedKeyframe | None:
-        """A keyframe of the view's own stream that shows the same place; None where none is believed to.
+        """A keyframe of the same stream that shows the same place; None if no candidate is accepted.
 
         Args:
             view: an image that the front end could not locate, with its descriptor.
-            encoded: the image's features, where who calls has them.
+            encoded: the image's features, if the caller has them.
 
         Raises:
             PlacesError: the archive cannot be read.
@@ -162,36 +162,36 @@ class LoopDetector:
         return None
 
     def candidates(self, descriptor: NDArray[np.float32], leave_out: RecentPast | None = None) -> list[Candidate]:
-        """Keyframes that look enough like an image to be matched with it, the nearest first.
+        """Keyframes similar enough to be matched with an image, the most similar first.
 
         Args:
             descriptor: (D,) of the image.
-            leave_out: what not to look among.
+            leave_out: keyframes to skip.
         """
         found = self.archive.search(descriptor, self.config.candidates, leave_out)
         return [candidate for candidate in found if candidate.similarity >= self.config.min_similarity]
 
     def keyframe(self, name: KeyframeName) -> ArchivedKeyframe | None:
-        """An archived keyframe, its image fetched where only another robot has it; None where it is not archived."""
+        """An archived keyframe, with the image fetched if only another robot has it; None if it is not archived."""
         archived = self.archive.get(name)
         if archived is not None and not archived.image and self._fetch is not None:
             return self._fetch(archived) or archived
         return archived
 
     def verify(self, name: KeyframeName, view: View) -> Verification | None:
-        """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
+        """Match an image with an archived keyframe; None if the keyframe's image is not available."""
         archived = self._readable(name)
         return None if archived is None else self.verifier.verify(archived, view.frame)
 
     def _readable(self, name: KeyframeName) -> ArchivedKeyframe | None:
-        """An archived keyframe whose image is to be had."""
+        """An archived keyframe with an available image."""
         archived = self.keyframe(name)
         return archived if archived is not None and archived.image else None
 
     def _best(self, view: View) -> Verification | None:
-        """What shows the image's place best: of the keyframes that look like it, or else of those at the last place.
+        """The best accepted match of an image: among similar keyframes, or else at the last place.
 
-        A place that agrees with the last image's is no better than another one: the last one may have been wrong.
+        A place that agrees with the last image's is not preferred, because the last one may have been wrong.
         """
         for look in (self._alike, self._at_the_last_place):
             best: Verification | None = None
@@ -211,14 +211,16 @@ class LoopDetector:
         return None
 
     def _alike(self, view: View) -> list[KeyframeName]:
-        """Keyframes that look like a keyframe, the nearest first; other images are not searched for."""
+        """Keyframes similar to a keyframe, the most similar first; none for other images, which are not searched
+        for.
+        """
         if view.name is None or view.descriptor is None:
             return []
         recent = RecentPast(view.name.robot, view.session, self._newest(view))
         return [candidate.name for candidate in self.candidates(view.descriptor, recent)]
 
     def _at_the_last_place(self, view: View) -> list[KeyframeName]:
-        """Where the last image was, and for a keyframe also what was seen there before and after, nearest first."""
+        """The last image's keyframe; for a keyframe also those recorded before and after it, nearest first."""
         if self._last is None or (view.name is None and not self._waiting):
             return []
         last = self._last.found.keyframe.name
@@ -226,7 +228,7 @@ class LoopDetector:
         return [KeyframeName(last.robot, last.id + step) for step in steps]
 
     def _newest(self, view: View) -> int:
-        """Stamp up to which keyframes of the view's own session are no recent past."""
+        """Stamp up to which keyframes of the view's own session are not recent past."""
         return view.frame.stamp_ns - round(self.config.min_age * 1e9)
 
     def _is_recent(self, view: View, keyframe: ArchivedKeyframe) -> bool:
@@ -234,10 +236,10 @@ class LoopDetector:
         return own and keyframe.stamp_ns > self._newest(view)
 
     def _is_possible(self, view: View, found: Verification) -> bool:
-        """Whether there is enough in common, and the way since the keyframe does not rule it out.
+        """Whether the match is strong enough, and the path since the keyframe does not contradict it.
 
-        A room that is furnished as another one agrees with it in each image. Within one trajectory the way in between
-        tells them apart, unless it has drifted by more than rooms are apart.
+        A room furnished like another agrees with it in each image. Within one trajectory the motion between the two
+        tells them apart, unless it has drifted by more than the distance of the rooms.
         """
         if not found.is_believed(self.config):
             return False
@@ -256,7 +258,7 @@ class LoopDetector:
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
     def _with_length(self, view: View, found: Verification) -> RelativePose | None:
-        """The pose with its length in the unit of the camera's trajectory; None where it is not known in that."""
+        """The pose with its length in the unit of the camera's trajectory; None if that length is unknown."""
         if view.location is None:
             return None
         if view.location.is_metric:
@@ -274,10 +276,10 @@ class LoopDetector:
             self._waiting.append(observation)
 
     def _agree(self, before: _Observation, after: _Observation) -> bool:
-        """Whether two images' places are as far apart as the way between the images says.
+        """Whether the places of two images are as far apart as the images are on the trajectory.
 
-        Rotations are compared, and positions where all of them are in one unit. Where nothing is known of the way, both
-        must have found the same keyframe.
+        Rotations are compared, and positions if all of them are in one unit. If the motion between the images is
+        unknown, both must have matched the same keyframe.
         """
         first, second = before.found, after.found
         moved = _step(before.view.location, after.view.location)
@@ -321,14 +323,14 @@ def _closure(observation: _Observation, confirmations: int) -> LoopClosure:
 
 
 def _step(before: Location | None, after: Location | None) -> Array | None:
-    """(4, 4) T_before_after of two places in one trajectory; None where they are not in one."""
+    """(4, 4) T_before_after of two locations in one trajectory; None if they are in different ones."""
     if before is None or after is None or before.segment != after.segment:
         return None
     return between(before.pose, after.pose)
 
 
 def _between(one: ArchivedKeyframe, other: ArchivedKeyframe) -> Array | None:
-    """(4, 4) T_one_other of two archived keyframes; None where they are of different trajectories."""
+    """(4, 4) T_one_other of two archived keyframes; None if they are of different trajectories."""
     if one.name == other.name:
         return np.eye(4)
     together = (one.name.robot, one.session, one.segment) == (other.name.robot, other.session, other.segment)
