@@ -93,7 +93,7 @@ def test_a_mask_that_is_missing_damaged_or_ignores_everything_is_refused_by_its_
         read_mask(tmp_path)
     for content in (b"", b"not an image", written(tmp_path / "whole.png", half()).read_bytes()[:40]):
         (tmp_path / "broken.png").write_bytes(content)
-        with pytest.raises(MaskError, match=r"broken\.png (\([0-9]+ bytes\) is no image; give a PNG|was cut off)"):
+        with pytest.raises(MaskError, match=r"broken\.png (\([0-9]+ bytes\) is not an image; use a PNG|was cut off)"):
             read_mask(tmp_path / "broken.png")
     with pytest.raises(MaskError, match="ignores every pixel"):
         read_mask(written(tmp_path / "black.png", np.zeros((6, 8), np.uint8)))

@@ -615,7 +615,7 @@ def test_other_parameters_can_be_set_only_while_the_node_is_unconfigured_and_the
             "exported network /nowhere/exported is not there",
         ),
         ({"input.mask": "/nowhere/mask.png"}, "mask", "mask /nowhere/mask.png cannot be read: No such file"),
-        ({"input.mask": "no image"}, "mask", "is no image; give a PNG"),
+        ({"input.mask": "no image"}, "mask", "is not an image; use a PNG"),
         ({"device": "cuda:99"}, "device", "device 'cuda:99' is not there"),
         ({"precision": "float16", "device": "no_such_device"}, "device", "device 'no_such_device'"),
     ],

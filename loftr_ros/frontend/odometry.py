@@ -1,4 +1,4 @@
-"""Where the camera is: poses relative to keyframes, chained into one trajectory, with what each step adds of doubt."""
+"""The camera's trajectory: poses relative to keyframes, chained, with the uncertainty of each step."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Location:
         covariance: (6, 6) of (translation, rotation vector) about world axes, since the first keyframe.
         is_metric: whether lengths are in metres.
         scale_std: standard deviation of the logarithm of the unit of length at this place over that at the first
-            keyframe, as measured where one keyframe's depths went over to the next; 0 where lengths are in metres.
-        segment: counts how often the chain was broken. Nothing is known of the pose of one segment in another.
+            keyframe, as measured at each transfer of depths to the next keyframe; 0 if lengths are in metres.
+        segment: number of breaks of the chain before. The relative pose of two segments is unknown.
     """
 
     pose: Array
@@ -32,7 +32,7 @@ class Location:
     segment: int = 0
 
     def moved(self, step: Array, covariance: Array) -> Location:
-        """This location and a pose relative to it.
+        """Compose this location with a pose relative to it.
 
         Args:
             step: (4, 4) T_camera_other.
@@ -49,7 +49,7 @@ class Location:
 
 @dataclass(frozen=True, eq=False)
 class ChainLink:
-    """Where a keyframe is, seen from the one that it was located by.
+    """Pose of a keyframe relative to the one that it was located by.
 
     Attributes:
         previous: id of that keyframe, of the same robot.
@@ -66,14 +66,14 @@ class ChainLink:
 
 @dataclass(frozen=True, eq=False)
 class SegmentJoin:
-    """How two segments of a trajectory are related, by a frame that was found in both.
+    """Relation between two segments of a trajectory, from a frame that was located in both.
 
     Attributes:
-        old, new: the segments; the trajectory goes on in the old one.
+        old, new: the segments; the trajectory continues in the old one.
         pose: (4, 4) T_old_new, a rigid motion; its translation is in the old segment's unit.
         covariance: (6, 6) of (translation, rotation vector) of `pose` about the old segment's axes.
-        scale: length in the old segment's unit of what has length one in the new one's; NaN where it is not known, and
-            then `pose` holds at the frame's place only.
+        scale: length of one unit of the new segment in the old segment's unit; NaN if unknown, and then `pose` holds
+            only at the frame's place.
     """
 
     old: int
@@ -84,7 +84,7 @@ class SegmentJoin:
 
     @classmethod
     def of(cls, old: Location, new: Location, scale: float) -> SegmentJoin:
-        """By the same camera's place in both.
+        """Compute the relation from the same camera's location in both.
 
         Args:
             old, new: its locations.
@@ -102,7 +102,7 @@ class SegmentJoin:
         return cls(old.segment, new.segment, pose, (total + total.T) / 2, scale)
 
     def moved(self, location: Location) -> Location:
-        """A location of the new segment in the old one's frame; `scale` must be known."""
+        """Transform a location of the new segment to the old one's frame; `scale` must be known."""
         pose = np.eye(4)
         pose[:3, :3] = self.pose[:3, :3] @ location.pose[:3, :3]
         pose[:3, 3] = self.pose[:3, 3] + self.scale * self.pose[:3, :3] @ location.pose[:3, 3]
@@ -115,7 +115,7 @@ class SegmentJoin:
 
 
 def origin(is_metric: bool, segment: int = 0) -> Location:
-    """Where a trajectory begins."""
+    """The start of a trajectory."""
     return Location(np.eye(4), np.zeros((6, 6)), is_metric, segment=segment)
 
 
@@ -132,7 +132,7 @@ class Trajectory:
     last: Location | None = field(default=None)
 
     def add(self, location: Location) -> None:
-        """Go on to a location."""
+        """Extend the path to a location."""
         if self.last is not None and self.last.segment == location.segment:
             self.length += float(np.linalg.norm(location.pose[:3, 3] - self.last.pose[:3, 3]))
         self.last = location

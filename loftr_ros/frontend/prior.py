@@ -1,4 +1,4 @@
-"""Where the camera is expected to be by how it has moved: constant velocity, and what accelerations leave in doubt."""
+"""Prediction of the camera's pose by constant velocity, with the uncertainty from accelerations."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from loftr_ros.geometry.se3 import rotation_matrix, rotation_vector
 
 Array = NDArray[np.float64]
 
-# Seconds after which nothing is expected any more.
+# Seconds after which there is no prediction.
 _LONGEST = 1.0
-# Seconds between two frames at least, as far as expectations go: stamps of a burst say nothing.
+# Least seconds between two frames for a prediction, because stamps of a burst are unreliable.
 _SHORTEST = 0.02
-# Standard deviations of accelerations: m/s^2 (or units of a single camera's own, in which a typical depth is one),
-# and rad/s^2, as of a camera in a hand.
+# Standard deviations of accelerations: m/s^2 (or a single camera's own units, in which a typical depth is one), and
+# rad/s^2, as of a hand-held camera.
 _ACCELERATION, _OWN_ACCELERATION, _ANGULAR_ACCELERATION = 5.0, 2.5, 10.0
-# Part of a velocity that may be wrong, since it was measured with noise.
+# Relative uncertainty of a measured velocity.
 _VELOCITY_PART = 0.3
-# Speed that a camera may have whose velocity is not known: m/s, own units/s, and rad/s.
+# Possible speed of a camera of unknown velocity: m/s, own units/s, and rad/s.
 _SPEED, _OWN_SPEED, _ANGULAR_SPEED = 1.5, 0.7, 1.0
-# Standard deviations at which an expectation still agrees.
+# Standard deviations within which a pose agrees with the prediction.
 _REACH = 3.0
-# What an expectation allows for at most, to say anything: radians, and a part of the scene's depth.
+# Largest tolerance of an informative prediction: radians, and a part of the scene's depth.
 _MAX_ROTATION, _MAX_DISTANCE = 0.6, 0.4
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Where a camera is expected.
+    """Predicted pose of a camera.
 
     Attributes:
         pose: (4, 4) T_world_camera in its segment's frame.
@@ -46,7 +46,7 @@ class Expected:
     segment: int
 
     def is_informative(self, depth: float) -> bool:
-        """Whether so little is left open that a wrong pose would be a surprise.
+        """Whether the prediction is so precise that a wrong pose would not agree by chance.
 
         Args:
             depth: typical depth of the scene, in the trajectory's unit.
@@ -54,7 +54,7 @@ class Expected:
         return _REACH * self.rotation_std <= _MAX_ROTATION and _REACH * self.position_std <= _MAX_DISTANCE * depth
 
     def agrees(self, location: Location, depth: float = 1.0) -> bool:
-        """Whether a location speaks for itself by being where it is expected; not where nearly everything would be.
+        """Whether a location agrees with an informative prediction.
 
         Args:
             location: of the camera.
@@ -68,7 +68,7 @@ class Expected:
 
 
 class ConstantVelocity:
-    """Goes on as the camera has moved between the last two frames that were located."""
+    """Predicts from the motion between the last two located frames."""
 
     def __init__(self) -> None:
         self._last: tuple[int, Location] | None = None
@@ -76,11 +76,11 @@ class ConstantVelocity:
         self._angular_velocity: Array = np.zeros(3)
 
     def reset(self) -> None:
-        """Expect nothing."""
+        """Forget the motion."""
         self._last = self._velocity = None
 
     def add(self, stamp_ns: int, location: Location) -> None:
-        """The camera was located.
+        """Add the location of a frame.
 
         Args:
             stamp_ns: of the frame.
@@ -99,7 +99,7 @@ class ConstantVelocity:
         self._angular_velocity = rotation_vector(rotated) / seconds
 
     def expected(self, stamp_ns: int) -> Expected | None:
-        """Where the camera is expected at a time; None where nothing is known, or for too long.
+        """Predict the pose at a time; None if nothing is known, or for too long.
 
         Args:
             stamp_ns: of the frame.
