@@ -348,9 +348,9 @@ def test_without_a_name_the_number_of_coefficients_tells_the_model(count: int, m
         ("plumb_bob", 8, "8 coefficients are those of rational_polynomial"),
         ("fisheye", 5, "5 coefficients are those of plumb_bob"),
         ("", 4, "4 coefficients are those of plumb_bob or equidistant"),
-        ("Inverse Brown Conrady", 5, "from distorted to undistorted"),
+        ("Inverse Brown Conrady", 5, "maps distorted to undistorted"),
         ("modified_brown_conrady", 5, "tangential"),
-        ("Mei", 5, "more than half of all directions"),
+        ("Mei", 5, "field of view is beyond 180 degrees"),
         ("pinhole", 4, "4 coefficients are those of plumb_bob or equidistant"),
     ],
 )
