@@ -451,7 +451,7 @@ def test_a_name_that_another_node_has_which_is_there_is_not_taken_over(
     assert bob.refused == ["keyframe_name"]
     assert "/eve/front_end announces keyframes under its name too" in capfd.readouterr().err
     assert bob.fetch(1, "ada").image == keyframe(1).image, "asked of ada's own node"  # type: ignore[union-attr]
-    monkeypatch.setattr(bob.fleet, "_is_there", lambda node: False)  # DDS takes up to 20 s to notice
+    monkeypatch.setattr(bob.fleet, "_is_running", lambda node: False)  # DDS takes up to 20 s to notice
     bob.fleet._on_announcement(announcement(keyframe(2, "ada"), SPACE, "/elsewhere/front_end"))
     bob.wait_for("ada", 2)  # that has moved into another namespace
 
@@ -495,11 +495,11 @@ def test_what_is_remembered_of_other_robots_is_bounded(
     start: Callable[..., Robot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "_MOST_ROBOTS", 5)
-    monkeypatch.setattr(fleet, "_MOST_SEEN", 4)
+    monkeypatch.setattr(fleet, "_MAX_KNOWN", 4)
     bob = start("bob")
     for number in range(20):
         bob.fleet._on_announcement(announcement(keyframe(1, f"robot{number}"), SPACE, f"/r{number}/front_end"))
-    assert len(bob.fleet._nodes) == 5 and len(bob.fleet._seen) <= 4 and len(bob.fleet._warned) <= 5
+    assert len(bob.fleet._nodes) == 5 and len(bob.fleet._known_stamps) <= 4 and len(bob.fleet._warned) <= 5
     assert bob.refused == ["keyframe_robots"] * 15
 
 

@@ -89,7 +89,7 @@ class Streams:
     def lost_within(self, topic: Partner, seconds: float) -> bool:
         return self.lost
 
-    def there_are(self, topic: Partner) -> str:
+    def published_topics(self, topic: Partner) -> str:
         return "The image topics that are published: /camera/depth (Image)"
 
 

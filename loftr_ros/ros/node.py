@@ -58,8 +58,8 @@ class FrontEndNode(LifecycleNode):
         """
         super().__init__("loftr_front_end", **kwargs)
         declare(self)
-        for said in unknown_parameters(self):
-            self.get_logger().warning(said)
+        for warning in unknown_parameters(self):
+            self.get_logger().warning(warning)
         output = read(self).output
         self.statistics = Statistics(output.status_window)
         self.errors = ErrorLog(self, self.statistics, output.error_period)
@@ -123,8 +123,8 @@ class FrontEndNode(LifecycleNode):
         assert self._stages is not None
         self._input = ImageInput(self, parameters.input, mode, self.statistics, self._stages.put, self.errors)
         self._lifecycle = "active"
-        for said in unknown_parameters(self, qos=True):
-            self.get_logger().warning(said)
+        for warning in unknown_parameters(self, qos=True):
+            self.get_logger().warning(warning)
         self.get_logger().info(f"waiting for images on {self._input.topic} (mode: {mode}, camera_info: {camera_info})")
         # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
         return super().on_activate(state)
@@ -322,8 +322,8 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         try:
             node = FrontEndNode()
             profile.log(node.get_logger())
-            for said in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
-                node.get_logger().warning(said)
+            for warning in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
+                node.get_logger().warning(warning)
             log_by(node.get_logger())
             if autostart:
                 for transition in (node.trigger_configure, node.trigger_activate):

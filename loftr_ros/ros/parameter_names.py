@@ -67,7 +67,7 @@ def idle_files(arguments: Sequence[str], full_name: str) -> list[str]:
     """
     import yaml
 
-    said = []
+    warnings = []
     for flag, file in itertools.pairwise(arguments):
         if flag != "--params-file":
             continue
@@ -78,10 +78,10 @@ def idle_files(arguments: Sequence[str], full_name: str) -> list[str]:
         names = list(_node_names(content, ""))
         if names and not any(_fits(name, full_name) for name in names):
             others = ", ".join(f"'{name}'" for name in names)
-            said.append(
+            warnings.append(
                 f"{file} has parameters for {others}, and none for this node, '{full_name}'; '/**' fits every node"
             )
-    return said
+    return warnings
 
 
 def _node_names(content: object, prefix: str) -> Iterator[str]:

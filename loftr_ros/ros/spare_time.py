@@ -33,7 +33,7 @@ _SILENCE = 1.0
 # Seconds after a dropped frame for which more frames are taken to come than can be worked on.
 _DROPPING = 1.0
 # Seconds after which it is looked again whether the other thread is busy.
-_LOOK_AGAIN = 0.01
+_POLL_PERIOD = 0.01
 # Seconds that work of an unknown kind is taken to last, and how slowly what is known is forgotten.
 _UNKNOWN, _MEMORY = 0.1, 0.8
 
@@ -85,13 +85,13 @@ class SpareTime:
             now: monotonic seconds.
         """
         if self._is_silent(now):
-            return _LOOK_AGAIN if is_busy else 0.0
+            return _POLL_PERIOD if is_busy else 0.0
         if now < self._rest_until:
             return self._rest_until - now
-        if now - self._dropped < _DROPPING or now - since > _PATIENCE * max(self._interval, _LOOK_AGAIN):
+        if now - self._dropped < _DROPPING or now - since > _PATIENCE * max(self._interval, _POLL_PERIOD):
             return 0.0
         if is_busy:
-            return _LOOK_AGAIN
+            return _POLL_PERIOD
         quiet = now - self._arrived
         if quiet + self._lasted.get(kind, _UNKNOWN) <= self._interval or quiet >= _LATE * self._interval:
             return 0.0

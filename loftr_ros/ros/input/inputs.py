@@ -172,7 +172,7 @@ class ImageInput:
             if publishers
             else "Start the driver, or remap the topic (image:= of the launch file). "
         )
-        topic, others = self._topics.describe([self._image]), self._topics.there_are(self._image)
+        topic, others = self._topics.describe([self._image]), self._topics.published_topics(self._image)
         self._errors.warn(f"no image came on {topic} so far. {why}{others}")
 
     def _lost(self, topic: str, number: int) -> None:
@@ -196,7 +196,7 @@ class ImageInput:
                 "camera_info",
                 f"no CameraInfo came yet on {self._topics.describe(missing)}. Publish the calibration{otherwise}. "
                 f"Where it was published once, before the node came, set qos_overrides.{self._topics.name(missing[0])}"
-                f".subscription.durability to transient_local. {self._topics.there_are(missing[0])}",
+                f".subscription.durability to transient_local. {self._topics.published_topics(missing[0])}",
             )
             return
         fields = {"camera_info": None} | self._latest | partners

@@ -55,7 +55,7 @@ class Topics(Protocol):
     def name(self, topic: Partner) -> str: ...
     def publishers(self, topic: Partner) -> int: ...
     def lost_within(self, topic: Partner, seconds: float) -> bool: ...
-    def there_are(self, topic: Partner) -> str: ...
+    def published_topics(self, topic: Partner) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class _Held:
 
 
 @dataclass
-class _Heard:
+class _PartnerQueue:
     """What has come on a partner's topic.
 
     Attributes:
@@ -127,13 +127,13 @@ class Pairing:
         # Images that wait for their partners, by their stamps: what the synchronizer holds too, and lets go of without
         # a word.
         self._waiting: dict[int, _Held] = {}
-        self._heard = {partner.field: _Heard() for partner in self._partners}
+        self._partner_queues = {partner.field: _PartnerQueue() for partner in self._partners}
         self._newest = self._behind = self._pairs = 0
         self._paired_at = float("-inf")
         self._renew()
         images.registerCallback(self._wait)
         for number, (partner, source) in enumerate(partners, 1):
-            source.registerCallback(self._hear, self._heard[partner.field], number)
+            source.registerCallback(self._on_message, self._partner_queues[partner.field], number)
 
     @property
     def pending(self) -> int:
@@ -154,10 +154,10 @@ class Pairing:
         if late := [stamp for stamp, held in self._waiting.items() if held.since < limit]:
             is_dead = self._clock() - self._paired_at > 2 * WAIT
             self._report(late, max(late), Severity.NONE_COMES if is_dead else Severity.LOSS)
-        for heard in self._heard.values():
+        for queue in self._partner_queues.values():
             # Stamps of a clock that was ahead would fill the queue for ever, which takes nothing older then.
-            if self._forget(heard.waiting, [stamp for stamp, held in heard.waiting.items() if held.since < limit]):
-                heard.unused_at = self._clock()
+            if self._forget(queue.waiting, [stamp for stamp, held in queue.waiting.items() if held.since < limit]):
+                queue.unused_at = self._clock()
 
     def _renew(self) -> None:
         """A new synchronizer, which holds what still waits and nothing else.
@@ -172,7 +172,7 @@ class Pairing:
             else TimeSynchronizer(self._inlets, self._queue_size)
         )
         synchronizer.registerCallback(self._paired)
-        for inlet, waiting in zip(self._inlets[1:], self._heard.values(), strict=True):
+        for inlet, waiting in zip(self._inlets[1:], self._partner_queues.values(), strict=True):
             for held in list(waiting.waiting.values()):
                 inlet.signalMessage(held.message)
         for held in list(self._waiting.values()):
@@ -190,13 +190,13 @@ class Pairing:
         else:
             self._inlets[inlet].signalMessage(message)
 
-    def _hear(self, message: Any, heard: _Heard, inlet: int) -> None:
+    def _on_message(self, message: Any, queue: _PartnerQueue, inlet: int) -> None:
         stamp = to_nanoseconds(message.header.stamp)
-        heard.waiting[stamp] = _Held(message, self._clock())
-        heard.stamp = stamp
-        while len(heard.waiting) > self._queue_size:
-            del heard.waiting[min(heard.waiting)]  # as the synchronizer does
-            heard.unused_at = self._clock()
+        queue.waiting[stamp] = _Held(message, self._clock())
+        queue.stamp = stamp
+        while len(queue.waiting) > self._queue_size:
+            del queue.waiting[min(queue.waiting)]  # as the synchronizer does
+            queue.unused_at = self._clock()
         self._pass_on(inlet, message)
 
     def _wait(self, image: Image | CompressedImage) -> None:
@@ -214,8 +214,8 @@ class Pairing:
         if self._behind >= JUMP_AFTER:
             # Time went back. A full queue takes nothing older than what is in it, and would let no pair come about.
             limit = stamp + self._slop_ns
-            for heard in self._heard.values():
-                self._forget(heard.waiting, [other for other in heard.waiting if other > limit])
+            for queue in self._partner_queues.values():
+                self._forget(queue.waiting, [other for other in queue.waiting if other > limit])
             self._is_stale = True
             if ahead := [other for other in self._waiting if other > limit]:
                 self._report(ahead, max(ahead), Severity.LOSS)
@@ -234,11 +234,11 @@ class Pairing:
         # taken its place. It may be lost in a burst, or be of the first images, before all topics are connected.
         if older := [other for other in self._waiting if other < stamp]:
             self._report(older, max(older), Severity.LOSS if self._pairs else Severity.USUAL)
-        for heard, message in zip(self._heard.values(), messages, strict=True):
+        for queue, message in zip(self._partner_queues.values(), messages, strict=True):
             taken = to_nanoseconds(message.header.stamp)
-            heard.waiting.pop(taken, None)
-            if self._forget(heard.waiting, [other for other in heard.waiting if other < taken]):
-                heard.unused_at = self._clock()
+            queue.waiting.pop(taken, None)
+            if self._forget(queue.waiting, [other for other in queue.waiting if other < taken]):
+                queue.unused_at = self._clock()
         self._pairs += 1
         self._paired_at = self._clock()
         fields = {partner.field: message for partner, message in zip(self._partners, messages, strict=True)}
@@ -267,13 +267,15 @@ class Pairing:
             severity = Severity.BY_DESIGN
         names = "CameraInfo" if partner.kind is CameraInfo else partner.name
         when = f"within {self._slop:g} s of" if self._slop_ns else "with"
-        said = f"no {names} {when} the image's stamp {stamp / 1e9:.3f} came on {self._topics.describe(missing)}. {why}"
+        report = (
+            f"no {names} {when} the image's stamp {stamp / 1e9:.3f} came on {self._topics.describe(missing)}. {why}"
+        )
         self._forget(self._waiting, stamps)
-        self._on_unpaired(partner.error, said, len(stamps), severity)
+        self._on_unpaired(partner.error, report, len(stamps), severity)
 
     def _missing(self, stamp: int) -> list[Partner]:
         """The topics to blame: those that have nothing for any image that waits, else those without for this one."""
-        queues = [(partner, self._heard[partner.field].waiting) for partner in self._partners]
+        queues = [(partner, self._partner_queues[partner.field].waiting) for partner in self._partners]
 
         def lacking(stamps: Sequence[int]) -> list[Partner]:
             return [
@@ -286,7 +288,7 @@ class Pairing:
 
     def _why(self, partner: Partner, stamp: int) -> tuple[str, bool]:
         """Why a partner did not come, with what to do; and whether that is no loss."""
-        heard, topics = self._heard[partner.field], self._topics
+        queue, topics = self._partner_queues[partner.field], self._topics
         is_info = partner.kind is CameraInfo
         otherwise = ""
         if is_info:
@@ -295,28 +297,28 @@ class Pairing:
         by_design = False
         if topics.lost_within(partner, RECENT):
             why = f"The middleware lost messages of it on their way here. {TRANSPORT_CURE}"
-        elif not topics.publishers(partner) and heard.stamp is not None:
+        elif not topics.publishers(partner) and queue.stamp is not None:
             why = "Its publisher has gone"
         elif not topics.publishers(partner):
-            why = f"Nobody publishes it: remap it to the topic that is. {topics.there_are(partner)}"
-        elif heard.stamp is None and is_info:
+            why = f"Nobody publishes it: remap it to the topic that is. {topics.published_topics(partner)}"
+        elif queue.stamp is None and is_info:
             why = (
                 "It has a publisher, but not one message of it came: was it published once, before the node came? "
                 "Then set the parameter input.camera_info to 'latest', and "
                 f"qos_overrides.{topics.name(partner)}.subscription.durability to transient_local"
             )
-        elif heard.stamp is None:
+        elif queue.stamp is None:
             why = (
                 "It has a publisher, but not one message of it came: the middleware loses a large one for which it has "
                 f"no room. {TRANSPORT_CURE}"
             )
-        elif self._pairs and topics.knows_losses and self._clock() - heard.unused_at > RECENT:
+        elif self._pairs and topics.knows_losses and self._clock() - queue.unused_at > RECENT:
             by_design = True
             why = "It is published less often than the image: none of its messages was lost, and each had its image"
         elif self._pairs:
             why = "Others had theirs: single messages are lost, late, or stamped otherwise"
         else:
-            why = f"Its newest stamp is {(heard.stamp - stamp) / 1e9:+.3f} s from there. " + self._cure_of_stamps(
+            why = f"Its newest stamp is {(queue.stamp - stamp) / 1e9:+.3f} s from there. " + self._cure_of_stamps(
                 is_info
             )
         return why + ("" if "'latest'" in why else otherwise), by_design

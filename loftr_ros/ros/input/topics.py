@@ -62,14 +62,14 @@ class InputTopics:
         """Whether the middleware lost a message of it in the last seconds."""
         return time.monotonic() - self._lost_at.get(self.name(topic), float("-inf")) <= seconds
 
-    def there_are(self, topic: Topic) -> str:
+    def published_topics(self, topic: Topic) -> str:
         """The published topics of a topic's kind as a sentence, the most alike first; what else its name stands for."""
         name = self.name(topic)
         graph = dict(self._node.get_topic_names_and_types())
         wanted = _TYPES[topic.kind]
-        said = ""
+        hint = ""
         if others := [kind for kind in graph.get(name, []) if kind != wanted]:
-            said = f"{name} is of type {', '.join(others)}, not {wanted}. "
+            hint = f"{name} is of type {', '.join(others)}, not {wanted}. "
         kinds = (wanted,) if topic.kind is CameraInfo else (_TYPES[Image], _TYPES[CompressedImage])
         found = [
             f"{other} ({kind.rpartition('/')[2]})"
@@ -79,9 +79,9 @@ class InputTopics:
         ]
         what = "CameraInfo topics" if topic.kind is CameraInfo else "image topics"
         if not found:
-            return f"{said}No {what} are published: is the driver running, and is ROS_DOMAIN_ID the same?"
+            return f"{hint}No {what} are published: is the driver running, and is ROS_DOMAIN_ID the same?"
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        return f"{said}The {what} that are published: {', '.join(found[:_SHOWN])}{more}"
+        return f"{hint}The {what} that are published: {', '.join(found[:_SHOWN])}{more}"
 
     def counting(self, topic: Topic, subscribe: Callable[..., Any]) -> Any:
         """What `subscribe` makes, with an event handler that counts what the middleware loses where it can tell.

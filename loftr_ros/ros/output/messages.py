@@ -41,7 +41,7 @@ _LANDMARK_FIELDS = [
 ]
 
 
-class SeenImage(Protocol):
+class SourceImage(Protocol):
     """Whose image it is, and when it was seen: a frame, or a keyframe of an archive."""
 
     @property
@@ -67,7 +67,7 @@ def to_nanoseconds(stamp: Time) -> int:
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
-def to_header(frame: SeenImage) -> Header:
+def to_header(frame: SourceImage) -> Header:
     """Stamp and optical frame of the image."""
     return Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
 
@@ -128,7 +128,7 @@ def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
 
 
 def matches_message(
-    keyframe_id: int, keyframe: SeenImage, current: SeenImage, found: results.Correspondences, pose: EstimatedPose
+    keyframe_id: int, keyframe: SourceImage, current: SourceImage, found: results.Correspondences, pose: EstimatedPose
 ) -> Correspondences:
     """Matches of two images; the pose says which are inliers."""
     return Correspondences(
@@ -150,7 +150,7 @@ def matches_message(
 
 
 def pose_message(
-    keyframe_id: int, keyframe: SeenImage, current: SeenImage, found: results.Correspondences, pose: EstimatedPose
+    keyframe_id: int, keyframe: SourceImage, current: SourceImage, found: results.Correspondences, pose: EstimatedPose
 ) -> RelativePose:
     """The pose of one image relative to another, of its matches with it."""
     num_matches, num_inliers = len(found), int(pose.inliers.sum())

@@ -35,7 +35,7 @@ KEPT = 2000
 # Announcements of others that may wait to be stored.
 _LONGEST_QUEUE = 10_000
 # Names of robots and keyframes are kept in memory; a peer that makes up new ones must not fill it.
-_MOST_ROBOTS, _MOST_SEEN = 256, 100_000
+_MOST_ROBOTS, _MAX_KNOWN = 256, 100_000
 # Keyframes that are stored in one go: a commit takes as long for one as for all of them.
 _BATCH = 64
 # Up to so many keyframes are looked for in the archive one by one, more of them by a list of all.
@@ -79,7 +79,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._closing = False
         self._waiting: deque[KeyframeMessage] = deque()
-        self._seen: dict[KeyframeName, int] = {}  # other robots' keyframes and their stamps
+        self._known_stamps: dict[KeyframeName, int] = {}  # other robots' keyframes and their stamps
         self._nodes: dict[str, str] = {}  # by robot, as last announced
         self._warned: set[tuple[str, str]] = set()
         # Apart from the node's other callbacks, which must not wait until a request is answered.
@@ -162,14 +162,14 @@ class Fleet:
             self._on_refused(kind, reason)
             return
         self._nodes[name.robot] = message.node
-        if self._archive.is_read_only or self._seen.get(name) == stamp:
+        if self._archive.is_read_only or self._known_stamps.get(name) == stamp:
             return
         with self._lock:
             if self._closing or len(self._waiting) >= _LONGEST_QUEUE:
                 return  # as if lost on the way: it comes again when its robot does
-            if len(self._seen) >= _MOST_SEEN:  # what is forgotten is looked up in the archive
-                self._seen.pop(next(iter(self._seen)))
-            self._seen[name] = stamp
+            if len(self._known_stamps) >= _MAX_KNOWN:  # what is forgotten is looked up in the archive
+                self._known_stamps.pop(next(iter(self._known_stamps)))
+            self._known_stamps[name] = stamp
             self._waiting.append(message)
             is_first = len(self._waiting) == 1
         if is_first:
@@ -199,7 +199,7 @@ class Fleet:
                 f"robot '{robot}' runs its node under the name of this one, {message.node}, and cannot be asked for "
                 "images; its keyframes are ignored. Give each robot a namespace of its own",
             )
-        if known is not None and known != message.node and self._is_there(known):
+        if known is not None and known != message.node and self._is_running(known):
             return (
                 "keyframe_name",
                 robot,
@@ -214,7 +214,7 @@ class Fleet:
             )
         return None
 
-    def _is_there(self, node: str) -> bool:
+    def _is_running(self, node: str) -> bool:
         there = self._node.get_node_names_and_namespaces()
         return node in (f"{namespace.rstrip('/')}/{name}" for name, namespace in there)
 
@@ -237,7 +237,7 @@ class Fleet:
         except Exception as error:
             self._on_error(error)
             for name in keyframes:  # tried again when they are announced again
-                self._seen.pop(name, None)
+                self._known_stamps.pop(name, None)
         with self._lock:
             for _ in batch:
                 self._waiting.popleft()

@@ -26,7 +26,7 @@ _RATE = 100.0
 # Requests that may wait to be answered.
 _MOST_REQUESTS = 32
 # Seconds between two looks at whether the node is active, while something waits to be said: rclpy tells nobody.
-_LOOK = 0.2
+_POLL_PERIOD = 0.2
 
 
 class Outgoing:
@@ -158,7 +158,7 @@ class Outgoing:
         if self._is_closing() or not self._announcements:
             return None
         if not self._publisher.is_activated:
-            return _LOOK
+            return _POLL_PERIOD
         now = time.monotonic()
         if now < self._quiet_until:
             return self._quiet_until - now

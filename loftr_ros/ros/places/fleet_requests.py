@@ -20,7 +20,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 REFUSED_FOR = 60.0
 _MOST_REFUSED = 1000
 # Seconds between two looks whether a service has come up: rclpy tells nobody.
-_LOOK = 0.02
+_POLL_PERIOD = 0.02
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Requests:
             while not client.service_is_ready():
                 if self._closing or time.monotonic() >= end:
                     return None
-                self._condition.wait(_LOOK)
+                self._condition.wait(_POLL_PERIOD)
         future = client.call_async(request)
         future.add_done_callback(self._wake)
         with self._condition:

@@ -176,13 +176,13 @@ def from_answer(response: GetKeyframe.Response, space: str) -> ArchivedKeyframe:
     Raises:
         PlacesError: as `from_announcement`, or the image cannot be read (`image_missing`, `image_damaged`).
     """
-    told = from_announcement(response.keyframe, space)
+    announced = from_announcement(response.keyframe, space)
     if len(response.image) > MAX_IMAGE_BYTES or int(response.grid_rows) * int(response.grid_columns) > MAX_CELLS:
-        raise _invalid(told.name, f"its image has {len(response.image)} bytes, or it has too many cells")
+        raise _invalid(announced.name, f"its image has {len(response.image)} bytes, or it has too many cells")
     rows, columns = int(response.grid_rows), int(response.grid_columns)
     sizes = {len(response.inverse_depth), len(response.inverse_depth_std)}
     if sizes != {rows * columns}:
-        raise _invalid(told.name, f"{rows}x{columns} cells came with {sorted(sizes)} depths")
+        raise _invalid(announced.name, f"{rows}x{columns} cells came with {sorted(sizes)} depths")
     depth = None
     if rows * columns:
         inverse, std = _from_bits(response.inverse_depth), _from_bits(response.inverse_depth_std)
@@ -192,14 +192,14 @@ def from_answer(response: GetKeyframe.Response, space: str) -> ArchivedKeyframe:
             np.where(known, std**2, np.inf),
             bool(response.keyframe.is_metric),
         )
-    keyframe = replace(told, image=bytes(response.image), depth=depth, grid=(rows, columns))
+    keyframe = replace(announced, image=bytes(response.image), depth=depth, grid=(rows, columns))
     keyframe.to_frame()  # the archive must not take what cannot be read
     return keyframe
 
 
 def _is_metric(keyframe: ArchivedKeyframe) -> bool:
-    told = (keyframe.link, keyframe.depth)
-    return any(each is not None and each.is_metric for each in told)
+    parts = (keyframe.link, keyframe.depth)
+    return any(each is not None and each.is_metric for each in parts)
 
 
 def _to_bits(values: NDArray[np.floating]) -> array.array[int]:
