@@ -328,7 +328,7 @@ def test_a_keyframe_that_cannot_be_sent_is_refused_in_words_and_not_asked_for_ag
     until = bob.fleet._requests._refused[KeyframeName("ada", 1)]
     assert until > time.monotonic() + fleet_requests.REFUSED_FOR - 10
     assert bob.fetch(7, "ada") is None
-    assert "not, or no longer, in the archive" in capfd.readouterr().err
+    assert "is not in the archive (any more)" in capfd.readouterr().err
     assert bob.fetch(2, "ada") is not None, "the robot itself is asked on"
     assert not ada.errors and not bob.errors
 
@@ -357,7 +357,7 @@ def test_two_robots_of_one_name_and_descriptors_of_another_network_are_told_of_o
     bob.wait_for("ada", 1)
     wait(lambda: len(bob.fleet._warned) == 3, "three warnings")
     said = capfd.readouterr().err
-    for words in ("another robot is called 'bob'", "by 'loftr:2'", "Give each robot a namespace"):
+    for words in ("another robot has the same name 'bob'", "by 'loftr:2'", "Give each robot its own namespace"):
         assert words in said
     time.sleep(0.1)
     assert {name.robot for name in bob.archive.names()} == {"ada"}
@@ -449,7 +449,7 @@ def test_a_name_that_another_node_has_which_is_there_is_not_taken_over(
     bob.wait_for("ada", 1)
     bob.fleet._on_announcement(announcement(keyframe(1, "ada", stamp=77.0), SPACE, "/eve/front_end"))
     assert bob.refused == ["keyframe_name"]
-    assert "/eve/front_end announces keyframes under its name too" in capfd.readouterr().err
+    assert "is running, but /eve/front_end uses it too" in capfd.readouterr().err
     assert bob.fetch(1, "ada").image == keyframe(1).image, "asked of ada's own node"  # type: ignore[union-attr]
     monkeypatch.setattr(bob.fleet, "_is_running", lambda node: False)  # DDS takes up to 20 s to notice
     bob.fleet._on_announcement(announcement(keyframe(2, "ada"), SPACE, "/elsewhere/front_end"))

@@ -177,7 +177,7 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
 def test_a_message_that_is_no_keyframe_is_refused_with_a_reason(spoil: Callable[[Any], None]) -> None:
     message = announced(keyframe())
     spoil(message)
-    with pytest.raises(PlacesError, match=r"is none: .") as caught:
+    with pytest.raises(PlacesError, match=r"is invalid: .") as caught:
         from_announcement(message, SPACE)
     assert caught.value.kind == "keyframe_invalid"
 

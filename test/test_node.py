@@ -243,7 +243,7 @@ def test_diagnostics_are_ok_while_frames_come_and_warn_when_none_does(node):
     assert values["lifecycle"] == "active" and values["network"] == "compact"
     seen = len(client.diagnostics)
     silent = client.wait(level(DiagnosticStatus.WARN), "a diagnostic that warns")[0]
-    assert "no image came on /image" in silent.message and "publishers: 1" in silent.message
+    assert "no image received on /image" in silent.message and "publishers: 1" in silent.message
 
 
 def test_pictures_are_published_only_to_those_who_look(node):
@@ -673,7 +673,7 @@ def test_compressed_images_come_with_the_latest_camera_info_and_damaged_ones_are
             time.sleep(0.2)
             if client.statuses[-1].frames_failed > before.frames_failed:
                 break
-        assert "no CameraInfo came yet on /camera_info" in client.status().last_error
+        assert "no CameraInfo received yet on /camera_info" in client.status().last_error
         client.connect(lambda: _with_info_first(node.next_frame()))
         stamp = client.process(compressed(node.next_frame()[0]))
         client.process(compressed(node.next_frame()[0], kind="png"))
@@ -897,7 +897,7 @@ def test_whole_numbers_are_floats_and_misspelt_names_are_told_of_with_the_neares
         assert "parameter 'modee' is not known and has no effect; did you mean 'mode'?" in said
         assert "'keyframe.max_paralax' is not known and has no effect; did you mean 'keyframe.max_parallax'?" in said
         assert "parameter 'colour' is not known and has no effect" in said
-        assert f"{other} has parameters for '/robot/loftr_frontend', and none for this node, '{NAME}'" in said
+        assert f"{other} has parameters for '/robot/loftr_frontend', but none for this node, '{NAME}'" in said
         assert str(file) not in said and said.count("is not known and has no effect") == 4
         assert process.stop(signal.SIGINT) == 0, process.said
 

@@ -100,7 +100,7 @@ def test_what_is_wrong_with_the_archive_is_said_and_tracking_goes_on(
         assert client.transition("deactivate", "cleanup")
         assert mount_small_disk(small_disk, read_only_again=True)
         assert client.transition("configure", "activate"), process.said
-        assert any("nothing new is kept" in line for line in process.errors("archive_read_only"))
+        assert any("new keyframes are not stored" in line for line in process.errors("archive_read_only"))
         client.connect(stream.frame)
         stream.go(2)
         status = client.status(lambda s: s.keyframes_lost > 0)

@@ -162,9 +162,17 @@ def test_images_whose_partner_was_lost_count_as_unpaired_when_a_newer_one_is_pai
 @pytest.mark.parametrize(
     ("lost", "kind", "words"),
     [
-        (("right",), "right", "no right image with the image's stamp 1700000000.000 came on /right/image (publishers"),
-        (("camera_info",), "camera_info", "no CameraInfo with the image's stamp 1700000000.000 came on /camera_info"),
-        (("right_info",), "camera_info", "came on /right/camera_info (publishers: 0)"),
+        (
+            ("right",),
+            "right",
+            "no right image with the image's stamp 1700000000.000 received on /right/image (publishers",
+        ),
+        (
+            ("camera_info",),
+            "camera_info",
+            "no CameraInfo with the image's stamp 1700000000.000 received on /camera_info",
+        ),
+        (("right_info",), "camera_info", "received on /right/camera_info (publishers: 0)"),
         (("right", "right_info"), "right", "/right/image (publishers: 0) and /right/camera_info (publishers: 0)"),
     ],
 )
@@ -177,7 +185,7 @@ def test_a_topic_that_nobody_publishes_is_named_once_images_can_wait_no_longer(
     assert [error for error, _ in streams.unpaired] == [kind] * 7
     assert set(streams.severities) == {Severity.NONE_COMES}
     message = streams.unpaired[0][1]
-    assert "Nobody publishes it: remap it" in message and "/camera/depth (Image)" in message
+    assert "It has no publisher: remap it" in message and "/camera/depth (Image)" in message
     assert words in message
     others = {partner.topic for partner in (RIGHT, INFO, RIGHT_INFO) if partner.field not in lost}
     assert not any(f" /{topic} (" in message for topic in others), "what does come is not blamed"
@@ -220,7 +228,7 @@ def test_a_topic_that_is_published_and_brings_nothing_is_not_blamed_on_a_remappi
     for time in (0, 100):
         streams.send(time, "image")
     message = streams.unpaired[0][1]
-    assert "It has a publisher, but not one message of it came" in message and "remap" not in message.lower()
+    assert "It has a publisher, but no message was received" in message and "remap" not in message.lower()
 
 
 def test_a_calibration_that_was_published_once_is_told_of_with_the_two_settings_that_take_it() -> None:

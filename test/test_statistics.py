@@ -224,7 +224,7 @@ def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_an
         "INFO at half the rate. Such images are left out",
         "WARN [depth] one",
         "[depth] none comes",
-        "WARN [transport] the middleware lost 2 messages of /depth/image on the way here. Do this",
+        "WARN [transport] the middleware lost 2 messages of /depth/image in transport. Do this",
     ]
     found = statistics.snapshot()
     assert (found.unpaired, found.failed, found.errors["depth"]) == (7, 0, 5)

@@ -230,7 +230,7 @@ def test_after_some_seconds_without_an_image_the_log_lists_the_topics_that_there
     listener.listen(camera_info="none")
     listener.wait(lambda: listener.said, "a warning")
     (said,) = listener.said
-    assert said.startswith("warning: no image came on /image (publishers: 1) so far")
+    assert said.startswith("warning: no image received on /image (publishers: 1) so far")
     assert "/image is of type sensor_msgs/msg/PointCloud2, not sensor_msgs/msg/Image" in said
     assert "/camera/color/image_raw (Image)" in said and "/camera/color/image_raw/compressed (CompressedImage)" in said
     assert "camera_info" not in said
@@ -251,7 +251,7 @@ def test_a_calibration_that_does_not_come_is_told_of_with_the_topics_that_there_
         return bool(listener.said)
 
     listener.wait(sent, "an error")
-    assert "no CameraInfo came yet on /camera_info (publishers: 0)" in listener.said[0]
+    assert "no CameraInfo received yet on /camera_info (publishers: 0)" in listener.said[0]
     assert "/camera/info (CameraInfo)" in listener.said[0] and "transient_local" in listener.said[0]
     other.destroy_node()
 
