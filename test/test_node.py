@@ -605,8 +605,12 @@ def test_other_parameters_can_be_set_only_while_the_node_is_unconfigured_and_the
 @pytest.mark.parametrize(
     ("setting", "kind", "words"),
     [
-        ({"network": "loftr_16_4"}, "weights", "network 'loftr_16_4' comes without weights; name a weights file"),
-        ({"weights": "/nowhere/weights.pt"}, "weights", "weights file /nowhere/weights.pt is not there"),
+        (
+            {"network": "loftr_16_4"},
+            "weights",
+            "network 'loftr_16_4' comes without weights; set `weights` to a weights file",
+        ),
+        ({"weights": "/nowhere/weights.pt"}, "weights", "weights file /nowhere/weights.pt does not exist"),
         ({"weights": "another network"}, "weights", "no LoFTR's weights: expected"),
         ({"network": "no_such_network"}, "weights", "network 'no_such_network' is not known"),
         (
@@ -916,7 +920,7 @@ def test_a_signal_ends_the_node_with_exit_code_0_while_frames_stream_in(footage,
 def test_autostart_that_fails_ends_the_node_with_exit_code_1(tmp_path):
     with NodeProcess(tmp_path, {"weights": "/nowhere.pt"}, autostart=True) as process:
         assert process.exit_code() == 1
-        assert "[weights] configure failed: weights file /nowhere.pt is not there" in process.said
+        assert "[weights] configure failed: weights file /nowhere.pt does not exist" in process.said
         assert "Traceback" not in process.said
 
 

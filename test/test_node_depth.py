@@ -357,7 +357,7 @@ def test_a_bad_companion_is_refused_with_clear_words_and_the_next_good_frame_is_
     ("mode", "lost", "kind", "words"),
     [
         ("stereo", "/right/image", "right", "no right image with the image's stamp"),
-        ("stereo", "/right/camera_info", "camera_info", "came on /right/camera_info (publishers: 1)"),
+        ("stereo", "/right/camera_info", "camera_info", "received on /right/camera_info (publishers: 1)"),
         ("rgbd", "/depth/image", "depth", "no depth image with the image's stamp"),
     ],
 )

@@ -345,7 +345,7 @@ def test_without_a_network_the_user_is_told_which_file_to_put_where_and_from_whi
     text = str(error.value)
     assert all(url in text for url in (*offline.urls, offline.page))
     assert "get small.pt on another machine from one of these addresses" in text
-    assert f"put it to {cache / 'small.pt'}" in text
+    assert f"save it as {cache / 'small.pt'}" in text
     assert left_in(cache) == set()
 
 
@@ -354,14 +354,14 @@ def test_what_cannot_be_downloaded_is_described_for_doing_it_by_hand(cache: Path
     assert entry is not None
     with pytest.raises(WeightsError) as error:
         get(entry)
-    assert f"get outdoor_ot.ckpt from {entry.page}, and put it to {cache / 'outdoor_ot.ckpt'}" in str(error.value)
+    assert f"get outdoor_ot.ckpt from {entry.page}, and save it as {cache / 'outdoor_ot.ckpt'}" in str(error.value)
 
 
 def test_two_downloads_of_one_file_do_not_meet(entry: Entry, mirrors: tuple[Server, Server], cache: Path) -> None:
     cache.mkdir(parents=True)
     with (cache / "small.pt.part").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
-        with pytest.raises(WeightsError, match=r"another download to .*small\.pt is under way"):
+        with pytest.raises(WeightsError, match=r"another download to .*small\.pt is in progress"):
             get(entry)
     assert not mirrors[0].asked
     assert get(entry).is_file()
@@ -369,7 +369,7 @@ def test_two_downloads_of_one_file_do_not_meet(entry: Entry, mirrors: tuple[Serv
 
 def test_another_file_in_the_place_is_left_alone(entry: Entry, tmp_path: Path) -> None:
     (tmp_path / "mine.pt").write_bytes(b"mine")
-    with pytest.raises(WeightsError, match=r"mine\.pt is there, but is not 'small'.*Move it away"):
+    with pytest.raises(WeightsError, match=r"mine\.pt exists, but is not 'small'.*Move it away"):
         get(entry, tmp_path / "mine.pt")
     assert (tmp_path / "mine.pt").read_bytes() == b"mine"
 
@@ -431,7 +431,7 @@ def test_what_was_downloaded_changes_nothing_for_who_names_neither_network_nor_w
         (
             "loftr",
             "nowhere.pt",
-            r"nowhere\.pt is not there; give an existing file, or one of the names compact, outdoor",
+            r"nowhere\.pt does not exist; give an existing file, or one of the names compact, outdoor",
         ),
     ],
 )
