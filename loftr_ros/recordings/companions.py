@@ -46,7 +46,7 @@ def check_mode(mode: str) -> None:
         raise SourceError(f"mode '{mode}' is not known; expected {', '.join(MODES)}")
 
 
-class LaterImage(Protocol):
+class LazyImage(Protocol):
     """An image that is made when it is asked for."""
 
     def read(self) -> EncodedImage | PixelImage:
@@ -88,7 +88,7 @@ class RightView:
         by_info: the messages of both calibrations say the same of its place, and whether images are rectified counts.
     """
 
-    image: Image | LaterImage
+    image: Image | LazyImage
     camera: CameraModel
     left_from_right: NDArray[np.float64]
     frame_id: str = RIGHT_FRAME_ID

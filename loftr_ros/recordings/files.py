@@ -94,7 +94,7 @@ def natural(file: Path) -> list[tuple[int, int, str]]:
     ]
 
 
-def what_is_ignored(file: Path) -> list[str]:
+def ignored_properties(file: Path) -> list[str]:
     """What an image file asks for that is not done, for people: to be turned, or to be seen through."""
     try:
         with file.open("rb") as opened:

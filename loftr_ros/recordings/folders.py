@@ -16,12 +16,12 @@ from loftr_ros.recordings.calibration import load_camera, read_yaml
 from loftr_ros.recordings.files import (
     FORMATS,
     ImageFolder,
+    ignored_properties,
     image_folder,
     image_size,
     natural,
     numbered,
     numbers_of,
-    what_is_ignored,
 )
 from loftr_ros.recordings.pairing import (
     Companions,
@@ -33,7 +33,7 @@ from loftr_ros.recordings.pairing import (
     tum_depth,
 )
 from loftr_ros.recordings.stamps import NANOSECONDS, check_stamps, read_date_times, read_names, to_nanoseconds
-from loftr_ros.recordings.tables import file_named, is_there, numbers_in, read_numbers, read_table, read_text
+from loftr_ros.recordings.tables import file_exists, file_named, numbers_in, read_numbers, read_table, read_text
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
@@ -84,7 +84,7 @@ class FolderSource(Source):
             check_stamps(stamps, where, "give frames a second with --frame-rate (`rate`)")
         self.name, self.kind = path.resolve().name, listing.kind
         self._listing, self._options = listing, options
-        self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
+        self._companions = listing.companions if camera is None else listing.companions.with_camera(camera)
         self.lacks = self._companions.lacks
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
@@ -93,7 +93,7 @@ class FolderSource(Source):
             listing.notes.append(
                 f"the names in {path} are no times: stamps are made at {listing.rate:g} frames a second (--frame-rate)"
             )
-        listing.notes.extend(what_is_ignored(listing.files[self._indices[0]]))
+        listing.notes.extend(ignored_properties(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
         self.camera = camera if camera is not None else listing.camera
@@ -158,7 +158,7 @@ def recognise(path: Path) -> _Listing:
         raise SourceError(
             f"{path} holds no images, no bag (metadata.yaml) and none of the known data sets (KITTI, 7-Scenes, EuRoC, "
             f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}"
-            + "".join(f"; {note}" for note in (*images.notes, *_what_else(path)))
+            + "".join(f"; {note}" for note in (*images.notes, *_suggestions(path)))
         )
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     camera = load_camera(found[0]) if found else None
@@ -171,7 +171,7 @@ def recognise(path: Path) -> _Listing:
     return _Listing("images", files, numbers, rate, stamps, camera, notes=notes, times=times)
 
 
-def _what_else(path: Path) -> list[str]:
+def _suggestions(path: Path) -> list[str]:
     """What a folder without images holds that may be what was meant, for people."""
     inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
     folders = [each.name for each in inside if each.is_dir()]
@@ -330,7 +330,7 @@ def _positive(value: object, where: Path) -> float:
 def _tum(path: Path) -> _Listing:
     listed = stamped_files(path, "rgb.txt")
     stamps, files = [stamp for stamp, _ in listed], [file for _, file in listed]
-    missing = [file for file in files if not is_there(file) or file.suffix.lower() not in FORMATS]
+    missing = [file for file in files if not file_exists(file) or file.suffix.lower() not in FORMATS]
     if missing or not files:
         raise SourceError(f"{path / 'rgb.txt'} lists {len(files)} images, {len(missing)} of which are not there")
     poses = None

@@ -49,7 +49,7 @@ class Companions:
     lacks: Mapping[str, str] = field(default_factory=lambda: NO_COMPANIONS)
     unregistered: tuple[CameraModel, NDArray[np.float64]] | None = None
 
-    def seen_by(self, camera: CameraModel) -> Companions:
+    def with_camera(self, camera: CameraModel) -> Companions:
         """The same beside images of a calibration other than the recording's own.
 
         Depth that is known to be another camera's is moved to this one's pixels.

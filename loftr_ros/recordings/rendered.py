@@ -22,7 +22,7 @@ _BASELINE = 0.12  # m between the two cameras; the walk keeps 0.4 m clear of eve
 
 
 @dataclass(frozen=True, eq=False)
-class _LaterView:
+class _LazyView:
     """A view that is rendered when it is asked for."""
 
     scene: Scene
@@ -99,7 +99,7 @@ class RenderedSource(Source):
                 continue
             pose = poses[index]
             view = scene.render(self.camera, pose)
-            right = RightView(_LaterView(scene, self.camera, pose @ left_from_right), self.camera, left_from_right)
+            right = RightView(_LazyView(scene, self.camera, pose @ left_from_right), self.camera, left_from_right)
             yield SourceFrame(
                 index,
                 stamp,

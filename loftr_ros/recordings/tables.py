@@ -121,12 +121,12 @@ def file_named(text: str, folder: Path, images: Path) -> Path:
     plain = text.replace("\\", "/")
     name = PurePosixPath(plain).name
     for candidate in (folder / plain, images / plain, images / name):
-        if is_there(candidate):
+        if file_exists(candidate):
             return candidate
     return folder / plain
 
 
-def is_there(file: Path) -> bool:
+def file_exists(file: Path) -> bool:
     """Whether there is such a file; a name that is too long, or none at all, is of none."""
     try:
         return file.is_file()
