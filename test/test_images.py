@@ -196,7 +196,7 @@ def test_an_unknown_encoding_is_refused_with_the_list_of_those_that_are_known(en
 
 @pytest.mark.parametrize("encoding", ["32FC1", "64FC1", "16SC1", "8SC1", "32SC1"])
 def test_samples_without_an_agreed_range_are_refused_with_the_reason(encoding: str) -> None:
-    refused(message(np.zeros((4, 4), np.float32), encoding), "encoding", encoding, "no agreed range")
+    refused(message(np.zeros((4, 4), np.float32), encoding), "encoding", encoding, "no defined range")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -83,7 +83,7 @@ def test_turned_and_transparent_images_of_a_recording_are_told_of(tmp_path: Path
     cv2.imwrite(str(tmp_path / "plain" / "0.png"), np.dstack([pixels] * 3))
     cv2.imwrite(str(tmp_path / "plain" / "1.jpg"), pixels)
     with open_source(tmp_path / "plain") as source:
-        assert all("are no times" in note for note in source.notes), "and nothing is said of what is as usual"
+        assert all("are not times" in note for note in source.notes), "and nothing is said of what is as usual"
 
 
 def test_a_mask_that_is_missing_damaged_or_ignores_everything_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def another_camera(image: Image, info: CameraInfo) -> None:
 
 BAD = {
     "an encoding that is not known": (changed(encoding="mono9"), "encoding", "encoding 'mono9' is not known"),
-    "an encoding without gray": (changed(encoding="32FC1"), "encoding", "has no agreed range"),
+    "an encoding without gray": (changed(encoding="32FC1"), "encoding", "has no defined range"),
     "data shorter than step times height": (data_too_short, "data", "needs 307200 bytes"),
     "a size of zero": (changed(width=0, height=0), "size", "0x0"),
     "a step shorter than a row": (changed(step=10), "size", "step is 10"),
