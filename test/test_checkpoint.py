@@ -327,7 +327,7 @@ def test_a_network_that_contradicts_the_file_is_refused_with_the_one_that_it_loo
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"nowhere\.pt is not there; set the parameter 'weights'"):
+    with pytest.raises(WeightsError, match=r"nowhere\.pt does not exist; set the parameter 'weights'"):
         load(tmp_path / "nowhere.pt")
 
 
@@ -438,6 +438,6 @@ def test_what_is_no_weights_is_told_by_its_first_bytes_in_our_own_words(
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_of_more_than_tensors_is_not_loaded_and_says_how_to_save_it(tmp_path: Path, zipped: bool) -> None:
     torch.save({"model": Path("x")}, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"holds more than tensors.*Save the state dict alone") as caught:
+    with pytest.raises(WeightsError, match=r"holds Python objects beside tensors.*Save the state dict alone") as caught:
         read_weights(tmp_path / "whole.pt")
     assert "weights_only" not in str(caught.value)

@@ -107,7 +107,7 @@ def test_parameters_come_from_the_same_file_as_the_node_s(shared_data: Path, tmp
     ("arguments", "words"),
     [
         (("run", "nowhere"), "nowhere does not exist; expected a folder, a video, a bag"),
-        (("run", ".", "--weights", "no.pt"), "no.pt is not there"),
+        (("run", ".", "--weights", "no.pt"), "no.pt does not exist"),
         (("run", ".", "--network", "loftr_16_4"), "comes without weights; set `weights` to a weights file"),
         (("run", ".", "--network", "superglue", "--weights", "WEIGHTS"), "'superglue' is not known"),
         (("run", ".", "--precision", "int4", "--weights", "WEIGHTS"), "'int4' is not known"),

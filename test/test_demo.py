@@ -445,7 +445,7 @@ def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, rendered, tmp_path
 def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(own_environment, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("LOFTR_ROS_WEIGHTS", raising=False)
     assert run_demo(ROOM, output=tmp_path / "demo", weights=str(tmp_path / "nowhere.pt")) == 2
-    assert "nowhere.pt is not there" in capfd.readouterr().err
+    assert "nowhere.pt does not exist" in capfd.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

@@ -363,7 +363,7 @@ def test_model_json_says_what_was_exported(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: shutil.rmtree(folder), "is not a folder"),
         (lambda folder: (folder / MATCH_FILE).unlink(), f"lacks {MATCH_FILE}"),
         (lambda folder: (folder / MODEL_FILE).write_text("{"), "is damaged"),
         (lambda folder: (folder / MODEL_FILE).write_text('{"format": "other"}'), "of format 'other'"),
@@ -519,7 +519,7 @@ def test_a_gpu_that_was_not_asked_for_and_cannot_be_used_is_a_warning(
 ) -> None:
     matcher = by_onnx(lite, "auto")
     assert matcher.device == CPU
-    assert "onnxruntime computes on the CPU, though there is a GPU" in caplog.text
+    assert "onnxruntime computes on the CPU, although there is a GPU" in caplog.text
     assert "has no CUDAExecutionProvider here" in caplog.text
     caplog.clear()
     assert by_onnx(lite, "cpu").device == by_onnx(lite, "auto", "CPUExecutionProvider").device == CPU

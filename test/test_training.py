@@ -880,7 +880,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     assert "expected NAME=VALUE" in call(*train, "--set", "seed", code=2)
     assert "tiny.yaml: there is no setting seeds" in call(*train, "--set", "seeds=2", code=2)
     taught = [*train, "--output", str(tmp_path / "taught"), "--set"]
-    assert "none.pt is not there" in call(*taught, "distillation.teacher=none.pt", code=2)
+    assert "none.pt does not exist" in call(*taught, "distillation.teacher=none.pt", code=2)
     call(*taught, "distillation.teacher=", "--max-steps", "1")
 
     def stopped(*_: object) -> None:
