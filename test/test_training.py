@@ -737,7 +737,7 @@ def test_a_folder_with_a_training_is_not_written_over_and_another_network_is_not
 ) -> None:
     from loftr_ros.training.module import TrainingError
 
-    with pytest.raises(TrainingError, match="holds a training already: --resume it"):
+    with pytest.raises(TrainingError, match="has a training already: continue it with --resume"):
         run(settings(), trained[0])
     other = settings(network={"preset": "loftr_ot"})
     with pytest.raises(TrainingError, match=r"another network: network\.preset was 'loftr', and is 'loftr_ot'"):
@@ -873,7 +873,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     target = tmp_path / "calibrated.safetensors"
     said = call("calibrate", str(find_weights("auto")), str(target), "--pairs", "1", "--assets", str(assets))
     assert re.fullmatch(r"of \d+ matches .* within two\n", said) and target.is_file()
-    assert "holds a training already" in call(*train, code=2)
+    assert "has a training already" in call(*train, code=2)
     call("--output", str(runs), "--resume", "--quiet", "--max-steps", "3")
     assert torch.load(runs / "last.ckpt", weights_only=True)["global_step"] == 3
     assert "--config is missing" in call(code=2)
@@ -893,7 +893,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
             said = call("--output", str(runs), "--resume", "--quiet", "--max-steps", "5", code=130)
         finally:
             signal.signal(signal.SIGINT, ctrl_c)
-    assert "stopped at step 3; --resume goes on from the last checkpoint" in said
+    assert "stopped at step 3; --resume continues from the last checkpoint" in said
 
 
 @pytest.mark.parametrize(

@@ -512,7 +512,7 @@ def test_blendedmvs_is_read_in_its_layout_and_its_depth_may_have_holes(tmp_path,
     recorded.check(pairs, tolerance=0.01)
     assert np.isnan(pairs.pair(0, recorded.size).warp01[10:20, 30:50]).all()
     (tmp_path / "rendered_depth_maps" / "00000000.pfm").write_bytes(b"PF\n1 1\n-1.0\n")
-    with pytest.raises(RecordedError, match="no one-channel PFM"):
+    with pytest.raises(RecordedError, match="not a one-channel PFM"):
         read_pfm(tmp_path / "rendered_depth_maps" / "00000000.pfm")
 
 

@@ -1,4 +1,4 @@
-"""Random scenes to render: rooms, streets, clutter; each with somewhere to stand and somewhere to look."""
+"""Random scenes to render: rooms, streets, clutter; each with a first camera."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage:
 
     Attributes:
         kind: "room", "street" or "clutter".
-        scene: what is there.
+        scene: its contents.
         T_camera_world: (4, 4), the first camera.
         driving: whether cameras move forward on the ground rather than freely.
     """
@@ -34,13 +34,13 @@ class Stage:
 
 
 def make_stage(bank: AssetBank, rng: np.random.Generator, hardness: float, kind: str) -> Stage:
-    """A random scene of a kind ("room", "street" or "clutter"); `hardness` in [0, 1]: see `Palette`."""
+    """A random scene of a kind ("room", "street" or "clutter"); for `hardness` in [0, 1] see `Palette`."""
     palette = Palette(bank, rng, hardness)
     return _KINDS[kind](palette, rng)
 
 
 def _walls(o: Float64, X: Float64, Y: Float64) -> tuple[tuple[Float64, Float64], ...]:
-    """Where the four walls around a floor start, and along what: seen from inside, left to right."""
+    """Start and direction of the four walls around a floor: seen from inside, left to right."""
     return ((o, Y), (o + Y, X), (o + X + Y, -Y), (o + X, -X))
 
 
@@ -61,7 +61,7 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
     sizes = np.stack(
         [rng.uniform(0.1, 0.8, count), rng.uniform(0.1, 0.8, count), np.exp(rng.uniform(-2, 0.2, count))], axis=1
     )
-    # Things stand rather by the walls: the middle is where one walks.
+    # Objects are mostly near the walls, because people walk in the middle.
     angle = rng.uniform(-np.pi, np.pi, count)
     reach = rng.uniform(0.45, 1.0, count)
     spots = np.stack([np.cos(angle), np.sin(angle)], axis=1) * reach[:, None] * (half[:2] - 0.4)
@@ -185,7 +185,7 @@ def _faint(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _surround(scene: Scene, palette: Palette, rng: np.random.Generator, far: float) -> None:
-    """Sky above, and far away all around either more of it or hills and houses."""
+    """Sky above, and far away all around either more sky or hills and houses."""
     X, Y, Z = np.diag([2 * far, 2 * far, far])
     low = np.array([-far, -far, 0.0])
     scene.quad(low + Z, X, Y, palette.sky())
@@ -200,7 +200,7 @@ def _surround(scene: Scene, palette: Palette, rng: np.random.Generator, far: flo
 
 
 def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
-    """Boxes, boards and balls at all depths and angles before walls: as much parallax as there can be."""
+    """Boxes, boards and balls at all depths and angles before walls: maximum parallax."""
     scene = Scene()
     size = np.array([3.0, 3, 3]) * rng.uniform(0.8, 2)
     X, Y, Z = np.diag(2 * size)
