@@ -80,7 +80,7 @@ def run(variant: str, seed: int, mode: str, matcher: object, arguments: argparse
         ""
         if gyroscope is None
         else (
-            f"bias to {np.degrees(gyroscope.bias_std):.2f} deg/s, {gyroscope.state(frame.stamp_ns).name}, "
+            f"bias to {np.degrees(gyroscope.bias_std):.2f} deg/s, {gyroscope.state.name}, "
             f"orientation alone in {sum(off)} frames. {gyroscope.mounting()}"
         )
     )

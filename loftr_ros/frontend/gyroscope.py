@@ -63,7 +63,6 @@ class GyroscopeConfig(Settings):
 class GyroscopeState(Enum):
     """What is known of a gyroscope."""
 
-    SILENT = "no samples come"
     UNCHECKED = "it was not compared with matched rotations yet"
     HEALTHY = "it agrees with matched rotations"
     CONTRADICTS = "it contradicts matched rotations"
@@ -147,11 +146,9 @@ class Gyroscope:
                 self._still_at = stamp_ns
                 self._look_whether_still(stamp_ns)
 
-    def state(self, now_ns: int) -> GyroscopeState:
-        """What is known of it at a time."""
-        with self._lock:
-            if now_ns - self._samples.newest > 10 * _LONGEST_GAP * 1e9:
-                return GyroscopeState.SILENT
+    @property
+    def state(self) -> GyroscopeState:
+        """What is known of it."""
         if self._is_wrong:
             return GyroscopeState.CONTRADICTS
         return GyroscopeState.HEALTHY if self._is_checked else GyroscopeState.UNCHECKED
