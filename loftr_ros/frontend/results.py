@@ -108,6 +108,21 @@ class KeyframeMatch:
         return depth.points(self.correspondences.track_id, rays)
 
 
+@dataclass(frozen=True, eq=False)
+class Orientation:
+    """How the camera is turned in the trajectory, while its position is not known.
+
+    Attributes:
+        rotation: (3, 3) R_world_current.
+        covariance: (3, 3) of its rotation vector, about the axes of the world, rad^2.
+        segment: of the trajectory.
+    """
+
+    rotation: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    segment: int
+
+
 @dataclass(frozen=True)
 class FrontEndResult:
     """Result of `FrontEnd.process`.
@@ -123,6 +138,7 @@ class FrontEndResult:
         state: of tracking.
         quality: verdict on the image alone; a useless one is not matched.
         joined: two segments of the trajectory in which this frame was located; None for most frames.
+        orientation: of the camera by a gyroscope since the last location, if `location` is None; else None.
     """
 
     frame: Frame
@@ -135,6 +151,7 @@ class FrontEndResult:
     state: TrackingState = TrackingState.TRACKING
     quality: FrameQuality = FrameQuality.USABLE
     joined: SegmentJoin | None = None
+    orientation: Orientation | None = None
 
     @property
     def is_unmatched(self) -> bool:
