@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
-from loftr_ros.frontend.gyroscope import Gyroscope, Turn
+from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale
@@ -52,7 +52,7 @@ _AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
 _CERTAIN = 0.8
 # Longest time between two frames, in nanoseconds, for learning the gyroscope's bias from their rotation; additional
 # noise of such a rotation in radians, beyond that of the matches; largest std of an informative gyroscope rotation.
-_LEARNING_GAP, _TURN_NOISE, _TELLING_TURN = 10**9, 0.002, 0.05
+_LEARNING_GAP, _ROTATION_NOISE, _INFORMATIVE_STD = 10**9, 0.002, 0.05
 # Common points of two segments needed for the ratio of their units, and the largest distance between them in px.
 _LEAST_COMMON, _COMMON_REACH = 10, 8.0
 
@@ -120,8 +120,8 @@ class Localizer:
         if rays is None:
             nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
-        turned = self.turned(current.frame.stamp_ns)
-        expected = self._motion.expected(current.frame.stamp_ns, turned[1] if turned else None)
+        since_last = self.since_last(current.frame.stamp_ns)
+        expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None)
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
@@ -177,23 +177,23 @@ class Localizer:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
 
-    def turned(self, stamp_ns: int) -> tuple[Location, Turn] | None:
+    def since_last(self, stamp_ns: int) -> tuple[Location, IntegratedRotation] | None:
         """The last location, and the camera's rotation since by the gyroscope; None if either is unknown."""
         if self.gyroscope is None or self._motion.last is None:
             return None
         last_ns, last = self._motion.last
-        turn = self.gyroscope.turn(last_ns, stamp_ns)
-        return None if turn is None else (last, turn)
+        rotated = self.gyroscope.rotation_between(last_ns, stamp_ns)
+        return None if rotated is None else (last, rotated)
 
     def orientation(self, stamp_ns: int) -> Orientation | None:
         """The camera's orientation by the gyroscope since its last location; None if unknown."""
-        turned = self.turned(stamp_ns)
-        if turned is None:
+        since_last = self.since_last(stamp_ns)
+        if since_last is None:
             return None
-        last, turn = turned
+        last, rotated = since_last
         axes = last.pose[:3, :3]
-        covariance = last.covariance[3:, 3:] + axes @ turn.covariance @ axes.T
-        return Orientation(axes @ turn.rotation, covariance, last.segment)
+        covariance = last.covariance[3:, 3:] + axes @ rotated.covariance @ axes.T
+        return Orientation(axes @ rotated.rotation, covariance, last.segment)
 
     def _learn_bias(self, stamp_ns: int, location: Location, pose: RelativePose) -> None:
         """Compare the gyroscope with the rotation since the last located frame."""
@@ -202,21 +202,21 @@ class Localizer:
         last_ns, last = self._motion.last
         if last.segment == location.segment and 0 < stamp_ns - last_ns <= _LEARNING_GAP:
             rotation = last.pose[:3, :3].T @ location.pose[:3, :3]
-            variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _TURN_NOISE**2
+            variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
             self.gyroscope.matched(last_ns, stamp_ns, rotation, variance * np.eye(3))
 
     def _agrees_with_gyroscope(self, located: Located, stamp_ns: int) -> bool | None:
         """Whether the rotation agrees with the gyroscope's; None if the gyroscope is not informative."""
-        turned, place = self.turned(stamp_ns), located.match.keyframe.location
-        if turned is None or place is None or place.segment != turned[0].segment:
+        since_last, place = self.since_last(stamp_ns), located.match.keyframe.location
+        if since_last is None or place is None or place.segment != since_last[0].segment:
             return None
-        last, turn = turned
+        last, rotated = since_last
         pose = located.match.pose
         rotation = last.pose[:3, :3].T @ place.pose[:3, :3] @ pose.rotation
-        variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _TURN_NOISE**2
-        if turn.contradicts(rotation, variance * np.eye(3)):
+        variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
+        if rotated.contradicts(rotation, variance * np.eye(3)):
             return False
-        return True if turn.std < _TELLING_TURN else None
+        return True if rotated.std < _INFORMATIVE_STD else None
 
     def _judged(self, located: Located, expected: Expected | None, current: EncodedFrame) -> Located:
         """Accept or reject a pose: by itself, or by the predicted motion; never against a healthy gyroscope.
@@ -235,7 +235,7 @@ class Localizer:
         return replace(judged, match=refused, pose=None, is_trusted=False)
 
     def _judged_by_images(
-        self, located: Located, expected: Expected | None, turned_as_expected: bool, current: EncodedFrame
+        self, located: Located, expected: Expected | None, rotation_agrees: bool, current: EncodedFrame
     ) -> Located:
         """Accept or reject a pose by the images: by the explained part of the common view, or by the prediction."""
         pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
@@ -256,7 +256,7 @@ class Localizer:
         alike = pose.scale_known or self._are_alike(located, current)
         if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE:
             alike = False  # two tests of the same matches disagree
-        known = expected is not None or turned_as_expected
+        known = expected is not None or rotation_agrees
         enough = geometry.min_explained if known else geometry.min_explained_after_gap
         if part >= enough and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
             return located

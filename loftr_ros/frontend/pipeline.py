@@ -226,7 +226,7 @@ class FrontEnd:
         return (min(one, other), max(one, other)) in self._joined
 
     def use_gyroscope(self, gyroscope: Gyroscope | None) -> None:
-        """Take a gyroscope's rotations as expectation and as judge of poses, once it has agreed with some.
+        """Use a gyroscope's rotations to predict and to check poses, once it has agreed with some.
 
         Args:
             gyroscope: its samples may be added by another thread; None for none.

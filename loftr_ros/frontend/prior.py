@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.gyroscope import Turn
+from loftr_ros.frontend.gyroscope import IntegratedRotation
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.geometry.se3 import rotation_matrix, rotation_vector
 
@@ -82,7 +82,7 @@ class ConstantVelocity:
 
     @property
     def last(self) -> tuple[int, Location] | None:
-        """Stamp and location of the last frame that was located; None after `reset`."""
+        """Stamp and location of the last located frame; None after `reset`."""
         return self._last
 
     def add(self, stamp_ns: int, location: Location) -> None:
@@ -104,12 +104,12 @@ class ConstantVelocity:
         rotated = location.pose[:3, :3] @ before[1].pose[:3, :3].T
         self._angular_velocity = rotation_vector(rotated) / seconds
 
-    def expected(self, stamp_ns: int, turn: Turn | None = None) -> Expected | None:
+    def expected(self, stamp_ns: int, rotated: IntegratedRotation | None = None) -> Expected | None:
         """Predict the pose at a time; None if nothing is known, or for too long.
 
         Args:
             stamp_ns: of the frame.
-            turn: since the last frame that was located, by a gyroscope; None to go on as before.
+            rotated: since the last frame that was located, by a gyroscope; None to go on as before.
         """
         if self._last is None:
             return None
@@ -132,7 +132,7 @@ class ConstantVelocity:
             pose[:3, :3] = rotation_matrix(self._angular_velocity * seconds) @ pose[:3, :3]
             position_std += _VELOCITY_PART * float(np.linalg.norm(self._velocity)) * seconds
             rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._angular_velocity)) * seconds
-        if turn is not None:
-            pose[:3, :3] = last.pose[:3, :3] @ turn.rotation
-            rotation_std = turn.std + 0.002
+        if rotated is not None:
+            pose[:3, :3] = last.pose[:3, :3] @ rotated.rotation
+            rotation_std = rotated.std + 0.002
         return Expected(pose, position_std, rotation_std, last.segment)

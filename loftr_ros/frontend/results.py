@@ -110,7 +110,7 @@ class KeyframeMatch:
 
 @dataclass(frozen=True, eq=False)
 class Orientation:
-    """How the camera is turned in the trajectory, while its position is not known.
+    """The camera's orientation in the trajectory while its position is unknown.
 
     Attributes:
         rotation: (3, 3) R_world_current.

@@ -89,7 +89,7 @@ _DEPTHS = {"16UC1": (_Layout(1, 2), 0.001), "32FC1": (_Layout(1, 4, kind="f"), 1
 _DEPTH_HOLE = 65535
 
 _YUV_PAIRS = frozenset(("uyvy", "yuv422", "yuyv", "yuv422_yuy2"))
-# What cv_bridge converts as the decoder here does; see the module's docstring.
+# Encodings that cv_bridge converts like this decoder; see the module's docstring.
 _BY_CV_BRIDGE = frozenset(
     name for name in _LAYOUTS if not name.startswith(("8UC", "16UC", "nv")) and name not in ("uyvy", "yuyv")
 )
@@ -105,7 +105,7 @@ def _cv_bridge() -> Any:
 
 
 CV_BRIDGE: Any = _cv_bridge()
-"""cv_bridge's converter; None where it is not installed."""
+"""cv_bridge's converter; None if it is not installed."""
 
 
 def decode_image(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint8]:

@@ -80,7 +80,7 @@ class PlacesState:
 
 @dataclass(frozen=True)
 class GyroscopeReport:
-    """What the status says of a gyroscope; see the message."""
+    """The gyroscope's part of the status; see msg/FrontEndStatus for the fields."""
 
     gyroscope: str = ""
     gyroscope_bias_std: float = 0.0
