@@ -109,7 +109,7 @@ class ConstantVelocity:
 
         Args:
             stamp_ns: of the frame.
-            rotated: since the last frame that was located, by a gyroscope; None to go on as before.
+            rotated: rotation since the last located frame, by a gyroscope; None without one.
         """
         if self._last is None:
             return None

@@ -110,7 +110,7 @@ class BagSource(Source):
             raise SourceError(f"{path} is a damaged bag: {words(error)}{remedy(path)}") from error
         self.kind = "rosbag2" if self._reader.is2 else "ROS 1 bag"
 
-    # --- what is in it ---
+    # --- contents ---
 
     def _find_topics(self, path: Path) -> None:
         connections = list(self._reader.connections)
@@ -254,7 +254,7 @@ class BagSource(Source):
         own = 1e9 / steps[len(steps) // 2] if steps else 30.0
         self.rate = (self._options.rate or own) / self._options.step
 
-    # --- going through it ---
+    # --- iteration ---
 
     def __iter__(self) -> Iterator[SourceFrame]:
         index = -1
@@ -374,7 +374,7 @@ class BagSource(Source):
         seconds, nanoseconds = struct.unpack_from(f"{order}II", raw, 4)
         return int(seconds) * 10**9 + int(nanoseconds)
 
-    # --- what is said of it ---
+    # --- notes and stamps ---
 
     @property
     def notes(self) -> Sequence[str]:

@@ -24,12 +24,14 @@ def pair_metrics(matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
         batch: on the matcher's device.
 
     Returns:
-        For each pair: coarse_accuracy: part of the cells with a partner whose most confident partner is that one,
-        whatever the threshold (where the matcher shows its confidence); chance is 1 / cells. precision: part of the
-        matches, of which the truth is known, that are within a cell's side of it. recall: part of the cells with a
-        partner that have such a match. matches: their number. median_error: of the matches that are seen in both
-        images, in pixels; NaN without any. score: F1 of precision and recall, averaged over SCORE_THRESHOLDS: what
-        models are chosen by.
+        For each pair:
+        coarse_accuracy: part of the cells with a partner whose most confident partner is the true one, ignoring the
+        threshold (if the matcher has a confidence matrix); chance is 1 / cells.
+        precision: part of the matches of known truth that are within a cell's side of it.
+        recall: part of the cells with a partner that have such a match.
+        matches: their number.
+        median_error: of the matches visible in both images, in pixels; NaN without any.
+        score: F1 of precision and recall, averaged over SCORE_THRESHOLDS; used to select models.
     """
     truth = coarse_truth(batch, matcher.config)
     coarse_partner = coarse_truth(batch, matcher.config, matcher.config.coarse_stride).partner
