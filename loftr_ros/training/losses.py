@@ -46,7 +46,7 @@ def log_confidence(tokens0: Tensor, tokens1: Tensor, temperature: float) -> Tens
 def log_assignment(tokens0: Tensor, tokens1: Tensor, bin_score: Tensor, iterations: int) -> Tensor:
     """Logarithm of the transport plan (equation 1), (B, L + 1, S + 1) float32, dustbins last.
 
-    `matcher.transport.assignment_matrix` is its exponential, which has no gradient where it underflows.
+    `matcher.loftr.transport.assignment_matrix` is its exponential, which has no gradient where it underflows.
     """
     with torch.autocast(tokens0.device.type, enabled=False):
         s = scores(tokens0, tokens1, 1.0)

@@ -28,7 +28,7 @@ Grid = tuple[int, int]
 
 
 class Compact(StreamingNetwork):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it."""
+    """The network. Build it by `checkpoints.files.load_network`, which also loads, folds and places it."""
 
     config: CompactConfig
 

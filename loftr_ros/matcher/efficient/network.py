@@ -30,7 +30,7 @@ from loftr_ros.matcher.streaming import StreamingNetwork
 
 
 class EfficientLoFTR(StreamingNetwork):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+    """The network. Build it by `checkpoints.files.load_network`, which also loads, folds and places it.
 
     The keyframe is image 0 and its cells are landmarks, so its points must be fixed: see `EfficientFineConfig.anchor`.
     """

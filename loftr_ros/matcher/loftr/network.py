@@ -23,7 +23,7 @@ from loftr_ros.matcher.streaming import StreamingNetwork
 
 
 class LoFTR(StreamingNetwork):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+    """The network. Build it by `checkpoints.files.load_network`, which also loads, folds and places it.
 
     Names of its parts are those of the published checkpoints.
     """
