@@ -1,4 +1,4 @@
-"""What the archive of keyframes keeps, finds, survives, refuses and drops."""
+"""The archive of keyframes: storage, search, crashes, refusals and the size limit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Writers:
         self._nursery = subprocess.Popen([sys.executable, str(WRITER)], stdin=pipe, stdout=pipe, text=True)
 
     def start(self, out: Path, place: Path | str, robot: str, first: int, count: int) -> int:
-        """The process's id; it writes the number of each keyframe that it has added to `out`."""
+        """Start a process; it writes the number of each added keyframe to `out`."""
         assert self._nursery.stdin
         assert self._nursery.stdout
         self._nursery.stdin.write(json.dumps([str(out), str(place), robot, first, count]) + "\n")
@@ -213,7 +213,7 @@ def killed_while_writing(writers: Writers, folder: Path, times: int) -> None:
         returned = there | set(printed(out))
         with opened(place, read_only=True) as archive:
             there = {name.id for name in archive.names()}
-            # One that was committed, but not yet printed, may be there too.
+            # One more may be committed but not yet printed.
             assert returned <= there <= returned | {max(returned) + 1}
             newest = archive.get(KeyframeName("rover", max(there)))
             assert_same(newest, made_keyframe(max(there)))
@@ -335,12 +335,12 @@ def test_a_descriptor_of_another_dimension_is_refused(tmp_path: Path) -> None:
 def test_the_bound_is_kept_by_the_least_telling_and_the_chain_stays_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Older versions of the table are kept for seconds: more here, where so much is added at once, than in a flight.
+    # Older versions of the table are kept for seconds. With so much added at once, that is more than in normal use.
     monkeypatch.setattr("loftr_ros.places.archive_maintenance._KEPT", timedelta(seconds=0.2))
     steps = 80
     descriptors = [made_descriptor(1)]
     for number in range(2, steps + 1):
-        # Odd ones look almost like the one before, even ones do not.
+        # Odd ones are almost equal to the one before, even ones are not.
         off = 0.1 if number % 2 else 1.0
         values = descriptors[-1] + off * made_descriptor(number)
         descriptors.append((values / np.linalg.norm(values)).astype(np.float32))
@@ -480,7 +480,7 @@ def test_two_processes_write_at_once_to_one_bucket(tmp_path: Path, monkeypatch: 
             monkeypatch.setenv(name, value)
         make_bucket(port)
         with opened("s3://robots/fleet") as archive:
-            writers = Writers()  # they take the environment that was set above
+            writers = Writers()  # they inherit the environment set above
             out = [tmp_path / robot for robot in ("rover", "walker")]
             processes = [writers.start(path, "s3://robots/fleet", path.name, 1, 40) for path in out]
             until(lambda: not any(map(runs, processes)))

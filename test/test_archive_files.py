@@ -1,4 +1,4 @@
-"""Nothing is read, written or deleted outside of an archive, whatever its table names or its folder links to."""
+"""Nothing outside of an archive is read, written or deleted, whatever its table names or its folder links to."""
 
 from __future__ import annotations
 

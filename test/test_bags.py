@@ -1,4 +1,4 @@
-"""Bags: stereo and depth from their topics, and what is wrong with a recording that was not finished."""
+"""Bags: stereo and depth from their topics, and unfinished recordings."""
 
 from __future__ import annotations
 

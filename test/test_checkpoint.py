@@ -1,4 +1,4 @@
-"""Weights files: what is taken, and what is refused with which words."""
+"""Weights files: which are accepted, and the messages of refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEIGHTED = [config for config in PRESETS.values() if config.name != "efficient_o
 
 @cache
 def built(config: NetworkConfig) -> State:
-    """The weights of a network as it is built; made once, so not to be changed."""
+    """The weights of a new network; made once, so they must not be changed."""
     torch.manual_seed(0)
     return build_network(config).state_dict()
 
@@ -261,7 +261,7 @@ def test_a_safetensors_file_is_known_by_its_contents_whatever_its_name(state: St
 
 
 def with_metadata(path: Path, **changes: str) -> Path:
-    """Rewrite what a safetensors file says beside its tensors."""
+    """Rewrite the metadata of a safetensors file."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])

@@ -1,4 +1,4 @@
-"""Robots that share places: announcements, images on demand, and that nobody waits for anybody who does not answer."""
+"""Robots that share places: announcements, images on demand, and no waiting for robots that do not answer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZE, GRID = (160, 120), (15, 20)
 
 
 def keyframe(number: int, robot: str = "ada", stamp: float | None = None) -> ArchivedKeyframe:
-    """A keyframe with an image and depths of its own."""
+    """A keyframe with its own image and depths."""
     rng = np.random.default_rng([number, len(robot)])
     vector = rng.normal(size=DIMENSION).astype(np.float32)
     cells = GRID[0] * GRID[1]
@@ -63,7 +63,7 @@ def keyframe(number: int, robot: str = "ada", stamp: float | None = None) -> Arc
 
 
 class Robot:
-    """A lifecycle node with a fleet, its archive and its recognition thread, spun by a thread of its own."""
+    """A lifecycle node with a fleet, its archive and its recognition thread, spun by its own thread."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Robot:
         self._thread.start()
 
     def add(self, *numbers: int, **changes: Any) -> None:
-        """Archive and announce keyframes of its own, on the recognition thread as the node does."""
+        """Archive and announce its own keyframes, on the recognition thread like the node."""
         for number in numbers:
             made = replace(keyframe(number, self.name), **changes)
             self.recognition.ask(lambda made=made: (self.archive.add(made), self.fleet.announce(made)))
@@ -133,7 +133,7 @@ class Robot:
         self.context.try_shutdown()
 
     def on_executor(self, what: Callable[[], Any]) -> None:
-        """As in a transition's callback."""
+        """Run as in a transition's callback."""
         done = self.executor.create_task(what)
         wait(done.done, "the executor")
 
@@ -380,7 +380,7 @@ def test_robots_with_a_common_archive_find_each_others_keyframes_at_once_and_nev
 def test_what_is_in_the_archive_already_is_left_alone_as_in_a_common_database(start: Callable[..., Robot]) -> None:
     ada, bob = start("ada", "common"), start("bob", "common")
     ada.add(*range(1, 4))
-    ada.fleet.announce(keyframe(20))  # of which the archive has nothing
+    ada.fleet.announce(keyframe(20))  # which the archive does not have
     bob.wait_for("ada", 20)
     assert all(bob.archive.get(KeyframeName("ada", number)).image for number in range(1, 4))  # type: ignore[union-attr]
 

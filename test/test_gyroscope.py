@@ -1,4 +1,4 @@
-"""A gyroscope against the true poses of a drone, and against rotations made here."""
+"""A gyroscope, compared with the true poses of a drone, and with synthetic rotations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fed(gyroscope: Gyroscope, stamps: NDArray[np.int64], rates: Array) -> Gyrosc
 def taught(
     gyroscope: Gyroscope, stamps: NDArray[np.int64], rates: Array, truth: list[Rotation], every: int = 40
 ) -> int:
-    """Sample by sample with the true rotation now and then; how many of those agreed."""
+    """Feed samples, sometimes with the true rotation; returns how many of those agreed."""
     agreed = 0
     for k, (stamp, rate) in enumerate(zip(stamps, rates, strict=True)):
         gyroscope.add(int(stamp), rate)

@@ -1,4 +1,4 @@
-"""The backend of OpenVINO: what PyTorch finds, it finds too, from an export and from the weights."""
+"""OpenVINO's backend: the results of PyTorch, from an export and from the weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="the processor has no
 
 @cache
 def by_openvino(dtype: torch.dtype = F32) -> Compact:
-    """One for all tests: graphs are built once a size."""
+    """One for all tests: graphs are built once per size."""
     return compiled(compact(), dtype, threads=1)
 
 

@@ -1,4 +1,4 @@
-"""Images and what belongs to them: who is paired with whom, and what is said of those that are not."""
+"""Images and their companions: pairing, and reports of unpaired images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START = 1_700_000_000_000
 
 
 class Streams:
-    """A pairing of topics that exist here only, and all that it said."""
+    """A pairing of local topics, with all its reports."""
 
     def __init__(self, *partners: Partner, slop: float | None = None, queue_size: int = 4) -> None:
         self.sources = {name: LocalFilter() for name in ("image", *(partner.field for partner in partners))}
@@ -55,14 +55,14 @@ class Streams:
         )
 
     def send(self, milliseconds: float, *names: str) -> None:
-        """A message on each of these topics, with this stamp."""
+        """Send a message on each of these topics, with this stamp."""
         stamp = round((START + milliseconds) * 1_000_000)
         for name in names:
             header = SimpleNamespace(stamp=to_time(stamp), frame_id="camera")
             self.sources[name].signalMessage(SimpleNamespace(header=header))
 
     def adds_up(self) -> bool:
-        """Whether every image that came was paired, dropped, refused, or still waits."""
+        """Whether every image was paired, dropped, refused, or still waits."""
         now = self.statistics.snapshot()
         ended = len(self.paired) + now.dropped + self.counted + len(self.errors)
         return now.received == ended + self.pairing.pending

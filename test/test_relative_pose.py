@@ -1,4 +1,4 @@
-"""Two-view geometry on scenes whose truth is known: each status, accuracy, covariance."""
+"""Two-view geometry on scenes of known truth: each status, accuracy, covariance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loftr_ros.geometry.two_view import (
 
 
 class TwoViews:
-    """Points seen by two cameras, with pixel noise and outliers."""
+    """Points in two cameras, with pixel noise and outliers."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ def test_refinement_is_at_least_as_accurate_as_opencv_alone() -> None:
 
 
 def _uneven(seed: int) -> tuple[TwoViews, Array]:
-    """Matches of which half are four times as noisy, and their standard deviations in pixels."""
+    """Matches half of which are four times as noisy, and their standard deviations in pixels."""
     turn, move = MOTIONS[1]
     views = TwoViews(turn, np.array(move), seed, noise=0.1, outliers=0.1)
     rng = np.random.default_rng(seed)
@@ -210,7 +210,7 @@ def test_the_covariance_matches_the_scatter_where_matches_differ_in_certainty() 
         pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, std)
         error = Rotation.from_matrix(views.rotation @ pose.rotation.T).as_rotvec()
         squared.append(error @ np.linalg.solve(pose.covariance[3:, 3:], error))
-    # Rather too large than too small: of matches that differ by more than what one may count for another.
+    # Rather too large than too small: these matches differ by more than the largest weight ratio.
     assert 2 < np.mean(squared) < band(3, 60)[1]
 
 

@@ -1,4 +1,4 @@
-"""Sources: every kind is recognised, and its stamps, calibration and poses are those of the files."""
+"""Sources: every kind is detected, with the stamps, calibration and poses of its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSE = np.array([[0, -1, 0, 1.5], [1, 0, 0, -2], [0, 0, 1, 0.25], [0, 0, 0, 1.0]
 
 
 def picture(number):
-    """Gray levels that tell which picture it is, and which way is up."""
+    """Gray levels that identify the picture and its orientation."""
     ramp = np.add.outer(np.arange(HEIGHT), 2 * np.arange(WIDTH)) // 2
     return (ramp + 20 * number).clip(0, 255).astype(np.uint8)
 

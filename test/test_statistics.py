@@ -1,4 +1,4 @@
-"""Counters, latencies, and error lines that do not repeat themselves."""
+"""Counters, latencies, and error lines with limited repetition."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_counting_from_several_threads_loses_nothing() -> None:
 
 
 class FakeNode:
-    """Has a logger, and remembers what it was told."""
+    """Has a logger, and records its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -165,7 +165,7 @@ class FakeNode:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the log goes by, in seconds; set its one entry."""
+    """The log's clock, in seconds; set its one entry."""
     from loftr_ros.ros.output import reports
 
     now = [100.0]

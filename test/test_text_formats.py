@@ -1,4 +1,4 @@
-"""Names, lists and calibrations as people have them: read for what they are, or refused with file, line and reason."""
+"""Names, lists and calibrations written by people: read correctly, or refused with file, line and reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder: Path, names: list[str]) -> Path:
 
 
 def read(path: Path, **options: Any) -> list[tuple[int, int]]:
-    """(stamp in ns, which picture) of each frame."""
+    """(stamp in ns, number of the picture) of each frame."""
     with open_source(path, **options) as source:
         return [(frame.stamp_ns, (int(frame.decode()[0, 0]) - 5) // 10) for frame in source]
 
@@ -244,7 +244,7 @@ def test_times_that_are_equal_or_of_no_camera_are_refused_on_opening_with_what_w
     write(tmp_path / "twice" / "image_0", ["000001.png", "1.png"])
     with pytest.raises(SourceError, match=r"several images of number 1 \(.*1.png, .*1.png"):
         open_source(tmp_path / "twice")
-    check_stamps([0, 10**8, 10**8, *range(2 * 10**8, 40 * 10**8, 10**8)], "", "")  # one costs itself alone
+    check_stamps([0, 10**8, 10**8, *range(2 * 10**8, 40 * 10**8, 10**8)], "", "")  # only the wrong one is lost
 
 
 # --- lists ---

@@ -1,4 +1,4 @@
-"""Videos: every frame that can be had, and the container's own times."""
+"""Videos: every readable frame, and the container's own times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ av = pytest.importorskip("av")
 
 WIDTH, HEIGHT = 64, 48
 KINDS = [("mp4", "mpeg4"), ("avi", "mpeg4"), ("mkv", "mpeg4"), ("avi", "mjpeg"), ("mkv", "mjpeg"), ("mjpeg", "mjpeg")]
-# These say nowhere how many frames there are, and lose some without a failure.
+# These do not state the number of frames, and lose some without a failure.
 UNCOUNTED = [(kind, "libx264") for kind in ("mkv", "ts") if "libx264" in av.codecs_available]
 UNIT = Fraction(1, 1000)
 
@@ -44,7 +44,7 @@ def write(path: Path, codec: str, count: int = 40) -> Path:
 
 
 def retimed(source: Path, target: Path, times: list[int]) -> Path:
-    """The same packets with other times, in milliseconds, as some writers leave them: an encoder would refuse."""
+    """The same packets with other times, in milliseconds, as some writers produce: an encoder would refuse them."""
     with av.open(str(source)) as container, av.open(str(target), "w") as out:
         stream = out.add_stream_from_template(container.streams.video[0])
         for time, packet in zip(times, (p for p in container.demux(video=0) if p.size), strict=True):

@@ -1,4 +1,4 @@
-"""Published weights: the catalogue, getting them from all kinds of servers, finding them, the command line."""
+"""Published weights: the catalogue, downloads from all kinds of servers, finding them, the command line."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from loftr_ros.weights.download import get_weights
 
 @dataclass
 class Server:
-    """A mirror on this machine, and how it behaves."""
+    """A mirror on this machine, with its behaviour."""
 
     address: str = ""
     content: bytes = b""
     ranges: bool = True
     status: int = 200
-    cut_after: int | None = None  # bytes of the next answer, after which the connection is lost
+    cut_after: int | None = None  # bytes of the next answer before the connection is lost
     etag: str = '"one"'
     linked: str = ""  # digest that a redirect comes with, as from Hugging Face
     wrong_range: bool = False
@@ -119,7 +119,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def undecided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the full network, which do not tell whether they were trained as 'loftr' or as 'loftr_new'."""
+    """Weights of the full network that may be of 'loftr' or of 'loftr_new'."""
     path = tmp_path_factory.mktemp("undecided") / "new.pt"
     torch.save(LoFTR(PRESETS["loftr_new"]).state_dict(), path)
     return path
@@ -127,7 +127,7 @@ def undecided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own; proxies are for the world outside."""
+    """A cache for this test; proxies are only for the outside."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -164,7 +164,7 @@ def test_every_entry_is_of_a_preset_and_its_digest_says_the_same_network() -> No
         assert not entry.sha256 or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert PUBLISHED_DIGESTS.get(entry.sha256 or "", entry.network) == entry.network
         assert all(url.startswith("https://") for url in (entry.page, *entry.urls))
-        # Hugging Face's own libraries call every file of weights the same.
+        # Hugging Face's own libraries use the same name for all weights files.
         assert all(url.endswith((f"/{entry.file}", "/model.safetensors")) for url in entry.urls)
 
 
