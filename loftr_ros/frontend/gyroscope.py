@@ -19,8 +19,10 @@ from loftr_ros.settings import Settings, setting
 _KEPT, _LONGEST_GAP = 12.0, 0.1
 # Seconds of a window that a gyroscope which stands still is told by, and samples in it at least.
 _STILL_WINDOW, _STILL_SAMPLES = 1.0, 20
-# rad/s: rates of a gyroscope that stands still scatter by less, and no bias is larger.
-_STILL_STD, _LARGEST_BIAS = 0.01, 0.2
+# rad/s: rates of a gyroscope that stands still scatter by less (it trembles), and no bias is larger.
+_STILL_STD, _LARGEST_BIAS = 0.02, 0.2
+# Part of that scatter that the mean of the window may have, since trembling is no white noise; and rad/s besides.
+_STILL_PART, _STILL_LEAST = 1 / 3, 0.001
 # Standard deviations by which a rotation may differ from the matched one, and radians that are no matter at all.
 _REACH, _NO_MATTER = 4.0, np.radians(1.0)
 # Rotations in a row that must contradict for the gyroscope to be called wrong, and agree for it to be right again.
@@ -142,7 +144,7 @@ class Gyroscope:
         with self._lock:
             if not self._samples.add(stamp_ns, value):
                 return
-            if stamp_ns - self._still_at >= _STILL_WINDOW * 1e9:
+            if stamp_ns - self._still_at >= _STILL_WINDOW * 0.5e9:
                 self._still_at = stamp_ns
                 self._look_whether_still(stamp_ns)
 
@@ -275,7 +277,7 @@ class Gyroscope:
         known = _REACH * np.sqrt(np.diag(self._bias_at_time(stamp_ns)))
         if np.abs(mean).max() > _LARGEST_BIAS or (np.abs(mean - self.bias) > np.maximum(known, 1e-4)).any():
             return
-        noise = np.diag(recent.var(axis=0) / len(recent) + (0.1 * _STILL_STD) ** 2)
+        noise = np.diag(recent.var(axis=0) * _STILL_PART**2 + _STILL_LEAST**2)
         before = self._bias_at_time(stamp_ns)
         gain = before @ np.linalg.inv(before + noise)
         self.bias = self.bias + gain @ (mean - self.bias)
