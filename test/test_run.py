@@ -186,7 +186,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
 
 
 def test_the_program_has_a_version_short_help_and_frames(tmp_path: Path) -> None:
-    assert CliRunner().invoke(app, ["--version"]).output.startswith("loftr_ros 0.1")
+    assert CliRunner().invoke(app, ["--version"]).output.startswith("loftr_ros 0.2")
     assert CliRunner().invoke(app, ["-h"]).exit_code == 0
     for command in ("demo", "loops", "play", "run", "view"):
         text = CliRunner().invoke(app, [command, "-h"], env={"COLUMNS": "200"}).output
