@@ -17,19 +17,20 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 if TYPE_CHECKING:
-    from loftr_ros.frontend.camera import CameraError
-    from loftr_ros.frontend.camera import CameraModel as Camera
-    from loftr_ros.frontend.config import ConfigError, FrontEndConfig
+    from loftr_ros.frontend.config import FrontEndConfig
     from loftr_ros.frontend.frame import Frame
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.frontend.pipeline import FrontEnd
     from loftr_ros.frontend.stream import FrameRefusedError
+    from loftr_ros.geometry.camera import CameraError
+    from loftr_ros.geometry.camera import CameraModel as Camera
+    from loftr_ros.matcher.checkpoints.recognition import WeightsError
     from loftr_ros.matcher.precision import DeviceError
-    from loftr_ros.matcher.recognition import WeightsError
     from loftr_ros.places.archive import Archive
     from loftr_ros.places.keyframe import PlacesError
     from loftr_ros.places.live import LiveLoopDetector as LoopDetector
-    from loftr_ros.sources import SourceError, load_camera, open_recording
+    from loftr_ros.recordings import SourceError, load_camera, open_recording
+    from loftr_ros.settings import ConfigError
     from loftr_ros.tools.match import PairMatches, load_matcher, match
 
     __version__: str
@@ -41,18 +42,19 @@ __all__ = [
 ]  # fmt: skip
 # Where they are, and what those are called there that go by another name here.
 _MODULES = {
-    "loftr_ros.frontend.camera": ("CameraError", "CameraModel"),
-    "loftr_ros.frontend.config": ("ConfigError", "FrontEndConfig"),
+    "loftr_ros.geometry.camera": ("CameraError", "CameraModel"),
+    "loftr_ros.frontend.config": ("FrontEndConfig",),
     "loftr_ros.frontend.frame": ("Frame",),
     "loftr_ros.frontend.mask": ("MaskError",),
     "loftr_ros.frontend.pipeline": ("FrontEnd",),
     "loftr_ros.frontend.stream": ("FrameRefusedError",),
     "loftr_ros.matcher.precision": ("DeviceError",),
-    "loftr_ros.matcher.recognition": ("WeightsError",),
+    "loftr_ros.matcher.checkpoints.recognition": ("WeightsError",),
     "loftr_ros.places.archive": ("Archive",),
     "loftr_ros.places.keyframe": ("PlacesError",),
     "loftr_ros.places.live": ("LiveLoopDetector",),
-    "loftr_ros.sources": ("SourceError", "load_camera", "open_recording"),
+    "loftr_ros.recordings": ("SourceError", "load_camera", "open_recording"),
+    "loftr_ros.settings": ("ConfigError",),
     "loftr_ros.tools.match": ("PairMatches", "load_matcher", "match"),
     "loftr_ros.tools.version": ("VERSION",),
 }

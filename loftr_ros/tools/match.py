@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.sources.reading import FrameReader
-from loftr_ros.sources.still import still
+from loftr_ros.recordings.reading import FrameReader
+from loftr_ros.recordings.still import still
 
 Points = NDArray[np.float32]
 # A network keeps buffers from call to call: one thread uses the common one at a time.
