@@ -57,8 +57,8 @@ print(f"median error {median_error:.2f} px, median of the predicted standard dev
 # ## Poses and a trajectory
 #
 # `FrontEnd` takes one frame after the other. It chooses keyframes, matches each frame with them, and says where the
-# camera is, relative to the keyframe and in the trajectory. One camera knows no metres: the trajectory has a unit of its
-# own.
+# camera is, relative to the keyframe and in the trajectory. One camera knows no metres: the trajectory has its own unit
+# of length.
 
 # %%
 front_end = loftr_ros.FrontEnd(matcher)

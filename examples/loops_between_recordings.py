@@ -20,9 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, go through both recordings, and print each loop."""
     parser = argparse.ArgumentParser(description="Find the places that two recordings have in common.")
     parser.add_argument("recordings", nargs="+", help="folders of images, videos or bags")
-    parser.add_argument(
-        "--camera", help="calibration file, where the recordings have none: without, loops have no poses"
-    )
+    parser.add_argument("--camera", help="calibration file, where the recordings have none")
     parser.add_argument("--archive", default="places", help="folder of the archive (default: places)")
     given = parser.parse_args(arguments)
     try:
@@ -56,8 +54,8 @@ def loops_of(name: str, robot: str, archive: str, matcher, camera: str | None) -
                 unit = "m" if pose.scale_known else "(direction only)"
                 x, y, z = pose.translation
                 print(
-                    f"{loop.current} at {loop.stamp_ns / 1e9:.3f} s sees the place of {older}: {loop.found.num_inliers} "
-                    f"inliers, {pose.status.name}, moved by {x:.3f} {y:.3f} {z:.3f} {unit}"
+                    f"{loop.current} at {loop.stamp_ns / 1e9:.3f} s sees the place of {older}: "
+                    f"{loop.found.num_inliers} inliers, {pose.status.name}, moved by {x:.3f} {y:.3f} {z:.3f} {unit}"
                 )
             count += len(loops)
     return count

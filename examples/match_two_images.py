@@ -49,7 +49,8 @@ def draw(file0: str, file1: str, points0: np.ndarray, points1: np.ndarray) -> np
     picture = np.zeros((max(len(image0), len(image1)), image0.shape[1] + image1.shape[1], 3), np.uint8)
     picture[: len(image0), : image0.shape[1]] = image0
     picture[: len(image1), image0.shape[1] :] = image1
-    for number, (start, end) in enumerate(zip(points0, points1 + [image0.shape[1], 0], strict=True)):
+    beside = points1 + np.array([image0.shape[1], 0])
+    for number, (start, end) in enumerate(zip(points0, beside, strict=True)):
         hue = np.array([[[number * 37 % 180, 200, 255]]], np.uint8)
         color = tuple(int(value) for value in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
         cv2.line(picture, tuple(start.round().astype(int)), tuple(end.round().astype(int)), color, 1, cv2.LINE_AA)

@@ -7,8 +7,8 @@ Every argument of front_end.launch.py may be given and reaches it; `ekf_params:=
 beside this one. The filter needs to know where the camera is on the robot: `odometry.base_from_camera` of the front
 end, or a transform from base_link to the camera's optical frame on /tf_static (docs/node.md).
 
-robot_localization is a package of its own (ros-<distro>-robot-localization). Its `ekf_node` is a plain node in Humble,
-Jazzy and Kilted; where it is a lifecycle node, it waits for `ros2 lifecycle set /ekf_filter_node configure`, `activate`.
+robot_localization is a package of its own (ros-<distro>-robot-localization). Its `ekf_node` is a plain node up to
+Kilted; where it is a lifecycle node, it waits for `ros2 lifecycle set /ekf_filter_node configure`, then `activate`.
 """
 
 from pathlib import Path

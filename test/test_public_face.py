@@ -34,8 +34,9 @@ def run_python(code: str) -> list[str]:
 
 def test_importing_the_package_loads_nothing_heavy_and_its_version_needs_nothing_heavy_either() -> None:
     code = (
-        "import sys, loftr_ros; dir(loftr_ros); loftr_ros.__version__; import os; print(os.environ['OMP_WAIT_POLICY']);"
-        "print(*{'torch', 'cv2', 'numpy', 'scipy', 'rclpy', 'lancedb', 'matplotlib'} & set(sys.modules), len(sys.modules))"
+        "import os, sys, loftr_ros; dir(loftr_ros); loftr_ros.__version__; print(os.environ['OMP_WAIT_POLICY']);"
+        "heavy = {'torch', 'cv2', 'numpy', 'scipy', 'rclpy', 'lancedb', 'matplotlib'};"
+        "print(*heavy & set(sys.modules), len(sys.modules))"
     )
     policy, modules = run_python(code)
     assert policy == "PASSIVE"

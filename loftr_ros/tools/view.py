@@ -102,7 +102,7 @@ class ViewLog:
         self._log_matches(result)
         for each in self._keyframes.values():
             self._log_keyframe(each)
-        self._log_result.place
+        self._log_place(result)
         self._log_plots(result)
 
     def refuse(self, number: int, stamp_ns: int, reason: str) -> None:
