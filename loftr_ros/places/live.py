@@ -76,8 +76,7 @@ class LiveLoopDetector:
         self._jpeg_quality = jpeg_quality
         self._observer = Observer(describe, robot, archive.last_session(robot) + 1)
         self._session = self._observer.session
-        verifier = Verifier(FrontEnd(matcher, self.front_end.config))
-        self._detector = LoopDetector(archive, verifier, loop or LoopConfig())
+        self._detector = LoopDetector(archive, Verifier(self.front_end.pairs), loop or LoopConfig())
 
     def process(self, frame: Frame) -> tuple[FrontEndResult, list[LoopClosure]]:
         """Process the stream's next frame.
