@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.run_trajectory import RunTrajectory
+from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
@@ -157,10 +158,13 @@ def run(
         columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     report.trajectory.write(output)
-    _plot(output / "trajectory.png", report, source.name)
     report.notes += source.notes
     if gyroscope is not None:
         report.notes.append(f"gyroscope: {gyroscope.state.value}. {gyroscope.mounting()}".rstrip())
+    if reason := why_no_plots():
+        report.notes.append(f"trajectory.png is left out, since {reason}")
+    else:
+        _plot(output / "trajectory.png", report, source.name)
     write_marker(output, report.missing)
     return report
 
