@@ -72,6 +72,7 @@ style: install
 
 types: install
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > $(VENV)/contracts.txt || { cat $(VENV)/contracts.txt; exit 1; }
 
 pytest: install
 	$(BIN)/pytest $(ARGS)

@@ -44,6 +44,7 @@ EXTRAS = {
         "av>=10",
         "h5py>=3",
         "hypothesis>=6.40",
+        "import-linter>=2.0",
         "kornia>=0.7.3",
         "lancedb>=0.40,<1",
         "matplotlib>=3.5",
