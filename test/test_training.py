@@ -402,7 +402,7 @@ def test_a_teachers_cells_points_are_spread_evenly_around_the_students(
 ) -> None:
     reader, own = Reader(teacher), student.coarse_stride
     cells = max(own // teacher.coarse_stride, 1)
-    read = reader.encode(Teacher(reader, student).as_seen(ramp())[0, 0])  # type: ignore[arg-type]
+    read = reader.encode(Teacher(reader, student).shifted_view(ramp())[0, 0])  # type: ignore[arg-type]
     read = read.view(HEIGHT // own, cells, WIDTH // own, cells)
     first = point_offset(student, own) - (own - own / cells) / 2
     points = torch.arange(cells) * (own / cells) + first

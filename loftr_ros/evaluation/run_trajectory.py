@@ -17,17 +17,6 @@ from loftr_ros.frontend.results import FrontEndResult
 Array = NDArray[np.float64]
 
 
-def place(result: FrontEndResult) -> Location | None:
-    """Location of the frame's camera; None if unknown.
-
-    The first frame of a trajectory has the location of the keyframe made of it.
-    """
-    if result.frame.camera is None:
-        return None
-    first = (event.keyframe for event in result.events if event.added and event.keyframe.frame is result.frame)
-    return result.location or next((keyframe.location for keyframe in first), None)
-
-
 @dataclass
 class RunTrajectory:
     """Poses of the located frames, in order of arrival.
@@ -44,7 +33,7 @@ class RunTrajectory:
 
     def add(self, result: FrontEndResult) -> None:
         """Add the result of the next frame."""
-        found = place(result)
+        found = result.place
         if found is None:
             return
         if not self.places or self.places[-1].segment != found.segment:

@@ -19,8 +19,10 @@ from loftr_ros.settings import Settings, setting
 _KEPT, _LONGEST_GAP = 12.0, 0.1
 # Seconds of the window that detects standstill, and least samples in it.
 _STILL_WINDOW, _STILL_SAMPLES = 1.0, 20
-# rad/s: largest scatter of the rates at standstill, and largest possible bias.
-_STILL_STD, _LARGEST_BIAS = 0.01, 0.2
+# rad/s: largest scatter of the rates at standstill (from trembling), and largest possible bias.
+_STILL_STD, _LARGEST_BIAS = 0.02, 0.2
+# Largest part of that scatter in the mean of the window, because trembling is not white noise; and rad/s in addition.
+_STILL_PART, _STILL_LEAST = 1 / 3, 0.001
 # Standard deviations by which a rotation may differ from the matched one, and a difference in radians that is
 # negligible.
 _REACH, _NEGLIGIBLE = 4.0, np.radians(1.0)
@@ -143,7 +145,7 @@ class Gyroscope:
         with self._lock:
             if not self._samples.add(stamp_ns, value):
                 return
-            if stamp_ns - self._still_at >= _STILL_WINDOW * 1e9:
+            if stamp_ns - self._still_at >= _STILL_WINDOW * 0.5e9:
                 self._still_at = stamp_ns
                 self._detect_standstill(stamp_ns)
 
@@ -274,7 +276,7 @@ class Gyroscope:
         known = _REACH * np.sqrt(np.diag(self._bias_at_time(stamp_ns)))
         if np.abs(mean).max() > _LARGEST_BIAS or (np.abs(mean - self.bias) > np.maximum(known, 1e-4)).any():
             return
-        noise = np.diag(recent.var(axis=0) / len(recent) + (0.1 * _STILL_STD) ** 2)
+        noise = np.diag(recent.var(axis=0) * _STILL_PART**2 + _STILL_LEAST**2)
         before = self._bias_at_time(stamp_ns)
         gain = before @ np.linalg.inv(before + noise)
         self.bias = self.bias + gain @ (mean - self.bias)

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
@@ -439,8 +439,12 @@ def _scale_between(old: Located, new: Located) -> float:
     (pixels0, depth0), (pixels1, depth1) = (_depths_here(each) for each in (old, new))
     if len(pixels0) < _LEAST_COMMON or len(pixels1) < _LEAST_COMMON:
         return float("nan")
-    distance, nearest = cKDTree(pixels1).query(pixels0, distance_upper_bound=_COMMON_REACH)
-    both = np.isfinite(distance)
+    # Of each point of one the nearest of the other; some thousand points, so that a tree would gain nothing.
+    distance, nearest = (
+        found[:, 0]
+        for found in cv2.batchDistance(pixels0.astype(np.float32), pixels1.astype(np.float32), cv2.CV_32F, K=1)
+    )
+    both = distance < _COMMON_REACH
     if both.sum() < _LEAST_COMMON:
         return float("nan")
     return float(np.median(depth0[both] / depth1[nearest[both]]))

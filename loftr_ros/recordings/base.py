@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ from loftr_ros.recordings.images import (
     decode_gray,
     gray_pixels,
 )
+
+if TYPE_CHECKING:
+    from loftr_ros.recordings.imu import ImuSamples
 
 FRAME_ID = "camera_optical_frame"
 FIRST_STAMP_NS = 1_000_000_000  # first generated stamp: in ROS a stamp of zero means no stamp
@@ -204,6 +208,7 @@ class Source(ABC):
         lost: frames missing in the last pass, for example of a damaged video.
         lacks: by mode of the front end (`stereo`, `rgbd`), why the source does not support it; supported modes are
             absent. In a recording with gaps, single frames may still lack their partner.
+        imu: samples of a gyroscope beside the camera; None without.
     """
 
     name: str
@@ -214,6 +219,7 @@ class Source(ABC):
     slow: bool = False
     cost: str = ""
     lacks: Mapping[str, str] = NO_COMPANIONS
+    imu: ImuSamples | None = None
 
     @property
     def notes(self) -> Sequence[str]:

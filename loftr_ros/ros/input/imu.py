@@ -16,7 +16,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.time import Time
 from sensor_msgs.msg import Imu
 
-from loftr_ros.frontend.gyroscope import Gyroscope
+from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeState
 from loftr_ros.geometry.se3 import from_quaternion
 from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.parameters import ImuParameters
@@ -83,10 +83,12 @@ class ImuInput:
         self._gyroscope.add(to_nanoseconds(message.header.stamp), (rate.x, rate.y, rate.z))
         if self._gyroscope.camera_from_imu is None and self._camera_frame():
             self._gyroscope.camera_from_imu = self._mounting(message.header.frame_id)
-        if mounting := self._gyroscope.mounting():
+        if self._gyroscope.state is GyroscopeState.CONTRADICTS:
+            mounting = self._gyroscope.mounting()
+            seems = f" Its axes seem to be mounted otherwise: {mounting}." if mounting else ""
             self._warn_once(
-                "the gyroscope contradicts the images and is not used. Its axes seem to be mounted otherwise: "
-                f"{mounting}. Set imu.camera_from_imu, or correct the transform from {message.header.frame_id}"
+                f"the gyroscope contradicts the images and is not used until it agrees again.{seems} Check "
+                f"imu.camera_from_imu, or the transform from {message.header.frame_id}, and its stamps"
             )
 
     def _mounting(self, imu_frame: str) -> NDArray[np.float64] | None:
