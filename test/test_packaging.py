@@ -32,6 +32,7 @@ ROSDEP_KEYS = {
 # Optional, only for tests or mypy, or (safetensors) described in docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
+    "import-linter",
     "kornia",
     "lancedb",
     "onnx",
