@@ -143,7 +143,7 @@ class ImageConfig(Settings):
 
     max_side: int = setting(
         960,
-        "Longer side of what the network sees; larger images are shrunk to it",
+        "Longer side of the image that the network gets; larger images are shrunk to it",
         unit="px",
         low=64,
         high=8192,
@@ -156,11 +156,15 @@ class RefineConfig(Settings):
 
     live: ClassVar[bool] = True
 
-    window: int = setting(17, "Side of the patch that is tracked", unit="px", low=5, high=63)
-    levels: int = setting(1, "Pyramid levels above the image that the network sees", low=0, high=6)
-    iterations: int = setting(10, "Iterations per level, at most", low=1, high=100)
+    window: int = setting(17, "Side of the tracked patch", unit="px", low=5, high=63)
+    levels: int = setting(1, "Number of pyramid levels above the network's input image", low=0, high=6)
+    iterations: int = setting(10, "Maximum number of iterations per level", low=1, high=100)
     max_forward_backward: float = setting(
-        0.5, "Distance between a keyframe point and where tracking there and back ends", unit="px", low=0.01, high=10.0
+        0.5,
+        "Maximum distance between a keyframe point and the point that tracking there and back returns",
+        unit="px",
+        low=0.01,
+        high=10.0,
     )
 
 
@@ -171,86 +175,89 @@ class GeometryConfig(Settings):
     live: ClassVar[bool] = True
 
     threshold: float = setting(
-        1.0, "Distance from its epipolar line beyond which a match is an outlier", unit="px", low=0.05, high=20.0
+        1.0, "Maximum distance of an inlier from its epipolar line", unit="px", low=0.05, high=20.0
     )
     confidence: float = setting(
-        0.9999, "Probability that a sample without outliers is drawn before the search ends", low=0.5, high=0.999999
+        0.9999, "Probability of a sample without outliers at which the search (MAGSAC++) stops", low=0.5, high=0.999999
     )
-    max_iterations: int = setting(1000, "Samples that the search draws, at most", low=10, high=100000)
-    min_matches: int = setting(16, "Matches below which no pose is estimated", low=8, high=10000)
-    min_inliers: int = setting(12, "Inliers below which a pose is not trusted", low=6, high=10000)
+    max_iterations: int = setting(1000, "Maximum number of samples of the search (MAGSAC++)", low=10, high=100000)
+    min_matches: int = setting(16, "Minimum number of matches for a pose estimate", low=8, high=10000)
+    min_inliers: int = setting(12, "Minimum number of inliers of a trusted pose", low=6, high=10000)
     min_significance: float = setting(
         6.0,
-        "Minus the decimal logarithm of how often random matches may give a pose as many inliers; 0 for never refused",
+        "Minimum significance of a pose: -log10 of how often random matches give as many inliers; 0 for no limit",
         low=0.0,
         high=300.0,
     )
     min_explained: float = setting(
         0.4,
-        "Part of what both images should show, by the pose, that inliers must cover for it to be trusted by itself",
+        "Minimum share of the predicted common view that inliers cover; a pose below it needs support from the "
+        "previous motion",
         low=0.0,
         high=1.0,
     )
     min_explained_after_gap: float = setting(
         0.6,
-        "The same where the camera was not located within the last second, and may be where things look alike",
+        "As `geometry.min_explained`, for a camera that was not located within the last second and may see a "
+        "look-alike",
         low=0.0,
         high=1.0,
     )
     min_agreeing: float = setting(
         0.5,
-        "Part of the matches that must be inliers for a pose to be trusted by itself",
+        "Minimum share of matches that are inliers; a pose below it needs support from the previous motion",
         low=0.0,
         high=1.0,
     )
     focal_std: float = setting(
         0.004,
-        "Standard deviation of the calibration's focal length, as a part of it, that covariances allow for",
+        "Standard deviation of the calibrated focal length as a fraction of it; covariances include its effect",
         low=0.0,
         high=0.1,
     )
     centre_std: float = setting(
         1.5,
-        "Standard deviation of the calibration's principal point along one axis, that covariances allow for",
+        "Standard deviation of the calibrated principal point along one axis; covariances include its effect",
         unit="px",
         low=0.0,
         high=100.0,
     )
     match_bias: float = setting(
         1.0,
-        "Error that the matches of a region share, in units of what was measured on rendered images, that covariances "
-        "allow for",
+        "Error that the matches of a region share, relative to the value measured on rendered images; covariances"
+        " include its effect",
         low=0.0,
         high=100.0,
     )
     depth_scale_std: float = setting(
         0.01,
-        "Standard deviation of the error that a keyframe's depths share, as a part of them, that covariances allow for",
+        "Standard deviation of the error that all depths of a keyframe share, as a fraction of them; covariances "
+        "include its effect",
         low=0.0,
         high=0.5,
     )
     min_parallax: float = setting(
         1.0,
-        "Median motion, without the rotation's part, below which the translation's direction counts as unobserved",
+        "Minimum median motion after removal of the rotation; below it the translation direction counts as unobserved",
         unit="px",
         low=0.0,
         high=100.0,
     )
     min_parallax_to_noise: float = setting(
         4.0,
-        "Median parallax in units of the matches' noise below which the translation's direction counts as unobserved",
+        "Minimum ratio of median parallax to match noise; below it the translation direction counts as unobserved",
         low=0.0,
         high=100.0,
     )
     planar_ratio: float = setting(
         0.85,
-        "Part of the inliers that one homography must explain for the scene to count as a plane",
+        "Minimum share of inliers that one homography explains when the status is PLANAR",
         low=0.5,
         high=1.0,
     )
     min_spread: float = setting(
         0.05,
-        "Part of the image that inliers must be spread over, below which they are called concentrated; 0 for never",
+        "Minimum share of the image that inliers are spread over; below it the status is CONCENTRATED; 0 for no limit",
         low=0.0,
         high=1.0,
     )
@@ -262,33 +269,40 @@ class KeyframeConfig(Settings):
 
     live: ClassVar[bool] = True
 
-    capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000, live=False)
-    max_matched: int = setting(1, "Keyframes matched with each frame, at most (K)", low=1, high=16)
+    capacity: int = setting(10, "Maximum number of keyframes in the buffer", low=1, high=1000, live=False)
+    max_matched: int = setting(1, "Maximum number of keyframes that each frame is matched with (K)", low=1, high=16)
     min_coverage: float = setting(
-        0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
+        0.4, "Minimum share of the image that inliers cover; below it the frame becomes a keyframe", low=0.0, high=1.0
     )
     min_explained: float = setting(
         0.7,
-        "Part of what both images should show that inliers must cover; below it a new keyframe comes",
+        "Minimum share of the predicted common view that inliers cover; below it the frame becomes a keyframe",
         low=0.0,
         high=1.0,
     )
     max_parallax: float = setting(
-        0.05, "Median parallax, as a part of the image's width; above it a new keyframe comes", low=0.001, high=1.0
+        0.05,
+        "Maximum median parallax as a fraction of the image width; above it the frame becomes a keyframe",
+        low=0.001,
+        high=1.0,
     )
     max_rotation: float = setting(
-        20.0, "Angle to the reference keyframe; above it a new keyframe comes", unit="deg", low=0.1, high=180.0
+        20.0,
+        "Maximum angle to the reference keyframe; above it the frame becomes a keyframe",
+        unit="deg",
+        low=0.1,
+        high=180.0,
     )
     max_age: float = setting(
         10.0,
-        "Age of the reference keyframe; above it a new keyframe comes; 0 for never",
+        "Maximum age of the reference keyframe; above it the frame becomes a keyframe; 0 for no limit",
         unit="s",
         low=0.0,
         high=86400.0,
     )
     max_link: float = setting(
         1.5,
-        "Distance between the points of two keyframes' cells up to which they are linked as one landmark",
+        "Maximum distance between the points of two keyframes' cells that are linked as one landmark",
         unit="px",
         low=0.0,
         high=100.0,
@@ -302,18 +316,18 @@ class RecoveryConfig(Settings):
     live: ClassVar[bool] = True
 
     patience: int = setting(
-        3, "Frames in a row that may fail to be located before the camera counts as lost", low=0, high=1000
+        3, "Number of consecutive frames that may fail to be located before the camera counts as lost", low=0, high=1000
     )
     max_tried: int = setting(
         1,
-        "Further keyframes that a frame is tried with, one after the other, where the reference does not match; twice "
-        "as many from the second such frame on",
+        "Number of further keyframes tried in turn when the reference does not match; doubled from the second "
+        "failed frame on",
         low=0,
         high=1000,
     )
     confirmations: int = setting(
         3,
-        "Frames in a row for which a new place must be tracked by itself before a segment begins there",
+        "Number of consecutive frames that must track a new place before a new segment begins there",
         low=1,
         high=1000,
     )
@@ -328,8 +342,8 @@ class ScaleConfig(Settings):
 
     mode: str = setting(
         MONO,
-        "mono knows no scale; stereo takes it from a second camera beside the first, rgbd from a depth image "
-        "registered to the image",
+        "Source of metric scale: mono has none, stereo uses a second camera, rgbd uses a depth image registered "
+        "to the image",
         choices=(MONO, STEREO, RGBD),
     )
 
@@ -342,8 +356,8 @@ class LatencyConfig(Settings):
 
     max_latency_ms: float = setting(
         0.0,
-        "Time for a frame, from its decoded image to its poses, that 95 of 100 keep: by matching fewer keyframes, then "
-        "a smaller image; 0 for no limit",
+        "Time limit for 95 of 100 frames, from decoded image to poses; the front end matches fewer keyframes, "
+        "then shrinks the image; 0 for no limit",
         unit="ms",
         low=0.0,
         high=10000.0,
@@ -356,35 +370,45 @@ class DepthConfig(Settings):
 
     live: ClassVar[bool] = True
 
-    min_depth: float = setting(0.1, "Depth below which nothing is believed", unit="m", low=0.001, high=100.0)
+    min_depth: float = setting(0.1, "Minimum depth; smaller depths are ignored", unit="m", low=0.001, high=100.0)
     max_depth: float = setting(
-        10.0, "Depth in a depth image beyond which nothing is believed", unit="m", low=0.1, high=10000.0
+        10.0, "Maximum depth in a depth image; larger depths are ignored", unit="m", low=0.1, high=10000.0
     )
     max_edge: float = setting(
-        0.05, "Difference of depths around a cell's point, as a part of them, that tells of an edge", low=0.0, high=1.0
+        0.05,
+        "Maximum relative difference of the depths around a cell's point; above it an edge is assumed and the "
+        "cell has no depth",
+        low=0.0,
+        high=1.0,
     )
-    edge_window: int = setting(2, "How far around a cell's point that is looked for", unit="px", low=0, high=16)
+    edge_window: int = setting(
+        2, "Radius of the search for depth edges around a cell's point", unit="px", low=0, high=16
+    )
     image_noise: float = setting(
         0.003,
-        "Noise of a depth image's inverse depth that is the same at all depths, as of structured light and stereo",
+        "Noise of a depth image's inverse depth that is constant over depth, as of structured light and stereo",
         unit="1/m",
         low=0.0,
         high=1.0,
     )
     image_offset: float = setting(
-        0.003, "Noise of a depth image's depth that is the same at all depths", unit="m", low=0.0, high=1.0
+        0.003, "Noise of a depth image's depth that is constant over depth", unit="m", low=0.0, high=1.0
     )
     max_epipolar: float = setting(
-        1.5, "Distance of a stereo match from its epipolar line beyond which it is wrong", unit="px", low=0.1, high=20.0
+        1.5, "Maximum distance of a stereo match from its epipolar line", unit="px", low=0.1, high=20.0
     )
     stereo_std: float = setting(
-        0.5, "Standard deviation of a stereo match whose network does not tell it", unit="px", low=0.01, high=10.0
+        0.5, "Standard deviation of a stereo match if the network predicts none", unit="px", low=0.01, high=10.0
     )
     min_parallax: float = setting(
-        5.0, "Median parallax from which on a single camera's cells are triangulated", unit="px", low=0.0, high=1000.0
+        5.0, "Minimum median parallax for triangulation with a single camera", unit="px", low=0.0, high=1000.0
     )
     min_cells: int = setting(
-        30, "Cells of known depth in agreement with a pose, below which its length is not known", low=4, high=10000
+        30,
+        "Minimum number of cells of known depth that agree with a pose; below it the length of the translation is"
+        " unknown",
+        low=4,
+        high=10000,
     )
 
 
