@@ -10,7 +10,7 @@ from loftr_ros.ros.stereo_calibration import pose_of
 
 @dataclass(frozen=True)
 class InputParameters(Settings):
-    """How images and calibrations come in."""
+    """Input images and calibrations."""
 
     image_transport: str = setting(
         "raw",

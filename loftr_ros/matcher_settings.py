@@ -18,7 +18,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class MatcherConfig(Settings):
-    """Which network runs, and where."""
+    """Network, weights and runtime."""
 
     network: str = setting(
         AUTO, f"Network preset: {', '.join(PRESETS)}; auto for the network of the weights, or compact without weights"
@@ -78,7 +78,7 @@ class MatcherConfig(Settings):
 
 @dataclass(frozen=True)
 class MatchingConfig(Settings):
-    """Which of the network's coarse matches are taken."""
+    """Selection among the network's coarse matches."""
 
     threshold: float = setting(0.0, "Minimum confidence of a match; 0 for the preset's value", low=0.0, high=1.0)
     border: int = setting(

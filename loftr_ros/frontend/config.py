@@ -139,7 +139,7 @@ def changed(before: Any, after: Any) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class ImageConfig(Settings):
-    """What the network sees of an image."""
+    """Resolution of the network's input image."""
 
     max_side: int = setting(
         960,
@@ -265,7 +265,7 @@ class GeometryConfig(Settings):
 
 @dataclass(frozen=True)
 class KeyframeConfig(Settings):
-    """When keyframes come and go."""
+    """Selection of keyframes, and their buffer."""
 
     live: ClassVar[bool] = True
 
@@ -311,7 +311,7 @@ class KeyframeConfig(Settings):
 
 @dataclass(frozen=True)
 class RecoveryConfig(Settings):
-    """What is done when nothing matches."""
+    """Recovery after frames that match no keyframe."""
 
     live: ClassVar[bool] = True
 
@@ -338,7 +338,7 @@ MONO, STEREO, RGBD = "mono", "stereo", "rgbd"
 
 @dataclass(frozen=True)
 class ScaleConfig(Settings):
-    """Where the length of translations comes from."""
+    """Source of metric scale."""
 
     mode: str = setting(
         MONO,
@@ -350,7 +350,7 @@ class ScaleConfig(Settings):
 
 @dataclass(frozen=True)
 class LatencyConfig(Settings):
-    """How long a frame may take."""
+    """Time limit of a frame."""
 
     live: ClassVar[bool] = True
 

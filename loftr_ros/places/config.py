@@ -10,7 +10,7 @@ from loftr_ros.frontend.config import Settings, setting
 
 @dataclass(frozen=True)
 class ArchiveConfig(Settings):
-    """Where keyframes are kept for good."""
+    """Archive of keyframes, on disk or in an object store."""
 
     uri: str = setting(
         "",
@@ -31,7 +31,7 @@ class ArchiveConfig(Settings):
 
 @dataclass(frozen=True)
 class LoopConfig(Settings):
-    """When a place counts as seen before."""
+    """Search for loops, and the limits that accept them."""
 
     live: ClassVar[bool] = True
 

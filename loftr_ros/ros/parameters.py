@@ -30,7 +30,7 @@ from loftr_ros.ros.stereo_calibration import pose_of
 
 @dataclass(frozen=True)
 class OutputParameters(Settings):
-    """What goes out, and how often."""
+    """Output topics, status and log."""
 
     live: ClassVar[bool] = True
 
@@ -53,7 +53,7 @@ class OutputParameters(Settings):
 
 @dataclass(frozen=True)
 class OdometryParameters(Settings):
-    """The robot's motion, for a look."""
+    """Odometry, path and transform."""
 
     odom_frame: str = setting("odom", "Fixed frame of the odometry; the robot's base begins in its origin")
     base_frame: str = setting("base_link", "Frame of the robot's base")
@@ -76,7 +76,7 @@ class OdometryParameters(Settings):
 
 @dataclass(frozen=True)
 class FleetParameters(Settings):
-    """Places shared with other robots over ROS 2."""
+    """Exchange of keyframes with other robots over ROS 2."""
 
     share: bool = setting(
         False,
@@ -91,7 +91,7 @@ class FleetParameters(Settings):
 
 @dataclass(frozen=True)
 class RobotParameters(Settings):
-    """Who this is."""
+    """Identity of the robot."""
 
     robot_name: str = setting(
         "", "Name of the robot in archives and towards other robots; empty for the node's namespace, or else 'robot'"

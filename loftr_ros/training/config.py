@@ -65,7 +65,7 @@ class LossConfig(Settings):
 
 @dataclass(frozen=True)
 class DistillationConfig(Settings):
-    """A trained network as teacher."""
+    """Distillation from a trained network."""
 
     teacher: str = setting("", "Weights file of the teacher, or a name of `loftr_ros weights list`; empty for none")
     teacher_network: str = setting("", "Preset of the teacher; empty for the preset that its file names")
@@ -116,7 +116,7 @@ class OptimizerConfig(Settings):
 
 @dataclass(frozen=True)
 class BudgetConfig(Settings):
-    """How long, interruptions left out; the earlier of the two ends it."""
+    """Length of the training without interruptions; the first limit ends it."""
 
     max_steps: int = setting(0, "Maximum number of steps; 0 for as many as fit into the minutes", low=0, high=100000000)
     max_minutes: float = setting(
@@ -130,7 +130,7 @@ class BudgetConfig(Settings):
 
 @dataclass(frozen=True)
 class ValidationConfig(Settings):
-    """Held-out pairs, matched as the network will be used, with the averaged weights."""
+    """Validation on held-out pairs with the averaged weights."""
 
     every_steps: int = setting(1000, "Number of steps between two validations", low=1, high=10000000)
     batches: int = setting(8, "Number of batches of held-out pairs, the same ones every time", low=1, high=10000)
@@ -138,7 +138,7 @@ class ValidationConfig(Settings):
 
 @dataclass(frozen=True)
 class MachineConfig(Settings):
-    """Where and how it runs."""
+    """Devices, precision and processes."""
 
     accelerator: str = setting("auto", "Device of the training", choices=("auto", "cpu", "cuda"))
     devices: int = setting(1, "Number of GPUs of each machine", low=1, high=64)
@@ -176,7 +176,7 @@ RECORDED_SETS = {
 
 @dataclass(frozen=True)
 class MadeConfig(Settings):
-    """How often each kind of made pair comes, beside the others; 0 for never."""
+    """Kinds of made pairs and their weights in the mixture; 0 leaves a kind out."""
 
     homography: float = setting(0.22, "Weight of views of a photo", low=0.0, high=1e6)
     room: float = setting(0.32, "Weight of rendered rooms", low=0.0, high=1e6)
