@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from relative_pose import SETS, THRESHOLD, pairs_of
 
 from loftr_ros.evaluation.metrics import translation_direction_error
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import GeometryConfig
-from loftr_ros.frontend.relative_pose import estimate_relative_pose
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.geometry.two_view import estimate_relative_pose
 
 PAIRS = 24
 Direction = NDArray[np.float64] | None

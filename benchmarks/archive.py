@@ -22,9 +22,9 @@ import matplotlib
 import numpy as np
 from measuring import Report, machine
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import ChainLink
+from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, RecentPast
 

@@ -18,19 +18,19 @@ import time
 from pathlib import Path
 
 import torch
+from calibrated_weights import made_state_dict
 
-from loftr_ros.evaluation.made_weights import made_state_dict
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
-from loftr_ros.matcher.checkpoint import WeightsError, load_network, save_network_weights
-from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.checkpoints.files import WeightsError, load_network, save_network_weights
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import PRESETS, LoFTRConfig
-from loftr_ros.matcher.export import export_network
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.onnx_backend import load_onnx
-from loftr_ros.matcher.openvino_backend import load_openvino
-from loftr_ros.matcher.openvino_compact import compiled
 from loftr_ros.matcher.precision import cpu_has_bf16, precision_name
+from loftr_ros.matcher.runtime.export import export_network
+from loftr_ros.matcher.runtime.onnx_backend import load_onnx
+from loftr_ros.matcher.runtime.openvino_backend import load_openvino
+from loftr_ros.matcher.runtime.openvino_compact import compiled
 from loftr_ros.weights import find_weights
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CPU = torch.device("cpu")
 

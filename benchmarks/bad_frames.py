@@ -17,13 +17,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.sources import SourceError, open_source
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.settings import with_values
 
 Gray = NDArray[np.uint8]
 Random = np.random.Generator

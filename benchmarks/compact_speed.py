@@ -24,14 +24,14 @@ from contenders import Contender, Ours, View, open_other
 from measuring import Meter, Report, gflop, machine, peak_gflops, seconds, size_of
 from peers.client import PYTHON, PeerError, PeerProcess
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.matcher.checkpoint import load_network
-from loftr_ros.matcher.compact import Compact
-from loftr_ros.matcher.export import export_network
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+from loftr_ros.matcher.checkpoints.files import load_network
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.precision import DeviceError, cpu_has_bf16
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+from loftr_ros.matcher.runtime.export import export_network
 from loftr_ros.weights import find_weights
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 KEYFRAMES = 4
 STAGES = ("backbone", "self layer", "attention", "cells", "fine stage")

@@ -23,10 +23,10 @@ from peers.client import PYTHON, PeerError, PeerProcess
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.precision import precision_name
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.weights import WeightsError
 
 Points = NDArray[np.float32]

@@ -18,13 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from calibrated_efficient import made_efficient_state_dict
 from matcher_speed import KEYFRAMES, views
 from measuring import Meter, Report, gflop, machine, seconds, size_of
 from peers.client import PeerError, PeerProcess
+from published_layouts import hugging_face_layout, trained_layout
 from torch import Tensor
 
-from loftr_ros.evaluation.made_efficient import made_efficient_state_dict
-from loftr_ros.evaluation.published_layouts import hugging_face_layout, trained_layout
 from loftr_ros.matcher.config import PRESETS, EfficientConfig
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.interface import Matches

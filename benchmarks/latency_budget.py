@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.sources import open_source
+from loftr_ros.recordings import open_source
+from loftr_ros.settings import with_values
 
 # Frames in which the limit's effort may still be looked for.
 SETTLING = 60

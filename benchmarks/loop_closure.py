@@ -15,12 +15,13 @@ from loop_evidence import BETWEEN, Asked, gather, load, save
 from loop_scores import draw, report, table
 from measuring import machine
 
-from loftr_ros.evaluation.revisits import World
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.factory import open_matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.places.config import LoopConfig
+from loftr_ros.settings import with_values
+from loftr_ros.worlds.revisits import World
 
 SEEDS = (700, 701, 702, 705)
 # Name, mode, and whether a stretch of it looks back at itself; each is also played twice.

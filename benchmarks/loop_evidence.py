@@ -17,7 +17,6 @@ from loop_memory import Memory, Remembered, RememberingVerifier
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
-from loftr_ros.evaluation.revisits import World
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location
@@ -28,6 +27,7 @@ from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.places.detector import LoopDetector
 from loftr_ros.places.keyframe import KeyframeName, RecentPast
 from loftr_ros.places.view import NewKeyframe, View
+from loftr_ros.worlds.revisits import World
 
 ROBOT = "benchmark"
 BETWEEN = 3  # images from one keyframe to the next; those between may confirm a place

@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend import own_scale, relative_pose
+from loftr_ros.frontend import own_scale
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.geometry import two_view as relative_pose
+from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places import verification
 from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName

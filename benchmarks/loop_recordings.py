@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.places.archive import Archive
@@ -20,7 +20,8 @@ from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.places.detector import LoopClosure, LoopDetector
 from loftr_ros.places.verification import Verifier
 from loftr_ros.places.view import Observer
-from loftr_ros.sources import open_source
+from loftr_ros.recordings import open_source
+from loftr_ros.settings import with_values
 
 HOUR_NS = 3600 * 10**9
 SHIFT = 5  # frames that the second time leaves out at the beginning, so that its keyframes are other images

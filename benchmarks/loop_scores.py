@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from loop_evidence import BETWEEN, DRIFT, SCALE_DRIFT, Asked, Tried
 
-from loftr_ros.evaluation.revisits import MAX_ANGLE, MAX_DISTANCE, MIN_COVISIBLE, OTHER_PLACE
 from loftr_ros.places.config import LoopConfig
+from loftr_ros.worlds.revisits import MAX_ANGLE, MAX_DISTANCE, MIN_COVISIBLE, OTHER_PLACE
 
 RIGHT = 5.0  # degrees that a loop's rotation may be wrong by
 ANGLES, DISTANCES, SHARED = (0, 10, 20, 30), (0.0, 0.5, 1.0, 2.0), (0.3, 0.45, 0.6, 1.0)

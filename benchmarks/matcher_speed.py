@@ -27,16 +27,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from calibrated_weights import made_state_dict
 from measuring import Meter, Report, gflop, machine, peak_gflops, seconds, size_of
 from torch import Tensor
 
-from loftr_ros.evaluation.made_weights import made_state_dict
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.matcher.config import PRESETS
 from loftr_ros.matcher.interface import ImageFeatures, Matches
-from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.precision import precision_name, resolve_precision
 from loftr_ros.matcher.ring import FeatureRing
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CPU = torch.device("cpu")
 KEYFRAMES = 4

@@ -28,8 +28,8 @@ from torch import Tensor
 from wide_sets import ANGLES, AXES, LIGHTS, OVERLAPS, SCALES, PointPair, PosedPair, rendered, wxbs
 
 from loftr_ros.frontend.config import FrontEndConfig
-from loftr_ros.matcher.compact import Compact
-from loftr_ros.matcher.compact_backbone import REGION_PIXELS
+from loftr_ros.matcher.compact.backbone import REGION_PIXELS
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.weights import find_weights

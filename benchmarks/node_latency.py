@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loftr_ros.demo.processes import Child, own_domain, wait_until
+from loftr_ros.tools.demo.processes import Child, own_domain, wait_until
 
 BIN = Path(sys.executable).parent
 

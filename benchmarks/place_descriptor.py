@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.training.assets import AssetBank, default_folder
 from loftr_ros.training.place_views import place_views

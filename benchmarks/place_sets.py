@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from wide_pairs import covisible
 
 from loftr_ros.evaluation.metrics import rotation_error
-from loftr_ros.evaluation.revisits import TUNING, World
 from loftr_ros.training.assets import AssetBank, default_folder
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.place_views import place_views
+from loftr_ros.worlds.revisits import TUNING, World
 
 RIGHT, WRONG, NEITHER = 1, 0, -1
 SHARED, HARDLY = 0.3, 0.05

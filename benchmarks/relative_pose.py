@@ -24,13 +24,13 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pair_scores import PairScore, score_pose
 from parallel import in_processes
 
 from loftr_ros.evaluation.match_metrics import mean_and_spread
 from loftr_ros.evaluation.metrics import pose_auc
-from loftr_ros.evaluation.pair_scores import PairScore, score_pose
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import GeometryConfig
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.config import GeometryConfig
 
 # Folder and frames between a pair's images; every pair there is.
 SETS = ("sevenscenes:5", "sevenscenes:20", "sevenscenes:40", "kitti06_stereo:1", "kitti06_stereo:3", "kitti06_stereo:5")
@@ -111,7 +111,7 @@ def views(folder: str, path: Path) -> Iterator[tuple[Any, NDArray[np.float64]]]:
     """Images of a sequence, and their (4, 4) T_world_camera."""
     from contenders import View
 
-    from loftr_ros.sources import open_source
+    from loftr_ros.recordings import open_source
 
     with open_source(folder if folder.startswith("rendered") else str(path / folder)) as source:
         for frame in source:

@@ -25,12 +25,13 @@ from sparse_front_end import LEFT_OUT, KeypointMatcher, ShakenFrontEnd, SparseFr
 from trajectory_scores import EvoMissingError, require_evo
 from trajectory_tables import DISTANCES, Run, Walk, plot, tables
 
-from loftr_ros.frontend.config import MONO, ConfigError, FrontEndConfig, settings_of, with_values
+from loftr_ros.frontend.config import MONO, FrontEndConfig
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.precision import precision_name
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.sources import open_source
+from loftr_ros.recordings import open_source
+from loftr_ros.settings import ConfigError, settings_of, with_values
 
 Array = NDArray[np.float64]
 

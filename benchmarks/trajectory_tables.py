@@ -13,8 +13,8 @@ from trajectory_scores import Errors, path_length, trajectory_errors
 
 from loftr_ros.evaluation.trajectory_plot import plot_from_above
 from loftr_ros.frontend.config import MONO
-from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.frontend.results import FrontEndResult
+from loftr_ros.geometry.two_view import PoseStatus
 
 Array = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from loftr_ros.demo.processes import Child, own_domain, wait_until
+from loftr_ros.tools.demo.processes import Child, own_domain, wait_until
 
 BIN = Path(sys.executable).parent
 # Seconds after the last image: those that wait for a partner in vain are given up by then.

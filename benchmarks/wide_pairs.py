@@ -10,8 +10,8 @@ from contenders import View
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 SEEDS = (11, 12, 13, 14)
 TURN = 30.0, 60.0  # degrees

@@ -17,11 +17,11 @@ import numpy as np
 from contenders import View
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.revisits import World
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.training.geometry import covisible, inverse, rotation, warp_by_depth
 from loftr_ros.training.relight import relight
+from loftr_ros.worlds.revisits import World
 
 Array = NDArray[np.float64]
 
@@ -213,7 +213,7 @@ def _world(seed: int) -> World:
 
 
 def _small_camera(world: World) -> CameraModel:
-    from loftr_ros.evaluation.scene import default_camera
+    from loftr_ros.worlds.scene import default_camera
 
     return default_camera(world.camera.width // 8, world.camera.height // 8)
 

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from contenders import Found, Race, View, add_options, open_contenders
 from numpy.typing import NDArray
+from pair_scores import orders_of, score_pose
 from parallel import in_processes
 from wide_sets import (
     ANGLES,
@@ -38,9 +39,8 @@ from wide_sets import (
 )
 
 from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
-from loftr_ros.evaluation.pair_scores import orders_of, score_pose
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import GeometryConfig
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.config import GeometryConfig
 
 Array = NDArray[np.float64]
 

@@ -25,15 +25,16 @@ import numpy as np
 from measuring import Report
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.revisits import World
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import MONO, RGBD, FrontEndConfig, with_values
+from loftr_ros.frontend.config import MONO, RGBD, FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 from loftr_ros.matcher.factory import open_matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.sources import open_source
+from loftr_ros.recordings import open_source
+from loftr_ros.settings import with_values
+from loftr_ros.worlds.revisits import World
 
 Array = NDArray[np.float64]
 Gray = NDArray[np.uint8]

@@ -11,9 +11,9 @@ import warnings
 
 import numpy as np
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import ChainLink
+from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 

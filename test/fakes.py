@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.matcher.config import COARSE_LITE, LOFTR
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 

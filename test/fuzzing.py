@@ -16,12 +16,13 @@ import numpy as np
 from bags import IMAGE, INFO, camera_info, image, write_bag
 from test_text_formats import EUROC, FILES
 
-from loftr_ros.frontend.camera import CameraError, CameraModel
-from loftr_ros.frontend.config import ConfigError
+from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError, read_mask
-from loftr_ros.params_file import node_parameters
-from loftr_ros.ros.images import ENCODINGS, ImageError, decode_compressed, decode_depth, decode_image
-from loftr_ros.sources import SourceError, load_camera, open_source
+from loftr_ros.geometry.camera import CameraError, CameraModel
+from loftr_ros.recordings import SourceError, load_camera, open_source
+from loftr_ros.recordings.decoding import ENCODINGS, decode_compressed, decode_depth, decode_image
+from loftr_ros.settings import ConfigError
+from loftr_ros.tools.params_file import node_parameters
 
 WIDTH, HEIGHT = 64, 48
 REFUSALS = (CameraError, ConfigError, ImageError, MaskError, SourceError)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi2
 
-from loftr_ros.frontend.config import GeometryConfig
+from loftr_ros.geometry.config import GeometryConfig
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -6,7 +6,7 @@ import torch
 from test_compact import blobs, network
 from torch import Tensor
 
-from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.compact.network import Compact
 
 # Neither cells nor regions nor pooled regions fill it.
 WIDTH, HEIGHT = 152, 104

@@ -7,11 +7,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from calibrated_efficient import made_efficient_state_dict, made_for
+from calibrated_weights import Pair
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.evaluation.made_efficient import made_efficient_state_dict, made_for
-from loftr_ros.evaluation.made_weights import Pair
 from loftr_ros.matcher.config import EFFICIENT, PRESETS, EfficientBackboneConfig, EfficientConfig
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from calibrated_weights import made_state_dict
 from torch import Tensor
 
-from loftr_ros.evaluation.made_weights import made_state_dict
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
-from loftr_ros.matcher import loftr as loftr_module
 from loftr_ros.matcher.coarse import CoarseMatches
 from loftr_ros.matcher.config import PRESETS
 from loftr_ros.matcher.interface import ImageFeatures, Matches
-from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.loftr import network as loftr_module
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 from fakes import FineShiftMatcher
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 Array = NDArray[np.float64]

@@ -12,9 +12,9 @@ import pytest
 from bags import COMPRESSED, IMAGE, INFO, STORE, camera_info, compressed, image, write_bag
 from fakes import texture
 
-from loftr_ros.input_settings import InputParameters
-from loftr_ros.sources import SourceError, open_source
-from loftr_ros.sources.reading import FrameReader
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.recordings.input_settings import InputParameters
+from loftr_ros.recordings.reading import FrameReader
 
 WIDTH, HEIGHT = 64, 48
 LEFT, RIGHT = texture(HEIGHT, WIDTH, 1), texture(HEIGHT, WIDTH, 2)

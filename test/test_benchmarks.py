@@ -16,7 +16,7 @@ import pytest
 
 from loftr_ros.evaluation.trajectory_plot import plot_from_above
 from loftr_ros.frontend.odometry import Location, origin
-from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.geometry.two_view import PoseStatus
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -238,8 +238,8 @@ def test_a_picture_from_above_takes_frames_that_were_not_located(tmp_path: Path)
 
 def seen_by_two(rng: np.random.Generator, count: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
     """Pixels of the same points in two views, the pose of the second in the first, and the camera of both."""
-    from loftr_ros.evaluation.scene import default_camera
     from loftr_ros.training.geometry import inverse, rigid, rotation
+    from loftr_ros.worlds.scene import default_camera
 
     camera = default_camera(640, 480)
     T_0_1 = rigid(rotation(np.array([0.05, -0.4, 0.1])), np.array([1.2, 0.1, 0.3]))

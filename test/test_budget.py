@@ -7,9 +7,10 @@ import pytest
 from fakes import FineShiftMatcher, PanningStream
 
 from loftr_ros.frontend.budget import SCALES, LatencyBudget
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.settings import with_values
 
 # Seconds of a frame at the whole resolution: encoding, matching one keyframe, the rest.
 ENCODE, MATCH, REST = 0.040, 0.020, 0.004

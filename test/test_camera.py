@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraError, CameraModel
+from loftr_ros.geometry.camera import CameraError, CameraModel
 
 WIDTH, HEIGHT = 752, 480
 K = np.array([[458.654, 0, 367.215], [0, 457.296, 248.375], [0, 0, 1]])

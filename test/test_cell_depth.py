@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from known_scenes import FOCAL, Array, band, rays_anywhere, rotation
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo, triangulate
-from loftr_ros.frontend.config import DepthConfig
 from loftr_ros.frontend.frame import DepthImage
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.config import DepthConfig
 
 CONFIG = DepthConfig()
 CAMERA = CameraModel(640, 480, np.array([[FOCAL, 0, 320], [0, FOCAL, 240], [0, 0, 1]]))

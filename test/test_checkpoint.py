@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from loftr_ros.matcher import recognition
 from loftr_ros.matcher.build import build_network
-from loftr_ros.matcher.checkpoint import (
+from loftr_ros.matcher.checkpoints import recognition
+from loftr_ros.matcher.checkpoints.files import (
     WeightsError,
     load_network,
     load_weights,
@@ -24,9 +24,9 @@ from loftr_ros.matcher.checkpoint import (
     save_network_weights,
     sha256_of,
 )
+from loftr_ros.matcher.checkpoints.recognition import structure_of_config
 from loftr_ros.matcher.config import COARSE_LITE, LOFTR, LOFTR_NEW, PRESETS, LoFTRConfig, NetworkConfig
 from loftr_ros.matcher.precision import DeviceError, cpu_has_bf16, resolve_device, resolve_precision
-from loftr_ros.matcher.recognition import structure_of_config
 
 CPU = torch.device("cpu")
 State = dict[str, torch.Tensor]

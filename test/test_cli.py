@@ -11,9 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from loftr_ros.cli import app
+from loftr_ros.cli.main import app
 from loftr_ros.matcher.config import COARSE_LITE
-from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.loftr.network import LoFTR
 
 PROGRAM = Path(sys.executable).parent / "loftr_ros"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from loftr_ros.matcher import coarse
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax, entries_above
 from loftr_ros.matcher.config import TransformerConfig
-from loftr_ros.matcher.transformer import EncoderLayer
+from loftr_ros.matcher.loftr.transformer import EncoderLayer
 
 
 def ambiguous_tokens(spread: float = 0.0) -> tuple[Tensor, Tensor]:

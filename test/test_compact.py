@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher import compact_fine
-from loftr_ros.matcher.checkpoint import save_network_weights
+from loftr_ros.matcher.checkpoints.files import save_network_weights
 from loftr_ros.matcher.coarse import Candidates
-from loftr_ros.matcher.compact import Compact
-from loftr_ros.matcher.compact_backbone import CompactBackbone
-from loftr_ros.matcher.compact_cells import CellMatcher, cells_around_region, cells_in_region, place_around_region
-from loftr_ros.matcher.compact_fine import ONE_SIGMA, CompactFine, Windows
+from loftr_ros.matcher.compact import fine as compact_fine
+from loftr_ros.matcher.compact.backbone import CompactBackbone
+from loftr_ros.matcher.compact.cells import CellMatcher, cells_around_region, cells_in_region, place_around_region
+from loftr_ros.matcher.compact.fine import ONE_SIGMA, CompactFine, Windows
+from loftr_ros.matcher.compact.network import Compact
+from loftr_ros.matcher.compact.region_transformer import RegionTransformer, pool_mask, rotated
 from loftr_ros.matcher.config import COMPACT, CompactConfig
 from loftr_ros.matcher.convolutions import twice
 from loftr_ros.matcher.interface import Matches
-from loftr_ros.matcher.region_transformer import RegionTransformer, pool_mask, rotated
 from loftr_ros.matcher.ring import FeatureRing
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from known_scenes import EXACT, FOCAL, Array, SeenTwice, band, rays_anywhere, rotation, rotation_between, scene
 
-from loftr_ros.frontend.epipolar import m_estimate_variance
-from loftr_ros.frontend.metric_pose import metric_relative_pose
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, estimate_relative_pose
+from loftr_ros.geometry.epipolar import m_estimate_variance
+from loftr_ros.geometry.metric_pose import metric_relative_pose
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, estimate_relative_pose
 
 TRIALS = 400
 FIRST_SEED = 1000

@@ -16,14 +16,14 @@ from fakes import texture
 from node_process import camera_info, image_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.frontend.camera import CameraError
-from loftr_ros.frontend.config import ConfigError
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.image_files import ImageError
+from loftr_ros.geometry.camera import CameraError
 from loftr_ros.places.view import compressed
-from loftr_ros.ros import decoding
-from loftr_ros.ros.decoding import Arrival, FrameDecoder
-from loftr_ros.ros.images import ImageError
+from loftr_ros.recordings import frame_decoder as decoding
+from loftr_ros.recordings.frame_decoder import Arrival, FrameDecoder
 from loftr_ros.ros.parameters import InputParameters
+from loftr_ros.settings import ConfigError
 
 LEFT, RIGHT = texture(48, 64, seed=1), texture(48, 64, seed=2)
 FOCAL = 60.0

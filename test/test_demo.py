@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 import pytest
 
-from loftr_ros.demo.processes import Child, DemoError, own_domain, wait_until
-from loftr_ros.demo.report import chained, draw_trajectory, lines, summary, without_nan
-from loftr_ros.demo.run import Settings, _publisher_command, run_demo
-from loftr_ros.demo.sequence import Sequence, Truth, prepare
 from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_previous, to_reference
-from loftr_ros.frontend.relative_pose import PoseStatus
-from loftr_ros.sources import SourceError, open_source
+from loftr_ros.geometry.two_view import PoseStatus
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.tools.demo.processes import Child, DemoError, own_domain, wait_until
+from loftr_ros.tools.demo.report import chained, draw_trajectory, lines, summary, without_nan
+from loftr_ros.tools.demo.run import Settings, _publisher_command, run_demo
+from loftr_ros.tools.demo.sequence import Sequence, Truth, prepare
 
 ROOM = "rendered:room?seed=3&frames=20&width=320&height=240"
 
@@ -205,7 +205,7 @@ def test_a_demo_with_random_weights_says_that_nothing_it_shows_means_anything():
 
 
 def test_the_scene_is_rendered_once_and_played_back_exactly(tmp_path):
-    from loftr_ros.sources import open_source
+    from loftr_ros.recordings import open_source
 
     uri = "rendered:room?seed=3&frames=3&width=160&height=120"
     folder = tmp_path / "rendered"
@@ -364,7 +364,7 @@ def own_environment(tmp_path, monkeypatch):
 @pytest.fixture
 def demo(own_environment, tmp_path):
     """Starts `loftr_ros demo` as a user does."""
-    code = "import sys; from loftr_ros.cli import main; sys.exit(main())"
+    code = "import sys; from loftr_ros.cli.main import main; sys.exit(main())"
     running = []
 
     def start(*arguments):

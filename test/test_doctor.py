@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from loftr_ros import doctor
-from loftr_ros.cli import app
-from loftr_ros.doctor import FAILS, NOTE, OK, Finding, examine, lines, segment_size
+from loftr_ros.cli.main import app
+from loftr_ros.tools import doctor
+from loftr_ros.tools.doctor import FAILS, NOTE, OK, Finding, examine, lines, segment_size
 
 
 def found(**parameters: str) -> dict[str, Finding]:

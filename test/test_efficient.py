@@ -18,16 +18,16 @@ from made_efficient import (
     small,
     small_state_dict,
 )
+from published_layouts import hugging_face_layout, trained_layout
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.evaluation.published_layouts import hugging_face_layout, trained_layout
-from loftr_ros.explain import look_into
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.matcher.checkpoint import (
+from loftr_ros.matcher.checkpoints.efficient import in_our_layout
+from loftr_ros.matcher.checkpoints.files import (
     WeightsError,
     fingerprint_of,
     load_network,
@@ -39,16 +39,16 @@ from loftr_ros.matcher.checkpoint import (
 from loftr_ros.matcher.coarse import HALF_SCORE, best_scores, score_confidence, scores
 from loftr_ros.matcher.config import EFFICIENT, EFFICIENT_OPT
 from loftr_ros.matcher.efficient.layers import rotated
-from loftr_ros.matcher.efficient.layouts import in_our_layout
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.efficient.refinement import CELL, WINDOW, compare, windows
-from loftr_ros.matcher.explain import confidence_rows
-from loftr_ros.matcher.export import export_network
 from loftr_ros.matcher.interface import Matches
-from loftr_ros.matcher.onnx_backend import load_onnx
-from loftr_ros.matcher.openvino_backend import load_openvino
-from loftr_ros.matcher.pair_observer import PairObserver
 from loftr_ros.matcher.ring import FeatureRing
+from loftr_ros.matcher.runtime.export import export_network
+from loftr_ros.matcher.runtime.onnx_backend import load_onnx
+from loftr_ros.matcher.runtime.openvino_backend import load_openvino
+from loftr_ros.tools.explain.observer import PairObserver
+from loftr_ros.tools.explain.pair import look_into
+from loftr_ros.tools.explain.views import confidence_rows
 
 CPU = torch.device("cpu")
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
@@ -206,7 +206,7 @@ def test_the_pyramid_around_matches_is_that_of_the_whole_map(
     cells = torch.randperm(places, generator=torch.Generator().manual_seed(count))[:count]
     made = []
     for gathering in (0.0, 1e9):  # never the whole map, and always
-        monkeypatch.setattr("loftr_ros.matcher.backbone._GATHERING", gathering)
+        monkeypatch.setattr("loftr_ros.matcher.loftr.backbone._GATHERING", gathering)
         made.append(model.refine((features, features), (features.tokens, features.tokens), cells, cells.flip(0)))
     for one, other in zip(*made, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=0)

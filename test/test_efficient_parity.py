@@ -16,11 +16,11 @@ import made_weights
 import pytest
 import torch
 from made_efficient import configured, state_dict
+from published_layouts import hugging_face_layout, trained_layout
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loftr_ros.evaluation.published_layouts import hugging_face_layout, trained_layout
-from loftr_ros.matcher.checkpoint import load_weights, read_weights, recognise_file
+from loftr_ros.matcher.checkpoints.files import load_weights, read_weights, recognise_file
 from loftr_ros.matcher.config import EfficientConfig
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.efficient.refinement import windows

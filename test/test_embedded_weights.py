@@ -9,17 +9,17 @@ import pytest
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.frontend.config import FrontEndConfig, KeyframeConfig
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.geometry.two_view import PoseStatus
 from loftr_ros.matcher.build import build_network
-from loftr_ros.matcher.checkpoint import check_weights, read_weights, recognise_file, sha256_of
+from loftr_ros.matcher.checkpoints.files import check_weights, read_weights, recognise_file, sha256_of
 from loftr_ros.matcher.config import DEFAULT_PRESET, PRESETS
 from loftr_ros.matcher.factory import open_matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.weights import EMBEDDED, VARIABLE
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 FILE = EMBEDDED[DEFAULT_PRESET]
 

@@ -18,11 +18,11 @@ import typer
 from fakes import texture
 from typer.testing import CliRunner
 
-from loftr_ros.cli import app
+from loftr_ros.cli.main import app
 from loftr_ros.matcher.config import COARSE_LITE
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.sources import SourceFrame
-from loftr_ros.sources.folders import FolderSource
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.recordings import SourceFrame
+from loftr_ros.recordings.folders import FolderSource
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 ONE_PICTURE = ["--point", "80,60", "--layer", "0"]
@@ -176,14 +176,16 @@ def test_a_command_ends_as_the_table_says(
     if case == ("run", "a video is damaged"):
         damaged_video(place)
     if case[1] == "Ctrl-C":
-        monkeypatch.setattr("loftr_ros.sources.folders.FolderSource", Stopped)
+        monkeypatch.setattr("loftr_ros.recordings.folders.FolderSource", Stopped)
     if case[0] == "view":  # rerun need not be there
-        monkeypatch.setattr("loftr_ros.viewer.load_rerun", MagicMock)
-        monkeypatch.setattr("loftr_ros.viewer.Destination.open", MagicMock())
+        monkeypatch.setattr("loftr_ros.tools.viewer.load_rerun", MagicMock)
+        monkeypatch.setattr("loftr_ros.tools.viewer.Destination.open", MagicMock())
     if case[0] == "play":
         # Fast DDS reads a profile once in a process: it must not be that of the player here for all tests after it.
         pytest.importorskip("rclpy")
-        monkeypatch.setattr("loftr_ros.ros.player.provide_profile", lambda: SimpleNamespace(log=lambda _: None))
+        monkeypatch.setattr(
+            "loftr_ros.tools.player.player.provide_profile", lambda: SimpleNamespace(log=lambda _: None)
+        )
     if case[0] in ("play", "demo"):
         pytest.importorskip("rclpy")
     done = CliRunner().invoke(app, CASES[case])

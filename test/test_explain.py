@@ -15,18 +15,18 @@ import torch
 from made_compact import compact
 from typer.testing import CliRunner
 
-from loftr_ros.cli import app
-from loftr_ros.explain import ExplainError, explain_pair, look_into
-from loftr_ros.matcher.attention import full_attention, linear_attention
-from loftr_ros.matcher.checkpoint import load_network
-from loftr_ros.matcher.compact import Compact
+from loftr_ros.cli.main import app
+from loftr_ros.matcher.checkpoints.files import load_network
+from loftr_ros.matcher.compact.network import Compact
+from loftr_ros.matcher.compact.region_transformer import RegionLayer, pool
 from loftr_ros.matcher.config import COARSE_LITE, COMPACT, LOFTR, LOFTR_OT, NetworkConfig, TransformerConfig
-from loftr_ros.matcher.explain import FineHeat, Inside, LayerInput, confidence_rows, default_layers
-from loftr_ros.matcher.explain_loftr import attention_weights
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.pair_observer import PairObserver
-from loftr_ros.matcher.region_transformer import RegionLayer, pool
-from loftr_ros.matcher.transformer import EncoderLayer
+from loftr_ros.matcher.loftr.attention import full_attention, linear_attention
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.loftr.transformer import EncoderLayer
+from loftr_ros.tools.explain.loftr import attention_weights
+from loftr_ros.tools.explain.observer import PairObserver
+from loftr_ros.tools.explain.pair import ExplainError, explain_pair, look_into
+from loftr_ros.tools.explain.views import FineHeat, Inside, LayerInput, confidence_rows, default_layers
 
 CPU = torch.device("cpu")
 NETWORKS = pytest.mark.parametrize("config", [COARSE_LITE, LOFTR, LOFTR_OT, COMPACT], ids=lambda config: config.name)
@@ -390,7 +390,7 @@ def test_what_cannot_be_explained_is_said_in_one_line(
 
 def test_a_network_that_does_not_run_in_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_noise(tmp_path / "a.png", 64, 80, 1), write_noise(tmp_path / "b.png", 64, 80, 2)
-    monkeypatch.setattr("loftr_ros.explain.backend_of", lambda network: "openvino")
+    monkeypatch.setattr("loftr_ros.tools.explain.pair.backend_of", lambda network: "openvino")
     with pytest.raises(ExplainError, match="'compact' is run by openvino; only torch"):
         explain_pair(random_network(COMPACT), files)
 

@@ -19,7 +19,7 @@ from loftr_ros.msg import LoopClosure, RelativePose
 from node_process import PATIENCE, Client, NodeProcess, camera_info, image_message, nanoseconds
 from scipy.spatial.transform import Rotation
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 pytestmark = pytest.mark.ros
 HOUR_NS = 3600 * 1_000_000_000

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loftr_ros.ros.images import ENCODINGS, MAX_PIXELS, ImageError, decode_compressed, decode_depth, decode_image
+from loftr_ros.frontend.image_files import MAX_PIXELS, ImageError
+from loftr_ros.recordings.decoding import ENCODINGS, decode_compressed, decode_depth, decode_image
 
 RNG = np.random.default_rng(3)
 WIDTH, HEIGHT = 46, 32

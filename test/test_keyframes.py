@@ -20,7 +20,7 @@ from loftr_ros.frontend.keyframes import (
     raw_pixels,
     reason_for_keyframe,
 )
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, without_pose
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, without_pose
 from loftr_ros.matcher.interface import ImageFeatures
 
 STREAM = PanningStream()

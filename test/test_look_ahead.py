@@ -7,11 +7,10 @@ import time
 
 import pytest
 
-from loftr_ros import progress
-from loftr_ros.evaluation.scene import Scene
-from loftr_ros.progress import Progress
-from loftr_ros.sources import open_source
-from loftr_ros.sources.look_ahead import LookAhead
+from loftr_ros.recordings import open_source, progress
+from loftr_ros.recordings.look_ahead import LookAhead
+from loftr_ros.recordings.progress import Progress
+from loftr_ros.worlds.scene import Scene
 
 
 def test_items_come_in_order_prepared_and_never_more_ahead_than_asked_for() -> None:

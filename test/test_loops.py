@@ -18,18 +18,19 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from typer.testing import CliRunner
 
-from loftr_ros.cli import app
-from loftr_ros.cli_loops import robot_names
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.cli.loops import robot_names
+from loftr_ros.cli.main import app
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.loop_report import RecordingReport
-from loftr_ros.loops import Recording, Report, find_loops
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.pose_graph import PoseGraph, g2o_information
-from loftr_ros.sources import PixelImage, Source, SourceError, SourceFrame
+from loftr_ros.recordings import PixelImage, Source, SourceError, SourceFrame
+from loftr_ros.settings import with_values
+from loftr_ros.tools.loop_report import RecordingReport
+from loftr_ros.tools.loops import Recording, Report, find_loops
 
 Array = NDArray[np.float64]
 

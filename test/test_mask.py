@@ -10,12 +10,12 @@ import pytest
 from fakes import FineShiftMatcher, PanningStream, ShiftMatcher
 from typer.testing import CliRunner
 
-from loftr_ros.cli import app
+from loftr_ros.cli.main import app
 from loftr_ros.frontend.mask import MaskError, check_mask, on_usable, read_mask, shrink_mask
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.offline import run
-from loftr_ros.sources import SourceError, open_source
-from loftr_ros.sources.reading import FrameReader
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.recordings.reading import FrameReader
+from loftr_ros.tools.run import run
 
 
 def written(path: Path, image: np.ndarray) -> Path:

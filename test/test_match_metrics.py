@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from pair_scores import score_homography, score_pose
 
 from loftr_ros.evaluation.match_metrics import (
     calibration,
@@ -13,9 +14,8 @@ from loftr_ros.evaluation.match_metrics import (
     map_points,
     mean_and_spread,
 )
-from loftr_ros.evaluation.pair_scores import score_homography, score_pose
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import GeometryConfig
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.config import GeometryConfig
 
 GEOMETRY = GeometryConfig(threshold=0.5)
 CAMERA = CameraModel(640, 480, np.array([[500.0, 0, 319.5], [0, 500, 239.5], [0, 0, 1]]))

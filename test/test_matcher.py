@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from loftr_ros.matcher import coarse
-from loftr_ros.matcher.attention import linear_attention
-from loftr_ros.matcher.checkpoint import load_network
+from loftr_ros.matcher.checkpoints.files import load_network
 from loftr_ros.matcher.coarse import confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import COARSE_LITE
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.position import position_encoding
+from loftr_ros.matcher.loftr.attention import linear_attention
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.loftr.position import position_encoding
 
 CPU = torch.device("cpu")
 

@@ -34,13 +34,14 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeEvent, KeyframeReason
 from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.pipeline import Correspondences, KeyframeMatch
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.frontend.tracks import TrackLinks
-from loftr_ros.ros import messages
-from loftr_ros.ros.outputs import Outputs
+from loftr_ros.geometry.se3 import quaternion_of
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, ScaleReason
+from loftr_ros.ros.output import messages
+from loftr_ros.ros.output.outputs import Outputs
+from loftr_ros.ros.output.reports import FrontEndState, MotionState, Reporter
+from loftr_ros.ros.output.statistics import STAGES, Statistics
 from loftr_ros.ros.parameters import OdometryParameters
-from loftr_ros.ros.reports import FrontEndState, MotionState, Reporter
-from loftr_ros.ros.statistics import STAGES, Statistics
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 
@@ -403,7 +404,7 @@ def test_quaternions_are_right_at_every_angle_and_have_w_at_least_zero() -> None
         Rotation.from_rotvec((np.pi - 1e-9) * axis / np.linalg.norm(axis)) for axis in rng.normal(size=(20, 3))
     ]
     for rotation in rotations:
-        found = messages.quaternion(rotation.as_matrix())
+        found = quaternion_of(rotation.as_matrix())
         assert np.linalg.norm(found) == pytest.approx(1)
         assert found[3] >= 0
         assert (Rotation.from_quat(found) * rotation.inv()).magnitude() < 1e-7
@@ -456,7 +457,7 @@ def outputs_of(node: FakeNode) -> Outputs:
 
 
 def test_tracks_cost_nothing_while_nobody_listens_and_links_go_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loftr_ros.frontend.camera import CameraModel
+    from loftr_ros.geometry.camera import CameraModel
 
     asked = []
     unproject = CameraModel.unproject
@@ -481,7 +482,7 @@ def test_no_links_are_sent_for_a_keyframe_that_has_none() -> None:
 
 
 def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loftr_ros import visualization
+    from loftr_ros.evaluation import drawing as visualization
 
     drawn = []
     monkeypatch.setattr(visualization, "draw_matches", lambda *a, **k: drawn.append(a) or np.zeros((4, 4, 3), np.uint8))

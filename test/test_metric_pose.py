@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from known_scenes import EXACT, FIELD, FOCAL, MOTIONS, Array, SeenTwice, rays_anywhere, rotation_between, scene
 
-from loftr_ros.frontend.depth_problem import KERNEL, DepthMatches, DepthProblem
-from loftr_ros.frontend.metric_pose import MetricPose, estimate_metric_pose, metric_relative_pose
-from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE, PoseStatus, RelativePose
+from loftr_ros.geometry.depth_problem import KERNEL, DepthMatches, DepthProblem
+from loftr_ros.geometry.metric_pose import MetricPose, estimate_metric_pose, metric_relative_pose
+from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose
 
 CONFIG = EXACT
 MOVING = [name for name in MOTIONS if name != "still"]

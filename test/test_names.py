@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loftr_ros.names import nearest, unknown
+from loftr_ros.settings import nearest, unknown
 
 KNOWN = ("mode", "keyframe.max_parallax", "keyframe.capacity", "depth.min_parallax", "max_latency_ms", "input.sync")
 
@@ -37,8 +37,9 @@ def test_a_name_that_is_like_none_is_told_of_without_a_proposal() -> None:
 
 
 def test_a_command_tells_of_misspelt_parameters_and_takes_whole_numbers(tmp_path: Path, capsys) -> None:
-    from loftr_ros.cli_options import parameters
-    from loftr_ros.frontend.config import FrontEndConfig, with_values
+    from loftr_ros.cli.options import parameters
+    from loftr_ros.frontend.config import FrontEndConfig
+    from loftr_ros.settings import with_values
 
     file = tmp_path / "mine.yaml"
     file.write_text(

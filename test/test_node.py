@@ -29,7 +29,7 @@ from node_process import NAME, PATIENCE, Client, NodeProcess, camera_info, image
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 pytestmark = pytest.mark.ros
 HOUR = 3600 * 1_000_000_000
@@ -721,7 +721,7 @@ def test_the_weights_say_which_network_they_are_of_where_network_is_auto(node, t
     import torch
 
     from loftr_ros.matcher.config import COARSE_LITE
-    from loftr_ros.matcher.loftr import LoFTR
+    from loftr_ros.matcher.loftr.network import LoFTR
 
     torch.save(LoFTR(COARSE_LITE).state_dict(), tmp_path / "mine.pt")
     client = node.client

@@ -18,11 +18,11 @@ from loftr_ros.msg import FrontEndStatus, Keyframe
 from node_process import Client, NodeProcess, camera_info, image_message
 from sensor_msgs.msg import CameraInfo, Image
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.matcher.factory import open_matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.descriptor import PlaceDescriptor
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 pytestmark = pytest.mark.ros
 

@@ -21,7 +21,7 @@ from nav_msgs.msg import Odometry
 from node_process import NAME, Client, NodeProcess, camera_info, image_message, nanoseconds
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 pytestmark = pytest.mark.ros
 BASELINE = 0.12  # m

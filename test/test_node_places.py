@@ -29,11 +29,11 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
 from loftr_ros.places.config import ArchiveConfig
 from loftr_ros.places.recognition import PlaceRecognition
 from loftr_ros.ros.parameters import declare
-from loftr_ros.ros.place_services import PlaceServices
+from loftr_ros.ros.places.services import PlaceServices
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 pytestmark = pytest.mark.ros
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.linalg import expm, logm
 from scipy.spatial.transform import Rotation
 
@@ -20,26 +21,29 @@ from loftr_ros.msg import TrackLinks, Tracks
 from nav_msgs.msg import Odometry, Path
 from node_process import NAME, Client, NodeProcess, camera_info, image_message, nanoseconds
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
-from loftr_ros.frontend.config import ConfigError
-from loftr_ros.frontend.epipolar import skew
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location, origin
-from loftr_ros.ros import camera_mount
-from loftr_ros.ros.base_motion import (
+from loftr_ros.geometry.se3 import from_seven, skew
+from loftr_ros.ros.output import camera_mount
+from loftr_ros.ros.output.base_motion import (
     Fix,
     base_covariance,
     base_pose,
     base_twist,
     forward_camera,
-    pose_of_seven,
 )
-from loftr_ros.ros.camera_mount import CameraMount
-from loftr_ros.ros.odometry_output import OdometryOutput
+from loftr_ros.ros.output.camera_mount import CameraMount
+from loftr_ros.ros.output.odometry import OdometryOutput
 from loftr_ros.ros.parameters import OdometryParameters
+from loftr_ros.settings import ConfigError
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 AHEAD = (0.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5)
 SECOND = 1_000_000_000
+
+
+def pose_of_seven(values: Any) -> NDArray[np.float64]:
+    return from_seven(values, "base_from_camera")
 
 
 def pose(rotation: Any = (0, 0, 0), translation: Any = (0, 0, 0)) -> np.ndarray:
@@ -92,7 +96,7 @@ def test_seven_numbers_make_the_transform_that_they_say() -> None:
     "numbers", [(1.0, 2.0), (0, 0, 0, 0, 0, 0, 2.0), (1.0, 0, 0, 0, 0, 0, 0), (np.nan, 0, 0, 0, 0, 0, 1)]
 )
 def test_numbers_that_are_no_transform_are_refused_by_the_parameters_name(numbers: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"base_from_camera is .*expected"):
+    with pytest.raises(ConfigError, match=r"base_from_camera (is|has) .*expected"):
         OdometryParameters(base_from_camera=numbers)
 
 
@@ -397,8 +401,9 @@ def test_tf_without_its_messages_is_refused_with_the_parameters_name(monkeypatch
 def test_a_stereo_walks_odometry_is_the_robots_true_motion_within_what_it_states() -> None:
     from made_world import WorldMatcher, frame, walk
 
-    from loftr_ros.frontend.config import FrontEndConfig, with_values
+    from loftr_ros.frontend.config import FrontEndConfig
     from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.settings import with_values
 
     mount, node, walked = (0.4, -0.1, 0.6, *AHEAD[3:]), FakeNode(), walk(30)
     # The made world's calibration is exact, and its matches share no error.

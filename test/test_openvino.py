@@ -18,17 +18,17 @@ from test_compact import blobs
 from test_export import assert_same, corner_mask, matched, opened, random_lite
 from torch import Tensor
 
-from loftr_ros.matcher import openvino_compact
-from loftr_ros.matcher.checkpoint import WeightsError, save_network_weights
-from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.checkpoints.files import WeightsError, save_network_weights
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import COMPACT
-from loftr_ros.matcher.export import export_network
-from loftr_ros.matcher.exported import ENCODE_FILE
 from loftr_ros.matcher.factory import MatcherSpec, backend_of, open_matcher
-from loftr_ros.matcher.openvino_backend import load_openvino
-from loftr_ros.matcher.openvino_compact import compiled
 from loftr_ros.matcher.precision import DeviceError, cpu_has_bf16
 from loftr_ros.matcher.ring import FeatureRing
+from loftr_ros.matcher.runtime import openvino_compact
+from loftr_ros.matcher.runtime.export import export_network
+from loftr_ros.matcher.runtime.exported import ENCODE_FILE
+from loftr_ros.matcher.runtime.openvino_backend import load_openvino
+from loftr_ros.matcher.runtime.openvino_compact import compiled
 
 pytest.importorskip("openvino")
 

@@ -15,11 +15,11 @@ if importlib.util.find_spec("rclpy") is None:
 
 from sensor_msgs.msg import CameraInfo, Image
 
-from loftr_ros.ros.messages import to_nanoseconds, to_time
-from loftr_ros.ros.pairing import WAIT, Pairing, Partner, Severity
+from loftr_ros.ros.input.pairing import WAIT, Pairing, Partner, Severity
+from loftr_ros.ros.input.synchronizer import LocalFilter
+from loftr_ros.ros.output.messages import to_nanoseconds, to_time
+from loftr_ros.ros.output.statistics import Statistics
 from loftr_ros.ros.parameters import InputParameters
-from loftr_ros.ros.statistics import Statistics
-from loftr_ros.ros.synchronizer import LocalFilter
 
 RIGHT = Partner("right", Image, "right/image", "right", "right image")
 INFO = Partner("camera_info", CameraInfo, "camera_info", "camera_info", "CameraInfo")

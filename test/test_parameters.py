@@ -14,11 +14,11 @@ import yaml
 if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
-from loftr_ros.frontend.config import ConfigError
-from loftr_ros.matcher.checkpoint import WeightsError
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+from loftr_ros.matcher.checkpoints.files import WeightsError
 from loftr_ros.matcher.config import CoarseMatchingConfig
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.ros.parameters import Parameters, declare, descriptor, parameter_names, read, refusal
+from loftr_ros.settings import ConfigError
 
 FILE = Path(__file__).resolve().parents[1] / "config" / "front_end.yaml"
 NAMES = dict(parameter_names())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loftr_ros.params_file import ParamsFileError, matches, node_parameters, scalar
+from loftr_ros.tools.params_file import ParamsFileError, matches, node_parameters, scalar
 
 NAMESPACES = ("", "ns", "a/b")
 VALUES = {

@@ -18,8 +18,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from loftr_ros.matcher.interface import Matches
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.transport import assignment_matrix, optimal_transport
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.loftr.transport import assignment_matrix, optimal_transport
 
 BORDER = 2
 

@@ -11,15 +11,16 @@ import torch
 from fakes import FineShiftMatcher, PanningStream, ShiftMatcher, camera
 
 from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import ConfigError, FrontEndConfig, ImageConfig, KeyframeConfig
+from loftr_ros.frontend.config import FrontEndConfig, ImageConfig, KeyframeConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import STAGES, FrontEnd
-from loftr_ros.frontend.relative_pose import PoseStatus
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.matcher.checkpoint import load_network
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.two_view import PoseStatus
+from loftr_ros.matcher.checkpoints.files import load_network
+from loftr_ros.settings import ConfigError
 
 
 def front_end(matcher: ShiftMatcher | None = None, max_side: int = 960, **keyframe: float) -> FrontEnd:
@@ -401,7 +402,7 @@ def test_a_real_drive_is_followed_frame_by_frame_with_the_published_network(shar
 
 
 def test_a_camera_on_a_still_drone_is_seen_to_stand_still(shared_data: Path) -> None:
-    from loftr_ros.sources import open_source
+    from loftr_ros.recordings import open_source
 
     network = load_network(
         "coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", torch.device("cpu"), torch.float32

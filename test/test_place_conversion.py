@@ -15,14 +15,14 @@ from loftr_ros.msg import RelativePose as PoseMessage
 from loftr_ros.srv import MatchKeyframes
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.frontend.results import Correspondences
+from loftr_ros.geometry.se3 import quaternion_of
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.places.detector import LoopClosure
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 from loftr_ros.places.query import MatchedKeyframes, Place
 from loftr_ros.places.verification import Verification
-from loftr_ros.ros.messages import quaternion
-from loftr_ros.ros.place_conversion import fill_match, loop_closure_message, no_match, place_message
+from loftr_ros.ros.places.conversion import fill_match, loop_closure_message, no_match, place_message
 
 pytestmark = pytest.mark.ros
 
@@ -59,7 +59,7 @@ def test_a_loop_names_both_keyframes_with_the_pose_from_the_newer_to_the_older()
     assert (message.matched_stamp.sec, message.matched_stamp.nanosec) == (5, 7)
     position, turn = message.pose.pose.position, message.pose.pose.orientation
     assert (position.x, position.y, position.z) == (1, 2, 3)
-    assert (turn.x, turn.y, turn.z, turn.w) == pytest.approx(quaternion(TURN))
+    assert (turn.x, turn.y, turn.z, turn.w) == pytest.approx(quaternion_of(TURN))
     assert message.pose.covariance.tolist() == COVARIANCE.ravel().tolist()
     assert (message.session, message.segment, message.matched_session, message.matched_segment) == (6, 4, 2, 1)
     assert message.scale_reason == PoseMessage.SCALE_KNOWN

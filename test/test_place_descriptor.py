@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
-from loftr_ros.matcher.checkpoint import fingerprint_of, load_network, read_weights, sha256_of
+from loftr_ros.matcher.checkpoints.files import fingerprint_of, load_network, read_weights, sha256_of
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.recognition import WeightsError
 from loftr_ros.places.descriptor import EMBEDDED, PlaceDescriptor, read_pooling
 from loftr_ros.training.place_whitening import WhiteningConfig, discriminative_projection, learn_pooling, write_pooling
 from loftr_ros.weights import EMBEDDED as WEIGHTS
 from loftr_ros.weights import find_weights
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CPU = torch.device("cpu")
 

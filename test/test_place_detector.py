@@ -16,10 +16,10 @@ import pytest
 from made_world import WorldMatcher, frame, walk
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import ScaleReason
+from loftr_ros.geometry.two_view import ScaleReason
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
@@ -28,6 +28,7 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 from loftr_ros.places.recognition import PlaceRecognition
 from loftr_ros.places.verification import Verification, Verifier
 from loftr_ros.places.view import NewKeyframe, Observer, View
+from loftr_ros.settings import with_values
 
 Array = NDArray[np.float64]
 

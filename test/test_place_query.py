@@ -13,14 +13,13 @@ import pytest
 from fakes import texture
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.scene import Rendering, Scene, default_camera, trajectory
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import PoseStatus, ScaleReason
+from loftr_ros.geometry.two_view import PoseStatus, ScaleReason
 from loftr_ros.matcher.factory import open_matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.descriptor import PlaceDescriptor
@@ -29,6 +28,8 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesErro
 from loftr_ros.places.query import PlaceQuery, take_over
 from loftr_ros.places.verification import Verifier
 from loftr_ros.places.view import Observer
+from loftr_ros.settings import with_values
+from loftr_ros.worlds.scene import Rendering, Scene, default_camera, trajectory
 
 Array = NDArray[np.float64]
 

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
-from loftr_ros.cli import app
-from loftr_ros.evaluation.revisits import FITTING
+from loftr_ros.cli.main import app
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.training import place_views
 from loftr_ros.training.assets import PHOTO, TEXTURE, AssetBank, AssetWriter, Origin
 from loftr_ros.weights import find_weights
+from loftr_ros.worlds.revisits import FITTING
 
 SIZE = (128, 96)
 PLACES = 10

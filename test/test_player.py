@@ -29,11 +29,11 @@ from rclpy.serialization import deserialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.ros.images import decode_compressed, decode_image
-from loftr_ros.ros.player import PlayError, play
-from loftr_ros.ros.source_messages import camera_info_message
-from loftr_ros.sources import SourceError, open_source
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.recordings.decoding import decode_compressed, decode_image
+from loftr_ros.tools.player.messages import camera_info_message
+from loftr_ros.tools.player.player import PlayError, play
 
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures("ros_domain")]
 WIDTH, HEIGHT = 62, 42
@@ -305,8 +305,8 @@ def test_a_pair_that_is_not_rectified_has_no_baseline_in_its_projection(stereo, 
 
 
 def test_what_the_player_says_of_an_unrectified_pair_is_the_front_end_s_parameter():
-    from loftr_ros.ros.player_topics import extrinsic_of
-    from loftr_ros.ros.stereo_calibration import pose_of
+    from loftr_ros.recordings.stereo_calibration import pose_of
+    from loftr_ros.tools.player.topics import extrinsic_of
 
     pose = np.eye(4)
     pose[:3, :3] = cv2.Rodrigues(np.array([0.02, -0.4, 0.1]))[0]
@@ -379,8 +379,8 @@ def test_the_rendered_scene_plays_its_second_camera_and_its_depth(listener, mode
 
 
 def test_a_long_slow_source_is_played_while_it_is_made_and_says_what_it_costs(listener, monkeypatch, capfd):
-    monkeypatch.setattr("loftr_ros.ros.player._AHEAD", 2)
-    monkeypatch.setattr("loftr_ros.progress._MANY", 2)
+    monkeypatch.setattr("loftr_ros.tools.player.player._AHEAD", 2)
+    monkeypatch.setattr("loftr_ros.recordings.progress._MANY", 2)
     report = play_quietly(open_source("rendered?seed=3&frames=5&width=64&height=48"), rate=10.0)
     until(lambda: len(listener.images) == 5)
     assert (report.published, report.failed) == (5, 0)
@@ -420,8 +420,8 @@ def test_a_source_that_lacks_what_the_mode_needs_is_refused_before_anybody_is_wa
 def test_ctrl_c_ends_it_cleanly_with_a_report(folder):
     code = (
         "import sys\n"
-        "from loftr_ros.ros.player import play\n"
-        "from loftr_ros.sources import open_source\n"
+        "from loftr_ros.tools.player.player import play\n"
+        "from loftr_ros.recordings import open_source\n"
         "print('ready', flush=True)\n"
         "report = play(open_source(sys.argv[1]), loop=True, wait_for_subscriber=None, progress=False)\n"
         "print(report.interrupted, report.published > 0, flush=True)\n"

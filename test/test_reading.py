@@ -12,12 +12,13 @@ from bags import IMAGE, INFO, camera_info, image, write_bag
 from fakes import texture
 from typer.testing import CliRunner
 
-from loftr_ros.cli import app
-from loftr_ros.cli_options import open_offline, parameters
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.input_settings import InputParameters
-from loftr_ros.sources import SourceError, SourceFrame, open_source
-from loftr_ros.sources.reading import FrameReader
+from loftr_ros.cli.main import app
+from loftr_ros.cli.options import parameters
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.recordings import SourceError, SourceFrame, open_source
+from loftr_ros.recordings.input_settings import InputParameters
+from loftr_ros.recordings.reading import FrameReader
+from loftr_ros.tools.opening import open_offline
 
 WIDTH, HEIGHT = 64, 48
 P = (300.0, 0.0, 31.0, 0.0, 0.0, 310.0, 23.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -59,7 +60,7 @@ def test_images_of_files_that_were_rectified_have_their_calibration_without_its_
 def test_sixteen_bits_become_eight_by_the_white_level_whatever_they_came_in(
     tmp_path: Path, kind: str, white_level: int
 ) -> None:
-    from loftr_ros.ros.images import eight_bits
+    from loftr_ros.recordings.decoding import eight_bits
 
     if kind == "bag":
         path = bag(tmp_path / "bag", THERMAL, "mono16")
@@ -94,8 +95,8 @@ def test_a_recording_gives_the_frame_that_the_node_makes_of_what_is_played(
     pytest.importorskip("rclpy")
     from sensor_msgs.msg import Image
 
-    from loftr_ros.ros.decoding import Arrival, FrameDecoder
-    from loftr_ros.ros.source_messages import frame_messages
+    from loftr_ros.recordings.frame_decoder import Arrival, FrameDecoder
+    from loftr_ros.tools.player.messages import frame_messages
 
     if compressed and kind == "bag16":
         pytest.skip("a message is compressed from what the player decodes")
@@ -163,14 +164,14 @@ def test_every_option_of_a_recording_reaches_it(command: str, tmp_path: Path, mo
     if command == "play":
         pytest.importorskip("rclpy")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("loftr_ros.viewer.load_rerun", lambda: None)
+    monkeypatch.setattr("loftr_ros.tools.viewer.load_rerun", lambda: None)
     given: dict[str, Any] = {}
 
     def opened(source: str, **options: Any) -> None:
         given.update(options)
         raise SourceError("enough")
 
-    monkeypatch.setattr("loftr_ros.sources.open_source", opened)
+    monkeypatch.setattr("loftr_ros.recordings.open_source", opened)
     options = {"start": 3, "stop": 20, "step": 2, "topic": "/a", "right_topic": "/b", "depth_topic": "/c"}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     flags += ["--frame-rate", "7", "--camera", "camera.yaml"]

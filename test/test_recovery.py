@@ -11,17 +11,18 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import Keyframe
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.odometry import origin
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.quality import FrameQuality, judge
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.sources import open_source
+from loftr_ros.recordings import open_source
+from loftr_ros.settings import with_values
 
 BEFORE, FRAMES = 4, 7
 

@@ -9,9 +9,9 @@ from known_scenes import EXACT, FIELD, FOCAL, SIZE, Array, SeenTwice, band, rays
 from scipy.spatial.transform import Rotation
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
-from loftr_ros.frontend.config import GeometryConfig
-from loftr_ros.frontend.epipolar import ray_area
-from loftr_ros.frontend.relative_pose import (
+from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.geometry.epipolar import ray_area
+from loftr_ros.geometry.two_view import (
     UNKNOWN_VARIANCE,
     PoseStatus,
     RelativePose,

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loftr_ros.evaluation.floor_plan import ROOMS, TWINS, floor_plan, furnish
 from loftr_ros.evaluation.metrics import rotation_error
-from loftr_ros.evaluation.revisits import OTHER_PLACE, Relations, World
-from loftr_ros.evaluation.tours import rooms_of_tours
-from loftr_ros.frontend.relative_pose import PoseStatus, without_pose
+from loftr_ros.geometry.two_view import PoseStatus, without_pose
 from loftr_ros.places.keyframe import KeyframeName
-from loftr_ros.sources import SourceError, open_source
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.worlds.floor_plan import ROOMS, TWINS, floor_plan, furnish
+from loftr_ros.worlds.revisits import OTHER_PLACE, Relations, World
+from loftr_ros.worlds.tours import rooms_of_tours
 
 SEEDS = (700, 701, 800)
 

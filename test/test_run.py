@@ -17,15 +17,15 @@ import pytest
 from fakes import FineShiftMatcher, PanningStream
 from typer.testing import CliRunner
 
-from loftr_ros.cli import app
+from loftr_ros.cli.main import app
 from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.evaluation.trajectory_errors import drift, trajectory_errors
 from loftr_ros.evaluation.trajectory_plot import degrees, length
 from loftr_ros.frontend.config import FrontEndConfig, ScaleConfig
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
-from loftr_ros.offline import run
-from loftr_ros.sources import Source, SourceError, SourceFrame, open_source
+from loftr_ros.recordings import Source, SourceError, SourceFrame, open_source
+from loftr_ros.tools.run import run
 from loftr_ros.wording import plain
 
 PROGRAM = Path(sys.executable).parent / "loftr_ros"
@@ -191,7 +191,7 @@ def test_the_program_has_a_version_short_help_and_frames(tmp_path: Path) -> None
     for command in ("demo", "loops", "play", "run", "view"):
         text = CliRunner().invoke(app, [command, "-h"], env={"COLUMNS": "200"}).output
         assert all(option in text for option in ("--start", "--stop", "--frames", "--step")), command
-    from loftr_ros.cli_options import stop_before
+    from loftr_ros.cli.options import stop_before
 
     assert [stop_before(2, None, 3, 4), stop_before(2, 5, 1, 10), stop_before(0, 7, 1, None)] == [14, 5, 7]
 

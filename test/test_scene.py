@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from loftr_ros.evaluation.rasterizer import Atlas, Rectangles, render
-from loftr_ros.evaluation.room import furnish
-from loftr_ros.evaluation.scene import Scene, default_camera, trajectory
-from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.worlds.rasterizer import Atlas, Rectangles, render
+from loftr_ros.worlds.room import furnish
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CAMERA = default_camera()
 SEED = 3
@@ -159,7 +159,7 @@ def test_texture_is_everywhere(scene, walk):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_room(scene, walk):
-    from loftr_ros.evaluation.scene import _build
+    from loftr_ros.worlds.scene import _build
 
     small = default_camera(160, 120)
     first = scene.render(small, walk[5])

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from loftr_ros.evaluation.scene import Scene, trajectory
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.sources import DepthFile, PixelImage, RightView, SourceError, SourceFrame, open_source
-from loftr_ros.sources.registration import Registration
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.recordings import DepthFile, PixelImage, RightView, SourceError, SourceFrame, open_source
+from loftr_ros.recordings.registration import Registration
+from loftr_ros.worlds.scene import Scene, trajectory
 
 WIDTH, HEIGHT = 62, 42
 FX, BASELINE = 700.0, 0.54

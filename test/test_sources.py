@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bags import COMPRESSED, IMAGE, INFO, STORE1, K, camera_info, compressed, image, write_bag, write_bag1
 
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.sources import BagImage, EncodedImage, SourceError, open_source
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.recordings import BagImage, EncodedImage, SourceError, open_source
 
 WIDTH, HEIGHT = 62, 42
 POSE = np.array([[0, -1, 0, 1.5], [1, 0, 0, -2], [0, 0, 1, 0.25], [0, 0, 0, 1.0]])  # 90 degrees about z
@@ -106,8 +106,9 @@ def test_sources_are_read_without_ros(tmp_path):
     write_pictures(tmp_path, ["0.png"])
     code = (
         "import sys; sys.modules['rclpy'] = None\n"
-        "import loftr_ros.sources.bag, loftr_ros.sources.folders, loftr_ros.sources.rendered, loftr_ros.sources.video\n"
-        "frame = next(iter(loftr_ros.sources.open_source(sys.argv[1])))\n"
+        "from loftr_ros.recordings import bag, folders, rendered, video\n"
+        "import loftr_ros.recordings\n"
+        "frame = next(iter(loftr_ros.recordings.open_source(sys.argv[1])))\n"
         f"assert frame.to_frame().size == {WIDTH, HEIGHT}\n"
     )
     isolated = "-P" if sys.version_info >= (3, 11) else "-E"
@@ -205,7 +206,7 @@ def test_files_are_handed_on_as_they_are_and_decoded_as_the_node_would(tmp_path)
     jpeg, png = open_source(tmp_path)
     assert isinstance(jpeg.image, EncodedImage)
     assert (jpeg.image.format, jpeg.image.data) == ("jpeg", (tmp_path / "0.jpg").read_bytes())
-    from loftr_ros.ros.images import decode_compressed
+    from loftr_ros.recordings.decoding import decode_compressed
 
     assert np.array_equal(jpeg.decode(), decode_compressed(jpeg.image))
     assert np.array_equal(png.decode_color(), color)

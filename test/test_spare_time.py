@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
-from loftr_ros.ros.spare_time import LentMatcher, SpareTime, kind_of, one_torch_thread_here
+from loftr_ros.ros.places.spare_time import LentMatcher, SpareTime, kind_of, one_torch_thread_here
 from loftr_ros.ros.worker import NewestWorker
 
 SIZE = (64, 48)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from fakes import FineShiftMatcher, camera, texture
 
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.settings import with_values
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 DEPTH, SHIFT, FOCAL = 2.0, 3, 300.0

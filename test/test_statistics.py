@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loftr_ros.frontend.pipeline import STAGES as FRONT_END_STAGES
-from loftr_ros.ros.statistics import STAGES, Statistics
+from loftr_ros.ros.output.statistics import STAGES, Statistics
 
 needs_ros = pytest.mark.skipif(importlib.util.find_spec("rclpy") is None, reason="rclpy is not installed")
 
@@ -166,7 +166,7 @@ class FakeNode:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that the log goes by, in seconds; set its one entry."""
-    from loftr_ros.ros import reports
+    from loftr_ros.ros.output import reports
 
     now = [100.0]
     monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
@@ -175,7 +175,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @needs_ros
 def test_an_error_is_logged_at_once_then_once_a_period_with_how_many_were_left_out(clock: list[float]) -> None:
-    from loftr_ros.ros.reports import ErrorLog
+    from loftr_ros.ros.output.reports import ErrorLog
 
     node, statistics = FakeNode(), Statistics(10)
     log = ErrorLog(node, statistics, period=5.0)
@@ -192,7 +192,7 @@ def test_an_error_is_logged_at_once_then_once_a_period_with_how_many_were_left_o
 
 @needs_ros
 def test_one_kind_of_error_does_not_silence_another(clock: list[float]) -> None:
-    from loftr_ros.ros.reports import ErrorLog
+    from loftr_ros.ros.output.reports import ErrorLog
 
     node, statistics = FakeNode(), Statistics(10)
     log = ErrorLog(node, statistics, period=5.0)
@@ -208,8 +208,8 @@ def test_one_kind_of_error_does_not_silence_another(clock: list[float]) -> None:
 def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_and_each_is_counted(
     clock: list[float],
 ) -> None:
-    from loftr_ros.ros.pairing import Severity
-    from loftr_ros.ros.reports import ErrorLog
+    from loftr_ros.ros.input.pairing import Severity
+    from loftr_ros.ros.output.reports import ErrorLog
 
     node, statistics = FakeNode(), Statistics(10)
     log = ErrorLog(node, statistics, period=5.0)
@@ -232,7 +232,7 @@ def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_an
 
 @needs_ros
 def test_details_are_for_the_log_alone(clock: list[float]) -> None:
-    from loftr_ros.ros.reports import ErrorLog
+    from loftr_ros.ros.output.reports import ErrorLog
 
     node, statistics = FakeNode(), Statistics(10)
     ErrorLog(node, statistics, period=5.0).frame_failed("internal", "division by zero", "Traceback ...")
@@ -263,7 +263,7 @@ def test_what_other_rooms_log_reaches_the_nodes_logger_once_and_debug_does_not()
 def test_diagnostics_warn_where_images_lose_their_partners_and_not_where_they_have_none_by_design() -> None:
     from diagnostic_msgs.msg import DiagnosticStatus
 
-    from loftr_ros.ros.reports import FrontEndState, Reporter
+    from loftr_ros.ros.output.reports import FrontEndState, Reporter
 
     statistics = Statistics(10)
     reporter = object.__new__(Reporter)
@@ -296,13 +296,13 @@ def test_diagnostics_warn_where_images_lose_their_partners_and_not_where_they_ha
 
 @needs_ros
 def test_every_exception_of_our_own_has_a_kind_and_all_others_are_internal() -> None:
-    from loftr_ros.frontend.camera import CameraError
-    from loftr_ros.frontend.config import ConfigError
+    from loftr_ros.frontend.image_files import ImageError
     from loftr_ros.frontend.stream import FrameRefusedError
-    from loftr_ros.matcher.checkpoint import WeightsError
+    from loftr_ros.geometry.camera import CameraError
+    from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
-    from loftr_ros.ros.images import ImageError
-    from loftr_ros.ros.reports import error_kind
+    from loftr_ros.ros.output.reports import error_kind
+    from loftr_ros.settings import ConfigError
 
     errors = {
         "encoding": ImageError("encoding", ""),

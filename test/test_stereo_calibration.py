@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraError
-from loftr_ros.frontend.config import ConfigError
-from loftr_ros.ros.stereo_calibration import left_from_right, pose_of, rectified_camera
+from loftr_ros.geometry.camera import CameraError
+from loftr_ros.recordings.stereo_calibration import left_from_right, pose_of, rectified_camera
+from loftr_ros.settings import ConfigError
 
 Array = NDArray[np.float64]
 SIZE = (640, 480)

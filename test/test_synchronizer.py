@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from loftr_ros.ros import synchronizer
-from loftr_ros.ros.synchronizer import (
+from loftr_ros.ros.input import synchronizer
+from loftr_ros.ros.input.synchronizer import (
     LocalApproximateTimeSynchronizer,
     LocalFilter,
     LocalSubscriber,

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.sources import SourceError, load_camera, open_source
-from loftr_ros.sources.stamps import NANOSECONDS, check_stamps, to_nanoseconds
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.recordings import SourceError, load_camera, open_source
+from loftr_ros.recordings.stamps import NANOSECONDS, check_stamps, to_nanoseconds
 
 WIDTH, HEIGHT = 64, 48
 FIRST = 1403715273262142976

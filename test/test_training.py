@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.cells import point_offset
-from loftr_ros.matcher.checkpoint import load_network, read_weights, recognise_file
+from loftr_ros.matcher.checkpoints.files import load_network, read_weights, recognise_file
 from loftr_ros.matcher.coarse import confidence_matrix
 from loftr_ros.matcher.config import (
     COARSE_LITE,
@@ -35,8 +35,8 @@ from loftr_ros.matcher.config import (
     NetworkConfig,
 )
 from loftr_ros.matcher.interface import Matches
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.transport import assignment_matrix
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.loftr.transport import assignment_matrix
 from loftr_ros.training.compact import CompactObjective, heat_entropy
 from loftr_ros.training.config import DistillationConfig, LossConfig, OptimizerConfig, TrainingConfig
 from loftr_ros.training.config_file import ConfigError, config_of, content_of, read_config, write_config
@@ -458,7 +458,7 @@ def test_soft_targets_are_met_by_the_teacher_itself_and_pull_towards_it() -> Non
 
 
 def test_a_taught_network_has_a_loss_on_the_teachers_confidences_and_none_of_its_weights(tmp_path: Path) -> None:
-    from loftr_ros.matcher.checkpoint import save_network_weights
+    from loftr_ros.matcher.checkpoints.files import save_network_weights
 
     teacher = small(COARSE_LITE)
     path = tmp_path / "teacher.safetensors"
@@ -842,7 +842,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     import cv2
     from typer.testing import CliRunner
 
-    from loftr_ros.cli_train import app
+    from loftr_ros.cli.train import app
     from loftr_ros.weights import find_weights
 
     random = np.random.default_rng(0)

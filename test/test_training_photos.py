@@ -13,9 +13,9 @@ import torch
 from made_pairs import Homographies
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.config import ConfigError
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import COARSE_LITE, COMPACT
-from loftr_ros.matcher.recognition import WeightsError
+from loftr_ros.settings import ConfigError
 from loftr_ros.training.assets import PHOTO, AssetBank, AssetWriter, Origin
 from loftr_ros.training.compact import CompactObjective
 from loftr_ros.training.config import DistillationConfig, LossConfig, PhotosConfig

@@ -24,11 +24,11 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from loftr_ros.ros import inputs
-from loftr_ros.ros.inputs import ImageInput
+from loftr_ros.ros.input import inputs
+from loftr_ros.ros.input.inputs import ImageInput
+from loftr_ros.ros.output.reports import ErrorLog
+from loftr_ros.ros.output.statistics import Statistics
 from loftr_ros.ros.parameters import InputParameters
-from loftr_ros.ros.reports import ErrorLog
-from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.transport import DEFAULT_FILES, SEGMENT, VARIABLES, provide_profile
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"

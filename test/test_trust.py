@@ -8,12 +8,12 @@ from fakes import camera, texture
 from known_scenes import EXACT, FOCAL, Array, rays_anywhere, rotation, scene
 
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.frontend.epipolar import MAX_RESIDUAL, homogeneous, rotated_residual, sampson_distance
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.prior import ConstantVelocity
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, estimate_relative_pose
-from loftr_ros.frontend.significance import significance
 from loftr_ros.frontend.trust import Texture, explained_back, explained_part, texture_of
+from loftr_ros.geometry.epipolar import MAX_RESIDUAL, homogeneous, rotated_residual, sampson_distance
+from loftr_ros.geometry.significance import significance
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, estimate_relative_pose
 
 FIELD_OF_CELLS = np.stack(np.meshgrid(np.arange(40), np.arange(30)), axis=-1).reshape(-1, 2) * 8.0 + 3.5
 

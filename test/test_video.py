@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loftr_ros.offline import Report
-from loftr_ros.progress import Progress
-from loftr_ros.sources import SourceError, open_source
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.recordings.progress import Progress
+from loftr_ros.tools.run import Report
 
 av = pytest.importorskip("av")
 

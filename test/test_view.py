@@ -19,15 +19,16 @@ from fakes import PanningStream, ShiftMatcher
 from made_world import HEIGHT, WIDTH, WorldMatcher, depth_along, frame, walk
 from typer.testing import CliRunner
 
-from loftr_ros import viewer
-from loftr_ros.cli import app
+from loftr_ros.cli.main import app
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.frontend.config import FrontEndConfig, with_values
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.odometry import origin
 from loftr_ros.frontend.pipeline import STAGES, FrontEnd, FrontEndResult
-from loftr_ros.sources import SourceError, open_source
-from loftr_ros.view import ViewLog, confidence_colors, known_points
-from loftr_ros.viewer import Destination, ViewError, layout, load_rerun, show
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.settings import with_values
+from loftr_ros.tools import viewer
+from loftr_ros.tools.view import ViewLog, confidence_colors, known_points
+from loftr_ros.tools.viewer import Destination, ViewError, layout, load_rerun, show
 
 POSES = walk(12)
 
@@ -381,7 +382,7 @@ def test_the_command_explains_itself_without_rerun(monkeypatch: pytest.MonkeyPat
 
 
 def test_rerun_is_not_imported_before_it_is_used() -> None:
-    code = "import sys, loftr_ros.cli, loftr_ros.view, loftr_ros.viewer; sys.exit('rerun' in sys.modules)"
+    code = "import sys, loftr_ros.cli.main; from loftr_ros.tools import view, viewer; sys.exit('rerun' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False).returncode == 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loftr_ros.visualization import draw_matches, draw_tracks, plot_trajectory
+from loftr_ros.evaluation.drawing import draw_matches, draw_tracks, plot_trajectory
 
 GRAY = np.full((120, 160), 90, np.uint8)
 
@@ -269,5 +269,5 @@ def test_poses_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_module_does_not_import_matplotlib() -> None:
-    code = "import sys, loftr_ros.visualization; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, loftr_ros.evaluation.drawing; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -15,11 +15,17 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from loftr_ros.cli import app
-from loftr_ros.matcher.checkpoint import WeightsError, load_network, read_weights, save_network_weights, sha256_of
+from loftr_ros.cli.main import app
+from loftr_ros.matcher.checkpoints.files import (
+    WeightsError,
+    load_network,
+    read_weights,
+    save_network_weights,
+    sha256_of,
+)
+from loftr_ros.matcher.checkpoints.recognition import PUBLISHED_DIGESTS
 from loftr_ros.matcher.config import COARSE_LITE, PRESETS
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.recognition import PUBLISHED_DIGESTS
+from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.weights import EMBEDDED, VARIABLE, find_weights
 from loftr_ros.weights.catalogue import CATALOGUE, Entry, cache_folder, find_entry
 from loftr_ros.weights.download import get_weights

@@ -142,7 +142,7 @@ def parameters_yaml() -> str:
 
 def settings_page(title: str, head: str, config: Any, *, live: bool) -> str:
     """A page with a table of each group of settings."""
-    from loftr_ros.frontend.config import is_live
+    from loftr_ros.settings import is_live
 
     lines = [NOTE.format(source="the settings dataclasses"), f"# {title}", "", head]
     for heading, group, rows in groups(config):
@@ -159,7 +159,7 @@ def settings_page(title: str, head: str, config: Any, *, live: bool) -> str:
 
 def groups(config: Any) -> Iterator[tuple[str, Any, list[tuple[str, dataclasses.Field[Any]]]]]:
     """Every group of settings: its heading, the group, and its settings by their full names."""
-    from loftr_ros.frontend.config import settings_of
+    from loftr_ros.settings import settings_of
 
     found: dict[int, tuple[Any, list[tuple[str, dataclasses.Field[Any]]]]] = {}
     for name, group, item in settings_of(config):
@@ -313,7 +313,7 @@ def commands_page() -> str:
 
 def commands() -> list[Command]:
     """The command `loftr_ros` and all below it. typer's own objects alone: what it makes of them changes by version."""
-    from loftr_ros.cli import app
+    from loftr_ros.cli.main import app
 
     return sorted(_commands(app, "loftr_ros"), key=lambda each: each.name)
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
-from loftr_ros.frontend.relative_pose import PoseStatus
+from loftr_ros.geometry.se3 import between
+from loftr_ros.geometry.two_view import PoseStatus
 
 Array = NDArray[np.float64]
 
@@ -93,7 +94,7 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
     rotation, direction, worse = [], [], []
     tiny = silent = 0
     for pair in pairs:
-        true_pose = np.linalg.inv(truth[pair.keyframe_stamp_ns]) @ truth[pair.stamp_ns]
+        true_pose = between(truth[pair.keyframe_stamp_ns], truth[pair.stamp_ns])
         turned = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.status.has_rotation else np.inf
         if pair.status.has_rotation:
             rotation.append(turned)
@@ -123,13 +124,3 @@ def _spread(errors: list[float]) -> dict[str, float] | None:
     if not errors:
         return None
     return {"median": float(np.median(errors)), "p90": float(np.percentile(errors, 90)), "worst": max(errors)}
-
-
-def pose_matrix(position: tuple[float, float, float], quaternion: tuple[float, float, float, float]) -> Array:
-    """(4, 4) of a position and a quaternion (x, y, z, w)."""
-    from scipy.spatial.transform import Rotation
-
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat(quaternion).as_matrix()
-    matrix[:3, 3] = position
-    return matrix

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.se3 import quaternion_of
+
 Array = NDArray[np.float64]
 
 
@@ -68,10 +70,9 @@ def tum_lines(stamps: NDArray[np.int64], poses: Array) -> list[str]:
         stamps: (N,) nanoseconds.
         poses: (N, 4, 4) T_world_camera.
     """
-    from scipy.spatial.transform import Rotation
 
     lines = []
     for stamp, pose in zip(stamps, poses, strict=True):
-        values = [*pose[:3, 3], *Rotation.from_matrix(pose[:3, :3]).as_quat()]
+        values = [*pose[:3, 3], *quaternion_of(pose[:3, :3])]
         lines.append(f"{stamp // 10**9}.{stamp % 10**9:09d} " + " ".join(f"{value:.9f}" for value in values))
     return lines

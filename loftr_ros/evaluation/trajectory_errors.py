@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.se3 import between
+
 Array = NDArray[np.float64]
 
 MIN_POSES = 3  # with fewer there is nothing to align
@@ -89,7 +91,7 @@ def drift(estimate: Array, truth: Array, scale: float = 1.0, parts: Sequence[flo
         ends = np.searchsorted(way, way + part * way[-1])
         for start, end in enumerate(ends):
             if end < len(way):
-                step, true_step = (np.linalg.inv(poses[start]) @ poses[end] for poses in (moved, truth))
+                step, true_step = (between(poses[start], poses[end]) for poses in (moved, truth))
                 error = np.linalg.norm(step[:3, 3] - true_step[:3, 3]) / (way[end] - way[start])
                 errors.append(100 * float(error))
     return float(np.mean(errors)) if errors else float("nan")

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
 from loftr_ros.evaluation.trajectory_errors import alignment
+from loftr_ros.geometry.se3 import between
 from loftr_ros.wording import plain
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def length(metres: float) -> str:
 def _in_first_camera(poses: Array) -> Array:
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses):
         raise ValueError(f"poses must be of shape (N, 4, 4) with N at least 1, got {poses.shape}")
-    return np.asarray(np.linalg.inv(poses[0]) @ poses)
+    return between(poses[0], poses)
 
 
 def _align(points: Array, truth: Array, with_scale: bool = True) -> Array:
@@ -166,7 +167,7 @@ def _relative_errors(poses: Array, truth: Array, keyframes: NDArray[np.int64]) -
         before = keyframes[keyframes < i] if keyframes.size else np.array([i - 1])
         if before.size:
             k = before[-1]
-            relative, true_relative = np.linalg.inv(poses[k]) @ poses[i], np.linalg.inv(truth[k]) @ truth[i]
+            relative, true_relative = between(poses[k], poses[i]), between(truth[k], truth[i])
             errors[0, i] = rotation_error(relative[:3, :3], true_relative[:3, :3])
             if np.linalg.norm(true_relative[:3, 3]) > 0.1 * typical:
                 errors[1, i] = translation_direction_error(relative[:3, 3], true_relative[:3, 3])

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraModel
-from loftr_ros.frontend.config import DepthConfig
 from loftr_ros.frontend.frame import DepthImage
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.config import DepthConfig
 
 Array = NDArray[np.float64]
 

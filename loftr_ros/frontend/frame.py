@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraModel
+from loftr_ros.geometry.camera import CameraModel
 
 
 @dataclass(frozen=True, eq=False)

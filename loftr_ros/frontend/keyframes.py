@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import KeyframeConfig
-from loftr_ros.frontend.epipolar import ray_area
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.mask import on_usable
 from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.quality import FrameQuality, sharpness
-from loftr_ros.frontend.relative_pose import RelativePose
 from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
 from loftr_ros.frontend.trust import Texture, texture_of
+from loftr_ros.geometry.epipolar import ray_area
+from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.ring import FeatureRing
 

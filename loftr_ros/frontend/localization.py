@@ -6,20 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
-from loftr_ros.frontend.epipolar import homogeneous
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth, why_no_length
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.quality import SHARPER
-from loftr_ros.frontend.relative_pose import (
+from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays
+from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
+from loftr_ros.frontend.trust import explained_back, explained_part
+from loftr_ros.geometry.epipolar import homogeneous
+from loftr_ros.geometry.se3 import rotation_degrees
+from loftr_ros.geometry.two_view import (
     UNKNOWN_VARIANCE,
     PoseStatus,
     RelativePose,
@@ -29,9 +32,6 @@ from loftr_ros.frontend.relative_pose import (
     uncalibrated_inliers,
     without_pose,
 )
-from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays
-from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
-from loftr_ros.frontend.trust import explained_back, explained_part
 
 # Seconds for which a length that nothing measures is carried on from the motion before.
 _CARRIED = 2.0
@@ -364,7 +364,7 @@ def _agree(by_depth: RelativePose, two_views: RelativePose) -> bool:
     """Whether two views say what the depths do: the same rotation, and where they know one the same direction."""
     if not two_views.is_believed:
         return False
-    turned = float(np.degrees(np.linalg.norm(cv2.Rodrigues(by_depth.rotation.T @ two_views.rotation)[0])))
+    turned = rotation_degrees(by_depth.rotation.T @ two_views.rotation)
     if turned > _AGREEING_TURN:
         return False
     length = float(np.linalg.norm(by_depth.translation))

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.frontend.image_files import ImageError, check_size
+
 Mask = NDArray[np.bool_]
 
 
@@ -29,7 +31,6 @@ def read_mask(path: Path) -> Mask:
     Raises:
         MaskError: the file is missing or no image, or ignores every pixel.
     """
-    from loftr_ros.ros.images import ImageError, check_size
 
     try:
         data = path.read_bytes()

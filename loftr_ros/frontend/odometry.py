@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.epipolar import skew
+from loftr_ros.geometry.se3 import skew
 
 Array = NDArray[np.float64]
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate
-from loftr_ros.frontend.config import DepthConfig, GeometryConfig
-from loftr_ros.frontend.epipolar import homogeneous
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.metric_pose import metric_relative_pose
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose, ScaleReason
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
+from loftr_ros.geometry.config import DepthConfig, GeometryConfig
+from loftr_ros.geometry.epipolar import homogeneous
+from loftr_ros.geometry.metric_pose import metric_relative_pose
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, ScaleReason
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import torch
 
 from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
-from loftr_ros.frontend.config import RGBD, STEREO, ConfigError, FrontEndConfig, changed
+from loftr_ros.frontend.config import RGBD, STEREO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import (
     EncodedFrame,
@@ -32,11 +32,13 @@ from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.refinement import refine
-from loftr_ros.frontend.relative_pose import PoseStatus, without_pose
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
+from loftr_ros.geometry.se3 import rotation_vector
+from loftr_ros.geometry.two_view import PoseStatus, without_pose
 from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.settings import ConfigError, changed
 
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
 
@@ -503,7 +505,7 @@ class FrontEnd:
         if before is not None and before.location is not None:
             found = self._match([before], current, timer)[0]
             moved = before.location.pose[:3, :3].T @ location.pose[:3, :3]
-            apart = float(np.linalg.norm(cv2.Rodrigues(found.match.pose.rotation.T @ moved)[0]))
+            apart = float(np.linalg.norm(rotation_vector(found.match.pose.rotation.T @ moved)))
             is_shown = found.match.pose.has_rotation and found.explained >= self.config.geometry.min_explained
             if is_shown and apart < _LED_ON_TURN:
                 return True

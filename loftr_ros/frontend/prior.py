@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.odometry import Location
+from loftr_ros.geometry.se3 import rotation_matrix, rotation_vector
 
 Array = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ class Expected:
         if location.segment != self.segment or not self.is_telling(depth):
             return False
         off = float(np.linalg.norm(location.pose[:3, 3] - self.pose[:3, 3]))
-        turn = float(np.linalg.norm(cv2.Rodrigues(self.pose[:3, :3].T @ location.pose[:3, :3])[0]))
+        turn = float(np.linalg.norm(rotation_vector(self.pose[:3, :3].T @ location.pose[:3, :3])))
         return off <= _REACH * self.position_std and turn <= _REACH * self.rotation_std
 
 
@@ -96,7 +96,7 @@ class ConstantVelocity:
         seconds = max(seconds, _SHORTEST)
         self._velocity = (location.pose[:3, 3] - before[1].pose[:3, 3]) / seconds
         turned = location.pose[:3, :3] @ before[1].pose[:3, :3].T
-        self._turn_rate = np.asarray(cv2.Rodrigues(turned)[0], np.float64).ravel() / seconds
+        self._turn_rate = rotation_vector(turned) / seconds
 
     def expected(self, stamp_ns: int) -> Expected | None:
         """Where the camera is expected at a time; None where nothing is known, or for too long.
@@ -119,7 +119,7 @@ class ConstantVelocity:
             rotation_std += _TURN_RATE * seconds
         else:
             pose[:3, 3] += self._velocity * seconds
-            pose[:3, :3] = cv2.Rodrigues(self._turn_rate * seconds)[0] @ pose[:3, :3]
+            pose[:3, :3] = rotation_matrix(self._turn_rate * seconds) @ pose[:3, :3]
             position_std += _VELOCITY_PART * float(np.linalg.norm(self._velocity)) * seconds
             rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._turn_rate)) * seconds
         return Expected(pose, position_std, rotation_std, last.segment)

@@ -13,8 +13,8 @@ from loftr_ros.frontend.keyframes import Keyframe, KeyframeEvent
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.quality import FrameQuality
 from loftr_ros.frontend.recovery import TrackingState
-from loftr_ros.frontend.relative_pose import PoseStatus, RelativePose
 from loftr_ros.frontend.tracks import TrackLinks
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 
 
 @dataclass(frozen=True)

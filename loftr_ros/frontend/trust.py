@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.two_view import RelativePose
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import CompactConfig, EfficientConfig, NetworkConfig
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
-from loftr_ros.matcher.loftr import LoFTR
+from loftr_ros.matcher.loftr.network import LoFTR
 
 Network = LoFTR | Compact | EfficientLoFTR
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from loftr_ros.matcher.build import Network
-from loftr_ros.matcher.checkpoint import WeightsError, load_network
-from loftr_ros.matcher.compact import Compact
+from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import AUTO
-from loftr_ros.matcher.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision
+from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
 
 _CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 BACKENDS = ("auto", "torch", "onnx", "openvino")
@@ -82,7 +82,7 @@ def backend_of(matcher: Matcher) -> str:
     """What runs a matcher, as `backend` says it."""
     if isinstance(matcher, ExportedMatcher):
         return matcher.backend
-    from loftr_ros.matcher.openvino_compact import is_compiled
+    from loftr_ros.matcher.runtime.openvino_compact import is_compiled
 
     return "openvino" if isinstance(matcher, Compact) and is_compiled(matcher) else "torch"
 
@@ -93,7 +93,7 @@ def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
     if not spec.weights.exists():
         raise WeightsError(f"exported network {spec.weights} is not there; `loftr_ros export` writes one")
     try:  # here, since onnxruntime is needed by this backend alone
-        from loftr_ros.matcher.onnx_backend import load_onnx
+        from loftr_ros.matcher.runtime.onnx_backend import load_onnx
     except ImportError as error:
         raise DeviceError(f"backend onnx cannot be loaded ({error}); install onnxruntime, or use torch") from error
     weights, coarse = spec.weights, spec.coarse or None
@@ -125,8 +125,8 @@ def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
 
 def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:
     """An exported network, or `compact` by its weights."""
-    from loftr_ros.matcher.openvino_backend import load_openvino
-    from loftr_ros.matcher.openvino_compact import compiled
+    from loftr_ros.matcher.runtime.openvino_backend import load_openvino
+    from loftr_ros.matcher.runtime.openvino_compact import compiled
 
     if spec.device == "auto":
         device = torch.device("cpu")

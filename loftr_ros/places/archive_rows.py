@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import ChainLink
+from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, PlacesError
 
 # Bumped when rows or files change so that an older program would misread them.

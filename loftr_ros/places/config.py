@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loftr_ros.frontend.config import Settings, setting
+from loftr_ros.settings import Settings, setting
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.checkpoint import read_weights, sha256_of
+from loftr_ros.matcher.checkpoints.files import read_weights, sha256_of
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.interface import ImageFeatures, Matcher
-from loftr_ros.matcher.recognition import WeightsError
 
 # The pooling's numbers in the package, learned by `loftr_ros train places` with the network in the package.
 EMBEDDED = Path(__file__).resolve().parent.parent / "weights" / "places.safetensors"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.frontend.odometry import Location
-from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.geometry.se3 import between, inverse, rotation_degrees
+from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
@@ -244,8 +245,8 @@ class LoopDetector:
         since = self._way.since(view, keyframe)
         if since is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
             return True
-        expected = np.linalg.inv(keyframe.pose) @ location.pose
-        turned = _angle(expected[:3, :3].T @ found.pose.rotation)
+        expected = between(keyframe.pose, location.pose)
+        turned = rotation_degrees(expected[:3, :3].T @ found.pose.rotation)
         if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * since.keyframes:
             return False
         measured = self._with_length(view, found)
@@ -280,18 +281,18 @@ class LoopDetector:
         """
         first, second = before.found, after.found
         way = _step(before.view.location, after.view.location)
-        between = _between(first.keyframe, second.keyframe)
-        if way is None or between is None or not (first.pose.has_rotation and second.pose.has_rotation):
+        apart_by = _between(first.keyframe, second.keyframe)
+        if way is None or apart_by is None or not (first.pose.has_rotation and second.pose.has_rotation):
             return first.keyframe.name == second.keyframe.name
-        expected = np.linalg.inv(between) @ first.pose.matrix @ way
-        if _angle(expected[:3, :3].T @ second.pose.rotation) > self.config.max_rotation_error:
+        expected = inverse(apart_by) @ first.pose.matrix @ way
+        if rotation_degrees(expected[:3, :3].T @ second.pose.rotation) > self.config.max_rotation_error:
             return False
         one, other = (self._with_length(each.view, each.found) for each in (before, after))
         if one is None or other is None:
             return True
-        there = np.linalg.inv(between) @ one.matrix @ way
+        there = inverse(apart_by) @ one.matrix @ way
         apart = float(np.linalg.norm(there[:3, 3] - other.translation))
-        parts = (between[:3, 3], way[:3, 3], one.translation, other.translation)
+        parts = (apart_by[:3, 3], way[:3, 3], one.translation, other.translation)
         length = sum(float(np.linalg.norm(part)) for part in parts)
         part = _POSITION_PART if after.view.is_metric else _OWN_UNIT_PART
         return apart < _POSITION_LEAST + part * length
@@ -301,11 +302,6 @@ class LoopDetector:
             return []
         waiting, self._waiting = self._waiting, []
         return [_closure(seen, self._agreed) for seen in waiting]
-
-
-def _angle(rotation: Array) -> float:
-    """Of a (3, 3) rotation, in degrees."""
-    return float(np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
 
 
 def _closure(seen: _Seen, confirmations: int) -> LoopClosure:
@@ -328,7 +324,7 @@ def _step(before: Location | None, after: Location | None) -> Array | None:
     """(4, 4) T_before_after of two places in one trajectory; None where they are not in one."""
     if before is None or after is None or before.segment != after.segment:
         return None
-    return np.linalg.inv(before.pose) @ after.pose
+    return between(before.pose, after.pose)
 
 
 def _between(one: ArchivedKeyframe, other: ArchivedKeyframe) -> Array | None:
@@ -338,4 +334,4 @@ def _between(one: ArchivedKeyframe, other: ArchivedKeyframe) -> Array | None:
     together = (one.name.robot, one.session, one.segment) == (other.name.robot, other.session, other.segment)
     if not together or one.pose is None or other.pose is None:
         return None
-    return np.linalg.inv(one.pose) @ other.pose
+    return between(one.pose, other.pose)

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.camera import CameraModel
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.image_files import ImageError, check_size
 from loftr_ros.frontend.odometry import ChainLink
-from loftr_ros.ros.images import ImageError, check_size
+from loftr_ros.geometry.camera import CameraModel
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.odometry import ChainLink
-from loftr_ros.frontend.relative_pose import RelativePose
+from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places.keyframe import KeyframeName
 
 Array = NDArray[np.float64]

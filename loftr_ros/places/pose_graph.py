@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.relative_pose import UNKNOWN_VARIANCE
+from loftr_ros.geometry.se3 import between, quaternion_of
+from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE
 from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.places.placement import GraphKeyframe, Loop, TrajectoryName, place, scaled
 
@@ -96,7 +97,7 @@ class PoseGraph:
             if found is None or scale is None:
                 matrix, covariance = loop.pose.matrix, np.eye(6) * UNKNOWN_VARIANCE
                 # What an optimiser begins with: as the trajectories say.
-                matrix[:3, 3] = (np.linalg.inv(self._placed(older)) @ self._placed(newer))[:3, 3]
+                matrix[:3, 3] = (between(self._placed(older), self._placed(newer)))[:3, 3]
                 covariance[3:, 3:] = loop.pose.covariance[3:, 3:]
                 information = g2o_information(covariance, matrix)
             else:
@@ -193,10 +194,7 @@ def g2o_information(covariance: Array, pose: Array, scale: float = 1.0) -> Array
 
 def pose_vector(pose: Array) -> Array:
     """(7,) x, y, z, qx, qy, qz, qw of a (4, 4) pose, with qw >= 0."""
-    from scipy.spatial.transform import Rotation
-
-    quaternion = Rotation.from_matrix(pose[:3, :3]).as_quat()
-    return np.concatenate([pose[:3, 3], quaternion if quaternion[3] >= 0 else -quaternion])
+    return np.array([*pose[:3, 3], *quaternion_of(pose[:3, :3])])
 
 
 def _called(trajectory: TrajectoryName) -> str:

@@ -10,7 +10,8 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, coverage
 from loftr_ros.frontend.own_scale import pose_by_depth, why_no_length
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.relative_pose import (
+from loftr_ros.frontend.results import Correspondences, MatchedRays
+from loftr_ros.geometry.two_view import (
     PoseStatus,
     RelativePose,
     ScaleReason,
@@ -18,7 +19,6 @@ from loftr_ros.frontend.relative_pose import (
     uncalibrated_inliers,
     without_pose,
 )
-from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 

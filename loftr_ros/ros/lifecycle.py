@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
-from loftr_ros.ros.reports import ErrorLog, error_kind
+from loftr_ros.ros.output.reports import ErrorLog, error_kind
 
 
 class Reporting(Protocol):

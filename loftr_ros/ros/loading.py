@@ -29,10 +29,10 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
         WeightsError: the network is not known, or the weights are missing, damaged, or of another network.
         DeviceError: the device or precision is not to be had.
     """
+    from loftr_ros.frontend.matcher_settings import RANDOM, matcher_spec
     from loftr_ros.frontend.pipeline import FrontEnd
     from loftr_ros.matcher.factory import backend_of, open_matcher
     from loftr_ros.matcher.precision import precision_name
-    from loftr_ros.matcher_settings import RANDOM, matcher_spec
 
     wanted = parameters.matcher
     cores = os.cpu_count() or 1

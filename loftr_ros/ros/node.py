@@ -17,22 +17,22 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from loftr_ros.frontend.config import ConfigError, with_values
 from loftr_ros.frontend.mask import read_mask
-from loftr_ros.ros.decoding import FrameDecoder
-from loftr_ros.ros.inputs import ImageInput
+from loftr_ros.recordings.frame_decoder import FrameDecoder
+from loftr_ros.ros.input.inputs import ImageInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.logs import log_by
-from loftr_ros.ros.outputs import Outputs
+from loftr_ros.ros.output.outputs import Outputs
+from loftr_ros.ros.output.reports import ErrorLog, FrontEndState, PlacesState, Reporter, error_kind, motion_state
+from loftr_ros.ros.output.statistics import Statistics
 from loftr_ros.ros.parameter_names import all_floats, idle_files, unknown_parameters
 from loftr_ros.ros.parameters import Parameters, declare, defaults, live_parameters, read, refusal
-from loftr_ros.ros.place_services import PlaceServices
-from loftr_ros.ros.places import Places
-from loftr_ros.ros.reports import ErrorLog, FrontEndState, PlacesState, Reporter, error_kind, motion_state
+from loftr_ros.ros.places.places import Places
+from loftr_ros.ros.places.services import PlaceServices
 from loftr_ros.ros.stages import FrameStages
-from loftr_ros.ros.statistics import Statistics
 from loftr_ros.ros.transport import provide_profile
+from loftr_ros.settings import ConfigError, with_values
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd

@@ -11,7 +11,7 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from loftr_ros.names import unknown
+from loftr_ros.settings import unknown
 
 QOS = "qos_overrides."
 _NODES_PARAMETERS = "ros__parameters"

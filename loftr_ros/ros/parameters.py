@@ -10,22 +10,14 @@ from typing import Any, ClassVar
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from loftr_ros.frontend.config import (
-    FLAT,
-    ConfigError,
-    FrontEndConfig,
-    Settings,
-    is_live,
-    setting,
-    settings_of,
-    with_values,
-)
-from loftr_ros.input_settings import InputParameters as InputParameters
-from loftr_ros.matcher_settings import MatcherConfig, MatchingConfig
+from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig
+from loftr_ros.geometry.se3 import from_seven
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
-from loftr_ros.ros.base_motion import pose_of_seven
+from loftr_ros.recordings.input_settings import InputParameters as InputParameters
+from loftr_ros.recordings.stereo_calibration import pose_of
 from loftr_ros.ros.parameter_names import accept_whole_numbers
-from loftr_ros.ros.stereo_calibration import pose_of
+from loftr_ros.settings import FLAT, ConfigError, Settings, is_live, setting, settings_of, with_values
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class OdometryParameters(Settings):
         object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS has it as an array
         super().__post_init__()
         if any(self.base_from_camera):
-            pose_of_seven(self.base_from_camera)
+            from_seven(self.base_from_camera, "base_from_camera")
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loftr_ros.ros.inputs import Arrival, FrameDecoder
-from loftr_ros.ros.outputs import Outputs
-from loftr_ros.ros.reports import ErrorLog, error_kind
-from loftr_ros.ros.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
-from loftr_ros.ros.statistics import Statistics
+from loftr_ros.ros.input.inputs import Arrival, FrameDecoder
+from loftr_ros.ros.output.outputs import Outputs
+from loftr_ros.ros.output.reports import ErrorLog, error_kind
+from loftr_ros.ros.output.statistics import Statistics
+from loftr_ros.ros.places.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.ros.places import Places
+    from loftr_ros.ros.places.places import Places
 
 R = TypeVar("R")
 

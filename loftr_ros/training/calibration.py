@@ -10,10 +10,16 @@ import numpy as np
 import torch
 
 from loftr_ros.evaluation.match_metrics import Calibration, calibration
-from loftr_ros.matcher.checkpoint import check_weights, load_network, read_weights, recognise_file, save_network_weights
+from loftr_ros.matcher.checkpoints.files import (
+    check_weights,
+    load_network,
+    read_weights,
+    recognise_file,
+    save_network_weights,
+)
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.recognition import WeightsError
 from loftr_ros.training.metrics import match_residuals
 from loftr_ros.training.supervision import PairBatch
 

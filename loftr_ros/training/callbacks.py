@@ -13,7 +13,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.checkpoint import save_network_weights
+from loftr_ros.matcher.checkpoints.files import save_network_weights
 from loftr_ros.training.metrics import mean_metrics
 from loftr_ros.training.module import TrainingModule
 from loftr_ros.training.supervision import pair_batch

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from loftr_ros.matcher.cells import cell_offset
-from loftr_ros.matcher.compact import Compact, regions_of
-from loftr_ros.matcher.compact_backbone import REGION_PIXELS, CompactFeatures, padded
-from loftr_ros.matcher.compact_cells import cells_around_region, cells_in_region, place_around_region
-from loftr_ros.matcher.compact_fine import FINE_PIXELS
+from loftr_ros.matcher.compact.backbone import REGION_PIXELS, CompactFeatures, padded
+from loftr_ros.matcher.compact.cells import cells_around_region, cells_in_region, place_around_region
+from loftr_ros.matcher.compact.fine import FINE_PIXELS
+from loftr_ros.matcher.compact.local_affine import local_affine
+from loftr_ros.matcher.compact.network import Compact, regions_of
 from loftr_ros.matcher.config import CompactConfig
-from loftr_ros.matcher.local_affine import local_affine
 from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
 from loftr_ros.training.config import DistillationConfig, LossConfig
 from loftr_ros.training.distillation import Teacher

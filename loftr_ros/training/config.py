@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loftr_ros.frontend.config import ConfigError, Settings, setting
+from loftr_ros.matcher.checkpoints.recognition import WeightsError, config_from_metadata, metadata_of_config
 from loftr_ros.matcher.config import DEFAULT_PRESET, PRESETS, EfficientConfig
 from loftr_ros.matcher.config import NetworkConfig as NetworkPreset
-from loftr_ros.matcher.recognition import WeightsError, config_from_metadata, metadata_of_config
+from loftr_ros.settings import ConfigError, Settings, setting
 
 # EfficientLoFTR runs with published weights, and can teach; nothing here trains it.
 _TRAINED = tuple(name for name, config in PRESETS.items() if not isinstance(config, EfficientConfig))

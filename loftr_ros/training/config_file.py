@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loftr_ros.frontend.config import ConfigError, prefix_of, with_values
+from loftr_ros.settings import ConfigError, prefix_of, with_values
 from loftr_ros.training.config import BudgetConfig, TrainingConfig
 
 __all__ = ["ConfigError", "config_of", "content_of", "read_config", "write_config"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from loftr_ros.frontend.config import ConfigError
+from loftr_ros.settings import ConfigError
 from loftr_ros.training.assets import AssetBank, default_folder
 from loftr_ros.training.config import RECORDED_SETS, TrainingConfig
 from loftr_ros.training.dataset import PairBatches

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loftr_ros.matcher.compact_backbone import REGION_CELLS, CompactFeatures, padded
+from loftr_ros.matcher.compact.backbone import REGION_CELLS, CompactFeatures, padded
 from loftr_ros.training.config import PhotosConfig
 from loftr_ros.training.xfeat import XFEAT_CHANNELS
 

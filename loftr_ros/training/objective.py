@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loftr_ros.frontend.config import ConfigError
 from loftr_ros.matcher.build import build_network
-from loftr_ros.matcher.checkpoint import WeightsFile, check_weights, load_network
+from loftr_ros.matcher.checkpoints.files import WeightsFile, check_weights, load_network
 from loftr_ros.matcher.config import AUTO, CompactConfig, LoFTRConfig, NetworkConfig
-from loftr_ros.matcher.fine import expectation, heat_map
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.loftr import LoFTR
-from loftr_ros.matcher.position import position_encoding
+from loftr_ros.matcher.loftr.fine import expectation, heat_map
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.loftr.position import position_encoding
+from loftr_ros.settings import ConfigError
 from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
 from loftr_ros.training.config import DistillationConfig, LossConfig, PhotosConfig
 from loftr_ros.training.distillation import Teacher, soft_target_loss

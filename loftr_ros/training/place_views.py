@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.revisits import World
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import intrinsics
 from loftr_ros.training.motion import second_camera
@@ -16,6 +15,7 @@ from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relief import make_relief
 from loftr_ros.training.render import View, render
 from loftr_ros.training.scenes import make_stage
+from loftr_ros.worlds.revisits import World
 
 Image = NDArray[np.uint8]
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.recognition import WeightsError
 from loftr_ros.places.descriptor import FORMAT, VERSION, Pooling, second_moment, tokens_taking_part
 
 Image = NDArray[np.uint8]

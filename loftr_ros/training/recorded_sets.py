@@ -176,8 +176,8 @@ class SevenScenesPairs(RecordedPairs):
         Raises:
             RecordedError: the folder is none of 7-Scenes, has no calibration, or no pair with such a gap.
         """
-        from loftr_ros.sources.base import SourceError
-        from loftr_ros.sources.folders import recognise
+        from loftr_ros.recordings.base import SourceError
+        from loftr_ros.recordings.folders import recognise
 
         try:
             listing = recognise(folder)

@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from loftr_ros.matcher.checkpoint import read_weights
+from loftr_ros.matcher.checkpoints.files import read_weights
 from loftr_ros.matcher.precision import resolve_device, resolve_precision
 from loftr_ros.training.callbacks import BEST, CHECKPOINT, LAST, Averaging, Checkpoints, HeldOut, Lines, Validation
 from loftr_ros.training.config import TrainingConfig

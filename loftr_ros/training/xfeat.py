@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loftr_ros.matcher.recognition import WeightsError
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 
 XFEAT_CHANNELS = 64
 XFEAT_STRIDE = 8

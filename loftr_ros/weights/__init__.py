@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET
-from loftr_ros.matcher.recognition import WeightsError
 from loftr_ros.weights.catalogue import CATALOGUE, Entry, find_entry
 
 __all__ = ["EMBEDDED", "VARIABLE", "WeightsError", "find_weights"]

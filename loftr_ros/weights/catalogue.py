@@ -79,9 +79,9 @@ def _of_low_end(name: str, file: str, trained_on: str, sha256: str) -> Entry:
 
 # Of several of one network the first is taken when nobody says which.
 #
-# The digests: those of outdoor and indoor_new are in matcher/recognition.py with their sources; they are also those of
-# the official outdoor_ds.ckpt and indoor_ds_new.ckpt. The low-end network's are of the files in its repository at the
-# commit above. Where none stands here, the one is compared that Hugging Face sends along with a file.
+# The digests: those of outdoor and indoor_new are in matcher/checkpoints/recognition.py with their sources; they are
+# also those of the official outdoor_ds.ckpt and indoor_ds_new.ckpt. The low-end network's are of the files in its
+# repository at the commit above. Where none stands here, the one is compared that Hugging Face sends along with a file.
 CATALOGUE: tuple[Entry, ...] = (
     _of_kornia(
         "outdoor",

@@ -16,7 +16,7 @@ from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
 
-from loftr_ros.matcher.recognition import WeightsError
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.weights.catalogue import Entry
 
 _BLOCK = 1 << 17
@@ -184,7 +184,7 @@ def _extent(status: int, headers: HTTPMessage, have: int) -> tuple[int, int | No
 def _problem(path: Path, entry: Entry, published: str | None) -> str:
     """What is wrong with a file as an entry's weights; empty where nothing is."""
     # Here, since they import torch, which the command line otherwise does without.
-    from loftr_ros.matcher.checkpoint import check_weights, preset, read_weights, sha256_of
+    from loftr_ros.matcher.checkpoints.files import check_weights, preset, read_weights, sha256_of
 
     expected = entry.sha256 or published
     if expected and (found := sha256_of(path)) != expected:

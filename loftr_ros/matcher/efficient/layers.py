@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from loftr_ros.matcher.attention import softmax_attention
-from loftr_ros.matcher.backbone import smoothed_places
 from loftr_ros.matcher.config import AggregatedTransformerConfig, EfficientBackboneConfig
 from loftr_ros.matcher.convolutions import OneDnnConv, twice
+from loftr_ros.matcher.loftr.attention import softmax_attention
+from loftr_ros.matcher.loftr.backbone import smoothed_places
 
 Grid = tuple[int, int]
 

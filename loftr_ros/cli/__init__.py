@@ -1,0 +1,1 @@
+"""The command line `loftr_ros`: one module a command."""

@@ -1,0 +1,65 @@
+"""The command line `loftr_ros export`: a network as ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loftr_ros.cli.errors import fail
+
+_RANDOM = "random"
+
+
+def export(
+    network: Annotated[
+        str, typer.Option(help="Preset of the network, or auto for the one that the weights are of.")
+    ] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write to.", show_default="NETWORK_WIDTHxHEIGHT")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Width of the images, in pixels.")] = 640,
+    height: Annotated[int, typer.Option(help="Height of the images, in pixels.")] = 480,
+    precision: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    threshold: Annotated[
+        float | None, typer.Option(help="Least confidence of a match, 0 to 1.", show_default="the network's")
+    ] = None,
+    max_matches: Annotated[
+        int | None, typer.Option(help="Matches of a pair, at most; 0 for all.", show_default="the network's")
+    ] = None,
+    opset: Annotated[
+        int, typer.Option(help="Version of ONNX's operators.", show_default="17, or 18 where it is needed")
+    ] = 0,
+) -> None:
+    """Write a network as ONNX, for images of one size: encode.onnx, match.onnx and model.json."""
+    import torch
+
+    from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
+    from loftr_ros.matcher.precision import DeviceError, resolve_precision
+    from loftr_ros.matcher.runtime.export import ExportError, export_network
+    from loftr_ros.weights import find_weights
+
+    asked = {"max_matches": max_matches, "threshold": threshold}
+    coarse = {name: value for name, value in asked.items() if value is not None}
+    try:
+        path = None if weights == _RANDOM else find_weights(network, weights)
+        device = torch.device("cpu")
+        model = load_network(network, path, device, resolve_precision(precision, device), coarse=coarse)
+        folder = output or Path(f"{model.config.name}_{width}x{height}")
+        exported = export_network(
+            model, folder, width, height, weights=_RANDOM if path is None else path.name, opset=opset
+        )
+    except (DeviceError, ExportError, WeightsError) as error:
+        fail(error)
+    size = sum(file.stat().st_size for file in folder.glob("*.onnx")) / 1e6
+    typer.echo(
+        f"{folder}: network {exported.config.name}, weights {exported.weights}, images of {width}x{height}, "
+        f"{exported.precision}, opset {exported.opset}, {size:.1f} MB; checked by onnx and onnxruntime"
+    )

@@ -1,0 +1,155 @@
+"""The command line `loftr_ros loops`: places that recordings show more than once."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loftr_ros.cli.errors import check_output, fail, finish
+from loftr_ros.cli.options import (
+    Camera,
+    DepthTopic,
+    Device,
+    FrameRate,
+    Frames,
+    Mask,
+    Mode,
+    Network,
+    NodeName,
+    Output,
+    ParamsFile,
+    Precision,
+    Quiet,
+    RightTopic,
+    Start,
+    Step,
+    Stop,
+    Topic,
+    Weights,
+    named,
+    parameters,
+    stop_before,
+)
+from loftr_ros.tools.opening import open_offline
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(help="Recordings, each as for `run`; a robot of its own unless --robot says otherwise."),
+]
+
+
+def loops(
+    sources: Sources,
+    output: Output = Path("loops"),
+    archive: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="Archive of keyframes: a folder or s3://bucket/folder; what is in it already is searched too.",
+            show_default="`archive` in the output folder",
+        ),
+    ] = "",
+    robot: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a source's robot, once a source in their order.", show_default="the source's name"),
+    ] = None,
+    min_age: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds since which a robot must have gone on to recognise a place (parameter loop.min_age).",
+            show_default="20, or as in --params-file",
+        ),
+    ] = None,
+    start: Start = 0,
+    stop: Stop = None,
+    frames: Frames = None,
+    step: Step = 1,
+    frame_rate: FrameRate = None,
+    topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
+    camera: Camera = None,
+    network: Network = "",
+    weights: Weights = "",
+    device: Device = "",
+    precision: Precision = "",
+    params_file: ParamsFile = None,
+    node: NodeName = "",
+    mask: Mask = None,
+    mode: Mode = "",
+    quiet: Quiet = False,
+) -> None:
+    """Find the loops in recordings and between them, without ROS: pose graph (g2o), tables, pictures."""
+    from loftr_ros.frontend.mask import MaskError
+    from loftr_ros.matcher.checkpoints.files import WeightsError
+    from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.places.archive import Archive
+    from loftr_ros.places.config import ArchiveConfig, LoopConfig
+    from loftr_ros.places.descriptor import PlaceDescriptor
+    from loftr_ros.places.keyframe import PlacesError
+    from loftr_ros.recordings import SourceError, open_source
+    from loftr_ros.settings import ConfigError, with_values
+    from loftr_ros.tools.loops import Recording, find_loops
+
+    if robot and len(robot) != len(sources):
+        fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
+    robots = robot or robot_names(sources)
+    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    if min_age is not None:
+        values["loop.min_age"] = min_age
+    check_output(output)
+    options = {
+        "start": start,
+        "stop": stop_before(start, stop, step, frames),
+        "step": step,
+        "rate": frame_rate,
+        "topic": topic,
+        "right_topic": right_topic,
+        "depth_topic": depth_topic,
+        "camera": camera,
+    }
+    try:
+        kept = with_values(ArchiveConfig(), values, "archive.")
+        with ExitStack() as stack:
+            opened = [stack.enter_context(open_source(source, **options)) for source in sources]
+            front_end, reader = open_offline(values, device, precision, mask)
+            for each in opened:
+                each.require(front_end.config.scale.mode)  # before an archive is made
+            descriptor = PlaceDescriptor.of(front_end.matcher)
+            uri = archive or kept.uri or str(output / "archive")
+            store = stack.enter_context(
+                Archive.open(uri, descriptor.space, descriptor.dimension, max_size_mb=kept.max_size_mb)
+            )
+            report = find_loops(
+                [Recording(name, each) for name, each in zip(robots, opened, strict=True)],
+                front_end,
+                descriptor,
+                store,
+                output,
+                loop=with_values(LoopConfig(), values, "loop."),
+                jpeg_quality=kept.jpeg_quality,
+                reader=reader,
+                progress=not quiet,
+            )
+    except (ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
+        fail(error)
+    finish(report.lines(), report.missing, f"written to {output}", report.interrupted)
+
+
+def robot_names(sources: list[str]) -> list[str]:
+    """A name for each source's robot, by the source's: no two are the same."""
+    names: list[str] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        text = path.resolve() if path.exists() else None
+        plain = (text.stem if text.is_file() else text.name) if text is not None else source
+        name = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_") or "robot"
+        count = 2
+        while (name if count == 2 else f"{name}_{count - 1}") in names:
+            count += 1
+        names.append(name if count == 2 else f"{name}_{count - 1}")
+    return names

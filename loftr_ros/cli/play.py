@@ -1,0 +1,93 @@
+"""The command line `loftr_ros play`: a source as camera topics."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loftr_ros.cli.errors import INTERRUPTED, PARTIAL, fail
+from loftr_ros.cli.options import (
+    Camera,
+    DepthTopic,
+    FrameRate,
+    Frames,
+    Mode,
+    Quiet,
+    RightTopic,
+    SourceArgument,
+    Start,
+    Step,
+    Stop,
+    Topic,
+    stop_before,
+)
+
+
+def play(
+    context: typer.Context,
+    source: SourceArgument,
+    start: Start = 0,
+    stop: Stop = None,
+    frames: Frames = None,
+    step: Step = 1,
+    frame_rate: FrameRate = None,
+    topic: Topic = None,
+    right_topic: RightTopic = None,
+    depth_topic: DepthTopic = None,
+    camera: Camera = None,
+    transport: Annotated[str, typer.Option(help="raw, or compressed: JPEG and PNG files then pass unchanged.")] = "raw",
+    color: Annotated[bool, typer.Option("--color", help="Publish colour where the source has it.")] = False,
+    rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
+    hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end; stamps go on.")] = False,
+    duration: Annotated[float | None, typer.Option(help="Seconds to play.", show_default="to the end")] = None,
+    now: Annotated[bool, typer.Option("--now", help="Stamp with the present time.")] = False,
+    clock: Annotated[bool, typer.Option("--clock", help="Publish the stamps on /clock, for use_sim_time.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a subscriber; 0 begins at once.")] = 30.0,
+    best_effort: Annotated[bool, typer.Option("--best-effort", help="Publish as sensors do.")] = False,
+    namespace: Annotated[str, typer.Option(help="Namespace of the topics image and camera_info.")] = "",
+    mode: Mode = "",
+    quiet: Quiet = False,
+) -> None:
+    """Publish a source as camera topics, with its stamps and intrinsics. ROS arguments go through."""
+    from loftr_ros.recordings import SourceError, open_source
+    from loftr_ros.tools.player.player import PlayError
+    from loftr_ros.tools.player.player import play as play_source
+
+    last = stop_before(start, stop, step, frames)
+    try:
+        with open_source(
+            source,
+            start=start,
+            stop=last,
+            step=step,
+            rate=frame_rate,
+            topic=topic,
+            right_topic=right_topic,
+            depth_topic=depth_topic,
+            camera=camera,
+        ) as opened:
+            report = play_source(
+                opened,
+                mode=mode or "mono",
+                image_transport=transport,
+                color=color,
+                rate=rate,
+                hz=hz,
+                loop=loop,
+                duration=duration,
+                now=now,
+                clock=clock,
+                wait_for_subscriber=wait,
+                reliable=not best_effort,
+                namespace=namespace,
+                ros_args=context.args,
+                progress=not quiet,
+            )
+    except (PlayError, SourceError) as error:
+        fail(error)
+    typer.echo("".join(f"note: {note}\n" for note in opened.notes), nl=False)
+    typer.echo(f"{report.published} frames in {report.seconds:.1f} s, {report.failed} failed, {report.late} late")
+    if report.interrupted or report.failed or opened.lost:
+        raise typer.Exit(INTERRUPTED if report.interrupted else PARTIAL)

@@ -1,5 +1,0 @@
-"""`loftr_ros demo`: the real node and a real publisher over DDS, and a report of what came out."""
-
-from loftr_ros.demo.run import run_demo
-
-__all__ = ["run_demo"]

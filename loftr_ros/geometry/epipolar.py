@@ -1,0 +1,427 @@
+"""The mathematics of two rays and a pose: residuals, cheirality, refinement, a rotation alone.
+
+Throughout, p0 and p1 are (N, 3) float64 rays (x / z, y / z, 1) in the keyframe's and the current camera's
+optical frame, and (rotation, translation) is T_keyframe_current: X0 = rotation X1 + translation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.geometry.se3 import rotation_matrix, skew
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# Normalised units: more than the width of any image without a lens of its own model.
+MAX_RESIDUAL = 4.0
+# Matches that tell how a pose moves with the calibration: it takes no more.
+COMMON_MATCHES = 150
+# Pixels: median standard deviation of matches of a sharp image at most, of a blurred one at least, and what is taken
+# where the network does not tell.
+_SHARP_STD, _BLURRED_STD, _TYPICAL_STD = 0.4, 1.0, 0.3
+# What the calibration's errors do to a pose is multiplied by this: it allows for what has no name, fitted on rendered
+# walks with such errors (benchmarks/wrong_and_sure.py).
+COMMON_FACTOR = 1.25
+
+
+@dataclass(frozen=True)
+class RefinedPose:
+    """A pose at the minimum of the robust Sampson error.
+
+    Attributes:
+        rotation, translation: (3, 3) and unit (3,).
+        covariance: (6, 6) of (translation, rotation vector) in keyframe axes, first order.
+        cost: mean robust cost, to compare poses of the same matches.
+    """
+
+    rotation: Array
+    translation: Array
+    covariance: Array
+    cost: float
+
+
+@dataclass(frozen=True)
+class CommonErrors:
+    """What all matches of two images have in common, so that no number of them averages it out.
+
+    Attributes:
+        focal_std: standard deviation of the calibration's focal length, as a part of it.
+        centre_std: of the principal point along one axis, normalised units.
+        depth_scale_std: of what the depths of a keyframe are all wrong by, as a part of them.
+        match_std: of what the matches of a whole region are wrong by along one axis, normalised units, see
+            `shared_match_error`.
+    """
+
+    focal_std: float
+    centre_std: float
+    depth_scale_std: float = 0.0
+    match_std: float = 0.0
+
+    @property
+    def is_none(self) -> bool:
+        """Whether there is nothing that they share."""
+        return not (self.focal_std or self.centre_std or self.depth_scale_std or self.match_std)
+
+    def rays(self, rays_keyframe: Array, rays_current: Array) -> list[tuple[Array, Array]]:
+        """(N, 2) rays of both images as they would be with one thing at a time off by one standard deviation.
+
+        The calibration is that of both images; matches are off in the current one, by a shift and by what grows across
+        the image.
+        """
+        across, down = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+        both = [(r * (1 + self.focal_std)) for r in (rays_keyframe, rays_current)]
+        moved = [(both[0], both[1])]
+        moved += [
+            (rays_keyframe + self.centre_std * axis, rays_current + self.centre_std * axis) for axis in (across, down)
+        ]
+        if self.match_std:
+            centred = rays_current - rays_current.mean(axis=0)
+            grown = centred / max(float(np.sqrt((centred**2).mean())), 1e-9)
+            moved += [(rays_keyframe, rays_current + self.match_std * axis) for axis in (across, down)]
+            moved += [
+                (rays_keyframe, rays_current + self.match_std * grown[:, k : k + 1] * axis)
+                for k in (0, 1)
+                for axis in (across, down)
+            ]
+        return moved
+
+
+def shared_match_error(std: Array) -> tuple[float, float]:
+    """What the matches of an image share, by how sure they are of themselves.
+
+    A sharp image's are wrong by a twentieth of a pixel together, a blurred one's by most of what they say each is wrong
+    by; and scattered more than that. Fitted on rendered pairs (benchmarks/wrong_and_sure.py, worlds 800 to 899).
+
+    Args:
+        std: (N,) standard deviations in pixels; NaN where the network does not tell.
+
+    Returns:
+        Standard deviation of the shared error in pixels, and by how much the matches' own standard deviations are to be
+        multiplied.
+    """
+    typical = float(np.median(std[np.isfinite(std)])) if np.isfinite(std).any() else _TYPICAL_STD
+    part = float(np.interp(typical, (_SHARP_STD, _BLURRED_STD), (0.25, 0.7)))
+    return part * typical, float(max(typical / _SHARP_STD, 1.0) ** 1.5)
+
+
+def homogeneous(rays: Array) -> Array:
+    """(N, 2) normalised coordinates to (N, 3) rays with z = 1."""
+    return np.hstack([rays, np.ones((len(rays), 1))])
+
+
+def ray_area(rays: Array) -> float:
+    """Area of the normalised plane that rays are spread over; as many as a twentieth at either side count for nothing.
+
+    Along each of the two axes of their covariance, it is the range of the middle nine tenths. Rays spread evenly over
+    a rectangle give its area; rays on a line, and fewer than three, give none.
+
+    Args:
+        rays: (N, 2) normalised coordinates; NaN for pixels without a ray.
+    """
+    rays = rays[np.isfinite(rays).all(axis=1)]
+    if len(rays) < 3:
+        return 0.0
+    centred = rays - np.median(rays, axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    low, high = np.percentile(centred @ axes, (5, 95), axis=0)
+    return float(np.prod((high - low) / 0.9))
+
+
+def rotated_residual(p0: Array, p1: Array, rotation: Array) -> Array:
+    """(N,) distance in the keyframe's normalised plane between p0 and the rotated p1: the parallax.
+
+    At most `MAX_RESIDUAL`, which is also what a ray gets that points away from the keyframe's view.
+    """
+    y = p1 @ rotation.T
+    ahead = y[:, 2] > 1e-6
+    distance = np.linalg.norm(p0[:, :2] - y[:, :2] / np.where(ahead, y[:, 2], 1.0)[:, None], axis=1)
+    return np.asarray(np.where(ahead, np.minimum(distance, MAX_RESIDUAL), MAX_RESIDUAL))
+
+
+def sampson_distance(p0: Array, p1: Array, rotation: Array, translation: Array) -> Array:
+    """(N,) first-order distance to the epipolar constraint, in normalised units."""
+    essential = skew(translation) @ rotation
+    numerator = ((p0 @ essential) * p1).sum(axis=1)
+    return np.asarray(np.abs(numerator) / _sampson_denominator(p0, p1, essential))
+
+
+def depth_signs(p0: Array, p1: Array, rotation: Array, translation: Array) -> Flags:
+    """(N,) bool: the rays meet in front of both cameras."""
+    y = p1 @ rotation.T
+    normal = _cross(p0, y)
+    # (a x t) . n = a . (t x n): both depths share a cross product.
+    across = _cross(np.broadcast_to(translation, normal.shape), normal)
+    depth1, depth0 = -(p0 * across).sum(axis=1), -(y * across).sum(axis=1)
+    return np.asarray((depth0 > 0) & (depth1 > 0))
+
+
+def cheirality_vote(p0: Array, p1: Array, rotation: Array, translation: Array, noise: float) -> float:
+    """How strongly the matches lie in front of both cameras.
+
+    A vote counts by its parallax in units of the noise, up to 10: a far point's depth has any sign.
+    """
+    y = p1 @ rotation.T
+    sine = np.linalg.norm(_cross(p0, y), axis=1) / (np.linalg.norm(p0, axis=1) * np.linalg.norm(y, axis=1))
+    weight = np.minimum(sine / noise, 10.0)
+    return float(weight @ depth_signs(p0, p1, rotation, translation))
+
+
+def refine_pose(
+    p0: Array,
+    p1: Array,
+    rotation: Array,
+    translation: Array,
+    threshold: float,
+    iterations: int = 10,
+    relative_std: Array | None = None,
+) -> RefinedPose:
+    """Minimise the Cauchy-robust Sampson error over rotation and translation direction (five unknowns).
+
+    Levenberg-Marquardt on SO(3) x S2 with left perturbations, that is about keyframe axes.
+
+    Args:
+        p0, p1: inlier rays.
+        rotation, translation: where to start; translation of unit length.
+        threshold: normalised units; half of it is the robust kernel's scale.
+        iterations: at most.
+        relative_std: (N,) standard deviations of the matches in units of an ordinary one's; None where all are alike.
+
+    Returns:
+        The refined pose and its covariance.
+    """
+    problem = _SampsonProblem(p0, p1, threshold / 2, relative_std)
+    damping = 1e-4
+    cost = problem.cost(rotation, translation)
+    for _ in range(iterations):
+        hessian, gradient, tangent = problem.normal_equations(rotation, translation)
+        step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)) + 1e-12 * np.eye(5), gradient)
+        new_rotation = rotation_matrix(step[2:]) @ rotation
+        new_translation = translation + tangent @ step[:2]
+        new_translation /= np.linalg.norm(new_translation)
+        new_cost = problem.cost(new_rotation, new_translation)
+        if new_cost < cost:
+            converged = cost - new_cost < 1e-4 * cost
+            rotation, translation, cost = new_rotation, new_translation, new_cost
+            damping = max(damping / 10, 1e-9)
+            if converged:
+                break
+        else:
+            damping *= 10
+            if damping > 1e2:
+                break
+    return RefinedPose(rotation, translation, problem.covariance(rotation, translation), cost)
+
+
+def common_covariance(
+    p0: Array, p1: Array, rotation: Array, translation: Array, scale: float, common: CommonErrors
+) -> Array:
+    """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common.
+
+    One step of Gauss-Newton for each parameter that may be off by a standard deviation, on some of the matches.
+
+    Args:
+        p0, p1: (N, 3) inlier rays.
+        rotation, translation: the minimum.
+        scale: of the robust kernel, in normalised units.
+        common: what they have in common.
+    """
+    if common.is_none:
+        return np.zeros((6, 6))
+    some = slice(None, None, max(len(p0) // COMMON_MATCHES, 1))
+    rays = [(p0[some, :2], p1[some, :2])]
+    rays += common.rays(*rays[0])
+    # All at once: each of them alone is so little that the calls would take longer than the sums.
+    before, now = (homogeneous(np.concatenate(image)) for image in zip(*rays, strict=True))
+    problem = _SampsonProblem(before, now, scale, None)
+    residual, jacobian, tangent = problem.linearised(rotation, translation)
+    weighted = jacobian * (1 / (1 + (residual / scale) ** 2))[:, None]
+    count = len(rays[0][0])
+    hessian = weighted[:count].T @ jacobian[:count]
+    gradients = (weighted * residual[:, None]).reshape(len(rays), count, 5).sum(axis=1)
+    pulls = (gradients[1:] - gradients[0]).T
+    steps = np.linalg.lstsq(hessian + 1e-9 * np.trace(hessian) * np.eye(5), pulls, rcond=None)[0]
+    spread = np.zeros((6, 5))
+    spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
+    steps = COMMON_FACTOR * spread @ steps
+    return np.asarray(steps @ steps.T)
+
+
+def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
+    """The rotation that best takes p1 to p0, robustly: reweighted Kabsch, (3, 3).
+
+    Args:
+        p0, p1: rays, outliers among them.
+        scale: of the robust (Geman-McClure) weight's end, in normalised units; begun wider and narrowed.
+    """
+    unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
+    unit1 = p1 / np.linalg.norm(p1, axis=1, keepdims=True)
+    weight = np.ones(len(unit0))
+    rotation = np.eye(3)
+    width = max(64 * scale, 0.2)
+    for _ in range(12):
+        u, _, vt = np.linalg.svd((unit0 * weight[:, None]).T @ unit1)
+        rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+        squared = ((unit0 - unit1 @ rotation.T) ** 2).sum(axis=1)
+        width = max(width / 2, scale)
+        weight = 1 / (1 + squared / width**2) ** 2
+    return rotation
+
+
+def rotation_covariance(p0: Array, p1: Array, rotation: Array, scale: float) -> Array:
+    """(3, 3) of the rotation vector, about keyframe axes, of what `fit_rotation` found, first order.
+
+    Each match pulls by its weight and its distance; what they pull as they scatter, through the curvature (the sandwich
+    of robust estimates).
+
+    Args:
+        p0, p1, scale: as given to `fit_rotation`.
+        rotation: what it found.
+    """
+    unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
+    turned = p1 / np.linalg.norm(p1, axis=1, keepdims=True) @ rotation.T
+    squared = ((unit0 - turned) ** 2).sum(axis=1) / scale**2
+    weight = 1 / (1 + squared) ** 2
+    pull = _cross(turned, unit0) * weight[:, None]
+    # What a weight loses along the distance, on the average over the two directions across the ray.
+    slope = weight - 2 * squared / (1 + squared) ** 3
+    curvature = slope.sum() * np.eye(3) - (turned * slope[:, None]).T @ turned
+    inverse = np.linalg.pinv(curvature, hermitian=True)
+    count = float(weight.sum())
+    covariance = inverse @ (pull.T @ pull) @ inverse * count / max(count - 1.5, 1.0)
+    # Without any noise, a filter must still be able to invert it.
+    return np.asarray((covariance + covariance.T) / 2 + 1e-18 * np.eye(3))
+
+
+def _cross(a: Array, b: Array) -> Array:
+    """(N, 3) cross products; NumPy's own takes five times as long on arrays of this size."""
+    result = np.empty(a.shape)
+    result[:, 0] = a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1]
+    result[:, 1] = a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2]
+    result[:, 2] = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    return result
+
+
+def _tangent_basis(direction: Array) -> Array:
+    """(3, 2) orthonormal vectors across a unit vector."""
+    x, y, z = direction
+    # The axis that the direction has least of keeps the cross product away from zero.
+    first = np.array([0.0, -z, y]) if abs(x) <= min(abs(y), abs(z)) else np.array([-z, 0.0, x])
+    if abs(z) < min(abs(x), abs(y)):
+        first = np.array([y, -x, 0.0])
+    first /= np.linalg.norm(first)
+    second = np.array([y * first[2] - z * first[1], z * first[0] - x * first[2], x * first[1] - y * first[0]])
+    return np.stack([first, second], axis=1)
+
+
+def _sampson_denominator(p0: Array, p1: Array, essential: Array) -> Array:
+    """(N,) length of the constraint's gradient in the four image coordinates."""
+    line0, line1 = p1 @ essential[:2].T, p0 @ essential[:, :2]
+    return np.asarray(np.sqrt((line0**2).sum(axis=1) + (line1**2).sum(axis=1) + 1e-18))
+
+
+class _SampsonProblem:
+    """The Sampson error of fixed rays as a function of the pose.
+
+    The constraint p0^T E p1 is linear in the nine entries of E, and the square of its gradient's length in products of
+    two of them, so that rows of products of coordinates for each match, made once, give residuals and Jacobians by two
+    matrix products.
+    """
+
+    def __init__(self, p0: Array, p1: Array, scale: float, relative_std: Array | None) -> None:
+        self._scale = scale
+        self._std: Array | float = 1.0 if relative_std is None else relative_std
+        self._products = (p0[:, :, None] * p1[:, None, :]).reshape(-1, 9)
+        squares = [(p[:, :, None] * p[:, None, :]).reshape(-1, 9) for p in (p0, p1)]
+        self._squares = np.hstack(squares)
+
+    def _denominator(self, essential: Array) -> Array:
+        """(N,) what the constraint is divided by: its gradient's length in the four image coordinates."""
+        return np.asarray(np.sqrt(self._squares @ _gradient_form(essential, essential) + 1e-18))
+
+    def cost(self, rotation: Array, translation: Array) -> float:
+        """Mean Cauchy cost."""
+        essential = skew(translation) @ rotation
+        residual = self._products @ essential.ravel() / (self._denominator(essential) * self._std)
+        return float(np.mean(np.log1p((residual / self._scale) ** 2)))
+
+    def linearised(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
+        """Residuals (N,), their Jacobian (N, 5), and the tangent basis (3, 2) of the translation."""
+        across = skew(translation)
+        essential = across @ rotation
+        tangent = _tangent_basis(translation)
+        derivatives = [skew(direction) @ rotation for direction in tangent.T]
+        derivatives += [across @ skew(axis) @ rotation for axis in np.eye(3)]
+        denominator = self._denominator(essential)
+        residual = self._products @ essential.ravel() / denominator
+        jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T
+        # The gradient's length changes with the pose too. Left out, noise would shift the minimum, by as much as it
+        # scatters where there are hundreds of matches.
+        forms = np.stack([_gradient_form(essential, derivative) for derivative in derivatives])
+        jacobian -= (residual / denominator)[:, None] * (self._squares @ forms.T)
+        jacobian /= (denominator * self._std)[:, None]
+        return residual / self._std, jacobian, tangent
+
+    def normal_equations(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
+        """Hessian (5, 5), gradient (5,) and tangent basis (3, 2) of the translation."""
+        residual, jacobian, tangent = self.linearised(rotation, translation)
+        weighted = jacobian * (1 / (1 + (residual / self._scale) ** 2))[:, None]
+        return weighted.T @ jacobian, weighted.T @ residual, tangent
+
+    def covariance(self, rotation: Array, translation: Array) -> Array:
+        """(6, 6) of (translation, rotation vector) at the minimum, first order."""
+        residual, jacobian, tangent = self.linearised(rotation, translation)
+        variance = m_estimate_variance(
+            (residual / self._scale) ** 2, np.ones(len(residual)), 5, squared_scale=self._scale**2
+        )
+        spread = np.zeros((6, 5))
+        spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
+        covariance = spread @ (variance * np.linalg.pinv(jacobian.T @ jacobian, hermitian=True)) @ spread.T
+        return np.asarray((covariance + covariance.T) / 2)
+
+
+def _gradient_form(first: Array, second: Array) -> Array:
+    """(18,) coefficients, of products of p0's and p1's coordinates, of the constraints' gradients' product."""
+    by_p1, by_p0 = first[:, :2] @ second[:, :2].T, first[:2].T @ second[:2]
+    return np.concatenate([by_p1.ravel(), by_p0.ravel()])
+
+
+def cut_off_noise(distance: Array, threshold: float) -> float:
+    """By how much a covariance is to be multiplied where noise goes beyond what takes part in an estimate.
+
+    Matches not far beyond are noise, not mistakes, which are anywhere. What is left of them looks more certain than it
+    is, and pulls the pose to where the most of it is.
+
+    Args:
+        distance: (N,) of all matches from where the pose has them.
+        threshold: of inliers; three times as far takes part.
+    """
+    taking_part, near = (distance < 3 * threshold).sum(), (distance < 10 * threshold).sum()
+    return float((max(near, 1) / max(taking_part, 1)) ** 4)
+
+
+def m_estimate_variance(squared: Array, freedom: Array, unknowns: int, squared_scale: float) -> float:
+    """By how much (J^T J)^-1 is to be multiplied for the covariance of a Cauchy-robust least-squares estimate.
+
+    The kernel takes weight from the residuals and from their scatter alike, but not by the same factor: E[psi^2] over
+    E[psi']^2, with the correction for the number of unknowns (Huber, Robust Statistics, 1981, section 7.6).
+
+    Args:
+        squared: (N,) squared length of each residual in units of the kernel's scale.
+        freedom: (N,) components that each residual may scatter in.
+        unknowns: that were estimated.
+        squared_scale: of the kernel, in the unit of the residuals that J is of.
+    """
+    weight = 1 / (1 + squared)
+    count = float(freedom.sum())
+    scatter = float((weight**2 * squared).sum()) / max(count - unknowns, 1.0)
+    # Of one component: the weight, less what the weight itself loses along the residual.
+    slope = weight - 2 * weight**2 * squared / np.maximum(freedom, 1.0)
+    mean = float(slope @ freedom) / count
+    spread = float(((slope - mean) ** 2) @ freedom) / count
+    # A mean slope near zero is a minimum that rests on outliers alone: as uncertain as can be told.
+    mean = max(mean, 0.05)
+    return squared_scale * scatter * ((1 + unknowns / count * spread / mean**2) / mean) ** 2

@@ -1,0 +1,244 @@
+"""Absolute pose from a keyframe's cells whose depth is known, and from the directions of those whose depth is not.
+
+A search on the cells whose depth is known best, then the problem of `depth_problem` on all that agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.geometry.depth_problem import DepthMatches, DepthProblem
+from loftr_ros.geometry.epipolar import (
+    COMMON_FACTOR,
+    COMMON_MATCHES,
+    CommonErrors,
+    cut_off_noise,
+    homogeneous,
+    rotated_residual,
+    shared_match_error,
+)
+from loftr_ros.geometry.se3 import rotation_matrix
+from loftr_ros.geometry.significance import is_significant
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, is_concentrated, without_pose
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# A cell may be off by this part of its depth to take part in the search for the pose.
+_SEARCH_PRECISION = 0.2
+# Cells that take part in it, at most.
+_SEARCH_CELLS = 500
+# How many standard deviations, and thresholds at most, a match may be off to take part in the last refinement.
+_NOISE_REACH = 4.0
+_MAX_REACH = 4.0
+# Pixels; no match is more certain, whatever it says of itself.
+_LEAST_STD = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class MetricPose:
+    """T_keyframe_current in the units of the depths.
+
+    Attributes:
+        rotation, translation: (3, 3) and (3,).
+        covariance: (6, 6) of (translation, rotation vector) about keyframe axes.
+        inliers: (N,) bool.
+        median_parallax: px, the inliers' motion without the rotation's part.
+        depth_inliers: inliers whose depth is known.
+    """
+
+    rotation: Array
+    translation: Array
+    covariance: Array
+    inliers: Flags
+    median_parallax: float
+    depth_inliers: int
+
+
+def metric_relative_pose(
+    rays_keyframe: Array,
+    rays_current: Array,
+    inverse: Array,
+    variance: Array,
+    std: NDArray[np.floating],
+    focal_length: float,
+    geometry: GeometryConfig,
+    min_cells: int,
+    field: float | None = None,
+    start: tuple[Array, Array] | None = None,
+) -> RelativePose | None:
+    """The relative pose in the units of the keyframe's depths, where enough of them are known.
+
+    Args:
+        rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
+        inverse, variance: (N,) inverse depth of the keyframe's points, NaN and infinite where unknown.
+        std: (N,) pixels, standard deviation of the match in the current image along one axis; half the threshold is
+            taken where it is NaN.
+        focal_length: pixels of the current image.
+        geometry: thresholds.
+        min_cells: inliers of known depth below which the length of the translation is not known.
+        field: as in `estimate_relative_pose`.
+        start: as in `estimate_metric_pose`.
+
+    Returns:
+        The pose with one inlier flag a match and `scale_known`; without a pose where there are too few matches for any;
+        None where the depths tell none, and two-view geometry may.
+    """
+    usable: Flags = np.asarray(np.isfinite(np.hstack([rays_keyframe, rays_current])).all(axis=1))
+    if usable.sum() < geometry.min_matches:
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
+    known = np.where(np.isfinite(std), np.asarray(std, np.float64), geometry.threshold / 2)
+    known = np.maximum(known, _LEAST_STD)
+    matches = DepthMatches(rays_keyframe, rays_current, inverse, variance, known / focal_length)[usable]
+    found = estimate_metric_pose(matches, focal_length, geometry, start)
+    if found is None or found.depth_inliers < min_cells:
+        return None
+    threshold = geometry.threshold / focal_length
+
+    def agree(_: Array, other: Array) -> Flags:
+        shuffled = DepthProblem(replace(matches, rays_current=other))
+        return np.asarray(shuffled.distance(found.rotation, found.translation) < threshold)
+
+    least = geometry.min_significance
+    if not is_significant(matches.rays_keyframe, matches.rays_current, found.inliers, agree, focal_length, least):
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
+    inliers = usable.copy()
+    inliers[usable] = found.inliers
+    concentrated = is_concentrated(rays_keyframe[inliers], field, geometry)
+    return RelativePose(
+        PoseStatus.CONCENTRATED if concentrated else PoseStatus.OK,
+        found.rotation,
+        found.translation,
+        found.covariance,
+        inliers,
+        found.median_parallax,
+        scale_known=True,
+    )
+
+
+def estimate_metric_pose(
+    matches: DepthMatches, focal_length: float, config: GeometryConfig, start: tuple[Array, Array] | None = None
+) -> MetricPose | None:
+    """The current camera's pose in the keyframe's, in the units of the depths.
+
+    PnP by MAGSAC++ on the cells whose depth is good, then Levenberg-Marquardt on all inliers.
+
+    Args:
+        matches: with finite rays.
+        focal_length: pixels of the current image.
+        config: thresholds.
+        start: rotation and translation instead of a search, where they are known well.
+
+    Returns:
+        The pose; None where too few matches agree on one.
+    """
+    problem = DepthProblem(matches)
+    found = start or _search(matches, focal_length, config)
+    if found is None:
+        return None
+    threshold = config.threshold / focal_length
+    # What agrees with a search on few points is not what agrees with the pose that all have made: roughly first.
+    distance = problem.distance(*found)
+    rough = distance < 2 * threshold
+    if rough.sum() < config.min_inliers:
+        return None
+    rotation, translation = DepthProblem(matches[rough]).minimised(*found, iterations=2)
+    distance = problem.distance(rotation, translation)
+    # As far as the noise goes: what a threshold cuts off of it pulls no more on the pose, which then scatters more than
+    # its residuals tell.
+    noise = np.median(distance[distance < threshold]) / 1.18 if (distance < threshold).any() else 0.0
+    near = distance < np.clip(_NOISE_REACH * np.maximum(matches.std, noise), threshold, _MAX_REACH * threshold)
+    if near.sum() < config.min_inliers:
+        return None
+    last = DepthProblem(matches[near])
+    shared, more = shared_match_error(matches.std * focal_length)
+    common = CommonErrors(
+        config.focal_std,
+        config.centre_std / focal_length,
+        config.depth_scale_std,
+        config.match_bias * shared / focal_length,
+    )
+    rotation, translation = last.minimised(rotation, translation)
+    distance = problem.distance(rotation, translation)
+    inliers = distance < threshold
+    if inliers.sum() < config.min_inliers:
+        return None
+    covariance = last.covariance(rotation, translation)
+    covariance *= cut_off_noise(distance, threshold) * (more**2 if config.match_bias else 1.0)
+    agreeing = matches[inliers]
+    parallax = rotated_residual(homogeneous(agreeing.rays_keyframe), homogeneous(agreeing.rays_current), rotation)
+    return MetricPose(
+        rotation,
+        translation,
+        covariance + _common_covariance(matches[near], rotation, translation, common),
+        inliers,
+        float(np.median(parallax)) * focal_length,
+        int(np.isfinite(agreeing.inverse).sum()),
+    )
+
+
+def _common_covariance(matches: DepthMatches, rotation: Array, translation: Array, common: CommonErrors) -> Array:
+    """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common."""
+    if common.is_none:
+        return np.zeros((6, 6))
+    matches = matches[np.arange(0, len(matches), max(len(matches) // COMMON_MATCHES, 1))]
+    moved = [matches]
+    moved += [
+        replace(matches, rays_keyframe=rays0, rays_current=rays1)
+        for rays0, rays1 in common.rays(matches.rays_keyframe, matches.rays_current)
+    ]
+    moved.append(replace(matches, inverse=matches.inverse * (1 + common.depth_scale_std)))
+    problem = DepthProblem(matches)
+    hessian, _ = problem.normal_equations(problem.seen(rotation, translation), rotation, translation)
+    together = DepthProblem(DepthMatches.joined(moved))
+    gradients = together.gradients(together.seen(rotation, translation), rotation, translation, len(moved))
+    pulls = gradients[:, 1:] - gradients[:, :1]
+    steps = COMMON_FACTOR * np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(6), pulls)
+    return np.asarray(steps @ steps.T)
+
+
+def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) -> tuple[Array, Array] | None:
+    """Rotation and translation of T_keyframe_current by PnP; None where there is no pose."""
+    with np.errstate(invalid="ignore"):
+        good = np.sqrt(matches.variance) < _SEARCH_PRECISION * matches.inverse
+    if good.sum() < config.min_inliers:
+        return None
+    chosen = matches[_spread_choice(matches, np.flatnonzero(good))]
+    points = homogeneous(chosen.rays_keyframe) / chosen.inverse[:, None]
+    parameters = cv2.UsacParams()
+    parameters.sampler, parameters.score = cv2.SAMPLING_UNIFORM, cv2.SCORE_METHOD_MAGSAC
+    # Its local optimisation takes most of the time, for what the refinement does better.
+    parameters.loMethod = cv2.LOCAL_OPTIM_NULL
+    parameters.threshold, parameters.confidence = 2 * config.threshold, config.confidence
+    parameters.maxIterations = config.max_iterations
+    # As in two-view geometry: OpenCV's MAGSAC++ takes its noise to be of the order of a pixel.
+    result = cv2.solvePnPRansac(
+        points,
+        chosen.rays_current * focal_length,
+        np.diag([focal_length, focal_length, 1.0]),
+        np.zeros(0),
+        params=parameters,
+    )
+    ok, _, rotation_vector, vector, inliers = result
+    if not ok or inliers is None or len(inliers) < min(config.min_inliers, len(chosen)):
+        return None
+    turned = rotation_matrix(rotation_vector)
+    return turned.T, -turned.T @ np.asarray(vector, np.float64).ravel()
+
+
+def _spread_choice(matches: DepthMatches, good: NDArray[np.integer]) -> NDArray[np.integer]:
+    """At most `_SEARCH_CELLS` of the matches numbered in `good`: of neighbours the one whose depth is known best."""
+    group = -(-len(good) // _SEARCH_CELLS)
+    if group <= 1:
+        return good
+    x, y = matches.rays_keyframe[good].T
+    bands = np.floor((y - y.min()) / max(float(np.ptp(y)), 1e-9) * 16)
+    good = good[np.lexsort((x, bands))]
+    off = np.full(-(-len(good) // group) * group, np.inf)
+    off[: len(good)] = matches.variance[good] / matches.inverse[good] ** 2
+    return np.asarray(good[np.arange(0, len(off), group) + off.reshape(-1, group).argmin(axis=1)])

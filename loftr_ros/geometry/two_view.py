@@ -1,0 +1,483 @@
+"""Two-view geometry: the relative pose of two calibrated images, what it rests on, and when it cannot be had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.geometry.epipolar import (
+    CommonErrors,
+    RefinedPose,
+    cheirality_vote,
+    common_covariance,
+    cut_off_noise,
+    depth_signs,
+    fit_rotation,
+    homogeneous,
+    ray_area,
+    refine_pose,
+    rotated_residual,
+    rotation_covariance,
+    sampson_distance,
+    shared_match_error,
+)
+from loftr_ros.geometry.se3 import rotation_degrees, rotation_vector
+from loftr_ros.geometry.significance import is_significant
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# Variance of what the images do not tell: so large that no filter takes the value for a measurement.
+UNKNOWN_VARIANCE = 1e6
+
+
+# Matches that an essential matrix is searched on, up to twice as many; with all of them it is no better (120 rendered
+# pairs: median and 90 % of the errors of rotation and direction are the same).
+_SEARCHED = 600
+# How many thresholds a match may be off a least-squares homography and still speak for a plane.
+_ROUGH_PLANE = 5.0
+# How many times more, or less, certain than the median a match may count.
+_STD_RANGE = 3.0
+# Of the parallax that it takes to tell a direction, the part that the best rotation alone may leave.
+_LEFT_BY_ROTATION = 0.6
+# How many standard deviations, and thresholds at most, a match may be off to take part in the last refinement.
+_NOISE_REACH = 5.0
+_MAX_REACH = 3.0
+# Standard deviations to which the threshold is widened for its robust kernel.
+_NOISE_KERNEL = 5.0
+# Sum of the robust costs of all matches by which a pose must be better than another to rule it out: of matches that are
+# wrong together, which count for a tenth of their number.
+_RIVAL_COST = 30.0
+# How far it is away at least, in radians.
+_RIVAL_WAY = 0.05
+# What a match that meets behind a camera costs: the robust kernel's cost of one that is two thresholds off.
+_BEHIND_COST = 2.8
+
+
+class PoseStatus(IntEnum):
+    """What a relative pose is worth; the numbers are those of msg/RelativePose."""
+
+    OK = 0
+    TOO_FEW_MATCHES = 1
+    LOW_PARALLAX = 2
+    PURE_ROTATION = 3
+    PLANAR = 4
+    NO_CALIBRATION = 5
+    CONCENTRATED = 6
+    DOUBTFUL = 7
+
+    @property
+    def has_rotation(self) -> bool:
+        """Whether there is a rotation; of a doubtful pose it may be wrong."""
+        return self not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
+
+    @property
+    def has_direction(self) -> bool:
+        """Whether there is a direction of the translation; of a doubtful pose it may be wrong."""
+        return self in (PoseStatus.OK, PoseStatus.PLANAR, PoseStatus.CONCENTRATED, PoseStatus.DOUBTFUL)
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether a trajectory may go on by it."""
+        return self.has_rotation and self != PoseStatus.DOUBTFUL
+
+
+class ScaleReason(IntEnum):
+    """Why a pose has no length in metres; the numbers are those of msg/RelativePose, where each begins with SCALE_."""
+
+    KNOWN = 0
+    NO_POSE = 1
+    OWN_UNIT = 2
+    NO_DEPTH = 3
+    FEW_DEPTHS = 4
+    DEPTHS_DISAGREE = 5
+    OTHER_GRID = 6
+    VIEWS_DISAGREE = 7
+
+
+@dataclass(frozen=True)
+class RelativePose:
+    """T_keyframe_current, up to scale, and how it came about.
+
+    Attributes:
+        status: what of it is observed.
+        rotation: (3, 3) float64, current to keyframe optical axes.
+        translation: (3,) float64 position of the current camera in the keyframe's optical frame: a unit vector,
+            or zero where its direction is not observed.
+        covariance: (6, 6) float64 of (x, y, z, rotation about x, y, z) in keyframe axes; rotation in rad,
+            translation relative to its unit length.
+        inliers: (N,) bool, one entry a match given.
+        median_parallax: px of the keyframe's image, the inliers' motion without the rotation's part; NaN without
+            a pose.
+        scale_known: whether the translation is in metres.
+        without_length: why it is not, where it is not.
+    """
+
+    status: PoseStatus
+    rotation: Array
+    translation: Array
+    covariance: Array
+    inliers: Flags
+    median_parallax: float
+    scale_known: bool = False
+    without_length: ScaleReason = ScaleReason.NO_DEPTH
+
+    @property
+    def scale_reason(self) -> ScaleReason:
+        """Why the length is not known in metres; KNOWN where it is."""
+        if self.scale_known:
+            return ScaleReason.KNOWN
+        return self.without_length if self.has_rotation else ScaleReason.NO_POSE
+
+    @property
+    def has_rotation(self) -> bool:
+        """Whether the rotation is observed."""
+        return self.status.has_rotation
+
+    @property
+    def has_direction(self) -> bool:
+        """Whether the translation's direction is observed."""
+        return self.status.has_direction
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether a trajectory may go on by it."""
+        return self.status.is_believed
+
+    @property
+    def matrix(self) -> Array:
+        """(4, 4) T_keyframe_current."""
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = self.rotation, self.translation
+        return matrix
+
+    @property
+    def rotation_angle(self) -> float:
+        """Angle of the rotation, in degrees."""
+        return rotation_degrees(self.rotation)
+
+
+def without_pose(status: PoseStatus, inliers: Flags) -> RelativePose:
+    """A result that says why there is no pose."""
+    return RelativePose(status, np.eye(3), np.zeros(3), np.eye(6) * UNKNOWN_VARIANCE, inliers, float("nan"))
+
+
+def doubtful(pose: RelativePose) -> RelativePose:
+    """The pose as one that tests disagree on: nothing is claimed of its accuracy."""
+    return replace(pose, status=PoseStatus.DOUBTFUL, covariance=np.eye(6) * UNKNOWN_VARIANCE)
+
+
+def uncalibrated_inliers(points0: NDArray[np.float32], points1: NDArray[np.float32], config: GeometryConfig) -> Flags:
+    """Inliers of the fundamental matrix by MAGSAC++, for images without intrinsics.
+
+    Args:
+        points0, points1: (N, 2) pixels.
+        config: threshold in pixels.
+
+    Returns:
+        (N,) bool; all false with fewer matches than `min_matches`.
+    """
+    if len(points0) < max(config.min_matches, 8):
+        return np.zeros(len(points0), dtype=np.bool_)
+    _, mask = cv2.findFundamentalMat(
+        points0, points1, cv2.USAC_MAGSAC, config.threshold, config.confidence, config.max_iterations
+    )
+    return np.zeros(len(points0), dtype=np.bool_) if mask is None else mask.ravel() > 0
+
+
+def estimate_relative_pose(
+    rays_keyframe: Array,
+    rays_current: Array,
+    focal_length: float,
+    config: GeometryConfig,
+    std: NDArray[np.floating] | None = None,
+    field: float | None = None,
+) -> RelativePose:
+    """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
+
+    What follows from too few matches, from a rotation without translation, from a plane and from matches in one small
+    part of the image is told by `status`.
+
+    Args:
+        rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
+        focal_length: pixels; thresholds in pixels are divided by it.
+        config: thresholds.
+        std: (N,) standard deviations of the matches in pixels, by which the refinement weighs them; None, or NaN
+            among them, where they are not known.
+        field: `ray_area` of everything in the keyframe that could match; None where that is not known, and matches in
+            a small part of it are not told.
+
+    Returns:
+        The pose with one inlier flag a match.
+    """
+    usable: Flags = np.asarray(np.isfinite(np.hstack([rays_keyframe, rays_current])).all(axis=1))
+    nothing = np.zeros(len(usable), dtype=np.bool_)
+    if usable.sum() < max(config.min_matches, 5):
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
+    x0, x1 = rays_keyframe[usable], rays_current[usable]
+    pixels = None if std is None else np.asarray(std[usable], np.float64)
+    solver = _Solver(x0, x1, focal_length, config, None if pixels is None else relative_std(pixels), pixels)
+    result = solver.solve()
+    inliers = nothing.copy()
+    inliers[usable] = result.inliers
+    status = result.status
+    # Of a small part of the scene every patch is nearly a plane: which part it is says more.
+    if result.has_direction and is_concentrated(rays_keyframe[inliers], field, config):
+        status = PoseStatus.CONCENTRATED
+    return RelativePose(status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax)
+
+
+def is_concentrated(rays: Array, field: float | None, config: GeometryConfig) -> bool:
+    """Whether inliers are in so small a part of the image that errors of one region decide the pose.
+
+    Args:
+        rays: (N, 2) of the keyframe's inliers.
+        field: as in `estimate_relative_pose`.
+        config: `min_spread`.
+    """
+    return field is not None and ray_area(rays) < config.min_spread * field
+
+
+def relative_std(std: NDArray[np.floating]) -> Array | None:
+    """(N,) standard deviations in units of their median, none of them extreme; None where they are not known.
+
+    A match that says it is very certain must not decide alone.
+    """
+    if not np.isfinite(std).all():
+        return None
+    return np.clip(np.asarray(std, np.float64) / max(float(np.median(std)), 1e-9), 1 / _STD_RANGE, _STD_RANGE)
+
+
+def _apart(pose: RefinedPose, rivals: list[RefinedPose]) -> Array:
+    """(6, 6) what it adds to a pose's covariance that others fit as well: the square of the way to the farthest.
+
+    Those nearby are the same minimum, not reached yet.
+    """
+    farthest = np.zeros(6)
+    for rival in rivals:
+        moved = rival.translation - (pose.translation @ rival.translation) * pose.translation
+        way = np.concatenate([moved, rotation_vector(rival.rotation @ pose.rotation.T)])
+        if np.linalg.norm(way) > max(_RIVAL_WAY, float(np.linalg.norm(farthest))):
+            farthest = way
+    return np.outer(farthest, farthest)
+
+
+class _Solver:
+    """One estimation; holds what its steps share.
+
+    Everything is in normalised coordinates, but for u0 and u1: OpenCV's MAGSAC++ takes its noise scales to be of the
+    order of a pixel, whatever the threshold, and finds poses several times worse on coordinates of unit size.
+    """
+
+    def __init__(
+        self,
+        x0: Array,
+        x1: Array,
+        focal_length: float,
+        config: GeometryConfig,
+        std: Array | None = None,
+        pixels: Array | None = None,
+    ) -> None:
+        self.x0, self.x1, self.std = x0, x1, std
+        self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
+        self.u0, self.u1 = x0 * focal_length, x1 * focal_length
+        self.focal_matrix = np.diag([focal_length, focal_length, 1.0])
+        self.focal_length = focal_length
+        self.threshold = config.threshold / focal_length
+        self.config = config
+        shared, self.more = shared_match_error(np.full(1, np.nan) if pixels is None else pixels)
+        self.common = CommonErrors(
+            config.focal_std, config.centre_std / focal_length, match_std=config.match_bias * shared / focal_length
+        )
+
+    def solve(self) -> RelativePose:
+        pose = self._solve()
+        if pose.has_rotation and self._is_significant(pose):
+            return pose
+        return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(self.x0), dtype=np.bool_))
+
+    def _is_significant(self, pose: RelativePose) -> bool:
+        """Whether chance alone would not give as many inliers."""
+
+        def agree(x0: Array, x1: Array) -> Flags:
+            p0, p1 = homogeneous(x0), homogeneous(x1)
+            if pose.has_direction:
+                return np.asarray(sampson_distance(p0, p1, pose.rotation, pose.translation) < self.threshold)
+            return np.asarray(rotated_residual(p0, p1, pose.rotation) < self.threshold)
+
+        least = self.config.min_significance
+        return is_significant(self.x0, self.x1, pose.inliers, agree, self.focal_length, least)
+
+    def _solve(self) -> RelativePose:
+        config = self.config
+        rough = self._essential_pose()
+        if rough is None:
+            return self._rotation_only(np.zeros(len(self.x0), dtype=np.bool_))
+        rotation, translation, inliers = rough
+        if (degenerate := self._rotation_only(inliers)).status != PoseStatus.OK:
+            return degenerate
+        status = PoseStatus.OK
+        candidates = [(rotation, translation)]
+        # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
+        plane_poses, on_plane = self._plane_poses(inliers)
+        candidates += plane_poses
+        if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
+            status = PoseStatus.PLANAR
+            inliers = inliers | on_plane
+        # A few steps tell the candidates apart. A plane's two fit alike; one has a part of the plane behind a camera.
+        tried = [self._refined(inliers, *candidate, iterations=3) for candidate in candidates]
+        costs = [pose.cost + _BEHIND_COST * self._part_behind(pose, inliers) for pose in tried]
+        best = tried[int(np.argmin(costs))]
+        rivals = [p for p, cost in zip(tried, costs, strict=True) if (cost - min(costs)) * inliers.sum() < _RIVAL_COST]
+        # To the end with the inliers that the refined pose has: what it came from no longer matters.
+        inliers = self._inliers(best.rotation, best.translation)
+        if inliers.sum() < config.min_inliers:
+            return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+        # As far as the noise goes. Where the threshold cuts off a part of it, the pose scatters more than its residuals
+        # tell. Much further, wrong matches come in, whose parallax gives them leverage that the kernel does not see.
+        noise = self._noise(best, inliers) / self.config.threshold
+        near = self._inliers(best.rotation, best.translation, float(np.clip(_NOISE_REACH * noise, 1.0, _MAX_REACH)))
+        noise = self._noise(best, near) / self.config.threshold
+        best = self._refined(near, best.rotation, best.translation, widened=max(_NOISE_KERNEL * noise, 1.0))
+        inliers = self._inliers(best.rotation, best.translation)
+        if inliers.sum() < config.min_inliers:
+            return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+        parallax = self._median_parallax(best.rotation, inliers)
+        # The covariance does not tell this: where noise decides the direction, the minimum is one that fits the noise,
+        # its rotation included, and it is the best rotation alone that tells how little there was to explain.
+        unexplained = min(parallax, self._median_parallax(self._turn, inliers) / _LEFT_BY_ROTATION)
+        if unexplained < config.min_parallax_to_noise * self._noise(best, inliers):
+            return self._without_direction(best, inliers, parallax)
+        covariance = self._covariance(best, inliers) + _apart(best, rivals)
+        return RelativePose(status, best.rotation, best.translation, covariance, inliers, parallax)
+
+    def _covariance(self, pose: RefinedPose, inliers: Flags) -> Array:
+        """(6, 6) of a refined pose: for its matches' noise, also beyond the threshold, and what they have in common."""
+        distance = sampson_distance(self.p0, self.p1, pose.rotation, pose.translation)
+        noise = pose.covariance * cut_off_noise(distance, self.threshold)
+        noise *= self.more**2 if self.config.match_bias else 1.0
+        return noise + common_covariance(
+            self.p0[inliers], self.p1[inliers], pose.rotation, pose.translation, self.threshold / 2, self.common
+        )
+
+    def _without_direction(self, pose: RefinedPose, inliers: Flags, parallax: float) -> RelativePose:
+        covariance = self._covariance(pose, inliers)
+        covariance[:3], covariance[:, :3] = 0.0, 0.0
+        covariance[:3, :3] = np.eye(3) * UNKNOWN_VARIANCE
+        return RelativePose(PoseStatus.LOW_PARALLAX, pose.rotation, np.zeros(3), covariance, inliers, parallax)
+
+    def _refined(
+        self, inliers: Flags, rotation: Array, translation: Array, iterations: int = 10, widened: float = 1.0
+    ) -> RefinedPose:
+        std = None if self.std is None else self.std[inliers]
+        threshold = widened * self.threshold
+        return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, threshold, iterations, std)
+
+    def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
+        """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
+        # Matches are ordered by cell: every n-th of them are spread as all are, and tell as much to a search.
+        some = slice(None, None, max(len(self.x0) // _SEARCHED, 1))
+        # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
+        essential, mask = cv2.findEssentialMat(
+            np.ascontiguousarray(self.u1[some]),
+            np.ascontiguousarray(self.u0[some]),
+            self.focal_matrix,
+            cv2.USAC_MAGSAC,
+            self.config.confidence,
+            self.config.threshold,
+            self.config.max_iterations,
+        )
+        if essential is None or essential.shape != (3, 3):
+            return None
+        inliers = mask.ravel() > 0
+        *rotations, t = (np.asarray(part, np.float64) for part in cv2.decomposeEssentialMat(essential))
+        candidates = [(r, s * t.ravel()) for r in rotations for s in (1.0, -1.0)]
+        p0, p1 = self.p0[some][inliers], self.p1[some][inliers]
+        rotation, translation = max(candidates, key=lambda c: cheirality_vote(p0, p1, c[0], c[1], self.threshold))
+        if some.step > 1:
+            inliers = sampson_distance(self.p0, self.p1, rotation, translation) < self.threshold
+        return (rotation, translation, inliers) if inliers.sum() >= self.config.min_inliers else None
+
+    @cached_property
+    def _turn(self) -> Array:
+        """The rotation that alone explains the matches best."""
+        return fit_rotation(self.p0, self.p1, self.threshold)
+
+    def _rotation_only(self, inliers: Flags) -> RelativePose:
+        """The pose without translation where that explains the matches as well; else one with status OK."""
+        rotation = self._turn
+        residual = rotated_residual(self.p0, self.p1, rotation)
+        agreeing = residual < self.threshold
+        needed = max(self.config.min_inliers, 0.8 * inliers.sum())
+        limit = self.config.min_parallax / self.focal_length
+        if agreeing.sum() < needed or np.median(residual[agreeing | inliers]) > limit:
+            if not inliers.any():
+                return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+            return without_pose(PoseStatus.OK, inliers)
+        covariance = np.eye(6) * UNKNOWN_VARIANCE
+        covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
+        # A focal length that is off stretches the rotation; a principal point that is off turns its axis.
+        angle = float(np.linalg.norm(rotation_vector(rotation)))
+        covariance[3:, 3:] += np.eye(3) * (angle * np.hypot(self.common.focal_std, self.common.centre_std)) ** 2
+        moved = np.median(np.linalg.norm(self.x0[agreeing] - self.x1[agreeing], axis=1))
+        status = PoseStatus.LOW_PARALLAX if moved < 3 * limit else PoseStatus.PURE_ROTATION
+        parallax = float(np.median(residual[agreeing])) * self.focal_length
+        return RelativePose(status, rotation, np.zeros(3), covariance, agreeing, parallax)
+
+    def _plane_poses(self, inliers: Flags) -> tuple[list[tuple[Array, Array]], Flags]:
+        """The poses that the dominant plane allows if it holds half of the inliers, and the matches that lie on it."""
+        nothing = np.zeros(len(self.x0), dtype=np.bool_)
+        least = max(0.5 * inliers.sum(), 4)
+        # A least-squares homography is enough to see that there is no such plane, at a tenth of the cost.
+        rough, _ = cv2.findHomography(self.u1[inliers], self.u0[inliers], 0)
+        if rough is None or not np.isfinite(rough).all():
+            return [], nothing
+        moved = self.u1[inliers] @ rough[:, :2].T + rough[:, 2]
+        with np.errstate(divide="ignore", invalid="ignore"):  # at the plane's horizon: infinitely far off, or NaN
+            off = np.linalg.norm(moved[:, :2] / moved[:, 2:] - self.u0[inliers], axis=1)
+        if (off < _ROUGH_PLANE * self.config.threshold).sum() < least:
+            return [], nothing
+        homography, mask = cv2.findHomography(
+            self.u1, self.u0, cv2.USAC_MAGSAC, self.config.threshold, maxIters=200, confidence=0.999
+        )
+        on_plane = nothing if mask is None else mask.ravel() > 0
+        if homography is None or on_plane.sum() < least:
+            return [], on_plane
+        _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, self.focal_matrix)
+        poses = []
+        for matrix, vector in zip(rotations, translations, strict=True):
+            rotation, t = np.asarray(matrix, np.float64), np.asarray(vector, np.float64).ravel()
+            length = np.linalg.norm(t)
+            if length < 1e-9:
+                continue
+            t = t / length
+            if depth_signs(self.p0[on_plane], self.p1[on_plane], rotation, t).mean() > 0.5:
+                poses.append((rotation, t))
+        return poses, on_plane
+
+    def _inliers(self, rotation: Array, translation: Array, reach: float = 1.0) -> Flags:
+        """Within `reach` thresholds of the epipolar line, and in front of both cameras unless too far off to tell."""
+        close = sampson_distance(self.p0, self.p1, rotation, translation) < reach * self.threshold
+        far = rotated_residual(self.p0, self.p1, rotation) < 2 * reach * self.threshold
+        flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
+        return flags
+
+    def _part_behind(self, pose: RefinedPose, inliers: Flags) -> float:
+        """Part of the matches that meet behind a camera, by more than the noise of what is far away."""
+        p0, p1 = self.p0[inliers], self.p1[inliers]
+        far = rotated_residual(p0, p1, pose.rotation) < 2 * self.threshold
+        return float(1 - np.mean(far | depth_signs(p0, p1, pose.rotation, pose.translation)))
+
+    def _noise(self, pose: RefinedPose, inliers: Flags) -> float:
+        """Standard deviation of the inliers' distance from their epipolar lines, px, robustly."""
+        distance = sampson_distance(self.p0[inliers], self.p1[inliers], pose.rotation, pose.translation)
+        return 1.48 * float(np.median(distance)) * self.focal_length
+
+    def _median_parallax(self, rotation: Array, inliers: Flags) -> float:
+        return float(np.median(rotated_residual(self.p0[inliers], self.p1[inliers], rotation))) * self.focal_length

@@ -1,0 +1,1 @@
+"""Weights files: every published layout is recognised and read."""

@@ -1,0 +1,1 @@
+"""`compact`, our own small network for streams."""

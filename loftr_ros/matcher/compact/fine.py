@@ -1,0 +1,264 @@
+"""The fine stage of `compact`: where in pixels, and how sure.
+
+The fine features of a cell of image 0 are a template, turned, scaled and sheared as the matches around it say that the
+image is; its correlation with the surroundings of the matched cell of image 1 is a heat map. The match is the
+expectation (paper, section 3.4) over its peak alone, since what little there is everywhere else would draw it to the
+middle. A small perceptron reads the correlations of the template's quarters around the peak, which a plain sum forgets,
+and says what is missing and the standard deviation. All of it is fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loftr_ros.matcher.compact.local_affine import inverse
+from loftr_ros.matcher.config import CompactFineConfig
+
+# Pixels from one fine feature to the next, and fine features along a cell.
+FINE_PIXELS = 2
+_CELL = 4
+# Fine features along the square around a cell that its template is interpolated in.
+TEMPLATE_WINDOW = 8
+# Largest correction of the expectation, in pixels.
+_CORRECTION = 1.0
+# Shifts to each side of the peak that the expectation is over, and that the perceptron reads.
+_PEAK, _AROUND = 1, 2
+# Half-width that 68 % of a Laplace distribution's errors are within, as the normal distribution's are within one
+# standard deviation, in units of its scale.
+ONE_SIGMA = -math.log(1 - 0.6827)
+# Matches whose windows are worked on at a time, 5 MB of them: they stay in the cache, and in memory that the allocator
+# keeps. What it takes from the system anew for each image costs more than all the products.
+TILE_MATCHES = 256
+
+
+class FineMatch(NamedTuple):
+    """Of M matches.
+
+    Attributes:
+        offset: (M, 2) float32 pixels (u, v) from the cell of image 1 to the match.
+        scale: (M,) float32, of the Laplace distribution of the error along an axis, in pixels.
+        log_heat: (M, shifts ** 2) float32, logarithm of the heat map, row-major from the shift up and left.
+    """
+
+    offset: Tensor
+    scale: Tensor
+    log_heat: Tensor
+
+
+class CompactFine(nn.Module):
+    """See the module."""
+
+    def __init__(self, config: CompactFineConfig, channels: int) -> None:
+        """Random weights.
+
+        Raises:
+            ValueError: the template has no middle between four features.
+        """
+        super().__init__()
+        if config.template % 2:
+            raise ValueError(f"template of {config.template} fine features: expected an even number")
+        self.config = config
+        self.window = config.template + 2 * config.reach
+        self.weight = nn.Parameter(torch.zeros(config.template**2))
+        self.sharpness = nn.Parameter(torch.tensor(1.0))
+        self.read = nn.Sequential(
+            nn.Linear(4 * (2 * _AROUND + 1) ** 2 + 1, config.hidden),
+            nn.ReLU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.ReLU(),
+        )
+        self.said = nn.Linear(config.hidden, 3)
+        nn.init.zeros_(self.said.weight)
+        nn.init.zeros_(self.said.bias)
+        self._norm = 1 / math.sqrt(channels)
+
+    def forward(self, fine0: Tensor, fine1: Tensor, cells0: Tensor, cells1: Tensor, affine: Tensor) -> FineMatch:
+        """Refine matches.
+
+        Args:
+            fine0, fine1: (B, Cf, H, W) fine features.
+            cells0, cells1: (B, N) matched cells, row-major in grids of H / 4 x W / 4.
+            affine: (B, N, 2, 2) of `local_affine`.
+
+        Returns:
+            Of the B N matches.
+        """
+        with torch.autocast(fine0.device.type, enabled=False):
+            surroundings = Windows(fine1, cells1, (_CELL - self.window) // 2, self.window)
+            affine = affine.flatten(0, 1)
+            if fine0.requires_grad:  # each tile would have a gradient of the size of the whole map
+                sources = Windows(fine0, cells0, (_CELL - TEMPLATE_WINDOW) // 2, TEMPLATE_WINDOW)
+                everything = 0, cells0.numel()
+                return self.refine(sources.cut(*everything).float(), surroundings.cut(*everything).float(), affine)
+            templates = self._templates(fine0, cells0, affine)
+            count = min(TILE_MATCHES, max(1, cells0.numel()))
+            floats = fine0.new_empty(count, self.window**2, fine0.shape[1], dtype=torch.float32)
+            correlation = floats.new_empty(count, self.config.template**2, self.window**2)
+            quarters = []
+            for start in range(0, max(1, cells0.numel()), count):
+                window = surroundings.cut(start, count)
+                window = floats[: len(window)].copy_(window)
+                quarters.append(self._quarters(templates[start : start + count], window, correlation[: len(window)]))
+            return self._read(torch.cat(quarters))
+
+    def refine(self, source: Tensor, window: Tensor, affine: Tensor) -> FineMatch:
+        """Of the matches' surroundings.
+
+        Args:
+            source: (M, 64, Cf) float32, the squares of `TEMPLATE_WINDOW` around the cells of image 0.
+            window: (M, W W, Cf) float32, those around the cells of image 1.
+            affine: (M, 2, 2) of `local_affine`.
+        """
+        return self._read(self._quarters(self._template(source, affine), window))
+
+    def _template(self, source: Tensor, affine: Tensor) -> Tensor:
+        """(M, T T, Cf) what the source would look like in image 1, by bilinear interpolation."""
+        places = self._places(affine)[..., None]
+        weight = (1 - (places - torch.arange(TEMPLATE_WINDOW, device=source.device)).abs()).clamp_min(0)
+        return torch.bmm((weight[:, 1, :, :, None] * weight[:, 0, :, None]).flatten(2), source)
+
+    def _templates(self, fine0: Tensor, cells0: Tensor, affine: Tensor) -> Tensor:
+        """The same from whole maps, by sums of four places each, which is faster where no gradient is asked for."""
+        first = (_CELL - TEMPLATE_WINDOW) // 2
+        table, corner, width = _table(fine0, cells0, first, TEMPLATE_WINDOW)
+        across, down = self._places(affine).unbind(dim=1)
+        left, top = across.floor(), down.floor()
+        right, low = across - left, down - top
+        place = corner[:, None] + (top * width + left).long()
+        index = torch.stack([place, place + 1, place + width, place + width + 1], dim=-1)
+        both = right * low
+        weight = torch.stack([1 - right - low + both, right - both, low - both, both], dim=-1)
+        made = functional.embedding_bag(
+            index.view(-1, 4), table.float(), mode="sum", per_sample_weights=weight.view(-1, 4)
+        )
+        return made.view(-1, self.config.template**2, table.shape[1])
+
+    def _places(self, affine: Tensor) -> Tensor:
+        """(M, 2, T T) where a template's features are, (across, down) in the square of `TEMPLATE_WINDOW`."""
+        side, last = self.config.template, TEMPLATE_WINDOW - 1
+        step = torch.arange(side, device=affine.device, dtype=torch.float32) - (side - 1) / 2
+        steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # in image 1
+        # Short of the last one, so that there is a next one.
+        return (inverse(affine) @ steps + last / 2).clamp(0, last - 1e-3)
+
+    def _quarters(self, template: Tensor, window: Tensor, work: Tensor | None = None) -> Tensor:
+        """Weighted correlation of each quarter of the template at each shift: (M, 4, shifts ** 2).
+
+        Sums of long slices: a feature's neighbour meets its like one place further in the window.
+
+        Args:
+            template: (M, T T, Cf) float32.
+            window: as of `refine`.
+            work: (M, T T, W W) fp32 to be overwritten; without, it is made.
+        """
+        side, half, width = self.config.template, self.config.template // 2, self.window
+        weight = self.weight.softmax(0) * (4 * self._norm)
+        correlation = torch.bmm(template * weight[:, None], window.transpose(1, 2), out=work)
+        columns = correlation.view(-1, side, 2, half, width * width)
+        count = width * width - half + 1
+        row = _added([columns[:, :, :, i, i : i + count] for i in range(half)]).unflatten(1, (2, half))
+        count -= (half - 1) * width
+        square = _added([row[:, :, i, :, i * width : i * width + count] for i in range(half)])
+        shifts = self._shifts(template.device, count)
+        return square.flatten(1).index_select(1, shifts).unflatten(1, (4, -1))
+
+    def _read(self, quarters: Tensor) -> FineMatch:
+        """What the correlation of the template's quarters, (M, 4, shifts ** 2), says."""
+        reach, side = self.config.reach, 2 * self.config.reach + 1
+        log_heat = (quarters.mean(dim=1) * (4 * self.sharpness)).log_softmax(dim=1)
+        peak = log_heat.argmax(dim=1)
+        row, column = peak // side, peak % side
+        steps = torch.arange(-_AROUND, _AROUND + 1, device=peak.device)
+        rows, columns = (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None]
+        place = (rows.clamp(0, side - 1) * side + columns.clamp(0, side - 1)).flatten(1)
+        near = ((steps.abs() <= _PEAK)[:, None] & (steps.abs() <= _PEAK)).flatten()
+        inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)).flatten(1)
+        heat = log_heat.gather(1, place).exp() * (inside & near)
+        mass = heat.sum(dim=1, keepdim=True)
+        shift = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], dim=1)
+        middle = torch.stack([column, row], dim=1) - reach
+        expected = middle + heat / mass @ shift.to(heat.dtype)
+        around = quarters.gather(2, place[:, None].expand(-1, 4, -1))
+        around = around - around[:, :, len(shift) // 2].mean(dim=1)[:, None, None]
+        said = self.said(self.read(torch.cat([around.flatten(1), mass], dim=1)))
+        offset = FINE_PIXELS * expected + _CORRECTION * torch.tanh(said[:, :2])
+        return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02, log_heat)
+
+    def std(self, scale: Tensor) -> Tensor:
+        """(M,) standard deviations along an axis, in pixels: what 68 % of errors are within."""
+        return scale * (ONE_SIGMA * self.config.sigma_scale)
+
+    def _shifts(self, device: torch.device, count: int) -> Tensor:
+        """Places of the shifts of each quarter, among `count` for each of the quarters."""
+        shifts = 2 * self.config.reach + 1
+        start, shift = torch.arange(2, device=device) * (self.config.template // 2), torch.arange(shifts, device=device)
+        place = (start[:, None] + shift)[:, None, :, None] * self.window + (start[:, None] + shift)[None, :, None, :]
+        return (torch.arange(4, device=device).view(2, 2, 1, 1) * count + place).flatten()
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+class Windows:
+    """Squares of fine features at cells."""
+
+    def __init__(self, fine: Tensor, cells: Tensor, first: int, side: int) -> None:
+        """Say which.
+
+        Args:
+            fine: (B, Cf, H, W).
+            cells: (B, N), row-major in grids of H / 4 x W / 4.
+            first: from a cell's top-left fine feature to the window's, along both axes; negative for windows that
+                begin before it.
+            side: of the windows.
+        """
+        self._places, self._corner, self._width = _table(fine, cells, first, side)
+        self._side = side
+
+    def cut(self, start: int, count: int) -> Tensor:
+        """(count, side side, Cf) some of the B N windows, zero outside of the image; fewer where there are no more."""
+        (places, channels), width = self._places.shape, self._width
+        side, corner = self._side, self._corner[start : start + count]
+        reach = torch.arange(side, device=corner.device)
+        if self._places.requires_grad:
+            place = (corner[:, None, None] + reach[:, None] * width + reach).flatten()
+            return self._places.index_select(0, place).view(-1, side * side, channels)
+        # A window's row is one piece of memory: rows of overlapping views of it are copied as wholes.
+        pieces = self._places.as_strided((places - side + 1, side * channels), (channels, 1))
+        rows = pieces.index_select(0, (corner[:, None] + reach * width).flatten())
+        return rows.view(-1, side * side, channels)
+
+
+def _table(fine: Tensor, cells: Tensor, first: int, side: int) -> tuple[Tensor, Tensor, int]:
+    """Fine features one after the other, and where in them the windows begin.
+
+    Args:
+        fine, cells, first, side: as of `Windows`.
+
+    Returns:
+        (P, Cf) the features; with zeros around the image where a window has some.
+        (B N,) int64 places of the windows' first features.
+        How many places further the next row is.
+    """
+    batch, channels, height, width = fine.shape
+    row = cells // (width // _CELL) * _CELL + first
+    column = cells % (width // _CELL) * _CELL + first
+    rim = max(0, -first, first + side - _CELL)
+    # Zeros around it all take a copy of it all: where it costs little to ask, only where a window has some.
+    if rim and fine.device.type == "cpu" and cells.numel():
+        lowest = min(int(row.min()), int(column.min()))
+        rim = 0 if lowest >= 0 and row.max() + side <= height and column.max() + side <= width else rim
+    places = (functional.pad(fine, (rim,) * 4) if rim else fine).permute(0, 2, 3, 1).contiguous()
+    height, width = places.shape[1:3]
+    image = torch.arange(batch, device=cells.device)[:, None] * (height * width)
+    return places.view(-1, channels), (image + (row + rim) * width + (column + rim)).flatten(), width

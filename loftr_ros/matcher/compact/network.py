@@ -1,0 +1,185 @@
+"""`compact`, our own small network for streams: regions of 16 px, then cells of 8 px, then pixels.
+
+LoFTR's way from coarse to fine in three steps, made for two CPU cores: attention and dual-softmax work on regions, of
+which there are a quarter as many as cells (1,200 at 640x480), and everything after that is local.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.coarse import Candidates, confidence_matrix, dual_softmax, most_confident
+from loftr_ros.matcher.compact.backbone import REGION_CELLS, REGION_PIXELS, CompactBackbone, padded
+from loftr_ros.matcher.compact.cells import CellMatcher
+from loftr_ros.matcher.compact.fine import CompactFine
+from loftr_ros.matcher.compact.local_affine import local_affine
+from loftr_ros.matcher.compact.region_transformer import RegionTransformer
+from loftr_ros.matcher.config import CompactConfig
+from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.streaming import StreamingNetwork
+
+Grid = tuple[int, int]
+
+
+class Compact(StreamingNetwork):
+    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it."""
+
+    config: CompactConfig
+
+    def __init__(self, config: CompactConfig) -> None:
+        """Random weights."""
+        super().__init__()
+        self.config = config
+        self.backbone = CompactBackbone(config.backbone)
+        self.transformer = RegionTransformer(config.backbone.region_dim, config.transformer)
+        self.cell_matcher = CellMatcher(config.backbone.region_dim, config.backbone.cell_dim, config.coarse.temperature)
+        self.fine = CompactFine(config.fine, config.backbone.fine_dim)
+
+    @property
+    def first_weight(self) -> Tensor:
+        """See `StreamingNetwork.first_weight`."""
+        return self.backbone.first_weight
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> Compact:
+        """Make the loaded network ready to infer: batch norms folded, channels last, on its device.
+
+        What compares cells and fine features stays in fp32: it is a hundredth of the work.
+        """
+        self.eval().requires_grad_(False)
+        self.backbone.fold_batch_norm()
+        self.first_weight.div_(255)  # see `gray_levels`
+        biases = biases_of(self.backbone)
+        if dtype != torch.float32:
+            round_weights(self.backbone, dtype)
+        self.to(device=device)
+        self.backbone.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.transformer.to(dtype=dtype)
+        use_onednn(self.backbone, biases)
+        lay_out_products(self)
+        return self
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
+        """Everything about one image that does not depend on another: backbone, first self layer.
+
+        Args:
+            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
+                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
+                ignored pixel at either end.
+
+        Raises:
+            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
+        """
+        usable, cells = self.taking_part(image, usable)
+        height, width = image.shape
+        grid = (-(-height // REGION_PIXELS) * REGION_CELLS, -(-width // REGION_PIXELS) * REGION_CELLS)
+        if cells is not None:
+            rows, columns = -(-height // self.cell_size), -(-width // self.cell_size)
+            cells = cells.view(1, rows, columns)
+            cells = functional.pad(cells, (0, grid[1] - columns, 0, grid[0] - rows)).flatten(1)
+        pixels = padded(self.gray_levels(image))
+        made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        tokens = made.regions.flatten(2).transpose(1, 2).contiguous()
+        tokens = self.transformer.encode(tokens, regions_of(grid), region_mask(cells, grid))
+        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, cells=made.cells)
+
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        """Nothing was put off."""
+        return features
+
+    @torch.inference_mode()
+    def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
+        """The whole confidence matrix of the regions of one pair, (L, S) fp32: for pictures and tests."""
+        tokens0, tokens1, mask0, mask1 = self._attend([features0], features1)
+        return confidence_matrix(tokens0, tokens1, self.config.coarse.temperature, mask0, mask1)[0]
+
+    def _attend(
+        self, keyframes: Sequence[ImageFeatures], current: ImageFeatures
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Regions of both images after the transformer, and which of them take part."""
+        batch, grid0, grid1 = len(keyframes), keyframes[0].grid, current.grid
+        tokens0 = keyframes[0].tokens if batch == 1 else torch.cat([keyframe.tokens for keyframe in keyframes])
+        tokens1 = current.tokens.expand(batch, -1, -1)
+        mask0 = None
+        if any(keyframe.usable is not None for keyframe in keyframes):
+            parts = [region_mask(keyframe.usable, grid0) for keyframe in keyframes]
+            all_of_them = tokens0.new_ones(tokens0.shape[:2], dtype=torch.bool)[:1]
+            mask0 = torch.cat([all_of_them if part is None else part for part in parts])
+        mask1 = region_mask(current.usable, grid1)
+        mask1 = None if mask1 is None else mask1.expand(batch, -1)
+        tokens0, tokens1 = self.transformer(tokens0, tokens1, regions_of(grid0), regions_of(grid1), mask0, mask1)
+        return tokens0, tokens1, mask0, mask1
+
+    def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """See `StreamingNetwork.match_batch`."""
+        found = self.matched_cells(keyframes, current)
+        return [self._matches(keyframe, current, cells) for keyframe, cells in zip(keyframes, found, strict=True)]
+
+    @torch.inference_mode()
+    def matched_cells(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Candidates]:
+        """The matches of the coarse stages, of each keyframe: which cells belong together."""
+        coarse = self.config.coarse
+        tokens0, tokens1, mask0, mask1 = self._attend(keyframes, current)
+        found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, attended0=mask0, attended1=mask1)
+        counts = torch.bincount(found.pair, minlength=len(keyframes)).tolist()
+        regions = zip(*(part.split(counts) for part in (found.cell0, found.cell1, found.confidence)), strict=True)
+        allowed1 = allowed_cells(self.config, current)[0]
+        return [
+            self._cells_of(keyframe, current, allowed1, attended0, attended1, Candidates(*matched))
+            for keyframe, attended0, attended1, matched in zip(
+                keyframes, tokens0.split(1), tokens1.split(1), regions, strict=True
+            )
+        ]
+
+    def _cells_of(
+        self,
+        keyframe: ImageFeatures,
+        current: ImageFeatures,
+        allowed1: Tensor,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        regions: Candidates,
+    ) -> Candidates:
+        """The cells of one pair from its regions."""
+        assert keyframe.cells is not None and current.cells is not None
+        coarse = self.config.coarse
+        cells = self.cell_matcher(
+            self.cell_matcher.vectors(keyframe.cells, tokens0)[0],
+            self.cell_matcher.vectors(current.cells, tokens1)[0],
+            keyframe.grid,
+            current.grid,
+            regions,
+            coarse.threshold,
+        )
+        allowed = allowed_cells(self.config, keyframe)[0][cells.row] & allowed1[cells.column]
+        return most_confident(Candidates(*(part[allowed] for part in cells)), coarse.max_matches)
+
+    def _matches(self, keyframe: ImageFeatures, current: ImageFeatures, cells: Candidates) -> Matches:
+        """The matches of one pair in pixels, on the CPU."""
+        assert keyframe.fine is not None and current.fine is not None
+        matched = cells.row[None], cells.column[None]
+        fine = self.fine(keyframe.fine, current.fine, *matched, local_affine(*matched, keyframe.grid, current.grid))
+        points0 = points_of_cells(self.config, cells.row, keyframe.grid[1])
+        points1 = points_of_cells(self.config, cells.column, current.grid[1]) + fine.offset
+        matches = Matches(cells.row, points0, points1, cells.value, self.fine.std(fine.scale))
+        matches = without_ignored(matches, keyframe, current)
+        return Matches(*(tensor.cpu() for tensor in vars(matches).values()))
+
+
+def regions_of(grid: Grid) -> Grid:
+    """A grid of cells as one of regions."""
+    return grid[0] // REGION_CELLS, grid[1] // REGION_CELLS
+
+
+def region_mask(cells: Tensor | None, grid: Grid) -> Tensor | None:
+    """(1, L) bool of cells -> (1, L / 4) of regions: whether any of its cells takes part."""
+    if cells is None:
+        return None
+    return functional.max_pool2d(cells.view(1, 1, *grid).float(), REGION_CELLS).flatten(1) > 0

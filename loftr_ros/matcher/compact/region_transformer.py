@@ -1,0 +1,186 @@
+"""Attention between the regions of two images: softmax over keys and values pooled two by two.
+
+Positions enter as rotations of queries and keys (RoFormer, arXiv 2104.09864) and only within an image, so attention
+knows how far apart two regions are and nothing else: it works at image sizes that training never saw. The logits grow
+with the logarithm of the number of keys, without which a softmax over more keys than in training is flatter.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loftr_ros.matcher.config import RegionTransformerConfig
+from loftr_ros.matcher.loftr.attention import softmax_attention
+
+# Keys over which logits are scaled as in the Transformer.
+_KEYS = 64
+# Wavelengths of the rotations in regions, from the shortest on in powers of the ratio.
+_LONGEST = 100.0
+# Gain of a layer's update at first: training starts from the backbone's features alone.
+_FIRST_GAIN = 0.2
+
+Grid = tuple[int, int]
+
+
+class RegionLayer(nn.Module):
+    """One layer: attention, and a perceptron that merges its message into each region (paper, section 3.2)."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(channels, channels, bias=False)
+        self.kv_proj = nn.Linear(channels, 2 * channels, bias=False)
+        self.merge = nn.Linear(channels, channels, bias=False)
+        self.norm1 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * channels, 2 * channels, bias=False), nn.ReLU(), nn.Linear(2 * channels, channels, bias=False)
+        )
+        self.norm2 = nn.LayerNorm(channels)
+        nn.init.constant_(self.norm2.weight, _FIRST_GAIN)
+
+    def forward(
+        self, x: Tensor, grid: Grid, source: Tensor, source_grid: Grid, mask: Tensor | None, *, rotate: bool
+    ) -> Tensor:
+        """Let regions attend to others.
+
+        Args:
+            x: (B, L, C) regions of a grid of (rows, columns).
+            grid: of x.
+            source: (B, S, C) what is attended to.
+            source_grid: of the source.
+            mask: (B, S) bool, false for what must not be attended to; or None.
+            rotate: whether positions count: within an image.
+        """
+        query = self._heads(self.q_proj(x))
+        pooled, pooled_grid = pool(source, source_grid)
+        key, value = (self._heads(part) for part in self.kv_proj(pooled).chunk(2, dim=2))
+        if rotate:
+            query = rotated(query, grid, 1)
+            key = rotated(key, pooled_grid, 2)
+        scale = attention_scale(key.shape[2], key.shape[3])
+        attended = None if mask is None else pool_mask(mask, source_grid)[:, None, None]
+        if query.requires_grad and query.device.type == "cpu":
+            # The fused kernel takes twice as long, there and back.
+            logits = (query * scale) @ key.transpose(2, 3)
+            logits = logits if attended is None else logits.masked_fill(~attended, -math.inf)
+            message = logits.softmax(dim=3) @ value
+        else:
+            message = softmax_attention(query, key, value, attended, scale)
+        message = self.norm1(self.merge(message.transpose(1, 2).reshape(x.shape)))
+        update: Tensor = self.norm2(self.mlp(torch.cat([x, message.to(x.dtype)], dim=2)))
+        return x + update
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, L, C) -> (B, heads, L, C / heads), a view."""
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class RegionTransformer(nn.Module):
+    """The stack of layers, split where a second image first comes in."""
+
+    def __init__(self, channels: int, config: RegionTransformerConfig) -> None:
+        super().__init__()
+        self.kinds = config.layers
+        self.num_leading_self = config.layers.index("cross") if "cross" in config.layers else len(config.layers)
+        self.layers = nn.ModuleList(RegionLayer(channels, config.num_heads) for _ in config.layers)
+
+    def encode(self, tokens: Tensor, grid: Grid, mask: Tensor | None = None) -> Tensor:
+        """The leading self layers, on one image: (B, L, C) -> (B, L, C)."""
+        for layer in self.layers[: self.num_leading_self]:
+            tokens = layer(tokens, grid, tokens, grid, mask, rotate=True)
+        return tokens
+
+    def forward(
+        self,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        grid0: Grid,
+        grid1: Grid,
+        mask0: Tensor | None = None,
+        mask1: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The layers from the first cross layer on. Both images attend to what the other was before the layer.
+
+        Args:
+            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them.
+            grid0, grid1: (rows, columns) of the regions.
+            mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to; or None.
+        """
+        if grid0 == grid1 and mask0 is None and mask1 is None:
+            return self._together(tokens0, tokens1, grid0)
+        for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
+            if kind == "self":
+                tokens0 = layer(tokens0, grid0, tokens0, grid0, mask0, rotate=True)
+                tokens1 = layer(tokens1, grid1, tokens1, grid1, mask1, rotate=True)
+            else:
+                tokens0, tokens1 = (
+                    layer(tokens0, grid0, tokens1, grid1, mask1, rotate=False),
+                    layer(tokens1, grid1, tokens0, grid0, mask0, rotate=False),
+                )
+        return tokens0, tokens1
+
+    def _together(self, tokens0: Tensor, tokens1: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Both images of every pair in one batch: products of twice as many rows."""
+        pairs = len(tokens0)
+        tokens = torch.cat([tokens0, tokens1])
+        for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
+            source = tokens if kind == "self" else tokens.roll(pairs, dims=0)
+            tokens = layer(tokens, grid, source, grid, None, rotate=kind == "self")
+        return tokens[:pairs], tokens[pairs:]
+
+
+def attention_scale(keys: int, channels: int) -> float:
+    """What the products of queries and keys, so many of them and so wide, are multiplied by before the softmax."""
+    return math.log(max(keys, 2)) / math.log(_KEYS) / math.sqrt(channels)
+
+
+def pool(tokens: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+    """Means of two by two regions: (B, L, C) -> (B, L / 4, C) and their grid; at odd sides of what is there."""
+    maps = tokens.transpose(1, 2).unflatten(2, grid)
+    pooled = functional.avg_pool2d(maps, 2, ceil_mode=True)
+    return pooled.flatten(2).transpose(1, 2), (pooled.shape[2], pooled.shape[3])
+
+
+def pool_mask(mask: Tensor, grid: Grid) -> Tensor:
+    """(B, L) bool -> (B, L / 4): whether at least one of the pooled regions takes part; where none does at all, all."""
+    pooled = functional.max_pool2d(mask.float().unflatten(1, grid)[:, None], 2, ceil_mode=True).flatten(1) > 0
+    return pooled | ~pooled.any(dim=1, keepdim=True)  # a softmax over nothing is not a number
+
+
+def rotated(tokens: Tensor, grid: Grid, spacing: int) -> Tensor:
+    """(B, heads, L, D) rotated by their places on a grid: half of the channels by the column, half by the row.
+
+    Args:
+        tokens: D a multiple of 4.
+        grid: (rows, columns), L of them.
+        spacing: between two, in regions.
+    """
+    cosine, sine = _rotations(grid, spacing, tokens.shape[3], tokens.device, tokens.dtype)
+    first, second = tokens.chunk(2, dim=3)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+
+
+@lru_cache(maxsize=32)
+def _rotations(
+    grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(L, D / 2) cosines and sines."""
+    with torch.inference_mode(False):  # training takes the same ones
+        return _make_rotations(grid, spacing, channels, device, dtype)
+
+
+def _make_rotations(
+    grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    count = channels // 4
+    wavelength = 4 * (_LONGEST / 4) ** (torch.arange(count) / max(count - 1, 1))
+    row, column = (torch.arange(side) * spacing + (spacing - 1) / 2 for side in grid)
+    angle_row = (row[:, None] * (2 * math.pi / wavelength))[:, None].expand(-1, grid[1], -1)
+    angle_column = (column[:, None] * (2 * math.pi / wavelength))[None].expand(grid[0], -1, -1)
+    angle = torch.cat([angle_column, angle_row], dim=2).flatten(0, 1)
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)

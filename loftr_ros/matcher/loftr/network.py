@@ -1,0 +1,204 @@
+"""LoFTR for streams: `encode` an image once, `match` it against many (paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
+from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.convolutions import biases_of, round_weights, use_onednn
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.loftr.backbone import Backbone
+from loftr_ros.matcher.loftr.fine import FineMatcher, FinePreprocess, FineTransformer
+from loftr_ros.matcher.loftr.position import position_encoding
+from loftr_ros.matcher.loftr.transformer import LocalFeatureTransformer
+from loftr_ros.matcher.loftr.transport import assignment_matrix, optimal_transport
+from loftr_ros.matcher.streaming import StreamingNetwork
+
+
+class LoFTR(StreamingNetwork):
+    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+
+    Names of its parts are those of the published checkpoints.
+    """
+
+    config: LoFTRConfig
+
+    def __init__(self, config: LoFTRConfig) -> None:
+        """Random weights.
+
+        Raises:
+            ValueError: a fine stage on cells' centres, which are no fine cells.
+        """
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.loftr_coarse = LocalFeatureTransformer(config.backbone.coarse_dim, config.transformer)
+        if config.coarse.method == "optimal_transport":
+            self.coarse_matching = _OptimalTransport()
+        self._fine: FineMatcher | None = None
+        if config.fine is not None:
+            if config.coarse.point != "corner":
+                raise ValueError(f"network '{config.name}': the fine stage's windows stand on the cells' corners")
+            fine_dim = config.backbone.fine_dim
+            self.fine_preprocess = FinePreprocess(config.backbone.coarse_dim, fine_dim)
+            self.loftr_fine = FineTransformer(fine_dim, config.fine.transformer)
+            ratio = config.backbone.stride // config.backbone.fine_stride
+            self._fine = FineMatcher(config.fine, ratio, self.backbone, self.fine_preprocess, self.loftr_fine)
+        self._position = lru_cache(maxsize=4)(self._make_position)
+
+    @property
+    def first_weight(self) -> Tensor:
+        """See `StreamingNetwork.first_weight`."""
+        return self.backbone.conv1.weight
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> LoFTR:
+        """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
+        self.eval().requires_grad_(False)
+        self.backbone.fold_batch_norm()
+        # See `gray_levels`.
+        self.backbone.conv1.weight /= 255
+        biases, projection = biases_of(self.backbone), self.backbone.projection.weight.clone()
+        if dtype != torch.float32:
+            round_weights(self.backbone, dtype)
+        self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
+        use_onednn(self.backbone, biases)
+        return self
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
+        """Everything about one image that does not depend on another: backbone, position, first self layers.
+
+        Args:
+            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
+                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
+                ignored pixel at either end.
+
+        Returns:
+            The features, on the network's device.
+
+        Raises:
+            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
+        """
+        usable, cells = self.taking_part(image, usable)
+        height, width = image.shape
+        pixels = self.gray_levels(image)
+        coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        grid = (coarse.shape[2], coarse.shape[3])
+        tokens = (coarse + self._position(*grid)).flatten(2).transpose(1, 2).contiguous()
+        tokens = self.loftr_coarse.encode(tokens, cells).to(self.dtype)
+        return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
+
+    @torch.inference_mode()
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        """Smooth the fine features as a whole, for an image that many others will be matched with."""
+        if features.unsmoothed is None or features.fine is not None:
+            return features
+        return replace(features, fine=self.backbone.smooth(features.unsmoothed), unsmoothed=None)
+
+    @torch.inference_mode()
+    def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
+        """The whole confidence matrix of one pair, (L, S) fp32: for pictures and tests, not for streams.
+
+        Of optimal transport it is the plan without its dustbins.
+        """
+        attended = features0.usable, features1.usable
+        tokens0, tokens1 = self.loftr_coarse(features0.tokens.float(), features1.tokens.float(), *attended)
+        coarse = self.config.coarse
+        if coarse.method == "dual_softmax":
+            return confidence_matrix(tokens0, tokens1, coarse.temperature, *attended)[0]
+        bin_score = self.coarse_matching.bin_score
+        return assignment_matrix(tokens0, tokens1, bin_score, coarse.sinkhorn_iterations, *attended)[0, :-1, :-1]
+
+    def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """See `StreamingNetwork.match_batch`."""
+        batch = len(keyframes)
+        tokens0 = torch.cat([keyframe.tokens for keyframe in keyframes])
+        usable0 = None
+        if any(keyframe.usable is not None for keyframe in keyframes):
+            usable0 = torch.cat([_all_usable(keyframe) for keyframe in keyframes])
+        tokens0, tokens1 = self.loftr_coarse(tokens0.float(), current.tokens.float(), usable0, current.usable)
+        tokens1 = tokens1.expand(batch, -1, -1)
+        found = self._match_coarse(tokens0, tokens1, keyframes, current, usable0)
+        counts = torch.bincount(found.pair, minlength=batch).tolist()
+        if self._fine is not None:
+            current = self._fine.smoothed(current, found.cell1)
+        parts = zip(
+            keyframes,
+            found.cell0.split(counts),
+            found.cell1.split(counts),
+            found.confidence.split(counts),
+            tokens0,
+            tokens1,
+            strict=True,
+        )
+        return [self._matches(keyframe, current, *part) for keyframe, *part in parts]
+
+    def _match_coarse(
+        self,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        keyframes: Sequence[ImageFeatures],
+        current: ImageFeatures,
+        usable0: Tensor | None,
+    ) -> CoarseMatches:
+        coarse, batch = self.config.coarse, len(keyframes)
+        allowed0 = torch.cat([allowed_cells(self.config, keyframe) for keyframe in keyframes])
+        allowed1 = allowed_cells(self.config, current).expand(batch, -1)
+        usable1 = None if current.usable is None else current.usable.expand(batch, -1)
+        masks = (allowed0, allowed1, usable0, usable1)
+        if coarse.method == "dual_softmax":
+            return dual_softmax(
+                tokens0, tokens1, coarse.temperature, coarse.threshold, *masks, max_matches=coarse.max_matches
+            )
+        bin_score, iterations = self.coarse_matching.bin_score, coarse.sinkhorn_iterations
+        return optimal_transport(
+            tokens0, tokens1, bin_score, iterations, coarse.threshold, *masks, max_matches=coarse.max_matches
+        )
+
+    def _matches(
+        self,
+        keyframe: ImageFeatures,
+        current: ImageFeatures,
+        cell0: Tensor,
+        cell1: Tensor,
+        confidence: Tensor,
+        tokens0: Tensor,
+        tokens1: Tensor,
+    ) -> Matches:
+        """The matches of one pair, brought to sub-pixel and to the CPU; those that touch an ignored pixel left out."""
+        points0 = points_of_cells(self.config, cell0, keyframe.grid[1])
+        points1 = points_of_cells(self.config, cell1, current.grid[1])
+        std = torch.full_like(confidence, torch.nan)
+        if self._fine is not None and len(cell0):
+            fine = self._fine(keyframe, current, cell0, cell1, tokens0, tokens1)
+            points1 = points1 + fine.offset * self.config.backbone.fine_stride
+            std = fine.std * self.config.backbone.fine_stride
+        matches = without_ignored(Matches(cell0, points0, points1, confidence, std), keyframe, current)
+        return Matches(*(tensor.cpu() for tensor in vars(matches).values()))
+
+    def _make_position(self, rows: int, columns: int) -> Tensor:
+        encoding = position_encoding(self.config.backbone.coarse_dim, rows, columns, self.config.position_slip)
+        return encoding.to(self.device)[None]
+
+
+class _OptimalTransport(nn.Module):
+    """Holds the score of the dustbins under the published checkpoints' name, coarse_matching.bin_score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bin_score = nn.Parameter(torch.tensor(1.0))
+
+
+def _all_usable(features: ImageFeatures) -> Tensor:
+    if features.usable is not None:
+        return features.usable
+    return torch.ones(features.tokens.shape[:2], dtype=torch.bool, device=features.tokens.device)

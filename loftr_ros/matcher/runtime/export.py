@@ -1,0 +1,182 @@
+"""Writes a network as ONNX: `encode.onnx`, `match.onnx`, and `model.json`, which says what they are."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loftr_ros.matcher.build import Network
+from loftr_ros.matcher.compact.network import Compact
+from loftr_ros.matcher.efficient.network import EfficientLoFTR
+from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.precision import precision_name
+from loftr_ros.matcher.runtime.compact_graph import CompactEncodeGraph, CompactMatchGraph
+from loftr_ros.matcher.runtime.efficient_graph import EfficientEncodeGraph, EfficientMatchGraph
+from loftr_ros.matcher.runtime.export_check import DisagreementError, check_export
+from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
+from loftr_ros.matcher.runtime.loftr_graph import EncodeGraph, MatchGraph
+
+# 17 has LayerNorm whole. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
+OPSETS = range(16, 21)
+DEFAULT_OPSET = 17
+# From which on there is a scatter that keeps the largest.
+COMPACT_OPSET = 18
+
+_MATCH_OUTPUTS = ("cell0", "cell1", "points0", "points1", "confidence", "std")
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported; the message says why."""
+
+
+def export_network(
+    network: Network, folder: Path, width: int, height: int, *, weights: str, opset: int = 0
+) -> Exported:
+    """Write a network for images of one size.
+
+    Args:
+        network: prepared, in float32 or float16, on the CPU or a GPU.
+        folder: made if it is not there. What is written is checked first, and there whole or not at all: model.json
+            comes last. An export that was there before stays where this one fails.
+        width, height: of the images, in pixels; at least one cell each.
+        weights: where the weights are from, for people.
+        opset: version of ONNX's operators; 0 for the least that the network needs, but for DEFAULT_OPSET.
+
+    Returns:
+        What model.json says.
+
+    Raises:
+        ExportError: the size, precision or opset is not to be had; torch cannot compute the precision here, or fails
+            at the export; the package onnx or onnxruntime is missing; the graphs are not valid, or do not find what the
+            network finds (see `check_export`); the folder cannot be written.
+    """
+    cell = network.cell_size
+    if min(width, height) < cell:
+        raise ExportError(f"images of {width}x{height}: expected sides of at least a cell, {cell} px")
+    if network.dtype not in (torch.float32, torch.float16):
+        raise ExportError(f"precision {precision_name(network.dtype)} is not exported; float32 and float16 are")
+    least = COMPACT_OPSET if isinstance(network, Compact) else OPSETS[0]
+    opset = opset or max(least, DEFAULT_OPSET)
+    if not least <= opset <= OPSETS[-1]:
+        raise ExportError(f"opset {opset} is not written; expected {least} to {OPSETS[-1]}")
+    exported = Exported(
+        config=network.config,
+        width=width,
+        height=height,
+        precision=precision_name(network.dtype),
+        opset=opset,
+        weights=weights,
+        loftr_ros_version=importlib.metadata.version("loftr_ros"),
+        torch_version=torch.__version__,
+        fingerprint=network.fingerprint,
+    )
+    for package, what in (("onnx", "torch writes ONNX with"), ("onnxruntime", "an export is checked by")):
+        if importlib.util.find_spec(package) is None:
+            raise ExportError(f"{what} the package {package}, which is not installed; pip install {package}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _export_graphs(network, folder, exported)
+        check_export(network, exported, *(_part(folder / name) for name in (ENCODE_FILE, MATCH_FILE)))
+        write_model(exported, _part(folder / MODEL_FILE))
+        (folder / MODEL_FILE).unlink(missing_ok=True)
+        for name in (ENCODE_FILE, MATCH_FILE, MODEL_FILE):
+            _part(folder / name).replace(folder / name)
+    except DisagreementError as error:
+        raise ExportError(
+            f"{network.config.name} in {exported.precision} for {width}x{height}, opset {opset}, by torch "
+            f"{torch.__version__}: {error}. Nothing was written; try another opset, precision or torch"
+        ) from error
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}") from error
+    finally:
+        for name in (MODEL_FILE, ENCODE_FILE, MATCH_FILE):
+            with suppress(OSError):
+                _part(folder / name).unlink(missing_ok=True)
+    return exported
+
+
+@torch.no_grad()
+def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
+    grid, device = exported.grid, network.device
+    encode, match = _graphs(network, grid)
+    image = torch.rand(1, 1, exported.height, exported.width, device=device)
+    usable = torch.ones(1, grid[0] * grid[1], dtype=torch.bool, device=device)
+    outputs = list(exported.encoded)
+    try:  # also makes the constants that networks keep, before the exporter would take them for something computed
+        features = dict(zip(outputs, encode(image, usable), strict=True))
+    except RuntimeError as error:
+        raise _not_exported(encode, error) from error
+    _export(encode, (image, usable), _part(folder / ENCODE_FILE), ["image", "usable"], outputs, (), exported.opset)
+    # A tensor each: what is given twice would become one input.
+    inputs = {}
+    for name in ("tokens", "usable", "allowed", *outputs[1:]):
+        for i in (0, 1):
+            inputs[f"{name}{i}"] = features.get(name, usable).clone()
+    examples = tuple(inputs.values())
+    try:
+        match(*examples)
+    except RuntimeError as error:
+        raise _not_exported(match, error) from error
+    part = _part(folder / MATCH_FILE)
+    _export(match, examples, part, list(inputs), _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
+
+
+def _graphs(network: Network, grid: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
+    """What encodes and what matches, for images of so many (rows, columns) of cells."""
+    if isinstance(network, LoFTR):
+        return EncodeGraph(network, grid), MatchGraph(network, grid)
+    if isinstance(network, EfficientLoFTR):
+        return EfficientEncodeGraph(network, grid), EfficientMatchGraph(network, grid)
+    return CompactEncodeGraph(network, grid), CompactMatchGraph(network, grid)
+
+
+def _export(
+    graph: nn.Module,
+    examples: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    by_match: Sequence[str],
+    opset: int,
+) -> None:
+    """Write one graph; the outputs `by_match` have a row for each match, of which there are any number."""
+    options: dict[str, Any] = {
+        "input_names": list(inputs),
+        "output_names": list(outputs),
+        "dynamic_axes": {name: {0: "matches"} for name in by_match},
+        "opset_version": opset,
+    }
+    # The TorchScript-based exporter is in every torch from 2.2 on and needs no other package. Before 2.5 it was the
+    # only one and had no name.
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        options["dynamo"] = False
+    try:
+        with warnings.catch_warnings():
+            # That shapes become constants is what is wanted here; that this exporter is the older one is known.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(graph.eval(), examples, str(path), **options)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _not_exported(graph, error) from error
+
+
+def _not_exported(graph: nn.Module, error: Exception) -> ExportError:
+    """What torch says, in a line, and what to do where half precision is the cause."""
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    advice = ""
+    if "Half" in first_line:
+        advice = "; this torch does not compute float16 on the CPU: export on a GPU, by a newer torch, or as float32"
+    return ExportError(f"{type(graph).__name__} cannot be exported by torch {torch.__version__}: {first_line}{advice}")
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,0 +1,144 @@
+"""What `loftr_ros export` writes beside its graphs: model.json, which says what they are. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loftr_ros.matcher.checkpoints.recognition import WeightsError, config_from_metadata, metadata_of_config
+from loftr_ros.matcher.config import CompactConfig, EfficientConfig, NetworkConfig
+
+MODEL_FILE, ENCODE_FILE, MATCH_FILE = "model.json", "encode.onnx", "match.onnx"
+FORMAT = "loftr_ros-onnx"
+FORMAT_VERSION = 1
+
+# Of the fine features of `compact`, in pixels.
+_COMPACT_FINE_STRIDE = 2
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network.
+
+    Attributes:
+        config: the network; its coarse threshold and max_matches are those in the graphs.
+        width, height: of the images that it takes, in pixels.
+        precision: of its features, `float32` or `float16`.
+        opset: of ONNX's operators.
+        weights: where the weights are from, for people.
+        loftr_ros_version, torch_version: that wrote it.
+        fingerprint: the network's, see `Matcher.fingerprint`; empty in files from before there was one.
+    """
+
+    config: NetworkConfig
+    width: int
+    height: int
+    precision: str
+    opset: int
+    weights: str
+    loftr_ros_version: str
+    torch_version: str
+    fingerprint: str = ""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells, those that fill up the last regions included."""
+        stride = self.config.coarse_stride
+        cells = stride // self.config.backbone.stride
+        return -(-self.height // stride) * cells, -(-self.width // stride) * cells
+
+    @property
+    def encoded(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `encode` gives; maps have their channels last."""
+        config, (rows, columns) = self.config, self.grid
+        if isinstance(config, CompactConfig):
+            side = config.backbone.stride // _COMPACT_FINE_STRIDE
+            regions = rows * columns // (config.coarse_stride // config.backbone.stride) ** 2
+            return {
+                "tokens": (1, regions, config.backbone.region_dim),
+                "fine": (1, rows * side, columns * side, config.backbone.fine_dim),
+                "cells": (1, rows, columns, config.backbone.cell_dim),
+            }
+        shapes: dict[str, tuple[int, ...]] = {"tokens": (1, rows * columns, config.backbone.coarse_dim)}
+        if isinstance(config, EfficientConfig):
+            for name, stride, channels in (
+                ("fine", 2, config.backbone.fine_dim),
+                ("middle", 4, config.backbone.middle_dim),
+            ):
+                shapes[name] = (1, -(-self.height // stride), -(-self.width // stride), channels)
+            return shapes
+        if config.fine is not None:
+            stride = config.backbone.fine_stride
+            shapes["fine"] = (1, -(-self.height // stride), -(-self.width // stride), config.backbone.fine_dim)
+        return shapes
+
+    @property
+    def command(self) -> str:
+        """What exports the like of it, but for the weights."""
+        return f"loftr_ros export --network {self.config.name} --width {self.width} --height {self.height}"
+
+
+def write_model(exported: Exported, path: Path) -> None:
+    """Write model.json."""
+    content = asdict(exported)
+    del content["config"]
+    network = metadata_of_config(exported.config, exported.weights)
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": {
+            "config_version": network["format_version"],
+            "family": network["family"],
+            "config": json.loads(network["config"]),
+        },
+        **content,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_model(folder: Path) -> Exported:
+    """Read model.json of a folder.
+
+    Raises:
+        WeightsError: the folder or a file of it is missing; model.json is damaged, or of another format or version.
+    """
+    again = "export again: loftr_ros export --output FOLDER"
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; this backend takes the folder that `loftr_ros export` wrote")
+    missing = [name for name in (MODEL_FILE, ENCODE_FILE, MATCH_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise WeightsError(f"{folder} lacks {', '.join(missing)}; {again}")
+    path = folder / MODEL_FILE
+    try:
+        content: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({error}); {again}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise WeightsError(f"{path} is of format {found!r}, not '{FORMAT}'; {again}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} is of version {content.get('format_version')!r}; this loftr_ros reads version {FORMAT_VERSION}; "
+            f"{again}"
+        )
+    try:
+        network = content["network"]
+        metadata = {"format_version": network["config_version"], "config": json.dumps(network["config"])}
+        if "family" in network:  # files from before there were two say nothing
+            metadata["family"] = network["family"]
+        config = config_from_metadata(metadata)
+        return Exported(
+            config=config,
+            width=int(content["width"]),
+            height=int(content["height"]),
+            precision=str(content["precision"]),
+            opset=int(content["opset"]),
+            weights=str(content["weights"]),
+            loftr_ros_version=str(content["loftr_ros_version"]),
+            torch_version=str(content["torch_version"]),
+            fingerprint=str(content.get("fingerprint", "")),
+        )
+    except (KeyError, TypeError, ValueError, WeightsError) as error:
+        raise WeightsError(f"{path} is damaged ({error!r}); {again}") from error

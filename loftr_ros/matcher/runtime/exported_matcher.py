@@ -1,0 +1,239 @@
+"""An exported network behind the same contract as `LoFTR`, whatever runs its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, without_ignored
+from loftr_ros.matcher.checkpoints.recognition import WeightsError
+from loftr_ros.matcher.config import CoarseMatchingConfig
+from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.precision import PRECISIONS
+from loftr_ros.matcher.runtime.exported import Exported, read_model
+
+_ADJUSTABLE = ("threshold", "border", "max_matches")
+
+
+class Session(Protocol):
+    """A graph that a runtime has opened. Several threads may run it at a time."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[int | str]]:
+        """Its inputs' shapes."""
+
+    def run(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None, names: Sequence[str] = ()
+    ) -> list[Any]:
+        """Compute into the given `outputs`, or else what `names` says, of any shape, as numpy arrays on the CPU.
+
+        Inputs that the graph does not have are left out.
+        """
+
+
+def read_adjusted(folder: Path, coarse: Mapping[str, Any] | None) -> Exported:
+    """What model.json says, with replacements that can be made after the export.
+
+    Args:
+        folder: that `loftr_ros export` wrote.
+        coarse: replacements of `CoarseMatchingConfig`'s threshold and max_matches, which can only let fewer matches
+            pass than were exported, and border.
+
+    Raises:
+        WeightsError: a file is missing, damaged or of another version; `coarse` asks for what is not in the graph.
+        ValueError: `coarse` names anything else.
+    """
+    exported = read_model(folder)
+    adjusted = replace(exported.config, coarse=_replaced(exported.config.coarse, coarse or {}, exported))
+    return replace(exported, config=adjusted)
+
+
+class ExportedMatcher:
+    """An exported network: keeps the `Matcher` protocol for images of the exported size."""
+
+    def __init__(self, exported: Exported, encode: Session, match: Session, device: torch.device, backend: str) -> None:
+        """Put opened graphs together.
+
+        Args:
+            exported: what they are of.
+            encode, match: on `device`, where the features then are.
+            backend: whose sessions they are.
+
+        Raises:
+            WeightsError: they are not those that `exported` is of.
+        """
+        for session, name, expected in (
+            (encode, "image", [1, 1, exported.height, exported.width]),
+            (match, "tokens0", list(exported.encoded["tokens"])),
+        ):
+            if session.inputs.get(name) != expected:
+                raise WeightsError(
+                    f"{session.path} takes {name} of shape {session.inputs.get(name)}, where model.json says "
+                    f"{expected}: they are of different exports; export again: {exported.command}"
+                )
+        self.config, self.backend = exported.config, backend
+        self._exported, self._encode, self._match = exported, encode, match
+        self._device = device
+        self._dtype = PRECISIONS[exported.precision]
+        rows, columns = exported.grid
+        self._all_cells = torch.ones(1, rows * columns, dtype=torch.bool, device=device)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Matcher.fingerprint`; empty where the export does not say."""
+        return self._exported.fingerprint
+
+    @property
+    def has_fine_stage(self) -> bool:
+        """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
+        return self.config.fine is not None
+
+    @property
+    def cell_size(self) -> int:
+        """Side of a coarse cell, in pixels of the encoded image."""
+        return self.config.backbone.stride
+
+    @property
+    def cell_offset(self) -> float:
+        """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
+        return cell_offset(self.config)
+
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """(width, height) that the network was exported for."""
+        return self._exported.width, self._exported.height
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the features are kept in."""
+        return self._dtype
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
+        """As `LoFTR.encode`, of images of the exported size; the fine features come complete.
+
+        Raises:
+            ValueError: the image is not (H, W) or of another size than exported; the mask is not of its size.
+        """
+        width, height = self._exported.width, self._exported.height
+        if image.ndim != 2:
+            raise ValueError(f"image of shape {tuple(image.shape)}: expected (H, W)")
+        if tuple(image.shape) != (height, width):
+            found = replace(self._exported, width=image.shape[1], height=image.shape[0])
+            raise ValueError(
+                f"image of {found.width}x{found.height}, but the network was exported for {width}x{height}; "
+                f"give images of that size, or export again: {found.command}"
+            )
+        pixels = image.to(self._device)
+        pixels = pixels.float() / 255 if image.dtype == torch.uint8 else pixels.float()
+        usable = None if usable is None else usable.to(self._device, torch.bool)
+        taking_part = self._in_grid(cells_taking_part(image, usable, self.cell_size))
+        made = {
+            name: torch.empty(shape, dtype=self._dtype, device=self._device)
+            for name, shape in self._exported.encoded.items()
+        }
+        self._encode.run({"image": pixels[None, None], "usable": self._attended(taking_part)}, made)
+        maps = {name: tensor.permute(0, 3, 1, 2) for name, tensor in made.items() if tensor.ndim == 4}
+        return ImageFeatures(
+            made["tokens"],
+            maps.get("fine"),
+            self._exported.grid,
+            (width, height),
+            taking_part,
+            usable,
+            cells=maps.get("cells"),
+            middle=maps.get("middle"),
+        )
+
+    def complete(self, features: ImageFeatures) -> ImageFeatures:
+        """Nothing was put off."""
+        return features
+
+    @torch.inference_mode()
+    def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
+        """As `LoFTR.match`, one keyframe after the other.
+
+        Raises:
+            ValueError: features of images of another size than exported.
+        """
+        for features in (*keyframes, current):
+            if features.grid != self._exported.grid:
+                raise ValueError(
+                    f"features of {features.grid} cells, but the network was exported for {self._exported.grid}"
+                )
+        allowed = allowed_cells(self.config, current)
+        return [self._pair(keyframe, current, allowed) for keyframe in keyframes]
+
+    def _pair(self, keyframe: ImageFeatures, current: ImageFeatures, allowed: Tensor) -> Matches:
+        inputs = {
+            "usable0": self._attended(keyframe.usable),
+            "usable1": self._attended(current.usable),
+            "allowed0": allowed_cells(self.config, keyframe),
+            "allowed1": allowed,
+        }
+        for i, features in enumerate((keyframe, current)):
+            for name in self._exported.encoded:
+                tensor = getattr(features, name)
+                # The graph has channels last in shape, as they are in memory: no copy.
+                inputs[f"{name}{i}"] = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+        names = ("cell0", "points0", "points1", "confidence", "std")
+        found = Matches(*(torch.from_numpy(array) for array in self._match.run(inputs, names=names)))
+        return without_ignored(self._restricted(found), keyframe, current)
+
+    def _restricted(self, matches: Matches) -> Matches:
+        """What passes a threshold and cap that are stricter than the graph's."""
+        limit = self.config.coarse.max_matches
+        keep = (matches.confidence > self.config.coarse.threshold).nonzero()[:, 0]
+        if 0 < limit < len(keep):
+            keep = keep[matches.confidence[keep].topk(limit, sorted=False).indices].sort().values
+        if len(keep) == len(matches):
+            return matches
+        found = (matches.cell, matches.points0, matches.points1, matches.confidence, matches.std)
+        return Matches(*(tensor[keep] for tensor in found))
+
+    def _attended(self, cells: Tensor | None) -> Tensor:
+        return self._all_cells if cells is None else cells
+
+    def _in_grid(self, cells: Tensor | None) -> Tensor | None:
+        """(1, L) bool cells of the image as those of the grid, where cells that fill it up take no part."""
+        if cells is None:
+            return None
+        (rows, columns), cell = self._exported.grid, self.cell_size
+        there = -(-self._exported.height // cell), -(-self._exported.width // cell)
+        maps = cells.to(self._device).view(1, *there)
+        return functional.pad(maps, (0, columns - there[1], 0, rows - there[0])).flatten(1)
+
+
+def _replaced(coarse: CoarseMatchingConfig, wanted: Mapping[str, Any], exported: Exported) -> CoarseMatchingConfig:
+    """Coarse matching with replacements that can be made after the export."""
+    unknown = [name for name in wanted if name not in _ADJUSTABLE]
+    if unknown:
+        raise ValueError(f"coarse matching: {', '.join(unknown)} cannot be replaced; only {', '.join(_ADJUSTABLE)} can")
+    replaced = replace(coarse, **wanted)
+    if replaced.threshold < coarse.threshold:
+        raise WeightsError(
+            f"threshold {replaced.threshold:g} is below {coarse.threshold:g}, with which the network was exported: "
+            f"what is less confident is not in its output. Export again: {exported.command} --threshold "
+            f"{replaced.threshold:g}"
+        )
+    if coarse.max_matches and not 0 < replaced.max_matches <= coarse.max_matches:
+        raise WeightsError(
+            f"max_matches {replaced.max_matches or 'without a limit'} is more than {coarse.max_matches}, with which "
+            f"the network was exported. Export again: {exported.command} --max-matches {replaced.max_matches}"
+        )
+    return replaced

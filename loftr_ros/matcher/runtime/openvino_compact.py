@@ -1,0 +1,216 @@
+"""`compact` with its backbone and its attention run by OpenVINO, from the weights, without an export.
+
+These two are nearly all of its work, and have fixed shapes. What depends on the matches stays torch's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loftr_ros.matcher.compact.backbone import CompactBackbone, CompactFeatures
+from loftr_ros.matcher.compact.network import Compact
+from loftr_ros.matcher.compact.region_transformer import RegionTransformer
+from loftr_ros.matcher.convolutions import round_weights
+from loftr_ros.matcher.runtime.openvino_runtime import Graph, Runtime
+
+# Graphs that are kept, each for one size of images.
+_KEPT = 12
+
+Grid = tuple[int, int]
+
+_logger = logging.getLogger(__name__)
+
+
+def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Compact:
+    """The same network, run by OpenVINO.
+
+    A graph is built when images of a new size come: some seconds, which the warm-up spends.
+
+    Args:
+        network: prepared, in float32, on the CPU; given up.
+        precision: that OpenVINO computes in, and that features are kept in.
+        threads: 0 for as many as there are cores.
+
+    Raises:
+        DeviceError: OpenVINO is not installed, or does not compute the precision here.
+    """
+    graphs = _Graphs(Runtime(precision, threads))
+    if precision != torch.float32:
+        round_weights(network.backbone, precision)
+    network.backbone = _CompiledBackbone(network.backbone, graphs)  # type: ignore[assignment]
+    network.transformer = _CompiledTransformer(network.transformer, graphs)  # type: ignore[assignment]
+    return network
+
+
+def is_compiled(network: Compact) -> bool:
+    """Whether OpenVINO runs a network."""
+    return isinstance(network.backbone, _CompiledBackbone)
+
+
+class _Graphs:
+    """Graphs by what they are for, built when they are first asked for."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, Graph] = OrderedDict()
+
+    def get(self, name: Hashable, module: Callable[[], nn.Module], examples: tuple[Tensor, ...]) -> Graph:
+        """The graph of a module, for inputs of the examples' shapes."""
+        key = name, tuple(tuple(example.shape) for example in examples)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        # Without the lock: another thread's graphs are there, and its images do not wait for this one.
+        start = time.monotonic()
+        if name == "backbone":  # what an image of a new size asks for first; the others follow
+            height, width = examples[0].shape[-2:]
+            _logger.info("OpenVINO builds graphs for images of %dx%d px: they wait for some seconds", width, height)
+        graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
+        _logger.debug("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
+        with self._lock:
+            self._kept[key] = graph
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return graph
+
+
+def _converted(module: nn.Module, examples: tuple[Tensor, ...], kept: torch.dtype) -> Any:
+    """OpenVINO's model of a module. What is floating point goes in and comes out in the precision that is kept."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+
+    # Not by openvino.convert_model, which tells its maker of each use.
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that shapes become constants is what is wanted here
+        # As fp32, outside of inference: tracing is a thing of training's tensors.
+        plain = tuple(torch.zeros(e.shape, dtype=e.dtype if e.dtype == torch.bool else torch.float32) for e in examples)
+        module.eval()(*plain)  # makes the constants that networks keep
+        # The decoder would trace it by itself, and run it three times more to check.
+        traced = torch.jit.trace(module, plain, check_trace=False)
+        decoder = TorchScriptPythonDecoder(traced, example_input=plain)
+        front_end = FrontEndManager().load_by_framework("pytorch")
+        model = front_end.convert(front_end.load(decoder))
+    types = {torch.float32: openvino.Type.f32, torch.bfloat16: openvino.Type.bf16, torch.float16: openvino.Type.f16}
+    outer = types[kept]
+    model.reshape({i: list(example.shape) for i, example in enumerate(examples)})
+    shaped = openvino.preprocess.PrePostProcessor(model)
+    for i, example in enumerate(examples):
+        # Whole gray levels, masks and features: each as torch has it.
+        kind = openvino.Type.boolean if example.dtype == torch.bool else outer
+        shaped.input(i).tensor().set_element_type(kind)
+    for i in range(len(model.outputs)):
+        shaped.output(i).tensor().set_element_type(outer)
+    return shaped.build()
+
+
+class _CompiledBackbone(nn.Module):
+    """In `CompactBackbone`'s place."""
+
+    def __init__(self, backbone: CompactBackbone, graphs: _Graphs) -> None:
+        super().__init__()
+        self._module, self._graphs = _Maps(backbone), graphs
+        # Which says where, and in what, features are.
+        self.register_buffer("first_weight", torch.empty(0, dtype=graphs.runtime.precision), persistent=False)
+        dims = backbone.region_projection, backbone.cell_projection, backbone.fine_projection
+        self._channels = [layer.out_channels for layer in dims]
+
+    def forward(self, image: Tensor) -> CompactFeatures:
+        """(1, 1, H, W), sides multiples of 16."""
+        graph = self._graphs.get("backbone", lambda: self._module, (image,))
+        height, width = image.shape[2:]
+        made = [
+            torch.empty((1, height // stride, width // stride, channels), dtype=image.dtype)
+            for stride, channels in zip((16, 8, 2), self._channels, strict=True)
+        ]
+        graph.run({0: image}, dict(enumerate(made)))
+        return CompactFeatures(*(tensor.permute(0, 3, 1, 2) for tensor in made))
+
+
+class _CompiledTransformer(nn.Module):
+    """In `RegionTransformer`'s place."""
+
+    def __init__(self, transformer: RegionTransformer, graphs: _Graphs) -> None:
+        super().__init__()
+        self._transformer, self._graphs = transformer, graphs
+
+    def encode(self, tokens: Tensor, grid: Grid, mask: Tensor | None = None) -> Tensor:
+        """As `RegionTransformer.encode`, of one image."""
+        if not self._transformer.num_leading_self:
+            return tokens
+        inputs = (tokens,) if mask is None else (tokens, mask)
+        graph = self._graphs.get(("self", grid), lambda: _Self(self._transformer, grid), inputs)
+        result = torch.empty_like(tokens)
+        graph.run(dict(enumerate(inputs)), {0: result})
+        return result
+
+    def forward(
+        self,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        grid0: Grid,
+        grid1: Grid,
+        mask0: Tensor | None = None,
+        mask1: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `RegionTransformer.forward`, pair by pair: further keyframes then need no other graph."""
+        if self._transformer.num_leading_self == len(self._transformer.layers):
+            return tokens0, tokens1
+        inputs = [tokens0, tokens1]
+        if mask0 is not None or mask1 is not None:
+            for tokens, mask in ((tokens0, mask0), (tokens1, mask1)):
+                inputs.append(torch.ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask)
+        results = (torch.empty_like(tokens0), torch.empty(tokens1.shape, dtype=tokens1.dtype))
+        for pair in range(len(tokens0)):
+            given = tuple(part[pair : pair + 1] for part in inputs)
+            graph = self._graphs.get(("cross", grid0, grid1), lambda: _Cross(self._transformer, grid0, grid1), given)
+            graph.run(dict(enumerate(given)), {i: result[pair : pair + 1] for i, result in enumerate(results)})
+        return results
+
+
+class _Maps(nn.Module):
+    """The backbone with channels last in shape, as they are in memory."""
+
+    def __init__(self, backbone: CompactBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(features.permute(0, 2, 3, 1) for features in self.backbone(image))
+
+
+class _Self(nn.Module):
+    """The layers on one image, for one size of it."""
+
+    def __init__(self, transformer: RegionTransformer, grid: Grid) -> None:
+        super().__init__()
+        self.transformer, self.grid = transformer, grid
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.transformer.encode(tokens, self.grid, mask)
+
+
+class _Cross(nn.Module):
+    """The layers on two images, for one size of each."""
+
+    def __init__(self, transformer: RegionTransformer, grid0: Grid, grid1: Grid) -> None:
+        super().__init__()
+        self.transformer, self.grid0, self.grid1 = transformer, grid0, grid1
+
+    def forward(
+        self, tokens0: Tensor, tokens1: Tensor, mask0: Tensor | None = None, mask1: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.transformer(tokens0, tokens1, self.grid0, self.grid1, mask0, mask1)
+        return found

@@ -1,0 +1,185 @@
+"""Messages to frames: images decoded, calibrations remembered.
+
+The node's subscriptions and the commands over recordings both come through here, so one parameter means the same to
+both. Nothing in this module needs ROS: a message is whatever has its fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.geometry.camera import CameraError, CameraModel
+from loftr_ros.recordings.decoding import decode_compressed, decode_depth, decode_image
+from loftr_ros.recordings.input_settings import InputParameters
+from loftr_ros.recordings.stereo_calibration import left_from_right, pose_of, rectified_camera
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+T = TypeVar("T")
+
+# What every JPEG begins with.
+_JPEG = b"\xff\xd8"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image message that is ready to be worked on, with what belongs to it.
+
+    Attributes:
+        image: `sensor_msgs/Image` or `CompressedImage`.
+        camera_info: its calibration; None where none is asked for.
+        received: monotonic seconds at which the image came.
+        right, right_info: image and calibration of the right camera, in mode `stereo`.
+        depth: registered to the image, in mode `rgbd`; a message, or decoded already.
+        left_from_right: (4, 4) T_left_right where a recording tells it otherwise than by the calibrations' R and P.
+    """
+
+    image: Image | CompressedImage
+    camera_info: CameraInfo | None
+    received: float
+    right: Image | CompressedImage | None = None
+    right_info: CameraInfo | None = None
+    depth: Image | DepthImage | None = None
+    left_from_right: NDArray[np.float64] | None = None
+
+
+class FrameDecoder:
+    """Messages to frames; remembers the last calibrations, so that unchanged ones cost nothing."""
+
+    def __init__(self, parameters: InputParameters, mask: NDArray[np.bool_] | None = None) -> None:
+        """Begin without a calibration.
+
+        Args:
+            parameters: what the images are, and where the right camera stands.
+            mask: (H, W) bool, false for pixels to ignore in every image; None for none.
+        """
+        self._white_level = parameters.white_level
+        self._rectified = parameters.rectified
+        self._extrinsic = pose_of(parameters.left_from_right)
+        self._mask = mask
+        self._camera: _Remembered[CameraModel] = _Remembered()
+        self._right_camera: _Remembered[CameraModel] = _Remembered()
+        self._left_from_right: _Remembered[NDArray[np.float64]] = _Remembered()
+
+    def __call__(self, arrival: Arrival) -> Frame:
+        """Decode an image and its calibration, and what belongs to it.
+
+        A raw right image is decoded too; a compressed one when it is asked for, which then may raise as this does.
+
+        Raises:
+            ImageError: an image cannot be decoded.
+            CameraError: a calibration cannot be used, or is of another image size.
+        """
+        message = arrival.image
+        image = self._gray(message)
+        camera = None if arrival.camera_info is None else self._camera_of(arrival.camera_info, self._camera)
+        if camera is not None:
+            _check_size(camera, image)
+        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        depth = arrival.depth
+        if depth is not None and not isinstance(depth, DepthImage):
+            depth = decode_depth(depth)
+        right = None if arrival.right is None else self._right_of(arrival)
+        return Frame(image, stamp, message.header.frame_id, camera, self._mask, depth, right, _jpeg_of(message))
+
+    def _right_of(self, arrival: Arrival) -> RightImage:
+        message, left_info, right_info = arrival.right, arrival.camera_info, arrival.right_info
+        if left_info is None or right_info is None:
+            raise CameraError("a right image came without the calibration of both cameras")
+        try:
+            camera = self._camera_of(right_info, self._right_camera)
+        except CameraError as error:
+            raise CameraError(f"right camera: {error}") from error
+        pose = self._extrinsic if self._extrinsic is not None else arrival.left_from_right
+        if pose is None:
+            key = tuple(np.asarray(part).tobytes() for info in (left_info, right_info) for part in (info.r, info.p))
+            pose = self._left_from_right(key, lambda: left_from_right(left_info, right_info, self._rectified))
+
+        def decode() -> NDArray[np.uint8]:
+            image = self._gray(message)
+            _check_size(camera, image, "right ")
+            return image
+
+        if is_compressed(message):
+            return _LaterRightImage(decode, camera, pose)
+        return RightImage(decode(), camera, pose)
+
+    def _gray(self, message: Image | CompressedImage) -> NDArray[np.uint8]:
+        if is_compressed(message):
+            return decode_compressed(message, white_level=self._white_level)
+        return decode_image(message, white_level=self._white_level)
+
+    def _camera_of(self, info: CameraInfo, remembered: _Remembered[CameraModel]) -> CameraModel:
+        roi = info.roi
+        key = (
+            info.width,
+            info.height,
+            info.distortion_model,
+            np.asarray(info.p if self._rectified else info.k).tobytes(),
+            np.asarray(info.d).tobytes(),
+            info.binning_x,
+            info.binning_y,
+            roi.x_offset,
+            roi.y_offset,
+            roi.width,
+            roi.height,
+        )
+        make = rectified_camera if self._rectified else CameraModel.from_camera_info
+        return remembered(key, lambda: make(info))
+
+
+class _LaterRightImage(RightImage):
+    """A right image that is decoded when it is asked for: only keyframes need it, and JPEG takes milliseconds."""
+
+    def __init__(
+        self, decode: Callable[[], NDArray[np.uint8]], camera: CameraModel, left_from_right: NDArray[np.float64]
+    ) -> None:
+        for name, value in (("_decode", decode), ("camera", camera), ("left_from_right", left_from_right)):
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        decode: Callable[[], NDArray[np.uint8]] = self.__dict__["_decode"]
+        return decode()
+
+
+class _Remembered(Generic[T]):
+    """What was last made of something, to be had again as long as that stays the same."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Hashable, T] | None = None
+
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
+        if self._made is None or self._made[0] != key:
+            self._made = (key, make())
+        return self._made[1]
+
+
+def is_compressed(message: Any) -> bool:
+    """Whether a message is a `sensor_msgs/CompressedImage`, of whatever library, rather than an `Image`."""
+    return hasattr(message, "format")
+
+
+def _jpeg_of(message: Image | CompressedImage) -> memoryview | None:
+    """The message's own JPEG, not copied; None where it is something else, or not yet the image (a mosaic)."""
+    if not is_compressed(message) or "bayer" in message.format:
+        return None
+    data = memoryview(message.data)
+    return data if data[:2] == _JPEG else None
+
+
+def _check_size(camera: CameraModel, image: NDArray[Any], side: str = "") -> None:
+    height, width = image.shape
+    if (camera.width, camera.height) != (width, height):
+        raise CameraError(
+            f"{side}CameraInfo is of {camera.width}x{camera.height} px, its image is {width}x{height}; "
+            "calibrate at the resolution that is published"
+        )

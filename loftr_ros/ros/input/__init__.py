@@ -1,0 +1,1 @@
+"""What comes in: subscriptions, pairing by stamps, accounting for every image."""

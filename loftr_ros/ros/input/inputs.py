@@ -1,0 +1,230 @@
+"""Images and what belongs to them as they come in: subscribed, paired, accounted for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from loftr_ros.frontend.config import MONO, RGBD, STEREO
+from loftr_ros.recordings.frame_decoder import Arrival, FrameDecoder
+from loftr_ros.ros.input.pairing import TRANSPORT_CURE, Pairing, Partner
+from loftr_ros.ros.input.synchronizer import LocalFilter, Subscriber
+from loftr_ros.ros.input.topics import InputTopics
+from loftr_ros.ros.output.reports import ErrorLog
+from loftr_ros.ros.output.statistics import Statistics
+from loftr_ros.ros.parameters import InputParameters
+
+__all__ = ["Arrival", "FrameDecoder", "ImageInput"]
+
+# Images that the middleware keeps. It is the slot before inference that lets the newest win; with one kept here, images
+# would be lost without being counted whenever the executor is late: these are a third of a second at 30 Hz.
+IMAGES_KEPT = 10
+# Seconds without any image after which the log says which topics there are, and after which it says so again.
+SILENCE = 5.0
+SILENCE_AGAIN = 60.0
+
+
+class ImageInput:
+    """Subscriptions to one camera, and to the right or depth camera beside it.
+
+    Every image that reaches the node is handed on by `on_arrival`, refused, or counted as one without a partner.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        parameters: InputParameters,
+        mode: str,
+        statistics: Statistics,
+        on_arrival: Callable[[Arrival], None],
+        errors: ErrorLog,
+    ) -> None:
+        """Subscribe.
+
+        Args:
+            node: who subscribes.
+            parameters: transport, how calibrations come, and how messages are paired.
+            mode: of `ScaleConfig`: what comes beside the image.
+            statistics: counts what is received.
+            on_arrival: called with each image that has all that belongs to it.
+            errors: is told of what is lost, refused, or does not come.
+        """
+        self._node = node
+        self._parameters = parameters
+        self._mode = mode
+        self._statistics = statistics
+        self._on_arrival = on_arrival
+        self._errors = errors
+        self._topics = InputTopics(node, self._lost)
+        self._by_arrival = parameters.stamps == "arrival"
+        self._pairing: Pairing | None = None
+        # Calibrations that are not paired, and the newest of each by its field.
+        self._remembered: list[Partner] = []
+        self._latest: dict[str, CameraInfo] = {}
+        self._subscriptions: list[Any] = []
+        self._image: Partner | None = None
+        self._received_before = statistics.snapshot().received
+        self._silent_at = time.monotonic() + SILENCE
+        self._timer: Any = None
+        try:
+            self._subscribe()
+        except Exception:  # a QoS override that is none
+            self.close()
+            raise
+        # Not by the node's clock: with use_sim_time it may stand still.
+        self._timer = node.create_timer(1.0, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _subscribe(self) -> None:
+        parameters = self._parameters
+        compressed = parameters.image_transport == "compressed"
+        image_type: type = CompressedImage if compressed else Image
+        suffix = "/compressed" if compressed else ""
+        beside = {
+            STEREO: [Partner("right", image_type, f"right/image{suffix}", "right", "right image")],
+            RGBD: [Partner("depth", Image, "depth/image", "depth", "depth image")],
+        }.get(self._mode, [])
+        infos = [Partner("camera_info", CameraInfo, "camera_info", "camera_info", "CameraInfo")]
+        if self._mode == STEREO:
+            infos.append(Partner("right_info", CameraInfo, "right/camera_info", "camera_info", "right CameraInfo"))
+        paired = beside + infos if parameters.camera_info == "synchronized" else beside
+        self._image = image = Partner("image", image_type, f"image{suffix}", "", "image")
+        if paired:
+            self._pair(image, paired)
+        else:
+            self._listen(image, self._unpaired, _input_options(IMAGES_KEPT))
+        if parameters.camera_info == "latest":
+            self._remembered = infos
+            for info in infos:
+                self._listen(info, partial(self._remember, info.field), _input_options(1, True))
+
+    def _pair(self, image: Partner, partners: list[Partner]) -> None:
+        sources: list[Any] = []
+        for each in (image, *partners):
+            # All topics are taken from in turns. In a burst an image's partners must not be overwritten before its turn
+            # comes, so more of them are kept; but no image must be given up while its partners are still queued.
+            more = min(self._parameters.queue_size - 1, IMAGES_KEPT)
+            kept = IMAGES_KEPT if each is image else IMAGES_KEPT + more
+            source = self._topics.counting(
+                each, partial(Subscriber, self._node, each.kind, each.topic, **_input_options(kept))
+            )
+            self._subscriptions.append(source.sub)
+            sources.append(_StampedByArrival(self._node, source) if self._by_arrival else source)
+        self._pairing = Pairing(
+            sources[0],
+            list(zip(partners, sources[1:], strict=True)),
+            self._parameters,
+            self._statistics,
+            self._arrived,
+            self._errors.frame_failed,
+            self._errors.unpaired,
+            self._topics,
+            # A single camera's calibration has the image's own stamp, if that is what counts.
+            approximate=self._by_arrival or (self._mode != MONO and self._parameters.sync == "approximate"),
+        )
+
+    def _listen(self, topic: Partner, callback: Callable[[Any], object], options: dict[str, Any]) -> None:
+        subscribe = partial(self._node.create_subscription, topic.kind, topic.topic, callback, **options)
+        # A calibration of which only the newest counts may be lost.
+        counts = topic is self._image
+        self._subscriptions.append(self._topics.counting(topic, subscribe) if counts else subscribe())
+
+    @property
+    def pending(self) -> int:
+        """Images that wait for what belongs to them."""
+        return 0 if self._pairing is None else self._pairing.pending
+
+    @property
+    def topic(self) -> str:
+        """Resolved name of the image topic."""
+        return str(self._subscriptions[0].topic_name)
+
+    def close(self) -> None:
+        """Unsubscribe; images still waiting are dropped, and counted as that."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+        if self._pairing is not None:
+            self._pairing.close()
+
+    def _watch(self) -> None:
+        """Once a second: give up what waits too long, and say so where no image comes at all."""
+        if self._pairing is not None:
+            self._pairing.expire()
+        assert self._image is not None
+        now = time.monotonic()
+        if now < self._silent_at or self._statistics.snapshot().received > self._received_before:
+            return
+        self._silent_at = now + SILENCE_AGAIN
+        publishers = self._topics.publishers(self._image)
+        why = (
+            "It has a publisher: does the camera stream, and does its quality of service match? "
+            if publishers
+            else "Start the driver, or remap the topic (image:= of the launch file). "
+        )
+        topic, others = self._topics.describe([self._image]), self._topics.there_are(self._image)
+        self._errors.warn(f"no image came on {topic} so far. {why}{others}")
+
+    def _lost(self, topic: str, number: int) -> None:
+        self._statistics.lost(number)
+        self._errors.lost(topic, number, TRANSPORT_CURE)
+
+    def _remember(self, field: str, info: CameraInfo) -> None:
+        self._latest[field] = info
+
+    def _unpaired(self, image: Image | CompressedImage) -> None:
+        if self._by_arrival:
+            image.header.stamp = self._node.get_clock().now().to_msg()
+        self._statistics.received(image.header.frame_id)
+        self._arrived(image, {}, time.monotonic())
+
+    def _arrived(self, image: Image | CompressedImage, partners: dict[str, Any], received: float) -> None:
+        missing = [partner for partner in self._remembered if partner.field not in self._latest]
+        if missing:
+            otherwise = ", or set the parameter input.camera_info to 'none' (no poses)" if self._mode == MONO else ""
+            self._errors.frame_failed(
+                "camera_info",
+                f"no CameraInfo came yet on {self._topics.describe(missing)}. Publish the calibration{otherwise}. "
+                f"Where it was published once, before the node came, set qos_overrides.{self._topics.name(missing[0])}"
+                f".subscription.durability to transient_local. {self._topics.there_are(missing[0])}",
+            )
+            return
+        fields = {"camera_info": None} | self._latest | partners
+        self._on_arrival(Arrival(image, received=received, **fields))
+
+
+class _StampedByArrival(LocalFilter):
+    """A source whose messages get the time of their arrival as their stamp, by the node's clock."""
+
+    def __init__(self, node: Node, source: Any) -> None:
+        super().__init__()
+        self._clock = node.get_clock()
+        source.registerCallback(self._stamp)
+
+    def _stamp(self, message: Any) -> None:
+        message.header.stamp = self._clock.now().to_msg()
+        self.signalMessage(message)
+
+
+def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:
+    """Best effort, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it.
+
+    Args:
+        depth: messages kept.
+        durability: whether that can be changed too: a calibration that was published once, before the node came, is
+            had by `transient_local`, with which others cannot be heard.
+    """
+    kinds = [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY]
+    kinds += [QoSPolicyKind.DURABILITY] if durability else []
+    profile = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+    return {"qos_profile": profile, "qos_overriding_options": QoSOverridingOptions(kinds)}

@@ -1,0 +1,207 @@
+"""What a robot tells the others: its keyframes, announced to all, and their images, sent to who asks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+from rclpy.task import Future
+
+from loftr_ros.msg import ArchivedKeyframe as KeyframeMessage
+from loftr_ros.places.archive import Archive
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
+from loftr_ros.ros.output.messages import to_nanoseconds, unknown_pose
+from loftr_ros.ros.places.keyframe_messages import announcement, fill_answer
+from loftr_ros.srv import GetKeyframe
+
+# Announcements a second, so that a thousand of them from earlier runs do not hold up a radio.
+_RATE = 100.0
+# Requests that may wait to be answered.
+_MOST_REQUESTS = 32
+# Seconds between two looks at whether the node is active, while something waits to be said: rclpy tells nobody.
+_LOOK = 0.2
+
+
+class Outgoing:
+    """Publishes announcements and answers `~/get_keyframe`, on a thread of its own.
+
+    Neither the recognition thread, which may itself wait for another robot's answer, nor the executor, which images
+    come through, has to do with reading the archive here.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        group: CallbackGroup,
+        archive: Archive,
+        robot: str,
+        space: str,
+        topic: str,
+        profile: QoSProfile,
+        overridable: Any,
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        """Begin; what the archive has of this robot is announced once the node is active.
+
+        Args:
+            node: whose topic and service they are.
+            group: of callbacks that may run beside all others.
+            archive: only read here.
+            robot: this robot's name.
+            space: of its descriptors.
+            topic: of the announcements.
+            profile, overridable: its quality of service. As many announcements as it keeps are made of the past.
+            on_error: called, on the thread, with what fails.
+        """
+        self._node, self._archive, self._on_error = node, archive, on_error
+        self._robot, self._space = robot, space
+        self._own_node = node.get_fully_qualified_name()
+        self._condition = threading.Condition()
+        self._closing = threading.Event()
+        self._announcements: deque[KeyframeMessage] = deque()
+        self._requests: deque[Callable[[], None]] = deque()
+        self._announced: OrderedDict[int, int] = OrderedDict()  # ids and their stamps
+        self._awaited = 0  # answers; of the executor's thread
+        self._publisher = node.create_lifecycle_publisher(
+            KeyframeMessage, topic, profile, qos_overriding_options=overridable
+        )
+        self._kept = max(profile.depth, 1)  # with its overrides, which rclpy has written into it
+        self._service = node.create_service(GetKeyframe, "~/get_keyframe", self._on_request, callback_group=group)
+        self._thread = threading.Thread(target=self._run, name="loftr_fleet", daemon=True)
+        self._thread.start()
+
+    def announce(self, keyframe: ArchivedKeyframe) -> None:
+        """Tell all robots of a keyframe, as soon as the node is active; never blocks.
+
+        Raises:
+            PlacesError: it does not fit into a message.
+        """
+        message = announcement(keyframe, self._space, self._own_node)
+        with self._condition:
+            self._announcements.append(message)
+            self._remember(message)
+            self._condition.notify()
+
+    def has_announced(self, message: KeyframeMessage) -> bool:
+        """Whether an announcement is of here."""
+        with self._condition:
+            stamp = self._announced.get(message.keyframe_id)
+        return bool(message.node == self._own_node) and stamp == to_nanoseconds(message.header.stamp)
+
+    def close(self) -> None:
+        """End the thread; take topic and service away. Who waits for an answer is told that there is none."""
+        with self._condition:
+            self._closing.set()
+            self._condition.notify()
+        self._thread.join()
+        self._node.destroy_lifecycle_publisher(self._publisher)
+        if not self._awaited:
+            self._node.destroy_service(self._service)
+
+    async def _on_request(self, request: GetKeyframe.Request, response: GetKeyframe.Response) -> GetKeyframe.Response:
+        executor = self._node.executor
+        response.keyframe.link = unknown_pose()  # until it is filled, if it is
+        name = KeyframeName(request.robot or self._robot, int(request.keyframe_id))
+        done = Future()
+
+        def answer() -> None:
+            self._answer(name, response)
+            done.set_result(True)
+            # Up to Kilted at least, a future that is done does not wake the executor that awaits it.
+            if self._node.context.ok():
+                executor.wake()
+
+        with self._condition:
+            if self._closing.is_set() or len(self._requests) >= _MOST_REQUESTS:
+                response.message = (
+                    "the node is being cleaned up" if self._closing.is_set() else "too many requests; ask later"
+                )
+                return response
+            self._requests.append(answer)
+            self._condition.notify()
+        self._awaited += 1
+        await done
+        self._awaited -= 1
+        if self._closing.is_set() and not self._awaited:
+            # A task for after this one, in which rclpy sends the answer yet.
+            executor.create_task(self._node.destroy_service, self._service)
+        return response
+
+    def _answer(self, name: KeyframeName, response: GetKeyframe.Response) -> None:
+        if self._closing.is_set():
+            response.message = "the node is being cleaned up"
+            return
+        try:
+            keyframe = self._archive.get(name)
+            if keyframe is None:
+                response.message = f"keyframe {name} is not, or no longer, in the archive"
+            else:
+                fill_answer(response, keyframe, self._space, self._own_node)
+        except PlacesError as error:
+            response.message = str(error)
+        except Exception as error:
+            response.message = f"the archive failed: {error}"
+            self._on_error(error)
+
+    def _run(self) -> None:
+        try:
+            self._announce_past()
+        except Exception as error:
+            self._on_error(error)
+        quiet_until = 0.0
+        while True:
+            with self._condition:
+                work = self._next(quiet_until)
+                while work is None and not self._closing.is_set():
+                    wait = max(quiet_until - time.monotonic(), 0.001) if self._publisher.is_activated else _LOOK
+                    self._condition.wait(wait if self._announcements else None)
+                    work = self._next(quiet_until)
+            if work is None:
+                return
+            if not callable(work):
+                quiet_until = time.monotonic() + 1 / _RATE
+                work = self._publication(work)
+            try:
+                work()
+            except Exception as error:
+                self._on_error(error)
+
+    def _next(self, quiet_until: float) -> Any:
+        """A request first, since somebody waits; all of these are answered even at the end. None for nothing."""
+        if self._requests:
+            return self._requests.popleft()
+        if self._closing.is_set() or not self._announcements or not self._publisher.is_activated:
+            return None
+        return self._announcements.popleft() if time.monotonic() >= quiet_until else None
+
+    def _publication(self, message: KeyframeMessage) -> Callable[[], None]:
+        return lambda: self._publisher.publish(message)
+
+    def _announce_past(self) -> None:
+        """Announce the newest keyframes of earlier runs, the oldest of them first, before any new one.
+
+        DDS keeps the last ones that were said for robots that come later, and these must be the newest.
+        """
+        messages: list[KeyframeMessage] = []
+        for keyframe in self._archive.descriptors(self._archive.names(self._robot)[-self._kept :]):
+            if self._closing.is_set():
+                return
+            messages.append(announcement(keyframe, self._space, self._own_node))
+        with self._condition:
+            messages = [message for message in messages if message.keyframe_id not in self._announced]
+            self._announcements.extendleft(reversed(messages))
+            for message in messages:
+                self._remember(message)
+
+    def _remember(self, message: KeyframeMessage) -> None:
+        while len(self._announcements) > self._kept:  # DDS would drop them too
+            self._announcements.popleft()
+        self._announced[message.keyframe_id] = to_nanoseconds(message.header.stamp)
+        while len(self._announced) > 2 * self._kept:
+            self._announced.popitem(last=False)

@@ -1,0 +1,1 @@
+"""What a robot does without: running recordings, viewing, explaining, playing, the demo."""

@@ -1,0 +1,30 @@
+"""The demo's second process: plays a source and says what it did, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+from loftr_ros.recordings import SourceError, open_source
+from loftr_ros.tools.player.player import PlayError, play
+
+
+def main() -> int:
+    """Plays what the first argument says.
+
+    It is JSON of {"uri": ..., "source": options of `open_source`, "play": options of `play`}.
+    """
+    asked = json.loads(sys.argv[1])
+    try:
+        with open_source(asked["uri"], **asked["source"]) as source:
+            report = play(source, progress=False, **asked["play"])
+    except (PlayError, SourceError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(dataclasses.asdict(report)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""All loops in one or several recordings, without ROS: `loftr_ros loops`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from loftr_ros.frontend.mask import MaskError
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.geometry.two_view import RelativePose
+from loftr_ros.places.archive import Archive
+from loftr_ros.places.config import ArchiveConfig, LoopConfig
+from loftr_ros.places.descriptor import PlaceDescriptor
+from loftr_ros.places.detector import LoopClosure, LoopDetector
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
+from loftr_ros.places.loop_plot import plot_loops
+from loftr_ros.places.placement import GraphKeyframe, Loop
+from loftr_ros.places.pose_graph import PoseGraph
+from loftr_ros.places.verification import Verifier
+from loftr_ros.places.view import NewKeyframe, Observer, compressed
+from loftr_ros.recordings import Source, SourceError
+from loftr_ros.recordings.progress import MARKER, write_marker
+from loftr_ros.recordings.reading import FrameReader
+from loftr_ros.tools.loop_report import BestLoops, RecordingReport, Report, write_keyframes, write_loops
+
+_FIRST_FRAMES = 200  # of a recording, among which its first keyframe is
+_TABLES = (("loops", ".g2o"), ("loops", ".csv"), ("keyframes", ".csv"), ("loops", ".png"))
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One source, and the robot that it is a recording of.
+
+    Attributes:
+        robot: its name.
+        source: the recording.
+    """
+
+    robot: str
+    source: Source
+
+
+def find_loops(
+    recordings: Sequence[Recording],
+    front_end: FrontEnd,
+    descriptor: PlaceDescriptor,
+    archive: Archive,
+    output: Path,
+    *,
+    loop: LoopConfig | None = None,
+    jpeg_quality: int = ArchiveConfig().jpeg_quality,
+    reader: FrameReader | None = None,
+    progress: bool = True,
+) -> Report:
+    """Look for loops within recordings, between them, and with what an archive knows already.
+
+    Every keyframe is searched for, and every image between keyframes may confirm a place: what is found does not depend
+    on how fast the machine is. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png` and `loop_N.png`, of the
+    best few loops. Of a recording no more is kept in memory than poses. After Ctrl-C what was found by then is written,
+    with a `partial.txt` that says so. Called again with that output and archive, it goes on behind the last keyframe
+    that was archived; the tables of before are then in `loops_1.csv` and so on.
+
+    Args:
+        recordings: one after the other; each is a session of its own.
+        front_end: its matcher and settings are used; its stream is not touched.
+        descriptor: that of the matcher.
+        archive: where keyframes are kept and looked for.
+        output: folder to write to; made if it is not there.
+        loop: when a place is believed; None for the defaults.
+        jpeg_quality: of images in the archive that do not come as JPEG.
+        reader: makes frames by the node's parameters; None for its defaults.
+        progress: show a progress bar.
+
+    Raises:
+        SourceError: a source has not what the front end's mode needs, not a single frame of it could be read, or it is
+            in the archive already.
+        PlacesError: the archive cannot be read or written.
+    """
+    for recording in recordings:
+        recording.source.require(front_end.config.scale.mode)
+    output.mkdir(parents=True, exist_ok=True)
+    job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
+    if (output / MARKER).exists() and len(archive):
+        job.resumes = True
+        _set_aside(output)
+    for recording in recordings:
+        job.go_through(recording, progress)
+        if job.report.interrupted:
+            break
+    report = job.finish()
+    graph = PoseGraph(report.keyframes, report.loops)
+    graph.write_g2o(output / "loops.g2o")
+    write_keyframes(output / "keyframes.csv", graph)
+    write_loops(output / "loops.csv", report)
+    plot_loops(output / "loops.png", graph)
+    job.pictures.write(output, archive)
+    write_marker(output, report.missing)
+    return report
+
+
+class _Job:
+    """Goes through recordings, one after the other."""
+
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        descriptor: PlaceDescriptor,
+        archive: Archive,
+        config: LoopConfig,
+        jpeg_quality: int,
+        reader: FrameReader,
+    ) -> None:
+        self.matcher, self.config = front_end.matcher, front_end.config
+        self.descriptor, self.archive, self.jpeg_quality, self.reader = descriptor, archive, jpeg_quality, reader
+        self.detector = LoopDetector(archive, Verifier(front_end), config)
+        self.report = Report(known_before=len(archive), min_age=config.min_age)
+        self.pictures = BestLoops()
+        self.resumes = False
+
+    def go_through(self, recording: Recording, progress: bool) -> None:
+        """Archive a recording's keyframes, and look for the place of each."""
+        robot, source = recording.robot, recording.source
+        front_end = FrontEnd(self.matcher, self.config, self.archive.last_id(robot) + 1)
+        observer = Observer(self.descriptor, robot, self.archive.last_session(robot) + 1)
+        report = RecordingReport(robot, source.name, observer.session)
+        self.report.recordings.append(report)
+        known = {each.stamp_ns: each.name for each in self._of_before(robot)}
+        session = observer.session
+        self.detector.reset()
+        done = self._archived_until(source, known) if self.resumes else None
+        if done is not None:
+            report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
+        with report.progress.watching():
+            for frame in report.progress.frames(source, progress, robot, after=done):
+                try:
+                    image = self.reader.read(frame, self.config.scale.mode)
+                    encoded = front_end.encode(image)
+                    result = front_end.process_encoded(encoded)
+                except (FrameRefusedError, MaskError, SourceError) as error:
+                    report.refused.append(str(error))
+                    continue
+                report.frames += 1
+                view, finished = observer.observe(result)
+                self._keep(finished, known)
+                if observer.session != session:
+                    session = observer.session
+                    self.detector.reset()
+                if view.name is not None:
+                    stamp_ns = view.frame.stamp_ns
+                    report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
+                    report.keyframes += 1
+                    if frame.pose is not None:
+                        self.report.truth[view.name] = frame.pose
+                        self.report.truth_is_metric &= frame.metric
+                try:
+                    closures = self.detector.process(view, encoded)
+                except PlacesError as error:
+                    if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
+                        raise
+                    report.unread.append(str(error))
+                except FrameRefusedError as error:  # an archived image of a shape that the network does not take
+                    report.unread.append(str(error))
+                else:
+                    self._found(closures)
+        self._keep(observer.take(), known)
+        report.notes += source.notes
+        if not report.keyframes and not report.progress.interrupted and done is None:
+            reasons = "; ".join(report.refused[:3]) or (
+                f"none of its {report.frames} frames shows anything" if report.frames else "it has no frames"
+            )
+            raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
+
+    def _archived_until(self, source: Source, known: dict[int, KeyframeName]) -> int | None:
+        """The stamp of the last keyframe of a recording that is in the archive already; None where none of it is."""
+        for frame in itertools.islice(source, _FIRST_FRAMES) if known else ():
+            if frame.stamp_ns not in known:
+                continue
+            twin = self.archive.get(known[frame.stamp_ns])
+            try:
+                image = compressed(self.reader.read(frame, self.config.scale.mode), self.jpeg_quality)
+            except (SourceError, ValueError):
+                continue
+            same = twin is not None and twin.image == image
+            return max(stamp for stamp in known if stamp >= frame.stamp_ns) if same else None
+        return None
+
+    def finish(self) -> Report:
+        """The report, with the trajectories of the archive that loops lead to."""
+        report = self.report
+        here = {keyframe.name for keyframe in report.keyframes}
+        missing = {loop.older for loop in report.loops} - here
+        if missing:
+            sessions = {(each.name.robot, each.session) for each in self.archive.descriptors() if each.name in missing}
+            others = (each for each in self.archive.descriptors() if each.name not in here)
+            report.keyframes += self._of_sessions(others, sessions)
+        # What a bounded archive has dropped since is no vertex.
+        there = {keyframe.name for keyframe in report.keyframes}
+        report.loops = [loop for loop in report.loops if loop.older in there]
+        return report
+
+    def _of_sessions(
+        self, keyframes: Iterable[ArchivedKeyframe], sessions: set[tuple[str, int]]
+    ) -> list[GraphKeyframe]:
+        """Those keyframes; that one of a trajectory is in metres holds for all."""
+        kept = [_graph_keyframe(each, False) for each in keyframes if (each.name.robot, each.session) in sessions]
+        metric = {each.trajectory for each in kept if each.link is not None and each.link.is_metric}
+        linked = {each.trajectory for each in kept if each.link is not None}
+        for each in kept:
+            if each.trajectory not in linked:
+                whole = self.archive.get(each.name)  # its depth tells
+                if whole is not None and whole.depth is not None and whole.depth.is_metric:
+                    metric.add(each.trajectory)
+        return [replace(each, is_metric=each.trajectory in metric) for each in kept]
+
+    def _of_before(self, robot: str) -> Iterator[ArchivedKeyframe]:
+        if self.archive.last_id(robot):
+            yield from (keyframe for keyframe in self.archive.descriptors() if keyframe.name.robot == robot)
+
+    def _keep(self, finished: NewKeyframe | None, known: dict[int, KeyframeName]) -> None:
+        if finished is None:
+            return
+        keyframe = finished.archived(self.jpeg_quality)
+        twin = self.archive.get(known[keyframe.stamp_ns]) if keyframe.stamp_ns in known else None
+        if twin is not None and twin.image == keyframe.image:
+            raise SourceError(
+                f"the recording of {keyframe.name.robot} is in the archive '{self.archive.uri}' already: keyframe "
+                f"{twin.name} is the same image; every place in it would be found again. Remove that archive, name "
+                "another one (--archive), or call this robot otherwise (--robot)"
+            )
+        self.archive.add(keyframe)
+        location = finished.view.location
+        self.report.keyframes.append(_graph_keyframe(keyframe, location is not None and location.is_metric))
+
+    def _found(self, closures: Sequence[LoopClosure]) -> None:
+        for closure in closures:
+            found = closure.found
+            self.report.loops.append(
+                Loop(
+                    found.keyframe.name,
+                    closure.current,
+                    (found.keyframe.stamp_ns, closure.stamp_ns),
+                    _without_inliers(found.pose),
+                    None if found.own_unit is None else _without_inliers(found.own_unit),
+                    len(found.correspondences),
+                    found.num_inliers,
+                    closure.similarity,
+                    found.score,
+                    closure.confirmations,
+                )
+            )
+            self.pictures.offer(closure, len(self.report.loops))
+
+
+def _set_aside(output: Path) -> None:
+    """Keeps the tables of a run that was stopped, under names of their own."""
+    number = 1
+    while any((output / f"{stem}_{number}{ending}").exists() for stem, ending in _TABLES):
+        number += 1
+    for stem, ending in _TABLES:
+        with suppress(FileNotFoundError):
+            (output / f"{stem}{ending}").rename(output / f"{stem}_{number}{ending}")
+
+
+def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyframe:
+    return GraphKeyframe(
+        keyframe.name,
+        keyframe.session,
+        keyframe.segment,
+        keyframe.stamp_ns,
+        keyframe.frame_id,
+        keyframe.pose if keyframe.camera is not None else None,  # without one it is where a trajectory would begin
+        keyframe.link,
+        is_metric,
+    )
+
+
+def _without_inliers(pose: RelativePose) -> RelativePose:
+    return replace(pose, inliers=np.zeros(0, np.bool_))

@@ -1,0 +1,44 @@
+"""A front end for recordings, opened by the node's own parameters. Imports torch when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.recordings.reading import FrameReader
+
+
+def open_offline(
+    values: dict[str, Any], device: str, precision: str, mask: Path | None
+) -> tuple[FrontEnd, FrameReader]:
+    """A front end by parameters, for a recording, and what makes its frames.
+
+    Args:
+        values: parameters by their full names.
+        device, precision: instead of what the parameters say; empty for that.
+        mask: file of the mask instead of the parameters'.
+
+    Raises:
+        ConfigError, DeviceError, MaskError, WeightsError: what was asked for cannot be had.
+    """
+    from dataclasses import replace
+
+    from loftr_ros.frontend.config import FrontEndConfig
+    from loftr_ros.frontend.mask import read_mask
+    from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+    from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.matcher.factory import open_matcher
+    from loftr_ros.recordings.input_settings import InputParameters
+    from loftr_ros.recordings.reading import FrameReader
+    from loftr_ros.settings import with_values
+
+    config, inputs = with_values(FrontEndConfig(), values), with_values(InputParameters(), values, "input.")
+    inputs.check_mode(config.scale.mode)
+    asked = with_values(MatcherConfig(), values), with_values(MatchingConfig(), values, "matching.")
+    mask = mask or (Path(inputs.mask) if inputs.mask else None)
+    usable = read_mask(mask.expanduser()) if mask else None
+    spec = matcher_spec(*asked)
+    matcher = open_matcher(replace(spec, device=device or spec.device, precision=precision or spec.precision))
+    return FrontEnd(matcher, config), FrameReader(inputs, usable)

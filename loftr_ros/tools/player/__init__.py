@@ -1,0 +1,1 @@
+"""Publishes a source as camera topics: `loftr_ros play`."""

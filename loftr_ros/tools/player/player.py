@@ -1,0 +1,281 @@
+"""Publishes a source as camera topics, in its own time: what `loftr_ros play` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+from loftr_ros.frontend.config import MONO
+from loftr_ros.recordings import Source, SourceError, SourceFrame
+from loftr_ros.recordings.companions import MODES
+from loftr_ros.recordings.look_ahead import LookAhead
+from loftr_ros.recordings.progress import Lines
+from loftr_ros.ros.transport import provide_profile
+from loftr_ros.tools.player.topics import Topics
+
+RAW, COMPRESSED = "raw", "compressed"
+_AHEAD = 300  # frames that a source that is slow to make them is ahead of their time: 100 MB and more
+_PERIOD = 20.0  # s between two lines of how many of them there are
+_LATE = 0.005  # s behind its time at which a frame counts as late
+_ACQUAINTED = 0.4  # s that a publisher and a subscriber who found each other are given
+
+
+class PlayError(Exception):
+    """Playing cannot begin; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class PlayReport:
+    """What was played.
+
+    Attributes:
+        published: frames.
+        failed: frames that could not be read or decoded, or lack what the mode needs, and were left out.
+        late: frames published more than 5 ms after their time.
+        seconds: from the first to the last frame.
+        interrupted: it was ended by Ctrl-C or by a shutdown.
+    """
+
+    published: int
+    failed: int
+    late: int
+    seconds: float
+    interrupted: bool
+
+
+def play(
+    source: Source,
+    *,
+    mode: str = MONO,
+    image_transport: str = RAW,
+    color: bool = False,
+    rate: float = 1.0,
+    hz: float | None = None,
+    loop: bool = False,
+    duration: float | None = None,
+    now: bool = False,
+    clock: bool = False,
+    wait_for_subscriber: float | None = 30.0,
+    preload: bool | None = None,
+    reliable: bool = True,
+    depth: int = 10,
+    node_name: str = "player",
+    namespace: str = "",
+    ros_args: Sequence[str] = (),
+    progress: bool = True,
+) -> PlayReport:
+    """Publishes a source's frames on `image` (or `image/compressed`) and their calibration on `camera_info`.
+
+    With the mode `stereo` the right images go out too, on `right/image` and `right/camera_info`; with `rgbd` the depth
+    images, on `depth/image` and `depth/camera_info`. What need not change passes unchanged, see `source_messages`. All
+    messages of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`.
+
+    Args:
+        source: see `loftr_ros.recordings.open_source`; it is not closed.
+        mode: `mono`, `stereo` or `rgbd`: which of a source's images to publish.
+        image_transport: `raw` or `compressed`; depth images are always raw.
+        color: publish colour as bgr8 where the source has it, rather than mono8 (raw transport only).
+        rate: how many times faster than the stamps say.
+        hz: frames a second, whatever the stamps say.
+        loop: begin again at the end, with stamps that go on.
+        duration: end after so many seconds of wall time.
+        now: stamp with the wall clock instead of the source's time.
+        clock: publish the stamps on `/clock`, for nodes with `use_sim_time`.
+        wait_for_subscriber: seconds to wait until somebody listens; None or 0 begins at once.
+        preload: read and decode everything before the first frame; None does so where frames are slow to make, of a
+            long source with the first few hundred.
+        reliable, depth: quality of service of the publishers, keep-last.
+        node_name, namespace: of the node.
+        ros_args: further arguments of ROS, for example ("--ros-args", "-r", "image:=left/image").
+        progress: show a progress bar.
+
+    Raises:
+        PlayError: an argument makes no sense, or nobody listened in time.
+        SourceError: the source has not what the mode needs, it cannot be read on, or not one of its frames can be
+            played.
+    """
+    if mode not in MODES:
+        raise PlayError(f"mode '{mode}' is not known; expected {', '.join(MODES)}")
+    if image_transport not in (RAW, COMPRESSED):
+        raise PlayError(f"image_transport '{image_transport}' is not known; expected raw or compressed")
+    if rate <= 0 or (hz is not None and hz <= 0) or depth < 1:
+        raise PlayError(f"rate {rate}, hz {hz}, depth {depth}: all must be more than 0")
+    source.require(mode)
+    room = provide_profile()
+    context = Context()
+    rclpy.init(args=list(ros_args), context=context, signal_handler_options=SignalHandlerOptions.NO)
+    # A context of its own, and Python's own Ctrl-C: it ends the loop below wherever it is.
+    node = Node(node_name, namespace=namespace, context=context, start_parameter_services=False)
+    room.log(node.get_logger())
+    try:
+        reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=depth, reliability=reliability)
+        compressed = image_transport == COMPRESSED
+        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos)
+        return _Player(node, topics).run(
+            source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress
+        )
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
+
+
+class _Pace:
+    """Turns stamps into moments of the monotonic clock."""
+
+    def __init__(self, rate: float, hz: float | None) -> None:
+        self.rate, self.hz = rate, hz
+        self._due: float | None = None
+        self._last = 0
+
+    def due(self, stamp_ns: int) -> float:
+        """When the frame after the last is due, in seconds of `time.monotonic`."""
+        if self._due is None:
+            self._due = time.monotonic()
+        elif self.hz is not None:
+            self._due += 1 / self.hz
+        else:
+            # Stamps that go back, as in spliced bags, ask for no waiting.
+            self._due += max(stamp_ns - self._last, 0) * 1e-9 / self.rate
+        self._last = stamp_ns
+        return self._due
+
+
+class _Player:
+    def __init__(self, node: Node, topics: Topics) -> None:
+        self._node, self._context, self._topics = node, node.context, topics
+        self._failed = 0
+
+    def _made_ahead(self, source: Source, whole: bool, progress: bool) -> Iterable[SourceFrame]:
+        """The frames of a source that takes long to make them: all of a short one, else so many ahead of their time."""
+        from tqdm import tqdm
+
+        prepared, length, log = self._topics.prepared, source.length, self._node.get_logger()
+        if whole or (length is not None and length <= _AHEAD):
+            described = tqdm(source, f"preparing {source.name}", length, unit="frame", disable=not progress)
+            return [prepared(frame) for frame in described]
+        Lines(source, say=log.info).begin()
+        log.info(
+            f"{_AHEAD} frames are made before the first is played, the others while it goes on; where that is slower "
+            f"than {source.rate:g} frames a second, they come late (--rate 0.5 gives them twice the time)"
+        )
+        source.prepare()  # here, where Ctrl-C ends it at once
+
+        def made(count: int) -> None:
+            log.info(f"{count} of {_AHEAD} frames are made", throttle_duration_sec=_PERIOD, skip_first=True)
+            if not self._context.ok():
+                raise ExternalShutdownException
+
+        return LookAhead(source, prepared, _AHEAD, made=made)
+
+    def run(
+        self,
+        source: Source,
+        pace: _Pace,
+        loop: bool,
+        duration: float | None,
+        wait_for_subscriber: float | None,
+        preload: bool | None,
+        progress: bool,
+    ) -> PlayReport:
+        from tqdm import tqdm
+
+        log = self._node.get_logger()
+        published = late = streak = 0
+        first = last = 0.0
+        interrupted = False
+        try:
+            frames: Iterable[SourceFrame] = source
+            if source.slow if preload is None else preload:
+                frames = self._made_ahead(source, preload is True, progress)
+            if source.camera is None:
+                log.warning(
+                    f"{source.name} has no calibration, so nothing is published on camera_info: give one with the "
+                    "option `camera`, or run the front end with input.camera_info set to 'none'"
+                )
+            if wait_for_subscriber:
+                self._wait(wait_for_subscriber, source.camera is not None)
+            bar = tqdm(
+                None, f"playing {source.name}", None if loop else source.length, unit="frame", disable=not progress
+            )
+            lines = Lines(source, say=log.info)
+            with bar:
+                for frame, moved in self._rounds(frames, source.rate, loop):
+                    try:
+                        # Made ready before it is due, so that only the publishing itself comes after.
+                        messages = self._topics.messages(frame, moved)
+                    except SourceError as error:
+                        self._failed += 1
+                        streak += 1
+                        if loop and source.length is not None and streak >= source.length:
+                            raise SourceError(
+                                f"not one frame of a whole round can be played; the last: {error}"
+                            ) from error
+                        log.error(f"left out: {error}", throttle_duration_sec=1.0)
+                        continue
+                    streak = 0
+                    due = pace.due(frame.stamp_ns)
+                    if duration is not None and published and due - first > duration:
+                        break
+                    time.sleep(max(due - time.monotonic(), 0))
+                    if not self._context.ok():
+                        interrupted = True
+                        break
+                    last = time.monotonic()
+                    first = first if published else last
+                    late += last - due > _LATE
+                    self._topics.publish(messages, frame.stamp_ns)
+                    published += 1
+                    bar.update()
+                    if not (progress or loop):
+                        lines.count()
+            if not (published or interrupted):
+                raise SourceError(f"not one of {self._failed} frames can be played: the errors above say why")
+            if published:
+                self._topics.flush(2.0)
+        except (KeyboardInterrupt, ExternalShutdownException):
+            interrupted = True
+        return PlayReport(published, self._failed, late, last - first, interrupted)
+
+    def _rounds(self, frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, bool]]:
+        """Frames of all rounds, with stamps that go on, and whether the stamp was moved."""
+        period = round(1e9 / rate)
+        shift = 0
+        while True:
+            lowest = highest = None
+            for frame in frames:
+                lowest = frame.stamp_ns if lowest is None else min(lowest, frame.stamp_ns)
+                highest = frame.stamp_ns if highest is None else max(highest, frame.stamp_ns)
+                moved = replace(frame, stamp_ns=frame.stamp_ns + shift) if shift else frame
+                yield moved, shift != 0
+            if lowest is None or highest is None:
+                raise SourceError("the source has no frames to play")
+            if not loop:
+                return
+            shift += highest - lowest + period
+
+    def _wait(self, seconds: float, with_camera: bool) -> None:
+        topic = self._topics.image_topic
+        end = time.monotonic() + seconds
+        self._node.get_logger().info(f"waiting for a subscriber on {topic}")
+        while not self._topics.heard:
+            if time.monotonic() > end:
+                raise PlayError(
+                    f"nobody subscribed to {topic} within {seconds:g} s; start the subscriber, or do not wait for one "
+                    "(is ROS_DOMAIN_ID the same, and the topic?)"
+                )
+            if not self._context.ok():
+                raise ExternalShutdownException
+            time.sleep(0.01)
+        # Whoever takes several topics is found on the others a moment later; without this the first pair is lost.
+        self._topics.settle(with_camera, 0.5)
+        # The subscriber learns of the publisher a moment after the publisher of it, and what comes before is lost.
+        time.sleep(_ACQUAINTED)

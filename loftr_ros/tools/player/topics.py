@@ -1,0 +1,172 @@
+"""The topics that a source is published on, and what goes out on them for one frame."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from loftr_ros.frontend.config import RGBD, STEREO
+from loftr_ros.geometry.se3 import quaternion_of
+from loftr_ros.recordings import PixelImage, SourceError, SourceFrame
+from loftr_ros.ros.output.messages import to_time
+from loftr_ros.tools.player.messages import depth_messages, frame_messages, right_messages
+
+_READ_WITHIN = 0.5  # s that a busy reader is given for the last image
+
+Messages = list[tuple[Any, Any]]
+"""What is published for a frame: (publisher, message), the image last."""
+
+
+def extrinsic_of(pose: NDArray[np.float64]) -> str:
+    """A (4, 4) pose as the front end's parameter `input.left_from_right`: [x, y, z, qx, qy, qz, qw]."""
+    numbers = (*pose[:3, 3].tolist(), *quaternion_of(pose[:3, :3]))
+    # A point in each, since ROS wants a list of doubles, not of whole numbers.
+    return "[" + ", ".join(f"{number:.9f}" for number in numbers) + "]"
+
+
+class Topics:
+    """Publishers of `image` and `camera_info`, of the same two below `right/` or `depth/`, and of `/clock`."""
+
+    def __init__(
+        self, node: Node, mode: str, *, compressed: bool, color: bool, now: bool, clock: bool, qos: QoSProfile
+    ) -> None:
+        """Creates the publishers.
+
+        Args:
+            node: theirs.
+            mode: `mono`, `stereo` or `rgbd`.
+            compressed: publish `sensor_msgs/CompressedImage` on `image/compressed`; depth is always raw.
+            color: bgr8 where the source has it (raw only).
+            now: stamp with the wall clock.
+            clock: publish each frame's stamp on `/clock`.
+            qos: of all but the clock.
+        """
+        self._node, self._mode, self._compressed, self._color, self._now = node, mode, compressed, color, now
+        kind, name = (CompressedImage, "image/compressed") if compressed else (Image, "image")
+        self._image = node.create_publisher(kind, name, qos)
+        self._info = node.create_publisher(CameraInfo, "camera_info", qos)
+        # The image and the calibration of the right or of the depth camera.
+        self._companions: list[Any] = []
+        if mode == STEREO:
+            self._companions = [
+                node.create_publisher(kind, f"right/{name}", qos),
+                node.create_publisher(CameraInfo, "right/camera_info", qos),
+            ]
+        elif mode == RGBD:
+            self._companions = [
+                node.create_publisher(Image, "depth/image", qos),
+                node.create_publisher(CameraInfo, "depth/camera_info", qos),
+            ]
+        self._clock = None
+        if clock:
+            from rosgraph_msgs.msg import Clock
+
+            self._clock = node.create_publisher(Clock, "/clock", 10)
+
+    @property
+    def image_topic(self) -> str:
+        """Full name of the image's topic."""
+        return str(self._image.topic_name)
+
+    @property
+    def heard(self) -> bool:
+        """Whether somebody subscribed to the image."""
+        return bool(self._image.get_subscription_count())
+
+    def settle(self, with_camera: bool, seconds: float) -> None:
+        """Waits until all topics have a subscriber, `seconds` at most: not everybody wants all of them."""
+        # Without a calibration there is nothing to hear on camera_info.
+        others = [self._info, *self._companions] if with_camera else self._companions[:1]
+        end = time.monotonic() + seconds
+        while any(publisher.get_subscription_count() == 0 for publisher in others) and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def prepared(self, frame: SourceFrame) -> SourceFrame:
+        """The frame with all that is published read and decoded, and without the rest of it.
+
+        What is damaged stays as it is, and fails in its turn.
+        """
+        right, depth = frame.right if self._mode == STEREO else None, frame.depth if self._mode == RGBD else None
+        frame = replace(frame, right=right, depth=depth)
+        with suppress(SourceError):
+            frame = self._with_pixels(frame)
+        with suppress(SourceError):
+            if right is not None:
+                view, _ = frame.right_side()
+                frame = replace(frame, right=replace(right, image=self._with_pixels(view).image))
+            elif depth is not None:
+                frame = replace(frame, depth=frame.decode_depth())
+        return frame
+
+    def _with_pixels(self, frame: SourceFrame) -> SourceFrame:
+        if self._compressed or isinstance(frame.image, PixelImage):
+            return frame
+        return replace(frame, image=PixelImage(frame.decode_color() if self._color else frame.decode_all_bits()))
+
+    def messages(self, frame: SourceFrame, moved: bool) -> Messages:
+        """What is to be published for a frame, all of it with the frame's stamp.
+
+        Args:
+            frame: of the source.
+            moved: its stamp is not the source's own.
+
+        Raises:
+            SourceError: an image is missing or damaged; then nothing of the frame can be published.
+        """
+        image, info = frame_messages(
+            frame, compressed=self._compressed, color=self._color, restamped=moved or self._now
+        )
+        beside: tuple[Any, ...] = ()
+        if self._mode == STEREO:
+            beside = right_messages(frame, compressed=self._compressed, color=self._color)
+            self._tell_of_extrinsics(frame)
+        elif self._mode == RGBD:
+            beside = depth_messages(frame)
+        pairs = [(self._info, info), *zip(self._companions, beside, strict=True), (self._image, image)]
+        return [(publisher, message) for publisher, message in pairs if message is not None]
+
+    def _tell_of_extrinsics(self, frame: SourceFrame) -> None:
+        if frame.right is not None and frame.right.baseline is None:
+            self._node.get_logger().warning(
+                "the pair is not rectified, so right/camera_info cannot tell where the right camera is; run the front "
+                f"end with input.left_from_right set to {extrinsic_of(frame.right.left_from_right)}",
+                once=True,
+            )
+
+    def publish(self, messages: Messages, stamp_ns: int) -> None:
+        """Sends a frame's messages, the clock first.
+
+        Args:
+            messages: see `messages`.
+            stamp_ns: the frame's; the wall clock's is set instead if that was asked for.
+        """
+        if self._now:
+            stamp_ns = time.time_ns()
+            for _, message in messages:
+                message.header.stamp = to_time(stamp_ns)
+        if self._clock is not None:
+            from rosgraph_msgs.msg import Clock
+
+            self._clock.publish(Clock(clock=to_time(stamp_ns)))
+        for publisher, message in messages:
+            publisher.publish(message)
+
+    def flush(self, seconds: float) -> None:
+        """Waits until what was published has arrived, as delivery ends with the node.
+
+        Readers of best effort acknowledge nothing: they get a moment to copy the last image out of shared memory, which
+        goes with the node too.
+        """
+        end = time.monotonic() + seconds
+        for publisher in (self._image, self._info, *self._companions):
+            publisher.wait_for_all_acked(Duration(seconds=max(end - time.monotonic(), 0.0)))
+        time.sleep(_READ_WITHIN)
