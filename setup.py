@@ -32,6 +32,7 @@ REQUIREMENTS = [
     "typer>=0.9",
 ]
 EXTRAS = {
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings-python>=1.12"],
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "openvino": ["openvino>=2024.0"],
     "parquet": ["pyarrow>=14"],
