@@ -1,4 +1,4 @@
-"""mkdocs: pages may link to any file of the project. What is linked to and is not in docs/ becomes a part of the site."""
+"""mkdocs: pages may link to any file of the project. A linked file outside of docs/ becomes a part of the site."""
 
 from __future__ import annotations
 
