@@ -19,11 +19,9 @@ REQUIREMENTS = [
     "PyYAML>=5.4",
     # Reads videos. Debian and Ubuntu have it as python3-av, but rosdep has no key for it (ros/rosdistro of late 2026).
     "av>=10",
-    "lancedb>=0.40,<1",
     "matplotlib>=3.5",
     "numpy>=1.26,<3",
     "opencv-python-headless>=4.6,<5",  # ROS distributions have OpenCV 4
-    "pyarrow>=16",
     "rosbags>=0.11",
     "safetensors>=0.4",
     "scipy>=1.8",
@@ -33,6 +31,8 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings-python>=1.12"],
+    # The archive of keyframes, for loops: 350 MB.
+    "archive": ["lancedb>=0.40,<1", "pyarrow>=16"],
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "openvino": ["openvino>=2024.0"],
     "parquet": ["pyarrow>=14"],
@@ -41,15 +41,15 @@ EXTRAS = {
     "train": ["pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3", "tensorboard>=2.12"],
     "view": ["rerun-sdk>=0.23"],  # 0.23 is the newest that works with numpy 1.26
     "test": [
-        "POT>=0.9",
         "h5py>=3",
         "hypothesis>=6.40",
         "kornia>=0.7.3",
+        "lancedb>=0.40,<1",
         "mypy>=1.10",
         "onnx>=1.14",
         "onnxruntime>=1.17",
         "openvino>=2024.0",
-        "pyarrow>=14",
+        "pyarrow>=16",
         "pytest>=8",
         "pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3",
         "pytest-timeout>=2.2",

@@ -29,14 +29,13 @@ ROSDEP_KEYS = {
     "ruff": "python3-ruff-pip",
     "torch": "python3-pytorch-pip",
 }
-# Optional, for tests or mypy alone, or (safetensors, lancedb, pyarrow) told by docs/install.md.
+# Optional, for tests or mypy alone, or (safetensors) told by docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
     "kornia",
     "lancedb",
     "onnx",
     "openvino",
-    "pot",
     "pyarrow",
     "pytorch-lightning",
     "pytorch_lightning",

@@ -18,7 +18,6 @@ from fakes import FineShiftMatcher, PanningStream
 from typer.testing import CliRunner
 
 from loftr_ros.cli.main import app
-from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.evaluation.trajectory_errors import drift, trajectory_errors
 from loftr_ros.evaluation.trajectory_plot import degrees, length
 from loftr_ros.frontend.config import FrontEndConfig, ScaleConfig
@@ -77,7 +76,7 @@ def test_the_trajectory_of_a_run_is_the_odometry_s_in_metres_where_depth_is_know
         report = run(source, watched, tmp_path / "out", progress=False)
     written = np.loadtxt(tmp_path / "out" / "trajectory.tum")
     assert written.shape == (14, 8)
-    places = [place(result) for result in watched.results]
+    places = [result.place for result in watched.results]
     np.testing.assert_allclose(written[:, 1:4], [each.pose[:3, 3] for each in places if each], atol=1e-8)
     np.testing.assert_allclose(written[:, 1], np.array(shifts) * WALL / FOCAL, atol=0.02)
     assert np.unique(np.round(np.linalg.norm(np.diff(written[:, 1:4], axis=0), axis=1), 3)).size < 14
@@ -186,7 +185,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
 
 
 def test_the_program_has_a_version_short_help_and_frames(tmp_path: Path) -> None:
-    assert CliRunner().invoke(app, ["--version"]).output.startswith("loftr_ros 0.1")
+    assert CliRunner().invoke(app, ["--version"]).output.startswith("loftr_ros 0.2")
     assert CliRunner().invoke(app, ["-h"]).exit_code == 0
     for command in ("demo", "loops", "play", "run", "view"):
         text = CliRunner().invoke(app, [command, "-h"], env={"COLUMNS": "200"}).output

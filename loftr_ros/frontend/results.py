@@ -142,6 +142,18 @@ class FrontEndResult:
         return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
 
     @property
+    def place(self) -> Location | None:
+        """Where the frame's camera is in the trajectory, which it may begin; None where that is not known.
+
+        Without a calibration it never is.
+        """
+        if self.frame.camera is None:
+            return None
+        # Nothing leads to the frame that begins a trajectory: its place is that of the keyframe that it became.
+        first = (event.keyframe for event in self.events if event.added and event.keyframe.frame is self.frame)
+        return self.location or next((keyframe.location for keyframe in first), None)
+
+    @property
     def is_located(self) -> bool:
         """Whether the frame's place in the trajectory is known, or it begins one."""
         return self.location is not None or any(e.added and e.keyframe.frame is self.frame for e in self.events)

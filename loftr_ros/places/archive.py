@@ -80,7 +80,10 @@ class Archive:
         try:
             import lancedb
         except ImportError as error:
-            message = f"an archive needs LanceDB ({error}); install it with `pip install lancedb`"
+            message = (
+                f"archive.uri is '{uri}', and an archive needs LanceDB ({error}): `pip install 'loftr_ros[archive]'`, "
+                "or beside a colcon build `pip install 'lancedb>=0.40,<1' pyarrow`"
+            )
             raise PlacesError("archive_database", message) from error
         place = _place(uri)
         with told(place, "opening"):

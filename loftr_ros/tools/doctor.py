@@ -27,7 +27,7 @@ _PACKAGES = (
     ("torch", "torch", ""),
     ("rosbags", "rosbags", ""),
     ("PyAV", "av", ""),
-    ("lancedb", "lancedb", ""),
+    ("lancedb", "lancedb", "archive"),
     ("openvino", "openvino", "openvino"),
     ("onnxruntime", "onnxruntime", "onnx"),
     ("rerun-sdk", "rerun", "view"),
