@@ -318,10 +318,11 @@ class _Solver:
         config = self.config
         rough = self._essential_pose()
         if rough is None:
-            return self._rotation_only(np.zeros(len(self.x0), dtype=np.bool_))
+            nothing = np.zeros(len(self.x0), dtype=np.bool_)
+            return self._rotation_only(nothing) or without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
         rotation, translation, inliers = rough
-        if (degenerate := self._rotation_only(inliers)).status != PoseStatus.OK:
-            return degenerate
+        if (turned := self._rotation_only(inliers)) is not None:
+            return turned
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
         # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
@@ -409,17 +410,15 @@ class _Solver:
         """The rotation that alone explains the matches best."""
         return fit_rotation(self.p0, self.p1, self.threshold)
 
-    def _rotation_only(self, inliers: Flags) -> RelativePose:
-        """The pose without translation where that explains the matches as well; else one with status OK."""
+    def _rotation_only(self, inliers: Flags) -> RelativePose | None:
+        """The pose without translation where that explains the matches as well as one with; else None."""
         rotation = self._turn
         residual = rotated_residual(self.p0, self.p1, rotation)
         agreeing = residual < self.threshold
         needed = max(self.config.min_inliers, 0.8 * inliers.sum())
         limit = self.config.min_parallax / self.focal_length
         if agreeing.sum() < needed or np.median(residual[agreeing | inliers]) > limit:
-            if not inliers.any():
-                return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
-            return without_pose(PoseStatus.OK, inliers)
+            return None
         covariance = np.eye(6) * UNKNOWN_VARIANCE
         covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
         # A focal length that is off stretches the rotation; a principal point that is off turns its axis.
