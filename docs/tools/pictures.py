@@ -17,9 +17,9 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from loftr_ros.cli.options import open_offline
 from loftr_ros.recordings import open_source
-from loftr_ros.tools.view import cell_colors, known_points, place
+from loftr_ros.tools.opening import open_offline
+from loftr_ros.tools.view import cell_colors, known_points
 
 BACKGROUND, GRID, PATH, AXES = "#303030", "#4a4a4a", "#19ff00", ("#ff3b30", "#34c759", "#3b82f6")
 CEILING = 0.25  # part of the height that is left out at the top, where a building has a ceiling
@@ -33,7 +33,7 @@ def main(uri: str, output: Path, frames: int) -> None:
     with open_source(uri) as source:
         for frame in islice(source, frames):
             result = front_end.process(reader.read(frame, "rgbd"))
-            if (location := place(result)) is not None:
+            if (location := result.place) is not None:
                 path.append(location.pose[:3, 3])
             for event in result.events:
                 keyframe = event.keyframe
