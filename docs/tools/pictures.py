@@ -58,19 +58,19 @@ def add(keyframe, poses, points, colors) -> None:  # type: ignore[no-untyped-def
 
 
 def draw(path, poses, points, colors, output: Path) -> None:  # type: ignore[no-untyped-def]
-    """From above: x to the right, z up; y is down, so a small one is high."""
+    """From above: forward (z) to the right, left (-x) up. y is down, so a small one is high."""
     low, high = np.percentile(points[:, 1], [1, 99])
     kept = points[:, 1] > low + CEILING * (high - low)
     points, colors = points[kept], colors[kept]
     order = np.argsort(-points[:, 1])
-    figure, axes = plt.subplots(figsize=(11, 7), facecolor=BACKGROUND)
+    figure, axes = plt.subplots(figsize=(11, 6.6), facecolor=BACKGROUND)
     axes.set_facecolor(BACKGROUND)
-    axes.scatter(points[order, 0], points[order, 2], s=0.25, c=np.clip(colors[order] / 255 * 1.15, 0, 1), linewidths=0)
+    axes.scatter(points[order, 2], -points[order, 0], s=0.3, c=np.clip(colors[order] / 255 * 1.15, 0, 1), linewidths=0)
     for pose in poses:
         for axis in (0, 2):
             tip = pose[:3, 3] + 0.25 * pose[:3, axis]
-            axes.plot([pose[0, 3], tip[0]], [pose[2, 3], tip[2]], color=AXES[axis], linewidth=1.2)
-    axes.plot(path[:, 0], path[:, 2], color=PATH, linewidth=1.8)
+            axes.plot([pose[2, 3], tip[2]], [-pose[0, 3], -tip[0]], color=AXES[axis], linewidth=1.2)
+    axes.plot(path[:, 2], -path[:, 0], color=PATH, linewidth=1.8)
     axes.set_aspect("equal")
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
