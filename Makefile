@@ -110,7 +110,7 @@ reference: install
 
 # mkdocs reads the tree and imports nothing of it.
 docs: $(VENV)/.loftr_ros-docs
-	$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site is in build/site/index.html"
 
 $(VENV)/.loftr_ros-docs: $(STAMP)

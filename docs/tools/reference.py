@@ -65,6 +65,20 @@ After this page you know every option of the command `loftr_ros`. `loftr_ros COM
 and last lines are in [Commands: exit codes](../commands.md).
 """
 
+PYTHON_HEAD = """\
+After this page you can use loftr_ros from Python without ROS: match two images, run the front end over a recording,
+and find loops. `import loftr_ros` loads neither torch nor OpenCV; each name is loaded when it is first used. The folder
+[examples](../../examples/README.md) has programs to start from.
+
+```python
+import loftr_ros
+
+matches = loftr_ros.match("a.png", "b.png")
+```
+
+The names below are the public interface, for example `loftr_ros.match`.
+"""
+
 LAUNCH_HEAD = """\
 After this page you know every argument of the launch files. `ros2 launch -s loftr_ros front_end.launch.py` shows the
 same. How to use them: [Start the node](../launch.md).
@@ -85,6 +99,7 @@ def files() -> dict[Path, str]:
         "messages": messages_page(),
         "commands": commands_page(),
         "launch_arguments": launch_page(),
+        "python": python_page(),
     }
     written = {ROOT / "docs" / "reference" / f"{name}.md": text for name, text in pages.items()}
     return {ROOT / "config" / "front_end.yaml": parameters_yaml(), **written}
@@ -368,6 +383,37 @@ def command_section(command: Command) -> list[str]:
             lines.append(row([names, each.shown_default, cell(each.info.help or "")]))
         lines.append("")
     return lines
+
+
+# Python
+
+
+def python_page() -> str:
+    """A page with what mkdocstrings is to make of the public names: functions first, then classes, then errors."""
+    lines = [NOTE.format(source="loftr_ros/__init__.py"), "# Python", "", PYTHON_HEAD]
+    names = public_names()
+    kinds = {
+        "Functions": [name for name in names if name.islower()],
+        "Classes": [name for name in names if not name.islower() and not name.endswith("Error")],
+        "Errors": [name for name in names if name.endswith("Error")],
+    }
+    for kind, those in kinds.items():
+        lines += [f"## {kind}", ""]
+        for name in those:
+            other = "" if names[name].endswith(f".{name}") else f"It is called `{names[name]}` where it is defined."
+            lines += [f"### {name}", "", *([other, ""] if other else [])]
+            lines += [f"::: {names[name]}", "    options:", "      show_root_heading: false", ""]
+    return "\n".join(lines)
+
+
+def public_names() -> dict[str, str]:
+    """Names of the public interface and where they are defined, as `loftr_ros/__init__.py` imports them for types."""
+    tree = ast.parse((ROOT / "loftr_ros" / "__init__.py").read_text(encoding="utf-8"))
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loftr_ros."):
+            found |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+    return dict(sorted(found.items()))
 
 
 # Launch files
