@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -326,6 +327,7 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
+@functools.cache
 def commands() -> list[Command]:
     """The command `loftr_ros` and all below it. typer's own objects alone: what it makes of them changes by version."""
     from loftr_ros.cli.main import app
