@@ -44,7 +44,25 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return found[0]
         return f"{before}{posixpath.relpath(site_uri(target), posixpath.dirname(here) or '.')}{anchor or ''}{after}"
 
-    return LINK.sub(moved, markdown)
+    return four_spaces(LINK.sub(moved, markdown))
+
+
+def four_spaces(markdown: str) -> str:
+    """What is below an item of a list by two or three spaces, as GitHub takes it, by the four that mkdocs needs."""
+    lines: list[str] = []
+    block = ""  # the spaces before the code block that a line is in; empty also for one that is below no item
+    in_block = False
+    for line in markdown.split("\n"):
+        text = line.lstrip()
+        spaces = line[: len(line) - len(text)]
+        if text.startswith("```"):
+            block = "" if in_block else spaces
+            in_block = not in_block
+        elif in_block:
+            lines.append(f"    {line.removeprefix(block)}" if block and text else line)
+            continue
+        lines.append(f"    {text}" if text and 2 <= len(spaces) <= 3 else line)
+    return "\n".join(lines)
 
 
 def resolved(page: str, link: str) -> str | None:

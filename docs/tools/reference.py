@@ -402,9 +402,13 @@ def python_page() -> str:
     for kind, those in kinds.items():
         lines += [f"## {kind}", ""]
         for name in those:
-            other = "" if names[name].endswith(f".{name}") else f"It is called `{names[name]}` where it is defined."
-            lines += [f"### {name}", "", *([other, ""] if other else [])]
-            lines += [f"::: {names[name]}", "    options:", "      show_root_heading: false", ""]
+            lines += [
+                f"::: {names[name]}",
+                "    options:",
+                f"      heading: loftr_ros.{name}",
+                f"      toc_label: {name}",
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -462,7 +466,7 @@ def first_line(thing: Any) -> str:
 def cell(text: str) -> str:
     """Text that stays in its cell and has no markup but code."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([*<|\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*|\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     parts[1::2] = [part.replace("|", "\\|") for part in parts[1::2]]
     return "`".join(parts)
 
