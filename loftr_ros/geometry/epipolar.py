@@ -26,7 +26,7 @@ COMMON_MATCHES = 150
 _SHARP_STD, _BLURRED_STD, _TYPICAL_STD = 0.4, 1.0, 0.3
 # What the calibration's errors do to a pose is multiplied by this: it allows for what has no name, fitted on rendered
 # walks with such errors (benchmarks/wrong_and_sure.py).
-COMMON_FACTOR = 1.25
+COMMON_FACTOR = 1.3
 
 
 @dataclass(frozen=True)
