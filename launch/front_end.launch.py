@@ -110,7 +110,7 @@ ARGUMENTS = [
     ("autostart", "true", "true: configure and activate the node. false: you or a lifecycle manager do that."),
 ]
 # Arguments of camera drivers' launch files that look like ours, and reach a launch that includes both.
-OF_DRIVERS = ("camera_name",)
+OF_DRIVERS = ("camera_model", "camera_name", "camera_namespace")
 TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_image")
 CHOICES = {
     "mode": ["", "mono", "stereo", "rgbd"],

@@ -9,6 +9,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from readme import python_example
 from rendered_pair import POSES, write_calibration, write_images
 
 import loftr_ros
@@ -90,6 +91,17 @@ def test_the_notebook_runs_and_what_it_shows_is_right() -> None:
     assert shown["rotation_error"] < 1
     cells = (EXAMPLES / "first_steps.py").read_text().split("# %%")
     assert len(cells) > 6 and sum(cell.startswith(" [markdown]") for cell in cells) >= 4
+
+
+def test_readmes_python_example_runs_as_it_stands(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "images").symlink_to(folder)
+    for name, image in (("a.png", "000000.png"), ("b.png", "000001.png")):
+        (tmp_path / name).symlink_to(folder / image)
+    write_calibration(tmp_path / "camera.yaml")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_example(), "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert int(said.split()[0]) > 300 and said.count("the camera is at") == len(POSES)
 
 
 def test_every_example_is_in_their_list_and_every_one_of_the_list_is_there() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.recordings.reading import FrameReader
@@ -112,10 +112,10 @@ def match(
     frames = [still(image, name) for image, name in ((image0, "image0"), (image1, "image1"))]
     read = [FrameReader(mask=mask).read(frame) for frame, mask in zip(frames, (usable0, usable1), strict=True)]
     if matcher is not None:
-        found = FrontEnd(matcher, config).match_pair(*read)
+        found = PairMatcher(matcher, config).match_pair(*read)
     else:
         with _common:
-            found = FrontEnd(_matcher_in_the_package(), config).match_pair(*read)
+            found = PairMatcher(_matcher_in_the_package(), config).match_pair(*read)
     return PairMatches(found.keyframe_points, found.current_points, found.confidence, found.std)
 
 
