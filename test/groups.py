@@ -13,7 +13,8 @@ GROUPS = {
     "fleet": "fleet fleet_nodes keyframe_messages",
     "node": "decoding images messages node node_archive node_depth node_places odometry_output pairing parameters "
     "spare_time statistics synchronizer worker",
-    "programs": "benchmarks demo docs dist example_nodes examples launch packaging player public_face transport wording",
+    "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
+    "wording",
     "evaluation": "metrics scene visualization",
     "training": "place_training training training_data training_photos",
 }

@@ -260,6 +260,7 @@ def launch_files() -> dict[str, tuple[set[str], dict[str, list[str]]]]:
 def test_every_launch_names_a_launch_file_and_its_arguments() -> None:
     wrong = []
     for page, words in each(lambda page: (*command_lines(page), *inline_commands(page, "ros2"))):
+        words = words[words.index("ros2") :] if "ros2" in words else []  # also in a container
         if words[:2] != ["ros2", "launch"] or "loftr_ros" not in words:
             continue
         rest = words[words.index("loftr_ros") + 1 :]
