@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.spatial.transform import Rotation
-
 import loftr_ros
+from loftr_ros.geometry.se3 import quaternion_of
 from loftr_ros.settings import with_values
 
 
@@ -62,7 +61,7 @@ def odometry(recording, mode: str) -> tuple[list[str], int]:
             lost += 1
             continue
         x, y, z = place.pose[:3, 3]
-        qx, qy, qz, qw = Rotation.from_matrix(place.pose[:3, :3]).as_quat()
+        qx, qy, qz, qw = quaternion_of(place.pose[:3, :3])
         stamp = f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}"
         lines.append(f"{stamp} {x:.6f} {y:.6f} {z:.6f} {qx:.9f} {qy:.9f} {qz:.9f} {qw:.9f}")
     return lines, lost

@@ -43,7 +43,7 @@ WITHOUT_ROSDEP_KEY = {
     "tensorboard",
     "types-tqdm",
 }
-OPTIONAL = {"h5py", "onnxruntime"}  # the code says so where it is missing
+OPTIONAL = {"h5py", "matplotlib", "onnxruntime"}  # the code says so where it is missing
 # The distributions on PyPI lack these, and the code does without them.
 WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
 # ROS packages of modules that are called otherwise.

@@ -103,6 +103,20 @@ def test_a_camera_that_loses_its_way_leaves_its_segments_in_files_of_their_own(t
     assert "broken into 2 segments" in text and "frames of the longest segment" in text
 
 
+def test_without_matplotlib_a_run_writes_all_but_the_plot_and_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with open_source(recording(tmp_path / "in", [4.0 * k for k in range(4)], "rgbd")) as source:
+        report = run(source, front_end("rgbd"), tmp_path / "out", progress=False)
+    words = "note: trajectory.png is left out, since matplotlib is not installed: `pip install 'loftr_ros[plot]'`"
+    assert words in "\n".join(report.lines()) and not report.missing
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"trajectory.tum", "matches.png"} <= written and "trajectory.png" not in written
+    told = CliRunner().invoke(app, ["explain", str(tmp_path / "in/rgb/0.png"), str(tmp_path / "in/rgb/1.png")])
+    assert told.exit_code == 2 and "loftr_ros[plot]" in told.output
+
+
 def test_errors_of_a_trajectory_are_those_that_were_put_into_it() -> None:
     truth = np.tile(np.eye(4), (40, 1, 1))
     truth[:, 0, 3] = np.linspace(0, 39, 40)

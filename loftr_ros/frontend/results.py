@@ -108,6 +108,21 @@ class KeyframeMatch:
         return depth.points(self.correspondences.track_id, rays)
 
 
+@dataclass(frozen=True, eq=False)
+class Orientation:
+    """How the camera is turned in the trajectory, while its position is not known.
+
+    Attributes:
+        rotation: (3, 3) R_world_current.
+        covariance: (3, 3) of its rotation vector, about the axes of the world, rad^2.
+        segment: of the trajectory.
+    """
+
+    rotation: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    segment: int
+
+
 @dataclass(frozen=True)
 class FrontEndResult:
     """What `FrontEnd.process` found.
@@ -123,6 +138,7 @@ class FrontEndResult:
         state: what is known of where the camera is.
         quality: what the image is worth by itself; nothing is matched with a useless one.
         joined: two segments of the trajectory that this frame was found in; None for most frames.
+        orientation: of the camera by a gyroscope since the last location, where `location` is None; else None.
     """
 
     frame: Frame
@@ -135,6 +151,7 @@ class FrontEndResult:
     state: TrackingState = TrackingState.TRACKING
     quality: FrameQuality = FrameQuality.USABLE
     joined: SegmentJoin | None = None
+    orientation: Orientation | None = None
 
     @property
     def is_unmatched(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.extras import how_to_install
 from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, told
 from loftr_ros.places.archive_rows import (
     CANDIDATE_COLUMNS,
@@ -81,8 +82,8 @@ class Archive:
             import lancedb
         except ImportError as error:
             message = (
-                f"archive.uri is '{uri}', and an archive needs LanceDB ({error}): `pip install 'loftr_ros[archive]'`, "
-                "or beside a colcon build `pip install 'lancedb>=0.40,<1' pyarrow`"
+                f"archive.uri is '{uri}', and an archive needs LanceDB, which cannot be imported ({error}): "
+                f"{how_to_install('archive')}"
             )
             raise PlacesError("archive_database", message) from error
         place = _place(uri)

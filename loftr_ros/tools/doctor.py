@@ -23,11 +23,11 @@ OK, NOTE, FAILS = "ok", "note", "FAILS"
 _PACKAGES = (
     ("numpy", "numpy", ""),
     ("opencv", "cv2", ""),
-    ("scipy", "scipy", ""),
     ("torch", "torch", ""),
     ("rosbags", "rosbags", ""),
-    ("PyAV", "av", ""),
+    ("PyAV", "av", "video"),
     ("lancedb", "lancedb", "archive"),
+    ("matplotlib", "matplotlib", "plot"),
     ("openvino", "openvino", "openvino"),
     ("onnxruntime", "onnxruntime", "onnx"),
     ("rerun-sdk", "rerun", "view"),

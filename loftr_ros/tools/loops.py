@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -98,7 +99,10 @@ def find_loops(
     graph.write_g2o(output / "loops.g2o")
     write_keyframes(output / "keyframes.csv", graph)
     write_loops(output / "loops.csv", report)
-    plot_loops(output / "loops.png", graph)
+    if (reason := why_no_plots()) and report.recordings:
+        report.recordings[-1].notes.append(f"loops.png is left out, since {reason}")
+    elif not reason:
+        plot_loops(output / "loops.png", graph)
     job.pictures.write(output, archive)
     write_marker(output, report.missing)
     return report

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.run_trajectory import RunTrajectory
+from loftr_ros.extras import why_no_plots
+from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -123,6 +125,9 @@ def run(
     for old in _WRITTEN:  # a picture of another run would be taken for this one's
         (output / old).unlink(missing_ok=True)
     report, picture = Report(), _BestPicture()
+    gyroscope = None if source.imu is None else Gyroscope(camera_from_imu=source.imu.camera_from_imu)
+    front_end.use_gyroscope(gyroscope)
+    sample = 0
     with ExitStack() as files:
         columns = _Columns(output, files)
         file = files.enter_context((output / "relative_poses.csv").open("w", newline=""))
@@ -131,6 +136,8 @@ def run(
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
         with report.progress.watching():
             for frame in report.progress.frames(source, progress):
+                if source.imu is not None and gyroscope is not None:
+                    sample = source.imu.until(frame.stamp_ns, sample, gyroscope)
                 try:
                     result = front_end.process(reader.read(frame, mode))
                 except (FrameRefusedError, MaskError, SourceError) as error:
@@ -151,8 +158,13 @@ def run(
         columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     report.trajectory.write(output)
-    _plot(output / "trajectory.png", report, source.name)
     report.notes += source.notes
+    if gyroscope is not None:
+        report.notes.append(f"gyroscope: {gyroscope.state.value}. {gyroscope.mounting()}".rstrip())
+    if reason := why_no_plots():
+        report.notes.append(f"trajectory.png is left out, since {reason}")
+    else:
+        _plot(output / "trajectory.png", report, source.name)
     write_marker(output, report.missing)
     return report
 
