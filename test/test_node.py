@@ -74,7 +74,7 @@ def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
     with NodeProcess(folder, QUIET) as process, Client(process.domain) as client:
         assert client.transition("configure", "activate"), process.said
         client.connect(lambda: footage.frame(0, client.stamp()))
-        yield SimpleNamespace(process=process, client=client)
+        yield SimpleNamespace(process=process, client=client, parameters=client.parameters())
 
 
 @pytest.fixture
@@ -86,8 +86,7 @@ def node(running, footage) -> Iterator[SimpleNamespace]:
         return footage.frame(next(number), client.stamp(seconds))
 
     # What an earlier test left behind when it failed must not fail this one.
-    if (state := client.state()) != "active":
-        assert client.transition(*(("configure", "activate") if state == "unconfigured" else ("activate",)))
+    if client.bring_back(running.parameters):
         client.connect(next_frame)
     assert client.trigger("reset").success
     yield SimpleNamespace(process=running.process, client=client, next_frame=next_frame)
