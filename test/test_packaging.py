@@ -32,6 +32,7 @@ ROSDEP_KEYS = {
 # Optional, for tests or mypy alone, or (safetensors) told by docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
+    "import-linter",
     "kornia",
     "lancedb",
     "onnx",
