@@ -11,8 +11,8 @@ GROUPS = {
     "text_formats video view",
     "places": "archive archive_files loops place_conversion place_descriptor place_detector place_query revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
-    "node": "decoding images messages node node_archive node_depth node_imu node_places odometry_output pairing parameters "
-    "spare_time statistics synchronizer worker",
+    "node": "decoding images messages node node_archive node_depth node_imu node_places odometry_output pairing "
+    "parameters spare_time statistics synchronizer worker",
     "programs": "benchmarks demo dist example_nodes examples launch packaging player public_face transport wording",
     "evaluation": "metrics scene visualization",
     "training": "place_training training training_data training_photos",
