@@ -1,4 +1,4 @@
-"""Test files by what they are about: `pytest --group places` runs one group, and `colcon test` each as a CTest."""
+"""Test files by topic: `pytest --group places` runs one group, and `colcon test` each as a CTest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ GROUPS = {
     "fleet": "fleet fleet_nodes keyframe_messages",
     "node": "decoding images messages node node_archive node_depth node_imu node_places odometry_output pairing "
     "parameters spare_time statistics synchronizer worker",
-    "programs": "benchmarks demo dist example_nodes examples launch packaging player public_face transport wording",
+    "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
+    "wording",
     "evaluation": "metrics scene visualization",
     "training": "place_training training training_data training_photos",
 }

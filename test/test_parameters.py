@@ -1,4 +1,4 @@
-"""Parameters: declared in full, mirrored in config/front_end.yaml, checked when they are set."""
+"""Parameters: completely declared, mirrored in config/front_end.yaml, checked when set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = dict(parameter_names())
 
 
 class FakeNode:
-    """Holds parameters, as a node does."""
+    """Stores parameters like a node."""
 
     def __init__(self, **values: Any) -> None:
         self.values = values
@@ -53,7 +53,7 @@ def test_the_config_file_has_every_parameter_with_its_default_and_no_other() -> 
     written = flat(yaml.safe_load(FILE.read_text())["/**"]["ros__parameters"])
     declared = {name: item.default for name, item in NAMES.items()}
     assert written == declared
-    # YAML's 1 equals 1.0, but ROS takes it for another type.
+    # YAML's 1 equals 1.0, but ROS treats it as another type.
     assert {name: type(value) for name, value in written.items()} == {n: type(v) for n, v in declared.items()}
     assert list(written) == list(declared), "in the order of their declaration"
 
@@ -78,9 +78,8 @@ def test_above_each_parameter_in_the_config_file_stands_what_it_means_with_unit_
         for choice in about["choices"]:
             assert choice in comment, name
         if about["low"] is not None:
-            assert (
-                f"({about['low']:g} to {about['high']:g}" in comment or f"({about['low']} to {about['high']}" in comment
-            )
+            low, high = (int(end) if float(end).is_integer() else end for end in (about["low"], about["high"]))
+            assert f"({low} to {high}" in comment, name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,8 +173,10 @@ def test_every_setting_of_every_stage_is_a_parameter() -> None:
 
 
 def test_the_manual_has_every_parameter_with_its_default_and_meaning() -> None:
-    manual = (FILE.parents[1] / "docs" / "node.md").read_text().splitlines()
+    manual = (FILE.parents[1] / "docs" / "reference" / "parameters.md").read_text().splitlines()
     for name, item in NAMES.items():
-        default = f'"{item.default}"' if isinstance(item.default, str) else str(item.default)
+        value = list(item.default) if isinstance(item.default, tuple) else item.default
+        default = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+        default = f'"{item.default}"' if isinstance(item.default, str) else default
         rows = [row for row in manual if row.startswith(f"| `{name}` | `{default}` |")]
         assert len(rows) == 1 and item.metadata["description"] in rows[0], name

@@ -1,4 +1,4 @@
-"""What a user says of the matcher, by parameters or by options, and what it comes to."""
+"""The user's settings of the matcher, from parameters or options, and the matcher that they specify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loftr_ros.matcher.config import AUTO, PRESETS
 from loftr_ros.settings import Settings, setting
 
-if TYPE_CHECKING:  # it imports torch, which the node loads when it is configured
+if TYPE_CHECKING:  # imports torch, which the node loads only when it is configured
     from loftr_ros.matcher.factory import MatcherSpec
 
 RANDOM = "random"
@@ -18,41 +18,45 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class MatcherConfig(Settings):
-    """Which network runs, and where."""
+    """Network, weights and runtime."""
 
     network: str = setting(
-        AUTO, f"Preset of the network: {', '.join(PRESETS)}; auto is the one that the weights are of, compact without"
+        AUTO, f"Network preset: {', '.join(PRESETS)}; auto for the network of the weights, or compact without weights"
     )
     weights: str = setting(
         "",
-        "Weights file of that network, or a name of `loftr_ros weights list`; empty for those in the package (compact) "
-        "or else the first found; random for weights that match nothing; with backend onnx or openvino what "
-        "`loftr_ros export` wrote",
+        "Weights file of the network, or a name of `loftr_ros weights list`; empty for the packaged weights "
+        "(compact) or else the first found; random for untrained weights; for backend onnx or openvino the output"
+        " of `loftr_ros export`",
     )
-    device: str = setting("auto", "auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N")
+    device: str = setting(
+        "auto", "Device of the network: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N"
+    )
     precision: str = setting(
         "auto",
-        "auto is float16 on CUDA, bfloat16 on CPUs that have it in hardware, float32 elsewhere",
+        "Floating-point precision of the network: auto for float16 on CUDA, bfloat16 on CPUs with hardware "
+        "support, float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     backend: str = setting(
         "auto",
-        "What runs the network: torch (PyTorch), onnx (onnxruntime, an exported one), openvino (an exported one, or "
-        "compact by its weights); auto is openvino for compact on a CPU where it is installed, else torch",
+        "Runtime of the network: torch (PyTorch), onnx (onnxruntime with an export), openvino (with an export, or"
+        " with the weights of compact); auto for openvino if it is installed and compact runs on a CPU, else "
+        "torch",
         choices=("auto", "torch", "onnx", "openvino"),
     )
     onnx_providers: str = setting(
         "",
-        "Execution providers of backend onnx, the preferred first, with commas between; empty for CUDA's where device "
-        "is a GPU, else the CPU's",
+        "Execution providers of backend onnx in order of preference, separated by commas; empty for CUDA's if "
+        "device is a GPU, else the CPU's",
     )
     threads: int = setting(
-        0, "CPU threads of the network; 0 for all cores, or half of them when pipelined", low=0, high=256
+        0, "Number of CPU threads of the network; 0 for all cores, or half of them if pipelined", low=0, high=256
     )
     pipelined: str = setting(
         "auto",
-        "always encodes a frame while the one before it is matched: more frames a second where there are cores for "
-        "both; auto does so from four cores on",
+        "Whether a frame is encoded while the previous one is matched, for a higher frame rate on enough cores; "
+        "auto for always from four cores on",
         choices=("auto", "always", "never"),
     )
     warm_up_width: int = setting(
@@ -68,32 +72,37 @@ class MatcherConfig(Settings):
 
     @property
     def is_pipelined(self) -> bool:
-        """What `pipelined` comes to on this machine."""
+        """Whether to pipeline on this machine, with `auto` resolved."""
         return self.pipelined == "always" or (self.pipelined == "auto" and (os.cpu_count() or 1) >= 4)
 
 
 @dataclass(frozen=True)
 class MatchingConfig(Settings):
-    """Which of the network's coarse matches are taken."""
+    """Selection among the network's coarse matches."""
 
-    threshold: float = setting(0.0, "Least confidence of a match; 0 for the preset's", low=0.0, high=1.0)
-    border: int = setting(-1, "Cells at the rim of the image that never match; -1 for the preset's", low=-1, high=100)
+    threshold: float = setting(0.0, "Minimum confidence of a match; 0 for the preset's value", low=0.0, high=1.0)
+    border: int = setting(
+        -1, "Number of cells at the image border that never match; -1 for the preset's value", low=-1, high=100
+    )
     max_matches: int = setting(
-        0, "Matches with a keyframe, at most, the most confident ones; 0 for the preset's", low=0, high=100000
+        0,
+        "Maximum number of matches with a keyframe, the most confident ones; 0 for the preset's value",
+        low=0,
+        high=100000,
     )
 
     @property
     def overrides(self) -> dict[str, int | float]:
-        """Fields of the preset's `CoarseMatchingConfig` that are to be replaced."""
+        """Fields of the preset's `CoarseMatchingConfig` to replace."""
         given = {"threshold": self.threshold or None, "border": self.border, "max_matches": self.max_matches or None}
         return {name: value for name, value in given.items() if value is not None and value >= 0}
 
 
 def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpec:
-    """The matcher that the settings ask for.
+    """The matcher specified by the settings.
 
     Raises:
-        WeightsError: the network is not known, or the weights are not there; the message says what to do.
+        WeightsError: the network is unknown, or the weights are missing; the message says what to do.
     """
     from loftr_ros.matcher.checkpoints.files import WeightsError, preset
     from loftr_ros.matcher.factory import MatcherSpec
@@ -109,7 +118,7 @@ def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpe
     elif matcher.weights:
         weights = given
     else:
-        raise WeightsError("backend onnx comes without a network; give what `loftr_ros export` wrote as its weights")
+        raise WeightsError("backend onnx needs an exported network: set weights to the output of `loftr_ros export`")
     return MatcherSpec(
         network=matcher.network,
         weights=weights,

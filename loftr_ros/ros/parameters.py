@@ -23,7 +23,7 @@ from loftr_ros.settings import FLAT, ConfigError, Settings, is_live, setting, se
 
 @dataclass(frozen=True)
 class OutputParameters(Settings):
-    """What goes out, and how often."""
+    """Output topics, status and log."""
 
     live: ClassVar[bool] = True
 
@@ -31,35 +31,37 @@ class OutputParameters(Settings):
         1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0
     )
     status_window: int = setting(
-        300, "Frames that the status's latencies are taken over", low=1, high=100000, live=False
+        300, "Number of frames in the latency statistics of ~/status", low=1, high=100000, live=False
     )
     error_period: float = setting(
-        5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
+        5.0, "Minimum time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
     )
-    max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
+    max_lines: int = setting(150, "Maximum number of matches drawn on ~/matches_image", low=1, high=100000)
     hardware_id: str = setting(
         "",
-        "Identity of the camera, such as its serial number, which /diagnostics gives as hardware_id; empty for the "
-        "machine's host name and the device that the network runs on",
+        "Identity of the camera in /diagnostics (hardware_id), such as its serial number; empty for the machine's"
+        " host name and the network's device",
     )
 
 
 @dataclass(frozen=True)
 class OdometryParameters(Settings):
-    """The robot's motion, for a look."""
+    """Odometry, path and transform."""
 
-    odom_frame: str = setting("odom", "Frame in whose origin the robot's base begins")
+    odom_frame: str = setting("odom", "Fixed frame of the odometry; the robot's base begins in its origin")
     base_frame: str = setting("base_link", "Frame of the robot's base")
     base_from_camera: tuple[float, ...] = setting(
         (0.0,) * 7,
-        "Where the camera's optical frame is in the base's: x y z in metres and the quaternion x y z w; zeros ask tf2, "
-        "where it is installed, and where it does not know take the camera to look ahead from the base's origin",
+        "Pose of the camera's optical frame in the base frame: x y z in metres, quaternion x y z w; zeros ask "
+        "tf2; without an answer the camera looks ahead from the base's origin",
     )
-    publish_tf: bool = setting(False, "Whether to publish the transform from the odometry's frame to the base's on /tf")
-    path_length: int = setting(1000, "Poses on ~/path, at most, the newest", low=0, high=100000)
+    publish_tf: bool = setting(
+        False, "Whether to publish the transform from `odometry.odom_frame` to `odometry.base_frame` on /tf"
+    )
+    path_length: int = setting(1000, "Maximum number of poses on ~/path, the newest ones", low=0, high=100000)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS has it as an array
+        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS gives an array
         super().__post_init__()
         if any(self.base_from_camera):
             from_seven(self.base_from_camera, "base_from_camera")
@@ -67,25 +69,25 @@ class OdometryParameters(Settings):
 
 @dataclass(frozen=True)
 class FleetParameters(Settings):
-    """Places shared with other robots over ROS 2."""
+    """Exchange of keyframes with other robots over ROS 2."""
 
     share: bool = setting(
         False,
-        "Whether to announce archived keyframes to other robots, take theirs, and exchange images where places agree; "
-        "needs an archive",
+        "Whether to announce archived keyframes to other robots, store theirs, and exchange images of common "
+        "places; needs an archive",
     )
     topic: str = setting("/loftr_places/keyframes", "Topic of the announcements, the same for all robots")
     fetch_timeout: float = setting(
-        2.0, "Time that another robot has to send a keyframe's image", unit="s", low=0.1, high=60.0
+        2.0, "Time limit for another robot to send a keyframe's image", unit="s", low=0.1, high=60.0
     )
 
 
 @dataclass(frozen=True)
 class RobotParameters(Settings):
-    """Who this is."""
+    """Identity of the robot."""
 
     robot_name: str = setting(
-        "", "Name of the robot, by which others know its keyframes; empty for the node's namespace, or else 'robot'"
+        "", "Name of the robot in archives and towards other robots; empty for the node's namespace, or else 'robot'"
     )
 
 
@@ -116,9 +118,9 @@ class ImuParameters(GyroscopeConfig):
 
 @dataclass(frozen=True)
 class Parameters:
-    """Everything that the node can be told."""
+    """All parameters of the node."""
 
-    # The network's settings stand at the top, since they are what a user sets first.
+    # The network's settings come first, because users set them first.
     matcher: MatcherConfig = field(default_factory=MatcherConfig, metadata=FLAT)
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig, metadata=FLAT)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
@@ -143,14 +145,14 @@ def defaults() -> dict[str, object]:
 
 
 def live_parameters() -> dict[str, bool]:
-    """Every parameter's ROS name, and whether it may change while frames come."""
+    """Every parameter's ROS name, and whether it may change at run time."""
     return {name: is_live(group, item) for name, group, item in settings_of(Parameters())}
 
 
 def refusal(values: Mapping[str, Any], configured: bool) -> str:
-    """Why parameters cannot be set; empty where they can, or are none of ours. rclpy checks types and ranges itself.
+    """Why parameters cannot be set; empty if they can, or are not ours. rclpy checks types and ranges itself.
 
-    Those that may change while frames come can always be set.
+    Live parameters can always be set.
 
     Args:
         values: by parameter name.
@@ -176,9 +178,9 @@ def refusal(values: Mapping[str, Any], configured: bool) -> str:
 
 
 def declare(node: Node) -> None:
-    """Declare every parameter on a node; rclpy then holds values against type and range by itself.
+    """Declare every parameter on a node; rclpy then checks types and ranges.
 
-    Whole numbers that the node was started with are taken for floats.
+    Whole numbers among the start parameters become floats.
     """
     accept_whole_numbers(node, defaults())
     for name, item in parameter_names():
@@ -186,7 +188,7 @@ def declare(node: Node) -> None:
 
 
 def descriptor(item: dataclasses.Field[Any]) -> ParameterDescriptor:
-    """What `ros2 param describe` shows of a setting."""
+    """The description for `ros2 param describe`."""
     about = item.metadata
     unit = f" [{about['unit']}]" if about["unit"] else ""
     choices = f" (one of: {', '.join(about['choices'])})" if about["choices"] else ""
@@ -204,7 +206,7 @@ def read(node: Node) -> Parameters:
     """The node's parameters as typed settings.
 
     Raises:
-        ConfigError: one is out of its choices; the message names it.
+        ConfigError: one is not among its choices; the message names it.
     """
     values = {name: node.get_parameter(name).value for name, _ in parameter_names()}
     try:
