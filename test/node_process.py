@@ -22,9 +22,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.parameter import Parameter
+from rclpy.parameter import Parameter, parameter_value_to_python
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
@@ -226,6 +226,30 @@ class Client:
         ]
         results = self.call(SetParameters, "set_parameters", SetParameters.Request(parameters=values)).results
         return all(result.successful for result in results), " ".join(result.reason for result in results)
+
+    def parameters(self) -> dict[str, Any]:
+        """The node's own parameters, by name: those that can be set."""
+        names = self.call(ListParameters, "list_parameters", ListParameters.Request()).result.names
+        own = [name for name in names if not name.startswith(("qos_overrides.", "use_sim_time", "start_type_"))]
+        values = self.call(GetParameters, "get_parameters", GetParameters.Request(names=own)).values
+        return dict(zip(own, map(parameter_value_to_python, values), strict=True))
+
+    def unconfigure(self) -> None:
+        """From whatever state to unconfigured."""
+        before = {"active": ("deactivate", "cleanup"), "inactive": ("cleanup",)}.get(self.state(), ())
+        assert self.transition(*before), f"the node is {self.state()}"
+
+    def bring_back(self, parameters: dict[str, Any]) -> bool:
+        """To active with these parameters, whatever an earlier test left behind when it failed; whether it was not."""
+        now = self.parameters()
+        differing = {name: value for name, value in parameters.items() if now[name] != value}
+        if not differing and self.state() == "active":
+            return False
+        self.unconfigure()
+        ok, reason = self.set(**differing)
+        assert ok, reason
+        assert self.transition("configure", "activate")
+        return True
 
     def reconfigure(self, **parameters: Any) -> None:
         """Restart the active node with other parameters, and connect again."""

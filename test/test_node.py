@@ -73,7 +73,7 @@ def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
     with NodeProcess(folder, QUIET) as process, Client(process.domain) as client:
         assert client.transition("configure", "activate"), process.said
         client.connect(lambda: footage.frame(0, client.stamp()))
-        yield SimpleNamespace(process=process, client=client)
+        yield SimpleNamespace(process=process, client=client, parameters=client.parameters())
 
 
 @pytest.fixture
@@ -84,9 +84,8 @@ def node(running, footage) -> Iterator[SimpleNamespace]:
     def next_frame(seconds: float = 0.1) -> tuple[Image, CameraInfo]:
         return footage.frame(next(number), client.stamp(seconds))
 
-    # An earlier failed test must not make this one fail.
-    if (state := client.state()) != "active":
-        assert client.transition(*(("configure", "activate") if state == "unconfigured" else ("activate",)))
+    # What an earlier test left behind when it failed must not make this one fail.
+    if client.bring_back(running.parameters):
         client.connect(next_frame)
     assert client.trigger("reset").success
     yield SimpleNamespace(process=running.process, client=client, next_frame=next_frame)
