@@ -1,0 +1,294 @@
+"""The pose graph solved: which loops are believed, by graduated non-convexity, and where all keyframes are then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from loftr_ros.backend.config import BackEndConfig
+from loftr_ros.backend.factors import (
+    Camera,
+    RigidSpace,
+    SimilaritySpace,
+    composed,
+    require_gtsam,
+    widened,
+)
+from loftr_ros.backend.graph import Graph, Loop, Solution
+from loftr_ros.backend.joining import correction, join
+from loftr_ros.backend.measurements import BackEndError, PoseMeasurement
+from loftr_ros.geometry.se3 import rotation_degrees
+
+# Iterations of Levenberg and Marquardt in each round of graduated non-convexity: the next round changes the weights.
+_INNER = 2
+_OUTER = 60
+# The kernel of links in the last optimisation: by how many standard deviations one may be off before it counts less.
+_LINK_KERNEL = 3.0
+# By how much the standard deviations of a link are multiplied that may be rejected: it still holds the two together.
+_LOOSE = 100.0
+# From this loop weight on a loop is believed.
+_BELIEVED = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A factor along a trajectory: one link, or several after one another.
+
+    Attributes:
+        first, second: numbers of the vertices.
+        measured: T_first_second with its widened covariance.
+        links: how many.
+    """
+
+    first: int
+    second: int
+    measured: PoseMeasurement
+    links: int
+
+
+def solve(graph: Graph, config: BackEndConfig, before: Solution | None = None) -> Solution:
+    """Where all keyframes are.
+
+    Loops are believed or not by graduated non-convexity with a truncated quadratic cost (Yang et al., RA-L 2020), on a
+    graph of the loops' ends alone; then all keyframes are optimised with the loops that are believed.
+
+    Args:
+        graph: keyframes, links and loops.
+        config: settings.
+        before: the solution of the graph as it was, to begin from.
+
+    Raises:
+        BackEndError: GTSAM is missing, or cannot solve the graph.
+    """
+    gtsam = require_gtsam()
+    cameras, groups = join(graph, graph.chained(before), config)
+    believed, broken, metric = [False] * len(graph.loops), set[int](), set[int]()
+    for group in dict.fromkeys(groups):
+        members = {each.number for each in graph.trajectories if groups[each.number] == group}
+        loops = list(graph.loops_between(members))
+        if any(graph.trajectories[each].is_metric for each in members):
+            metric.add(group)
+        if not loops:
+            continue
+        try:
+            _Group(graph, config, cameras, members, group, loops).solve(believed, broken)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+            raise BackEndError(f"GTSAM {gtsam.__version__ if hasattr(gtsam, '__version__') else ''} cannot solve the "
+                               f"graph of {len(graph.vertices)} keyframes: {reason}") from error  # fmt: skip
+    return Solution(cameras, groups, frozenset(metric), believed, frozenset(broken))
+
+
+class _Group:
+    """Trajectories of one frame, and the loops in and between them."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        config: BackEndConfig,
+        cameras: list[Camera],
+        members: set[int],
+        group: int,
+        loops: Sequence[int],
+    ) -> None:
+        self.graph, self.config, self.cameras, self.loops = graph, config, cameras, loops
+        self.gtsam = require_gtsam()
+        trajectories = [graph.trajectories[each] for each in sorted(members)]
+        self.vertices = sorted(number for each in trajectories for number in each.vertices)
+        self.anchor = graph.trajectories[group].vertices[0]
+        self.metric_origins = [each.vertices[0] for each in trajectories if each.is_metric]
+        self.space = RigidSpace()
+        if len(self.metric_origins) < len(trajectories):
+            metric = frozenset(n for each in trajectories if each.is_metric for n in each.vertices)
+            self.space = SimilaritySpace(metric)
+            self._use_metres()
+
+    def solve(self, believed: list[bool], broken: set[int]) -> None:
+        """Decide on the loops, optimise, and put the results into the lists that all groups share."""
+        weights = self._weights(self._steps())
+        rejected = [k for k, weight in zip(self.loops, weights, strict=True) if weight < _BELIEVED]
+        loose: list[int] = []
+        if rejected:
+            weights, loose = self._without_links(weights, rejected)
+        for k, weight in zip(self.loops, weights, strict=True):
+            believed[k] = bool(weight >= _BELIEVED)
+        broken.update(loose)
+        self._optimise([k for k in self.loops if believed[k]], set(loose))
+
+    def _use_metres(self) -> None:
+        """Let the group's unit be a metre where one of its trajectories knows it."""
+        if self.metric_origins:
+            unit = self.cameras[self.metric_origins[0]].scale
+            if unit != 1.0:
+                for number in self.vertices:
+                    pose = self.cameras[number].pose.copy()
+                    pose[:3, 3] /= unit
+                    self.cameras[number] = Camera(pose, self.cameras[number].scale / unit)
+
+    # --- which loops are believed ---
+
+    def _steps(self) -> list[Step]:
+        """Links, those after one another taken together where no loop ends in between."""
+        graph, kept = self.graph, {self.anchor}
+        for k in self.loops:
+            kept |= {graph.loops[k].older, graph.loops[k].newer}
+        following: dict[int, int] = {}
+        for number in self.vertices:
+            previous = graph.vertices[number].previous
+            if previous is None:
+                kept.add(number)
+            else:
+                following[previous] = following.get(previous, 0) + 1
+        kept |= {number for number, count in following.items() if count > 1}
+        steps: list[Step] = []
+        open_steps: dict[int, Step] = {}  # by the vertex that they lead to
+        for number in self.vertices:
+            vertex = graph.vertices[number]
+            if vertex.previous is None or vertex.link is None:
+                continue
+            link = widened(vertex.link, self.config.noise)
+            before = open_steps.get(vertex.previous)
+            step = Step(vertex.previous, number, link, 1)
+            if before is not None and vertex.previous not in kept:
+                step = Step(before.first, number, composed(before.measured, link), before.links + 1)
+            open_steps[number] = step
+            if number in kept:
+                steps.append(step)
+        return steps
+
+    def _weights(self, steps: Sequence[Step], free: frozenset[int] = frozenset()) -> np.ndarray[Any, Any]:
+        """What graduated non-convexity gives the loops, and behind them the links of `free`, each 0 to 1.
+
+        Args:
+            steps: of the trajectories, which are taken as right but for those that lead to a vertex of `free`.
+            free: vertices.
+        """
+        gtsam, space, noise = self.gtsam, self.space, self.config.noise
+        factors, values, inliers = gtsam.NonlinearFactorGraph(), gtsam.Values(), list[int]()
+        numbers = {number for step in steps for number in (step.first, step.second)} | {self.anchor}
+        numbers |= {end for k in self.loops for end in (self.graph.loops[k].older, self.graph.loops[k].newer)}
+        for number in sorted(numbers):
+            values.insert(number, space.variable(self.cameras[number]))
+        for k in self.loops:
+            factors.push_back(self._loop_factor(self.graph.loops[k]))
+        for step in steps:
+            if step.second in free:
+                factors.push_back(space.link(step.first, step.second, step.measured, noise.scale))
+        decided = factors.size()
+        for step in steps:
+            loosened = step.measured
+            if step.second in free:
+                loosened = replace(loosened, covariance=_LOOSE**2 * loosened.covariance)
+            factors.push_back(
+                space.link(step.first, step.second, loosened, float(np.sqrt(step.links)) * noise.scale)
+            )
+        self._hold(factors)
+        inliers = list(range(decided, factors.size()))
+        inner = gtsam.LevenbergMarquardtParams()
+        inner.setMaxIterations(_INNER)
+        parameters = gtsam.GncLMParams(inner)
+        parameters.setLossType(gtsam.GncLossType.TLS)
+        parameters.setScheduler(gtsam.GncScheduler.SuperLinear)
+        parameters.maxIterations = _OUTER
+        parameters.setKnownInliers(inliers)
+        optimizer = gtsam.GncLMOptimizer(factors, values, parameters)
+        optimizer.setInlierCostThresholdsAtProbability(self.config.loops.inlier_probability)
+        optimizer.optimize()
+        return np.asarray(optimizer.getWeights())[:decided]
+
+    def _without_links(
+        self, weights: np.ndarray[Any, Any], rejected: list[int]
+    ) -> tuple[np.ndarray[Any, Any], list[int]]:
+        """The loops' weights, and vertices whose link is rejected, where that explains more than rejecting the loops.
+
+        Rejected loops that all tell the same correction speak against a link that all of them close over.
+        """
+        clique = self._same_correction([k for k in rejected if self.graph.loops[k].measured.has_length])
+        if len(clique) < self.config.loops.odometry_cost:
+            return weights, []
+        under = self._links_under(clique)
+        for k, weight in zip(self.loops, weights, strict=True):
+            if weight >= _BELIEVED:
+                under -= self._links_under([k])
+        if not under:
+            return weights, []
+        links = [
+            Step(vertex.previous, number, widened(vertex.link, self.config.noise), 1)
+            for number in self.vertices
+            if (vertex := self.graph.vertices[number]).previous is not None and vertex.link is not None
+        ]
+        again = self._weights(links, frozenset(under))
+        count, order = len(self.loops), [step.second for step in links if step.second in under]
+        loose = [number for number, weight in zip(order, again[count:], strict=True) if weight < _BELIEVED]
+        gained = int((again[:count] >= _BELIEVED).sum() - (weights >= _BELIEVED).sum())
+        if not loose or gained < self.config.loops.odometry_cost * len(loose):
+            return weights, []
+        return again[:count], loose
+
+    def _same_correction(self, loops: Sequence[int]) -> list[int]:
+        """The most loops that agree on how the graph should be moved."""
+        limits, best = self.config.loops, list[int]()
+        moves = [correction(self.cameras, self.graph.loops[k]) for k in loops]
+        places = [self.cameras[self.graph.loops[k].newer].pose[:3, 3] for k in loops]
+        for move in moves:
+            agreeing = [
+                k
+                for k, other, place in zip(loops, moves, places, strict=True)
+                if rotation_degrees(move[:3, :3].T @ other[:3, :3]) <= limits.max_turn_disagreement
+                and np.linalg.norm((move[:3] - other[:3]) @ np.r_[place, 1.0]) <= 2 * limits.max_disagreement
+            ]
+            if len(agreeing) > len(best):
+                best = agreeing
+        return best
+
+    def _links_under(self, loops: Sequence[int]) -> set[int]:
+        """Vertices whose links lie on the way between the two ends of every one of some loops."""
+        under: set[int] | None = None
+        for k in loops:
+            ways = [self._way(end) for end in (self.graph.loops[k].older, self.graph.loops[k].newer)]
+            way = ways[0] ^ ways[1]
+            under = way if under is None else under & way
+        return under or set()
+
+    def _way(self, number: int) -> set[int]:
+        """The vertices whose links lead from the trajectory's first keyframe to one."""
+        way, at = set[int](), self.graph.vertices[number]
+        while at.previous is not None:
+            way.add(at.number)
+            at = self.graph.vertices[at.previous]
+        return way
+
+    # --- where the keyframes are ---
+
+    def _optimise(self, loops: Sequence[int], loose: set[int]) -> None:
+        gtsam, space, noise = self.gtsam, self.space, self.config.noise
+        factors, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
+        kernel = gtsam.noiseModel.mEstimator.Huber.Create(_LINK_KERNEL)
+        for number in self.vertices:
+            vertex = self.graph.vertices[number]
+            values.insert(number, space.variable(self.cameras[number]))
+            if vertex.previous is not None and vertex.link is not None:
+                measured = widened(vertex.link, noise)
+                if number in loose:
+                    measured = replace(measured, covariance=_LOOSE**2 * measured.covariance)
+                factors.push_back(space.robust(space.link(vertex.previous, number, measured, noise.scale), kernel))
+        for k in loops:
+            factors.push_back(self._loop_factor(self.graph.loops[k]))
+        self._hold(factors)
+        parameters = gtsam.LevenbergMarquardtParams()
+        parameters.setMaxIterations(50)
+        found = gtsam.LevenbergMarquardtOptimizer(factors, values, parameters).optimize()
+        for number in self.vertices:
+            self.cameras[number] = space.camera(found, number)
+
+    def _loop_factor(self, loop: Loop) -> Any:
+        ends = self.cameras[loop.older], self.cameras[loop.newer]
+        return self.space.loop(loop.older, loop.newer, loop.measured, self.config.noise, ends)
+
+    def _hold(self, factors: Any) -> None:
+        self.space.held(factors, self.anchor, self.cameras[self.anchor], bool(self.metric_origins))
+        for number in self.metric_origins:
+            self.space.held_scale(factors, number, self.cameras[number])
