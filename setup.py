@@ -32,6 +32,7 @@ REQUIREMENTS = [
     "typer>=0.9",
 ]
 EXTRAS = {
+    "backend": ["gtsam>=4.3"],
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "openvino": ["openvino>=2024.0"],
     "parquet": ["pyarrow>=14"],
@@ -41,6 +42,7 @@ EXTRAS = {
     "view": ["rerun-sdk>=0.23"],  # 0.23 is the newest that works with numpy 1.26
     "test": [
         "POT>=0.9",
+        "gtsam>=4.3",
         "h5py>=3",
         "hypothesis>=6.40",
         "kornia>=0.7.3",

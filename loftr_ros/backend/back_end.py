@@ -22,6 +22,7 @@ from loftr_ros.backend.measurements import (
 )
 from loftr_ros.backend.solving import solve
 from loftr_ros.backend.window import Window
+from loftr_ros.geometry.se3 import skew
 
 Array = NDArray[np.float64]
 
@@ -189,6 +190,37 @@ class BackEnd:
         trajectory = self.graph.vertices[number].trajectory
         group = self._group(trajectory)
         return Place(self._cameras[number], group, self._is_metric(group))
+
+    def covariance(self, key: KeyframeKey) -> Array | None:
+        """(6, 6) of a keyframe's (translation, rotation vector) about the map's axes, seen from the map's first camera.
+
+        Returns:
+            None where there is no such keyframe, or nobody knows: of keyframes before the newest ones.
+        """
+        number = self.graph.numbers.get(key)
+        if number is None:
+            return None
+        way, at = list[Vertex](), self.graph.vertices[number]
+        known = {} if self.solution is None else self.solution.covariances
+        ends = {self.graph.vertices[end].trajectory: end for end in known}
+        while at.number not in known and at.previous is not None:
+            if at.number < ends.get(at.trajectory, -1):
+                return None
+            way.append(at)
+            at = self.graph.vertices[at.previous]
+        if at.number not in known and self._group(at.trajectory) != at.trajectory:
+            return None
+        total = known.get(at.number, np.zeros((6, 6)))
+        self._extend()
+        for vertex in reversed(way):
+            assert vertex.previous is not None and vertex.link is not None
+            link, camera = widened(vertex.link, self.config.noise), self._cameras[vertex.previous]
+            turn = camera.pose[:3, :3]
+            arm, add = np.eye(6), np.zeros((6, 6))
+            arm[:3, 3:] = -skew(camera.scale * turn @ link.pose[:3, 3])
+            add[:3, :3], add[3:, 3:] = camera.scale * turn, turn
+            total = arm @ total @ arm.T + add @ link.covariance @ add.T
+        return np.asarray((total + total.T) / 2)
 
     def places(self) -> Iterator[tuple[Vertex, Place]]:
         """All keyframes, in the order that they came in."""

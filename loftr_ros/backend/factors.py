@@ -142,6 +142,19 @@ class RigidSpace:
         """As it is among GTSAM's values."""
         return Camera(np.asarray(values.atPose3(key).matrix()))
 
+    def covariance(self, marginals: Any, key: int, camera: Camera) -> Array:
+        """(6, 6) of a camera's (translation, rotation vector) about the graph's axes, in its unit.
+
+        Args:
+            marginals: GTSAM's.
+            key: the variable.
+            camera: where it is.
+        """
+        turn, change = camera.pose[:3, :3], np.zeros((6, 6))
+        change[:3, 3:], change[3:, :3] = camera.scale * turn, turn
+        found = change @ np.asarray(marginals.marginalCovariance(key))[:6, :6] @ change.T
+        return np.asarray((found + found.T) / 2)
+
     def held(self, graph: Any, key: int, camera: Camera, free_scale: bool = False) -> None:
         """Hold a variable; with `free_scale` but for its unit, which another one tells."""
         graph.addPriorPose3(key, self.variable(camera), self.gtsam.noiseModel.Isotropic.Sigma(6, _HELD))

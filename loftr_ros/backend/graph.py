@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loftr_ros.backend.factors import Camera
 from loftr_ros.backend.measurements import KeyframeKey, KeyframeMeasurement, LoopMeasurement, PoseMeasurement
+
+Array = NDArray[np.float64]
 
 
 @dataclass(eq=False)
@@ -72,6 +77,8 @@ class Solution:
         metric: groups whose unit is a metre.
         believed: of the loops, in their order: whether each took part.
         broken: vertices whose link was rejected.
+        covariances: (6, 6) of (translation, rotation vector) about the group's axes, of the last vertex of each
+            trajectory that took part, seen from the group's first camera.
     """
 
     cameras: list[Camera]
@@ -79,6 +86,7 @@ class Solution:
     metric: frozenset[int]
     believed: list[bool]
     broken: frozenset[int] = frozenset()
+    covariances: dict[int, Array] = field(default_factory=dict)
 
 
 class Graph:
@@ -135,16 +143,19 @@ class Graph:
         older, newer = self.numbers.get(loop.older), self.numbers.get(loop.newer)
         if older is None or newer is None or older == newer:
             return False
-        found = Loop(older, newer, loop.measured, loop.score)
-        pair = (min(older, newer), max(older, newer))
+        return self.know(Loop(older, newer, loop.measured, loop.score))
+
+    def know(self, loop: Loop) -> bool:
+        """As `add_loop`, of a loop whose ends are vertices."""
+        pair = (min(loop.older, loop.newer), max(loop.older, loop.newer))
         place = self._pairs.get(pair)
         if place is None:
             self._pairs[pair] = len(self.loops)
-            self.loops.append(found)
+            self.loops.append(loop)
             return True
         if self.loops[place].score >= loop.score:
             return False
-        self.loops[place] = found
+        self.loops[place] = loop
         return True
 
     def smooth(self, number: int, link: PoseMeasurement) -> None:
@@ -166,7 +177,7 @@ class Graph:
                 there = solution.cameras[vertex.number]
                 cameras.append(Camera(first.sees(there), there.scale / first.scale))
             elif vertex.previous is None:
-                cameras.append(Camera(_IDENTITY.copy()))
+                cameras.append(Camera(np.eye(4)))
             else:
                 assert vertex.link is not None
                 cameras.append(cameras[vertex.previous].moved(vertex.link.pose))
@@ -179,16 +190,3 @@ class Graph:
             if ends <= trajectories:
                 yield number
 
-
-def with_length(measured: PoseMeasurement, pose: object) -> PoseMeasurement:
-    """The same measurement with another pose."""
-    return replace(measured, pose=pose)  # type: ignore[arg-type]
-
-
-def _identity() -> Camera:
-    import numpy as np
-
-    return Camera(np.eye(4))
-
-
-_IDENTITY = _identity().pose

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.factors import (
@@ -21,6 +22,8 @@ from loftr_ros.backend.graph import Graph, Loop, Solution
 from loftr_ros.backend.joining import correction, join
 from loftr_ros.backend.measurements import BackEndError, PoseMeasurement
 from loftr_ros.geometry.se3 import rotation_degrees
+
+Array = NDArray[np.float64]
 
 # Iterations of Levenberg and Marquardt in each round of graduated non-convexity: the next round changes the weights.
 _INNER = 2
@@ -66,6 +69,7 @@ def solve(graph: Graph, config: BackEndConfig, before: Solution | None = None) -
     gtsam = require_gtsam()
     cameras, groups = join(graph, graph.chained(before), config)
     believed, broken, metric = [False] * len(graph.loops), set[int](), set[int]()
+    covariances: dict[int, Array] = {}
     for group in dict.fromkeys(groups):
         members = {each.number for each in graph.trajectories if groups[each.number] == group}
         loops = list(graph.loops_between(members))
@@ -74,12 +78,12 @@ def solve(graph: Graph, config: BackEndConfig, before: Solution | None = None) -
         if not loops:
             continue
         try:
-            _Group(graph, config, cameras, members, group, loops).solve(believed, broken)
+            _Group(graph, config, cameras, members, group, loops).solve(believed, broken, covariances)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
             raise BackEndError(f"GTSAM {gtsam.__version__ if hasattr(gtsam, '__version__') else ''} cannot solve the "
                                f"graph of {len(graph.vertices)} keyframes: {reason}") from error  # fmt: skip
-    return Solution(cameras, groups, frozenset(metric), believed, frozenset(broken))
+    return Solution(cameras, groups, frozenset(metric), believed, frozenset(broken), covariances)
 
 
 class _Group:
@@ -106,8 +110,8 @@ class _Group:
             self.space = SimilaritySpace(metric)
             self._use_metres()
 
-    def solve(self, believed: list[bool], broken: set[int]) -> None:
-        """Decide on the loops, optimise, and put the results into the lists that all groups share."""
+    def solve(self, believed: list[bool], broken: set[int], covariances: dict[int, Array]) -> None:
+        """Decide on the loops, optimise, and put the results into what all groups share."""
         weights = self._weights(self._steps())
         rejected = [k for k, weight in zip(self.loops, weights, strict=True) if weight < _BELIEVED]
         loose: list[int] = []
@@ -116,7 +120,7 @@ class _Group:
         for k, weight in zip(self.loops, weights, strict=True):
             believed[k] = bool(weight >= _BELIEVED)
         broken.update(loose)
-        self._optimise([k for k in self.loops if believed[k]], set(loose))
+        covariances.update(self._optimise([k for k in self.loops if believed[k]], set(loose)))
 
     def _use_metres(self) -> None:
         """Let the group's unit be a metre where one of its trajectories knows it."""
@@ -263,7 +267,8 @@ class _Group:
 
     # --- where the keyframes are ---
 
-    def _optimise(self, loops: Sequence[int], loose: set[int]) -> None:
+    def _optimise(self, loops: Sequence[int], loose: set[int]) -> dict[int, Array]:
+        """Put all keyframes to where links and believed loops want them; the covariances of the trajectories' ends."""
         gtsam, space, noise = self.gtsam, self.space, self.config.noise
         factors, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
         kernel = gtsam.noiseModel.mEstimator.Huber.Create(_LINK_KERNEL)
@@ -283,6 +288,9 @@ class _Group:
         found = gtsam.LevenbergMarquardtOptimizer(factors, values, parameters).optimize()
         for number in self.vertices:
             self.cameras[number] = space.camera(found, number)
+        marginals = gtsam.Marginals(factors, found)
+        ends = {self.graph.vertices[number].trajectory: number for number in self.vertices}
+        return {number: space.covariance(marginals, number, self.cameras[number]) for number in ends.values()}
 
     def _loop_factor(self, loop: Loop) -> Any:
         ends = self.cameras[loop.older], self.cameras[loop.newer]

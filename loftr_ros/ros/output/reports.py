@@ -18,6 +18,7 @@ from rclpy.qos import QoSProfile
 
 from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError
+from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.geometry.camera import CameraError
 from loftr_ros.msg import FrontEndStatus
 from loftr_ros.places.keyframe import PlacesError
@@ -122,6 +123,8 @@ def error_kind(error: Exception) -> str:
         return "mask"
     if isinstance(error, PlacesError):
         return error.kind
+    if isinstance(error, BackEndError):
+        return "back_end"
     # Here, since they import torch.
     from loftr_ros.frontend.stream import FrameRefusedError
     from loftr_ros.matcher.checkpoints.files import WeightsError
