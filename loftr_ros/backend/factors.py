@@ -87,14 +87,6 @@ def factor_covariance(covariance: Array, pose: Array) -> Array:
     return np.asarray(to_error @ covariance @ to_error.T)
 
 
-def reversed_covariance(covariance: Array, pose: Array) -> Array:
-    """As `factor_covariance` for the factor from the second camera to the first, whose axes are then the first's."""
-    to_error = np.zeros((6, 6))
-    to_error[:3, 3:] = to_error[3:, :3] = -np.eye(3)
-    to_error[3:, 3:] = -skew(pose[:3, 3])
-    return np.asarray(to_error @ covariance @ to_error.T)
-
-
 @dataclass(frozen=True, eq=False)
 class Camera:
     """Where a camera is in the graph.
@@ -242,17 +234,19 @@ class SimilaritySpace(RigidSpace):
     def loop(
         self, older: int, newer: int, measured: PoseMeasurement, noise: NoiseConfig, cameras: tuple[Camera, Camera]
     ) -> Any:
-        """A factor from the newer keyframe to the older one, in whose unit the length is; the ratio of units is free."""
+        """A factor between two keyframes; the ratio of their units is free, unless both are metres."""
         one, other = cameras
         measured = measured.with_guess(float(np.linalg.norm(one.sees(other)[:3, 3])))
         covariance = np.zeros((7, 7))
-        covariance[:6, :6] = reversed_covariance(widened(measured, noise).covariance, measured.pose)
+        covariance[:6, :6] = factor_covariance(widened(measured, noise).covariance, measured.pose)
         both = older in self._metric and newer in self._metric
         covariance[6, 6] = (_METRIC_SCALE if both else _UNKNOWN_SCALE) ** 2
-        ratio = 1.0 if both else one.scale / other.scale
-        return self._between(newer, older, inverse(measured.pose), ratio, covariance)
+        return self._between(older, newer, measured.pose, 1.0 if both else other.scale / one.scale, covariance)
 
     def _between(self, first: int, second: int, pose: Array, scale: float, covariance: Array) -> Any:
-        """`pose` has its length in the second variable's unit."""
-        measured = self.gtsam.Similarity3(self.gtsam.Rot3(pose[:3, :3]), pose[:3, 3], scale)
+        """`pose` has its length in the first variable's unit, and so has GTSAM's error, whatever becomes of the scale.
+
+        Similarity3's own translation is in the second one's.
+        """
+        measured = self.gtsam.Similarity3(self.gtsam.Rot3(pose[:3, :3]), pose[:3, 3] / scale, scale)
         return self.gtsam.BetweenFactorSimilarity3(first, second, measured, self._model(covariance))

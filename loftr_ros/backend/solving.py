@@ -112,11 +112,8 @@ class _Group:
 
     def solve(self, believed: list[bool], broken: set[int], covariances: dict[int, Array]) -> None:
         """Decide on the loops, optimise, and put the results into what all groups share."""
-        weights = self._weights(self._steps())
-        rejected = [k for k, weight in zip(self.loops, weights, strict=True) if weight < _BELIEVED]
-        loose: list[int] = []
-        if rejected:
-            weights, loose = self._without_links(weights, rejected)
+        weights, cost = self._weights(self._steps())
+        weights, loose = self._without_links(weights, cost)
         for k, weight in zip(self.loops, weights, strict=True):
             believed[k] = bool(weight >= _BELIEVED)
         broken.update(loose)
@@ -163,12 +160,15 @@ class _Group:
                 steps.append(step)
         return steps
 
-    def _weights(self, steps: Sequence[Step], free: frozenset[int] = frozenset()) -> np.ndarray[Any, Any]:
+    def _weights(self, steps: Sequence[Step], free: frozenset[int] = frozenset()) -> tuple[Array, float]:
         """What graduated non-convexity gives the loops, and behind them the links of `free`, each 0 to 1.
 
         Args:
             steps: of the trajectories, which are taken as right but for those that lead to a vertex of `free`.
             free: vertices.
+
+        Returns:
+            The weights, and what is left of the cost, in which a rejected loop or link costs as much as it may.
         """
         gtsam, space, noise = self.gtsam, self.space, self.config.noise
         factors, values, inliers = gtsam.NonlinearFactorGraph(), gtsam.Values(), list[int]()
@@ -200,23 +200,24 @@ class _Group:
         parameters.setKnownInliers(inliers)
         optimizer = gtsam.GncLMOptimizer(factors, values, parameters)
         optimizer.setInlierCostThresholdsAtProbability(self.config.loops.inlier_probability)
-        optimizer.optimize()
-        return np.asarray(optimizer.getWeights())[:decided]
+        found = optimizer.optimize()
+        weights = np.asarray(optimizer.getWeights())[:decided]
+        limits = np.array(optimizer.getInlierCostThresholds())
+        limits[len(self.loops) : decided] *= self.config.loops.odometry_cost
+        errors = np.array([factors.at(k).error(found) for k in range(factors.size())])
+        errors[:decided] = np.where(weights < _BELIEVED, limits[:decided], np.minimum(errors, limits)[:decided])
+        return weights, float(errors.sum())
 
-    def _without_links(
-        self, weights: np.ndarray[Any, Any], rejected: list[int]
-    ) -> tuple[np.ndarray[Any, Any], list[int]]:
-        """The loops' weights, and vertices whose link is rejected, where that explains more than rejecting the loops.
+    def _without_links(self, weights: Array, cost: float) -> tuple[Array, list[int]]:
+        """The loops' weights, and vertices whose link is rejected, where that explains more than rejecting loops does.
 
-        Rejected loops that all tell the same correction speak against a link that all of them close over.
+        Many loops that all tell the same correction speak against a link that all of them close over, or for a drift
+        over all of these. Which it is, the cost tells.
         """
-        clique = self._same_correction([k for k in rejected if self.graph.loops[k].measured.has_length])
+        clique = self._same_correction()
         if len(clique) < self.config.loops.odometry_cost:
             return weights, []
         under = self._links_under(clique)
-        for k, weight in zip(self.loops, weights, strict=True):
-            if weight >= _BELIEVED:
-                under -= self._links_under([k])
         if not under:
             return weights, []
         links = [
@@ -224,23 +225,31 @@ class _Group:
             for number in self.vertices
             if (vertex := self.graph.vertices[number]).previous is not None and vertex.link is not None
         ]
-        again = self._weights(links, frozenset(under))
+        again, other = self._weights(links, frozenset(under))
         count, order = len(self.loops), [step.second for step in links if step.second in under]
         loose = [number for number, weight in zip(order, again[count:], strict=True) if weight < _BELIEVED]
-        gained = int((again[:count] >= _BELIEVED).sum() - (weights >= _BELIEVED).sum())
-        if not loose or gained < self.config.loops.odometry_cost * len(loose):
+        if not loose or other >= cost:
             return weights, []
         return again[:count], loose
 
-    def _same_correction(self, loops: Sequence[int]) -> list[int]:
-        """The most loops that agree on how the graph should be moved."""
+    def _same_correction(self) -> list[int]:
+        """The most loops within trajectories that want their keyframes moved in the same way, and by much."""
         limits, best = self.config.loops, list[int]()
-        moves = [correction(self.cameras, self.graph.loops[k]) for k in loops]
-        places = [self.cameras[self.graph.loops[k].newer].pose[:3, 3] for k in loops]
-        for move in moves:
+        chained = self.graph.chained(None)
+        moves: list[tuple[int, Array, Array]] = []
+        for k in self.loops:
+            loop = self.graph.loops[k]
+            ends = (self.graph.vertices[loop.older].trajectory, self.graph.vertices[loop.newer].trajectory)
+            if ends[0] != ends[1] or not loop.measured.has_length:
+                continue
+            move, place = correction(chained, loop), chained[loop.newer].pose[:3, 3]
+            by = np.linalg.norm((move[:3] - np.eye(4)[:3]) @ np.r_[place, 1.0])
+            if by > limits.max_disagreement or rotation_degrees(move[:3, :3]) > limits.max_turn_disagreement:
+                moves.append((k, move, place))
+        for _, move, _ in moves:
             agreeing = [
                 k
-                for k, other, place in zip(loops, moves, places, strict=True)
+                for k, other, place in moves
                 if rotation_degrees(move[:3, :3].T @ other[:3, :3]) <= limits.max_turn_disagreement
                 and np.linalg.norm((move[:3] - other[:3]) @ np.r_[place, 1.0]) <= 2 * limits.max_disagreement
             ]
