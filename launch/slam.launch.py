@@ -55,7 +55,11 @@ ARGUMENTS = [
     ("camera_names", "", "As in front_end.launch.py: a front end for each; the back end listens to all of them."),
     ("robot_name", "", "Name of the robot, as in front_end.launch.py."),
     ("use_sim_time", "", "true: take the time from /clock (simulation, bag). Not given: as in the parameter files."),
-    ("autostart", "true", "true: configure and activate the nodes. false: leave that to you or to a lifecycle manager."),
+    (
+        "autostart",
+        "true",
+        "true: configure and activate the nodes. false: leave that to you or to a lifecycle manager.",
+    ),
 ]
 CHOICES = {"use_sim_time": ["", "true", "false"], "autostart": ["true", "false"]}
 

@@ -95,7 +95,9 @@ class BackEnd:
         self.solution: Solution | None = None
         self.landmarks: dict[KeyframeKey, Landmarks] = {}
         self.is_solved = True
-        self._windows: dict[str, Window] = {"": Window(self.config)}  # made here so that a missing GTSAM is told at once
+        self._windows: dict[str, Window] = {
+            "": Window(self.config)
+        }  # made here so that a missing GTSAM is told at once
         self._images: dict[str, list[ImageMeasurement]] = {}
         self._early: list[LoopMeasurement] = []
         self._cameras: list[Camera] = []  # in the frame of each trajectory, or of the solution where there is one

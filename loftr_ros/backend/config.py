@@ -43,9 +43,7 @@ class NoiseConfig(Settings):
         low=1e-4,
         high=10.0,
     )
-    rotation: float = setting(
-        0.3, "Angle by which a measured pose may be wrong", unit="deg", low=0.001, high=90.0
-    )
+    rotation: float = setting(0.3, "Angle by which a measured pose may be wrong", unit="deg", low=0.001, high=90.0)
     scale: float = setting(
         0.01,
         "Part by which a single camera's unit of length may change from one keyframe to the next",
@@ -62,7 +60,7 @@ class LoopsConfig(Settings):
 
     inlier_probability: float = setting(
         0.99,
-        "Part of the right loops that are kept, if their errors are as stated: the larger, the more wrong ones may stay",
+        "Part of the right loops that are kept where their errors are as stated: the larger, the more wrong ones stay",
         low=0.5,
         high=0.999999,
     )

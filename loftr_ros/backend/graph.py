@@ -189,4 +189,3 @@ class Graph:
             ends = {self.vertices[loop.older].trajectory, self.vertices[loop.newer].trajectory}
             if ends <= trajectories:
                 yield number
-

@@ -186,9 +186,7 @@ class _Group:
             loosened = step.measured
             if step.second in free:
                 loosened = replace(loosened, covariance=_LOOSE**2 * loosened.covariance)
-            factors.push_back(
-                space.link(step.first, step.second, loosened, float(np.sqrt(step.links)) * noise.scale)
-            )
+            factors.push_back(space.link(step.first, step.second, loosened, float(np.sqrt(step.links)) * noise.scale))
         self._hold(factors)
         inliers = list(range(decided, factors.size()))
         inner = gtsam.LevenbergMarquardtParams()

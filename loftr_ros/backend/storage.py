@@ -135,7 +135,11 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
     if head["solved"]:
         cameras = [Camera(p, float(s)) for p, s in zip(arrays["camera_pose"], arrays["camera_scale"], strict=True)]
         groups = [int(each) for each in arrays["groups"]]
-        if len(cameras) > count or len(groups) > len(graph.trajectories) or not np.isfinite(arrays["camera_pose"]).all():
+        if (
+            len(cameras) > count
+            or len(groups) > len(graph.trajectories)
+            or not np.isfinite(arrays["camera_pose"]).all()
+        ):
             raise ValueError("its poses do not belong to its keyframes")
         metric, broken = (frozenset(int(each) for each in arrays[name]) for name in ("metric", "broken"))
         solution = Solution(cameras, groups, metric, [bool(each) for each in arrays["believed"]], broken)

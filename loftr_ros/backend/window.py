@@ -181,10 +181,11 @@ class Window:
         covariance[:3, :3] = rotation
         toward = gtsam.Unit3(pose[:3, 3])
         basis = np.asarray(toward.basis())
-        covariance[3:, 3:] = basis.T @ measured.covariance[:3, :3] @ basis + self.config.noise.translation**2 * np.eye(2)
+        covariance[3:, 3:] = basis.T @ measured.covariance[:3, :3] @ basis + self.config.noise.translation**2 * np.eye(
+            2
+        )
         model = gtsam.noiseModel.Gaussian.Covariance((covariance + covariance.T) / 2)
         robust = gtsam.noiseModel.Robust.Create(gtsam.noiseModel.mEstimator.Cauchy.Create(_OTHER_KERNEL), model)
         return gtsam.EssentialMatrixConstraint(
             first, second, gtsam.EssentialMatrix(gtsam.Rot3(pose[:3, :3]), toward), robust
         )
-

@@ -59,7 +59,8 @@ def run(
     optimise: Annotated[
         bool,
         typer.Option(
-            "--optimise", help="Search for loops and optimise the keyframes: a second trajectory, graph, map (needs GTSAM)."
+            "--optimise",
+            help="Search for loops and optimise the keyframes: a second trajectory, graph, map (needs GTSAM).",
         ),
     ] = False,
     mode: Mode = "",

@@ -150,7 +150,9 @@ class RobotInput:
         """Whether a keyframe is waiting."""
         return bool(self._keyframes)
 
-    def ready(self) -> Iterator[tuple[list[ImageMeasurement], KeyframeMeasurement, list[tuple[KeyframeKey, Landmarks]]]]:
+    def ready(
+        self,
+    ) -> Iterator[tuple[list[ImageMeasurement], KeyframeMeasurement, list[tuple[KeyframeKey, Landmarks]]]]:
         """Keyframes of which all is there, oldest first, each with the images and landmarks since the one before.
 
         Raises:

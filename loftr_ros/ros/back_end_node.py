@@ -43,7 +43,7 @@ _DEPTH = 100
 class BackEndNode(LifecycleNode):
     """Smooths keyframes, closes loops, keeps the map, and publishes map -> odom.
 
-    configure loads the map, activate subscribes, deactivate unsubscribes and keeps the map, cleanup writes and frees it.
+    configure loads the map, activate subscribes, deactivate unsubscribes and keeps the map, cleanup writes it.
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -70,7 +70,9 @@ class BackEndNode(LifecycleNode):
         self._status = self.create_publisher(DiagnosticStatus, "~/status", QoSProfile(depth=10))
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
         # Not by the node's clock: with use_sim_time it would fall silent just when /clock is what is missing.
-        self._timer = self.create_timer(output.status_period, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer = self.create_timer(
+            output.status_period, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.create_service(Trigger, "~/save_map", self._on_save_map)
 
@@ -191,9 +193,7 @@ class BackEndNode(LifecycleNode):
             ConfigError: two have one name.
         """
         namespace = self.get_namespace().rstrip("/")
-        names = [
-            name if name.startswith("/") else f"{namespace}/{name}" for name in parameters.input.front_end_names
-        ]
+        names = [name if name.startswith("/") else f"{namespace}/{name}" for name in parameters.input.front_end_names]
         robots = parameters.input.robot_names or [robot_of(name) for name in names]
         if len(set(robots)) < len(robots) or len(set(names)) < len(names):
             raise ConfigError(
@@ -281,7 +281,9 @@ class BackEndNode(LifecycleNode):
                 "last solution took [s]": f"{state.solved_in:.2f}",
                 "scale known": state.is_metric,
             }
-            values |= {f"robot {robot}": "localized" if at else "not localized" for robot, at in state.localized.items()}
+            values |= {
+                f"robot {robot}": "localized" if at else "not localized" for robot, at in state.localized.items()
+            }
             values |= {f"position std of {robot} [{unit}]": f"{std:.3f}" for robot, std in state.position_std.items()}
             self._dropped_before = state.dropped
         values |= {f"errors: {kind}": count for kind, count in snapshot.errors.items()}

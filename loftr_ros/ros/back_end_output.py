@@ -28,9 +28,7 @@ from loftr_ros.ros.output.messages import to_array, to_pose, to_pose_with_covari
 
 Array = NDArray[np.float64]
 
-_LANDMARK = np.dtype(
-    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("std", "<f4"), ("keyframe", "<u4"), ("id", "<u4")]
-)
+_LANDMARK = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("std", "<f4"), ("keyframe", "<u4"), ("id", "<u4")])
 _FIELDS = [
     PointField(
         name=name,
@@ -104,9 +102,7 @@ def graph_message(back_end: BackEnd, frame: MapFrame, group: int) -> Any:
     from visualization_msgs.msg import Marker, MarkerArray
 
     vertices = {v.number: v for v, place in back_end.places() if place.group == group}
-    where = {
-        v.number: frame.base(place.camera.pose)[:3, 3] for v, place in back_end.places() if place.group == group
-    }
+    where = {v.number: frame.base(place.camera.pose)[:3, 3] for v, place in back_end.places() if place.group == group}
     newest = max((vertex.stamp_ns for vertex in vertices.values()), default=0)
     header = Header(stamp=to_time(newest), frame_id=frame.name)
     markers = [Marker(header=header, action=Marker.DELETEALL)]
@@ -140,7 +136,7 @@ def graph_message(back_end: BackEnd, frame: MapFrame, group: int) -> Any:
 
 
 def landmarks_message(back_end: BackEnd, frame: MapFrame, group: int) -> PointCloud2:
-    """The map's landmarks: x, y, z, the standard deviation along their keyframe's ray, the keyframe's number, the id."""
+    """The map's landmarks: x, y, z, standard deviation along the keyframe's ray, the keyframe's number, the id."""
     parts, newest = [], 0
     for vertex, of, points, found in back_end.cloud():
         if of != group:
@@ -193,8 +189,8 @@ class MapOutput:
                 self._tf, self._tf_type = publisher(TFMessage, "/tf"), TFMessage
             except ImportError:
                 warn(
-                    "tf2_msgs is not installed: map -> odom is published on ~/map_to_odom alone. A ROS installation has "
-                    "it, PyPI's wheels of ROS have not"
+                    "tf2_msgs is not installed: map -> odom is published on ~/map_to_odom alone. A ROS installation "
+                    "has it, PyPI's wheels of ROS have not"
                 )
 
     def transform(self, message: TransformStamped) -> None:

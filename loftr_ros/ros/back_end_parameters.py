@@ -33,7 +33,9 @@ class InputParameters(Settings):
         if not names:
             raise ConfigError("front_ends is empty; expected a node's name")
         if robots and len(robots) != len(names):
-            raise ConfigError(f"robots has {len(robots)} names and front_ends {len(names)}; expected one for each, or none")
+            raise ConfigError(
+                f"robots has {len(robots)} names and front_ends {len(names)}; expected one for each, or none"
+            )
 
     @property
     def front_end_names(self) -> list[str]:
@@ -94,7 +96,11 @@ class ReportParameters(Settings):
         1.0, "Time between two optimisations of the whole graph, at least", unit="s", low=0.0, high=3600.0
     )
     map_period: float = setting(
-        2.0, "Time between two messages on ~/path, ~/pose_graph and ~/landmarks, at least", unit="s", low=0.1, high=3600.0
+        2.0,
+        "Time between two messages on ~/path, ~/pose_graph and ~/landmarks, at least",
+        unit="s",
+        low=0.1,
+        high=3600.0,
     )
     status_period: float = setting(
         1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0, live=False

@@ -222,7 +222,9 @@ class BackEndWork:
             if loop is not None:
                 self.back_end.add_loop(loop)
         else:
-            self._send_transform(robot, source.add_odometry(message))
+            fix = source.add_odometry(message)
+            self._keyframes(robot)
+            self._send_transform(robot, fix)
 
     def _keyframes(self, robot: str) -> None:
         source = self._inputs[robot]
@@ -303,9 +305,7 @@ class BackEndWork:
             return
         mounted, base = self._frame.base_from_camera, self._frame.base(place.camera.pose)
         self._output.pose(
-            pose_message(
-                base, base_covariance(covariance, base, mounted), self._fixes[key].stamp_ns, self._frame.name
-            )
+            pose_message(base, base_covariance(covariance, base, mounted), self._fixes[key].stamp_ns, self._frame.name)
         )
 
     def _publish(self) -> None:

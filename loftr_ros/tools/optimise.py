@@ -1,4 +1,4 @@
-"""The back end over a recording or over a graph of loops, without ROS: `loftr_ros run --optimise`, `loops --optimise`."""
+"""The back end over a recording or a graph of loops, without ROS: `run --optimise`, `loops --optimise`."""
 
 from __future__ import annotations
 

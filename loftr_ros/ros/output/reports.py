@@ -16,9 +16,9 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError
-from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.geometry.camera import CameraError
 from loftr_ros.msg import FrontEndStatus
 from loftr_ros.places.keyframe import PlacesError
