@@ -149,12 +149,13 @@ class Optimisation:
         back_end: the back end.
         search: finds loops; None for none.
         stamps: of the frames whose place is known, in nanoseconds.
+        steps: of each of these its keyframe, and (4, 4) T_keyframe_frame in that one's unit.
     """
 
     back_end: BackEnd
     search: LoopSearch | None = None
     stamps: list[int] = field(default_factory=list)
-    _steps: list[tuple[KeyframeKey, Array]] = field(default_factory=list)
+    steps: list[tuple[KeyframeKey, Array]] = field(default_factory=list)
     _seen: dict[int, KeyframeMatch] = field(default_factory=dict)
 
     def add(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
@@ -221,12 +222,12 @@ class Optimisation:
         if start is None or start.segment != location.segment or _key(keyframe) not in self.back_end.graph.numbers:
             return
         self.stamps.append(result.frame.stamp_ns)
-        self._steps.append((_key(keyframe), inverse(start.pose) @ location.pose))
+        self.steps.append((_key(keyframe), inverse(start.pose) @ location.pose))
 
     def poses(self) -> tuple[Array, NDArray[np.int64], bool]:
         """(N, 4, 4) T_map_camera of the frames of `stamps`, (N,) their groups, and whether all is in metres."""
         poses, groups, metric = [], [], True
-        for key, step in self._steps:
+        for key, step in self.steps:
             found = self.back_end.place(key)
             assert found is not None
             poses.append(found.camera.moved(step).pose)
