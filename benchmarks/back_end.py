@@ -117,7 +117,9 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
                 said.truth[frame.stamp_ns] = frame.pose
             if result.location is not None:
                 said.odometry[frame.stamp_ns] = result.location.pose
-    said.steps = [(stamp, key, step) for stamp, (key, step) in zip(optimisation.stamps, optimisation.steps, strict=True)]
+    said.steps = [
+        (stamp, key, step) for stamp, (key, step) in zip(optimisation.stamps, optimisation.steps, strict=True)
+    ]
     if optimisation.search is not None:
         optimisation.search.close()
     return said
@@ -214,7 +216,9 @@ def growth(sizes: list[int], config: BackEndConfig) -> None:
         for newer in range(lap // 2, size, 5):
             older = max(newer - lap, 0) if newer >= lap else newer - lap // 2
             back_end.add_loop(
-                LoopMeasurement(KeyframeKey("robot", older + 1), KeyframeKey("robot", newer + 1), measured(older, newer))
+                LoopMeasurement(
+                    KeyframeKey("robot", older + 1), KeyframeKey("robot", newer + 1), measured(older, newer)
+                )
             )
         begun = time.process_time()
         back_end.optimise()

@@ -21,7 +21,6 @@ from loftr_ros.backend.factors import (
 from loftr_ros.backend.graph import Graph, Loop, Solution
 from loftr_ros.backend.joining import correction, join
 from loftr_ros.backend.measurements import BackEndError, PoseMeasurement
-from loftr_ros.geometry.se3 import rotation_degrees
 
 Array = NDArray[np.float64]
 
@@ -32,6 +31,8 @@ _OUTER = 60
 _LINK_KERNEL = 3.0
 # By how much the standard deviations of a link are multiplied that may be rejected: it still holds the two together.
 _LOOSE = 100.0
+# Loops whose correction is held against all others, at most.
+_HYPOTHESES = 60
 # From this loop weight on a loop is believed.
 _BELIEVED = 0.5
 
@@ -84,6 +85,13 @@ def solve(graph: Graph, config: BackEndConfig, before: Solution | None = None) -
             raise BackEndError(f"GTSAM {gtsam.__version__ if hasattr(gtsam, '__version__') else ''} cannot solve the "
                                f"graph of {len(graph.vertices)} keyframes: {reason}") from error  # fmt: skip
     return Solution(cameras, groups, frozenset(metric), believed, frozenset(broken), covariances)
+
+
+def _some(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Not more than a few, evenly: each is held against all."""
+    return (
+        numbers if len(numbers) <= _HYPOTHESES else numbers[np.linspace(0, len(numbers) - 1, _HYPOTHESES).astype(int)]
+    )
 
 
 class _Group:
@@ -215,7 +223,7 @@ class _Group:
         clique = self._same_correction()
         if len(clique) < self.config.loops.odometry_cost:
             return weights, []
-        under = self._links_under(clique)
+        under = self._links_under([int(k) for k in _some(np.array(clique))])
         if not under:
             return weights, []
         links = [
@@ -232,28 +240,34 @@ class _Group:
 
     def _same_correction(self) -> list[int]:
         """The most loops within trajectories that want their keyframes moved in the same way, and by much."""
-        limits, best = self.config.loops, list[int]()
-        chained = self.graph.chained(None)
-        moves: list[tuple[int, Array, Array]] = []
-        for k in self.loops:
-            loop = self.graph.loops[k]
-            ends = (self.graph.vertices[loop.older].trajectory, self.graph.vertices[loop.newer].trajectory)
-            if ends[0] != ends[1] or not loop.measured.has_length:
-                continue
-            move, place = correction(chained, loop), chained[loop.newer].pose[:3, 3]
-            by = np.linalg.norm((move[:3] - np.eye(4)[:3]) @ np.r_[place, 1.0])
-            if by > limits.max_disagreement or rotation_degrees(move[:3, :3]) > limits.max_turn_disagreement:
-                moves.append((k, move, place))
-        for _, move, _ in moves:
-            agreeing = [
-                k
-                for k, other, place in moves
-                if rotation_degrees(move[:3, :3].T @ other[:3, :3]) <= limits.max_turn_disagreement
-                and np.linalg.norm((move[:3] - other[:3]) @ np.r_[place, 1.0]) <= 2 * limits.max_disagreement
-            ]
-            if len(agreeing) > len(best):
-                best = agreeing
-        return best
+        limits, chained = self.config.loops, self.graph.chained(None)
+        loops = [
+            k
+            for k in self.loops
+            if self.graph.loops[k].measured.has_length
+            and self.graph.vertices[self.graph.loops[k].older].trajectory
+            == self.graph.vertices[self.graph.loops[k].newer].trajectory
+        ]
+        if not loops:
+            return []
+        moves = np.array([correction(chained, self.graph.loops[k]) for k in loops])
+        places = np.array([np.r_[chained[self.graph.loops[k].newer].pose[:3, 3], 1.0] for k in loops])
+
+        def apart(one: Array) -> tuple[Array, Array]:
+            """By how much the moves differ from one, in degrees, and at their places."""
+            trace = np.einsum("ij,nij->n", one[:3, :3], moves[:, :3, :3])
+            angles = np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+            return angles, np.linalg.norm(np.einsum("nij,nj->ni", moves[:, :3] - one[:3], places), axis=1)
+
+        turned, moved = apart(np.eye(4))
+        much = (turned > limits.max_turn_disagreement) | (moved > limits.max_disagreement)
+        best = np.zeros(len(loops), np.bool_)
+        for k in _some(np.flatnonzero(much)):
+            turned, moved = apart(moves[k])
+            same = (turned <= limits.max_turn_disagreement) & (moved <= 2 * limits.max_disagreement) & much
+            if same.sum() > best.sum():
+                best = same
+        return [k for k, is_best in zip(loops, best, strict=True) if is_best]
 
     def _links_under(self, loops: Sequence[int]) -> set[int]:
         """Vertices whose links lie on the way between the two ends of every one of some loops."""

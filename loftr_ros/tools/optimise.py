@@ -276,7 +276,8 @@ class Optimisation:
         landmarks = write_ply(self.back_end, folder / "map.ply")
         save_map(self.back_end, folder / "map.npz")
         main = groups == names[0] if names else np.zeros(0, np.bool_)
-        plot_optimised(folder / "optimised.png", self.back_end, names[0] if names else 0, truth, metric)
+        seen = {each.key: truth[each.stamp_ns] for each in self.back_end.graph.vertices if each.stamp_ns in truth}
+        plot_optimised(folder / "optimised.png", self.back_end, names[0] if names else 0, seen, metric)
         counts = self.back_end.counts
         text = [
             f"back end: {counts.keyframes} keyframes, {counts.believed} of {counts.loops} loops believed, "
@@ -308,7 +309,7 @@ def _key(keyframe: Keyframe) -> KeyframeKey:
 
 
 def plot_optimised(
-    path: Path, back_end: BackEnd, group: int, truth: Mapping[int, Array] | None = None, is_metric: bool = True
+    path: Path, back_end: BackEnd, group: int, truth: Mapping[KeyframeKey, Array] | None = None, is_metric: bool = True
 ) -> None:
     """Draw the keyframes of a group from above: as chained, as optimised, and the loops.
 
@@ -316,7 +317,7 @@ def plot_optimised(
         path: file to write; the ending says which format.
         back_end: solved.
         group: which.
-        truth: (4, 4) T_world_camera by stamp, where it is known: it is drawn aligned to what was optimised.
+        truth: (4, 4) T_world_camera of keyframes, where it is known: it is drawn aligned to what was optimised.
         is_metric: whether lengths are in metres; else the truth is scaled.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -345,9 +346,9 @@ def plot_optimised(
             axes.plot(before[:, 0], before[:, up], color="#868e96", linewidth=1.2, label="odometry")
         axes.plot(after[:, 0], after[:, up], ".-", color="#1f6fb4", linewidth=1.5, markersize=3,
                   label="back end" if trajectory == group else None)  # fmt: skip
-    known = [k for k, (vertex, _) in enumerate(found) if truth and vertex.stamp_ns in truth]
+    known = [k for k, (vertex, _) in enumerate(found) if truth and vertex.key in truth]
     if truth and len(known) > 2:
-        true = np.array([truth[found[k][0].stamp_ns][:3, 3] for k in known])
+        true = np.array([truth[found[k][0].key][:3, 3] for k in known])
         rotation, scale = alignment(true, positions[known])
         factor = 1.0 if is_metric or not np.isfinite(scale) else scale
         shown = factor * (true - true.mean(axis=0)) @ rotation.T + positions[known].mean(axis=0)
