@@ -117,9 +117,7 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
                 said.truth[frame.stamp_ns] = frame.pose
             if result.location is not None:
                 said.odometry[frame.stamp_ns] = result.location.pose
-    said.steps = [
-        (stamp, key, step) for stamp, (key, step) in zip(optimisation.stamps, optimisation.steps, strict=True)
-    ]
+    said.steps = [(stamp, *where) for stamp, where in zip(optimisation.stamps, optimisation.steps, strict=True)]
     if optimisation.search is not None:
         optimisation.search.close()
     return said

@@ -11,7 +11,7 @@ from known_graphs import ROBOT, Measured, Noise, ate, circles, key
 pytest.importorskip("gtsam")
 
 from loftr_ros.backend.back_end import BackEnd
-from loftr_ros.backend.config import BackEndConfig, NoiseConfig
+from loftr_ros.backend.config import BackEndConfig, LoopsConfig, NoiseConfig
 from loftr_ros.backend.factors import composed, factor_covariance, inverted
 from loftr_ros.backend.measurements import (
     BackEndError,
@@ -63,6 +63,20 @@ def test_a_false_loop_by_itself_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("metric", [True, False])
+def test_false_loops_of_a_look_alike_change_nothing_though_they_agree_with_one_another(metric: bool) -> None:
+    """Fifteen keyframes in a row are taken for others, with poses that fit together."""
+    measured = Measured(circles(COUNT, LAP), metric=metric)
+    back_end, alone = walked(measured), walked(Measured(circles(COUNT, LAP), metric=metric))
+    for k in range(15):
+        like = measured.pose(k + 2, k + 3)
+        back_end.add_loop(LoopMeasurement(key(k + 2), key(k + 50), like, 0.9))
+    back_end.optimise()
+    assert not any(back_end.believed())
+    for (_, place), (_, other) in zip(back_end.places(), alone.places(), strict=True):
+        np.testing.assert_allclose(place.camera.pose, other.camera.pose, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", [True, False])
 def test_of_many_loops_the_false_fifth_changes_nothing(metric: bool) -> None:
     def result(false: int) -> BackEnd:
         measured = Measured(circles(COUNT, LAP), Noise(0.01, 0.002, 0.003), metric=metric)
@@ -93,7 +107,9 @@ def test_a_single_cameras_drifting_unit_is_found_by_loops() -> None:
 
 def test_a_wrong_step_from_keyframe_to_keyframe_is_rejected_where_many_loops_contradict_it() -> None:
     measured = Measured(circles(COUNT, LAP))
-    back_end = BackEnd(BackEndConfig(noise=NoiseConfig(translation=0.02, rotation=0.2)))
+    back_end = BackEnd(
+        BackEndConfig(noise=NoiseConfig(translation=0.02, rotation=0.2), loops=LoopsConfig(odometry_cost=4.0))
+    )
     for k in range(COUNT):
         keyframe = measured.keyframe(k)
         if k == 40:

@@ -124,7 +124,8 @@ class Working:
 
     def __init__(self, **values: Any) -> None:
         self.output, self.said, self.failed = FakeOutput(), list[str](), list[str]()
-        node: Any = SimpleNamespace(get_logger=lambda: SimpleNamespace(info=self.said.append))
+        logger = SimpleNamespace(info=self.said.append)
+        node: Any = SimpleNamespace(get_logger=lambda: logger, context=SimpleNamespace(ok=lambda: True))
         mount: Any = SimpleNamespace(of=lambda frame_id: forward_camera())
         parameters = with_values(BackEndParameters(), {"output.optimise_period": 0.0, **values})
         self.work = BackEndWork(
@@ -263,6 +264,9 @@ def test_what_is_known_of_a_pose_arrives_as_it_was_said() -> None:
     assert found is not None and found.measured.length is Length.METRES
     assert (found.older, found.newer) == (key(1), key(5))
     loop.scale_known = False
+    loop.own_unit_known, loop.own_unit_pose = True, front_end.loop(2, 5).pose
+    assert loop_of(loop).measured.length is Length.OWN_UNIT  # type: ignore[union-attr]
+    loop.own_unit_known = False
     assert loop_of(loop).measured.length is Length.DIRECTION  # type: ignore[union-attr]
     loop.pose.pose.position.x = loop.pose.pose.position.y = loop.pose.pose.position.z = 0.0
     assert loop_of(loop).measured.length is Length.NONE  # type: ignore[union-attr]

@@ -64,9 +64,16 @@ class LoopsConfig(Settings):
         low=0.5,
         high=0.999999,
     )
+    max_deviation: float = setting(
+        5.0,
+        "Standard deviations, by `noise`, by which a loop may contradict the steps between its two keyframes: one that "
+        "contradicts them by more is a look-alike's, however many agree with it",
+        low=1.0,
+        high=1000.0,
+    )
     odometry_cost: float = setting(
-        4.0,
-        "Rejected loops that it takes to rather reject one step from keyframe to keyframe",
+        20.0,
+        "Rejected loops that must agree on a correction to rather reject one step from keyframe to keyframe",
         low=1.0,
         high=1000.0,
     )

@@ -21,6 +21,7 @@ from loftr_ros.backend.factors import (
 from loftr_ros.backend.graph import Graph, Loop, Solution
 from loftr_ros.backend.joining import correction, join
 from loftr_ros.backend.measurements import BackEndError, PoseMeasurement
+from loftr_ros.geometry.se3 import rotation_vector
 
 Array = NDArray[np.float64]
 
@@ -120,8 +121,9 @@ class _Group:
 
     def solve(self, believed: list[bool], broken: set[int], covariances: dict[int, Array]) -> None:
         """Decide on the loops, optimise, and put the results into what all groups share."""
-        weights, cost = self._weights(self._steps())
-        weights, loose = self._without_links(weights, cost)
+        vetoed = self._contradicted()
+        weights, cost = self._weights(self._steps(), vetoed=vetoed)
+        weights, loose = self._without_links(weights, cost, vetoed)
         for k, weight in zip(self.loops, weights, strict=True):
             believed[k] = bool(weight >= _BELIEVED)
         broken.update(loose)
@@ -168,12 +170,50 @@ class _Group:
                 steps.append(step)
         return steps
 
-    def _weights(self, steps: Sequence[Step], free: frozenset[int] = frozenset()) -> tuple[Array, float]:
+    def _contradicted(self) -> list[int]:
+        """Places in `self.loops` of those that the steps between their keyframes rule out.
+
+        Loops of a look-alike agree with one another, so that their number proves nothing. How far the steps may be
+        wrong is known: their variances add up, those of rotations with the distance to what they turn.
+        """
+        graph, noise, limits = self.graph, self.config.noise, self.config.loops
+        cameras = graph.chained(None)
+        positions = np.array([camera.pose[:3, 3] for camera in cameras])
+        variances = np.zeros((len(graph.vertices), 3))  # of a step: translation, rotation, unit
+        for number in self.vertices:
+            vertex = graph.vertices[number]
+            if vertex.link is not None:
+                wide = widened(vertex.link, noise).covariance
+                scale = 0.0 if graph.trajectories[vertex.trajectory].is_metric else noise.scale**2
+                variances[number] = np.trace(wide[:3, :3]), np.trace(wide[3:, 3:]), scale
+        found = []
+        for place, k in enumerate(self.loops):
+            loop = graph.loops[k]
+            if graph.vertices[loop.older].trajectory != graph.vertices[loop.newer].trajectory:
+                continue
+            way = np.array(self._way(loop), np.int64)
+            apart = cameras[loop.older].sees(cameras[loop.newer])
+            measured = widened(loop.measured.with_guess(float(np.linalg.norm(apart[:3, 3]))), noise)
+            arms = ((positions[way] - positions[loop.newer]) ** 2).sum(axis=1)
+            steps = variances[way]
+            turn = steps[:, 1].sum() + np.trace(measured.covariance[3:, 3:])
+            moved = steps[:, 0].sum() + (arms * (steps[:, 1] + steps[:, 2])).sum()
+            moved += np.trace(measured.covariance[:3, :3])
+            turned = np.linalg.norm(rotation_vector(apart[:3, :3].T @ measured.pose[:3, :3]))
+            off = np.linalg.norm(apart[:3, 3] - measured.pose[:3, 3]) if loop.measured.has_length else 0.0
+            if turned > limits.max_deviation * turn**0.5 or off > limits.max_deviation * moved**0.5:
+                found.append(place)
+        return found
+
+    def _weights(
+        self, steps: Sequence[Step], free: frozenset[int] = frozenset(), vetoed: Sequence[int] = ()
+    ) -> tuple[Array, float]:
         """What graduated non-convexity gives the loops, and behind them the links of `free`, each 0 to 1.
 
         Args:
             steps: of the trajectories, which are taken as right but for those that lead to a vertex of `free`.
             free: vertices.
+            vetoed: places in `self.loops` of those that get no weight.
 
         Returns:
             The weights, and what is left of the cost, in which a rejected loop or link costs as much as it may.
@@ -204,6 +244,7 @@ class _Group:
         parameters.setScheduler(gtsam.GncScheduler.SuperLinear)
         parameters.maxIterations = _OUTER
         parameters.setKnownInliers(inliers)
+        parameters.setKnownOutliers(list(vetoed))
         optimizer = gtsam.GncLMOptimizer(factors, values, parameters)
         optimizer.setInlierCostThresholdsAtProbability(self.config.loops.inlier_probability)
         found = optimizer.optimize()
@@ -214,7 +255,7 @@ class _Group:
         errors[:decided] = np.where(weights < _BELIEVED, limits[:decided], np.minimum(errors, limits)[:decided])
         return weights, float(errors.sum())
 
-    def _without_links(self, weights: Array, cost: float) -> tuple[Array, list[int]]:
+    def _without_links(self, weights: Array, cost: float, vetoed: Sequence[int]) -> tuple[Array, list[int]]:
         """The loops' weights, and vertices whose link is rejected, where that explains more than rejecting loops does.
 
         Many loops that all tell the same correction speak against a link that all of them close over, or for a drift
@@ -231,7 +272,8 @@ class _Group:
             for number in self.vertices
             if (vertex := self.graph.vertices[number]).previous is not None and vertex.link is not None
         ]
-        again, other = self._weights(links, frozenset(under))
+        still = [place for place in vetoed if not under & set(self._way(self.graph.loops[self.loops[place]]))]
+        again, other = self._weights(links, frozenset(under), still)
         count, order = len(self.loops), [step.second for step in links if step.second in under]
         loose = [number for number, weight in zip(order, again[count:], strict=True) if weight < _BELIEVED]
         if not loose or other >= cost:
@@ -271,19 +313,20 @@ class _Group:
 
     def _links_under(self, loops: Sequence[int]) -> set[int]:
         """Vertices whose links lie on the way between the two ends of every one of some loops."""
-        under: set[int] | None = None
-        for k in loops:
-            ways = [self._way(end) for end in (self.graph.loops[k].older, self.graph.loops[k].newer)]
-            way = ways[0] ^ ways[1]
-            under = way if under is None else under & way
-        return under or set()
+        ways = [set(self._way(self.graph.loops[k])) for k in loops]
+        return set.intersection(*ways) if ways else set()
 
-    def _way(self, number: int) -> set[int]:
-        """The vertices whose links lead from the trajectory's first keyframe to one."""
-        way, at = set[int](), self.graph.vertices[number]
-        while at.previous is not None:
-            way.add(at.number)
-            at = self.graph.vertices[at.previous]
+    def _way(self, loop: Loop) -> list[int]:
+        """The vertices whose links lie between the two ends of a loop; both are of one trajectory."""
+        vertices, way = self.graph.vertices, list[int]()
+        one, other = loop.older, loop.newer
+        while one != other:
+            # A keyframe comes after the one that it was located by: the later end goes back.
+            later = max(one, other)
+            before = vertices[later].previous
+            assert before is not None
+            way.append(later)
+            one, other = min(one, other), before
         return way
 
     # --- where the keyframes are ---

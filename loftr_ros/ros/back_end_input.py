@@ -125,10 +125,8 @@ class RobotInput:
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if message.status in _WITHOUT_POSE:
             return
-        position = message.pose.pose.position
-        moved = (position.x, position.y, position.z) != (0.0, 0.0, 0.0)
-        length = Length.METRES if message.scale_known else Length.DIRECTION if moved else Length.NONE
-        self._poses.setdefault(stamp_ns, {})[self.key(message.keyframe_id)] = measured(message.pose, length)
+        pose = measured(message.pose, _length(message))
+        self._poses.setdefault(stamp_ns, {})[self.key(message.keyframe_id)] = pose
         while len(self._poses) > _KEPT:
             self._poses.popitem(last=False)
 
@@ -205,15 +203,22 @@ def loop_of(message: LoopClosure) -> LoopMeasurement | None:
     """
     if message.status in _WITHOUT_POSE:
         return None
-    position = message.pose.pose.position
-    moved = (position.x, position.y, position.z) != (0.0, 0.0, 0.0)
-    length = Length.METRES if message.scale_known else Length.DIRECTION if moved else Length.NONE
+    if message.own_unit_known and not message.scale_known:
+        pose = measured(message.own_unit_pose, Length.OWN_UNIT)
+    else:
+        pose = measured(message.pose, _length(message))
     return LoopMeasurement(
         KeyframeKey(message.matched_robot, message.matched_keyframe_id),
         KeyframeKey(message.robot, message.keyframe_id),
-        measured(message.pose, length),
+        pose,
         message.score,
     )
+
+
+def _length(message: RelativePose | LoopClosure) -> Length:
+    position = message.pose.pose.position
+    moved = (position.x, position.y, position.z) != (0.0, 0.0, 0.0)
+    return Length.METRES if message.scale_known else Length.DIRECTION if moved else Length.NONE
 
 
 def landmarks(message: Tracks) -> Landmarks:

@@ -84,7 +84,7 @@ class BackEndWork:
         Raises:
             BackEndError: GTSAM is missing, or there is a map that cannot be read.
         """
-        self._logger, self.parameters = node.get_logger(), parameters
+        self._logger, self.parameters, self._is_alive = node.get_logger(), parameters, node.context.ok
         self._output, self._mount, self._on_error = output, mount, on_error
         self._inputs = {robot: RobotInput(robot) for robot in robots}
         self.back_end = BackEnd(parameters.back_end)
@@ -331,7 +331,8 @@ class BackEndWork:
     def _save_at_the_end(self) -> None:
         if self._path is not None and self._is_unsaved:
             self._save()
-            self._logger.info(f"map written to {self._path}")
+            if self._is_alive():
+                self._logger.info(f"map written to {self._path}")
 
     def _made_state(self) -> WorkState:
         std: dict[str, float] = {}
