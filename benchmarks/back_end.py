@@ -29,6 +29,7 @@ from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.measurements import (
     KeyframeKey,
     KeyframeMeasurement,
+    Length,
     LoopMeasurement,
     PoseMeasurement,
 )
@@ -162,28 +163,56 @@ def recording(name: str, said: Said, config: BackEndConfig) -> None:
     rows.append(("back end", errors(said, whole), f"{counts.believed} of {counts.loops}"))
     if loops:
         number = max(1, round(FALSE_PART / (1 - FALSE_PART) * len(loops)))
-        ates, drifts, kept, lost = [], [], 0, 0
-        for seed in range(ORDERS):
-            wrong = false_loops(said, number, seed)
-            back_end = said.back_end(config, [*loops, *wrong])
-            pairs = {(each.older, each.newer) for each in wrong}
-            keys = [vertex.key for vertex in back_end.graph.vertices]
-            flags = [
-                (believed, (keys[loop.older], keys[loop.newer]) in pairs)
-                for loop, believed in zip(back_end.graph.loops, back_end.believed(), strict=True)
-            ]
-            kept += sum(believed and is_false for believed, is_false in flags)
-            lost += whole.counts.believed - sum(believed and not is_false for believed, is_false in flags)
-            ate, drift = errors(said, back_end)
-            ates.append(ate)
-            drifts.append(drift)
-        spread = f"+- {np.std(ates):.4f}"
-        rows.append((f"{number} false loops put in", (float(np.mean(ates)), float(np.mean(drifts))),
-                     f"{kept} of {ORDERS * number} false kept, {lost} right ones lost, ATE {spread}"))  # fmt: skip
+        rows.append(_with_false(said, config, whole, f"{number} false loops put in",
+                                [false_loops(said, number, seed) for seed in range(ORDERS)]))  # fmt: skip
+    rows.append(_with_false(said, config, whole, "a look-alike of 10 in a row",
+                            [look_alike(said, 10, seed) for seed in range(ORDERS)]))  # fmt: skip
     print(f"{name}: {len(said.steps)} frames located, {whole.counts.keyframes} keyframes, "
           f"{whole.counts.groups} parts, {'with' if not said.metric else 'without'} scale")  # fmt: skip
     for label, (ate, drift), more in rows:
         print(f"  {label:26s} ATE {ate:8.4f} m  drift {drift:6.2f} %  {more}")
+
+
+def _with_false(
+    said: Said, config: BackEndConfig, whole: BackEnd, label: str, orders: list[list[LoopMeasurement]]
+) -> tuple[str, tuple[float, float], str]:
+    """A row: with false loops beside those that were found, several times."""
+    ates, drifts, kept, lost = [], [], 0, 0
+    for wrong in orders:
+        back_end = said.back_end(config, [*said.loops, *wrong])
+        pairs = {frozenset((each.older, each.newer)) for each in wrong}
+        keys = [vertex.key for vertex in back_end.graph.vertices]
+        flags = [
+            (believed, frozenset((keys[loop.older], keys[loop.newer])) in pairs)
+            for loop, believed in zip(back_end.graph.loops, back_end.believed(), strict=True)
+        ]
+        kept += sum(believed and is_false for believed, is_false in flags)
+        lost += whole.counts.believed - sum(believed and not is_false for believed, is_false in flags)
+        ate, drift = errors(said, back_end)
+        ates.append(ate)
+        drifts.append(drift)
+    number = sum(map(len, orders))
+    said_of_it = f"{kept} of {number} false kept, {lost} right ones lost, ATE +- {np.std(ates):.4f}"
+    return label, (float(np.mean(ates)), float(np.mean(drifts))), said_of_it
+
+
+def look_alike(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
+    """A stretch of keyframes that is taken for another one, by loops that agree with one another."""
+    random = np.random.default_rng(seed)
+    given = [each for name, each in said.calls if name == "add_keyframe"]
+    given = [each for each in given if each.stamp_ns in said.odometry]
+    number = min(number, len(given) // 4)
+    first = int(random.integers(0, len(given) // 2 - number + 1))
+    second = int(random.integers(len(given) // 2, len(given) - number + 1))
+    poses = [said.odometry[each.stamp_ns] for each in given]
+    onto = poses[first] @ np.linalg.inv(poses[second])
+    length = Length.METRES if said.metric else Length.OWN_UNIT
+    found = []
+    for k in range(number):
+        pose = np.linalg.inv(poses[first + k]) @ onto @ poses[second + k]
+        measured = PoseMeasurement(pose, np.diag(np.repeat([1e-4, 1e-5], 3)), length)
+        found.append(LoopMeasurement(given[first + k].key, given[second + k].key, measured, 0.9))
+    return found
 
 
 def growth(sizes: list[int], config: BackEndConfig) -> None:
