@@ -96,7 +96,7 @@ class Ours:
         matcher = self.front_end.matcher
         start = time.perf_counter()
         matches = matcher.match([matcher.complete(features0.features)], features1.features)[0]
-        found = self.front_end.to_raw_pixels(features0, features1, matches)
+        found = self.front_end.pairs.to_raw_pixels(features0, features1, matches)
         seconds = time.perf_counter() - start
         return Found(found.keyframe_points, found.current_points, seconds, found.std)
 

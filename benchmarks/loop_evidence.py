@@ -135,7 +135,7 @@ def gather(
         second_tour_only: only archive what the first tour sees; for tuning.
     """
     describe = PlaceDescriptor.of(front_end.matcher)
-    verifier = RememberingVerifier(front_end)
+    verifier = RememberingVerifier(front_end.pairs)
     with (
         tempfile.TemporaryDirectory() as folder,
         Archive.open(folder, describe.space, describe.dimension) as archive,

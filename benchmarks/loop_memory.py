@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend import own_scale, relative_pose
+from loftr_ros.frontend import own_scale
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.geometry import two_view as relative_pose
 from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places import verification
 from loftr_ros.places.descriptor import PlaceDescriptor
@@ -81,8 +83,8 @@ class Memory:
 class RememberingVerifier(Verifier):
     """Verifies a pair of images once."""
 
-    def __init__(self, front_end: FrontEnd) -> None:
-        super().__init__(front_end)
+    def __init__(self, pairs: PairMatcher) -> None:
+        super().__init__(pairs)
         self.memory: Memory | None = None
         self._encodings: OrderedDict[KeyframeName, EncodedFrame] = OrderedDict()
 

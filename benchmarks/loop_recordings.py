@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
 from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.places.archive import Archive
@@ -88,7 +89,7 @@ def _played(name: str, folder: Path, mode: str, matcher: Matcher, config: LoopCo
         tempfile.TemporaryDirectory() as place,
         Archive.open(place, describe.space, describe.dimension) as archive,
     ):
-        detector = LoopDetector(archive, Verifier(FrontEnd(matcher, front_end_config)), config)
+        detector = LoopDetector(archive, Verifier(PairMatcher(matcher, front_end_config)), config)
         front_end = FrontEnd(matcher, front_end_config)
         observer = Observer(describe, "robot", 1)
         keyframes = 0

@@ -20,7 +20,7 @@ from torch import Tensor
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame
-from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.results import Correspondences
 from loftr_ros.frontend.trust import Texture, blocks_with
 from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
@@ -33,18 +33,18 @@ LEFT_OUT = 0.05
 _NOWHERE = -1.0
 
 
-class ShakenFrontEnd(FrontEnd):
-    """The front end, with its matches in another order and without a twentieth of them.
+class ShakenPairs(PairMatcher):
+    """Matches in another order and without a twentieth of them.
 
     OpenCV's estimators draw the same samples of the same matches whatever their seed, and the search for a metric pose
     orders them itself; what they find by chance shows only where the matches differ.
     """
 
     def __init__(self, matcher: Matcher, config: FrontEndConfig, order: int = 0) -> None:
-        """Begin without keyframes.
+        """As `PairMatcher`.
 
         Args:
-            matcher, config: of `FrontEnd`.
+            matcher, config: of `PairMatcher`.
             order: seed; 0 for all the matches as they come.
         """
         super().__init__(matcher, config)
@@ -149,10 +149,10 @@ class KeypointMatcher:
         return Matches(index0, points0, points1, torch.ones(count), torch.full((count,), float("nan")))
 
 
-class SparseFrontEnd(ShakenFrontEnd):
-    """The front end over a `KeypointMatcher`. Images are not shrunk: features are found in all that there is."""
+class KeypointPairs(ShakenPairs):
+    """Matches by a `KeypointMatcher`. Images are not shrunk: features are found in all that there is."""
 
-    def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
+    def encode(self, frame: Frame, effort: float = 1.0) -> EncodedFrame:
         image = torch.from_numpy(np.ascontiguousarray(frame.image))
         usable = None if frame.usable is None else torch.from_numpy(frame.usable)
         matcher = self.matcher

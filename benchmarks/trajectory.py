@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from contenders import OPENCV, OURS
 from numpy.typing import NDArray
-from sparse_front_end import LEFT_OUT, KeypointMatcher, ShakenFrontEnd, SparseFrontEnd, use_threads
+from sparse_front_end import LEFT_OUT, KeypointMatcher, KeypointPairs, ShakenPairs, use_threads
 from trajectory_scores import EvoMissingError, require_evo
 from trajectory_tables import DISTANCES, Run, Walk, plot, tables
 
@@ -65,10 +65,15 @@ def open_contenders(arguments: argparse.Namespace) -> Iterator[Contender]:
             )
             ours = open_matcher(matcher_spec(config, MatchingConfig()))
             label = f"{ours.config.name}{'' if ours.has_fine_stage else ' + LK'}, {precision_name(ours.dtype)}"
-            yield Contender(label, lambda config, order, matcher=ours: ShakenFrontEnd(matcher, config, order))
+            yield Contender(
+                label, lambda config, order, matcher=ours: FrontEnd(ShakenPairs(matcher, config, order), config)
+            )
         else:
             sparse = KeypointMatcher(name)
-            yield Contender(sparse.label, lambda config, order, matcher=sparse: SparseFrontEnd(matcher, config, order))
+            yield Contender(
+                sparse.label,
+                lambda config, order, matcher=sparse: FrontEnd(KeypointPairs(matcher, config, order), config),
+            )
 
 
 def run(name: str, contenders: Sequence[Contender], config: FrontEndConfig, arguments: argparse.Namespace) -> Walk:

@@ -14,8 +14,8 @@ from torch import Tensor
 from loftr_ros.matcher.coarse import CoarseMatches
 from loftr_ros.matcher.config import PRESETS
 from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.loftr import network as loftr_module
 from loftr_ros.matcher.loftr.network import LoFTR
-from loftr_ros.matcher.loftr.network import network as loftr_module
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CPU = torch.device("cpu")

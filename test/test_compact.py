@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from loftr_ros.matcher.checkpoints.files import save_network_weights
 from loftr_ros.matcher.coarse import Candidates
+from loftr_ros.matcher.compact import fine as compact_fine
 from loftr_ros.matcher.compact.backbone import CompactBackbone
 from loftr_ros.matcher.compact.cells import CellMatcher, cells_around_region, cells_in_region, place_around_region
 from loftr_ros.matcher.compact.fine import ONE_SIGMA, CompactFine, Windows
 from loftr_ros.matcher.compact.network import Compact
-from loftr_ros.matcher.compact.network import fine as compact_fine
 from loftr_ros.matcher.compact.region_transformer import RegionTransformer, pool_mask, rotated
 from loftr_ros.matcher.config import COMPACT, CompactConfig
 from loftr_ros.matcher.convolutions import twice

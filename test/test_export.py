@@ -23,15 +23,18 @@ from made_weights import CPU, network, rendered_pair, sevenscenes_pair
 from torch import Tensor
 
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.matcher import export, factory, onnx_backend, onnx_graph, region_transformer, transformer
+from loftr_ros.matcher import factory
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
+from loftr_ros.matcher.compact import region_transformer
 from loftr_ros.matcher.config import PRESETS
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.matcher.loftr import transformer
 from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.ring import FeatureRing
+from loftr_ros.matcher.runtime import export, loftr_graph, onnx_backend
 from loftr_ros.matcher.runtime.export import ExportError, export_network
 from loftr_ros.matcher.runtime.export_check import Agreement, DisagreementError, check_export
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, read_model
@@ -51,7 +54,7 @@ PROGRAM = Path(sys.executable).parent / "loftr_ros"
 def small_tiles() -> Iterator[None]:
     """So that images of this size go through several tiles too, the last of another size than the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "TILE_SCORES", 40_000)
+        patch.setattr(loftr_graph, "TILE_SCORES", 40_000)
         patch.setattr(transformer, "TILE_TOKENS", 125)
         yield
 
@@ -462,7 +465,7 @@ def test_what_the_checker_refuses_is_not_written_and_an_older_export_stays(
 
 
 def test_graphs_that_find_something_else_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mirrored(onnx_graph.EncodeGraph):
+    class Mirrored(loftr_graph.EncodeGraph):
         def forward(self, image: Tensor, usable: Tensor) -> tuple[Tensor, ...]:
             return super().forward(image.flip(3), usable)
 

@@ -32,7 +32,7 @@ from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import ArchiveConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 from loftr_ros.places.recognition import PlaceRecognition
-from loftr_ros.ros import fleet, fleet_requests
+from loftr_ros.ros.places import fleet, fleet_requests
 from loftr_ros.ros.places.fleet import Fleet
 from loftr_ros.ros.places.keyframe_messages import MAX_IMAGE_BYTES, announcement
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher import attention, coarse, transport
+from loftr_ros.matcher import coarse
+from loftr_ros.matcher.loftr import attention, transport
 from loftr_ros.matcher.loftr.fine import expectation, heat_map
 
 CPU = torch.device("cpu")

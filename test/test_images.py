@@ -13,7 +13,27 @@ import pytest
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.image_files import MAX_PIXELS, ImageError
+from loftr_ros.recordings import decoding
 from loftr_ros.recordings.decoding import ENCODINGS, decode_compressed, decode_depth, decode_image
+
+HAS_CV_BRIDGE = decoding.CV_BRIDGE is not None
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        "own",
+        pytest.param(
+            "cv_bridge",
+            marks=pytest.mark.skipif(not HAS_CV_BRIDGE, reason="cv_bridge is not installed (ROS has it)"),
+        ),
+    ],
+)
+def converter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One contract for cv_bridge and for what stands in for it."""
+    if request.param == "own":
+        monkeypatch.setattr(decoding, "CV_BRIDGE", None)
+
 
 RNG = np.random.default_rng(3)
 WIDTH, HEIGHT = 46, 32

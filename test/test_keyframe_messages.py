@@ -25,8 +25,8 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
+from loftr_ros.ros.places import keyframe_messages
 from loftr_ros.ros.places.keyframe_messages import announcement, fill_answer, from_announcement, from_answer
-from loftr_ros.ros.places.places import keyframe_messages
 
 SPACE, NODE = "compact-0123456789ab", "/ada/loftr_front_end"
 WIDTH, HEIGHT, GRID = 320, 240, (30, 40)

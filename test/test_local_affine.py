@@ -40,7 +40,7 @@ def test_a_turn_and_a_zoom_are_seen_in_whole_cells(angle: float, scale: float) -
 
 
 def test_the_first_estimate_is_that_of_scipys_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loftr_ros.matcher.compact.network import local_affine as module
+    from loftr_ros.matcher.compact import local_affine as module
 
     monkeypatch.setattr(module, "_OUTLIER", 1e6)  # nothing is one
     rng = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.odometry import Location, origin
-from loftr_ros.frontend.own_scale import why_no_length
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.recovery import TrackingState
+from loftr_ros.frontend.relative_pose import why_no_length
 from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each

@@ -8,11 +8,12 @@ import pytest
 import torch
 from made_weights import network, rendered_pair
 
-from loftr_ros.matcher import backbone, coarse, fine, transformer
+from loftr_ros.matcher import coarse
 from loftr_ros.matcher.build import build_network
 from loftr_ros.matcher.coarse import dual_softmax
 from loftr_ros.matcher.config import LOFTR, PRESETS, LoFTRConfig, TransformerConfig
 from loftr_ros.matcher.interface import Matches
+from loftr_ros.matcher.loftr import backbone, fine, transformer
 from loftr_ros.matcher.loftr.attention import full_attention, linear_attention
 from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.loftr.transport import assignment_matrix, optimal_transport

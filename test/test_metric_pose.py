@@ -87,7 +87,7 @@ def test_with_exact_depths_the_pose_is_the_one_that_opencv_refines(name: str) ->
 
 def _half_sum(problem: DepthProblem, turn: Array, move: Array) -> float:
     """Half the robust sum of squares, from the mean of its logarithms."""
-    return problem.cost(problem.seen(turn, move)) * len(problem._std) * KERNEL**2 / 2
+    return problem.cost(problem.projection(turn, move)) * len(problem._std) * KERNEL**2 / 2
 
 
 def _moved(turn: Array, move: Array, step: Array) -> tuple[Array, Array]:
@@ -101,7 +101,7 @@ def test_the_gradient_is_the_slope_of_the_cost(name: str, known: float) -> None:
     views = scene(name, rng, 100).noisy(rng, 0.5)
     problem = DepthProblem(depths(views, rng, 0.003, known=known).matches())
     turn, move = _moved(views.rotation, views.translation, rng.normal(0, 0.002, 6))
-    _, gradient = problem.normal_equations(problem.seen(turn, move), turn, move)
+    _, gradient = problem.normal_equations(problem.projection(turn, move))
     for k in range(6):
         step = np.zeros(6)
         step[k] = 1e-6
@@ -117,7 +117,7 @@ def test_the_hessian_is_the_curvature_of_the_cost_where_there_is_no_noise(name: 
     exact = replace(depths(views, rng), variance=np.full(100, 0.003**2))
     problem = DepthProblem(exact.without(rng.random(100) >= known).matches())
     turn, move = views.rotation, views.translation
-    hessian, _ = problem.normal_equations(problem.seen(turn, move), turn, move)
+    hessian, _ = problem.normal_equations(problem.projection(turn, move))
     steps, size = np.eye(6), 1e-5
     numeric = np.empty((6, 6))
     for i in range(6):

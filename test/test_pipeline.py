@@ -189,7 +189,7 @@ def test_points_are_pixels_of_the_raw_image_when_the_network_sees_a_smaller_one(
 def test_with_a_fine_stage_points_are_the_networks_own_and_nothing_refines_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loftr_ros.frontend.pipeline.refine", lambda *_, **__: pytest.fail("refined"))
+    monkeypatch.setattr("loftr_ros.frontend.pair_matcher.refine", lambda *_, **__: pytest.fail("refined"))
     stream, fe = PanningStream(), front_end(FineShiftMatcher())
     fe.process(stream.at(0))
     match = fe.process(stream.at(10.4, -5.3)).matches[0]

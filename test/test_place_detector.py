@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.geometry.two_view import ScaleReason
 from loftr_ros.matcher.interface import ImageFeatures
@@ -85,7 +86,7 @@ class Robot:
         settings = {"min_similarity": 0.5, "min_age": 3.05, **loop}
         self.detector = LoopDetector(
             self.archive,
-            CountingVerifier(FrontEnd(WorldMatcher(poses), self.config)),
+            CountingVerifier(PairMatcher(WorldMatcher(poses), self.config)),
             with_values(LoopConfig(), settings),
         )
         self.views: list[View] = []
@@ -231,8 +232,8 @@ def test_an_image_that_only_looks_alike_is_not_believed(robot: Callable[..., Rob
 class MisledVerifier(CountingVerifier):
     """Takes some images for others, as a poster that hangs in two rooms would make it do."""
 
-    def __init__(self, front_end: FrontEnd, taken_for: dict[int, int]) -> None:
-        super().__init__(front_end)
+    def __init__(self, pairs: PairMatcher, taken_for: dict[int, int]) -> None:
+        super().__init__(pairs)
         self.taken_for = taken_for
 
     def verify(self, archived: ArchivedKeyframe, seen: object) -> object:  # type: ignore[override]
@@ -245,7 +246,7 @@ class MisledVerifier(CountingVerifier):
 def test_a_look_alike_that_does_not_move_as_the_camera_does_is_not_believed(robot: Callable[..., Robot]) -> None:
     taken_for = {number: (number - FRAMES) * 5 % FRAMES for number in AWAY}
     one = robot(lies=taken_for, confirmations=3, max_rotation_error=2.0)
-    one.detector.verifier = MisledVerifier(one.detector.verifier.front_end, taken_for)
+    one.detector.verifier = MisledVerifier(one.detector.verifier.pairs, taken_for)
     found = one.go([*range(FRAMES), *AWAY])
     assert one.matched > 0 and not found
 
@@ -276,7 +277,7 @@ def test_a_room_that_looks_like_another_throughout_is_ruled_out_by_the_way_betwe
     taken_for = {number: number - 2 * FRAMES for number in AGAIN}
     limits = {} if trusts_the_way else {"max_drift": 10.0, "max_turn_drift": 180.0}
     one = Robot(tmp_path / "archive", around_to_the_same_again, lies=taken_for, **limits)
-    one.detector.verifier = MisledVerifier(one.detector.verifier.front_end, taken_for)
+    one.detector.verifier = MisledVerifier(one.detector.verifier.pairs, taken_for)
     found = one.go([*range(FRAMES), *AWAY, *AGAIN])
     assert len({view.segment for view in one.views}) == 1, "the camera was lost on the way"
     assert one.matched > 3

@@ -17,6 +17,7 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.geometry.two_view import PoseStatus, ScaleReason
 from loftr_ros.matcher.factory import open_matcher
@@ -70,7 +71,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
         assert last is not None
         archive.add(last.archived(90))
         assert archive.names() == ADA
-        detector = LoopDetector(archive, Verifier(FrontEnd(front_end.matcher, config)), LoopConfig())
+        detector = LoopDetector(archive, Verifier(PairMatcher(front_end.matcher, config)), LoopConfig())
         yield SimpleNamespace(archive=archive, query=PlaceQuery(detector, describe), describe=describe)
 
 

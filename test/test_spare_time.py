@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
-from loftr_ros.ros.places.spare_time import LentMatcher, SpareTime, kind_of, one_torch_thread_here
+from loftr_ros.ros.spare_time import LentMatcher, SpareTime, kind_of, one_torch_thread_here
 from loftr_ros.ros.worker import NewestWorker
 
 SIZE = (64, 48)
@@ -109,7 +109,7 @@ def test_a_stream_that_pauses_is_foretold_by_its_new_rate() -> None:
 class MadeMatcher:
     """Says on which thread it was called."""
 
-    name: str = "made"
+    fingerprint: str = "made"
     threads: list[tuple[str, str]] = field(default_factory=list)
     fails: bool = False
 
@@ -164,7 +164,7 @@ def test_images_like_the_streams_are_worked_on_by_the_streams_threads(lending: L
     lending.lent.match([features], features)
     assert lending.lent.geometry(lambda: threading.current_thread().name) == "matching"
     assert lending.matcher.threads == [("encode", "encoding"), ("match", "matching")]
-    assert lending.lent.name == "made"
+    assert lending.lent.fingerprint == "made"
 
 
 def test_images_of_a_new_size_are_worked_on_where_they_are_asked_for_the_first_time(lending: Lending) -> None:

@@ -15,6 +15,7 @@ from fakes import FineShiftMatcher, camera, texture
 
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.settings import with_values
 
@@ -53,7 +54,7 @@ def test_keypoints_carry_depth_from_keyframe_to_keyframe(
 ) -> None:
     # A keyframe every few frames, so that depth is measured, or handed over, several times.
     config = with_values(FrontEndConfig(), {"mode": mode, "keyframe.max_parallax": 0.05, "keyframe.max_age": 0.0})
-    front_end = sparse.SparseFrontEnd(sparse.KeypointMatcher(name), config)
+    front_end = FrontEnd(sparse.KeypointPairs(sparse.KeypointMatcher(name), config), config)
     results = [front_end.process(frame) for frame in passing_a_wall(25)]
     keyframes = [event.keyframe.location.pose[0, 3] for result in results for event in result.events]
     assert len(keyframes) >= 4
@@ -69,40 +70,40 @@ def test_keypoints_carry_depth_from_keyframe_to_keyframe(
 
 @pytest.mark.parametrize("name", ["sift", "orb"])
 def test_all_images_have_as_many_places_and_only_real_keypoints_match(sparse: ModuleType, name: str) -> None:
-    front_end = sparse.SparseFrontEnd(sparse.KeypointMatcher(name), FrontEndConfig())
+    pairs = sparse.KeypointPairs(sparse.KeypointMatcher(name), FrontEndConfig())
     blank, frame = replace(passing_a_wall(1)[0], image=np.full((240, 320), 90, np.uint8)), passing_a_wall(1)[0]
     for image in (blank, frame):
-        encoded = front_end.encode(image)
+        encoded = pairs.encode(image)
         assert encoded.features.tokens.shape[1] == len(encoded.cell_points) == sparse.KEYPOINTS
-    assert not front_end.encode(blank).features.usable.any()
-    assert len(front_end.match_pair(blank, frame)) == len(front_end.match_pair(frame, blank)) == 0
-    found = front_end.match_pair(frame, frame)
+    assert not pairs.encode(blank).features.usable.any()
+    assert len(pairs.match_pair(blank, frame)) == len(pairs.match_pair(frame, blank)) == 0
+    found = pairs.match_pair(frame, frame)
     assert len(found) > 100
     # The same image twice: every keypoint is its own partner, at the pixel where it was found.
-    real = int(front_end.encode(frame).features.usable.sum())
+    real = int(pairs.encode(frame).features.usable.sum())
     assert found.track_id.max() < real
     assert np.array_equal(found.keyframe_points, found.current_points)
     assert np.isnan(found.std).all()
 
 
 def test_the_nearest_cell_is_the_nearest_keypoint(sparse: ModuleType) -> None:
-    front_end = sparse.SparseFrontEnd(sparse.KeypointMatcher("orb"), FrontEndConfig())
+    pairs = sparse.KeypointPairs(sparse.KeypointMatcher("orb"), FrontEndConfig())
     frame = passing_a_wall(1)[0]
-    encoded = front_end.encode(frame)
+    encoded = pairs.encode(frame)
     points = np.array([[100.3, 80.1], [0.0, 0.0], [250.0, 200.0]], np.float32)
     cell, distance = encoded.nearest_cells(points)
     real = encoded.cell_points[encoded.features.usable[0].numpy()]
     apart = np.linalg.norm(points[:, None] - real, axis=2)
     assert np.allclose(distance, apart.min(axis=1), atol=1e-4)
     assert np.allclose(np.linalg.norm(encoded.cell_points[cell] - points, axis=1), distance, atol=1e-4)
-    blank = front_end.encode(replace(frame, image=np.full((240, 320), 90, np.uint8)))
+    blank = pairs.encode(replace(frame, image=np.full((240, 320), 90, np.uint8)))
     assert np.isinf(blank.nearest_cells(points)[1]).all()
 
 
 def test_ignored_pixels_have_no_keypoints(sparse: ModuleType) -> None:
     usable = np.ones((240, 320), np.bool_)
     usable[:, :160] = False
-    encoded = sparse.SparseFrontEnd(sparse.KeypointMatcher("sift"), FrontEndConfig()).encode(
+    encoded = sparse.KeypointPairs(sparse.KeypointMatcher("sift"), FrontEndConfig()).encode(
         replace(passing_a_wall(1)[0], usable=usable)
     )
     points = encoded.cell_points[encoded.features.usable[0].numpy()]
@@ -111,9 +112,9 @@ def test_ignored_pixels_have_no_keypoints(sparse: ModuleType) -> None:
 
 def test_another_order_leaves_out_a_twentieth_and_the_first_nothing(sparse: ModuleType) -> None:
     frames = [Frame(texture(240, 320), n, "camera", camera()) for n in (1, 2)]
-    every = FrontEnd(FineShiftMatcher(), FrontEndConfig()).match_pair(*frames)
+    every = PairMatcher(FineShiftMatcher()).match_pair(*frames)
     first, second = (
-        sparse.ShakenFrontEnd(FineShiftMatcher(), FrontEndConfig(), order).match_pair(*frames) for order in (0, 1)
+        sparse.ShakenPairs(FineShiftMatcher(), FrontEndConfig(), order).match_pair(*frames) for order in (0, 1)
     )
     assert np.array_equal(first.track_id, every.track_id)
     assert len(second) == round(0.95 * len(every))

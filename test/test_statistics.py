@@ -208,8 +208,8 @@ def test_one_kind_of_error_does_not_silence_another(clock: list[float]) -> None:
 def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_and_each_is_counted(
     clock: list[float],
 ) -> None:
-    from loftr_ros.ros.input.pairing import Severity
     from loftr_ros.ros.output.reports import ErrorLog
+    from loftr_ros.ros.output.statistics import Severity
 
     node, statistics = FakeNode(), Statistics(10)
     log = ErrorLog(node, statistics, period=5.0)

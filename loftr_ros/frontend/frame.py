@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,14 +41,19 @@ class RightImage:
     """What a second camera, fixed to the first, saw at the same moment.
 
     Attributes:
-        image: (H, W) uint8 gray, raw.
+        source: (H, W) uint8 gray, raw; or what makes it, when it is asked for first: only keyframes need it.
         camera: its calibration.
         left_from_right: (4, 4) T_left_right in metres, between the two optical frames.
     """
 
-    image: NDArray[np.uint8]
+    source: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]]
     camera: CameraModel
     left_from_right: NDArray[np.float64]
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """(H, W) uint8 gray, raw."""
+        return self.source() if callable(self.source) else self.source
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,16 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
-from loftr_ros.frontend.own_scale import OwnScale, pose_by_depth, why_no_length
+from loftr_ros.frontend.own_scale import OwnScale
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.quality import SHARPER
+from loftr_ros.frontend.relative_pose import (
+    matched_rays,
+    pose_by_depth,
+    pose_by_two_views,
+    pose_without_calibration,
+    why_no_length,
+)
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
 from loftr_ros.frontend.trust import explained_back, explained_part
@@ -28,9 +35,6 @@ from loftr_ros.geometry.two_view import (
     RelativePose,
     ScaleReason,
     doubtful,
-    estimate_relative_pose,
-    uncalibrated_inliers,
-    without_pose,
 )
 
 # Seconds for which a length that nothing measures is carried on from the motion before.
@@ -105,32 +109,21 @@ class Localizer:
 
     def locate(self, keyframe: Keyframe, current: EncodedFrame, matches: Correspondences) -> Located:
         """The current frame relative to a keyframe."""
-        camera, before = current.frame.camera, keyframe.frame.camera
-        cell_rays = keyframe.encoded.cell_rays
-        if camera is None or before is None or cell_rays is None:
-            inliers = uncalibrated_inliers(matches.keyframe_points, matches.current_points, self._config.geometry)
-            nothing = without_pose(PoseStatus.NO_CALIBRATION, inliers)
+        rays = matched_rays(keyframe.encoded, current, matches)
+        if rays is None:
+            nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
-        rays = MatchedRays(
-            cell_rays[matches.track_id],
-            camera.unproject(matches.current_points),
-            camera.focal_length,
-            keyframe.encoded.field,
-        )
         expected = self._motion.expected(current.frame.stamp_ns)
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
-            pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, self._config.depth.min_cells)
+            pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
                 by_depth = self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
                 if not pose.has_rotation or by_depth.is_trusted:
                     return by_depth
-        two_views = estimate_relative_pose(
-            rays.keyframe, rays.current, before.focal_length, self._config.geometry, matches.std, rays.field
-        )
-        two_views = replace(two_views, without_length=why)
+        two_views = pose_by_two_views(keyframe.encoded, matches, rays, self._config.geometry, why)
         by_two = self._judged(Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, current)
         if by_depth is None or pose is None:
             return by_two
@@ -232,7 +225,7 @@ class Localizer:
         least = self._config.depth.min_cells
         if keyframe.depth is None or keyframe.depth.known.sum() < least:
             return replace(located.match.pose, translation=np.zeros(3))
-        pose = pose_by_depth(keyframe, matches, rays, self._config.geometry, least)
+        pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, least)
         return pose if pose is not None and pose.has_rotation else None
 
     def _carried(self, pose: RelativePose, start: Location, stamp_ns: int) -> RelativePose:

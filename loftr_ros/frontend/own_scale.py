@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
+from loftr_ros.frontend.relative_pose import pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
 from loftr_ros.geometry.epipolar import homogeneous
-from loftr_ros.geometry.metric_pose import metric_relative_pose
-from loftr_ros.geometry.two_view import PoseStatus, RelativePose, ScaleReason
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 
 Array = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ class OwnScale:
             return None
         if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
             return self._begin(keyframe, matches, pose, rays)
-        found = pose_by_depth(keyframe, matches, rays, self._geometry, self._config.min_cells)
+        found = pose_by_depth(keyframe.depth, matches, rays, self._geometry, self._config.min_cells)
         if found is None or not found.has_rotation:
             return None
         self._refine(keyframe, matches, found, rays)
@@ -160,40 +160,6 @@ class OwnScale:
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
         std = np.where(np.isfinite(matches.std), matches.std, self._geometry.threshold / 2)
         return triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
-
-
-def pose_by_depth(
-    keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, geometry: GeometryConfig, min_cells: int
-) -> RelativePose | None:
-    """The current camera's pose in the unit of a keyframe's depths; None where it knows none, or too few agree."""
-    if keyframe.depth is None:
-        return None
-    cell = matches.track_id
-    return metric_relative_pose(
-        rays.keyframe,
-        rays.current,
-        keyframe.depth.inverse[cell],
-        keyframe.depth.variance[cell],
-        matches.std,
-        rays.focal_length,
-        geometry,
-        min_cells,
-        rays.field,
-    )
-
-
-def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
-    """Why the depths of a keyframe give a pose no length, where `pose_by_depth` finds none.
-
-    Args:
-        depth: of its cells.
-        cell: (N,) cells of the matches.
-        min_cells: matches of known depth that a length needs.
-    """
-    if depth is None or not depth.known.any():
-        return ScaleReason.NO_DEPTH
-    few = depth.known[cell].sum() < min_cells
-    return ScaleReason.FEW_DEPTHS if few else ScaleReason.DEPTHS_DISAGREE
 
 
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import cv2
 import numpy as np
-import torch
 
 from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
@@ -23,28 +20,23 @@ from loftr_ros.frontend.keyframes import (
     KeyframeEvent,
     KeyframeReason,
     coverage,
-    raw_pixels,
     reason_for_keyframe,
 )
 from loftr_ros.frontend.localization import Localizer, Located
-from loftr_ros.frontend.mask import check_mask, on_usable, shrink_mask
 from loftr_ros.frontend.odometry import Location, SegmentJoin
-from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
+from loftr_ros.frontend.pair_matcher import PairMatcher
+from loftr_ros.frontend.quality import SHARPER, FrameQuality
 from loftr_ros.frontend.recovery import Recovery, TrackingState
-from loftr_ros.frontend.refinement import refine
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
-from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
+from loftr_ros.frontend.stream import StreamGuard, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.geometry.se3 import rotation_vector
 from loftr_ros.geometry.two_view import PoseStatus, without_pose
-from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.matcher.interface import Matcher
 from loftr_ros.settings import ConfigError, changed
 
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
 
-# Sides of an image in pixels, and of what the network sees of it, below which there is nothing to match; networks fail
-# on less in ways of their own.
-_LEAST_SIDE, _LEAST_SEEN = 32, 24
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two tries of a keyframe of another segment of the trajectory.
 _OTHER_SEGMENTS_PERIOD = 5
@@ -59,16 +51,19 @@ _MOST_EVICTED = 20_000
 class FrontEnd:
     """Keyframes and the matcher behind one method. Not thread-safe: one thread calls it."""
 
-    def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None, first_keyframe_id: int = 1) -> None:
+    def __init__(
+        self, matcher: Matcher | PairMatcher, config: FrontEndConfig | None = None, first_keyframe_id: int = 1
+    ) -> None:
         """Begin without keyframes.
 
         Args:
-            matcher: the network, ready to infer.
+            matcher: the network, ready to infer; or with what is around it, whose settings become those here.
             config: settings; None for the defaults.
             first_keyframe_id: id of the first keyframe, for who goes on after another front end.
         """
         self.config = config or FrontEndConfig()
-        self.matcher = matcher
+        self.pairs = matcher if isinstance(matcher, PairMatcher) else PairMatcher(matcher)
+        self.pairs.config = self.config
         self.buffer = KeyframeBuffer(self.config.keyframe, first_keyframe_id)
         self._stream = StreamGuard()
         self._forced = False
@@ -79,6 +74,11 @@ class FrontEnd:
         self._evicted: dict[int, Location] = {}
         self._resolution = 1.0
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
+
+    @property
+    def matcher(self) -> Matcher:
+        """The network."""
+        return self.pairs.matcher
 
     def process(self, frame: Frame) -> FrontEndResult:
         """Match a frame with the keyframes, find its relative poses, decide whether it becomes a keyframe.
@@ -178,7 +178,9 @@ class FrontEnd:
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
         with timer("refine"):
-            correspondences = [self.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
+            correspondences = [
+                self.pairs.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)
+            ]
         with timer("geometry"):
             return [self.localizer.locate(k, current, c) for k, c in zip(keyframes, correspondences, strict=True)]
 
@@ -236,12 +238,6 @@ class FrontEnd:
             smaller = self.encode(Frame(noise, 0, ""), effort.scale).features
             self.matcher.match([self.matcher.complete(smaller)], smaller)
 
-    def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
-        """Match two frames by themselves, whatever the stream; keeps nothing."""
-        encoded0, encoded1 = self.encode(keyframe), self.encode(current)
-        complete = self.matcher.complete(encoded0.features)
-        return self.to_raw_pixels(encoded0, encoded1, self.matcher.match([complete], encoded1.features)[0])
-
     @property
     def effort(self) -> Effort:
         """What the next frame is given, to stay inside `max_latency_ms`."""
@@ -266,7 +262,7 @@ class FrontEnd:
         differing = changed(self.config, config)
         if fixed := [name for name, live in differing.items() if not live]:
             raise ConfigError(f"{', '.join(fixed)} cannot change while frames come")
-        self.config = config
+        self.config = self.pairs.config = config
         self.buffer.config = config.keyframe
         self.recovery.config = config.recovery
         self.localizer.reconfigure(config)
@@ -315,15 +311,6 @@ class FrontEnd:
         warning, self._stream.stray = self._stream.stray, ""
         return warning
 
-    def _admit(self, frame: Frame) -> None:
-        check_companions(frame, self.config.scale.mode)
-        changed = self._stream.admit(frame)
-        self.buffer.next_frame()
-        if changed is not None:
-            self.buffer.clear(changed)
-            self.recovery.reset()
-            self._evicted.clear()
-
     def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
         """Everything that is computed from the frame alone; may be called from another thread than the rest.
 
@@ -332,82 +319,18 @@ class FrontEnd:
             effort: part of the configured resolution; None for that of the keyframes.
 
         Raises:
-            MaskError: the frame's mask is not of its image's size.
-            FrameRefusedError: the network takes images of another shape only.
+            MaskError, FrameRefusedError: as `PairMatcher.encode`.
         """
-        start = time.perf_counter()
-        width, height = frame.size
-        size = self.network_size(width, height, self._resolution if effort is None else effort)
-        if min(width, height) < _LEAST_SIDE or min(size) < _LEAST_SEEN:
-            seen = "" if size == frame.size else f", of which the network sees {size[0]}x{size[1]}"
-            raise FrameRefusedError(
-                "size",
-                f"image of {width}x{height} px{seen}: too small to be matched; expected sides of at least "
-                f"{_LEAST_SIDE} px",
-            )
-        image, usable = frame.image, frame.usable
-        if usable is not None:
-            check_mask(usable, image)
-        if size != frame.size:
-            # INTER_AREA averages whole pixels, which is half-pixel correct and does not alias.
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-            usable = None if usable is None else shrink_mask(usable, size)
-        features = self.matcher.encode(
-            torch.from_numpy(np.ascontiguousarray(image)),
-            None if usable is None else torch.from_numpy(np.ascontiguousarray(usable)),
-        )
-        scale = (width / features.size[0], height / features.size[1])
-        cell = self.matcher.cell_size
-        # A fine stage finds the cell's own point. Without one, the patch around the cell's centre is tracked, which
-        # tells more than one around its corner, where the published weights have the cell's point.
-        offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
-        quality = judge(frame.image, frame.usable)
-        return EncodedFrame(frame, features, scale, cell, offset, time.perf_counter() - start, quality)
+        return self.pairs.encode(frame, self._resolution if effort is None else effort)
 
-    def network_size(self, width: int, height: int, effort: float = 1.0) -> tuple[int, int]:
-        """(width, height) at which the network sees an image.
-
-        Args:
-            width, height: of the image.
-            effort: part of the configured resolution.
-
-        Raises:
-            FrameRefusedError: the network takes images of another shape only.
-        """
-        fixed = self.matcher.fixed_size
-        if fixed is None:
-            shrink = min(1.0, self.config.image.max_side / max(width, height)) * effort
-            return max(round(width * shrink), 1), max(round(height * shrink), 1)
-        # A pixel's rounding at either side is no other shape.
-        if abs(width * fixed[1] - height * fixed[0]) > max(width, height, *fixed):
-            raise FrameRefusedError(
-                "size",
-                f"image of {width}x{height}: the network was exported for {fixed[0]}x{fixed[1]}, which is of another "
-                f"shape; export it with --width {width} --height {height}, or one shrunk to that shape",
-            )
-        return fixed
-
-    def to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
-        """Matches in pixels of the incoming images, refined where the network has no fine stage."""
-        cell = matches.cell.numpy()
-        points0 = keyframe.cell_points[cell]
-        points1 = raw_pixels(matches.points1.numpy(), current.scale)
-        std = matches.std.numpy() * np.float32(math.sqrt(current.scale[0] * current.scale[1]))
-        keep = np.ones(len(cell), dtype=np.bool_)
-        if not self.matcher.has_fine_stage:
-            # A coarse match says by how much the cell moved.
-            moved = points1 - raw_pixels(matches.points0.numpy(), keyframe.scale)
-            points1, keep = refine(
-                keyframe.frame.image,
-                current.frame.image,
-                points0,
-                points0 + moved,
-                self.config.refine,
-                extra_levels=max(0, math.ceil(math.log2(max(current.scale)))),
-            )
-        found = Correspondences(cell.astype(np.uint32), points0, points1, matches.confidence.numpy(), std)[keep]
-        usable = on_usable(found.keyframe_points, keyframe.frame.usable)
-        return found[usable & on_usable(found.current_points, current.frame.usable)]
+    def _admit(self, frame: Frame) -> None:
+        check_companions(frame, self.config.scale.mode)
+        changed = self._stream.admit(frame)
+        self.buffer.next_frame()
+        if changed is not None:
+            self.buffer.clear(changed)
+            self.recovery.reset()
+            self._evicted.clear()
 
     def _update_keyframes(
         self,
@@ -523,7 +446,7 @@ class FrontEnd:
             return None
         right = frame.right
         seen = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
-        found = self.to_raw_pixels(keyframe, seen, self.matcher.match([keyframe.features], seen.features)[0])
+        found = self.pairs.match([keyframe], seen)[0]
         return from_stereo(
             len(keyframe.cell_points),
             found.track_id,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.geometry.epipolar import m_estimate_variance
+from loftr_ros.geometry.least_squares import minimise
 from loftr_ros.geometry.se3 import rotation_matrix
 
 Array = NDArray[np.float64]
@@ -64,10 +65,11 @@ class DepthMatches:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class Projection:
     """How the matches look from one pose: columns of (N,).
 
     Attributes:
+        rotation, translation: the pose, T_keyframe_current.
         inverse: depths as the matches and what was known of them tell together.
         information: of `inverse`.
         x, y, inverse_z: projection and inverse depth in the current camera.
@@ -76,6 +78,8 @@ class Seen:
         squared: squared length of the whitened residual, with the depth's own part.
     """
 
+    rotation: Array
+    translation: Array
     inverse: Array
     information: Array
     x: Array
@@ -109,7 +113,7 @@ class DepthProblem:
         # Along the line of a cell of unknown depth there is no residual.
         self._freedom = np.where(known, 2.0, 1.0)
 
-    def seen(self, rotation: Array, translation: Array) -> Seen:
+    def projection(self, rotation: Array, translation: Array) -> Projection:
         """Depths, projections and residuals at a pose."""
         x0, y0, x1, y1 = self._x0, self._y0, self._x1, self._y1
         turned_x, turned_y, turned_z = (rotation[0, k] * x0 + rotation[1, k] * y0 + rotation[2, k] for k in range(3))
@@ -137,20 +141,21 @@ class DepthProblem:
         squared = self._precision * (off_x * off_x + off_y * off_y) + self._certain * moved * moved
         # Behind either camera, by more than the noise, there is nothing to be seen.
         squared[(z <= 1e-6) | ((inverse < 0) & (inverse * inverse * information > 9))] = 1e6
-        return Seen(inverse, information, x, y, inverse_z, off_x, off_y, along_x, along_y, squared)
+        return Projection(
+            rotation, translation, inverse, information, x, y, inverse_z, off_x, off_y, along_x, along_y, squared
+        )
 
     def distance(self, rotation: Array, translation: Array) -> Array:
         """(N,) normalised units: what the depths' uncertainty does not explain."""
-        return np.asarray(np.sqrt(self.seen(rotation, translation).squared) * self._std)
+        return np.asarray(np.sqrt(self.projection(rotation, translation).squared) * self._std)
 
-    @staticmethod
-    def cost(seen: Seen) -> float:
+    def cost(self, seen: Projection) -> float:
         """Mean Cauchy cost."""
         return float(np.mean(np.log1p(seen.squared / KERNEL**2)))
 
-    def linearised(self, seen: Seen, rotation: Array, translation: Array) -> Array:
+    def linearised(self, seen: Projection) -> Array:
         """(6, 2 N) derivatives of the projections, x before y, by (translation, rotation vector); depths held."""
-        count = len(seen.x)
+        count, rotation, translation = len(seen.x), seen.rotation, seen.translation
         jacobian = np.empty((6, 2 * count))
         point = (self._x0 - seen.inverse * translation[0], self._y0 - seen.inverse * translation[1])
         point_z = 1 - seen.inverse * translation[2]
@@ -165,7 +170,7 @@ class DepthProblem:
             rows[5] = by_x * point[1] - by_y * point[0]
         return jacobian
 
-    def whitened(self, jacobian: Array, seen: Seen, weight: Array | float = 1.0) -> Array:
+    def whitened(self, jacobian: Array, seen: Projection, weight: Array | float = 1.0) -> Array:
         """(6, 2 N) the derivatives in standard deviations, without what the depths take up; changes `jacobian`."""
         x, y = jacobian[:, : len(seen.x)], jacobian[:, len(seen.x) :]
         squared = np.maximum(seen.along_x**2 + seen.along_y**2, 1e-18)
@@ -178,49 +183,35 @@ class DepthProblem:
         y *= scale
         return jacobian
 
-    def normal_equations(self, seen: Seen, rotation: Array, translation: Array) -> tuple[Array, Array]:
+    def normal_equations(self, seen: Projection) -> tuple[Array, Array]:
         """Hessian (6, 6) and gradient (6,) of half the robust sum of squares, by (translation, rotation vector)."""
-        jacobian = self.linearised(seen, rotation, translation)
+        jacobian = self.linearised(seen)
         weight = 1 / (1 + seen.squared / KERNEL**2)
         pull = weight * self._precision
         gradient = jacobian @ np.concatenate([pull * seen.off_x, pull * seen.off_y])
         whitened = self.whitened(jacobian, seen, weight)
         return whitened @ whitened.T, gradient
 
-    def gradients(self, seen: Seen, rotation: Array, translation: Array, groups: int) -> Array:
+    def gradients(self, seen: Projection, groups: int) -> Array:
         """(6, groups) as `normal_equations`, of each of as many equal parts of the matches."""
         pull = self._precision / (1 + seen.squared / KERNEL**2)
-        jacobian = self.linearised(seen, rotation, translation)
+        jacobian = self.linearised(seen)
         jacobian *= np.concatenate([pull * seen.off_x, pull * seen.off_y])
         return np.asarray(jacobian.reshape(6, 2, groups, -1).sum(axis=(1, 3)))
 
+    def moved(self, seen: Projection, step: Array) -> Projection:
+        """After a step (6,) of (translation, rotation vector), the rotation perturbed from the left."""
+        return self.projection(rotation_matrix(step[3:]) @ seen.rotation, seen.translation + step[:3])
+
     def minimised(self, rotation: Array, translation: Array, iterations: int = 10) -> tuple[Array, Array]:
-        """Levenberg-Marquardt from a start, with left perturbations of the rotation."""
-        seen = self.seen(rotation, translation)
-        damping, cost = 1e-4, self.cost(seen)
-        hessian, gradient = self.normal_equations(seen, rotation, translation)
-        for _ in range(iterations):
-            step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)) + 1e-12 * np.eye(6), gradient)
-            new_rotation, new_translation = rotation_matrix(step[3:]) @ rotation, translation + step[:3]
-            new_seen = self.seen(new_rotation, new_translation)
-            new_cost = self.cost(new_seen)
-            if new_cost < cost:
-                converged = cost - new_cost < 1e-4 * cost
-                rotation, translation, seen, cost = new_rotation, new_translation, new_seen, new_cost
-                damping = max(damping / 10, 1e-9)
-                if converged:
-                    break
-                hessian, gradient = self.normal_equations(seen, rotation, translation)
-            else:
-                damping *= 10
-                if damping > 1e2:
-                    break
-        return rotation, translation
+        """The rotation and translation at the minimum near a start."""
+        best, _ = minimise(self, self.projection(rotation, translation), iterations)
+        return best.rotation, best.translation
 
     def covariance(self, rotation: Array, translation: Array) -> Array:
         """(6, 6), first order; the noise is what the residuals tell and, where there are few, what matches are told."""
-        seen = self.seen(rotation, translation)
-        jacobian = self.whitened(self.linearised(seen, rotation, translation), seen)
+        seen = self.projection(rotation, translation)
+        jacobian = self.whitened(self.linearised(seen), seen)
         measured = m_estimate_variance(seen.squared / KERNEL**2, self._freedom, 6, KERNEL**2)
         count = float(self._freedom.sum())
         variance = (count * measured + _TOLD_WEIGHT) / (count + _TOLD_WEIGHT)

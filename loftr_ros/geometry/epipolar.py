@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.least_squares import minimise
 from loftr_ros.geometry.se3 import rotation_matrix, skew
 
 Array = NDArray[np.float64]
@@ -25,7 +26,7 @@ COMMON_MATCHES = 150
 _SHARP_STD, _BLURRED_STD, _TYPICAL_STD = 0.4, 1.0, 0.3
 # What the calibration's errors do to a pose is multiplied by this: it allows for what has no name, fitted on rendered
 # walks with such errors (benchmarks/wrong_and_sure.py).
-COMMON_FACTOR = 1.25
+COMMON_FACTOR = 1.3
 
 
 @dataclass(frozen=True)
@@ -194,25 +195,7 @@ def refine_pose(
         The refined pose and its covariance.
     """
     problem = _SampsonProblem(p0, p1, threshold / 2, relative_std)
-    damping = 1e-4
-    cost = problem.cost(rotation, translation)
-    for _ in range(iterations):
-        hessian, gradient, tangent = problem.normal_equations(rotation, translation)
-        step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)) + 1e-12 * np.eye(5), gradient)
-        new_rotation = rotation_matrix(step[2:]) @ rotation
-        new_translation = translation + tangent @ step[:2]
-        new_translation /= np.linalg.norm(new_translation)
-        new_cost = problem.cost(new_rotation, new_translation)
-        if new_cost < cost:
-            converged = cost - new_cost < 1e-4 * cost
-            rotation, translation, cost = new_rotation, new_translation, new_cost
-            damping = max(damping / 10, 1e-9)
-            if converged:
-                break
-        else:
-            damping *= 10
-            if damping > 1e2:
-                break
+    (rotation, translation), cost = minimise(problem, (rotation, translation), iterations)
     return RefinedPose(rotation, translation, problem.covariance(rotation, translation), cost)
 
 
@@ -342,8 +325,9 @@ class _SampsonProblem:
         """(N,) what the constraint is divided by: its gradient's length in the four image coordinates."""
         return np.asarray(np.sqrt(self._squares @ _gradient_form(essential, essential) + 1e-18))
 
-    def cost(self, rotation: Array, translation: Array) -> float:
-        """Mean Cauchy cost."""
+    def cost(self, pose: tuple[Array, Array]) -> float:
+        """Mean Cauchy cost at a rotation and translation."""
+        rotation, translation = pose
         essential = skew(translation) @ rotation
         residual = self._products @ essential.ravel() / (self._denominator(essential) * self._std)
         return float(np.mean(np.log1p((residual / self._scale) ** 2)))
@@ -365,11 +349,17 @@ class _SampsonProblem:
         jacobian /= (denominator * self._std)[:, None]
         return residual / self._std, jacobian, tangent
 
-    def normal_equations(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
-        """Hessian (5, 5), gradient (5,) and tangent basis (3, 2) of the translation."""
-        residual, jacobian, tangent = self.linearised(rotation, translation)
+    def normal_equations(self, pose: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Hessian (5, 5) and gradient (5,), by two directions across the translation and the rotation vector."""
+        residual, jacobian, _ = self.linearised(*pose)
         weighted = jacobian * (1 / (1 + (residual / self._scale) ** 2))[:, None]
-        return weighted.T @ jacobian, weighted.T @ residual, tangent
+        return weighted.T @ jacobian, weighted.T @ residual
+
+    def moved(self, pose: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
+        """After a step (5,), the rotation perturbed from the left, the translation again of unit length."""
+        rotation, translation = pose
+        translation = translation + _tangent_basis(translation) @ step[:2]
+        return rotation_matrix(step[2:]) @ rotation, translation / np.linalg.norm(translation)
 
     def covariance(self, rotation: Array, translation: Array) -> Array:
         """(6, 6) of (translation, rotation vector) at the minimum, first order."""

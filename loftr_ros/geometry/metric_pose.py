@@ -194,9 +194,9 @@ def _common_covariance(matches: DepthMatches, rotation: Array, translation: Arra
     ]
     moved.append(replace(matches, inverse=matches.inverse * (1 + common.depth_scale_std)))
     problem = DepthProblem(matches)
-    hessian, _ = problem.normal_equations(problem.seen(rotation, translation), rotation, translation)
+    hessian, _ = problem.normal_equations(problem.projection(rotation, translation))
     together = DepthProblem(DepthMatches.joined(moved))
-    gradients = together.gradients(together.seen(rotation, translation), rotation, translation, len(moved))
+    gradients = together.gradients(together.projection(rotation, translation), len(moved))
     pulls = gradients[:, 1:] - gradients[:, :1]
     steps = COMMON_FACTOR * np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(6), pulls)
     return np.asarray(steps @ steps.T)

@@ -56,6 +56,11 @@ _NOISE_KERNEL = 5.0
 _RIVAL_COST = 30.0
 # How far it is away at least, in radians.
 _RIVAL_WAY = 0.05
+# Parallax in thresholds below which the direction may have several minima, of which the search finds any: from starts
+# that are tilted by so many radians others are looked for, with some of the matches.
+_FEW_PARALLAX, _TILT, _TILTED_MATCHES = 8.0, 0.6, 300
+# Standard deviation of the direction, in radians and by these matches alone, below which there are no others.
+_SURE_DIRECTION = 0.01
 # What a match that meets behind a camera costs: the robust kernel's cost of one that is two thresholds off.
 _BEHIND_COST = 2.8
 
@@ -318,15 +323,17 @@ class _Solver:
         config = self.config
         rough = self._essential_pose()
         if rough is None:
-            return self._rotation_only(np.zeros(len(self.x0), dtype=np.bool_))
+            nothing = np.zeros(len(self.x0), dtype=np.bool_)
+            return self._rotation_only(nothing) or without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
         rotation, translation, inliers = rough
-        if (degenerate := self._rotation_only(inliers)).status != PoseStatus.OK:
-            return degenerate
+        if (turned := self._rotation_only(inliers)) is not None:
+            return turned
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
         # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
         plane_poses, on_plane = self._plane_poses(inliers)
         candidates += plane_poses
+        candidates += self._other_minima(inliers, rotation, translation)
         if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
             status = PoseStatus.PLANAR
             inliers = inliers | on_plane
@@ -409,17 +416,15 @@ class _Solver:
         """The rotation that alone explains the matches best."""
         return fit_rotation(self.p0, self.p1, self.threshold)
 
-    def _rotation_only(self, inliers: Flags) -> RelativePose:
-        """The pose without translation where that explains the matches as well; else one with status OK."""
+    def _rotation_only(self, inliers: Flags) -> RelativePose | None:
+        """The pose without translation where that explains the matches as well as one with; else None."""
         rotation = self._turn
         residual = rotated_residual(self.p0, self.p1, rotation)
         agreeing = residual < self.threshold
         needed = max(self.config.min_inliers, 0.8 * inliers.sum())
         limit = self.config.min_parallax / self.focal_length
         if agreeing.sum() < needed or np.median(residual[agreeing | inliers]) > limit:
-            if not inliers.any():
-                return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
-            return without_pose(PoseStatus.OK, inliers)
+            return None
         covariance = np.eye(6) * UNKNOWN_VARIANCE
         covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
         # A focal length that is off stretches the rotation; a principal point that is off turns its axis.
@@ -467,6 +472,27 @@ class _Solver:
         far = rotated_residual(self.p0, self.p1, rotation) < 2 * reach * self.threshold
         flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
         return flags
+
+    def _other_minima(self, inliers: Flags, rotation: Array, translation: Array) -> list[tuple[Array, Array]]:
+        """Poses near which the matches of a small parallax may have a better minimum, one of a kind."""
+        if self._median_parallax(rotation, inliers) > _FEW_PARALLAX * self.config.threshold:
+            return []
+        chosen = np.flatnonzero(inliers)
+        chosen = chosen[:: max(len(chosen) // _TILTED_MATCHES, 1)]
+        some = np.zeros_like(inliers)
+        some[chosen] = True
+        best = self._refined(some, rotation, translation, iterations=3)
+        spread, directions = np.linalg.eigh(best.covariance[:3, :3])
+        if spread[-1] < _SURE_DIRECTION**2:
+            return []
+        found = [best]
+        # Along the direction that the matches tell least of.
+        for direction in (directions[:, -1], -directions[:, -1]):
+            tilted = np.cos(_TILT) * translation + np.sin(_TILT) * direction
+            pose = self._refined(some, rotation, tilted / np.linalg.norm(tilted), iterations=6)
+            if all(abs(pose.translation @ other.translation) < np.cos(_RIVAL_WAY) for other in found):
+                found.append(pose)
+        return [(pose.rotation, pose.translation) for pose in found[1:]]
 
     def _part_behind(self, pose: RefinedPose, inliers: Flags) -> float:
         """Part of the matches that meet behind a camera, by more than the noise of what is far away."""

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.places.config import ArchiveConfig
 from loftr_ros.places.detector import LoopClosure, LoopDetector
 from loftr_ros.places.keyframe import ArchivedKeyframe
 from loftr_ros.places.view import NewKeyframe, View
+from loftr_ros.threads import Asked, Task, WorkThread
 
 R = TypeVar("R")
 
@@ -80,15 +81,15 @@ class PlaceRecognition:
         """
         self.counts = Counts()
         self._archive = archive
-        self._on_closure, self._on_archived, self._on_error = on_closure, on_archived, on_error
+        self._on_closure, self._on_archived = on_closure, on_archived
         self._on_known = on_known
-        self._condition = threading.Condition()
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[Asked[Any]] = deque()
         self._arrived: deque[NewKeyframe] = deque()
         self._view: tuple[View, EncodedFrame | None] | None = None
         self._measure_after = 0.0
-        self._stopping = self._changed = False
-        self._thread = threading.Thread(target=self._run, name="loftr_places", daemon=True)
+        self._changed = False
+        self._thread = WorkThread(self._next, "loftr_places", on_error, _be_nice)
+        self._condition = self._thread.condition
         self._thread.start()
         try:
             self.ask(lambda: self._begin(load))
@@ -122,29 +123,20 @@ class PlaceRecognition:
 
     def submit(self, question: Callable[[], R]) -> Future[R]:
         """As `ask`, without waiting."""
-        answer: Future[R] = Future()
-
-        def command() -> None:
-            try:
-                answer.set_result(question())
-            except BaseException as error:
-                answer.set_exception(error)
-
+        asked = Asked(question)
         with self._condition:
-            if self._stopping:
-                answer.set_exception(RuntimeError("the search for places has ended"))
-                return answer
-            self._commands.append(command)
-            self._condition.notify()
-        return answer
+            if self._thread.is_stopping:
+                asked.refuse("the search for places has ended")
+            else:
+                self._commands.append(asked)
+                self._condition.notify()
+        return asked.answer
 
     def stop(self) -> None:
         """Write the keyframes that wait, and end the thread."""
         with self._condition:
-            self._stopping = True
             self._view = None
-            self._condition.notify()
-        self._thread.join()
+        self._thread.stop()
 
     def _queue(self, arrived: NewKeyframe) -> None:
         self._arrived.append(arrived)
@@ -152,28 +144,13 @@ class PlaceRecognition:
             self._arrived.popleft()
             self.counts.lost += 1
 
-    def _run(self) -> None:
-        _be_nice()
-        while True:
-            with self._condition:
-                work = self._next()
-                while work is None:
-                    if self._stopping:
-                        return
-                    self._condition.wait(self._time_to_wait())
-                    work = self._next()
-            try:
-                work()
-            except Exception as error:
-                self._on_error(error)
-
     def _begin(self, load: Callable[[], LoopDetector]) -> None:
         self._changed = False
         self.detector = load()
         self._measure()
 
-    def _next(self) -> Callable[[], None] | None:
-        """What to do next: writing first, so that nothing is lost; None for nothing at present."""
+    def _next(self) -> Task | float | None:
+        """Writing first, so that nothing is lost."""
         if self._arrived:
             arrived = self._arrived.popleft()
             self._changed = True
@@ -181,14 +158,13 @@ class PlaceRecognition:
         if self._commands:
             self._changed = True  # perhaps: it may have loaded another archive
             return self._commands.popleft()
-        if self._view is not None:
+        if self._view is not None and not self._thread.is_stopping:
             view, self._view = self._view, None
             return lambda: self._search(*view)
-        return self._measure if self._changed and time.monotonic() >= self._measure_after else None
-
-    def _time_to_wait(self) -> float | None:
-        """Seconds until there is something to do again; None until something comes."""
-        return max(self._measure_after - time.monotonic(), 0.0) if self._changed else None
+        if not self._changed:
+            return None
+        seconds = self._measure_after - time.monotonic()
+        return seconds if seconds > 0 else self._measure
 
     def _write(self, arrived: NewKeyframe) -> None:
         if self.detector.archive.is_read_only:  # told when it was opened

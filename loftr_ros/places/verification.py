@@ -7,17 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, coverage
-from loftr_ros.frontend.own_scale import pose_by_depth, why_no_length
-from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.results import Correspondences, MatchedRays
+from loftr_ros.frontend.keyframes import EncodedFrame, coverage
+from loftr_ros.frontend.pair_matcher import PairMatcher
+from loftr_ros.frontend.relative_pose import (
+    matched_rays,
+    pose_by_depth,
+    pose_by_two_views,
+    pose_without_calibration,
+    why_no_length,
+)
+from loftr_ros.frontend.results import Correspondences
 from loftr_ros.geometry.two_view import (
     PoseStatus,
     RelativePose,
     ScaleReason,
-    estimate_relative_pose,
-    uncalibrated_inliers,
-    without_pose,
 )
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
@@ -85,27 +88,27 @@ class Verification:
 class Verifier:
     """Matches images with archived keyframes, whose images it encodes again. Not thread-safe."""
 
-    def __init__(self, front_end: FrontEnd, geometry: Run = _at_once) -> None:
-        """Stand on a front end of its own: another thread's is busy with its stream.
+    def __init__(self, pairs: PairMatcher, geometry: Run = _at_once) -> None:
+        """Begin without known images.
 
         Args:
-            front_end: for its matcher and settings; its stream is not touched.
+            pairs: matches images, and has the settings.
             geometry: runs what is computed of the matches; where, and when there is time for it.
         """
-        self.front_end = front_end
+        self.pairs = pairs
         self._geometry = geometry
         self._archived: OrderedDict[KeyframeName, EncodedFrame] = OrderedDict()
         self._current: EncodedFrame | None = None
 
     def know(self, encoded: EncodedFrame) -> None:
         """An image's features, made by who has the same network; none of a resolution that was lowered for speed."""
-        if encoded.features.size == self.front_end.network_size(*encoded.frame.size):
+        if encoded.features.size == self.pairs.network_size(*encoded.frame.size):
             self._current = encoded
 
     def encode(self, frame: Frame) -> EncodedFrame:
         """The image's features; the last one's are kept."""
         if self._current is None or self._current.frame is not frame:
-            self._current = self.front_end.encode(frame)
+            self._current = self.pairs.encode(frame)
         return self._current
 
     def verify(self, archived: ArchivedKeyframe, frame: Frame) -> Verification:
@@ -117,8 +120,7 @@ class Verifier:
         """
         current = self.encode(frame)
         encoded = self._encoded(archived, frame)
-        found = self.front_end.matcher.match([encoded.features], current.features)[0]
-        matches = self.front_end.to_raw_pixels(encoded, current, found)
+        matches = self.pairs.match([encoded], current)[0]
         pose, own_unit = self._geometry(lambda: self._poses(archived, encoded, current, matches))
         covered = min(
             coverage(matches.keyframe_points[pose.inliers], archived.size),
@@ -138,9 +140,7 @@ class Verifier:
         frame = archived.to_frame()
         if (frame.size, frame.frame_id) == (current.size, current.frame_id):
             frame = replace(frame, usable=current.usable)
-        encoded = self.front_end.encode(frame)
-        # The features of a keyframe are completed (see `Matcher.complete`).
-        encoded = replace(encoded, features=self.front_end.matcher.complete(encoded.features))
+        encoded = self.pairs.complete(self.pairs.encode(frame))
         self._archived[archived.name] = encoded
         if len(self._archived) > _KEPT:
             self._archived.popitem(last=False)
@@ -150,32 +150,23 @@ class Verifier:
         self, archived: ArchivedKeyframe, encoded: EncodedFrame, current: EncodedFrame, matches: Correspondences
     ) -> Poses:
         """By the archived depths where there are some, in metres or in their own unit; else by two views."""
-        config, camera = self.front_end.config, current.frame.camera
-        if camera is None or archived.camera is None or encoded.cell_rays is None:
-            inliers = uncalibrated_inliers(matches.keyframe_points, matches.current_points, config.geometry)
-            return without_pose(PoseStatus.NO_CALIBRATION, inliers), None
-        rays = MatchedRays(
-            encoded.cell_rays[matches.track_id],
-            camera.unproject(matches.current_points),
-            camera.focal_length,
-            encoded.field,
-        )
+        config = self.pairs.config
+        rays = matched_rays(encoded, current, matches)
+        if rays is None:
+            return pose_without_calibration(matches, config.geometry), None
         by_depth, why = None, ScaleReason.NO_DEPTH
         if archived.depth is not None and archived.grid != encoded.features.grid:
             why = ScaleReason.OTHER_GRID
         elif archived.depth is not None:
             why = why_no_length(archived.depth, matches.track_id, config.depth.min_cells)
-            keyframe = Keyframe(archived.name.id, encoded, depth=archived.depth)
-            by_depth = pose_by_depth(keyframe, matches, rays, config.geometry, config.depth.min_cells)
+            by_depth = pose_by_depth(archived.depth, matches, rays, config.geometry, config.depth.min_cells)
             if by_depth is not None and not by_depth.has_rotation:
                 by_depth = None
-        pose = estimate_relative_pose(
-            rays.keyframe, rays.current, archived.camera.focal_length, config.geometry, matches.std, rays.field
-        )
+        pose = pose_by_two_views(encoded, matches, rays, config.geometry, why)
         if by_depth is None or archived.depth is None or not archived.depth.is_metric:
             units = [known.is_metric for known in (archived.depth, archived.link) if known is not None]
             own_unit = bool(units) and not any(units)  # of a single camera, as far as the keyframe tells
-            return replace(pose, without_length=ScaleReason.OWN_UNIT if own_unit else why), by_depth
+            return (replace(pose, without_length=ScaleReason.OWN_UNIT) if own_unit else pose), by_depth
         # Depths that contradict what two views agree on are of another camera, or not registered: no length then.
         agrees = by_depth.inliers.sum() >= _AGREEING * pose.inliers.sum()
         return (by_depth if agrees else replace(pose, without_length=ScaleReason.VIEWS_DISAGREE)), None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -108,9 +107,8 @@ class FrameDecoder:
             _check_size(camera, image, "right ")
             return image
 
-        if is_compressed(message):
-            return _LaterRightImage(decode, camera, pose)
-        return RightImage(decode(), camera, pose)
+        # JPEG takes milliseconds.
+        return RightImage(decode if is_compressed(message) else decode(), camera, pose)
 
     def _gray(self, message: Image | CompressedImage) -> NDArray[np.uint8]:
         if is_compressed(message):
@@ -134,21 +132,6 @@ class FrameDecoder:
         )
         make = rectified_camera if self._rectified else CameraModel.from_camera_info
         return remembered(key, lambda: make(info))
-
-
-class _LaterRightImage(RightImage):
-    """A right image that is decoded when it is asked for: only keyframes need it, and JPEG takes milliseconds."""
-
-    def __init__(
-        self, decode: Callable[[], NDArray[np.uint8]], camera: CameraModel, left_from_right: NDArray[np.float64]
-    ) -> None:
-        for name, value in (("_decode", decode), ("camera", camera), ("left_from_right", left_from_right)):
-            object.__setattr__(self, name, value)
-
-    @cached_property
-    def image(self) -> NDArray[np.uint8]:
-        decode: Callable[[], NDArray[np.uint8]] = self.__dict__["_decode"]
-        return decode()
 
 
 class _Remembered(Generic[T]):

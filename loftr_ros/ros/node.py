@@ -1,4 +1,4 @@
-"""The lifecycle node: parameters and wiring; the work is done in the other rooms."""
+"""The lifecycle node: parameters and wiring; the work is done in the other modules."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
+# Seconds for which a thread of this process may keep Python's lock while the front end waits for it, between any two
+# operations of its network: Python's own 5 ms add up.
+_SWITCH_INTERVAL = 0.0005
+
+
 class FrontEndNode(LifecycleNode):
     """LoFTR between the newest image and the keyframes.
 
@@ -69,6 +74,10 @@ class FrontEndNode(LifecycleNode):
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        # Humble has no callback for after they are set; there they act as soon as they are found to be good.
+        self._acts_after = hasattr(self, "add_post_set_parameters_callback")
+        if self._acts_after:
+            self.add_post_set_parameters_callback(self._after_set_parameters)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe)
 
@@ -101,7 +110,8 @@ class FrontEndNode(LifecycleNode):
             raise
         self._stages.publish_by(self._outputs)
         self._places = self._open_places(parameters)
-        self._stages.search_by(self._places)
+        if self._places is not None:
+            self._stages.observe_by(self._places.observe)
         self._lifecycle = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
@@ -174,9 +184,14 @@ class FrontEndNode(LifecycleNode):
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters}
         reason = refusal(values, configured=self._lifecycle != "unconfigured")
-        if not reason and self._stages is not None and any(name in live_parameters() for name in values):
-            self._change(with_values(read(self), values))
+        if not reason and not self._acts_after:
+            self._after_set_parameters(parameters)
         return SetParametersResult(successful=not reason, reason=reason)
+
+    def _after_set_parameters(self, parameters: list[Parameter]) -> None:
+        values = {parameter.name: parameter.value for parameter in parameters}
+        if self._stages is not None and any(name in live_parameters() for name in values):
+            self._change(with_values(read(self), values))
 
     def _change(self, parameters: Parameters) -> None:
         """Go by other live parameters: from the next frame on, and the next message."""
@@ -211,8 +226,9 @@ class FrontEndNode(LifecycleNode):
         assert self._stages is not None and self._outputs is not None
         stages, outputs = self._stages, self._outputs
         try:
+            lent = stages.lend(stages.front_end.matcher)
             return stages.ask(
-                lambda front_end: Places(self, parameters, front_end, stages, outputs.publisher, self.errors)
+                lambda front_end: Places(self, parameters, front_end, lent, stages.call, outputs.publisher, self.errors)
             )
         except Exception as error:
             kind = error_kind(error)
@@ -295,7 +311,8 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
             raise KeyboardInterrupt  # loading a network takes too long to wait for; else rclpy ends the spinning
 
     signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
-    room = provide_profile()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    profile = provide_profile()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:
@@ -304,7 +321,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     try:
         try:
             node = FrontEndNode()
-            room.log(node.get_logger())
+            profile.log(node.get_logger())
             for said in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
                 node.get_logger().warning(said)
             log_by(node.get_logger())

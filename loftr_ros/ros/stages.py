@@ -12,13 +12,13 @@ from loftr_ros.ros.input.inputs import Arrival, FrameDecoder
 from loftr_ros.ros.output.outputs import Outputs
 from loftr_ros.ros.output.reports import ErrorLog, error_kind
 from loftr_ros.ros.output.statistics import Statistics
-from loftr_ros.ros.places.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
+from loftr_ros.ros.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.keyframes import EncodedFrame
-    from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.ros.places.places import Places
+    from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
+    from loftr_ros.matcher.interface import Matcher
 
 R = TypeVar("R")
 
@@ -67,7 +67,7 @@ class FrameStages:
         """
         self._decoder = decoder
         self._outputs: Outputs | None = None
-        self._places: Places | None = None
+        self._observe: Callable[[FrontEndResult, EncodedFrame], None] | None = None
         self._statistics = statistics
         self._errors = errors
         self._is_alive = is_alive
@@ -99,13 +99,13 @@ class FrameStages:
         """Say where the results go; before the first frame."""
         self._outputs = outputs
 
-    def search_by(self, places: Places | None) -> None:
-        """Say who archives keyframes and looks for loops; before the first frame."""
-        self._places = places
+    def observe_by(self, observe: Callable[[FrontEndResult, EncodedFrame], None]) -> None:
+        """Say who else takes each frame's result, on the thread that matches; before the first frame."""
+        self._observe = observe
 
-    def lend(self, front_end: FrontEnd) -> LentMatcher:
+    def lend(self, matcher: Matcher) -> LentMatcher:
         """The front end's network for another thread, which works on these threads when they have time."""
-        return LentMatcher(front_end.matcher, self.spare, self._encoding, self._matching, self._kinds)
+        return LentMatcher(matcher, self.spare, self._encoding, self._matching, self._kinds)
 
     def put(self, arrival: Arrival) -> None:
         """Take a message as the newest."""
@@ -173,8 +173,8 @@ class FrameStages:
         if warning := self.front_end.take_warning():
             self._errors.error("time", warning)
         try:
-            if self._places is not None:
-                self._places.observe(result, item.frame)
+            if self._observe is not None:
+                self._observe(result, item.frame)
             self._outputs.publish_picture(result)
         except Exception as error:  # the frame is done, and counted as that
             self._report(error, self._errors.error)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Generic, TypeVar
+
+from loftr_ros.threads import Asked, Task, WorkThread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,13 +31,12 @@ class NewestWorker(Generic[T]):
         """
         self._work = work
         self._on_displaced = on_displaced
-        self._condition = threading.Condition()
         self._slot: T | None = None
-        self._commands: deque[Callable[[], None]] = deque()
-        self._spare: deque[_Asked[Any]] = deque()
+        self._commands: deque[Task] = deque()
+        self._spare: deque[tuple[Asked[Any], Callable[[], float]]] = deque()
         self._busy = False
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = WorkThread(self._next, name)
+        self._condition = self._thread.condition
         self._thread.start()
 
     @property
@@ -53,7 +53,7 @@ class NewestWorker(Generic[T]):
     def put(self, item: T) -> None:
         """Make the item the next one to be worked on; after `stop` it counts as displaced at once."""
         with self._condition:
-            if self._stopping:
+            if self._thread.is_stopping:
                 displaced: T | None = item
             else:
                 displaced, self._slot = self._slot, item
@@ -61,7 +61,7 @@ class NewestWorker(Generic[T]):
         if displaced is not None:
             self._on_displaced(displaced)
 
-    def call(self, command: Callable[[], None]) -> None:
+    def call(self, command: Task) -> None:
         """Run a command on the thread, before the next item; like `work`, it must not raise."""
         with self._condition:
             self._commands.append(command)
@@ -69,8 +69,8 @@ class NewestWorker(Generic[T]):
 
     def ask(self, question: Callable[[], R]) -> R:
         """Run a function on the thread, as `call` does, and wait for what it returns or raises."""
-        asked = _Asked(question)
-        self.call(asked.run)
+        asked = Asked(question)
+        self.call(asked)
         return asked.answer.result()
 
     def spare(self, work: Callable[[], R], wait: Callable[[], float]) -> Future[R]:
@@ -83,77 +83,45 @@ class NewestWorker(Generic[T]):
         Returns:
             What `work` returns or raises; RuntimeError where the thread ends before.
         """
-        spare = _Asked(work, wait)
+        asked = Asked(work)
         with self._condition:
-            if self._stopping:
-                spare.refuse()
+            if self._thread.is_stopping:
+                asked.refuse("the thread has ended")
             else:
-                self._spare.append(spare)
+                self._spare.append((asked, wait))
                 self._condition.notify()
-        return spare.answer
+        return asked.answer
 
     def drain(self) -> None:
         """Drop the item that waits, and wait until what is in work is finished."""
-        with self._condition:
-            displaced, self._slot = self._slot, None
-        if displaced is not None:
-            self._on_displaced(displaced)
+        self._drop()
         self.ask(lambda: None)
 
     def stop(self) -> None:
         """Finish what is in work and the commands given so far, drop the item that waits, end the thread."""
+        self._drop()
+        self._thread.stop()
+        self._drop()  # what came in between
+        while self._spare:
+            self._spare.popleft()[0].refuse("the thread has ended")
+
+    def _drop(self) -> None:
         with self._condition:
             displaced, self._slot = self._slot, None
-            self._stopping = True
-            self._condition.notify()
-        self._thread.join()
         if displaced is not None:
             self._on_displaced(displaced)
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                task = self._next()
-                if task is None:
-                    while self._spare:
-                        self._spare.popleft().refuse()
-                    return
-            task()
-            # Not held through the next wait, or the last image would stay in memory for as long.
-            del task
-            with self._condition:
-                self._busy = False
-
-    def _next(self) -> Callable[[], None] | None:
-        """Wait for what to do next; None for the end."""
-        while True:
-            if self._commands:
-                return self._commands.popleft()
-            if self._stopping:
-                return None
-            seconds = self._spare[0].wait() if self._spare else None
-            if seconds is not None and seconds <= 0:
-                return self._spare.popleft().run
-            if self._slot is not None:
-                item, self._slot = self._slot, None
-                self._busy = True
-                return partial(self._work, item)
-            self._condition.wait(seconds)
-
-
-class _Asked(Generic[R]):
-    """Work whose result somebody waits for."""
-
-    def __init__(self, work: Callable[[], R], wait: Callable[[], float] = lambda: 0.0) -> None:
-        self._work = work
-        self.wait = wait
-        self.answer: Future[R] = Future()
-
-    def run(self) -> None:
-        try:
-            self.answer.set_result(self._work())
-        except BaseException as error:
-            self.answer.set_exception(error)
-
-    def refuse(self) -> None:
-        self.answer.set_exception(RuntimeError("the thread has ended"))
+    def _next(self) -> Task | float | None:
+        self._busy = False
+        if self._commands:
+            return self._commands.popleft()
+        if self._thread.is_stopping:
+            return None
+        seconds = self._spare[0][1]() if self._spare else None
+        if seconds is not None and seconds <= 0:
+            return self._spare.popleft()[0]
+        if self._slot is not None:
+            item, self._slot = self._slot, None
+            self._busy = True
+            return partial(self._work, item)
+        return seconds

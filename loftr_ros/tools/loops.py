@@ -127,7 +127,7 @@ class _Job:
     ) -> None:
         self.matcher, self.config = front_end.matcher, front_end.config
         self.descriptor, self.archive, self.jpeg_quality, self.reader = descriptor, archive, jpeg_quality, reader
-        self.detector = LoopDetector(archive, Verifier(front_end), config)
+        self.detector = LoopDetector(archive, Verifier(front_end.pairs), config)
         self.report = Report(known_before=len(archive), min_age=config.min_age)
         self.pictures = BestLoops()
         self.resumes = False

@@ -16,8 +16,6 @@ VARIABLE = "LOFTR_ROS_WEIGHTS"
 EMBEDDED = {DEFAULT_PRESET: Path(__file__).parent / "compact.safetensors"}
 # Presets that run the published weights of another.
 _WEIGHTS_OF = {"efficient_opt": "efficient"}
-# Beside a checkout of the project: real data for its tests, with the published low-end weights among it.
-_BESIDE_THE_PROJECT = {"coarse_lite": Path("../shared/data/coarse_loftr/LoFTR_teacher.pt")}
 
 
 def find_weights(network: str, given: str = "") -> Path:
@@ -27,7 +25,7 @@ def find_weights(network: str, given: str = "") -> Path:
         network: name of a preset, or `auto` for whatever network the file is of.
         given: what the user said: a file, a name of the catalogue, or a preset's name for its weights in the package;
             empty to look in the environment's LOFTR_ROS_WEIGHTS, then in the package, then in the cache for published
-            weights of the network, then beside the project.
+            weights of the network.
 
     Raises:
         WeightsError: none is there; the message says what to do.
@@ -43,9 +41,6 @@ def find_weights(network: str, given: str = "") -> Path:
         path = entry.cached()
         if path is not None:
             return path
-    beside = _BESIDE_THE_PROJECT.get(network)
-    if beside is not None and beside.is_file():
-        return beside.resolve()
     advice = f" Published ones: {_how(entries[0])}" if entries else " None are published"
     raise WeightsError(
         f"network '{network}' comes without weights; name a weights file by `weights`, or by the environment variable "

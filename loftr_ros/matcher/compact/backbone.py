@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -157,8 +156,3 @@ def padded(image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     below, beside = -height % REGION_PIXELS, -width % REGION_PIXELS
     return functional.pad(image, (0, beside, 0, below), mode="replicate") if below or beside else image
-
-
-def cells_of_regions(regions: Tensor) -> Tensor:
-    """(B, C, h, w) of regions -> (B, C, 2 h, 2 w), each region's on its four cells."""
-    return torch.repeat_interleave(torch.repeat_interleave(regions, REGION_CELLS, dim=2), REGION_CELLS, dim=3)

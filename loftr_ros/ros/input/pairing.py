@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,9 @@ from typing import Any, Protocol
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from loftr_ros.ros.input.synchronizer import ApproximateTimeSynchronizer, TimeSynchronizer
+from loftr_ros.ros.input.synchronizer import ApproximateTimeSynchronizer, SimpleFilter, TimeSynchronizer
 from loftr_ros.ros.output.messages import to_nanoseconds
-from loftr_ros.ros.output.statistics import Statistics
+from loftr_ros.ros.output.statistics import Severity, Statistics
 from loftr_ros.ros.parameters import InputParameters
 
 # Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
@@ -47,15 +46,6 @@ class Partner:
     name: str
 
 
-class Severity(enum.Enum):
-    """How bad it is that images got no partner."""
-
-    USUAL = "at the start, before all topics are connected"
-    BY_DESIGN = "the partner is published less often than the image"
-    LOSS = "single images"
-    NONE_COMES = "every image"
-
-
 class Topics(Protocol):
     """Who publishes partners; see `InputTopics`."""
 
@@ -68,17 +58,25 @@ class Topics(Protocol):
     def there_are(self, topic: Partner) -> str: ...
 
 
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A message that waits, and the monotonic seconds at which it came."""
+
+    message: Any
+    since: float
+
+
 @dataclass
 class _Heard:
     """What has come on a partner's topic.
 
     Attributes:
-        waiting: when each message that waits for its image came (monotonic seconds), by its stamp.
+        waiting: messages that wait for their image, by their stamps.
         stamp: of the newest.
         unused_at: when a message was last given up for want of an image.
     """
 
-    waiting: dict[int, float] = field(default_factory=dict)
+    waiting: dict[int, _Held] = field(default_factory=dict)
     stamp: int | None = None
     unused_at: float = float("-inf")
 
@@ -126,23 +124,16 @@ class Pairing:
         self._clock = clock
         self._slop = parameters.slop if approximate else 0.0
         self._slop_ns = round(self._slop * 1e9)
-        # Stamps of images that wait for their partners, and when they came: mirrors the synchronizer's queue,
-        # which forgets the oldest without a word.
-        self._waiting: dict[int, float] = {}
+        # Images that wait for their partners, by their stamps: what the synchronizer holds too, and lets go of without
+        # a word.
+        self._waiting: dict[int, _Held] = {}
         self._heard = {partner.field: _Heard() for partner in self._partners}
         self._newest = self._behind = self._pairs = 0
         self._paired_at = float("-inf")
-        # Before the synchronizer registers, so that they are called before it, too.
+        self._renew()
         images.registerCallback(self._wait)
-        for partner, source in partners:
-            source.registerCallback(self._hear, self._heard[partner.field])
-        filters = [images, *(source for _, source in partners)]
-        self._synchronizer: Any = (
-            ApproximateTimeSynchronizer(filters, self._queue_size, self._slop)
-            if approximate
-            else TimeSynchronizer(filters, self._queue_size)
-        )
-        self._synchronizer.registerCallback(self._paired)
+        for number, (partner, source) in enumerate(partners, 1):
+            source.registerCallback(self._hear, self._heard[partner.field], number)
 
     @property
     def pending(self) -> int:
@@ -160,24 +151,53 @@ class Pairing:
         It is what newer images push out otherwise; but when they end, or their stamps are strays, nothing newer comes.
         """
         limit = self._clock() - WAIT
-        if late := [stamp for stamp, since in self._waiting.items() if since < limit]:
+        if late := [stamp for stamp, held in self._waiting.items() if held.since < limit]:
             is_dead = self._clock() - self._paired_at > 2 * WAIT
             self._report(late, max(late), Severity.NONE_COMES if is_dead else Severity.LOSS)
-            _forget(self._synchronizer.queues[0], late)
-        for heard, queue in zip(self._heard.values(), self._synchronizer.queues[1:], strict=True):
+        for heard in self._heard.values():
             # Stamps of a clock that was ahead would fill the queue for ever, which takes nothing older then.
-            if unused := [stamp for stamp, since in heard.waiting.items() if since < limit]:
+            if self._forget(heard.waiting, [stamp for stamp, held in heard.waiting.items() if held.since < limit]):
                 heard.unused_at = self._clock()
-                _forget(queue, unused)
-                _forget(heard.waiting, unused)
 
-    def _hear(self, message: Any, heard: _Heard) -> None:
+    def _renew(self) -> None:
+        """A new synchronizer, which holds what still waits and nothing else.
+
+        message_filters lets nobody take messages out of its queues, and takes nothing older than what is in a full one.
+        """
+        self._is_stale = False
+        self._inlets = [SimpleFilter() for _ in range(len(self._partners) + 1)]
+        synchronizer: Any = (
+            ApproximateTimeSynchronizer(self._inlets, self._queue_size, self._slop)
+            if self._slop_ns
+            else TimeSynchronizer(self._inlets, self._queue_size)
+        )
+        synchronizer.registerCallback(self._paired)
+        for inlet, waiting in zip(self._inlets[1:], self._heard.values(), strict=True):
+            for held in list(waiting.waiting.values()):
+                inlet.signalMessage(held.message)
+        for held in list(self._waiting.values()):
+            self._inlets[0].signalMessage(held.message)
+
+    def _forget(self, waiting: dict[int, _Held], stamps: Iterable[int]) -> int:
+        """Let go of what waits in vain; returns how much did."""
+        count = sum(waiting.pop(stamp, None) is not None for stamp in list(stamps))
+        self._is_stale |= count > 0
+        return count
+
+    def _pass_on(self, inlet: int, message: Any) -> None:
+        if self._is_stale:
+            self._renew()  # with this message, which waits by now
+        else:
+            self._inlets[inlet].signalMessage(message)
+
+    def _hear(self, message: Any, heard: _Heard, inlet: int) -> None:
         stamp = to_nanoseconds(message.header.stamp)
-        heard.waiting[stamp] = self._clock()
+        heard.waiting[stamp] = _Held(message, self._clock())
         heard.stamp = stamp
         while len(heard.waiting) > self._queue_size:
-            del heard.waiting[min(heard.waiting)]
+            del heard.waiting[min(heard.waiting)]  # as the synchronizer does
             heard.unused_at = self._clock()
+        self._pass_on(inlet, message)
 
     def _wait(self, image: Image | CompressedImage) -> None:
         self._statistics.received(image.header.frame_id)
@@ -194,36 +214,35 @@ class Pairing:
         if self._behind >= JUMP_AFTER:
             # Time went back. A full queue takes nothing older than what is in it, and would let no pair come about.
             limit = stamp + self._slop_ns
-            for queue in self._synchronizer.queues:
-                _forget(queue, [other for other in queue if other > limit])
             for heard in self._heard.values():
-                _forget(heard.waiting, [other for other in heard.waiting if other > limit])
+                self._forget(heard.waiting, [other for other in heard.waiting if other > limit])
+            self._is_stale = True
             if ahead := [other for other in self._waiting if other > limit]:
                 self._report(ahead, max(ahead), Severity.LOSS)
             self._newest, self._behind = stamp, 0
-        self._waiting[stamp] = self._clock()
+        self._waiting[stamp] = _Held(image, self._clock())
         while len(self._waiting) > self._queue_size:
             self._give_up(min(self._waiting), stamp)
+        self._pass_on(0, image)
 
     def _paired(self, image: Image | CompressedImage, *messages: Any) -> None:
         stamp = to_nanoseconds(image.header.stamp)
+        held = self._waiting.pop(stamp, None)
+        if held is None or held.message is not image:
+            return  # it was given up, and counted as that, before its partners came
         # A topic keeps its order: what has not come for an older image will not come any more, and a newer image has
         # taken its place. It may be lost in a burst, or be of the first images, before all topics are connected.
         if older := [other for other in self._waiting if other < stamp]:
             self._report(older, max(older), Severity.LOSS if self._pairs else Severity.USUAL)
-        received = self._waiting.pop(stamp, None)
-        for queue, message in zip(self._synchronizer.queues, (image, *messages), strict=True):
-            taken = to_nanoseconds(message.header.stamp)
-            _forget(queue, [other for other in queue if other < taken])
         for heard, message in zip(self._heard.values(), messages, strict=True):
             taken = to_nanoseconds(message.header.stamp)
             heard.waiting.pop(taken, None)
-            if _forget(heard.waiting, [other for other in heard.waiting if other < taken]):
+            if self._forget(heard.waiting, [other for other in heard.waiting if other < taken]):
                 heard.unused_at = self._clock()
         self._pairs += 1
         self._paired_at = self._clock()
         fields = {partner.field: message for partner, message in zip(self._partners, messages, strict=True)}
-        self._on_paired(image, fields, self._clock() if received is None else received)
+        self._on_paired(image, fields, held.since)
 
     def _give_up(self, stamp: int, newest: int) -> None:
         """Report an image that the synchronizer pushes out; `newest` is the stamp of the image that just came."""
@@ -249,12 +268,12 @@ class Pairing:
         names = "CameraInfo" if partner.kind is CameraInfo else partner.name
         when = f"within {self._slop:g} s of" if self._slop_ns else "with"
         said = f"no {names} {when} the image's stamp {stamp / 1e9:.3f} came on {self._topics.describe(missing)}. {why}"
-        _forget(self._waiting, stamps)
+        self._forget(self._waiting, stamps)
         self._on_unpaired(partner.error, said, len(stamps), severity)
 
     def _missing(self, stamp: int) -> list[Partner]:
         """The topics to blame: those that have nothing for any image that waits, else those without for this one."""
-        queues = list(zip(self._partners, self._synchronizer.queues[1:], strict=True))
+        queues = [(partner, self._heard[partner.field].waiting) for partner in self._partners]
 
         def lacking(stamps: Sequence[int]) -> list[Partner]:
             return [
@@ -308,8 +327,3 @@ class Pairing:
         if self._slop_ns:
             return "Where stamps are further apart than that, raise input.slop"
         return "Where each camera stamps by itself, set the parameter input.sync to 'approximate'"
-
-
-def _forget(queue: dict[int, Any], stamps: Iterable[int]) -> int:
-    """Let go of what waits for its partner in vain; returns how much did."""
-    return sum(queue.pop(stamp, None) is not None for stamp in list(stamps))

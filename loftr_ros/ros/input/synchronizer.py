@@ -176,8 +176,9 @@ def _warn_of_headerless(message: Any) -> None:
 
 
 try:
-    from message_filters import ApproximateTimeSynchronizer, Subscriber, TimeSynchronizer
+    from message_filters import ApproximateTimeSynchronizer, SimpleFilter, Subscriber, TimeSynchronizer
 except ImportError:
+    SimpleFilter = LocalFilter
     Subscriber = LocalSubscriber
     TimeSynchronizer = LocalTimeSynchronizer
     ApproximateTimeSynchronizer = LocalApproximateTimeSynchronizer
@@ -188,6 +189,7 @@ __all__ = [
     "LocalFilter",
     "LocalSubscriber",
     "LocalTimeSynchronizer",
+    "SimpleFilter",
     "Subscriber",
     "TimeSynchronizer",
 ]

@@ -22,9 +22,8 @@ from loftr_ros.frontend.mask import MaskError
 from loftr_ros.geometry.camera import CameraError
 from loftr_ros.msg import FrontEndStatus
 from loftr_ros.places.keyframe import PlacesError
-from loftr_ros.ros.input.pairing import Severity
 from loftr_ros.ros.output.messages import to_array
-from loftr_ros.ros.output.statistics import STAGES, Snapshot, Statistics
+from loftr_ros.ros.output.statistics import STAGES, Severity, Snapshot, Statistics
 from loftr_ros.settings import ConfigError
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections import Counter, deque
@@ -18,6 +19,15 @@ STAGES = ("wait", "decode", "encode", "match", "refine", "geometry", "keyframe",
 # expected to come any more.
 _RATE_SECONDS = 5.0
 _RATE_PATIENCE = 3.0
+
+
+class Severity(enum.Enum):
+    """How bad it is that images got no partner."""
+
+    USUAL = "at the start, before all topics are connected"
+    BY_DESIGN = "the partner is published less often than the image"
+    LOSS = "single images"
+    NONE_COMES = "every image"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
@@ -19,6 +19,7 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesErro
 from loftr_ros.ros.output.messages import to_nanoseconds, unknown_pose
 from loftr_ros.ros.places.keyframe_messages import announcement, fill_answer
 from loftr_ros.srv import GetKeyframe
+from loftr_ros.threads import Task, WorkThread
 
 # Announcements a second, so that a thousand of them from earlier runs do not hold up a radio.
 _RATE = 100.0
@@ -62,8 +63,6 @@ class Outgoing:
         self._node, self._archive, self._on_error = node, archive, on_error
         self._robot, self._space = robot, space
         self._own_node = node.get_fully_qualified_name()
-        self._condition = threading.Condition()
-        self._closing = threading.Event()
         self._announcements: deque[KeyframeMessage] = deque()
         self._requests: deque[Callable[[], None]] = deque()
         self._announced: OrderedDict[int, int] = OrderedDict()  # ids and their stamps
@@ -73,7 +72,10 @@ class Outgoing:
         )
         self._kept = max(profile.depth, 1)  # with its overrides, which rclpy has written into it
         self._service = node.create_service(GetKeyframe, "~/get_keyframe", self._on_request, callback_group=group)
-        self._thread = threading.Thread(target=self._run, name="loftr_fleet", daemon=True)
+        self._has_past = True
+        self._quiet_until = 0.0
+        self._thread = WorkThread(self._next, "loftr_fleet", on_error)
+        self._condition = self._thread.condition
         self._thread.start()
 
     def announce(self, keyframe: ArchivedKeyframe) -> None:
@@ -96,10 +98,7 @@ class Outgoing:
 
     def close(self) -> None:
         """End the thread; take topic and service away. Who waits for an answer is told that there is none."""
-        with self._condition:
-            self._closing.set()
-            self._condition.notify()
-        self._thread.join()
+        self._thread.stop()
         self._node.destroy_lifecycle_publisher(self._publisher)
         if not self._awaited:
             self._node.destroy_service(self._service)
@@ -118,9 +117,9 @@ class Outgoing:
                 executor.wake()
 
         with self._condition:
-            if self._closing.is_set() or len(self._requests) >= _MOST_REQUESTS:
+            if self._is_closing() or len(self._requests) >= _MOST_REQUESTS:
                 response.message = (
-                    "the node is being cleaned up" if self._closing.is_set() else "too many requests; ask later"
+                    "the node is being cleaned up" if self._is_closing() else "too many requests; ask later"
                 )
                 return response
             self._requests.append(answer)
@@ -128,13 +127,13 @@ class Outgoing:
         self._awaited += 1
         await done
         self._awaited -= 1
-        if self._closing.is_set() and not self._awaited:
+        if self._is_closing() and not self._awaited:
             # A task for after this one, in which rclpy sends the answer yet.
             executor.create_task(self._node.destroy_service, self._service)
         return response
 
     def _answer(self, name: KeyframeName, response: GetKeyframe.Response) -> None:
-        if self._closing.is_set():
+        if self._is_closing():
             response.message = "the node is being cleaned up"
             return
         try:
@@ -149,39 +148,25 @@ class Outgoing:
             response.message = f"the archive failed: {error}"
             self._on_error(error)
 
-    def _run(self) -> None:
-        try:
-            self._announce_past()
-        except Exception as error:
-            self._on_error(error)
-        quiet_until = 0.0
-        while True:
-            with self._condition:
-                work = self._next(quiet_until)
-                while work is None and not self._closing.is_set():
-                    wait = max(quiet_until - time.monotonic(), 0.001) if self._publisher.is_activated else _LOOK
-                    self._condition.wait(wait if self._announcements else None)
-                    work = self._next(quiet_until)
-            if work is None:
-                return
-            if not callable(work):
-                quiet_until = time.monotonic() + 1 / _RATE
-                work = self._publication(work)
-            try:
-                work()
-            except Exception as error:
-                self._on_error(error)
-
-    def _next(self, quiet_until: float) -> Any:
-        """A request first, since somebody waits; all of these are answered even at the end. None for nothing."""
+    def _next(self) -> Task | float | None:
+        """A request first, since somebody waits; all of these are answered even at the end."""
+        if self._has_past:
+            self._has_past = False
+            return self._announce_past
         if self._requests:
             return self._requests.popleft()
-        if self._closing.is_set() or not self._announcements or not self._publisher.is_activated:
+        if self._is_closing() or not self._announcements:
             return None
-        return self._announcements.popleft() if time.monotonic() >= quiet_until else None
+        if not self._publisher.is_activated:
+            return _LOOK
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return self._quiet_until - now
+        self._quiet_until = now + 1 / _RATE
+        return partial(self._publisher.publish, self._announcements.popleft())
 
-    def _publication(self, message: KeyframeMessage) -> Callable[[], None]:
-        return lambda: self._publisher.publish(message)
+    def _is_closing(self) -> bool:
+        return self._thread.is_stopping
 
     def _announce_past(self) -> None:
         """Announce the newest keyframes of earlier runs, the oldest of them first, before any new one.
@@ -190,7 +175,7 @@ class Outgoing:
         """
         messages: list[KeyframeMessage] = []
         for keyframe in self._archive.descriptors(self._archive.names(self._robot)[-self._kept :]):
-            if self._closing.is_set():
+            if self._is_closing():
                 return
             messages.append(announcement(keyframe, self._space, self._own_node))
         with self._condition:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rclpy.lifecycle import LifecycleNode
 
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.msg import LoopClosure
 from loftr_ros.ros.output.reports import ErrorLog, PlacesState, error_kind
 from loftr_ros.ros.parameters import Parameters
 from loftr_ros.ros.places.conversion import loop_closure_message
 from loftr_ros.ros.places.fleet import Fleet
-from loftr_ros.ros.places.spare_time import LentMatcher, one_torch_thread_here
+from loftr_ros.ros.spare_time import LentMatcher, one_torch_thread_here
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
     from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
-    from loftr_ros.matcher.interface import Matcher
     from loftr_ros.places import detector
     from loftr_ros.places.archive import Archive
     from loftr_ros.places.config import ArchiveConfig
@@ -27,11 +26,6 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
     from loftr_ros.places.detector import LoopDetector
     from loftr_ros.places.keyframe import ArchivedKeyframe
     from loftr_ros.ros.output.outputs import Outputs
-    from loftr_ros.ros.stages import FrameStages
-
-# Seconds for which the search may keep Python's lock while the front end waits for it, between any two operations of
-# its network: Python's own 5 ms add up.
-_SWITCH_INTERVAL = 0.0005
 
 
 def robot_name(node: LifecycleNode, given: str) -> str:
@@ -54,7 +48,8 @@ class Places:
         node: LifecycleNode,
         parameters: Parameters,
         front_end: FrontEnd,
-        stages: FrameStages,
+        lent: LentMatcher,
+        call: Callable[[Callable[[FrontEnd, Outputs], object]], None],
         publisher: Callable[[type, str], Any],
         errors: ErrorLog,
     ) -> None:
@@ -64,7 +59,8 @@ class Places:
             node: whose.
             parameters: the node's; `archive.uri` is not empty.
             front_end: the node's, before its first frame.
-            stages: whose threads lend the network, and outlive this.
+            lent: the front end's network, lent by threads that outlive this.
+            call: runs a command on the front end, between two frames.
             publisher: makes a lifecycle publisher of a message type and a topic; who gave it takes it away again.
             errors: where failures are logged and counted.
 
@@ -79,11 +75,11 @@ class Places:
         self._errors = errors
         self._is_alive = node.context.ok
         self._fleet: Fleet | None = None
-        self._spare, self._stages = stages.spare, stages
+        self._spare, self._call = lent.spare, call
         self._closures = publisher(LoopClosure, "~/loop_closures")
         self.descriptor = descriptor = PlaceDescriptor.of(front_end.matcher)
         self.recognition = PlaceRecognition(
-            lambda: self._load(parameters, descriptor, stages.lend(front_end)),
+            lambda: self._load(parameters, descriptor, lent),
             parameters.archive,
             self._on_closure,
             self._on_archived,
@@ -128,7 +124,7 @@ class Places:
         """Go by other live parameters."""
         detector = self.recognition.detector
         detector.config = parameters.loop
-        detector.verifier.front_end.reconfigure(parameters.front_end)
+        detector.verifier.pairs.config = parameters.front_end
         self._spare.max_load = parameters.loop.max_load
 
     def close(self) -> None:
@@ -159,14 +155,12 @@ class Places:
 
     def _load(self, parameters: Parameters, descriptor: PlaceDescriptor, lent: LentMatcher) -> LoopDetector:
         """On the thread, which all of it belongs to."""
-        from loftr_ros.frontend.pipeline import FrontEnd
         from loftr_ros.places.detector import LoopDetector
         from loftr_ros.places.verification import Verifier
 
         one_torch_thread_here()
-        sys.setswitchinterval(_SWITCH_INTERVAL)
         self._spare.max_load = parameters.loop.max_load
-        verifier = Verifier(FrontEnd(cast("Matcher", lent), parameters.front_end), lent.geometry)
+        verifier = Verifier(PairMatcher(lent, parameters.front_end), lent.geometry)
         fetch = self._fetch if parameters.fleet.share else None
         return LoopDetector(self._open(parameters.archive, descriptor), verifier, parameters.loop, fetch)
 
@@ -197,7 +191,7 @@ class Places:
             if front_end.recall(keyframe.name.id, keyframe.to_frame(), keyframe.depth, keyframe.grid):
                 outputs.publish_events(front_end.buffer.take_events(), None)
 
-        self._stages.call(recall)
+        self._call(recall)
 
     def _on_archived(self, keyframe: ArchivedKeyframe) -> None:
         if self._fleet is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, raw_pixels
-from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.factory import backend_of
@@ -117,10 +117,10 @@ def explain_pair(
         if not (-0.5 <= u <= width - 0.5 and -0.5 <= v <= height - 0.5):
             raise ExplainError(f"point {u:g},{v:g} is outside of {files[0].name}, which is {width}x{height}")
 
-    front_end = FrontEnd(network, config or FrontEndConfig())
+    pairs = PairMatcher(network, config)
     with PairObserver(inside, layers) as observer:
         try:
-            encoded = [front_end.encode(frame) for frame, _ in images]
+            encoded = [pairs.encode(frame) for frame, _ in images]
         except ValueError as error:
             raise ExplainError(str(error)) from error
         matches = network.match([encoded[0].features], encoded[1].features)[0]

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
+    import torch
     from torch import Tensor
 
+    from loftr_ros.matcher.config import NetworkConfig
     from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 R = TypeVar("R")
@@ -105,6 +107,9 @@ class LentMatcher:
 
     One network then serves both, with all cores, and never against each other. Images of a size that is new to both are
     worked on where they are asked for: building a graph for them takes seconds.
+
+    Attributes:
+        spare: says when there is time.
     """
 
     def __init__(
@@ -123,14 +128,50 @@ class LentMatcher:
             encoding, matching: the threads that call `Matcher.encode`, and the rest of it.
             kinds: of images that the front end has worked on by now.
         """
-        self._matcher, self._spare = matcher, spare
+        self._matcher, self.spare = matcher, spare
         self._encoding, self._matching = encoding, matching
         self._kinds = kinds
         self._known: set[Hashable] = set()
 
-    def __getattr__(self, name: str) -> Any:
-        """What a matcher says of itself."""
-        return getattr(self._matcher, name)
+    @property
+    def config(self) -> NetworkConfig:
+        """As of `Matcher`."""
+        return self._matcher.config
+
+    @property
+    def fingerprint(self) -> str:
+        """As of `Matcher`."""
+        return self._matcher.fingerprint
+
+    @property
+    def has_fine_stage(self) -> bool:
+        """As of `Matcher`."""
+        return self._matcher.has_fine_stage
+
+    @property
+    def cell_size(self) -> int:
+        """As of `Matcher`."""
+        return self._matcher.cell_size
+
+    @property
+    def cell_offset(self) -> float:
+        """As of `Matcher`."""
+        return self._matcher.cell_offset
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """As of `Matcher`."""
+        return self._matcher.fixed_size
+
+    @property
+    def device(self) -> torch.device:
+        """As of `Matcher`."""
+        return self._matcher.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As of `Matcher`."""
+        return self._matcher.dtype
 
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
         """As of `Matcher`, on the thread that encodes."""
@@ -172,11 +213,11 @@ class LentMatcher:
                 return work()
             finally:
                 now = time.monotonic()
-                self._spare.spent(what, now - start, now)
+                self.spare.spent(what, now - start, now)
 
         def wait() -> float:
             is_busy = self._encoding.is_busy or self._matching.is_busy
-            return self._spare.wait(what, since, is_busy, time.monotonic())
+            return self.spare.wait(what, since, is_busy, time.monotonic())
 
         return worker.spare(timed, wait).result()
 
