@@ -296,6 +296,21 @@ def test_parameters_that_contradict_each_other_are_refused_in_words() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("parameter", "code", "words"),
+    [("map_file:='{}/a.npz'", 1, "a.npz is no map"), ("front_ends:=''", 2, "front_ends is empty")],
+)
+def test_a_node_that_cannot_begin_says_why_and_ends(
+    parameter: str, code: int, words: str, tmp_path: Path, ros_domain: int
+) -> None:
+    (tmp_path / "a.npz").write_bytes(b"something else")
+    program = "import sys; from loftr_ros.ros.back_end_node import main; sys.exit(main(autostart=True))"
+    command = [sys.executable, "-c", program, "--ros-args", "-p", parameter.format(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.long
 def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map(
     tmp_path: Path, ros_domain: int
 ) -> None:

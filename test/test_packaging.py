@@ -32,6 +32,7 @@ ROSDEP_KEYS = {
 # Optional, for tests or mypy alone, or (safetensors, lancedb, pyarrow) told by docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
+    "gtsam",  # has one, of the C++ library
     "kornia",
     "lancedb",
     "onnx",
@@ -46,7 +47,7 @@ WITHOUT_ROSDEP_KEY = {
 }
 OPTIONAL = {"h5py", "onnxruntime"}  # the code says so where it is missing
 # The distributions on PyPI lack these, and the code does without them.
-WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
+WITHOUT_WHEEL = {"cv_bridge", "gtsam", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
 # ROS packages of modules that are called otherwise.
 ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
 # PyPI's names of modules that are called otherwise.

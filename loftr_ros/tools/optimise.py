@@ -115,7 +115,7 @@ class LoopSearch:
         descriptor = PlaceDescriptor.of(front_end.matcher)
         self._archive = Archive.open(f"{self._folder.name}/archive", descriptor.space, descriptor.dimension)
         self._observer = Observer(descriptor, _ROBOT, 1)
-        self._detector = LoopDetector(self._archive, Verifier(front_end), config)
+        self._detector = LoopDetector(self._archive, Verifier(front_end.pairs), config)
         self._session = self._observer.session
 
     def process(self, result: FrontEndResult, encoded: EncodedFrame) -> list[LoopClosure]:

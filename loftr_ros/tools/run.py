@@ -149,8 +149,9 @@ def run(
         with report.progress.watching():
             for frame in report.progress.frames(source, progress):
                 try:
-                    encoded = front_end.encode(reader.read(frame, mode))
-                    result = front_end.process_encoded(encoded)
+                    image = reader.read(frame, mode)
+                    encoded = front_end.encode(image) if back is not None else None
+                    result = front_end.process(image) if encoded is None else front_end.process_encoded(encoded)
                 except (FrameRefusedError, MaskError, SourceError) as error:
                     report.refused.append(str(error))
                     continue
@@ -164,7 +165,7 @@ def run(
                 picture.offer(result)
                 report.trajectory.add(result)
                 _summarise(report, result)
-                if back is not None:
+                if back is not None and encoded is not None:
                     back.add(result, encoded)
         if not report.frames and not report.progress.interrupted:
             raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
