@@ -216,7 +216,10 @@ def look_alike(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
 
 
 def growth(sizes: list[int], config: BackEndConfig) -> None:
-    """Print what a keyframe costs on walks of several rounds, with a loop for every fifth keyframe."""
+    """Print what a keyframe costs on walks of several rounds, with a loop for every fifth keyframe.
+
+    Every second loop leads to the round before, the others to the first one.
+    """
     print("keyframes  loops  add, ms a keyframe  solve, s  solve, ms a keyframe  memory, kB a keyframe  ATE, m")
     for size in sizes:
         random, lap = np.random.default_rng(0), 100
@@ -241,7 +244,8 @@ def growth(sizes: list[int], config: BackEndConfig) -> None:
             back_end.add_keyframe(KeyframeMeasurement(KeyframeKey("robot", k + 1), k, "camera", previous, link, True))
         added = time.process_time() - begun
         for newer in range(lap // 2, size, 5):
-            older = max(newer - lap, 0) if newer >= lap else newer - lap // 2
+            # To the round before, or to the first one.
+            older = newer % lap if newer % 10 and newer >= lap else max(newer - lap, newer // 2 - lap // 4, 0)
             back_end.add_loop(
                 LoopMeasurement(
                     KeyframeKey("robot", older + 1), KeyframeKey("robot", newer + 1), measured(older, newer)

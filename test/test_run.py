@@ -25,6 +25,7 @@ from loftr_ros.frontend.config import FrontEndConfig, ScaleConfig
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.recordings import Source, SourceError, SourceFrame, open_source
+from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.run import run
 from loftr_ros.wording import plain
 

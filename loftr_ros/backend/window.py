@@ -58,6 +58,7 @@ class Window:
     def _clear(self) -> None:
         parameters = self._gtsam.ISAM2Params()
         parameters.relinearizeSkip = 1
+        parameters.findUnusedFactorSlots = True  # else its list of factors grows for as long as it runs
         self._smoother = self._gtsam.IncrementalFixedLagSmoother(float(self.config.window.keyframes), parameters)
         self._variables: dict[KeyframeKey, int] = {}
         self._vertices: dict[int, tuple[Vertex, int | None]] = {}
