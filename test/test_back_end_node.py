@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from known_graphs import Measured, circles, key
+from known_graphs import Measured, Noise, circles, key
 
 if importlib.util.find_spec("rclpy") is None or importlib.util.find_spec("gtsam") is None:
     pytest.skip("needs rclpy and GTSAM", allow_module_level=True)
@@ -26,9 +27,11 @@ from loftr_ros.msg import Keyframe, LoopClosure, RelativePose, Tracks
 from nav_msgs.msg import Odometry
 from std_msgs.msg import Header
 
-from loftr_ros.backend.measurements import Length, PoseMeasurement
+from loftr_ros.backend.back_end import BackEnd
+from loftr_ros.backend.measurements import Landmarks, Length, PoseMeasurement
 from loftr_ros.geometry.se3 import between
 from loftr_ros.ros.back_end_input import RobotInput, loop_of
+from loftr_ros.ros.back_end_output import MapFrame, MapOutput, graph_message, landmarks_message, path_message
 from loftr_ros.ros.back_end_parameters import BackEndParameters
 from loftr_ros.ros.back_end_work import BackEndWork
 from loftr_ros.ros.output.base_motion import base_pose, forward_camera
@@ -205,6 +208,40 @@ def test_before_loops_lead_to_the_map_nothing_is_said_of_where_it_is() -> None:
         back.put(front_end.loop(8, 40))
         back.until(lambda state: state.localized["robot"])
         assert any("is localized" in line for line in back.said)
+
+
+def test_the_map_is_published_in_the_base_s_axes_of_its_first_keyframe() -> None:
+    pytest.importorskip("visualization_msgs")
+    measured, back_end = Measured(circles(40, LAP), Noise(1e-6, 1e-7)), BackEnd()
+    for k in range(40):
+        back_end.add_keyframe(measured.keyframe(k, begins=k == 37))
+    points = np.array([[0, 0, 2], [1, 0, 3]], np.float32)
+    for k in (6, 38):
+        back_end.add_landmarks(key(k), Landmarks(points, np.full(2, 0.1, np.float32), np.arange(2, dtype=np.uint32)))
+    back_end.add_loop(measured.loop(2, 33))
+    back_end.add_loop(measured.false_loop(1, 30))
+    back_end.optimise()
+    mounted = forward_camera()
+    mounted[:3, 3] = [0.2, 0, 0.5]
+    frame = MapFrame("map", mounted)
+    path = path_message(back_end, frame, 0)
+    assert path.header.frame_id == "map" and len(path.poses) == 37, "nothing leads to the last three keyframes"
+    true = base_pose(between(measured.truth[0], measured.truth[20]), mounted)
+    at = path.poses[20].pose.position
+    np.testing.assert_allclose([at.x, at.y, at.z], true[:3, 3], atol=1e-3)
+    cloud = landmarks_message(back_end, frame, 0)
+    found = np.frombuffer(bytes(cloud.data), "<f4").reshape(cloud.width, -1)[:, :3]
+    camera = mounted @ between(measured.truth[0], measured.truth[6])
+    np.testing.assert_allclose(found, points @ camera[:3, :3].T + camera[:3, 3], atol=1e-3)
+    shown = {marker.ns: len(marker.points) for marker in graph_message(back_end, frame, 0).markers[1:]}
+    assert shown == {"keyframes robot": 37, "links robot": 72, "loops": 2, "loops rejected": 2}
+
+
+def test_what_rviz_shows_of_the_map_is_published() -> None:
+    topics: list[str] = []
+    MapOutput(lambda kind, topic: topics.append(topic), True, topics.append)
+    shown = re.findall("/loftr_back_end/([a-z_]+)", FILE.with_name("slam.rviz").read_text())
+    assert len(set(shown)) == 4 and {f"~/{name}" for name in shown} <= set(topics)
 
 
 def test_messages_that_are_broken_are_counted_and_the_next_ones_go_on() -> None:

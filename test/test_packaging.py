@@ -170,8 +170,11 @@ def test_every_service_is_installed_as_class_and_in_the_ament_index(prefix: Path
     "file",
     [
         "launch/front_end.launch.py",
+        "launch/slam.launch.py",
         "launch/with_image_proc.launch.py",
         "config/front_end.yaml",
+        "config/back_end.yaml",
+        "config/slam.rviz",
         "config/front_end.rviz",
         "config/fleet_policy.xml",
         "config/foxglove_layout.json",
