@@ -205,6 +205,10 @@ def test_before_loops_lead_to_the_map_nothing_is_said_of_where_it_is() -> None:
             back.put(front_end.loop(older, newer))
         back.until(lambda state: state.counts.loops == 2 and not state.is_solving)
         assert len(back.output.transforms) == sent and len(back.output.poses) == poses
+        back.put(front_end.relative_pose(5, 44), front_end.odometry_at(44))
+        back.until(lambda _: len(back.output.transforms) == sent + 1)  # a keyframe of the map has located the image
+        found = matrix_of(back.output.transforms[-1]) @ base_pose(front_end.odometry, forward_camera())
+        assert np.linalg.norm(found[:3, 3] - front_end.base(44)[:3, 3]) < 0.15
         back.put(front_end.loop(8, 40))
         back.until(lambda state: state.localized["robot"])
         assert any("is localized" in line for line in back.said)

@@ -130,6 +130,11 @@ class RobotInput:
         while len(self._poses) > _KEPT:
             self._poses.popitem(last=False)
 
+    def found_by(self, stamp_ns: int) -> tuple[KeyframeKey, PoseMeasurement] | None:
+        """The keyframe that an image was located by, and T_keyframe_image in metres; None where there is none."""
+        known = self._poses.get(stamp_ns, {})
+        return next(((key, pose) for key, pose in known.items() if pose.length is Length.METRES), None)
+
     def add_tracks(self, message: Tracks) -> None:
         """Keep the newest of each keyframe: it is read when the next keyframe comes."""
         self._tracks[message.keyframe_id] = message

@@ -291,12 +291,26 @@ class BackEndWork:
 
     def _send_transform(self, robot: str, fix: OdometryFix) -> None:
         offset = self._offsets.get(robot)
-        if offset is None or offset[1] is not fix.is_broken:  # another segment has begun: its keyframe comes next
-            return
+        if offset is None or offset[1] is not fix.is_broken:
+            # Another segment has begun, or an old one goes on: the odometry has jumped. A keyframe comes next; before
+            # that an old one may have located the image.
+            offset = self._found_again(robot, fix)
+            if offset is None:
+                return
+            self._offsets[robot] = offset
         stamp_ns = fix.stamp_ns + round(self.parameters.frames.tf_tolerance * 1e9)
         self._output.transform(
             transform_message(offset[0], to_time(stamp_ns), self.parameters.frames.map_frame, fix.odom_frame)
         )
+
+    def _found_again(self, robot: str, fix: OdometryFix) -> tuple[Array, bool] | None:
+        """Where the odometry is in the map, by a keyframe of the map that located the image."""
+        found = self._inputs[robot].found_by(fix.stamp_ns)
+        place = None if found is None else self.back_end.place(found[0])
+        if found is None or place is None or place.group != self._home() or self._frame is None:
+            return None
+        base = self._frame.base(place.camera.moved(found[1].pose).pose)
+        return base @ inverse(fix.pose), fix.is_broken
 
     def _send_pose(self, robot: str) -> None:
         key = self._newest[robot]
