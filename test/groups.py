@@ -14,7 +14,7 @@ GROUPS = {
     "fleet": "fleet fleet_nodes keyframe_messages",
     "node": "back_end_node decoding images messages node node_archive node_depth node_places odometry_output pairing "
     "parameters spare_time statistics synchronizer worker",
-    "programs": "benchmarks demo launch packaging player transport wording",
+    "programs": "benchmarks demo dist example_nodes examples launch packaging player public_face transport wording",
     "evaluation": "metrics scene visualization",
     "training": "place_training training training_data training_photos",
 }

@@ -526,3 +526,117 @@ def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
     assert (values["name"], values["use_sim_time"]) == ("/left/loftr_front_end", True)
     launched.wait_for("/left/loftr_back_end is active")
     assert launched.interrupt() == 0, launched.said
+
+
+EXAMPLES = LAUNCH_FILE.parents[1] / "examples"
+# Stands in for a camera driver's launch file: says what it was given.
+DRIVER = """
+import json
+from launch import LaunchDescription
+from launch.actions import OpaqueFunction
+def say(context):
+    print("DRIVER", json.dumps(dict(context.launch_configurations)), flush=True)
+def generate_launch_description():
+    return LaunchDescription([OpaqueFunction(function=say)])
+"""
+# Stands in for robot_localization's filter: says which topic of odometry its parameters name.
+FILTER = """#!{python}
+import sys
+import rclpy
+rclpy.init(args=sys.argv)
+node = rclpy.create_node("stand_in", automatically_declare_parameters_from_overrides=True)
+config = node.get_parameter("odom0_config").value
+print("FILTER", node.get_name(), node.get_parameter("odom0").value, sum(config[6:12]), flush=True)
+rclpy.spin(node)
+"""
+
+
+@pytest.fixture
+def others(launch, tmp_path):
+    """The packages of others that the examples start, as stand-ins on the prefix that `launch` uses."""
+    prefix = tmp_path / "prefix"
+    for package, file in (("realsense2_camera", "rs_launch.py"), ("zed_wrapper", "zed_camera.launch.py")):
+        folder = prefix / "share" / package / "launch"
+        folder.mkdir(parents=True)
+        (folder / file).write_text(DRIVER)
+        (prefix / "share" / "ament_index" / "resource_index" / "packages" / package).touch()
+    executable = prefix / "lib" / "robot_localization" / "ekf_node"
+    executable.parent.mkdir()
+    (prefix / "share" / "ament_index" / "resource_index" / "packages" / "robot_localization").touch()
+    executable.write_text(FILTER.format(python=sys.executable))
+    executable.chmod(0o755)
+
+
+CAMERAS = [
+    (
+        ("realsense.launch.py", "serial_no:=7"),
+        {"align_depth.enable": "true", "enable_sync": "true", "enable_infra1": "false", "serial_no": "7"},
+        {
+            "mode": "rgbd",
+            "image": "/camera/camera/color/image_raw",
+            "camera_info": "/camera/camera/color/camera_info",
+            "depth/image": "/camera/camera/aligned_depth_to_color/image_raw",
+            "input.rectified": False,
+        },
+    ),
+    (
+        ("realsense.launch.py", "mode:=stereo", "camera_namespace:=robot", "camera_name:=eye", "device:=cpu"),
+        {"enable_infra1": "true", "enable_infra2": "true", "enable_color": "false", "camera_name": "eye"},
+        {
+            "mode": "stereo",
+            "image": "/robot/eye/infra1/image_rect_raw",
+            "right/image": "/robot/eye/infra2/image_rect_raw",
+            "right/camera_info": "/robot/eye/infra2/camera_info",
+            "input.rectified": True,
+            "device": "cpu",
+        },
+    ),
+    (
+        ("zed.launch.py", "camera_model:=zed2i"),
+        {"camera_model": "zed2i", "publish_tf": "false"},
+        {
+            "mode": "stereo",
+            "image": "/zed/zed_node/left/color/rect/image",
+            "camera_info": "/zed/zed_node/left/color/rect/camera_info",
+            "right/image": "/zed/zed_node/right/color/rect/image",
+            "input.rectified": True,
+        },
+    ),
+    (
+        ("zed.launch.py", "camera_model:=zedx", "mode:=rgbd", "camera_name:=front"),
+        {"camera_name": "front"},
+        {
+            "mode": "rgbd",
+            "image": "/front/zed_node/rgb/color/rect/image",
+            "depth/image": "/front/zed_node/depth/depth_registered",
+        },
+    ),
+]
+
+
+@pytest.mark.usefixtures("others")
+@pytest.mark.parametrize(("command", "driver", "node"), CAMERAS)
+def test_the_cameras_examples_start_the_driver_and_the_node_on_the_drivers_topics(launch, command, driver, node):
+    launched = launch(*command[1:], file=(str(EXAMPLES / command[0]),))
+    values = launched.started_with()
+    given = json.loads(re.findall(r"DRIVER (\{.*\})", launched.said)[0])
+    assert {name: values[name] for name in node} == node
+    assert {name: given.get(name) for name in driver} == driver
+    assert "has no effect" not in launched.said
+    for file in (value for name, value in given.items() if name == "config_file"):
+        assert Path(file).is_file()
+
+
+@pytest.mark.usefixtures("others")
+def test_the_example_with_robot_localization_starts_the_filter_on_the_nodes_odometry(launch):
+    file = str(EXAMPLES / "robot_localization.launch.py")
+    launched = launch("mode:=rgbd", "image:=/eye/image_raw", "depth_image:=/eye/depth", file=(file,))
+    launched.wait_for("FILTER ekf_filter_node /loftr_front_end/odometry 6")
+    values = launched.started_with()
+    assert (values["name"], values["mode"], values["depth/image"]) == ("/loftr_front_end", "rgbd", "/eye/depth")
+
+
+def test_an_example_whose_cameras_model_is_not_named_is_refused(launch):
+    launched = launch(file=(str(EXAMPLES / "zed.launch.py"),))
+    assert launched.process.wait(timeout=30) == 1
+    assert "camera_model" in launched.said and "process started" not in launched.said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -307,6 +308,13 @@ def test_a_camera_without_calibration_gives_loops_without_poses(tmp_path: Path) 
     assert {row["vertex"] for row in rows(tmp_path / "keyframes.csv")} == {""}
     assert {row["x"] for row in rows(tmp_path / "loops.csv")} == {""}
     assert (tmp_path / "loops.png").stat().st_size > 5_000
+
+
+def test_without_matplotlib_everything_is_written_but_the_plot(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    report = search(tmp_path, Recording("ada", Walk("one", range(4))))
+    assert "loops.png is left out, since matplotlib is not installed" in "\n".join(report.lines())
+    assert not (tmp_path / "loops.png").exists() and (tmp_path / "loops.g2o").exists() and not report.missing
 
 
 def test_a_recording_without_a_frame_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ ROSDEP_KEYS = {
     "ruff": "python3-ruff-pip",
     "torch": "python3-pytorch-pip",
 }
-# Optional, for tests or mypy alone, or (safetensors, lancedb, pyarrow) told by docs/install.md.
+# Optional, for tests or mypy alone, or (safetensors) told by docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
     "gtsam",  # has one, of the C++ library
@@ -37,7 +37,6 @@ WITHOUT_ROSDEP_KEY = {
     "lancedb",
     "onnx",
     "openvino",
-    "pot",
     "pyarrow",
     "pytorch-lightning",
     "pytorch_lightning",
@@ -45,7 +44,7 @@ WITHOUT_ROSDEP_KEY = {
     "tensorboard",
     "types-tqdm",
 }
-OPTIONAL = {"h5py", "onnxruntime"}  # the code says so where it is missing
+OPTIONAL = {"h5py", "matplotlib", "onnxruntime"}  # the code says so where it is missing
 # The distributions on PyPI lack these, and the code does without them.
 WITHOUT_WHEEL = {"cv_bridge", "gtsam", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
 # ROS packages of modules that are called otherwise.
@@ -178,6 +177,9 @@ def test_every_service_is_installed_as_class_and_in_the_ament_index(prefix: Path
         "config/front_end.rviz",
         "config/fleet_policy.xml",
         "config/foxglove_layout.json",
+        "examples/README.md",
+        "examples/vins_bridge.py",
+        "examples/zed.launch.py",
         "package.xml",
     ],
 )
@@ -222,3 +224,95 @@ def test_every_test_file_is_in_one_group_and_every_group_is_a_ctest_with_a_time_
     assert sorted(grouped) == sorted(path.name for path in (ROOT / "test").glob("test_*.py"))
     limits = dict(re.findall(r"\b(\w+):(\d+)", (ROOT / "CMakeLists.txt").read_text()))
     assert set(limits) == set(GROUPS) and all(100 <= int(limit) <= 600 for limit in limits.values())
+
+
+def test_the_source_distribution_holds_every_file_that_a_build_and_the_tests_need() -> None:
+    from setuptools.command.egg_info import FileList
+
+    manifest = FileList()
+    for line in (ROOT / "MANIFEST.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            manifest.process_template_line(line)
+    listed = {str(Path(name)) for name in manifest.files}
+    folders = ("cmake", "config", "docker", "examples", "launch", "loftr_ros", "msg", "scripts", "srv", "test")
+    needed = [
+        path.relative_to(ROOT)
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    single = ("CMakeLists.txt", "LICENSE", "Makefile", "README.md", "package.xml")
+    assert len(needed) > 300 and not {str(path) for path in needed} - listed
+    assert set(single) <= listed  # setup.py and pyproject.toml are always there
+
+
+DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
+# What ros-base brings, of what package.xml asks for.
+ROS_BASE = {
+    *("ament_cmake", "ament_cmake_pytest", "ament_index_python", "builtin_interfaces", "diagnostic_msgs"),
+    *("geometry_msgs", "launch", "launch_ros", "lifecycle_msgs", "nav_msgs", "rcl_interfaces", "rclpy"),
+    *("rosgraph_msgs", "rosidl_default_generators", "rosidl_default_runtime", "sensor_msgs", "std_msgs", "std_srvs"),
+    *("tf2_msgs",),
+}
+
+
+def commands(dockerfile: Path) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile and what they are given, lines joined."""
+    text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.M))
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line.strip())]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.suffix[1:])
+def test_a_dockerfile_copies_what_is_there_runs_valid_shell_and_installs_every_ros_package(dockerfile: Path) -> None:
+    given = commands(dockerfile)
+    assert {word for word, _ in given} <= {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "RUN"}
+    for word, rest in given:
+        if word == "COPY":
+            assert (ROOT / rest.split()[0]).exists(), rest
+        if word == "RUN":
+            done = subprocess.run(["sh", "-n", "-c", rest], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    asked = package_xml_dependencies("depend", "exec_depend", "buildtool_depend")
+    asked -= python_dependencies("depend", "exec_depend")
+    apt = {
+        name.replace("-", "_") for _, rest in given for name in re.findall(r"ros-\$\{ROS_DISTRO\}-([a-z0-9-]+)", rest)
+    }
+    assert asked <= ROS_BASE | apt
+
+
+@pytest.mark.parametrize("script", ["install.sh", "entrypoint.sh"])
+def test_a_script_of_the_containers_is_valid_and_can_be_started(script: str) -> None:
+    path = ROOT / "docker" / script
+    shell = path.read_text().splitlines()[0].removeprefix("#!")
+    assert os.access(path, os.X_OK)
+    assert subprocess.run([shell, "-n", str(path)]).returncode == 0
+
+
+def test_the_entry_point_finds_ros_and_the_environment_and_becomes_the_command(tmp_path: Path) -> None:
+    """With both folders elsewhere, since the real ones are of a container."""
+    ros, prefix = tmp_path / "ros" / "jazzy", tmp_path / "loftr_ros"
+    (prefix / "lib" / "python3.12" / "site-packages").mkdir(parents=True)
+    ros.mkdir(parents=True)
+    (ros / "setup.bash").write_text("export AMENT_PREFIX_PATH=/ros LD_LIBRARY_PATH=/ros/lib PYTHONPATH=/ros/python\n")
+    script = (ROOT / "docker" / "entrypoint.sh").read_text()
+    script = script.replace("/opt/ros/", f"{ros.parent}/").replace("/opt/loftr_ros", str(prefix))
+    names = ("AMENT_PREFIX_PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
+    show = f"import os; print(*(os.environ[name] for name in {names}), sep='\\n')"
+    environment = {"ROS_DISTRO": "jazzy", "PATH": os.defpath}
+    command = ["bash", "-c", script, "entrypoint", sys.executable, "-S", "-c", show]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        f"{prefix}:/ros",
+        f"{prefix}/lib:/ros/lib",
+        f"{prefix}/lib/python3.12/site-packages:/ros/python",
+    ], done.stderr
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob(".github/**/*.yml")), ids=lambda path: path.name)
+def test_the_workflow_and_the_templates_are_yaml_and_name_what_there_is(file: Path) -> None:
+    import yaml
+
+    content = yaml.safe_load(file.read_text())
+    assert isinstance(content, dict)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"run: make ([\w-]+)", file.read_text())) <= targets

@@ -18,7 +18,6 @@ from fakes import FineShiftMatcher, PanningStream
 from typer.testing import CliRunner
 
 from loftr_ros.cli.main import app
-from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.evaluation.trajectory_errors import drift, trajectory_errors
 from loftr_ros.evaluation.trajectory_plot import degrees, length
 from loftr_ros.frontend.config import FrontEndConfig, ScaleConfig
@@ -78,7 +77,7 @@ def test_the_trajectory_of_a_run_is_the_odometry_s_in_metres_where_depth_is_know
         report = run(source, watched, tmp_path / "out", progress=False)
     written = np.loadtxt(tmp_path / "out" / "trajectory.tum")
     assert written.shape == (14, 8)
-    places = [place(result) for result in watched.results]
+    places = [result.place for result in watched.results]
     np.testing.assert_allclose(written[:, 1:4], [each.pose[:3, 3] for each in places if each], atol=1e-8)
     np.testing.assert_allclose(written[:, 1], np.array(shifts) * WALL / FOCAL, atol=0.02)
     assert np.unique(np.round(np.linalg.norm(np.diff(written[:, 1:4], axis=0), axis=1), 3)).size < 14
@@ -99,7 +98,7 @@ def test_a_run_that_is_optimised_without_loops_is_the_odometry(tmp_path: Path) -
             encoded = front.encode(FrameReader().read(frame, "rgbd"))
             result = front.process_encoded(encoded)
             optimisation.add(result, encoded)
-            found = place(result)
+            found = result.place
             assert found is not None
             odometry[frame.stamp_ns] = found.pose
     optimisation.finish()
@@ -126,6 +125,20 @@ def test_a_camera_that_loses_its_way_leaves_its_segments_in_files_of_their_own(t
     np.testing.assert_allclose(whole[6, 1:4], whole[5, 1:4], atol=1e-9)  # as the node goes on
     text = "\n".join(report.lines())
     assert "broken into 2 segments" in text and "frames of the longest segment" in text
+
+
+def test_without_matplotlib_a_run_writes_all_but_the_plot_and_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with open_source(recording(tmp_path / "in", [4.0 * k for k in range(4)], "rgbd")) as source:
+        report = run(source, front_end("rgbd"), tmp_path / "out", progress=False)
+    words = "note: trajectory.png is left out, since matplotlib is not installed: `pip install 'loftr_ros[plot]'`"
+    assert words in "\n".join(report.lines()) and not report.missing
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"trajectory.tum", "matches.png"} <= written and "trajectory.png" not in written
+    told = CliRunner().invoke(app, ["explain", str(tmp_path / "in/rgb/0.png"), str(tmp_path / "in/rgb/1.png")])
+    assert told.exit_code == 2 and "loftr_ros[plot]" in told.output
 
 
 def test_errors_of_a_trajectory_are_those_that_were_put_into_it() -> None:
@@ -210,7 +223,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
 
 
 def test_the_program_has_a_version_short_help_and_frames(tmp_path: Path) -> None:
-    assert CliRunner().invoke(app, ["--version"]).output.startswith("loftr_ros 0.1")
+    assert CliRunner().invoke(app, ["--version"]).output.startswith("loftr_ros 0.2")
     assert CliRunner().invoke(app, ["-h"]).exit_code == 0
     for command in ("demo", "loops", "play", "run", "view"):
         text = CliRunner().invoke(app, [command, "-h"], env={"COLUMNS": "200"}).output

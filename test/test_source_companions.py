@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.recordings import DepthFile, PixelImage, RightView, SourceError, SourceFrame, open_source
 from loftr_ros.recordings.registration import Registration
@@ -431,3 +432,26 @@ def test_the_real_stereo_and_depth_recordings_have_their_companions(shared_data)
     metres = depth.metres(depth.values)
     assert depth.values.shape == (480, 640)
     assert 0.3 < np.nanmin(metres) < np.nanmax(metres) < 10
+
+
+@pytest.mark.data
+def test_a_recording_s_gyroscope_that_stands_still_tells_its_bias(shared_data):
+    imu = open_source(shared_data / "euroc_micro").imu
+    # The body's x axis is the camera's y axis, turned; see the data set's sensor.yaml.
+    assert imu.camera_from_imu @ imu.camera_from_imu.T == pytest.approx(np.eye(3), abs=1e-6)
+    assert imu.camera_from_imu[0, 1] > 0.99
+    gyroscope = Gyroscope(camera_from_imu=imu.camera_from_imu)
+    number = imu.until(int(imu.stamps[0]) + 2_600_000_000, 0, gyroscope)
+    assert 500 < number < len(imu.stamps)
+    # What the data set's own smoothing found a second later (state_groundtruth_estimate0).
+    assert np.abs(gyroscope.bias - (-0.0022, 0.0208, 0.0758)).max() < 4 * gyroscope.bias_std < 0.03
+
+
+def test_a_gyroscope_that_cannot_be_read_is_told_of_and_the_images_are_there(euroc):
+    folder = euroc / "mav0" / "imu0"
+    folder.mkdir()
+    (folder / "sensor.yaml").write_text(sensor_yaml(np.eye(4), 1))
+    (folder / "data.csv").write_text("#timestamp [ns],x,y,z\n1403636579758555392,0.1,nan,0.2\n")
+    source = open_source(euroc)
+    assert source.imu is None and "the gyroscope is not used" in " ".join(source.notes)
+    assert len(list(source)) == len(EUROC_STAMPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -185,3 +186,10 @@ def test_what_is_no_video_is_refused_with_what_was_expected(tmp_path: Path, name
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match=words):
         open_source(tmp_path / name)
+
+
+def test_without_pyav_a_video_is_refused_by_the_name_of_the_extra(tmp_path: Path, monkeypatch) -> None:
+    video = write(tmp_path / "a.mp4", "mpeg4", 3)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SourceError, match=r"pip install 'loftr_ros\[video\]'"):
+        open_source(video)

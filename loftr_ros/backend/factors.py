@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.backend.config import NoiseConfig
 from loftr_ros.backend.measurements import BackEndError, PoseMeasurement
+from loftr_ros.extras import how_to_install
 from loftr_ros.geometry.se3 import inverse, skew
 
 Array = NDArray[np.float64]
@@ -35,7 +36,7 @@ def require_gtsam() -> Any:
         import gtsam
     except ImportError as error:
         raise BackEndError(
-            f"the back end needs GTSAM ({error}); install it with `pip install gtsam`, or loftr_ros[backend]"
+            f"the back end needs GTSAM, which is not installed ({error}): {how_to_install('backend')}"
         ) from error
     return gtsam
 

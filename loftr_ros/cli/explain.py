@@ -64,6 +64,7 @@ def explain(
     mask: Mask = None,
 ) -> None:
     """Draw what chosen points of image A attend to, and how they find their matches in image B."""
+    from loftr_ros.extras import why_no_plots
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
@@ -72,6 +73,8 @@ def explain(
     from loftr_ros.tools.explain.pair import ExplainError, explain_pair
     from loftr_ros.tools.explain.plot import write_pictures
 
+    if reason := why_no_plots():
+        fail(reason)
     points = [_point(text) for text in point or ()]
     try:
         for image in (image_a, image_b):  # before the weights are loaded, which takes longer

@@ -43,12 +43,9 @@ app.add_typer(train_app, name="train")
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import PackageNotFoundError, version
+        from loftr_ros.tools.version import installed_version
 
-        try:
-            typer.echo(f"loftr_ros {version('loftr_ros')}")
-        except PackageNotFoundError:  # colcon installs no metadata
-            typer.echo("loftr_ros (version unknown: installed without metadata)")
+        typer.echo(f"loftr_ros {installed_version()}")
         raise typer.Exit
 
 

@@ -17,17 +17,6 @@ from loftr_ros.frontend.results import FrontEndResult
 Array = NDArray[np.float64]
 
 
-def place(result: FrontEndResult) -> Location | None:
-    """Where the frame's camera is; None where that is not known.
-
-    Nothing leads to the frame that begins a trajectory: its place is that of the keyframe that it became.
-    """
-    if result.frame.camera is None:
-        return None
-    first = (event.keyframe for event in result.events if event.added and event.keyframe.frame is result.frame)
-    return result.location or next((keyframe.location for keyframe in first), None)
-
-
 @dataclass
 class RunTrajectory:
     """Poses of the frames whose place is known, in the order in which they came.
@@ -44,7 +33,7 @@ class RunTrajectory:
 
     def add(self, result: FrontEndResult) -> None:
         """The next frame's."""
-        found = place(result)
+        found = result.place
         if found is None:
             return
         if not self.places or self.places[-1].segment != found.segment:

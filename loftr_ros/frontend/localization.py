@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
+from loftr_ros.frontend.gyroscope import Gyroscope, Turn
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale
@@ -24,7 +25,7 @@ from loftr_ros.frontend.relative_pose import (
     pose_without_calibration,
     why_no_length,
 )
-from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays
+from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays, Orientation
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
 from loftr_ros.frontend.trust import explained_back, explained_part
 from loftr_ros.geometry.epipolar import homogeneous
@@ -47,6 +48,9 @@ _WEAK_FACTOR = 2.0
 _AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
 # Thresholds that the standard deviation of a typical match of two views may be: where both are blurred, it is more.
 _CERTAIN = 0.8
+# Nanoseconds between two frames up to which the gyroscope's bias is learned from their rotation; radians of noise that
+# a rotation between frames has besides what the matches tell; std of a gyroscope's rotation that still says something.
+_LEARNING_GAP, _TURN_NOISE, _TELLING_TURN = 10**9, 0.002, 0.05
 # Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
 _LEAST_COMMON, _COMMON_REACH = 10, 8.0
 
@@ -91,6 +95,7 @@ class Localizer:
         self._motion = ConstantVelocity()
         self._measured_ns = 0
         self._segments = 0
+        self.gyroscope: Gyroscope | None = None
 
     @property
     def segment(self) -> int:
@@ -113,7 +118,8 @@ class Localizer:
         if rays is None:
             nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
-        expected = self._motion.expected(current.frame.stamp_ns)
+        turned = self.turned(current.frame.stamp_ns)
+        expected = self._motion.expected(current.frame.stamp_ns, turned[1] if turned else None)
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
@@ -153,6 +159,8 @@ class Localizer:
             located = replace(located, pose=self._carried(match.pose, start, stamp_ns))
         assert located.pose is not None
         location = start.moved(located.pose.matrix, located.pose.covariance)
+        if located.is_trusted:
+            self._learn_bias(stamp_ns, location, match.pose)
         self._motion.add(stamp_ns, location)
         self._trajectory.add(location)
         return located, location
@@ -167,11 +175,67 @@ class Localizer:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
 
-    def _judged(self, located: Located, expected: Expected | None, current: EncodedFrame) -> Located:
-        """Whether the pose is believed: by how much of what both images should show agrees, or by what is expected.
+    def turned(self, stamp_ns: int) -> tuple[Location, Turn] | None:
+        """The last location, and how the camera has turned since by the gyroscope; None where either is not known."""
+        if self.gyroscope is None or self._motion.last is None:
+            return None
+        last_ns, last = self._motion.last
+        turn = self.gyroscope.turn(last_ns, stamp_ns)
+        return None if turn is None else (last, turn)
 
-        A pose that has neither is DOUBTFUL.
+    def orientation(self, stamp_ns: int) -> Orientation | None:
+        """How the camera is turned by the gyroscope since it was last located; None where that is not known."""
+        turned = self.turned(stamp_ns)
+        if turned is None:
+            return None
+        last, turn = turned
+        axes = last.pose[:3, :3]
+        covariance = last.covariance[3:, 3:] + axes @ turn.covariance @ axes.T
+        return Orientation(axes @ turn.rotation, covariance, last.segment)
+
+    def _learn_bias(self, stamp_ns: int, location: Location, pose: RelativePose) -> None:
+        """Hold the gyroscope against the rotation since the last frame that was located."""
+        if self.gyroscope is None or self._motion.last is None:
+            return
+        last_ns, last = self._motion.last
+        if last.segment == location.segment and 0 < stamp_ns - last_ns <= _LEARNING_GAP:
+            rotation = last.pose[:3, :3].T @ location.pose[:3, :3]
+            variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _TURN_NOISE**2
+            self.gyroscope.matched(last_ns, stamp_ns, rotation, variance * np.eye(3))
+
+    def _agrees_with_gyroscope(self, located: Located, stamp_ns: int) -> bool | None:
+        """Whether the camera has turned as the gyroscope says; None where it says nothing."""
+        turned, place = self.turned(stamp_ns), located.match.keyframe.location
+        if turned is None or place is None or place.segment != turned[0].segment:
+            return None
+        last, turn = turned
+        pose = located.match.pose
+        rotation = last.pose[:3, :3].T @ place.pose[:3, :3] @ pose.rotation
+        variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _TURN_NOISE**2
+        if turn.contradicts(rotation, variance * np.eye(3)):
+            return False
+        return True if turn.std < _TELLING_TURN else None
+
+    def _judged(self, located: Located, expected: Expected | None, current: EncodedFrame) -> Located:
+        """Whether the pose is believed: by itself, or by what is expected; never against a healthy gyroscope.
+
+        A pose that is not believed is DOUBTFUL.
         """
+        if not located.match.pose.has_rotation:
+            return replace(located, is_trusted=False)
+        agrees = self._agrees_with_gyroscope(located, current.frame.stamp_ns)
+        judged = self._judged_by_images(located, expected, bool(agrees), current)
+        if agrees is not False or not judged.is_believed:
+            return judged
+        if judged.is_trusted and self.gyroscope is not None:
+            self.gyroscope.refused(current.frame.stamp_ns)
+        refused = replace(judged.match, pose=doubtful(judged.match.pose))
+        return replace(judged, match=refused, pose=None, is_trusted=False)
+
+    def _judged_by_images(
+        self, located: Located, expected: Expected | None, turned_as_expected: bool, current: EncodedFrame
+    ) -> Located:
+        """Whether the pose is believed: by how much of what both images should show agrees, or by what is expected."""
         pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
         before = keyframe.frame.camera
         if not pose.has_rotation or camera is None or before is None:
@@ -190,7 +254,8 @@ class Localizer:
         alike = pose.scale_known or self._are_alike(located, current)
         if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE:
             alike = False  # two tests of the same matches that say different things
-        enough = geometry.min_explained if expected is not None else geometry.min_explained_after_gap
+        known = expected is not None or turned_as_expected
+        enough = geometry.min_explained if known else geometry.min_explained_after_gap
         if part >= enough and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
             return located
         located = replace(located, is_trusted=False)
@@ -371,8 +436,12 @@ def _scale_between(old: Located, new: Located) -> float:
     (pixels0, depth0), (pixels1, depth1) = (_depths_here(each) for each in (old, new))
     if len(pixels0) < _LEAST_COMMON or len(pixels1) < _LEAST_COMMON:
         return float("nan")
-    distance, nearest = cKDTree(pixels1).query(pixels0, distance_upper_bound=_COMMON_REACH)
-    both = np.isfinite(distance)
+    # Of each point of one the nearest of the other; some thousand points, so that a tree would gain nothing.
+    distance, nearest = (
+        found[:, 0]
+        for found in cv2.batchDistance(pixels0.astype(np.float32), pixels1.astype(np.float32), cv2.CV_32F, K=1)
+    )
+    both = distance < _COMMON_REACH
     if both.sum() < _LEAST_COMMON:
         return float("nan")
     return float(np.median(depth0[both] / depth1[nearest[both]]))

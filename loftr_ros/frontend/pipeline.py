@@ -13,6 +13,7 @@ from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
 from loftr_ros.frontend.config import RGBD, STEREO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
+from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.keyframes import (
     EncodedFrame,
     Keyframe,
@@ -132,6 +133,7 @@ class FrontEnd:
             self.recovery.state,
             current.quality,
             joined,
+            self.localizer.orientation(frame.stamp_ns) if location is None else None,
         )
 
     def _locate(self, current: EncodedFrame, timer: _Timer) -> tuple[list[Located], Located | None]:
@@ -220,6 +222,14 @@ class FrontEnd:
     def _are_joined(self, one: int, other: int) -> bool:
         """Whether two segments were found to be one, with a scale that could not be told."""
         return (min(one, other), max(one, other)) in self._joined
+
+    def use_gyroscope(self, gyroscope: Gyroscope | None) -> None:
+        """Take a gyroscope's rotations as expectation and as judge of poses, once it has agreed with some.
+
+        Args:
+            gyroscope: its samples may be added by another thread; None for none.
+        """
+        self.localizer.gyroscope = gyroscope
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.

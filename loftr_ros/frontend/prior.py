@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.frontend.gyroscope import Turn
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.geometry.se3 import rotation_matrix, rotation_vector
 
@@ -79,6 +80,11 @@ class ConstantVelocity:
         """Expect nothing."""
         self._last = self._velocity = None
 
+    @property
+    def last(self) -> tuple[int, Location] | None:
+        """Stamp and location of the last frame that was located; None after `reset`."""
+        return self._last
+
     def add(self, stamp_ns: int, location: Location) -> None:
         """The camera was located.
 
@@ -98,11 +104,12 @@ class ConstantVelocity:
         turned = location.pose[:3, :3] @ before[1].pose[:3, :3].T
         self._turn_rate = rotation_vector(turned) / seconds
 
-    def expected(self, stamp_ns: int) -> Expected | None:
+    def expected(self, stamp_ns: int, turn: Turn | None = None) -> Expected | None:
         """Where the camera is expected at a time; None where nothing is known, or for too long.
 
         Args:
             stamp_ns: of the frame.
+            turn: since the last frame that was located, by a gyroscope; None to go on as before.
         """
         if self._last is None:
             return None
@@ -122,4 +129,7 @@ class ConstantVelocity:
             pose[:3, :3] = rotation_matrix(self._turn_rate * seconds) @ pose[:3, :3]
             position_std += _VELOCITY_PART * float(np.linalg.norm(self._velocity)) * seconds
             rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._turn_rate)) * seconds
+        if turn is not None:
+            pose[:3, :3] = last.pose[:3, :3] @ turn.rotation
+            rotation_std = turn.std + 0.002
         return Expected(pose, position_std, rotation_std, last.segment)

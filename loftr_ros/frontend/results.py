@@ -108,6 +108,21 @@ class KeyframeMatch:
         return depth.points(self.correspondences.track_id, rays)
 
 
+@dataclass(frozen=True, eq=False)
+class Orientation:
+    """How the camera is turned in the trajectory, while its position is not known.
+
+    Attributes:
+        rotation: (3, 3) R_world_current.
+        covariance: (3, 3) of its rotation vector, about the axes of the world, rad^2.
+        segment: of the trajectory.
+    """
+
+    rotation: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    segment: int
+
+
 @dataclass(frozen=True)
 class FrontEndResult:
     """What `FrontEnd.process` found.
@@ -123,6 +138,7 @@ class FrontEndResult:
         state: what is known of where the camera is.
         quality: what the image is worth by itself; nothing is matched with a useless one.
         joined: two segments of the trajectory that this frame was found in; None for most frames.
+        orientation: of the camera by a gyroscope since the last location, where `location` is None; else None.
     """
 
     frame: Frame
@@ -135,11 +151,24 @@ class FrontEndResult:
     state: TrackingState = TrackingState.TRACKING
     quality: FrameQuality = FrameQuality.USABLE
     joined: SegmentJoin | None = None
+    orientation: Orientation | None = None
 
     @property
     def is_unmatched(self) -> bool:
         """Whether there were keyframes, and too few matches with each of them."""
         return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
+
+    @property
+    def place(self) -> Location | None:
+        """Where the frame's camera is in the trajectory, which it may begin; None where that is not known.
+
+        Without a calibration it never is.
+        """
+        if self.frame.camera is None:
+            return None
+        # Nothing leads to the frame that begins a trajectory: its place is that of the keyframe that it became.
+        first = (event.keyframe for event in self.events if event.added and event.keyframe.frame is self.frame)
+        return self.location or next((keyframe.location for keyframe in first), None)
 
     @property
     def is_located(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.extras import how_to_install
 from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, told
 from loftr_ros.places.archive_rows import (
     CANDIDATE_COLUMNS,
@@ -80,7 +81,10 @@ class Archive:
         try:
             import lancedb
         except ImportError as error:
-            message = f"an archive needs LanceDB ({error}); install it with `pip install lancedb`"
+            message = (
+                f"archive.uri is '{uri}', and an archive needs LanceDB, which cannot be imported ({error}): "
+                f"{how_to_install('archive')}"
+            )
             raise PlacesError("archive_database", message) from error
         place = _place(uri)
         with told(place, "opening"):

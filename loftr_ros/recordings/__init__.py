@@ -75,6 +75,50 @@ def open_source(uri: str | Path, **options: Any) -> Source:
     return VideoSource(path, chosen, camera)
 
 
+def open_recording(
+    path: str | Path,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    step: int = 1,
+    rate: float | None = None,
+    topic: str | None = None,
+    right_topic: str | None = None,
+    depth_topic: str | None = None,
+    camera: str | Path | CameraModel | None = None,
+) -> Source:
+    """Open a recording, whose kind is recognised by its contents; iterating over it gives its frames in time order.
+
+        with open_recording("walk.mcap") as recording:
+            for frame in recording:
+                result = front_end.process(frame.to_frame())
+
+    Args:
+        path: a folder (KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, a rosbag2, or any images), a file (.mcap, .db3,
+            .bag, or a video), or `rendered` for a room that is rendered, whose poses are known.
+        start, stop, step: which frames: start, start + step, ... below stop (None: to the end).
+        rate: frames a second; stamps are then made of frame numbers. None: the recording's own stamps, or, where it
+            has none, its usual rate.
+        topic: image topic of a bag that has several.
+        right_topic, depth_topic: of a bag, where their names do not tell.
+        camera: calibration instead of the recording's own: a camera, or a file that `load_camera` reads.
+
+    Raises:
+        SourceError: nothing there can be read as a recording, or an option does not fit it.
+    """
+    return open_source(
+        path,
+        start=start,
+        stop=stop,
+        step=step,
+        rate=rate,
+        topic=topic,
+        right_topic=right_topic,
+        depth_topic=depth_topic,
+        camera=camera,
+    )
+
+
 def _bag_in(path: Path) -> Path:
     """The only bag file of a folder without metadata.yaml, else the path as it is.
 
@@ -130,5 +174,6 @@ __all__ = [
     "SourceFrame",
     "SourceOptions",
     "load_camera",
+    "open_recording",
     "open_source",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ from loftr_ros.recordings.images import (
     decode_gray,
     gray_pixels,
 )
+
+if TYPE_CHECKING:
+    from loftr_ros.recordings.imu import ImuSamples
 
 FRAME_ID = "camera_optical_frame"
 FIRST_STAMP_NS = 1_000_000_000  # made-up stamps begin here: in ROS a stamp of zero means that there is none
@@ -205,6 +209,7 @@ class Source(ABC):
         lost: frames that it should have and could not give in the last pass, as of a damaged video.
         lacks: by mode of the front end (`stereo`, `rgbd`), why the source's frames cannot feed it; a mode that they
             can feed is not in it. Of a recording with gaps, single frames may still lack their partner.
+        imu: what a gyroscope beside the camera measured; None for none.
     """
 
     name: str
@@ -215,6 +220,7 @@ class Source(ABC):
     slow: bool = False
     cost: str = ""
     lacks: Mapping[str, str] = NO_COMPANIONS
+    imu: ImuSamples | None = None
 
     @property
     def notes(self) -> Sequence[str]:

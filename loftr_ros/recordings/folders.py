@@ -23,6 +23,7 @@ from loftr_ros.recordings.files import (
     numbers_of,
     what_is_ignored,
 )
+from loftr_ros.recordings.imu import ImuSamples, euroc_imu
 from loftr_ros.recordings.pairing import (
     Companions,
     body_camera,
@@ -66,6 +67,7 @@ class _Listing:
     companions: Companions = field(default_factory=Companions)
     notes: list[str] = field(default_factory=list)
     times: str = ""
+    imu: ImuSamples | None = None
 
 
 class FolderSource(Source):
@@ -86,6 +88,7 @@ class FolderSource(Source):
         self._listing, self._options = listing, options
         self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
         self.lacks = self._companions.lacks
+        self.imu = listing.imu if options.rate is None else None  # whose clock the stamps are then not by
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
             raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
@@ -318,7 +321,13 @@ def _euroc(folder: Path) -> _Listing:
     rate = _positive(sensor.get("rate_hz", 20), folder / "sensor.yaml")
     companions = euroc_right(folder, sensor, files, stamps)
     numbers = list(range(len(files)))
-    return _Listing("EuRoC", files, numbers, rate, stamps, camera, poses, True, companions, found.notes, where)
+    imu, notes = None, list(found.notes)
+    if (folder.resolve().parent / "imu0" / "data.csv").is_file():
+        try:
+            imu = euroc_imu(folder, sensor, read_yaml(folder.resolve().parent / "imu0" / "sensor.yaml"))
+        except SourceError as error:
+            notes.append(f"the gyroscope is not used: {error}")
+    return _Listing("EuRoC", files, numbers, rate, stamps, camera, poses, True, companions, notes, where, imu)
 
 
 def _positive(value: object, where: Path) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from loftr_ros.extras import how_to_install
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.recordings.base import (
     FIRST_STAMP_NS,
@@ -72,7 +73,7 @@ class VideoSource(Source):
             import av
         except ImportError as error:
             raise SourceError(
-                f"videos are read by PyAV, which is not installed ({error}): `pip install av` or "
+                f"videos are read by PyAV, which is not installed ({error}): {how_to_install('video')} or "
                 "`apt install python3-av`"
             ) from error
         path = self._path

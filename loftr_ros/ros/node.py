@@ -17,14 +17,24 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
+from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.mask import read_mask
 from loftr_ros.recordings.frame_decoder import FrameDecoder
+from loftr_ros.ros.input.imu import ImuInput
 from loftr_ros.ros.input.inputs import ImageInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.logs import log_by
 from loftr_ros.ros.output.outputs import Outputs
-from loftr_ros.ros.output.reports import ErrorLog, FrontEndState, PlacesState, Reporter, error_kind, motion_state
+from loftr_ros.ros.output.reports import (
+    ErrorLog,
+    FrontEndState,
+    GyroscopeReport,
+    PlacesState,
+    Reporter,
+    error_kind,
+    motion_state,
+)
 from loftr_ros.ros.output.statistics import Statistics
 from loftr_ros.ros.parameter_names import all_floats, idle_files, unknown_parameters
 from loftr_ros.ros.parameters import Parameters, declare, defaults, live_parameters, read, refusal
@@ -70,6 +80,8 @@ class FrontEndNode(LifecycleNode):
         self._input: ImageInput | None = None
         self._stages: FrameStages | None = None
         self._places: Places | None = None
+        self._gyroscope: Gyroscope | None = None
+        self._imu: ImuInput | None = None
         self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
@@ -109,6 +121,8 @@ class FrontEndNode(LifecycleNode):
             self._end("unconfigured")
             raise
         self._stages.publish_by(self._outputs)
+        self._gyroscope = Gyroscope(parameters.imu) if parameters.imu.enabled else None
+        self._stages.front_end.use_gyroscope(self._gyroscope)
         self._places = self._open_places(parameters)
         if self._places is not None:
             self._stages.observe_by(self._places.observe)
@@ -122,6 +136,8 @@ class FrontEndNode(LifecycleNode):
         mode, camera_info = parameters.front_end.scale.mode, parameters.input.camera_info
         assert self._stages is not None
         self._input = ImageInput(self, parameters.input, mode, self.statistics, self._stages.put, self.errors)
+        if self._gyroscope is not None:
+            self._imu = ImuInput(self, parameters.imu, self._gyroscope, lambda: self.statistics.last_frame_id)
         self._lifecycle = "active"
         for said in unknown_parameters(self, qos=True):
             self.get_logger().warning(said)
@@ -245,6 +261,9 @@ class FrontEndNode(LifecycleNode):
         if self._input is not None:
             self._input.close()
             self._input = None
+        if self._imu is not None:
+            self._imu.close()
+            self._imu = None
         if self._stages is not None:
             self._stages.drain()
 
@@ -263,6 +282,11 @@ class FrontEndNode(LifecycleNode):
         self._outputs = None
         self._lifecycle = lifecycle
         return TransitionCallbackReturn.SUCCESS
+
+    def _gyroscope_state(self) -> GyroscopeReport:
+        if self._gyroscope is None or self._imu is None:
+            return GyroscopeReport()
+        return GyroscopeReport(self._imu.state, self._gyroscope.bias_std)
 
     def _state(self) -> FrontEndState:
         stages, images = self._stages, self._input
@@ -288,6 +312,7 @@ class FrontEndNode(LifecycleNode):
             matched_keyframes=front_end.effort.keyframes,
             image_scale=front_end.effort.scale,
             motion=motion_state(front_end),
+            gyroscope=self._gyroscope_state(),
             places=self._places.state if self._places is not None else PlacesState(),
         )
 

@@ -11,6 +11,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from loftr_ros.frontend.config import FrontEndConfig
+from loftr_ros.frontend.gyroscope import GyroscopeConfig
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig
 from loftr_ros.geometry.se3 import from_seven
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
@@ -91,6 +92,31 @@ class RobotParameters(Settings):
 
 
 @dataclass(frozen=True)
+class ImuParameters(GyroscopeConfig):
+    """The gyroscope on `imu`."""
+
+    live: ClassVar[bool] = False
+
+    enabled: bool = setting(
+        True,
+        "Whether to subscribe to sensor_msgs/Imu on `imu`; a gyroscope is used once it agrees with matched rotations",
+    )
+    camera_from_imu: tuple[float, ...] = setting(
+        (0.0,) * 4,
+        "Rotation from the IMU's frame to the camera's optical frame as a quaternion x y z w; zeros ask tf2",
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "camera_from_imu", tuple(self.camera_from_imu))  # ROS has it as an array
+        super().__post_init__()
+        numbers = self.camera_from_imu
+        if len(numbers) != 4 or (any(numbers) and abs(sum(x * x for x in numbers) - 1) > 0.02):
+            raise ConfigError(
+                f"imu.camera_from_imu is {list(numbers)}; expected a quaternion x y z w of length 1, or four zeros"
+            )
+
+
+@dataclass(frozen=True)
 class Parameters:
     """Everything that the node can be told."""
 
@@ -101,6 +127,7 @@ class Parameters:
     input: InputParameters = field(default_factory=InputParameters)
     output: OutputParameters = field(default_factory=OutputParameters)
     odometry: OdometryParameters = field(default_factory=OdometryParameters)
+    imu: ImuParameters = field(default_factory=ImuParameters)
     robot: RobotParameters = field(default_factory=RobotParameters, metadata=FLAT)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

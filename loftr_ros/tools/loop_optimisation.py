@@ -11,6 +11,7 @@ import numpy as np
 from loftr_ros.backend.measurements import KeyframeKey
 from loftr_ros.backend.storage import write_g2o
 from loftr_ros.evaluation.trajectory_errors import trajectory_errors
+from loftr_ros.extras import why_no_plots
 from loftr_ros.places.pose_graph import pose_vector
 from loftr_ros.tools.loop_report import Report
 from loftr_ros.tools.optimise import back_end_of, plot_optimised
@@ -45,7 +46,8 @@ def write_optimised(folder: Path, report: Report) -> list[str]:
     largest, _ = Counter(place.group for _, place in found).most_common(1)[0]
     metric = next(place.is_metric for _, place in found if place.group == largest)
     truth = {KeyframeKey(*name): pose for name, pose in report.truth.items()}
-    plot_optimised(folder / "optimised.png", back_end, largest, truth, metric)
+    if not why_no_plots():  # the notes say why, of loops.png
+        plot_optimised(folder / "optimised.png", back_end, largest, truth, metric)
     counts = back_end.counts
     text = [
         f"back end: {counts.keyframes} keyframes in {counts.groups} parts, {counts.believed} of {counts.loops} loops "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from loftr_ros.backend.factors import require_gtsam
+from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -18,13 +19,13 @@ from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
 from loftr_ros.places.descriptor import PlaceDescriptor
-from loftr_ros.places.detector import LoopClosure, LoopDetector
-from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError
+from loftr_ros.places.detector import LoopClosure
+from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
+from loftr_ros.places.live import LiveLoopDetector
 from loftr_ros.places.loop_plot import plot_loops
 from loftr_ros.places.placement import GraphKeyframe, Loop
 from loftr_ros.places.pose_graph import PoseGraph
-from loftr_ros.places.verification import Verifier
-from loftr_ros.places.view import NewKeyframe, Observer, compressed
+from loftr_ros.places.view import NewKeyframe, compressed
 from loftr_ros.recordings import Source, SourceError
 from loftr_ros.recordings.progress import MARKER, write_marker
 from loftr_ros.recordings.reading import FrameReader
@@ -105,7 +106,10 @@ def find_loops(
     graph.write_g2o(output / "loops.g2o")
     write_keyframes(output / "keyframes.csv", graph)
     write_loops(output / "loops.csv", report)
-    plot_loops(output / "loops.png", graph)
+    if (reason := why_no_plots()) and report.recordings:
+        report.recordings[-1].notes.append(f"loops.png is left out, since {reason}")
+    elif not reason:
+        plot_loops(output / "loops.png", graph)
     job.pictures.write(output, archive)
     if optimise:
         report.back_end = write_optimised(output, report)
@@ -127,7 +131,7 @@ class _Job:
     ) -> None:
         self.matcher, self.config = front_end.matcher, front_end.config
         self.descriptor, self.archive, self.jpeg_quality, self.reader = descriptor, archive, jpeg_quality, reader
-        self.detector = LoopDetector(archive, Verifier(front_end.pairs), config)
+        self.loop = config
         self.report = Report(known_before=len(archive), min_age=config.min_age)
         self.pictures = BestLoops()
         self.resumes = False
@@ -135,13 +139,18 @@ class _Job:
     def go_through(self, recording: Recording, progress: bool) -> None:
         """Archive a recording's keyframes, and look for the place of each."""
         robot, source = recording.robot, recording.source
-        front_end = FrontEnd(self.matcher, self.config, self.archive.last_id(robot) + 1)
-        observer = Observer(self.descriptor, robot, self.archive.last_session(robot) + 1)
-        report = RecordingReport(robot, source.name, observer.session)
-        self.report.recordings.append(report)
         known = {each.stamp_ns: each.name for each in self._of_before(robot)}
-        session = observer.session
-        self.detector.reset()
+        detector = LiveLoopDetector(
+            self.archive,
+            self.matcher,
+            robot=robot,
+            config=self.config,
+            loop=self.loop,
+            describe=self.descriptor,
+            keep=lambda finished: self._keep(finished, known),
+        )
+        report = RecordingReport(robot, source.name, detector.session)
+        self.report.recordings.append(report)
         done = self._archived_until(source, known) if self.resumes else None
         if done is not None:
             report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
@@ -149,35 +158,26 @@ class _Job:
             for frame in report.progress.frames(source, progress, robot, after=done):
                 try:
                     image = self.reader.read(frame, self.config.scale.mode)
-                    encoded = front_end.encode(image)
-                    result = front_end.process_encoded(encoded)
-                except (FrameRefusedError, MaskError, SourceError) as error:
+                except (MaskError, SourceError) as error:
+                    report.refused.append(str(error))
+                    continue
+                try:
+                    _, closures = detector.process(image)
+                except (FrameRefusedError, MaskError) as error:
                     report.refused.append(str(error))
                     continue
                 report.frames += 1
-                view, finished = observer.observe(result)
-                self._keep(finished, known)
-                if observer.session != session:
-                    session = observer.session
-                    self.detector.reset()
-                if view.name is not None:
+                self._found(closures)
+                view = detector.view
+                if view is not None and view.name is not None:
                     stamp_ns = view.frame.stamp_ns
                     report.stamps_ns = (report.stamps_ns[0] if report.keyframes else stamp_ns, stamp_ns)
                     report.keyframes += 1
                     if frame.pose is not None:
                         self.report.truth[view.name] = frame.pose
                         self.report.truth_is_metric &= frame.metric
-                try:
-                    closures = self.detector.process(view, encoded)
-                except PlacesError as error:
-                    if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
-                        raise
-                    report.unread.append(str(error))
-                except FrameRefusedError as error:  # an archived image of a shape that the network does not take
-                    report.unread.append(str(error))
-                else:
-                    self._found(closures)
-        self._keep(observer.take(), known)
+        detector.close()
+        report.unread += detector.unread
         report.notes += source.notes
         if not report.keyframes and not report.progress.interrupted and done is None:
             reasons = "; ".join(report.refused[:3]) or (
@@ -231,9 +231,7 @@ class _Job:
         if self.archive.last_id(robot):
             yield from (keyframe for keyframe in self.archive.descriptors() if keyframe.name.robot == robot)
 
-    def _keep(self, finished: NewKeyframe | None, known: dict[int, KeyframeName]) -> None:
-        if finished is None:
-            return
+    def _keep(self, finished: NewKeyframe, known: dict[int, KeyframeName]) -> None:
         keyframe = finished.archived(self.jpeg_quality)
         twin = self.archive.get(known[keyframe.stamp_ns]) if keyframe.stamp_ns in known else None
         if twin is not None and twin.image == keyframe.image:

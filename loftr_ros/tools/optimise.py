@@ -21,9 +21,9 @@ from loftr_ros.backend.measurements import (
     PoseMeasurement,
 )
 from loftr_ros.backend.storage import save_map, write_g2o, write_ply
-from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.evaluation.trajectory import tum_lines
 from loftr_ros.evaluation.trajectory_errors import alignment, trajectory_errors
+from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
@@ -213,7 +213,7 @@ class Optimisation:
 
     def _remember(self, result: FrontEndResult) -> None:
         """Where the frame is, seen from its keyframe."""
-        location = place(result)
+        location = result.place
         if location is None:
             return
         own = [e.keyframe for e in result.events if e.added and e.keyframe.frame is result.frame]
@@ -277,7 +277,8 @@ class Optimisation:
         save_map(self.back_end, folder / "map.npz")
         main = groups == names[0] if names else np.zeros(0, np.bool_)
         seen = {each.key: truth[each.stamp_ns] for each in self.back_end.graph.vertices if each.stamp_ns in truth}
-        plot_optimised(folder / "optimised.png", self.back_end, names[0] if names else 0, seen, metric)
+        if not why_no_plots():  # the notes say why, of trajectory.png
+            plot_optimised(folder / "optimised.png", self.back_end, names[0] if names else 0, seen, metric)
         counts = self.back_end.counts
         text = [
             f"back end: {counts.keyframes} keyframes, {counts.believed} of {counts.loops} loops believed, "

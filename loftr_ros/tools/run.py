@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.run_trajectory import RunTrajectory
+from loftr_ros.extras import why_no_plots
+from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -138,6 +140,9 @@ def run(
         (output / old).unlink(missing_ok=True)
     report, picture = Report(), _BestPicture()
     back = _open_back_end(front_end, loop or LoopConfig()) if optimise else None
+    gyroscope = None if source.imu is None else Gyroscope(camera_from_imu=source.imu.camera_from_imu)
+    front_end.use_gyroscope(gyroscope)
+    sample = 0
     with ExitStack() as files:
         if back is not None and back.search is not None:
             files.callback(back.search.close)
@@ -148,6 +153,8 @@ def run(
                         "matches", "inliers", "median_parallax_px"])  # fmt: skip
         with report.progress.watching():
             for frame in report.progress.frames(source, progress):
+                if source.imu is not None and gyroscope is not None:
+                    sample = source.imu.until(frame.stamp_ns, sample, gyroscope)
                 try:
                     image = reader.read(frame, mode)
                     encoded = front_end.encode(image) if back is not None else None
@@ -172,12 +179,17 @@ def run(
         columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     report.trajectory.write(output)
-    _plot(output / "trajectory.png", report, source.name)
     if back is not None:
         back.finish()
         odometry = dict(zip(report.trajectory.stamps, report.trajectory.poses, strict=True))
         report.back_end = back.write(output, report.truth, odometry, report.truth_is_metric)
     report.notes += source.notes
+    if gyroscope is not None:
+        report.notes.append(f"gyroscope: {gyroscope.state.value}. {gyroscope.mounting()}".rstrip())
+    if reason := why_no_plots():
+        report.notes.append(f"trajectory.png is left out, since {reason}")
+    else:
+        _plot(output / "trajectory.png", report, source.name)
     write_marker(output, report.missing)
     return report
 

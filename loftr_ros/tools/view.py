@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import Location
@@ -157,7 +156,7 @@ class ViewLog:
         self._stream.log(f"{path}/points", rerun.Points3D(points, colors=shown.colors[cells]))
 
     def _log_place(self, result: FrontEndResult) -> None:
-        rerun, camera, location = self._rerun, result.frame.camera, place(result)
+        rerun, camera, location = self._rerun, result.frame.camera, result.place
         if camera is None or location is None:
             # What was logged last stays until something else is: the camera must not seem to stand there still.
             self._stream.log("world/camera", rerun.Clear(recursive=True))
@@ -182,7 +181,7 @@ class ViewLog:
             numbers["matches/found"] = len(match.correspondences)
             numbers["matches/inliers"] = int(match.pose.inliers.sum())
             numbers["parallax_px"] = match.pose.median_parallax
-        location = place(result)
+        location = result.place
         if location is not None:
             numbers["scale_std"] = location.scale_std
         for name, value in numbers.items():

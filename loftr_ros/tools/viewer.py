@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from loftr_ros.evaluation.run_trajectory import place
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -249,7 +248,7 @@ def show(
                 continue
             log.add(result, frame.index, picture)
             viewed.frames += 1
-            viewed.located += place(result) is not None
+            viewed.located += result.place is not None
             viewed.keyframes += sum(event.added for event in result.events)
     viewed.notes += source.notes
     if not viewed.frames and not viewed.progress.interrupted:

@@ -80,6 +80,14 @@ class PlacesState:
 
 
 @dataclass(frozen=True)
+class GyroscopeReport:
+    """What the status says of a gyroscope; see the message."""
+
+    gyroscope: str = ""
+    gyroscope_bias_std: float = 0.0
+
+
+@dataclass(frozen=True)
 class FrontEndState:
     """What the status says beyond the counters.
 
@@ -91,6 +99,7 @@ class FrontEndState:
         matched_keyframes, image_scale: what an image is given, to stay inside the latency.
         motion: what is known of the trajectory.
         places: the archive of keyframes and the loops found.
+        gyroscope: what is known of it.
     """
 
     lifecycle: str
@@ -108,6 +117,7 @@ class FrontEndState:
     image_scale: float = 1.0
     motion: MotionState = MotionState()
     places: PlacesState = PlacesState()
+    gyroscope: GyroscopeReport = GyroscopeReport()
 
 
 def error_kind(error: Exception) -> str:
@@ -284,6 +294,7 @@ class Reporter:
             image_scale=state.image_scale,
             **dataclasses.asdict(state.motion),
             **dataclasses.asdict(state.places),
+            **dataclasses.asdict(state.gyroscope),
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
         message.header.frame_id = now.last_frame_id

@@ -87,6 +87,11 @@ class Statistics:
         with self._lock:
             self._finished = deque(self._finished, maxlen=window)
 
+    @property
+    def last_frame_id(self) -> str:
+        """Optical frame of the newest image; empty before the first."""
+        return self._last_frame_id
+
     def received(self, frame_id: str) -> None:
         """An image message reached the node."""
         with self._lock:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.matcher_settings import RANDOM
 from loftr_ros.matcher.checkpoints.files import WeightsError
@@ -187,13 +188,18 @@ def _run(settings: Settings) -> int:
         played_hz = settings.hz or settings.rate * sequence.rate
         found = reporting.summary(sequence, played_hz, published, recorded, truth)
         found["node"]["weights"] = Path(weights).name if weights else "as in the parameter file"
+        without_plots = why_no_plots()
+        trajectory = output / "trajectory.png"
         drawn = {
             "matches.png": reporting.draw_picture(output / "matches.png", recorded.picture, truth, sequence.name),
-            "trajectory.png": reporting.draw_trajectory(output / "trajectory.png", recorded, truth, sequence.name),
+            "trajectory.png": not without_plots
+            and reporting.draw_trajectory(trajectory, recorded, truth, sequence.name),
         }
         found["node"]["exit_code"] = node.close()
     (output / "report.json").write_text(json.dumps(reporting.without_nan(found), indent=2) + "\n")
     print("\n".join(reporting.lines(found)))
+    if without_plots:
+        print(f"note: trajectory.png is left out, since {without_plots}")
     names = [name for name, is_there in drawn.items() if is_there]
     print(f"\nwritten to {settings.output}: {', '.join([*names, 'report.json', 'node.log'])}")
     if found["node"]["exit_code"] != 0:

@@ -19,8 +19,8 @@ from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.factory import backend_of
 from loftr_ros.matcher.interface import Matcher, Matches
 from loftr_ros.matcher.loftr.network import LoFTR
-from loftr_ros.recordings.base import FRAME_ID, EncodedImage, SourceError, SourceFrame
 from loftr_ros.recordings.reading import FrameReader
+from loftr_ros.recordings.still import still
 from loftr_ros.tools.explain.compact import InsideCompact
 from loftr_ros.tools.explain.efficient import InsideEfficient
 from loftr_ros.tools.explain.explanation import (
@@ -64,13 +64,7 @@ def read_image(path: Path, reader: FrameReader | None = None) -> tuple[Frame, ND
     Raises:
         SourceError: it is missing or cannot be read.
     """
-    try:
-        data = path.expanduser().read_bytes()
-    except OSError as error:
-        raise SourceError(f"image {path} cannot be read: {error.strerror}") from error
-    ending = path.suffix.lower().lstrip(".")
-    image = EncodedImage(data, {"jpg": "jpeg"}.get(ending, ending), str(path))
-    frame, reader = SourceFrame(0, 0, FRAME_ID, image), reader or FrameReader()
+    frame, reader = still(path), reader or FrameReader()
     read = reader.read(frame)
     return read, reader.picture(frame, read)
 

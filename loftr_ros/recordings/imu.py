@@ -1,0 +1,71 @@
+"""Angular velocities that a recording has beside its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.gyroscope import Gyroscope
+from loftr_ros.recordings.images import SourceError
+from loftr_ros.recordings.pairing import body_camera
+from loftr_ros.recordings.stamps import NANOSECONDS, to_nanoseconds
+from loftr_ros.recordings.tables import numbers_in, read_table
+
+# Nanoseconds by which samples are read ahead of a frame, for the end of its interval.
+_AHEAD = 20_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class ImuSamples:
+    """Samples of a gyroscope in the order of time.
+
+    Attributes:
+        stamps: (N,) int64 ns, by the clock of the images.
+        rates: (N, 3) rad/s about the sensor's axes.
+        camera_from_imu: (3, 3) R_camera_imu.
+    """
+
+    stamps: NDArray[np.int64]
+    rates: NDArray[np.float64]
+    camera_from_imu: NDArray[np.float64]
+
+    def until(self, stamp_ns: int, start: int, gyroscope: Gyroscope) -> int:
+        """Add the samples up to a frame, and a little beyond.
+
+        Args:
+            stamp_ns: of the frame.
+            start: number of the first sample to be added.
+            gyroscope: takes them.
+
+        Returns:
+            The number to go on with.
+        """
+        end = int(np.searchsorted(self.stamps, stamp_ns + _AHEAD, side="right"))
+        for sample in range(start, end):
+            gyroscope.add(int(self.stamps[sample]), self.rates[sample])
+        return max(start, end)
+
+
+def euroc_imu(camera_folder: Path, camera: dict[str, object], imu: dict[str, object]) -> ImuSamples:
+    """The samples of `imu0` beside a EuRoC camera's folder.
+
+    Args:
+        camera_folder: `cam0` or `cam1`.
+        camera: its `sensor.yaml`.
+        imu: `imu0/sensor.yaml`.
+
+    Raises:
+        SourceError: the table or an extrinsic cannot be read.
+    """
+    folder = camera_folder.resolve().parent / "imu0"
+    table = folder / "data.csv"
+    rows = read_table(table, 4)
+    stamps = to_nanoseconds([row[0] for row in rows], str(table), NANOSECONDS, [row.line for row in rows])
+    rates = numbers_in(rows, 4, table)[:, 1:4]
+    if not len(rows) or not np.isfinite(rates).all():
+        raise SourceError(f"{table} has no angular velocities, or some that are not finite")
+    in_body, imu_in_body = body_camera(camera, camera_folder), body_camera(imu, folder)
+    return ImuSamples(np.asarray(stamps, np.int64), rates, in_body[:3, :3].T @ imu_in_body[:3, :3])

@@ -1,0 +1,125 @@
+"""Angular velocities from `imu`, and where the gyroscope is mounted: by a parameter, or by tf2."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.time import Time
+from sensor_msgs.msg import Imu
+
+from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeState
+from loftr_ros.geometry.se3 import from_quaternion
+from loftr_ros.ros.output.messages import to_nanoseconds
+from loftr_ros.ros.parameters import ImuParameters
+
+# Seconds after the first sample that a transform is waited for: static ones are there at once, or never.
+PATIENCE = 5.0
+
+
+class ImuInput:
+    """Subscribes to `imu`, best effort, and gives the samples to a gyroscope.
+
+    Samples that come before the mounting is known are kept too: what is integrated later has them.
+    """
+
+    def __init__(
+        self, node: Node, parameters: ImuParameters, gyroscope: Gyroscope, camera_frame: Callable[[], str]
+    ) -> None:
+        """Subscribe.
+
+        Args:
+            node: whose.
+            parameters: of the IMU.
+            gyroscope: takes the samples; its mounting is set here.
+            camera_frame: optical frame of the images; empty before the first.
+        """
+        self._node, self._gyroscope = node, gyroscope
+        self._camera_frame = camera_frame
+        self._since: float | None = None
+        self._said = ""
+        self._heard: float | None = None
+        self._buffer: Any = None
+        self._listener: Any = None
+        given = parameters.camera_from_imu
+        if any(given):
+            gyroscope.camera_from_imu = from_quaternion(np.zeros(3), given)[:3, :3]
+        elif gyroscope.camera_from_imu is None and importlib.util.find_spec("tf2_ros") is not None:
+            from tf2_ros import Buffer, TransformListener
+
+            self._buffer = Buffer()
+            self._listener = TransformListener(self._buffer, node)
+        profile = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+        kinds = [QoSPolicyKind.DEPTH, QoSPolicyKind.HISTORY, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY]
+        subscribe = partial(node.create_subscription, Imu, "imu", self._on_sample, profile)
+        self._subscription = subscribe(qos_overriding_options=QoSOverridingOptions(kinds))
+
+    @property
+    def state(self) -> str:
+        """As the status has it."""
+        if self._heard is None:
+            return ""
+        return self._gyroscope.state.name if time.monotonic() - self._heard < 1 else "SILENT"
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._stop_listening()
+        self._node.destroy_subscription(self._subscription)
+
+    def _on_sample(self, message: Imu) -> None:
+        if message.angular_velocity_covariance[0] == -1:  # sensor_msgs: there is no such measurement
+            self._say("the messages on imu have no angular velocity (covariance -1): they are not used")
+            return
+        self._heard = time.monotonic()
+        rate = message.angular_velocity
+        self._gyroscope.add(to_nanoseconds(message.header.stamp), (rate.x, rate.y, rate.z))
+        if self._gyroscope.camera_from_imu is None and self._camera_frame():
+            self._gyroscope.camera_from_imu = self._mounting(message.header.frame_id)
+        if self._gyroscope.state is GyroscopeState.CONTRADICTS:
+            mounting = self._gyroscope.mounting()
+            seems = f" Its axes seem to be mounted otherwise: {mounting}." if mounting else ""
+            self._say(
+                f"the gyroscope contradicts the images and is not used until it agrees again.{seems} Check "
+                f"imu.camera_from_imu, or the transform from {message.header.frame_id}, and its stamps"
+            )
+
+    def _mounting(self, imu_frame: str) -> NDArray[np.float64] | None:
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if self._buffer is None:
+            return self._same_axes(imu_frame, "tf2_ros is not installed")
+        from tf2_ros import TransformException
+
+        try:
+            turn = self._buffer.lookup_transform(self._camera_frame(), imu_frame, Time()).transform.rotation
+        except TransformException as error:
+            return self._same_axes(imu_frame, str(error)) if now - self._since > PATIENCE else None
+        self._stop_listening()
+        return from_quaternion(np.zeros(3), (turn.x, turn.y, turn.z, turn.w))[:3, :3]
+
+    def _same_axes(self, imu_frame: str, why: str) -> NDArray[np.float64]:
+        self._stop_listening()
+        self._say(
+            f"no transform from {imu_frame} to {self._camera_frame()} ({why}); the gyroscope's axes are taken for the "
+            "camera's, and used if they agree with the images. Publish the transform, or set imu.camera_from_imu"
+        )
+        return np.eye(3)
+
+    def _say(self, words: str) -> None:
+        """A warning, once as long as it stays the same."""
+        if words != self._said:
+            self._said = words
+            self._node.get_logger().warning(words)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.unregister()
+        self._listener = self._buffer = None
