@@ -100,6 +100,7 @@ class BackEnd:
         }  # made here so that a missing GTSAM is told at once
         self._images: dict[str, list[ImageMeasurement]] = {}
         self._early: list[LoopMeasurement] = []
+        self._covariances: dict[int, Array] = {}  # of keyframes since the last solution
         self._cameras: list[Camera] = []  # in the frame of each trajectory, or of the solution where there is one
 
     # --- what comes in ---
@@ -174,6 +175,7 @@ class BackEnd:
         """Go by what `solve` found of a snapshot; what has come since is put behind it."""
         self.solution = solution
         self._cameras = []
+        self._covariances.clear()
 
     def optimise(self) -> None:
         """Solve the graph now.
@@ -205,6 +207,7 @@ class BackEnd:
         way, at = list[Vertex](), self.graph.vertices[number]
         known = {} if self.solution is None else self.solution.covariances
         ends = {self.graph.vertices[end].trajectory: end for end in known}
+        known = {**known, **self._covariances}
         while at.number not in known and at.previous is not None:
             if at.number < ends.get(at.trajectory, -1):
                 return None
@@ -222,7 +225,8 @@ class BackEnd:
             arm[:3, 3:] = -skew(camera.scale * turn @ link.pose[:3, 3])
             add[:3, :3], add[3:, 3:] = camera.scale * turn, turn
             total = arm @ total @ arm.T + add @ link.covariance @ add.T
-        return np.asarray((total + total.T) / 2)
+            self._covariances[vertex.number] = total = np.asarray((total + total.T) / 2)
+        return total
 
     def places(self) -> Iterator[tuple[Vertex, Place]]:
         """All keyframes, in the order that they came in."""
@@ -291,6 +295,8 @@ class BackEnd:
             self.graph.smooth(number, PoseMeasurement(pose, link.covariance, link.length))
             first = min(first, number)
         del self._cameras[first:]
+        for number in [each for each in self._covariances if each >= first]:
+            del self._covariances[number]
 
     def _revisits(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
         """Poses relative to keyframes that are out of the window, or of another trajectory, are loops."""

@@ -104,6 +104,7 @@ class BackEndWork:
         self._fixes: dict[KeyframeKey, OdometryFix] = {}
         self._offsets: dict[str, tuple[Array, bool]] = {}  # map -> odom, and whether of the odometry's first segment
         self._told: dict[str, bool] = {}
+        self._position_std: dict[str, float] = {}
         self._queue: deque[tuple[str, Any]] = deque()
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -196,7 +197,14 @@ class BackEndWork:
             self._guarded(self._solve)
             self._guarded(self._publish)
             self._guarded(self._save_in_time)
-            self._state = self._made_state()
+            held = len(self.back_end.graph.vertices)
+            if (
+                items
+                or stopping
+                or held != self._state.counts.keyframes
+                or (self._solver.is_busy is not self._state.is_solving)
+            ):
+                self._state = self._made_state()
             if stopping:
                 self._guarded(self._save_at_the_end)
                 return
@@ -258,6 +266,8 @@ class BackEndWork:
             self._is_changed = self._is_unsaved = True
             for robot in self._newest:
                 self._locate(robot)
+                self._send_pose(robot)
+            self._state = self._made_state()
         if not self.back_end.is_solved and not self._solver.is_busy and now >= self._next_solve:
             self._next_solve = now + self.parameters.output.optimise_period
             self._solve_begun = now
@@ -317,6 +327,7 @@ class BackEndWork:
         place, covariance = self.back_end.place(key), self.back_end.covariance(key)
         if robot not in self._offsets or place is None or covariance is None or self._frame is None:
             return
+        self._position_std[robot] = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
         mounted, base = self._frame.base_from_camera, self._frame.base(place.camera.pose)
         self._output.pose(
             pose_message(base, base_covariance(covariance, base, mounted), self._fixes[key].stamp_ns, self._frame.name)
@@ -349,11 +360,7 @@ class BackEndWork:
                 self._logger.info(f"map written to {self._path}")
 
     def _made_state(self) -> WorkState:
-        std: dict[str, float] = {}
-        for robot in self._offsets:
-            covariance = self.back_end.covariance(self._newest[robot])
-            if covariance is not None:
-                std[robot] = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
+        std = {robot: self._position_std[robot] for robot in self._offsets if robot in self._position_std}
         home = self._home()
         place = next(self.back_end.places(), None)
         with self._condition:
