@@ -1,8 +1,8 @@
 """How much of a pose's error is the matcher's, and how much the ground truth's or the calibration's.
 
-The poses of two halves of a matcher's own matches differ by what is random in them; those of two matchers also by what
-each has wrong in its own way. What all of them are away from the ground truth beyond that is not theirs: 7-Scenes, for
-one, has the poses of the depth camera and a nominal focal length. Angles between translation directions, medians.
+The poses of two halves of a matcher's own matches differ by random errors; those of two matchers also by each one's
+systematic errors. A larger common difference from the ground truth is not theirs: 7-Scenes, for example, has the poses
+of the depth camera and a nominal focal length. Angles between translation directions, medians.
 
     .venv/bin/python benchmarks/agreement.py [--data ../shared/data] [--sets sevenscenes:20 ...] [--matchers ours sift]
 """
@@ -28,7 +28,7 @@ Direction = NDArray[np.float64] | None
 
 
 def direction(found: Any, cameras: tuple[CameraModel, CameraModel], chosen: NDArray[np.int64]) -> Direction:
-    """Of the translation by some of the matches; None where it is not observed."""
+    """Direction of the translation by some of the matches; None if it is not observed."""
     rays0, rays1 = cameras[0].unproject(found.points0[chosen]), cameras[1].unproject(found.points1[chosen])
     std = None if found.std is None else found.std[chosen]
     pose = estimate_relative_pose(rays0, rays1, cameras[0].focal_length, GeometryConfig(threshold=THRESHOLD), std)

@@ -1,8 +1,8 @@
-"""What the archive of keyframes costs: time of a query and of adding, memory, disk, and the index's recall.
+"""Cost of the archive of keyframes: time of a query and of adding, memory, disk, and the index's recall.
 
-Descriptors are made: places whose descriptors have a decaying spectrum, ten views of each. The rows that an archive is
-filled with have no images, since these lie in files of their own that a search does not touch; what is added for the
-timing has 40 kB images and 4,800 cells' depths, with every write brought to the disk. Each size is filled in one
+Descriptors are synthetic: places whose descriptors have a decaying spectrum, ten views of each. The rows of a filled
+archive have no images, since these are in separate files that a search does not touch. Keyframes added for the timing
+have 40 kB images and the depths of 4,800 cells, with every write flushed to the disk. Each size is filled in one
 process and measured in another.
 
     .venv/bin/python benchmarks/archive.py [--sizes 1000 10000 100000] [--folder /somewhere/with/room]
@@ -51,10 +51,10 @@ def made_descriptors(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def made_keyframe(number: int, descriptor: np.ndarray, rng: np.random.Generator | None) -> ArchivedKeyframe:
-    """A keyframe; with image and depth where they have a generator to be made by."""
+    """A keyframe; with image and depth if it has a generator for them."""
     camera = CameraModel(640, 480, np.array([[525.0, 0, 320], [0, 525.0, 240], [0, 0, 1]]))
     depth = None
-    # Poses are no two the same: the database would make little of equal ones.
+    # No two poses are equal: the database would compress equal ones.
     chain = np.random.default_rng(number)
     if rng is not None:
         depth = CellDepth(rng.uniform(0.1, 2.0, 4800), np.full(4800, 1e-4), True)
@@ -81,7 +81,7 @@ def resident_mb() -> float:
 
 
 def timed_queries(archive: Archive, queries: np.ndarray) -> tuple[list[float], list[set[int]]]:
-    """Milliseconds of each, and what it found."""
+    """Milliseconds and result of each query."""
     spent, found = [], []
     past = RecentPast("rover", 1, 10**18)
     for query in queries:

@@ -1,7 +1,7 @@
 """The same network by PyTorch, onnxruntime and OpenVINO on the CPU: time to encode an image and to match it.
 
-One process; the backends take turns, so that whatever else the machine does falls on all alike. The images are two
-views of the rendered room. `compact` runs with the weights in the package, `loftr` with weights that are made to match,
+One process; the backends take turns, so that other load on the machine affects all equally. The images are two views of
+the rendered room. `compact` runs with the weights in the package, `loftr` with weights that are made to match,
 `coarse_lite` with published ones where they are found, and with random ones elsewhere. OpenVINO runs `compact` by its
 weights and the others as they are exported, where it is installed.
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def weights_of(network: str, folder: Path) -> tuple[Path | None, str]:
-    """A weights file for a network, and where it is from."""
+    """A weights file for a network, and its origin."""
     if isinstance(PRESETS[network], LoFTRConfig) and PRESETS[network].fine is not None:
         path = folder / f"{network}.safetensors"
         save_network_weights(path, made_state_dict(network), PRESETS[network], "made")
@@ -48,7 +48,7 @@ def weights_of(network: str, folder: Path) -> tuple[Path | None, str]:
 
 
 def backends(network: str, folder: Path, width: int, height: int, threads: int) -> tuple[dict[str, Matcher], str]:
-    """The matchers to compare, by name, and where their weights are from."""
+    """The matchers to compare, by name, and the origin of their weights."""
     weights, source = weights_of(network, folder)
     full = load_network(network, weights, CPU, torch.float32)
     matchers: dict[str, Matcher] = {"torch float32": full}
@@ -69,7 +69,7 @@ def backends(network: str, folder: Path, width: int, height: int, threads: int) 
 def measure(
     matchers: dict[str, Matcher], images: list[torch.Tensor], repeats: int
 ) -> dict[str, tuple[float, float, int]]:
-    """Median seconds of encode and of match, and matches, of each; the first turn warms up and does not count."""
+    """Median seconds of encode and of match, and matches, of each; the first round warms up and does not count."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in matchers}
     counts = dict.fromkeys(matchers, 0)
     for _ in range(repeats + 1):

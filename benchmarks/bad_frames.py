@@ -1,7 +1,8 @@
-"""Frames that show nothing of the place, in the middle of a recording: is the camera still located after them?
+"""Unusable frames in the middle of a recording: is the camera still located after them?
 
-Each kind is put in 1, 6 and 30 times in a row after some good frames. Then the recording goes on where it was. The
-trajectory must go on in the same segment, and the last frame must be where the run without bad frames has it.
+Each kind is inserted 1, 6 and 30 times in a row after some good frames. Then the recording continues where it was. The
+trajectory must continue in the same segment, and the last frame must have the same location as in the run without bad
+frames.
 
     .venv/bin/python benchmarks/bad_frames.py [--sources rendered:room ../shared/data/sevenscenes] [--quick]
 """
@@ -36,13 +37,13 @@ def noisy(level: float, shape: tuple[int, ...], random: Random) -> Gray:
 
 
 def hand(image: Gray, random: Random) -> Gray:
-    """A hand before the lens: soft shades and no edge."""
+    """A hand before the lens: soft shades without edges."""
     shades = cv2.resize(random.normal(110, 20, (3, 4)), image.shape[::-1], interpolation=cv2.INTER_CUBIC)
     return np.clip(shades + random.normal(0, 2.0, image.shape), 0, 255).astype(np.uint8)
 
 
 def other_scene(image: Gray, random: Random) -> Gray:
-    """Something else with texture; the same in each frame, but for the noise."""
+    """Another textured scene; the same in each frame, except for the noise."""
     height, width = image.shape
     pattern = np.random.default_rng(5)
     picture = np.zeros((height, width), np.float32)
@@ -54,7 +55,7 @@ def other_scene(image: Gray, random: Random) -> Gray:
 
 
 def wrong_step(image: Gray, _: Random) -> Gray:
-    """Rows that begin 13 pixels further each time, as where a driver's step is wrong."""
+    """Rows shifted by 13 more pixels each, as with a driver's wrong step."""
     flat = image.ravel()
     width = image.shape[1]
     rows = (np.arange(image.shape[0])[:, None] * (width + 13) + np.arange(width)) % flat.size
@@ -62,7 +63,7 @@ def wrong_step(image: Gray, _: Random) -> Gray:
 
 
 def torn(image: Gray, random: Random) -> Gray:
-    """A packet was lost: below the first rows there is nothing but noise."""
+    """A lost packet: only noise below the first rows."""
     result = random.integers(0, 256, image.shape, dtype=np.uint8)
     result[: image.shape[0] // 12] = image[: image.shape[0] // 12]
     return result
@@ -78,7 +79,7 @@ def blocks(image: Gray, random: Random) -> Gray:
     return result
 
 
-# The first ten are those that ended trajectories once; what comes after them is of their kind.
+# The first ten kinds used to end trajectories; the others are variations of them.
 KINDS: dict[str, Callable[[Gray, Random], Gray]] = {
     "black": lambda image, random: noisy(0, image.shape, random),
     "white": lambda image, random: noisy(255, image.shape, random),
@@ -107,7 +108,7 @@ KINDS: dict[str, Callable[[Gray, Random], Gray]] = {
 
 
 def spoiled(frame: Frame, kind: str, random: Random) -> Frame:
-    """The frame with images of a kind; what measures depth fails too, since it looks at the same."""
+    """The frame with an image of a kind; depth fails too, because it looks at the same scene."""
     spoil = KINDS[kind]
     depth, right = frame.depth, frame.right
     if depth is not None:
@@ -119,11 +120,11 @@ def spoiled(frame: Frame, kind: str, random: Random) -> Frame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went.
+    """Result of a run.
 
     Attributes:
         results: of the good frames, before and after the bad ones.
-        bad: of the bad frames.
+        bad: results of the bad frames.
     """
 
     results: list[FrontEndResult]
@@ -133,7 +134,9 @@ class Outcome:
 def run(
     matcher: Matcher, config: FrontEndConfig, frames: Sequence[Frame], after: int, kind: str, count: int
 ) -> Outcome:
-    """A front end over frames, with `count` bad ones put in before number `after`; later frames come later by these."""
+    """Run a front end over frames, with `count` bad ones inserted before number `after`; later frames come later by
+    these.
+    """
     front_end, random = FrontEnd(matcher, config), np.random.default_rng([after, count])
     step = frames[1].stamp_ns - frames[0].stamp_ns
     outcome = Outcome([], [])
@@ -148,7 +151,7 @@ def run(
 
 
 def verdict(outcome: Outcome, clean: Outcome, after: int) -> str:
-    """What is wrong with a run; empty for nothing."""
+    """Description of what is wrong with a run; empty for nothing."""
     first, last, should = outcome.results[after - 1].location, outcome.results[-1].location, clean.results[-1].location
     if first is None or should is None:
         return "not located without bad frames"

@@ -1,7 +1,7 @@
-"""Weights of EfficientLoFTR that are made, not trained: as `made_weights`, for the same purposes.
+"""Synthetic weights of EfficientLoFTR, calibrated instead of trained: like `made_weights`, for the same purposes.
 
-The backbone has no last layer that could be set, and attention with softmax and squares is no place to begin with. So
-it is the first self layer's perceptron that turns what the backbone has made into features that tell points apart.
+The backbone has no last layer that could be calibrated, and softmax attention between squares is not suitable. So the
+first self layer's perceptron maps the backbone's output to discriminative features.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from loftr_ros.matcher.efficient.layers import AggregatedAttention, Maps, RepVGG
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
 
 _PAIRS, _SIZE = 3, (192, 144)  # of the calibrating views, px
-# What the score of a match with itself is to be, about, before the softmax.
+# Approximate score of a match with itself, before the softmax.
 _LOGIT = 60.0
-_BACKBONE_RMS = 0.2  # of the cells before the first layer: little beside what that adds
-_UPDATE = 0.1  # size of what the later layers add, relative to the features that they add it to
-_MESSAGE = 0.05  # weight of what is attended to beside a cell's own features, in the first layer
+_BACKBONE_RMS = 0.2  # of the cells before the first layer: small relative to its update
+_UPDATE = 0.1  # size of the later layers' updates, relative to their input features
+_MESSAGE = 0.05  # weight of attended features relative to a cell's own, in the first layer
 _FINE_RMS = 2.5  # of the fine features: neither flat heat maps nor single places
 
 
 def made_efficient_state_dict(preset: str = "efficient", seed: int = 0) -> dict[str, Tensor]:
-    """The made weights of a preset; a few seconds.
+    """The synthetic weights of a preset; takes a few seconds.
 
     Args:
         preset: `efficient` or `efficient_opt`.
         seed: of all random numbers.
 
     Returns:
-        fp32 tensors under the names that the network here has, batch norms unfolded. Nothing of it comes from a
-        recorded image.
+        fp32 tensors under this network's names, batch norms unfolded. No recorded image is used.
 
     Raises:
         ValueError: there is no such preset.
@@ -49,7 +48,7 @@ def made_efficient_state_dict(preset: str = "efficient", seed: int = 0) -> dict[
 
 @torch.no_grad()
 def made_for(config: EfficientConfig, pairs: list[Pair], generator: torch.Generator) -> dict[str, Tensor]:
-    """The made weights of any network of this kind, calibrated by pairs of views of one size."""
+    """The synthetic weights of any network of this kind, calibrated by pairs of views of one size."""
     network = EfficientLoFTR(config).eval()
     images = torch.stack([image for pair in pairs for image in (pair.image0, pair.image1)])[:, None]
     made = _make_backbone(network.backbone, images, generator)
@@ -61,17 +60,17 @@ def made_for(config: EfficientConfig, pairs: list[Pair], generator: torch.Genera
 
 
 def _make_backbone(backbone: RepVGG, images: Tensor, generator: torch.Generator) -> Maps:
-    """Random convolutions with an identity in them, as a re-parametrised block has, each scaled by what comes out.
+    """Random convolutions plus an identity, as a re-parametrised block has, each scaled by its output's statistics.
 
     Returns:
-        What the backbone makes of the images then.
+        The backbone's output for the images.
     """
     x, maps = images, {}
     named = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d)]
     for number, (name, conv) in enumerate(named):
         weight = random_kernels(conv.weight, "layer1." if number < 3 or conv.stride[0] == 2 else "", generator)
         if conv.in_channels == conv.out_channels:
-            # Deep in the backbone most of a block is its identity: fourteen random ones in a row are chaotic.
+            # Deep in the backbone a block is mostly its identity: fourteen random ones in a row are chaotic.
             middle = weight.shape[2] // 2
             weight = 0.35 * weight
             weight[:, :, middle, middle] += torch.eye(conv.in_channels)
@@ -79,7 +78,7 @@ def _make_backbone(backbone: RepVGG, images: Tensor, generator: torch.Generator)
         y = functional.conv2d(x, weight, None, conv.stride, conv.padding)
         mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3)).clamp_min(1e-6)
         conv.weight.copy_(weight / std[:, None, None, None])
-        # Most of what comes passes the ReLU: half-shut ones are chaotic, and a shift by half a cell changes everything.
+        # Most values pass the ReLU: otherwise the network is chaotic, and a shift by half a cell changes everything.
         conv.bias.copy_(1.0 - mean / std)
         x = functional.relu(y / std[:, None, None] + conv.bias[:, None, None])
         maps[name.split(".")[0]] = x
@@ -92,7 +91,7 @@ def _make_backbone(backbone: RepVGG, images: Tensor, generator: torch.Generator)
 def _make_layers(
     network: EfficientLoFTR, coarse: Tensor, pairs: list[Pair], rms: float, generator: torch.Generator
 ) -> None:
-    """Layers whose updates depend on what they attend to; the first one's is what tells points apart."""
+    """Layers whose updates depend on attended features; the first one's update discriminates points."""
     config = network.config
     channels = config.backbone.coarse_dim
 
@@ -124,7 +123,7 @@ def _make_layers(
             first.weight.copy_(noise(2 * channels, 2 * channels) / math.sqrt(channels))
             last.weight.copy_(noise(channels, 2 * channels) / math.sqrt(2 * channels))
             continue
-        # Each feature with both signs: what a leaky ReLU leaves of them, one less the other, is the feature.
+        # Each feature with both signs: the difference of their leaky ReLUs is the feature.
         both = torch.cat([project, -project])
         message = _MESSAGE * noise(channels, channels) / math.sqrt(channels)
         first.weight.copy_(torch.cat([both, torch.cat([message, -message])], dim=1))
@@ -138,7 +137,7 @@ def _make_pyramid(
     for name, module in pyramid.named_modules():
         if isinstance(module, nn.Conv2d):
             weight = random_kernels(module.weight, "outconv", generator)
-            # Of what comes from the cells little: it is blurred, and known to a cell only.
+            # Little weight for the cells' part: it is blurred, and constant within a cell.
             module.weight.copy_(weight * (0.1 if name == "layer3_outconv" else 1.0))
         elif isinstance(module, nn.BatchNorm2d):
             module.weight.copy_(0.8 + 0.4 * torch.rand(module.weight.shape, generator=generator))
@@ -151,6 +150,6 @@ def _make_pyramid(
     last = pyramid.get_submodule("layer1_outconv2.3")
     assert isinstance(last, nn.Conv2d)
     project = calibrated(made, pairs, 2, _FINE_RMS, generator)
-    # In proportion to the square root of the channels, as the scores are divided by their number.
+    # Proportional to the square root of the channels, because the scores are divided by their number.
     project *= math.sqrt(made.shape[1]) / _FINE_RMS
     last.weight.copy_(torch.einsum("oi,ihwk->ohwk", project, last.weight))

@@ -1,9 +1,10 @@
-"""Weights of the full networks that are made, not trained: what tests and benchmarks run where no published file is.
+"""Synthetic weights of the full networks, calibrated instead of trained: for tests and benchmarks without a published
+file.
 
-Random convolutions, batch norms set by views of the rendered room, and last layers that weight each direction by how
-little it changes between two views of the same point. They match real video: hundreds of matches of a pair, most
-of them right, with confidences from the threshold up to 1 and a fine stage that moves. They are no rival of
-trained weights, and nothing but tests, benchmarks and examples should load them.
+Random convolutions, batch norms calibrated on views of the rendered room, and last layers that weight each direction by
+its stability between two views of the same point. They match real video: hundreds of matches per pair, most of them
+right, with confidences from the threshold up to 1 and a fine stage that moves points. They cannot compete with trained
+weights, and only tests, benchmarks and examples should load them.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from loftr_ros.matcher.loftr.network import LoFTR
 _SIZE = (320, 240)  # of the calibrating views, px
 _PAIRS, _STEP, _APART = 4, 40, 6  # pairs, frames from one pair to the next, and between the two views of one
 
-# What the score of a match with itself is to be, about, before the softmax: high enough to stand out of 4800 others.
+# Approximate score of a match with itself, before the softmax: high enough to stand out among 4800 others.
 _LOGIT = 40.0
 _FINE_RMS = 2.5  # of the fine features: the heat maps of the fine stage are neither flat nor a single place
-_UPDATE = 0.15  # size of what a transformer layer adds, relative to the features that it adds it to
+_UPDATE = 0.15  # size of a transformer layer's update, relative to its input features
 _SHRINKAGE = 0.5  # of the scatter between views towards a multiple of the identity, relative to the whole scatter
 
 
 class Pair(NamedTuple):
-    """Two views: (H, W) float32 in [0, 1]; where pixels of the first are in the second, and whether they are seen."""
+    """Two views: (H, W) float32 in [0, 1]; positions of the first view's pixels in the second, and their visibility."""
 
     image0: Tensor
     image1: Tensor
@@ -39,14 +40,14 @@ class Pair(NamedTuple):
 
 
 def made_state_dict(preset: str, seed: int = 0) -> dict[str, Tensor]:
-    """The made weights of a preset; a few seconds.
+    """The synthetic weights of a preset; takes a few seconds.
 
     Args:
         preset: name of a network with a fine stage: `loftr`, `loftr_new`, `loftr_ot` or `loftr_16_4`.
         seed: of all random numbers.
 
     Returns:
-        fp32 tensors under the published names, batch norms unfolded. Nothing of it comes from a recorded image.
+        fp32 tensors under the published names, batch norms unfolded. No recorded image is used.
 
     Raises:
         ValueError: there is no such preset, or it has no fine stage.
@@ -69,7 +70,7 @@ def made_state_dict(preset: str, seed: int = 0) -> dict[str, Tensor]:
     weights.update(_transformer("loftr_fine", fine_dim, config.fine.transformer, _FINE_RMS, generator))
     weights.update(_fine_preprocess(coarse_dim, fine_dim, rms, generator))
     if config.coarse.method == "optimal_transport":
-        # Where a cell has nothing like it in the other image: above the sum of many faint likenesses.
+        # For cells without a similar one in the other image: above the sum of many weak similarities.
         weights["coarse_matching.bin_score"] = torch.tensor(_LOGIT / 4)
     return weights
 
@@ -81,7 +82,7 @@ def _coarse_rms(config: LoFTRConfig) -> float:
 
 
 def made_views(seed: int, count: int = _PAIRS, size: tuple[int, int] = _SIZE) -> list[Pair]:
-    """So many pairs of views of the rendered room, of a size in px."""
+    """`count` pairs of views of the rendered room, of a size in px."""
     # Here, since the renderer needs more than torch.
     from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
@@ -109,17 +110,17 @@ def made_views(seed: int, count: int = _PAIRS, size: tuple[int, int] = _SIZE) ->
 def _make_backbone(
     backbone: nn.Module, config: LoFTRConfig, pairs: list[Pair], rms: float, generator: torch.Generator
 ) -> None:
-    """Random convolutions, and the two that end in features calibrated.
+    """Random convolutions, with the two that output features calibrated.
 
-    One pass over the views in training mode, in which each batch norm takes its statistics; it is stopped where the
-    coarse features come out and where the fine ones do, to make the convolution that they come out of.
+    One pass over the views in training mode sets the statistics of each batch norm. It stops at the outputs of the
+    coarse and the fine features, to calibrate their convolutions.
     """
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             module.weight.copy_(random_kernels(module.weight, name, generator))
         elif isinstance(module, nn.BatchNorm2d):
-            # Inside of a block most of what comes passes the ReLU; a net of half-shut ReLUs is chaotic, and a shift
-            # by half a cell would change everything.
+            # Inside of a block most values pass the ReLU. Otherwise the network is chaotic, and a shift by half a cell
+            # would change everything.
             shift = 0.0 if name == "bn1" or "downsample" in name or name.endswith(".1.bn2") else 1.0
             module.weight.copy_(0.8 + 0.4 * torch.rand(module.weight.shape, generator=generator))
             module.bias.copy_(shift + 0.2 * torch.randn(module.bias.shape, generator=generator))
@@ -151,11 +152,11 @@ def _make_backbone(
 
 
 def random_kernels(like: Tensor, name: str, generator: torch.Generator) -> Tensor:
-    """Weights of a convolution's shape; its name says where in a network it stands."""
+    """Weights of a convolution's shape; its name gives its position in the network."""
     outputs, inputs, side, _ = like.shape
     weight = torch.randn(like.shape, generator=generator)
     if inputs == 1:
-        # The stem: smooth patches of several sizes without a mean, which neither noise nor brightness moves much.
+        # The stem: smooth patches of several sizes without a mean, robust against noise and brightness.
         reach = torch.arange(side) - side // 2
         blur = torch.exp(-(reach**2) / (2 * 1.5**2))
         blur = blur / blur.sum()
@@ -168,8 +169,8 @@ def random_kernels(like: Tensor, name: str, generator: torch.Generator) -> Tenso
         taps = torch.tensor([0.5, 1.0, 0.5])
         smooth = taps[:, None] * taps
         if name.startswith("layer1."):
-            # At first mostly a blur of mixed channels: what the stages below keep of every second place then stands
-            # for its surroundings.
+            # Mostly a blur of mixed channels at first, so that every second place represents its surroundings for the
+            # stages below.
             weight = (torch.randn(outputs, inputs, 1, 1, generator=generator) * smooth + 0.3 * weight) * smooth
         elif "outconv" in name:
             weight = weight * smooth
@@ -180,10 +181,10 @@ def random_kernels(like: Tensor, name: str, generator: torch.Generator) -> Tenso
 
 
 def calibrated(features: Tensor, pairs: list[Pair], stride: int, rms: float, generator: torch.Generator) -> Tensor:
-    """(C, C) map after which features of that root mean square tell points apart.
+    """(C, C) map to discriminative features of the given root mean square.
 
-    It takes off the mean, which all features share, divides by the scatter between two views of one point, and turns
-    the axes at random. All of it is a function of symmetric matrices: the signs of eigenvectors, which differ between
+    It removes the mean, which all features share, divides by the scatter between two views of one point, and rotates
+    the axes randomly. It uses only functions of symmetric matrices: the signs of eigenvectors, which differ between
     machines, do not matter.
     """
     step = min(stride, 6)
@@ -210,7 +211,7 @@ def calibrated(features: Tensor, pairs: list[Pair], stride: int, rms: float, gen
 
 
 def _sampled(features: Tensor, points: Tensor, stride: int) -> Tensor:
-    """(N, C) of a map (C, H, W) at points (N, 2) px; cell (x, y) stands on pixel (stride x, stride y)."""
+    """(N, C) samples of a map (C, H, W) at points (N, 2) px; cell (x, y) is at pixel (stride x, stride y)."""
     size = torch.tensor([features.shape[2] - 1, features.shape[1] - 1])
     grid = points / stride / size * 2 - 1
     sampled = functional.grid_sample(features[None], grid[None, None], padding_mode="border", align_corners=True)
@@ -221,7 +222,7 @@ def _sampled(features: Tensor, points: Tensor, stride: int) -> Tensor:
 def _transformer(
     prefix: str, channels: int, config: TransformerConfig, rms: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Layers whose updates depend on what they attend to, and leave alike what is alike."""
+    """Layers whose updates depend on attended features, and which preserve similarity."""
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -230,7 +231,7 @@ def _transformer(
     for i in range(len(config.layers)):
         query, other, value, merge = (torch.linalg.qr(noise(channels, channels))[0] for _ in range(4))
         layer = {
-            # Queries and keys are alike enough for a token to attend to its like more than to others.
+            # Queries and keys are similar enough for a token to attend mostly to similar ones.
             "q_proj.weight": query * (2 / rms),
             "k_proj.weight": (0.8 * query + 0.6 * other) * (2 / rms),
             "v_proj.weight": value,
@@ -246,7 +247,7 @@ def _transformer(
 
 
 def _fine_preprocess(coarse: int, fine: int, rms: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """The fine features as they are, with a share of each other's and of the coarse ones'."""
+    """The fine features, with a part of each other's and of the coarse ones'."""
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)

@@ -1,9 +1,9 @@
-"""What a frame costs with `compact`, by backend and by stage, beside XFeat, XFeat*, SIFT and ORB in the same run.
+"""Cost of a frame with `compact`, by backend and by stage, beside XFeat, XFeat*, SIFT and ORB in the same run.
 
-A frame is resized and encoded, and matched with one keyframe whose features are kept, in pixels of the incoming image:
-what the node does with its default settings before it looks at geometry. The others' way through a frame is the same:
-features of the new image, and matches with those of an earlier one. All take turns, two frames each, of which the
-first only wakes what the others put to sleep. The images are a hand-held walk through the rendered room.
+A frame is resized and encoded, and matched with one keyframe with stored features, in pixels of the incoming image: the
+node's work with default settings before geometry. The others do the same: features of the new image, and matches with
+those of an earlier one. All take turns, two frames each; the first frame only warms up. The images are a hand-held walk
+through the rendered room.
 
     .venv/bin/python benchmarks/compact_speed.py [--weights FILE] [--size 640x480] [--output FILE]
 """
@@ -53,7 +53,7 @@ def open_ours(backend: str, weights: Path, size: tuple[int, int], threads: int, 
     """`compact` behind the front end, run by a backend.
 
     Raises:
-        DeviceError: the backend or its precision is not to be had here.
+        DeviceError: the backend or its precision is not available here.
     """
     runtime, precision = backend.split()
     if precision == "bfloat16" and not cpu_has_bf16():
@@ -74,7 +74,7 @@ def open_ours(backend: str, weights: Path, size: tuple[int, int], threads: int, 
 
 
 def watch_stages(network: Compact, measure: Callable[[Callable[[], object]], float] = seconds) -> Meter:
-    """Measures a network's stages from now on."""
+    """Measure a network's stages from now on."""
     meter = Meter(measure)
     meter.watch(network.backbone, "forward", STAGES[0])
     meter.watch(network.transformer, "encode", STAGES[1])
@@ -96,7 +96,7 @@ def count_work(weights: Path, frames: list[View]) -> dict[str, float]:
 
 
 class Runner:
-    """One matcher's turns: its times of a frame, and of its stages where they can be seen."""
+    """The measurements of one matcher: its times of a frame, and of its stages if visible."""
 
     def __init__(self, contender: Contender, frames: list[View]) -> None:
         self.contender, self.current = contender, frames[-1]
@@ -139,7 +139,7 @@ class Runner:
 
 
 def report_frames(report: Report, runners: dict[str, Runner]) -> None:
-    """A line for each matcher."""
+    """A line per matcher."""
     reference = runners[REFERENCE].median("frame") if REFERENCE in runners else float("nan")
     width = max(len(runner.contender.label) for runner in runners.values())
     report(

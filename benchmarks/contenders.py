@@ -1,7 +1,7 @@
 """The matchers that a benchmark compares, behind one interface: an image to features, two images' features to matches.
 
-Each image is encoded once for all its pairs, and both steps are timed apart, so a pair's time is that of two images
-and one matching, whatever was done before.
+Each image is encoded once for all its pairs, and both steps are timed separately, so a pair's time is that of two
+images and one matching.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class View:
     """One image.
 
     Attributes:
-        key: names it among all images of a run.
-        frame: gray, with the camera where it has one.
+        key: identifies it among all images of a run.
+        frame: gray, with the camera if it has one.
         color: (H, W, 3) uint8 RGB, or (H, W) gray; for the peers, which are trained on colour.
     """
 
@@ -54,7 +54,7 @@ class View:
 
 @dataclass(frozen=True)
 class Found:
-    """Matches of a pair: (N, 2) float32 raw pixels; (N,) predicted standard deviations where there are any."""
+    """Matches of a pair: (N, 2) float32 raw pixels; (N,) predicted standard deviations if available."""
 
     points0: Points
     points1: Points
@@ -74,14 +74,14 @@ class Contender(Protocol):
         """Matches of two images' features; both have been through `encode`."""
 
     def forget(self, features: Any) -> None:
-        """These features are not needed any more."""
+        """Release features that are not needed any more."""
 
 
 class Ours:
-    """A network behind the front end, as it runs in the node: resized, encoded, matched, refined where it must be."""
+    """A network behind the front end, as in the node: resized, encoded, matched, refined if needed."""
 
     def __init__(self, label: str, spec: MatcherSpec) -> None:
-        """`label` in place of the network's name; empty for that. `front_end` has the default settings."""
+        """`label` replaces the network's name unless empty. `front_end` has the default settings."""
         matcher = open_matcher(spec)
         refined = "" if matcher.has_fine_stage else " + LK"
         self.label = f"{label or matcher.config.name}{refined}, {precision_name(matcher.dtype)}"
@@ -105,7 +105,7 @@ class Ours:
 
 
 class Sparse:
-    """OpenCV features with mutual nearest neighbours, and the ratio test where `ratio` is given."""
+    """OpenCV features with mutual nearest neighbours, and the ratio test if `ratio` is given."""
 
     def __init__(self, label: str, detector: cv2.Feature2D, norm: int, ratio: float | None) -> None:
         self.label = label
@@ -124,7 +124,7 @@ class Sparse:
         return Found(features0[0][index[:, 0]], features1[0][index[:, 1]], time.perf_counter() - start)
 
     def pairs(self, descriptors0: Any, descriptors1: Any) -> NDArray[np.int64]:
-        """(N, 2) numbers of the keypoints that belong together, ordered by the first image's."""
+        """(N, 2) numbers of matched keypoints, ordered by the first image's."""
         if descriptors0 is None or descriptors1 is None or min(len(descriptors0), len(descriptors1)) < 2:
             return np.zeros((0, 2), np.int64)
         back = {m.queryIdx: m.trainIdx for m in self._matcher.match(descriptors1, descriptors0)}
@@ -157,7 +157,7 @@ class Peer:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which matchers run."""
+    """Add the options that select matchers."""
     parser.add_argument("--network", action="append", default=[], help="preset of ours; may be given several times")
     parser.add_argument(
         "--weights",
@@ -188,7 +188,7 @@ def open_contenders(arguments: argparse.Namespace, stack: ExitStack) -> tuple[li
         The matchers, and (name, reason) of those that cannot run here.
 
     Raises:
-        WeightsError: our network cannot be loaded. A table without it would be of no use; one without a peer is.
+        WeightsError: our network cannot be loaded. A table without it would be useless; one without a peer is not.
     """
     cv2.setNumThreads(arguments.threads or -1)
     contenders: list[Contender] = []
@@ -204,7 +204,7 @@ def open_contenders(arguments: argparse.Namespace, stack: ExitStack) -> tuple[li
 
 
 class _StudentError(Exception):
-    """The published student's weights are not here."""
+    """The published student's weights are missing."""
 
 
 def _opened(name: str, arguments: argparse.Namespace, process: PeerProcess) -> Iterator[Contender]:
@@ -248,21 +248,21 @@ def _networks(networks: Sequence[str], weights: Sequence[str]) -> list[tuple[str
     if len(networks) > 1 and len(weights) > 1 and len(networks) != len(weights):
         raise SystemExit(f"{len(networks)} networks and {len(weights)} weights: give one of either, or as many")
     count = max(len(networks), len(weights), 1)
-    # The default network where nothing is said; what the weights are of where only they are.
+    # The default network without any option; the network of the weights if only they are given.
     named = list(networks) or ["auto" if weights else MatcherConfig().network]
     files = list(weights) or [""]
     return list(zip(named * (count if len(named) == 1 else 1), files * (count if len(files) == 1 else 1), strict=True))
 
 
 class Race:
-    """Runs every contender on every pair, one after another, and keeps their features while they are needed."""
+    """Runs every contender on every pair, one after another, and stores their features while they are needed."""
 
     def __init__(self, contenders: Sequence[Contender]) -> None:
         self._contenders = contenders
         self._features: list[dict[str, tuple[Any, float]]] = [{} for _ in contenders]
 
     def warm_up(self, view0: View, view1: View) -> None:
-        """The first run of a size allocates and picks kernels."""
+        """The first run of a size allocates memory and chooses kernels."""
         self.pair(view0, view1)
         self.keep(())
 
@@ -278,7 +278,7 @@ class Race:
         return results
 
     def keep(self, keys: Sequence[str]) -> None:
-        """Forget all images but these."""
+        """Release all images except these."""
         for contender, features in zip(self._contenders, self._features, strict=True):
             for key in features.keys() - set(keys):
                 contender.forget(features.pop(key)[0])

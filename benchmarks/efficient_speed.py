@@ -1,9 +1,9 @@
-"""EfficientLoFTR beside that of transformers: time and work, with the same weights, in turns within one run.
+"""EfficientLoFTR beside the one in transformers: time and work, with the same weights, alternating within one run.
 
-transformers encodes both images of every pair. Here a keyframe was encoded when it came; a new frame is encoded once
-and matched with one keyframe, or with four. The weights are made, not trained (loftr_ros/evaluation/made_efficient.py),
-and the images are views of the rendered room. transformers runs in the environment that `make peers` makes, in its own
-process, where its times are taken; without it only ours are measured.
+transformers encodes both images of every pair. Here a keyframe was encoded on arrival; a new frame is encoded once and
+matched with one keyframe, or with four. The weights are synthetic, not trained (calibrated_efficient.py), and the
+images are views of the rendered room. transformers runs in the environment that `make peers` makes, in its own process,
+where its times are taken; without it only ours are measured.
 
     .venv/bin/python benchmarks/efficient_speed.py [--size 640x480] [--threads 2] [--repeats 5]
 """
@@ -95,7 +95,7 @@ def main() -> None:
         keyframes = {}
         for name, network in networks.items():
             keyframes[name] = [network.encode(frame) for frame in frames]
-            for count in (1, KEYFRAMES):  # warm-up, with the numbers of keyframes that are timed
+            for count in (1, KEYFRAMES):  # warm-up, with the timed numbers of keyframes
                 matches = network.match(keyframes[name][-count:], network.encode(current))
             report(f"  {name}: {agreement(matches[-1], cells)}")
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def tell(report: Report, networks: dict[str, EfficientLoFTR], times: dict[tuple[str, str], list[float]]) -> None:
-    """The table of what a frame costs."""
+    """Report the cost of a frame."""
     medians = {what: statistics.median(taken) for what, taken in times.items()}
     report(f"\n{'':26}{'one keyframe':>16}{f'{KEYFRAMES} keyframes':>16}")
     theirs = [medians.get(("transformers", str(count))) for count in (1, KEYFRAMES)]
@@ -135,7 +135,7 @@ def tell(report: Report, networks: dict[str, EfficientLoFTR], times: dict[tuple[
 def tell_stages(
     report: Report, name: str, network: EfficientLoFTR, keyframes: list, current: Tensor, repeats: int
 ) -> None:
-    """Work, and time by stage, of one keyframe."""
+    """Report work and time by stage, for one keyframe."""
     encode = gflop(lambda: network.encode(current))
     whole = gflop(lambda: network.match(keyframes[-1:], network.encode(current)))
     meter = Meter()

@@ -1,7 +1,7 @@
-"""Hands every reader files and messages that are broken in every way, and counts how they end.
+"""Gives every reader broken files and messages, and counts how they end.
 
-Each case must give a result or an error of the reader's own kind within ten seconds: no other exception, no hang. What
-is found wrong is printed with the case, and makes the exit code 1.
+Each case must give a result or an error of the reader's own kind within ten seconds: no other exception, no hang.
+Failures are printed with the case, and make the exit code 1.
 
     .venv/bin/python benchmarks/fuzz.py --cases 100000
 """

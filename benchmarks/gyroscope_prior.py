@@ -1,4 +1,4 @@
-"""What a gyroscope brings on the walks of `wrong_and_sure.py`, and what one that is wrong does to them.
+"""Benefit of a gyroscope on the walks of `wrong_and_sure.py`, and the effect of a faulty one.
 
 Every view's true pose gives angular velocities at 200 Hz, with noise and a bias; then the same with axes swapped, 50 ms
 late, and stuck at the last value. Each is compared with the front end without a gyroscope, on the same frames.
@@ -48,7 +48,7 @@ def samples(poses: Array, seed: int) -> Iterator[tuple[int, Array]]:
 
 
 def spoilt(variant: str, stamp: int, rate: Array, first: Array) -> tuple[int, Array]:
-    """A sample as a gyroscope has it that is wired wrongly."""
+    """A sample of a faulty gyroscope."""
     if variant == "swapped":
         return stamp, SWAP @ rate
     if variant == "late":

@@ -1,9 +1,9 @@
 """Homographies: our networks beside SIFT, ORB, XFeat, ALIKED + LightGlue and the published student.
 
-Two kinds of pairs: the views 1-2, 1-3 and 1-4 of VGG's `graf` (a painted wall from further and further aside), and
-views of photos that no training sees (those that `loftr_ros train assets` holds out) under moderate homographies and
-photometric change, made by a fixed seed, where the true place of every match is known to a small part of a pixel.
-Every matcher sees the same pairs in one run, in turn on each pair; its homography is found by MAGSAC++.
+Two kinds of pairs: the views 1-2, 1-3 and 1-4 of VGG's `graf` (a painted wall at increasing angles), and views of
+photos held out of the training by `loftr_ros train assets`, under moderate homographies and photometric change from a
+fixed seed, where the true position of every match is known to a small part of a pixel. Every matcher sees the same
+pairs in one run, in turn on each pair; its homography is found by MAGSAC++.
 
     .venv/bin/python benchmarks/homography.py [--data ../shared/data] [--network NAME] [--weights FILE] [--quick]
 """
@@ -30,14 +30,14 @@ from loftr_ros.evaluation.metrics import pose_auc
 GRAF_VIEWS = (2, 3, 4)
 SIZE = (640, 480)
 SEED = 20
-DIFFICULTY, PHOTOMETRIC = 0.4, 0.3  # parts of what training goes up to
-LARGEST_TURN = 45.0  # degrees in the image; training turns a few pairs by any angle
+DIFFICULTY, PHOTOMETRIC = 0.4, 0.3  # parts of the training's maximum
+LARGEST_TURN = 45.0  # degrees in the image; training rotates a few pairs by any angle
 LEAST_COVISIBLE = 0.35
-# Half of the wallpapers are all but blank: of a photo's blocks of 32 px, so many must have such a standard deviation.
+# Half of the wallpapers are almost blank: this part of a photo's blocks of 32 px must have this standard deviation.
 BLOCK, LEAST_CONTRAST, LEAST_PART = 32, 5.0, 0.5
-RIGHT = 3.0  # px up to which a match is right
-CELL = 8.0  # px: an error below it is the fine stage's, above it the coarse stage took another cell
-THRESHOLD = 3.0  # px, of MAGSAC++: the evaluation of LoFTR on HPatches has it
+RIGHT = 3.0  # px, threshold of a right match
+CELL = 8.0  # px: a smaller error is the fine stage's, a larger one means that the coarse stage chose another cell
+THRESHOLD = 3.0  # px, of MAGSAC++, as in the evaluation of LoFTR on HPatches
 AUC_LIMITS = (3.0, 5.0, 10.0)
 QUICK_PHOTOS, QUICK_ORDERS = 6, 2
 
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two gray images, the second one's colours where there are any, and the homography between them."""
+    """Two gray images, the second one's colours if it has any, and the homography between them."""
 
     name: str
     images: tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass
 class Result:
-    """Of one matcher on one kind of pairs; a number a pair, but for what is of all matches."""
+    """One matcher on one kind of pairs; one number per pair, except for values of all matches."""
 
     matcher: str
     scores: list[PairScore] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Result:
         return np.concatenate(self.residuals)
 
     def calibrated(self, limit: float = np.inf) -> Calibration:
-        """Of the matches whose error is below `limit`."""
+        """Calibration of the matches with an error below `limit`."""
         residuals, std = self.all_residuals, np.concatenate(self.std)
         near = np.linalg.norm(residuals, axis=1) < limit
         return calibration(residuals[near], std[near])
@@ -130,14 +130,14 @@ def photo_pairs(assets: Path, most: int, each: int) -> list[Pair]:
 
 
 def has_contrast(image: NDArray[np.uint8]) -> bool:
-    """Whether there is something to see in most of an (H, W) image."""
+    """Whether most of an (H, W) image has contrast."""
     rows, columns = (side // BLOCK for side in image.shape)
     blocks = image[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
     return bool((blocks.std(axis=(1, 3)) >= LEAST_CONTRAST).mean() >= LEAST_PART)
 
 
 def moderate_homography(rng: np.random.Generator) -> Array:
-    """As training makes them, up to DIFFICULTY; drawn again where one turns too far or leaves too little in view."""
+    """A homography as in training, up to DIFFICULTY; drawn again if it rotates too far or leaves too little overlap."""
     from loftr_ros.training.homography import random_homography
 
     middle = (np.array(SIZE) - 1) / 2
@@ -165,14 +165,14 @@ class Job:
 
 
 def score(job: Job) -> PairScore:
-    """In a process of its own."""
+    """Score a job, in a separate process."""
     cv2.setNumThreads(1)
     distances = np.linalg.norm(job.points[1] - map_points(job.truth, job.points[0]), axis=1)
     return score_homography(*job.points, job.truth, job.sizes, distances, RIGHT, THRESHOLD, job.orders)
 
 
 def run(contenders: list[Any], pairs: list[Pair], orders: int, what: str) -> list[Result]:
-    """Match everything, timed and nothing beside it; then score."""
+    """Match everything, timed without other work; then score."""
     from contenders import Race, View
     from tqdm import tqdm
 
@@ -254,7 +254,7 @@ def photo_table(results: list[Result], missing: list[tuple[str, str]]) -> list[s
 
 
 def plot(results: list[Result], folder: Path) -> None:
-    """Errors of homographies and of matches, and what the predicted standard deviations are worth."""
+    """Errors of homographies and of matches, and the calibration of predicted standard deviations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

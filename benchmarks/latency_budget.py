@@ -1,7 +1,7 @@
-"""Whether a latency is kept: the front end free, and then with a part of the latency that it had free.
+"""Whether a latency limit is kept: the front end without a limit, and then with a part of its free latency as limit.
 
-A frame's time is what the front end takes from its decoded image to its poses. The first frames, in which it finds the
-effort that the limit allows, are told apart from those after them.
+A frame's time is from its decoded image to its poses. The first frames, in which the effort settles, are reported
+separately.
 
     .venv/bin/python benchmarks/latency_budget.py [--data ../shared/data] [--folder sevenscenes] [--part 0.5]
 """
@@ -22,7 +22,7 @@ from loftr_ros.matcher.interface import Matcher
 from loftr_ros.recordings import open_source
 from loftr_ros.settings import with_values
 
-# Frames in which the limit's effort may still be looked for.
+# Frames in which the effort may still settle.
 SETTLING = 60
 
 

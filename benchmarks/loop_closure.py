@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/loop_closure.py [--out benchmarks/results/loop_closure.txt --plot ....png]
 
-Every view of a walk (a keyframe a second) is searched for among what was archived before. In pieces, a process each:
+Every view of a walk (a keyframe a second) is searched for among those archived before. In pieces, a process each:
 `--seeds 700 --raw a.jsonl` and so on, then `--merge a.jsonl b.jsonl`; worlds of one piece share an archive.
 """
 
@@ -24,12 +24,12 @@ from loftr_ros.settings import with_values
 from loftr_ros.worlds.revisits import World
 
 SEEDS = (700, 701, 702, 705)
-# Name, mode, and whether a stretch of it looks back at itself; each is also played twice.
+# Name, mode, and whether a stretch of it revisits itself; each is also played twice.
 RECORDINGS = (("sevenscenes", "mono", True), ("sevenscenes", "rgbd", True), ("kitti06_stereo", "stereo", False))
 
 
 def recordings(data: Path, matcher_config: MatcherConfig, config: LoopConfig) -> list[str]:
-    """Loops in real recordings; a line that says so where they are missing."""
+    """Loops in real recordings; a line that reports missing ones."""
     from loop_recordings import HEAD, looks_back, played_twice
 
     matcher = open_matcher(matcher_spec(matcher_config, MatchingConfig()))

@@ -1,6 +1,6 @@
-"""What retrieval, verification and detection say of every keyframe of rendered worlds, beside the truth.
+"""Results of retrieval, verification and detection for every keyframe of rendered worlds, beside the truth.
 
-All worlds go into one archive, one session each, so that of every world all others are places where the camera is not.
+All worlds go into one archive, one session each, so that all other worlds are wrong places for a camera.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from loftr_ros.places.view import NewKeyframe, View
 from loftr_ros.worlds.revisits import World
 
 ROBOT = "benchmark"
-BETWEEN = 3  # images from one keyframe to the next; those between may confirm a place
+BETWEEN = 3  # images between two keyframes, plus one; those between may confirm a place
 OWN_UNIT = 0.7  # of a single camera, for a metre, at the beginning of a walk
 SCALE_DRIFT = 0.004  # of the logarithm of that unit from keyframe to keyframe, standard deviation
-DEPTH_ERROR = 0.05  # of the depths of keyframes' cells, as a part of them
-DRIFT = 0.2  # degrees by which odometry errs from keyframe to keyframe, standard deviation of each axis
-_WORLD = 10_000  # keyframes are numbered from this times the world's seed on
+DEPTH_ERROR = 0.05  # relative error of the depths of keyframes' cells
+DRIFT = 0.2  # degrees, standard deviation of odometry's error from keyframe to keyframe, for each axis
+_WORLD = 10_000  # keyframe numbers of a world start at this times its seed
 
 Array = NDArray[np.float64]
 
 
 @dataclass
 class Tried:
-    """One keyframe of the archive, as it was verified against a query.
+    """One archived keyframe, verified against a query.
 
     Attributes:
-        world, number: which one.
-        other_place: whether both show different places; else one sees a part of what the other sees.
-        alike: what makes different places look alike, see `World.alike`; `world` for another building.
+        world, number: identify it.
+        other_place: whether both show different places; otherwise their views overlap.
+        alike: why different places look alike, see `World.alike`; `world` for another building.
         similarity: of the descriptors.
         matches, inliers, coverage: of the verification.
         posed: whether it has a rotation.
-        rotation, direction: errors in degrees; NaN where there is no truth or no such estimate.
+        rotation, direction: errors in degrees; NaN without a truth or an estimate.
         angle, distance, covisible: true ones, degrees and metres; NaN for another building.
-        hull: part of either image inside the convex hull of the inliers, of the image with less.
+        hull: part of either image inside the convex hull of the inliers, the smaller one of both images.
         planar: part of the inliers that one homography explains to 3 px.
         status: of the pose, a `PoseStatus`.
     """
@@ -82,7 +82,7 @@ class Tried:
         return self.coverage * self.inliers / self.matches if self.matches and self.posed else 0.0
 
     def is_right(self, most: float = 5.0) -> bool:
-        """Whether it is the same place, and its rotation is right to so many degrees."""
+        """Whether it is the same place, with a rotation error of at most `most` degrees."""
         return not self.other_place and self.rotation <= most
 
 
@@ -91,13 +91,13 @@ class Asked:
     """One keyframe of a walk.
 
     Attributes:
-        world, number: which one.
-        kind: `revisit`, `partial` where older views share a part of it but none is a revisit, or `new`.
-        angle, distance, covisible: of the revisited view that shares most with it, degrees and metres; else NaN.
-        archived: keyframes in the archive that it may be found among.
-        alike: of older views of other places in its building, how many look alike, by reason.
+        world, number: identify it.
+        kind: `revisit`, `partial` if older views share a part of it but none is a revisit, or `new`.
+        angle, distance, covisible: of the revisited view with the largest overlap, degrees and metres; else NaN.
+        archived: number of archived keyframes to find it among.
+        alike: number of look-alike older views of other places in its building, by reason.
         tried: candidates, the nearest first.
-        closure: what the detector published for it.
+        closure: the detector's result for it.
         confirmations: consecutive images that agreed.
         seconds: of the search, and of the verification of each candidate.
     """
@@ -123,16 +123,16 @@ def gather(
     between: int = BETWEEN,
     second_tour_only: bool = False,
 ) -> Iterator[Asked]:
-    """Walks through all worlds in turn, and what was found at each keyframe.
+    """Walk through all worlds in turn, and collect the results of each keyframe.
 
-    What is published for a keyframe may be filled in later, when more images have confirmed it.
+    The published loop of a keyframe may be filled in later, when more images have confirmed it.
 
     Args:
         front_end: for its matcher and settings.
-        worlds: whose views are the keyframes.
-        config: of the detection, and of how many candidates are verified.
+        worlds: their views are the keyframes.
+        config: of the detection, and of the number of verified candidates.
         between: images from one keyframe to the next, of which those between may confirm a place.
-        second_tour_only: only archive what the first tour sees; for tuning.
+        second_tour_only: only archive the views of the first tour; for tuning.
     """
     describe = PlaceDescriptor.of(front_end.matcher)
     verifier = RememberingVerifier(front_end.pairs)
@@ -165,7 +165,7 @@ class _Walk:
         self.asked: dict[int, Asked] = {}
 
     def go(self, first: int) -> Iterator[Asked]:
-        """What is asked from the keyframe with a number on."""
+        """Results from the keyframe with number `first` on."""
         archive, config, memory = self.detector.archive, self.detector.config, self._verifier.memory
         assert memory is not None
         archived_before = len(archive)
@@ -208,7 +208,7 @@ class _Walk:
         return View(frame, name, self.session, descriptor, self._location(moment), float(self.way[moment]))
 
     def _depth(self, number: int) -> tuple[CellDepth, tuple[int, int]]:
-        """Of a keyframe's cells, as triangulation would have them: in the unit of its time, with errors."""
+        """Depths of a keyframe's cells as from triangulation: in the unit of its time, with errors."""
         depth = self.world.cell_depths(number) * self.units[number * self.between]
         rng = np.random.default_rng([self.world.seed, 2, number])
         inverse = (1 + DEPTH_ERROR * rng.standard_normal(depth.shape)) / depth
@@ -282,10 +282,10 @@ def _asked(world: World, number: int, config: LoopConfig, archived_before: int) 
 
 
 def _drifting(poses: Array, rng: np.random.Generator, between: int) -> tuple[Array, Array]:
-    """Odometry of a single camera: true steps with errors of rotation and of scale, in a frame and a unit of its own.
+    """Odometry of a single camera: true steps with errors of rotation and of scale, in its own frame and unit.
 
     Returns:
-        (N, 4, 4) poses, and (N,) length of a metre in the unit that each step is in.
+        (N, 4, 4) poses, and (N,) length of a metre in the unit of each step.
     """
     found = np.tile(np.eye(4), (len(poses), 1, 1))
     units = OWN_UNIT * np.exp(np.cumsum(SCALE_DRIFT / between**0.5 * rng.standard_normal(len(poses))))
@@ -301,12 +301,12 @@ def _drifting(poses: Array, rng: np.random.Generator, between: int) -> tuple[Arr
 
 
 def save(asked: Sequence[Asked], path: Path) -> None:
-    """Keeps evidence, one JSON object a line."""
+    """Write the results, one JSON object per line."""
     path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in asked))
 
 
 def load(path: Path) -> list[Asked]:
-    """Reads what `save` wrote."""
+    """Read the file of `save`."""
     asked = []
     for line in path.read_text().splitlines():
         record = json.loads(line)

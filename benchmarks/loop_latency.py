@@ -1,8 +1,8 @@
-"""What the archive and the search for loops cost tracking: the node's latency with and without them, in turns.
+"""Effect of archive and loop search on tracking: the node's latency with and without them, alternating.
 
 The node runs as a user would run it while a publisher loops over a sequence. A first run fills the archive, so that
 each keyframe of the others is searched for, matched with its place, and archived. Runs with and without an archive
-take turns: what else the machine does hits both alike. Run it on an idle machine.
+alternate, so that other load on the machine affects both equally. Run it on an idle machine.
 
     .venv/bin/python benchmarks/loop_latency.py [--source ../shared/data/sevenscenes] [--out FILE]
 """
@@ -58,7 +58,7 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         there = ["-p", f"archive.uri:={folder}/archive", "-p", "robot_name:=benchmark"]
-        # So that there are places to be found from the first image on.
+        # So that there are places to find from the first image on.
         measure(source, "", 5.0, 60.0, there)
         ratios: dict[float, list[float]] = {hz: [] for hz in arguments.hz}
         for hz in arguments.hz:

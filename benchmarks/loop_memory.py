@@ -1,4 +1,4 @@
-"""What verification said of pairs of images in earlier runs, so that settings of the search are tried in seconds."""
+"""Cache of verifications of pairs of images from earlier runs, to try settings of the search in seconds."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from loftr_ros.places.descriptor import PlaceDescriptor
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 from loftr_ros.places.verification import Verification, Verifier
 
-_ENCODED = 250  # archived keyframes whose features are kept, to spare time; the node keeps 8
+_ENCODED = 250  # archived keyframes with cached features, to save time; the node caches 8
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A verification without its correspondences, which thousands of them have no room for.
+    """A verification without its correspondences, which would need too much memory for thousands of them.
 
     Attributes:
         matches: their number.
         pose, own_unit, coverage: see `Verification`.
         hull, planar: see `Tried`.
-        seconds: that it took.
+        seconds: its duration.
     """
 
     matches: int
@@ -53,7 +53,7 @@ class Remembered:
 class Memory:
     """Descriptors and verifications of one world's views.
 
-    What another network, or other code of the verification, has found is not used.
+    Results of another network, or of another version of the verification, are not used.
     """
 
     def __init__(self, cache: Path | None, seed: int, front_end: FrontEnd, describe: PlaceDescriptor) -> None:
@@ -74,7 +74,7 @@ class Memory:
         return self.descriptors[key]
 
     def save(self) -> None:
-        """Keeps what is known by now."""
+        """Save the current contents."""
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_bytes(pickle.dumps((self.verified, self.descriptors)))
@@ -89,7 +89,7 @@ class RememberingVerifier(Verifier):
         self._encodings: OrderedDict[KeyframeName, EncodedFrame] = OrderedDict()
 
     def remember(self, archived: ArchivedKeyframe, frame: Frame) -> Remembered:
-        """What is known of a pair, verified if need be."""
+        """The verification of a pair, computed if needed."""
         assert self.memory is not None
         key = (archived.name.id, frame.stamp_ns)
         if key not in self.memory.verified:
@@ -107,7 +107,7 @@ class RememberingVerifier(Verifier):
         return Verification(archived, range(known.matches), known.pose, known.own_unit, known.coverage)  # type: ignore[arg-type]
 
     def _encoded(self, archived: ArchivedKeyframe, current: Frame) -> EncodedFrame:
-        """As `Verifier` does, but keeps more of them, to spare time."""
+        """As in `Verifier`, with a larger cache to save time."""
         if archived.name not in self._encodings:
             self._encodings[archived.name] = super()._encoded(archived, current)
             if len(self._encodings) > _ENCODED:
@@ -117,7 +117,7 @@ class RememberingVerifier(Verifier):
 
 
 def _shape(found: Verification, area: int) -> tuple[float, float]:
-    """The inliers' convex hull as a part of the image's `area`, and how many of them are on one plane."""
+    """Area of the inliers' convex hull as a part of the image's `area`, and part of them on one plane."""
     inliers = found.pose.inliers
     if inliers.sum() < 8:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Loops in real recordings: a stretch that looks back at itself, and a recording played twice, an hour apart."""
+"""Loops in real recordings: a stretch that revisits itself, and a recording played twice, an hour apart."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from loftr_ros.recordings import open_source
 from loftr_ros.settings import with_values
 
 HOUR_NS = 3600 * 10**9
-SHIFT = 5  # frames that the second time leaves out at the beginning, so that its keyframes are other images
-LOOKS_BACK_AFTER = 2.0  # seconds since which a stretch of 8 s may look back at itself
+SHIFT = 5  # frames skipped at the beginning of the second pass, so that its keyframes are other images
+LOOKS_BACK_AFTER = 2.0  # seconds after which a stretch of 8 s may revisit itself
 
 Array = NDArray[np.float64]
 
 
 @dataclass
 class Recorded:
-    """What was found in one recording.
+    """Loops found in one recording.
 
     Attributes:
-        name: what was played.
-        keyframes: of it; of the second time where it was played twice.
+        name: of the recording.
+        keyframes: number of keyframes; of the second pass if it was played twice.
         rotations: errors of the loops in degrees.
-        lengths: errors of their translations in metres, where they are in metres.
-        directions: of their translations in degrees, where these have directions.
+        lengths: errors of their translations in metres, if these are metric.
+        directions: errors of their directions of translation in degrees, if observed.
         found: keyframes among `keyframes` with a loop.
     """
 
@@ -77,7 +77,7 @@ def looks_back(folder: Path, mode: str, matcher: Matcher, config: LoopConfig) ->
 
 
 def played_twice(folder: Path, mode: str, matcher: Matcher, config: LoopConfig) -> Recorded:
-    """Loops from the second time that a recording is played, an hour after the first."""
+    """Loops from the second pass of a recording, an hour after the first."""
     return _played(f"{folder.name} ({mode}), twice", folder, mode, matcher, config, 2)
 
 
@@ -130,6 +130,6 @@ class _Errors:
         self.rotations.append(rotation_error(pose.rotation, true[:3, :3]))
         if pose.scale_known:
             self.lengths.append(float(np.linalg.norm(pose.translation - true[:3, 3])))
-        # A direction means something where the true way is long beside the truth's own error.
+        # A direction is meaningful if the true translation is long compared with the truth's own error.
         if pose.has_direction and np.linalg.norm(true[:3, 3]) > 0.1:
             self.directions.append(translation_direction_error(pose.translation, true[:3, 3]))

@@ -1,4 +1,4 @@
-"""Tables of what `loop_evidence` gathered: recall, precision, false loops, errors, times."""
+"""Tables of the results of `loop_evidence`: recall, precision, false loops, errors, times."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from loop_evidence import BETWEEN, DRIFT, SCALE_DRIFT, Asked, Tried
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.worlds.revisits import MAX_ANGLE, MAX_DISTANCE, MIN_COVISIBLE, OTHER_PLACE
 
-RIGHT = 5.0  # degrees that a loop's rotation may be wrong by
+RIGHT = 5.0  # degrees, largest rotation error of a right loop
 ANGLES, DISTANCES, SHARED = (0, 10, 20, 30), (0.0, 0.5, 1.0, 2.0), (0.3, 0.45, 0.6, 1.0)
 
 Score = Callable[[Asked], tuple[float, bool] | None]
 
 
 def best_retrieved(one: Asked) -> tuple[float, bool] | None:
-    """Similarity of the nearest candidate, and whether it shows the place at all."""
+    """Similarity of the nearest candidate, and whether it shows the place."""
     return (one.tried[0].similarity, not one.tried[0].other_place) if one.tried else None
 
 
 def best_verified(config: LoopConfig) -> Score:
-    """Score of the best candidate that verification believes, and whether its rotation is right."""
+    """Score of the best accepted candidate, and whether its rotation is right."""
 
     def score(one: Asked) -> tuple[float, bool] | None:
         believed = [each for each in one.tried if is_believed(each, config)]
@@ -37,7 +37,7 @@ def best_verified(config: LoopConfig) -> Score:
 
 
 def published(one: Asked) -> tuple[float, bool] | None:
-    """Score of the loop that was published, and whether its rotation is right."""
+    """Score of the published loop, and whether its rotation is right."""
     return None if one.closure is None else (one.closure.score, one.closure.is_right(RIGHT))
 
 
@@ -56,7 +56,7 @@ class Curve:
     """Precision and recall over the threshold of a score.
 
     Attributes:
-        thresholds, precision, recall: one entry for each answer, the surest first.
+        thresholds, precision, recall: one entry per answer, the most certain first.
     """
 
     def __init__(self, asked: Sequence[Asked], score: Score) -> None:
@@ -70,9 +70,9 @@ class Curve:
         self.recall = np.cumsum(right & asked_for) / max(wanted, 1)
 
     def recall_at(self, precision: float) -> tuple[float, float]:
-        """The highest recall at a precision at least so high, and the threshold for it; 0 and NaN for none."""
+        """The highest recall at a precision of at least this, and its threshold; 0 and NaN for none."""
         good = np.flatnonzero(self.precision >= precision)
-        # Equal scores cannot be told apart by a threshold: the last of them counts for all.
+        # A threshold cannot separate equal scores: the last of them counts for all.
         last = np.append(self.thresholds[1:] != self.thresholds[:-1], True)
         good = good[last[good]] if len(good) else good
         return (float(self.recall[good[-1]]), float(self.thresholds[good[-1]])) if len(good) else (0.0, float("nan"))
@@ -85,7 +85,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def is_false(one: Asked) -> bool:
-    """Whether a loop was published that is no loop: of another place, or with a wrong rotation."""
+    """Whether a published loop is false: of another place, or with a wrong rotation."""
     return one.closure is not None and not one.closure.is_right(RIGHT)
 
 
@@ -95,7 +95,7 @@ def is_found(one: Asked) -> bool:
 
 
 def of_worlds(asked: Sequence[Asked]) -> list[str]:
-    """What was found, world by world."""
+    """Results by world."""
     rows = []
     for seed in [*sorted({one.world for one in asked}), None]:
         some = [one for one in asked if seed is None or one.world == seed]
@@ -143,7 +143,7 @@ def of_stages(asked: Sequence[Asked], config: LoopConfig) -> tuple[list[str], di
 
 
 def of_other_places(asked: Sequence[Asked]) -> list[str]:
-    """False loops by what makes the places look alike."""
+    """False loops by the reason why the places look alike."""
     names = {
         "twins": "twins: rooms of one layout",
         "corridor": "both from the corridor, with its equal doors",
@@ -189,7 +189,7 @@ def of_bins(asked: Sequence[Asked]) -> list[str]:
 
 
 def of_missed(asked: Sequence[Asked], config: LoopConfig) -> list[str]:
-    """Where revisits were lost."""
+    """Stages at which revisits were lost."""
     reasons: Counter[str] = Counter()
     for one in asked:
         if one.kind == "revisit" and not is_found(one):
@@ -211,7 +211,7 @@ def of_missed(asked: Sequence[Asked], config: LoopConfig) -> list[str]:
 
 
 def of_poses(asked: Sequence[Asked]) -> list[str]:
-    """Errors of the loops that were published."""
+    """Errors of the published loops."""
     loops = [one.closure for one in asked if one.closure is not None and not one.closure.other_place]
     rows = []
     for name, values in (
@@ -257,7 +257,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
 
 
 def protocol(asked: Sequence[Asked], config: LoopConfig) -> list[str]:
-    """What was measured, and how."""
+    """Description of the measurement."""
     worlds = sorted({one.world for one in asked})
     changed = [f"{name}={value}" for name, value in vars(config).items() if value != getattr(LoopConfig(), name)]
     seeds = ", ".join(map(str, worlds))

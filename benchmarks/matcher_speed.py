@@ -1,9 +1,8 @@
-"""The full network beside kornia's LoFTR: time, work and memory, with one state dict, in one process and run.
+"""The full network beside kornia's LoFTR: time, work and memory, with the same state dict, in one process and run.
 
-kornia encodes both images of every pair. Here a keyframe was encoded when it came; a new frame is encoded once and
-matched with one keyframe, or with four. The weights are made, not trained (loftr_ros/evaluation/made_weights.py), and
-the images are views of the rendered room unless others are given; both networks find the same matches, which is
-printed.
+kornia encodes both images of every pair. Here a keyframe was encoded on arrival; a new frame is encoded once and
+matched with one keyframe, or with four. The weights are synthetic, not trained (calibrated_weights.py), and the images
+are views of the rendered room unless others are given; both networks find the same matches, which is printed.
 
     .venv/bin/python benchmarks/matcher_speed.py [--size 640x480] [--images A B] [--memory] [--frames 1000]
 """
@@ -52,8 +51,8 @@ def views(size: tuple[int, int], count: int, files: list[Path]) -> list[Tensor]:
                 raise SystemExit(f"{file} is not a readable image")
         resized = [torch.from_numpy(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in images]
         return (resized + resized[-1:] * count)[:count]
-    # Keyframes a fifth of a second apart, and the current image 0.8 s after the last: hundreds of matches, as where a
-    # front end is still sure of itself but not idle.
+    # Keyframes a fifth of a second apart, and the current image 0.8 s after the last: hundreds of matches, a typical
+    # case of confident tracking.
     moments = [20 + 6 * i for i in range(count - 1)]
     moments.append(moments[-1] + 24)
     scene, camera, poses = Scene(3), default_camera(*size), trajectory(moments[-1] + 1, seed=3)
@@ -83,14 +82,14 @@ def run_kornia(network: Any, image0: Tensor, image1: Tensor) -> dict[str, Tensor
 
 
 def watch_stages(network: LoFTR) -> Meter:
-    """Adds up the time that a network spends in its stages."""
+    """Sum up the time that a network spends in its stages."""
     watch = Meter()
-    # Where there are many matches, their windows come out of the whole map of the new image.
+    # With many matches, their windows are computed from the whole map of the new image.
     watch.watch(network.backbone, "smooth", STAGES[-1])
     watched = network.backbone, network.loftr_coarse, network.loftr_coarse, network
     for stage, owner, name in zip(STAGES, watched, ("forward", "encode", "forward", "_match_coarse"), strict=False):
         watch.watch(owner, name, stage)
-    # Looked up in the class: a stand-in takes the object's place.
+    # Looked up in the class: a wrapper replaces the object.
     network._fine = _Timed(network._fine, watch.measured(STAGES[-1], network._fine))  # type: ignore[assignment, arg-type]
     return watch
 
@@ -107,7 +106,7 @@ class _Timed:
 
 
 def agreement(ours: Matches, theirs: dict[str, Tensor], tolerance: float) -> str:
-    """How many of kornia's matches are in ours, with the point in image 1 within a tolerance in px."""
+    """Number of kornia's matches that ours contain, with the point in image 1 within a tolerance in px."""
     points = {tuple(p0): p1 for p0, p1 in zip(ours.points0.tolist(), ours.points1, strict=True)}
     distances = [
         float((points[tuple(p0)] - p1).norm()) if tuple(p0) in points else float("inf")
@@ -123,7 +122,7 @@ def agreement(ours: Matches, theirs: dict[str, Tensor], tolerance: float) -> str
 
 
 def measure_speed(report: Report, weights: dict[str, Tensor], images: list[Tensor], repeats: int) -> None:
-    """Time ours and kornia's, interleaved, and report medians."""
+    """Time ours and kornia's alternately, and report medians."""
     current, frames = images[-1], images[:-1]
     kornia = build_kornia(weights)
     half = resolve_precision("auto", CPU)
@@ -132,7 +131,7 @@ def measure_speed(report: Report, weights: dict[str, Tensor], images: list[Tenso
     theirs = [run_kornia(kornia, frame, current) for frame in frames]
     for name, network in networks.items():
         keyframes[name] = [network.complete(network.encode(frame)) for frame in frames]
-        for _ in range(2):  # warm-up, with the numbers of keyframes that are timed
+        for _ in range(2):  # warm-up, with the timed numbers of keyframes
             for count in (1, KEYFRAMES):
                 matches = network.match(keyframes[name][:count], network.encode(current))
         report(f"{name:>9}: {agreement(matches[-1], theirs[-1], 0.01 if name == 'float32' else 1.0)}")
@@ -171,7 +170,7 @@ def measure_speed(report: Report, weights: dict[str, Tensor], images: list[Tenso
 def report_stages(
     report: Report, network: LoFTR, keyframes: list[ImageFeatures], current: Tensor, repeats: int
 ) -> None:
-    """Time and work of each stage, and the share of what this machine reaches in this precision."""
+    """Time and work of each stage, and the share of this machine's peak in this precision."""
     work = {
         "encode": gflop(lambda: network.encode(current)),
         "match 1": gflop(lambda: network.match(keyframes[-1:], network.encode(current))),
@@ -210,7 +209,7 @@ def status_mb(field: str) -> float:
 
 
 def probe(side: str, folder: Path) -> None:
-    """In a process of its own: print the resident memory with the weights, and the highest while matching, as JSON."""
+    """In a separate process: print the resident memory with the weights, and the peak while matching, as JSON."""
     weights = torch.load(folder / "weights.pt", weights_only=True)
     images = torch.load(folder / "images.pt", weights_only=True)
     if side == "kornia":
@@ -220,7 +219,7 @@ def probe(side: str, folder: Path) -> None:
     del weights
     settle()
     before = status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: loading does not count
+    Path("/proc/self/clear_refs").write_text("5")  # restart VmHWM: loading does not count
     for _ in range(2):
         if side == "kornia":
             count = len(run_kornia(network, *images)["confidence"])
@@ -231,13 +230,13 @@ def probe(side: str, folder: Path) -> None:
 
 
 def settle() -> None:
-    """Give back to the system what is free: reused later, it would hide what is used then."""
+    """Return free memory to the system; otherwise its reuse would hide later allocations."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def measure_memory(report: Report, weights: dict[str, Tensor], size: tuple[int, int], threads: int) -> None:
-    """Peak resident memory above the weights, each side in a process of its own that only loads them."""
+    """Peak resident memory above the weights, each side in a separate process that loads only these."""
     report(f"\nmemory at {size[0]}x{size[1]}, one pair: highest resident memory above that with the weights loaded")
     peaks = {}
     half = precision_name(resolve_precision("auto", CPU))
@@ -258,7 +257,7 @@ def measure_memory(report: Report, weights: dict[str, Tensor], size: tuple[int, 
 
 
 def measure_flatness(report: Report, weights: dict[str, Tensor], size: tuple[int, int], frames: int) -> None:
-    """Resident memory while a stream is encoded, matched, and now and then kept in the ring of keyframes."""
+    """Resident memory while a stream is encoded, matched, and sometimes added to the ring of keyframes."""
     images = views(size, 12, [])
     network = build_ours(weights, resolve_precision("auto", CPU))
     ring = FeatureRing(KEYFRAMES)

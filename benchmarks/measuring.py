@@ -1,4 +1,4 @@
-"""What benchmarks of speed have in common: a report, meters of stages, counted work, the machine and its peak."""
+"""Shared by benchmarks of speed: a report, meters of stages, counted work, the machine and its peak."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Report:
-    """Prints lines and keeps them."""
+    """Prints lines and stores them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -34,19 +34,19 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 class Meter:
-    """Adds up what is measured of calls, by stages."""
+    """Sums up measurements of calls by stage."""
 
     def __init__(self, measure: Callable[[Callable[[], Any]], float] = seconds) -> None:
-        """`measure` runs what it is given, once, and says how much that was."""
+        """`measure` runs a function once and returns the measured amount."""
         self._measure = measure
         self._total: dict[str, float] = defaultdict(float)
 
     def watch(self, owner: Any, name: str, stage: str) -> None:
-        """Measure the calls of an attribute of an object from now on."""
+        """Measure the calls of an object's attribute from now on."""
         setattr(owner, name, self.measured(stage, getattr(owner, name)))
 
     def measured(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, what is measured of it added to a stage."""
+        """Wrap `work` so that its measurements are added to a stage."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             results = []

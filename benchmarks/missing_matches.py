@@ -1,6 +1,6 @@
-"""Why matches are missing: where `compact` loses what both views see, by exact depth of rendered views.
+"""Reasons for missing matches: the stages at which `compact` loses points visible in both views, by exact depth.
 
-Of the regions (16 px) of the first view whose centre the second view sees, the share
+Of the regions (16 px) of the first view with a centre visible in the second view, the share
 
 - whose best region of the other view is right, before any threshold: the true point is in it or at most a cell beside
   it, which is as far as the next stage looks;
@@ -45,7 +45,7 @@ WXBS = "wxbs"
 LOW = 0.05
 CELL = 8.0  # px
 NEAR = 2.0  # px
-# All that is found counts: not the best 2000 alone, and what is at the border too.
+# All results count: not only the best 2000, and those at the border too.
 COARSE = {"max_matches": 10**6, "border": 0}
 HEADER = (
     "| pairs differ in | n | weights | visible % | best region right | and mutual | and above {threshold:g} ({low:g}) "
@@ -56,7 +56,9 @@ HEADER = (
 
 @dataclass
 class Counts:
-    """Regions of some pairs: all, visible, and of the visible ones those that get so far; wrong ones that are taken."""
+    """Numbers of regions of some pairs: all, visible, and those visible ones that pass each stage; and accepted
+    wrong ones.
+    """
 
     regions: int = 0
     visible: int = 0
@@ -75,7 +77,7 @@ class Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def line(self, name: str, pairs: int, weights: str, *, cells: bool = True) -> str:
-        """A row of the table; `cells` is false where only regions were looked at."""
+        """A row of the table; `cells` is false if only regions were checked."""
 
         def share(part: int, whole: int) -> str:
             return f"{100 * part / whole:.0f}" if whole else "-"
@@ -91,7 +93,7 @@ class Counts:
 
 
 def counts_of(matcher: Compact, pair: PosedPair) -> Counts:
-    """Of one pair of views, at the matcher's own threshold."""
+    """Counts of one pair of views, at the matcher's own threshold."""
     warp = torch.from_numpy(pair.warps()[0])
     features0, features1 = (matcher.encode(torch.from_numpy(view.frame.image)) for view in pair.views)
     confidence = matcher.confidence(features0, features1)
@@ -124,9 +126,9 @@ def counts_of(matcher: Compact, pair: PosedPair) -> Counts:
 
 
 def counts_of_points(matcher: Compact, pair: PointPair) -> Counts:
-    """Of one pair of photographs: the regions that points marked by hand are in, asked for in both directions.
+    """Counts of one pair of photographs: the regions of points marked by hand, matched in both directions.
 
-    How many cells and pixels are right cannot be told: the marks are a pixel or two exact and far between.
+    The shares of right cells and pixels are unknown: the marks are accurate to a pixel or two, and sparse.
     """
     images, scales = zip(*(_shrunk(view.frame.image) for view in pair.views), strict=True)
     features = [matcher.encode(torch.from_numpy(image)) for image in images]
@@ -157,7 +159,7 @@ def counts_of_points(matcher: Compact, pair: PointPair) -> Counts:
 
 
 def _shrunk(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
-    """An image with sides up to those that the front end shrinks to, and by how much that is."""
+    """An image reduced as in the front end, and the factor."""
     scale = min(1.0, FrontEndConfig().image.max_side / max(image.shape))
     size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
@@ -166,13 +168,13 @@ def _shrunk(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
 def _kept(
     matcher: Compact, features0: Any, features1: Any, warp: Tensor, regions: int, columns: int
 ) -> tuple[Tensor, Tensor]:
-    """(L,) bool each: regions with a match whose cell is right, and with one that is near the truth."""
+    """(L,) bool each: regions with a match in the right cell, and with one that is near the truth."""
     matches = matcher.match([features0], features1)[0]
     truth = at_points(warp, matches.points0)
     error = torch.linalg.vector_norm(matches.points1 - truth, dim=1)
     region = (matches.points0[:, 1] // REGION_PIXELS * columns + matches.points0[:, 0] // REGION_PIXELS).long()
     cell, near = torch.zeros(regions, dtype=torch.bool), torch.zeros(regions, dtype=torch.bool)
-    # A fine stage that moves a match by less than a cell and a half says the cell was right, or one beside it.
+    # If the fine stage moved a match by less than a cell and a half, the cell was right or next to the right one.
     cell[region[error < 1.5 * CELL]] = True
     near[region[error < NEAR]] = True
     return cell, near
@@ -189,7 +191,7 @@ def centres(rows: int, columns: int) -> Tensor:
 
 
 def at_points(warp: Tensor, points: Tensor) -> Tensor:
-    """(N, 2) of a (H, W, 2) warp at the nearest pixels; NaN where nothing is seen."""
+    """(N, 2) of a (H, W, 2) warp at the nearest pixels; NaN where there is none."""
     height, width = warp.shape[:2]
     column, row = points.round().long().unbind(dim=1)
     return warp[row.clamp(0, height - 1), column.clamp(0, width - 1)]

@@ -1,7 +1,7 @@
-"""The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and beyond its speed.
+"""The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and above its limit.
 
 A publisher process loops over a sequence, the node runs as a user would run it, this process watches ~/status and the
-node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` gives it a load of its own.
+node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` adds a load.
 
     .venv/bin/python benchmarks/node_latency.py [--source ../shared/data/sevenscenes] [--weights FILE] [--busy 2]
 """
@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Sample:
-    """One status, with the node's memory when it came, and the most that it has had."""
+    """One status, with the node's memory at that time, and its peak."""
 
     seconds: float
     status: object
@@ -98,7 +98,7 @@ def measure(source: str, weights: str, hz: float, seconds: float, extra: list[st
 
 @contextmanager
 def busy(count: int, nice: int) -> Iterator[None]:
-    """As many processes that compute without end, at a niceness."""
+    """Start `count` processes that compute endlessly, at a niceness."""
     loop = f"import os; os.nice({nice})\nwhile True: pass"
     children = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
     try:
@@ -120,7 +120,7 @@ def memory_mb(pid: int) -> tuple[float, float]:
 
 
 def report(title: str, samples: list[Sample], seconds: float) -> None:
-    """Print what the last status says of as many seconds, and how memory went."""
+    """Print the last status over the given seconds, and the course of the memory."""
     last = samples[-1].status
     accounted = last.frames_processed + last.frames_dropped + last.frames_failed + last.frames_pending
     rate = last.frames_processed / seconds

@@ -1,4 +1,4 @@
-"""What the matches of one pair of images are worth, against its true pose or homography, whatever made them."""
+"""Quality of the matches of one pair of images, against its true pose or homography, for any matcher."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Points = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PairScore:
-    """Of one pair.
+    """Scores of one pair.
 
     Attributes:
         errors: (orders,) degrees (the larger of rotation and translation direction), or pixels (mean corner error), one
             for each order of the matches; inf without an estimate.
         matches: their number.
-        precision: part of the matches that are near the true epipolar line, or the true point; NaN without matches.
+        precision: part of the matches near the true epipolar line, or the true point; NaN without matches.
         inliers: those of the estimate, a mean over the orders.
-        coverage: part of image 1's grid blocks that hold an inlier, a mean over the orders.
+        coverage: part of image 1's grid blocks with an inlier, a mean over the orders.
     """
 
     errors: Array
@@ -43,7 +43,7 @@ class PairScore:
 def orders_of(count: int, orders: int) -> list[NDArray[np.int64]]:
     """The same few orders for every matcher.
 
-    OpenCV's estimators draw the same samples whatever seed is set: what the sampling decides is seen by shuffling.
+    OpenCV's estimators draw the same samples for any seed, so the influence of the sampling is measured by shuffling.
     """
     return [np.random.default_rng(order).permutation(count) for order in range(orders)]
 
@@ -64,10 +64,10 @@ def score_pose(
         points0, points1: (N, 2) raw pixels.
         cameras: of both images.
         truth: (4, 4) T_0_1 up to scale.
-        limit: of `epipolar_errors` up to which a match is right.
+        limit: largest of `epipolar_errors` for a right match.
         config: of the geometry.
-        orders: how many.
-        std: (N,) standard deviations of the matches, where the matcher tells.
+        orders: their number.
+        std: (N,) standard deviations of the matches, if the matcher provides them.
     """
     rays0, rays1 = cameras[0].unproject(points0), cameras[1].unproject(points1)
     size = cameras[1].width, cameras[1].height
@@ -101,16 +101,16 @@ def score_homography(
         points0, points1: (N, 2) pixels.
         truth: (3, 3), from pixels of image 0 to those of image 1.
         sizes: (width, height) of both images.
-        distances: (N,) pixels between `points1` and where they truly are.
-        limit: of `distances` up to which a match is right.
+        distances: (N,) pixels between `points1` and their true positions.
+        limit: largest of `distances` for a right match.
         threshold: of MAGSAC++, in pixels.
-        orders: how many.
+        orders: their number.
     """
     errors, inliers, covered = np.full(orders, np.inf), np.zeros(orders), np.zeros(orders)
     for i, order in enumerate(orders_of(len(points0), orders)):
         if len(order) < 4:
             break
-        # OpenCV's types do not know that there may be none.
+        # OpenCV's types do not include None.
         result: tuple[Any, Any] = cv2.findHomography(
             points0[order], points1[order], cv2.USAC_MAGSAC, threshold, maxIters=10000, confidence=0.9999
         )

@@ -1,4 +1,4 @@
-"""Work that is not timed, on all cores."""
+"""Untimed work on all cores."""
 
 from __future__ import annotations
 

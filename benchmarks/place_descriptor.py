@@ -1,8 +1,8 @@
-"""Which pooling of coarse features finds places again: recall among views of other places, and the time of each.
+"""Comparison of poolings of coarse features for place recognition: recall among views of other places, and time.
 
-Every pooling sees the same encodings: of `compact`, its tokens (regions of 16 px) and its cells (8 px). What is learned
-(centroids, channels, whitening) is learned on rendered places that no set shows. These sets chose the pooling: what it
-reaches is for worlds to tell that chose nothing.
+Every pooling sees the same encodings: of `compact`, its tokens (regions of 16 px) and its cells (8 px). Learned parts
+(centroids, channels, whitening) use rendered places that are in no set. These sets were used to choose the pooling, so
+its final performance must be measured on other worlds.
 
     .venv/bin/python benchmarks/place_descriptor.py [--data ../shared/data] [--cache FOLDER] [--quick]
 """
@@ -35,11 +35,11 @@ from loftr_ros.training.place_views import place_views
 from loftr_ros.training.place_whitening import discriminative_projection
 
 RANKS = 1, 5, 10
-ON_CELLS = "mean", "GeM 3", "VLAD 32", "second moment, 64 channels"  # of which there are four times as many
+ON_CELLS = "mean", "GeM 3", "VLAD 32", "second moment, 64 channels"  # four times as many as tokens
 FIELDS = "tokens", "cells"
 DIMENSIONS = 128, 256, 512
 VIEWS, SEED = 3, 88_000_000
-PER_IMAGE = 100  # features of an image that centroids and channels are learned from
+PER_IMAGE = 100  # features per image for learning centroids and channels
 REPEATS = 30
 
 Array = NDArray[np.float32]
@@ -149,7 +149,7 @@ def pooled(images: Sequence[Encoded], pool: Pool, name: str) -> Tensor:
 
 
 def times(images: Sequence[Encoded], pools: dict[tuple[str, str], Pool]) -> dict[tuple[str, str], float]:
-    """Median milliseconds of each, in turn."""
+    """Median milliseconds of each, alternating."""
     spent: dict[tuple[str, str], list[float]] = {key: [] for key in pools}
     for number in range(REPEATS):
         image = images[number % len(images)]
@@ -205,7 +205,7 @@ def _rows(
 
 
 def separation(report: Report, sets: list[EncodedSet]) -> None:
-    """How similar the package's own descriptors are, of right and of wrong images."""
+    """Similarities of the package's own descriptors for right and wrong images."""
     report(
         "| set | most similar right one: 5 %, median | most similar wrong one: median, 95 %, 99 % | all wrong: 99 % |"
     )

@@ -1,7 +1,7 @@
 """Ways to pool an image's coarse features into one vector, for `place_descriptor.py` to compare.
 
-All take (N, C) float32 features of length one, on their grid, and give a vector of length one. What they learn, they
-learn of features of rendered places that no set shows.
+All take (N, C) float32 features of length one, on their grid, and give a vector of length one. They learn from features
+of rendered places that are in no set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def unit(vector: Tensor) -> Tensor:
 
 
 def both_signs(features: Tensor) -> Tensor:
-    """Features may be negative, which means as much: powers and maxima are of either sign."""
+    """Negative features are as significant as positive ones: powers and maxima are taken for both signs."""
     return torch.cat([features, -features], dim=1).clamp_min(0)
 
 
@@ -77,7 +77,7 @@ class SecondMoment:
 
 
 class MatrixRoot(SecondMoment):
-    """The same of its matrix square root, as the package has it."""
+    """The same from its matrix square root, as in the package."""
 
     def __call__(self, features: Tensor, grid: Grid) -> Tensor:
         return second_moment(features, self.mean, self.channels)
@@ -116,7 +116,7 @@ class VLAD:
 
 
 def poolings(features: Tensor) -> dict[str, Pool]:
-    """Those that are compared, by name; (N, C) features to learn from."""
+    """The compared poolings, by name; (N, C) features to learn from."""
     return {
         "mean": mean,
         "GeM 2": GeM(2),

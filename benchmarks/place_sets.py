@@ -1,8 +1,8 @@
-"""Sets of images that show the same places again: rendered ones, and real ones with ground truth.
+"""Sets of images with revisited places: rendered ones, and real ones with ground truth.
 
-A query's right answers are database images that see at least `SHARED` of the same surfaces, from up to 30 degrees and
-2 m aside. Those that see little of the same are neither right nor wrong, and are left out of the query's ranking.
-Everything else is wrong: all other images of the set, and of all other sets.
+A query's right answers are database images with an overlap of at least `SHARED`, at up to 30 degrees and 2 m. Those
+with a small overlap are neither right nor wrong, and are left out of the query's ranking. Everything else is wrong: all
+other images of the set, and of all other sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from loftr_ros.worlds.revisits import TUNING, World
 
 RIGHT, WRONG, NEITHER = 1, 0, -1
 SHARED, HARDLY = 0.3, 0.05
-SMALL = 8  # times smaller than the views: what is shared is counted on
+SMALL = 8  # factor by which the views are reduced to count overlap
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -34,7 +34,7 @@ Depth = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class PlaceSet:
-    """Images to find, and images to find them among.
+    """Queries, and the database to find them in.
 
     Attributes:
         name: of the set.
@@ -49,7 +49,7 @@ class PlaceSet:
 
 
 def all_sets(data: Path, cache: Path, quick: bool = False) -> Iterator[PlaceSet]:
-    """Those that can be had here, one after the other."""
+    """The available sets, one after the other."""
     yield world(TUNING[1], cache)
     if default_folder().is_dir():
         for kind in ("room", "street", "clutter"):
@@ -61,7 +61,7 @@ def all_sets(data: Path, cache: Path, quick: bool = False) -> Iterator[PlaceSet]
 
 
 def world(seed: int, cache: Path) -> PlaceSet:
-    """A walk through a building with twin rooms: what the second tour sees is searched for in what the first saw."""
+    """A walk through a building with twin rooms: views of the second tour are searched for among those of the first."""
     made = World(seed, cache=cache)
     relations = made.relations
     kept = np.flatnonzero(made.tours == 0)
@@ -75,7 +75,7 @@ def world(seed: int, cache: Path) -> PlaceSet:
 
 
 def held_out_scenes(kind: str, places: int) -> PlaceSet:
-    """Scenes of the training's renderer, of photos and textures that no training shows; two views each."""
+    """Scenes of the training's renderer, of photos and textures held out of training; two views each."""
     bank = AssetBank(default_folder(), validation=True)
     pairs = [
         place_views(bank, np.random.default_rng([77_000_000, number, len(kind)]), 2, kind=kind)
@@ -86,9 +86,9 @@ def held_out_scenes(kind: str, places: int) -> PlaceSet:
 
 
 def sevenscenes(folder: Path) -> Iterator[PlaceSet]:
-    """A hand-held stretch: every eighth frame is the database; what is less than a second away takes no part."""
+    """A hand-held stretch: every eighth frame is the database; frames less than a second apart are left out."""
     matrix = np.loadtxt(folder / "camera-intrinsics.txt")
-    matrix[:2, :2] *= 545 / 585  # what the colour images fit
+    matrix[:2, :2] *= 545 / 585  # fits the colour images
     names = sorted(file.name.split(".")[0] for file in folder.glob("*.color.jpg"))
     images = [_gray(folder / f"{name}.color.jpg") for name in names]
     poses = [np.loadtxt(folder / f"{name}.pose.txt") for name in names]
@@ -159,7 +159,7 @@ def _gray(path: Path) -> Image:
 
 
 def _shrunk(image: Image, longer: int = 960) -> Image:
-    """As the front end does."""
+    """Resize as in the front end."""
     scale = longer / max(image.shape)
     size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -1,6 +1,6 @@
-"""Weights of EfficientLoFTR in the layouts in which others have them: the way back from `efficient.layouts`.
+"""Weights of EfficientLoFTR in other published layouts: the inverse of `checkpoints.efficient`.
 
-For tests, and for benchmarks that run others' networks on made weights.
+For tests, and for benchmarks that run other implementations on synthetic weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 def trained_layout(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """The authors' layout before their re-parametrisation: each block's branches, which come to its one kernel."""
+    """The authors' layout before their re-parametrisation: each block's branches, which sum up to its one kernel."""
     generator = torch.Generator().manual_seed(seed)
     made = {name: value for name, value in state.items() if "rbr_reparam" not in name}
     for name, kernel in state.items():
@@ -24,7 +24,7 @@ def trained_layout(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]
         bias = state[f"{block}rbr_reparam.bias"].double()
         small = torch.randn(outputs, inputs, 1, 1, generator=generator)
         branches: dict[str, Tensor | None] = {"rbr_1x1": small}
-        # Where the resolution and the width stay.
+        # Blocks that keep resolution and width.
         if outputs == inputs and not re.fullmatch(r"backbone\.layer[23]\.0\.", block):
             branches["rbr_identity"] = None
         for branch, weight in branches.items():

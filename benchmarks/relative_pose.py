@@ -4,7 +4,7 @@ Every matcher sees the same pairs in one run, in turn on each pair. Its matches 
 (MAGSAC++ on rays in units of the focal length, refined), several times in another order, since the estimator's sampling
 depends on it. `make peers` makes the environment of XFeat, ALIKED and LightGlue.
 
-`--sets wide:48` takes so many pairs of rendered rooms, turned against each other by 30 to 60 degrees, instead.
+`--sets wide:48` uses that many pairs of rendered rooms instead, rotated against each other by 30 to 60 degrees.
 
     .venv/bin/python benchmarks/relative_pose.py [--data ../shared/data] [--network NAME] [--weights FILE] [--quick]
 """
@@ -32,9 +32,9 @@ from loftr_ros.evaluation.metrics import pose_auc
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.config import GeometryConfig
 
-# Folder and frames between a pair's images; every pair there is.
+# Folder and frames between a pair's images; all existing pairs.
 SETS = ("sevenscenes:5", "sevenscenes:20", "sevenscenes:40", "kitti06_stereo:1", "kitti06_stereo:3", "kitti06_stereo:5")
-# Squared normalised units, as LoFTR's evaluation has it: indoors (ScanNet) and outdoors (MegaDepth).
+# Squared normalised units, as in LoFTR's evaluation: indoors (ScanNet) and outdoors (MegaDepth).
 INDOOR, OUTDOOR = 5e-4, 1e-4
 THRESHOLD = 0.5
 WIDE = "wide"
@@ -48,14 +48,14 @@ HEADER = (
 
 @dataclass
 class Result:
-    """Of one matcher on one set.
+    """One matcher on one set.
 
     Attributes:
         set, matcher: names.
-        missing: why it was not run; empty where it was.
+        missing: why it was not run; empty if it was.
         errors: (orders, pairs) degrees.
-        precision, matches, inliers, coverage: a number a pair.
-        encode, match: seconds a pair: both images, and the matching.
+        precision, matches, inliers, coverage: one number per pair.
+        encode, match: seconds per pair: both images, and the matching.
     """
 
     set: str
@@ -76,7 +76,7 @@ class Result:
 
     @property
     def numbers(self) -> NDArray[np.float64]:
-        """Precision, matches, inliers and coverage in percent; milliseconds a pair, of images and of matching."""
+        """Precision, matches, inliers and coverage in percent; milliseconds per pair, of images and of matching."""
         precision = np.nanmean(self.precision) if np.isfinite(self.precision).any() else np.nan
         inliers = sum(self.inliers) / max(sum(self.matches), 1)
         encode, match = 1e3 * np.median(self.encode), 1e3 * np.median(self.match)
@@ -86,7 +86,7 @@ class Result:
 
 
 def limit_of(folder: str) -> float:
-    """Of the epipolar error up to which a match is right: outdoors for KITTI, indoors else."""
+    """Largest epipolar error of a right match: outdoors for KITTI, indoors otherwise."""
     return OUTDOOR if "kitti" in folder else INDOOR
 
 
@@ -139,13 +139,13 @@ class Job:
 
 
 def score(job: Job) -> PairScore:
-    """In a process of its own."""
+    """Score a job, in a separate process."""
     cv2.setNumThreads(1)
     return job.score()
 
 
 def run(arguments: argparse.Namespace, config: GeometryConfig) -> list[Result]:
-    """Match everything, timed and nothing beside it; then score."""
+    """Match everything, timed without other work; then score."""
     from contenders import Race, open_contenders
     from tqdm import tqdm
 
@@ -165,7 +165,7 @@ def run(arguments: argparse.Namespace, config: GeometryConfig) -> list[Result]:
                 race.keep(())
                 race.warm_up(pairs[0][0][0], pairs[0][1][0])
             raced = folder
-            # The next set's pairs are of the same images.
+            # The next set's pairs use the same images.
             kept = name != arguments.sets[-1] and arguments.sets[place + 1].rpartition(":")[0] == folder
             rows = [Result(name, contender.label) for contender in contenders]
             for n, ((view0, pose0), (view1, pose1)) in enumerate(tqdm(pairs, desc=name, unit="pair", disable=None)):
@@ -209,7 +209,7 @@ def line(name: str, pairs: int, matcher: str, aucs: NDArray[np.float64], numbers
 
 
 def table(results: list[Result]) -> list[str]:
-    """Markdown: a row for each set and matcher, then the means over sets of those that ran on all."""
+    """Markdown: a row per set and matcher, then the means over sets of those that ran on all."""
     rows = list(HEADER)
     for result in results:
         if result.missing:

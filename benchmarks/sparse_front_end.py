@@ -1,7 +1,7 @@
 """OpenCV's SIFT and ORB behind our front end: its keyframes, geometry, depth and odometry, with other matches.
 
-A keypoint of the keyframe takes the place of a cell: its number in the keyframe is the track's id, depth is kept for
-it, and it is linked with the keypoint of the next keyframe at the same pixel.
+A keypoint of the keyframe replaces a cell: its number in the keyframe is the track's id, it has a depth, and it is
+linked with the keypoint of the next keyframe at the same pixel.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 # Length and type of a descriptor.
 DESCRIPTORS = {"sift": (128, torch.float32), "orb": (32, torch.uint8)}
-# Of the matches, the part that a run in another order leaves out.
+# Part of the matches that a run in another order leaves out.
 LEFT_OUT = 0.05
-# Where keypoints are that fill up an image's places: outside of the image, where there is no depth.
+# Position of keypoints that fill up an image's slots: outside of the image, without depth.
 _NOWHERE = -1.0
 
 
 class ShakenPairs(PairMatcher):
     """Matches in another order and without a twentieth of them.
 
-    OpenCV's estimators draw the same samples of the same matches whatever their seed, and the search for a metric pose
-    orders them itself; what they find by chance shows only where the matches differ.
+    OpenCV's estimators draw the same samples of the same matches for any seed, and the search for a metric pose sorts
+    them. So only different matches show the influence of chance.
     """
 
     def __init__(self, matcher: Matcher, config: FrontEndConfig, order: int = 0) -> None:
@@ -65,11 +65,11 @@ class ShakenPairs(PairMatcher):
 
 
 class KeypointFrame(EncodedFrame):
-    """An image whose cells are its keypoints."""
+    """An image with its keypoints as cells."""
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
-        """(KEYPOINTS, 2) raw pixels; outside of the image where it has fewer."""
+        """(KEYPOINTS, 2) raw pixels; outside of the image for missing ones."""
         assert self.features.cells is not None
         return self.features.cells[0, :, 0].T.numpy().copy()
 
@@ -83,7 +83,7 @@ class KeypointFrame(EncodedFrame):
 
     @cached_property
     def texture(self) -> Texture:
-        """Only where a keypoint is, something can match."""
+        """Only places with a keypoint can match."""
         assert self.features.usable is not None
         image = super().texture
         real = self.cell_points[self.features.usable[0].numpy()]
@@ -98,15 +98,15 @@ class KeypointFrame(EncodedFrame):
 
 
 class KeypointMatcher:
-    """What the front end asks of a matcher, of OpenCV's features.
+    """The front end's matcher interface with OpenCV's features.
 
-    In its `ImageFeatures`, `tokens` are descriptors, `cells` the keypoints' pixels, and `usable` says which are real:
-    the places of keyframes are all of one size.
+    In its `ImageFeatures`, `tokens` are descriptors, `cells` the keypoints' pixels, and `usable` marks real ones: all
+    keyframes have the same number of slots.
     """
 
     has_fine_stage = True
     fixed_size = None
-    # How far a new keyframe's keypoint may be from the one that it takes its depth from.
+    # Largest distance between a new keyframe's keypoint and the one that provides its depth.
     cell_size = 1
     cell_offset = 0.0
     device = torch.device("cpu")
@@ -119,7 +119,7 @@ class KeypointMatcher:
         self._length, self.dtype = DESCRIPTORS[name]
 
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Keypoints and descriptors of an (H, W) uint8 image; those on pixels that are not `usable` are left out."""
+        """Keypoints and descriptors of an (H, W) uint8 image, without those on pixels that are not `usable`."""
         pixels = image.numpy()
         (points, descriptors), _ = self._sparse.encode(View("", Frame(pixels, 0, ""), pixels))
         if usable is not None and len(points):
@@ -150,7 +150,7 @@ class KeypointMatcher:
 
 
 class KeypointPairs(ShakenPairs):
-    """Matches by a `KeypointMatcher`. Images are not shrunk: features are found in all that there is."""
+    """Matches by a `KeypointMatcher`. Images keep their full size."""
 
     def encode(self, frame: Frame, effort: float = 1.0) -> EncodedFrame:
         image = torch.from_numpy(np.ascontiguousarray(frame.image))

@@ -1,7 +1,7 @@
-"""How long training pairs take to make, by kind and size, in one process; and how they look.
+"""Time to make training pairs, by kind and size, in one process; and pictures of them.
 
-Uses the photos and textures that `loftr_ros train assets` fetched, or those of another folder. Pictures show both
-images of a pair side by side, with some pixels and their partners in the same colour.
+Uses the photos and textures of `loftr_ros train assets`, or those of another folder. Pictures show both images of a
+pair side by side, with some pixels and their partners in the same colour.
 
     .venv/bin/python benchmarks/training_data.py [--pairs 40] [--difficulty 0.7] [--sheets FOLDER] [--assets FOLDER]
 """
@@ -44,7 +44,7 @@ def main() -> None:
     mean = 0.0
     for kind in sources:
         for size in SIZES[:2]:
-            sample(kind, 0, size)  # what is made once
+            sample(kind, 0, size)  # one-time preparation
             times, shares = [], []
             for index in range(arguments.pairs):
                 begin = time.process_time()

@@ -1,8 +1,8 @@
 """Trajectories against ground truth: our front end beside OpenCV's SIFT and ORB through the same geometry.
 
-Every sequence runs in its metric mode, whose errors are taken without any scale alignment, and in mode mono, whose
-errors are taken after a similarity alignment beside the scale's drift. A camera that does not move must stay where it
-is. Errors are evo's, which has to be installed: .venv/bin/pip install -r benchmarks/requirements.txt
+Every sequence runs in its metric mode, with errors without any scale alignment, and in mode mono, with errors after a
+similarity alignment and the scale's drift. A camera that does not move must stay in place. Errors are computed by evo,
+which must be installed: .venv/bin/pip install -r benchmarks/requirements.txt
 
     .venv/bin/python benchmarks/trajectory.py [--data ../shared/data] [--set keyframe.min_coverage=0.5] [--quick]
 """
@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 # Folder and its metric mode; each runs in mode mono too.
 SETS = ("sevenscenes:rgbd", "kitti06_stereo:stereo", "euroc_micro:stereo")
-# Of a camera that does not move.
+# Sequences with a camera that does not move.
 STILL = ("euroc_micro",)
 EVERY = (OURS, *OPENCV)
 ORDERS, QUICK_FRAMES, QUICK_ORDERS = 5, 30, 1
@@ -45,14 +45,14 @@ ORDERS, QUICK_FRAMES, QUICK_ORDERS = 5, 30, 1
 
 @dataclass(frozen=True)
 class Contender:
-    """A matcher, and how a front end over it is made of settings and the number of a match order."""
+    """A matcher, with a function that makes a front end from settings and the number of a match order."""
 
     label: str
     front_end: Callable[[FrontEndConfig, int], FrontEnd]
 
 
 def open_contenders(arguments: argparse.Namespace) -> Iterator[Contender]:
-    """What `--matchers` asks for. Each is loaded once, whatever number of front ends stands on it."""
+    """The matchers of `--matchers`. Each is loaded once for all front ends."""
     for name in dict.fromkeys(arguments.matchers):
         if name == OURS:
             config = MatcherConfig(
@@ -77,7 +77,7 @@ def open_contenders(arguments: argparse.Namespace) -> Iterator[Contender]:
 
 
 def run(name: str, contenders: Sequence[Contender], config: FrontEndConfig, arguments: argparse.Namespace) -> Walk:
-    """All matchers, modes and orders on one sequence, side by side: a matcher encodes an image once for all of them."""
+    """All matchers, modes and orders on one sequence, in parallel: a matcher encodes an image once for all of them."""
     from tqdm import tqdm
 
     folder, _, mode = name.rpartition(":")

@@ -1,4 +1,4 @@
-"""What trajectories are worth, by evo (M. Grupp): absolute and relative pose errors."""
+"""Errors of trajectories by evo (M. Grupp): absolute and relative pose errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# With fewer poses there is nothing to align.
+# Fewer poses cannot be aligned.
 MIN_POSES = 3
 
 
@@ -20,15 +20,15 @@ class EvoMissingError(ImportError):
 
 @dataclass(frozen=True, eq=False)
 class Errors:
-    """Of one trajectory. NaN where there is nothing to compare.
+    """Errors of one trajectory. NaN without anything to compare.
 
     Attributes:
         ate: metres, RMSE of the positions after alignment.
-        drift: percent, mean error of the translation over distances, as a part of them.
-        turn: degrees a metre, mean error of the rotation over distances.
+        drift: percent, mean error of the translation over distances, relative to them.
+        turn: degrees per metre, mean error of the rotation over distances.
         step, step_turn: metres and degrees, RMSE of the motion from one located frame to the next.
-        scale: by which the alignment has multiplied the estimate; 1 without scale.
-        first_scale, second_scale: of alignments of either half by itself, with scale.
+        scale: factor of the alignment on the estimate; 1 without scale.
+        first_scale, second_scale: factors of alignments of each half separately, with scale.
         aligned: (N, 4, 4) the estimate's poses in the truth's axes.
     """
 
@@ -44,15 +44,15 @@ class Errors:
 
     @property
     def scale_drift(self) -> float:
-        """Percent by which the second half is drawn larger than the first."""
+        """Percent by which the second half is scaled larger than the first."""
         return 100 * (self.first_scale / self.second_scale - 1)
 
 
 def require_evo() -> None:
-    """Makes sure that evo is there.
+    """Check that evo is installed.
 
     Raises:
-        EvoMissingError: it is not; the message says how it is installed.
+        EvoMissingError: it is not; the message says how to install it.
     """
     try:
         import evo.core.metrics
@@ -68,10 +68,10 @@ def trajectory_errors(estimate: Array, truth: Array, with_scale: bool, distances
     """Errors of a trajectory against the truth.
 
     Args:
-        estimate, truth: (N, 4, 4) T_world_camera of the same frames, each in a world of its own.
-        with_scale: align by a similarity, as a single camera's trajectory has no scale; relative errors too are then
-            those of the scaled estimate.
-        distances: metres of the true path over which the drift is taken.
+        estimate, truth: (N, 4, 4) T_world_camera of the same frames, each in its own world frame.
+        with_scale: align by a similarity, because a single camera's trajectory has no scale; relative errors are then
+            also those of the scaled estimate.
+        distances: metres of the true path over which the drift is measured.
 
     Raises:
         EvoMissingError: evo is not installed.
@@ -127,7 +127,7 @@ def path_length(positions: Array) -> float:
 def _path(poses: Array):
     from evo.core.trajectory import PosePath3D
 
-    # A truth that was written with few digits has rotations that are none, which evo refuses.
+    # A truth written with few digits has inexact rotations, which evo refuses.
     proper = np.array(poses, np.float64)
     u, _, vt = np.linalg.svd(proper[:, :3, :3])
     proper[:, :3, :3] = u @ vt
@@ -151,7 +151,7 @@ def _nothing(estimate: Array) -> Errors:
 
 
 def _mean(errors: Sequence[Array]) -> float:
-    """Of all pairs of frames alike; NaN without any."""
+    """Mean over all pairs of frames; NaN without any."""
     every = np.concatenate(errors)
     return float(every.mean()) if len(every) else float("nan")
 

@@ -1,4 +1,4 @@
-"""Runs of front ends over sequences, and the tables and pictures of them."""
+"""Runs of front ends over sequences, with tables and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loftr_ros.geometry.two_view import PoseStatus
 
 Array = NDArray[np.float64]
 
-# Distances over which drift is taken, as parts of the true path.
+# Distances over which drift is measured, as parts of the true path.
 DISTANCES = (0.1, 0.2, 0.4)
 METRIC_HEADER = (
     "| sequence | mode | matcher | located | breaks | keyframes | ATE, m | drift, % | turn, deg/m "
@@ -42,11 +42,11 @@ class Run:
     """One front end on one sequence.
 
     Attributes:
-        mode, matcher: of the front end; `matcher` is what tables call it.
-        poses: T_world_camera of every frame; None where it was not located.
+        mode, matcher: of the front end; `matcher` is its name in tables.
+        poses: T_world_camera of every frame; None if it was not located.
         keyframes: numbers of the frames that became one.
         statuses: of the matches with the reference keyframe, by name.
-        breaks: how often the chain was broken: what comes after is placed anyhow, in mode mono in another unit.
+        breaks: number of breaks of the chain: later poses are placed anyway, in mode mono in another unit.
         scale_std: standard deviation of the logarithm of the unit of length, at the last frame that was located.
     """
 
@@ -69,11 +69,11 @@ class Run:
         return np.array([self.poses[number][:3, 3] for number in self.located]).reshape(-1, 3)
 
     def add(self, result: FrontEndResult) -> None:
-        """The next frame's."""
+        """Add the result of the next frame."""
         number, location = len(self.poses), result.location
         added = [event.keyframe for event in result.events if event.added]
         if location is None and not number:
-            # The first frame is where the trajectory begins.
+            # The first frame is the start of the trajectory.
             location = added[0].location
         self.poses.append(None if location is None else location.pose)
         places = [location, *(keyframe.location for keyframe in added)]
@@ -88,13 +88,13 @@ class Run:
 
 @dataclass
 class Walk:
-    """One sequence, and what was run on it.
+    """One sequence, and the runs on it.
 
     Attributes:
         name, mode: of `--sets`.
-        truth: T_world_camera of every frame, in the axes of the first; empty where there is none.
+        truth: T_world_camera of every frame, in the axes of the first; empty without one.
         runs: of every mode, matcher and order, the first order first.
-        missing: why nothing was run; empty where something was.
+        missing: why nothing was run; empty otherwise.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Walk:
 
     @property
     def frames(self) -> int:
-        """How many there were."""
+        """Number of frames."""
         return len(self.runs[0].poses)
 
     @property
@@ -120,7 +120,7 @@ class Walk:
             yield matcher, [run for run in chosen if run.matcher == matcher]
 
     def errors(self, run: Run) -> Errors:
-        """Of one of the runs, over all frames that were located, after a break of the chain too."""
+        """Errors of one of the runs, over all located frames, including those after a break of the chain."""
         poses = np.array([run.poses[number] for number in run.located]).reshape(-1, 4, 4)
         truth = np.array(self.truth)[run.located]
         return trajectory_errors(poses, truth, run.mode == MONO, [part * self.length for part in DISTANCES])
@@ -167,7 +167,7 @@ def mono_rows(walk: Walk) -> Iterator[str]:
 def still_rows(walk: Walk) -> Iterator[str]:
     for mode in dict.fromkeys((walk.mode, MONO)):
         for matcher, runs in walk.of(mode):
-            # A single camera's own unit is no length.
+            # A single camera's own unit is not a length.
             paths, far = (
                 ("-", "-")
                 if mode == MONO
@@ -204,7 +204,7 @@ def tables(walks: Sequence[Walk]) -> list[str]:
 
 
 def plot(walks: Sequence[Walk], folder: Path) -> None:
-    """Trajectories of the first order from above, a picture for each sequence and mode."""
+    """Trajectories of the first order from above, one picture per sequence and mode."""
     folder.mkdir(parents=True, exist_ok=True)
     for walk in walks:
         for mode in dict.fromkeys((walk.mode, MONO)):

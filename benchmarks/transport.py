@@ -1,9 +1,9 @@
-"""What becomes of every image between player and node: two processes over DDS, started as the README says.
+"""Fate of every image between player and node: two processes over DDS, started as in the README.
 
-For each mode and rate: what the player published, what the node received, processed, displaced by a newer image, got
-without a partner, or refused, what the middleware says was lost, and what is pending three seconds after the end.
-Nothing is set by hand; images are raw, 640x480. The exit code is 1 where an image was lost for want of a partner, or
-never reached the node.
+For each mode and rate: images published by the player; images received, processed, displaced by a newer image, unpaired
+or refused by the node; images reported lost by the middleware; and images pending three seconds after the end. No
+settings are changed; images are raw, 640x480. The exit code is 1 if an image was lost without a partner, or never
+reached the node.
 
     .venv/bin/python benchmarks/transport.py [--modes mono stereo rgbd] [--hz 2 30] [--seconds 60]
 """
@@ -22,13 +22,13 @@ from pathlib import Path
 from loftr_ros.tools.demo.processes import Child, own_domain, wait_until
 
 BIN = Path(sys.executable).parent
-# Seconds after the last image: those that wait for a partner in vain are given up by then.
+# Seconds after the last image: unpaired ones are given up by then.
 REST = 5.0
 
 
 @dataclass(frozen=True)
 class Count:
-    """What became of the images of one run."""
+    """Counts of the images of one run."""
 
     mode: str
     hz: float
@@ -59,7 +59,7 @@ HEAD = """\
 
 
 def measure(source: str, mode: str, hz: float, seconds: float, extra: list[str], play: list[str]) -> Count:
-    """Play a source at a rate for some seconds; what became of it."""
+    """Play a source at a rate for some seconds, and count the images."""
     import rclpy
     from loftr_ros.msg import FrontEndStatus
     from rclpy.executors import SingleThreadedExecutor

@@ -1,6 +1,6 @@
-"""Wide pairs of rendered rooms: views from different moments of a walk, turned against each other by 30 to 60 degrees.
+"""Wide pairs of rendered rooms: views from different moments of a walk, rotated against each other by 30 to 60 degrees.
 
-The rooms are those of the demo's renderer, which has nothing in common with the scenes that training renders.
+The rooms are those of the demo's renderer, which is independent of the training's scenes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 SEEDS = (11, 12, 13, 14)
 TURN = 30.0, 60.0  # degrees
-LEAST_COVISIBLE = 0.3  # of either view's pixels, those that the other sees
+LEAST_COVISIBLE = 0.3  # least part of either view's pixels visible in the other
 SIZE = (640, 480)
 MOMENTS, SECONDS = 240, 0.35
-SMALL = 8  # times smaller than the views: what covisibility is counted on
+SMALL = 8  # factor by which views are reduced to count covisibility
 
 Array = NDArray[np.float64]
 Posed = tuple[View, Array]
 
 
 def wide_pairs(count: int) -> list[tuple[Posed, Posed]]:
-    """So many pairs of views with their (4, 4) T_world_camera, evenly of all rooms; the same ones every time."""
+    """`count` pairs of views with their (4, 4) T_world_camera, evenly from all rooms; always the same ones."""
     pairs: list[tuple[Posed, Posed]] = []
     for number, seed in enumerate(SEEDS):
         scene, poses = Scene(seed), trajectory(MOMENTS, 1 / SECONDS, seed)
@@ -63,7 +63,7 @@ def _choose(scene: Scene, poses: Array, count: int, seed: int) -> list[tuple[int
 def covisible(
     matrix: Array, depth0: NDArray[np.float32], pose0: Array, depth1: NDArray[np.float32], pose1: Array
 ) -> float:
-    """Part of one view's pixels that another view sees, not hidden by something nearer."""
+    """Part of one view's pixels visible in another view, including occlusion."""
     height, width = depth0.shape
     v, u = np.mgrid[:height, :width].reshape(2, -1)
     rays = np.stack([u, v, np.ones_like(u)], axis=1) @ np.linalg.inv(matrix).T

@@ -1,6 +1,6 @@
-"""Pairs that are hard: two surveyed places, WxBS, and views rendered at a chosen angle, scale, overlap or light.
+"""Difficult pairs: two surveyed places, WxBS, and views rendered at a chosen angle, scale, overlap or light.
 
-Rendered views are of the buildings in `evaluation.revisits`, which no training saw. The light of a pair is that of the
+Rendered views are of the buildings in `worlds.revisits`, unseen by any training. The light of a pair is that of the
 building's two tours, an exposure, or one of the kinds that training makes too (`training.relight`; said in the name).
 """
 
@@ -26,15 +26,15 @@ from loftr_ros.worlds.revisits import World
 Array = NDArray[np.float64]
 
 STRECHA_GAPS = (1, 2, 3)
-ANGLES = (0, 15, 30, 45, 60, 75, 90)  # degrees about what is looked at
-SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)  # how much nearer the second camera is
-OVERLAPS = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1)  # of the first view's pixels, how many the second sees
+ANGLES = (0, 15, 30, 45, 60, 75, 90)  # degrees about the middle of the view
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)  # ratio of the cameras' distances
+OVERLAPS = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1)  # part of the first view's pixels visible in the second
 LIGHTS = ("same", "other tour", "dark", "bright", "night*", "lamps*", "shadows*", "sensor*", "haze*")
 AXES = ("angle", "scale", "overlap", "light")
-SEEDS = (712, 731)  # of the buildings; reported ones
+SEEDS = (712, 731)  # of the buildings; seeds for reported results
 _TRIES = 400
 _LEAST_SEEN = 0.08
-_NEAREST, _FARTHEST = 0.8, 8.0  # m to what is looked at
+_NEAREST, _FARTHEST = 0.8, 8.0  # m to the middle of the view
 _BESIDE = 0.12  # baseline of pairs that differ in scale, overlap or light, in depths
 
 
@@ -45,7 +45,7 @@ class PosedPair:
     Attributes:
         views: both.
         T_0_1: (4, 4), up to scale.
-        depths: (H, W) float32 along the optical axes, metres; None where they are not known.
+        depths: (H, W) float32 along the optical axes, metres; None if unknown.
     """
 
     views: tuple[View, View]
@@ -53,7 +53,7 @@ class PosedPair:
     depths: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def warps(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(H, W, 2), where the pixels of each view are in the other; NaN where they are not seen."""
+        """(H, W, 2) positions of each view's pixels in the other; NaN where not visible."""
         assert self.depths is not None
         K0, K1 = (view.frame.camera.matrix for view in self.views)  # type: ignore[union-attr]
         with np.errstate(divide="ignore"):
@@ -64,7 +64,7 @@ class PosedPair:
 
 @dataclass(frozen=True)
 class PointPair:
-    """Two views and points that belong together: (N, 2) pixels each, made by hand."""
+    """Two views and corresponding points: (N, 2) pixels each, marked by hand."""
 
     views: tuple[View, View]
     points0: Array
@@ -82,7 +82,7 @@ def view_of(path: Path, camera: CameraModel | None = None) -> View:
 
 
 def wxbs(data: Path) -> list[PointPair]:
-    """The pairs of other light, season, sensor and side."""
+    """The pairs with other light, season, sensor and side."""
     pairs = []
     for folder in sorted((data / "wide" / "wxbs").iterdir()):
         points = np.loadtxt(folder / "correspondences.txt").reshape(-1, 4)
@@ -111,12 +111,12 @@ def _surveyed(file: Path) -> tuple[View, Array]:
 
 
 def rendered(axis: str, value: float | str, count: int) -> list[PosedPair]:
-    """So many pairs at one place of a curve; fewer where the buildings have no more. The same ones every time.
+    """Pairs for one point of a curve; fewer if the buildings have no more. Always the same ones.
 
     Args:
         axis: of AXES.
         value: degrees, factor, share, or one of LIGHTS.
-        count: of pairs, evenly of all buildings.
+        count: number of pairs, evenly from all buildings.
     """
     pairs: list[PosedPair] = []
     for number, seed in enumerate(SEEDS):
@@ -128,7 +128,7 @@ def rendered(axis: str, value: float | str, count: int) -> list[PosedPair]:
 
 def _attempts(axis: str, value: float | str, seed: int) -> Iterator[PosedPair]:
     world = _world(seed)
-    rng = np.random.default_rng([seed, AXES.index(axis)])  # one curve's places are those of all its points
+    rng = np.random.default_rng([seed, AXES.index(axis)])  # all points of a curve use the same places
     for attempt, number in enumerate(rng.permutation(len(world))[:_TRIES]):
         sub = np.random.default_rng([seed, attempt])
         pose0 = world.poses[number]
@@ -151,7 +151,7 @@ def _attempts(axis: str, value: float | str, seed: int) -> Iterator[PosedPair]:
 
 
 def _orbit(value: float | str, rng: np.random.Generator, middle: float) -> Array:
-    """T_0_1 of a camera that has gone around what is looked at, at its distance; also a little where by no angle."""
+    """T_0_1 of a camera that has moved around the middle of the view, at its distance; a little also for angle zero."""
     angle = np.radians(float(value)) * rng.choice([-1, 1])
     R = rotation(np.array([0.0, angle, 0.0]))
     T = np.eye(4)
@@ -184,7 +184,7 @@ _MOVES: dict[str, Callable[[float | str, np.random.Generator, float], Array]] = 
 def _turned_to_overlap(
     world: World, pose0: Array, depth: NDArray[np.float32], T: Array, wanted: float, rng: np.random.Generator
 ) -> Array | None:
-    """The camera turned aside until it sees no more than that share of what the first one does."""
+    """Rotate the camera until it sees no more than the wanted share of the first one's view."""
     side = rng.choice([-1, 1])
     small = _small_camera(world)
     for degrees in range(0, 75, 3):
@@ -200,7 +200,7 @@ def _shares(K: Array, depth0: NDArray[np.float32], depth1: NDArray[np.float32], 
     with np.errstate(divide="ignore"):
         w0, w1 = (np.where(np.isfinite(d), 1 / d, 0).astype(np.float32) for d in (depth0, depth1))
     T_1_0 = inverse(T_0_1)
-    # Small images: depth between their pixels is not that of a plane at every edge.
+    # Small images: interpolated depth is wrong at every edge.
     return (
         covisible(warp_by_depth(w0, w1, K, K, T_1_0, tolerance=0.05)),
         covisible(warp_by_depth(w1, w0, K, K, T_0_1, tolerance=0.05)),

@@ -1,9 +1,9 @@
-"""How far apart two views may be: wide and other-light sets, and curves over angle, scale, overlap and light.
+"""Matching of distant views: wide and other-light sets, and curves over angle, scale, overlap and light.
 
 Every matcher sees the same pairs. Poses are estimated twice: by plain MAGSAC++ (0.5 px) over all matches, and by the
-front end's own geometry, which weighs matches by the standard deviations that a matcher predicts. On WxBS there is no
-pose: the fundamental matrix of plain MAGSAC++ is held against correspondences made by hand. Confidence and speed are
-not looked at here.
+front end's own geometry, which weights matches by their predicted standard deviations. WxBS has no poses: the
+fundamental matrix of plain MAGSAC++ is compared with correspondences marked by hand. Confidence and speed are not
+evaluated here.
 
     .venv/bin/python benchmarks/wide_views.py [--quick] [--parts wxbs strecha video curves] [--weights FILE ...]
 """
@@ -55,14 +55,14 @@ QUICK_PAIRS, QUICK_ORDERS = 4, 1
 
 @dataclass
 class Row:
-    """Of one matcher on one set.
+    """One matcher on one set.
 
     Attributes:
         set, matcher: names.
         plain, own: (orders, pairs) degrees; empty on WxBS.
-        shares: (orders, pairs, 3) parts of the true correspondences within LINES; empty but on WxBS.
+        shares: (orders, pairs, 3) parts of the true correspondences within LINES; empty except on WxBS.
         matches: of each pair.
-        right: part of each pair's matches that are within 8 px of the truth; empty where depth is not known.
+        right: part of each pair's matches within 8 px of the truth; empty if depth is unknown.
     """
 
     set: str
@@ -95,7 +95,7 @@ class Job:
 
 
 def spread(rows: Sequence[Any] | Array) -> str:
-    """Mean over the orders, and its spread where there are several."""
+    """Mean over the orders, and its spread if there are several."""
     values = np.asarray(rows, np.float64)
     mean = "/".join(f"{value:.1f}" for value in values.mean(axis=0))
     return mean if len(values) < 2 else f"{mean} (±{values.std(axis=0).max():.1f})"
@@ -119,7 +119,7 @@ def plain(
     cameras: tuple[CameraModel, CameraModel],
     truth: Array,
 ) -> float:
-    """Degrees, of the essential matrix by MAGSAC++ over all matches; inf without one."""
+    """Error in degrees of the essential matrix by MAGSAC++ over all matches; inf without one."""
     if len(order) < 6:
         return float("inf")
     rays0, rays1 = (
@@ -132,7 +132,7 @@ def plain(
         return float("inf")
     recovered: Any = cv2.recoverPose(essential, rays0, rays1, np.eye(3), mask=mask)
     R, t = recovered[1], recovered[2][:, 0]
-    # OpenCV takes points of camera 0 to camera 1; the truth is the pose of camera 1 in camera 0.
+    # OpenCV's pose maps points of camera 0 to camera 1; the truth is the pose of camera 1 in camera 0.
     return max(rotation_error(R.T, truth[:3, :3]), translation_direction_error(-R.T @ t, truth[:3, 3]))
 
 
@@ -149,7 +149,7 @@ def on_lines(
         found: Any = cv2.findFundamentalMat(
             points[0][order], points[1][order], cv2.USAC_MAGSAC, THRESHOLD, 0.9999, 10000
         )
-    except cv2.error:  # it found no model, and asserts that it has one
+    except cv2.error:  # it found no model, and fails with an assertion
         return [0.0] * len(LINES)
     F = found[0]
     if F is None or F.shape != (3, 3):
@@ -229,7 +229,7 @@ def cameras_of(views: tuple[View, View]) -> tuple[CameraModel, CameraModel]:
 
 
 def right_share(found: Found, warp: NDArray[np.float32] | None) -> float:
-    """Part of the matches within 8 px of where depth has them; those that are not seen count as wrong."""
+    """Part of the matches within 8 px of their true positions by depth; invisible ones count as wrong."""
     if warp is None or not len(found.points0):
         return float("nan")
     height, width = warp.shape[:2]
@@ -241,7 +241,7 @@ def right_share(found: Found, warp: NDArray[np.float32] | None) -> float:
 
 
 def table(rows: list[Row], missing: list[tuple[str, str]]) -> list[str]:
-    """Markdown: a row for each set and matcher."""
+    """Markdown: a row per set and matcher."""
     lines = [
         "| set | pairs | matcher | plain MAGSAC++ AUC@5/10/20 (WxBS: % within 3/6/12 px) | own geometry AUC@5/10/20 "
         "| matches | right % |",
@@ -253,7 +253,7 @@ def table(rows: list[Row], missing: list[tuple[str, str]]) -> list[str]:
 
 
 def curves(rows: list[Row]) -> list[str]:
-    """Markdown: AUC@10 of the front end's geometry along each axis, a line for each matcher."""
+    """Markdown: AUC@10 of the front end's geometry along each axis, a line per matcher."""
     lines: list[str] = []
     for axis in AXES:
         mine = [row for row in rows if row.set.startswith(f"{axis} ")]

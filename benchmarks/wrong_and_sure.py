@@ -1,11 +1,11 @@
-"""How far the front end's poses are off, beside what it says of them, on walks through rendered buildings with dirt.
+"""Errors of the front end's poses against its own stated uncertainty, on disturbed walks through rendered buildings.
 
-Frames are lost for up to 8 s, something is before the lens, it is dark, the image is blurred, the calibration is off by
-what calibrations are off by, and depth has noise and a scale of its own. Every pose relative to a keyframe is held
-against the truth: wrong and sure is a pose of status OK that is more than 5 of its standard deviations off, and more
-than 5 degrees, or 10 % of the way (and 3 cm).
+Frames are lost for up to 8 s, the lens is covered, it is dark, the image is blurred, the calibration has typical
+errors, and depth has noise and a scale error. Every pose relative to a keyframe is compared with the truth: a pose of
+status OK is wrong and sure if it is off by more than 5 of its standard deviations, and by more than 5 degrees or 10 %
+of the distance (and 3 cm).
 
-Worlds 800 to 899 were looked at while limits were chosen; report on 700 to 799.
+Worlds 800 to 899 were used to choose limits; report on 700 to 799.
 
     .venv/bin/python benchmarks/wrong_and_sure.py [--worlds 705 706] [--poses 5000] [--cache DIR] [--report FILE]
     .venv/bin/python benchmarks/wrong_and_sure.py --recordings ../shared/data
@@ -39,26 +39,26 @@ from loftr_ros.worlds.revisits import World
 Array = NDArray[np.float64]
 Gray = NDArray[np.uint8]
 
-RATE = 3.0  # views a second that are rendered
-# What calibrations and depth cameras are off by: standard deviations.
+RATE = 3.0  # rendered views per second
+# Standard deviations of the errors of calibrations and depth cameras.
 FOCAL, CENTRE, DEPTH_SCALE, DEPTH_NOISE = 0.004, 1.5, 0.01, 0.003
-# Shares of the time: dark, blurred, something before the lens, noise instead of an image.
+# Shares of the time: dark, blurred, covered lens, noise instead of an image.
 DARK, BLURRED, HIDDEN, GARBLED = 0.08, 0.08, 0.08, 0.02
 SIGMAS, DEGREES, PART, LEAST = 5.0, 5.0, 0.1, 0.03
 
 
 @dataclass
 class Errors:
-    """Errors of poses beside what is said of them.
+    """Errors of poses compared with their stated uncertainty.
 
     Attributes:
-        statuses: how often each came.
+        statuses: number of each.
         position: errors over their standard deviations (the root of the trace), of poses in metres.
         direction: of translation directions of unit length, likewise.
         rotation: likewise.
         wrong: descriptions of poses that are wrong and sure.
         frames: processed; `located` of them with a place in the trajectory.
-        states: how often each tracking state came.
+        states: number of each tracking state.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -109,7 +109,7 @@ class Errors:
 
     @property
     def wrong_and_ok(self) -> int:
-        """Wrong and sure poses of status OK."""
+        """Number of wrong and sure poses of status OK."""
         return sum(not said.startswith("(") for said in self.wrong)
 
     def lines(self, name: str) -> list[str]:
@@ -129,7 +129,7 @@ class Errors:
 
 
 class Views:
-    """Rendered views of a world, kept in a folder."""
+    """Rendered views of a world, cached in a folder."""
 
     def __init__(self, seed: int, cache: Path | None, most: int) -> None:
         self.seed = seed
@@ -154,7 +154,7 @@ class Views:
 
 
 def dirty(image: Gray, random: np.random.Generator) -> Gray:
-    """The image, perhaps dark, blurred, hidden or garbled."""
+    """The image, possibly dark, blurred, covered or garbled."""
     kind = random.random()
     height, width = image.shape
     if kind < DARK:
@@ -198,14 +198,14 @@ def walk(views: Views, run: int, mode: str) -> Iterator[tuple[Frame, Array]]:
             measured = DepthImage(np.where(depth > 0, millimetres, 0).astype(np.uint16), 0.001)
         stamp = 10**9 + round(number * 1e9 / RATE)
         yield Frame(dirty(image, random), stamp, "camera", camera, depth=measured), views.poses[number]
-        # Mostly the next view; now and then a gap of up to 8 s.
+        # Mostly the next view; sometimes a gap of up to 8 s.
         number += int(random.integers(1, round(8 * RATE) + 1)) if random.random() < 0.12 else 1
 
 
 def _one_run(
     run: int, mode: str, config: FrontEndConfig, matcher: object, arguments: argparse.Namespace, total: Errors
 ) -> None:
-    """A walk through one of the worlds; what is wrong and sure is said at once."""
+    """A walk through one of the worlds; wrong and sure poses are printed at once."""
     seed = arguments.worlds[run % len(arguments.worlds)]
     views = Views(seed, arguments.cache, arguments.views)
     front_end, truth = FrontEnd(matcher, config), {}

@@ -1,4 +1,4 @@
-"""Made keyframes, and processes that add them to an archive."""
+"""Synthetic keyframes, and processes that add them to an archive."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SPACE, DIMENSION = "made-space:1", 32
 
 
 def made_descriptor(number: int) -> np.ndarray:
-    """(32,) float32 of length one, the same for the same number."""
+    """(32,) float32 of length one, always the same for a number."""
     values = np.random.default_rng(number).normal(size=DIMENSION).astype(np.float32)
     return values / np.linalg.norm(values)
 
 
 def made_link(previous: int, is_metric: bool = True) -> ChainLink:
-    """A step of 1 unit along a slightly turned axis."""
+    """A step of 1 unit along a slightly rotated axis."""
     pose = np.eye(4)
     pose[:3, :3] = [[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]
     pose[:3, 3] = [0.1, 0.0, 1.0]
@@ -35,7 +35,7 @@ def made_link(previous: int, is_metric: bool = True) -> ChainLink:
 
 
 def made_keyframe(number: int, robot: str = "rover", image_bytes: int = 2000, **changed: object) -> ArchivedKeyframe:
-    """A keyframe with everything that one can have; its image is noise."""
+    """A keyframe with all optional data; its image is noise."""
     rng = np.random.default_rng(number)
     depth = CellDepth.unknown(12, True)
     depth.inverse[:7], depth.variance[:7] = rng.uniform(-0.01, 3.0, 7), rng.uniform(1e-8, 1e-2, 7)
@@ -59,17 +59,17 @@ def made_keyframe(number: int, robot: str = "rover", image_bytes: int = 2000, **
 
 
 def write(out: str, uri: str, robot: str, first: int, count: int) -> None:
-    """Add keyframes, and write the number of each as soon as adding it has returned."""
+    """Add keyframes, and write each one's number as soon as it is added."""
     printed = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with Archive.open(uri, SPACE, DIMENSION) as archive:
         for number in range(first, first + count):
             archive.add(made_keyframe(number, robot))
-            # In one piece, whenever the process is killed.
+            # Atomically, whenever the process is killed.
             os.write(printed, f"{number}\n".encode())
 
 
 if __name__ == "__main__":
-    # One process a line, forked off this one, since importing LanceDB takes seconds.
+    # One process per line, forked from this one, because importing LanceDB takes seconds.
     warnings.simplefilter("ignore")
     importlib.import_module("lancedb")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -68,7 +68,7 @@ def write_bag(path: Path, messages, storage="mcap"):
 
 
 def write_bag1(path: Path, messages):
-    """A ROS 1 bag of the same."""
+    """The same as a ROS 1 bag."""
     with Writer1(path) as writer:
         connections = {}
         for topic, kind, time, message in messages:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from groups import GROUPS, files
 
-# Before torch is imported, and for the processes that tests start too: threads that wait for each other crawl where
-# something else runs on the machine, and most tests are too small to gain anything by a second one.
+# Before torch is imported, and for the processes that tests start too: threads that wait for each other are very slow
+# on a busy machine, and most tests are too small to gain from a second thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real sequences beside the project; the test is skipped where it is not there."""
+    """The folder of real sequences beside the project; the test is skipped if it is missing."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the real sequences in {SHARED_DATA.parent.name}/{SHARED_DATA.name} beside the project")
     return SHARED_DATA
@@ -46,21 +46,21 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A ROS_DOMAIN_ID of this test process's own, set for it and its children."""
+    """A ROS_DOMAIN_ID of this test process, set for it and its children."""
     domain = 1 + os.getpid() % 100
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     return domain
 
 
-# Tests of the room that images have on their way.
+# Tests of the transport of images.
 OF_THE_TRANSPORT = ("test_transport.py", "test_launch.py", "test_player.py")
 
 
 @pytest.fixture(autouse=True)
 def _transport_as_it_is(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test but those of the transport brings a profile: Fast DDS reads it once in a process, for all tests after it.
+    """Only tests of the transport install a profile: Fast DDS reads it once per process, for all later tests.
 
-    A node that is a process of its own would then have other transports than its test, and never be found.
+    Otherwise a node in its own process would have other transports than its test, and would not be found.
     """
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
         monkeypatch.delenv(name, raising=False)
@@ -72,14 +72,14 @@ _READ_ONLY_REMOUNT = 1 | 32
 
 
 def mount_small_disk(place: Path, read_only_again: bool = False) -> bool:
-    """Mount a file system of 1 MB, or what is mounted there once more for reading only; whether it was allowed."""
+    """Mount a file system of 1 MB, or an existing one again read-only; returns whether that is permitted."""
     flags = _READ_ONLY_REMOUNT if read_only_again else 0
     return bool(ctypes.CDLL(None).mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, b"size=1m") == 0)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB that only this test has."""
+    """A file system of 1 MB for this test."""
     place = tmp_path / "disk"
     place.mkdir()
     if not mount_small_disk(place):

@@ -1,10 +1,11 @@
-"""Runs others' EfficientLoFTR on pairs of images: started by `test_efficient_parity` in what `make peers` makes.
+"""Runs other implementations of EfficientLoFTR on pairs of images: started by `test_efficient_parity` in the
+environment of `make peers`.
 
     .venv-peers/bin/python test/efficient_peers.py IN.pt OUT.pt
 
 IN holds `trained` and `hugging_face`, state dicts of the same weights in the two layouts, and `pairs`: dicts of image0
 and image1, (H, W) uint8, and perhaps mask0 and mask1, (H / 8, W / 8) bool, and npe, the longer side that positions are
-scaled by. OUT gets `names`, names and shapes of the peers' own state dicts, and for each pair what they find.
+scaled by. OUT gets `names`, names and shapes of the peers' own state dicts, and their results for each pair.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ State = dict[str, torch.Tensor]
 
 
 def authors(weights: State, optimised: bool, side: int) -> Any:
-    """The authors' network. Its positions are kept in fp32 here, where it would round them to fp16."""
+    """The authors' network. Its positions are kept in fp32 here, because it would round them to fp16."""
     config = full_config(npe_long_side=side)
     if optimised:
         config["match_coarse"].update(skip_softmax=True, thr=25.0)

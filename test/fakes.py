@@ -1,4 +1,4 @@
-"""Stand-ins that several tests share."""
+"""Test doubles shared by several tests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from loftr_ros.matcher.interface import ImageFeatures, Matches
 class ShiftMatcher:
     """Matches images that are shifted copies of each other, by phase correlation, to a coarse grid.
 
-    It keeps the `Matcher` protocol without a fine stage, so the pipeline around it runs without weights. Its features
-    are the image: what is written into their memory shows in the matches.
+    It implements `Matcher` without a fine stage, so the pipeline runs without weights. Its features are the image:
+    changes to their memory show in the matches.
     """
 
     has_fine_stage = False
@@ -77,7 +77,7 @@ class ShiftMatcher:
 
 
 class FineShiftMatcher(ShiftMatcher):
-    """The same with a fine stage: cells of 8 px whose points are their top-left pixels, and matches to sub-pixel."""
+    """The same with a fine stage: cells of 8 px with points at their top-left pixels, and sub-pixel matches."""
 
     has_fine_stage = True
     cell_size = 8
@@ -104,7 +104,7 @@ def camera(width: int = 320, height: int = 240, focal: float = 300.0) -> CameraM
 
 
 class PanningStream:
-    """Frames cut from one large texture, as from a camera that moves along a wall."""
+    """Frames cut from one large texture, like those of a camera that moves along a wall."""
 
     def __init__(self, width: int = 320, height: int = 240, seed: int = 0) -> None:
         self.size = (width, height)
@@ -121,7 +121,7 @@ class PanningStream:
         frame_id: str = "cam",
         usable: NDArray[np.bool_] | None = None,
     ) -> Frame:
-        """The view `x`, `y` pixels from the start; stamps go on by 0.1 s unless one is given, in seconds."""
+        """The view `x`, `y` pixels from the start; stamps advance by 0.1 s unless one is given, in seconds."""
         self._number += 1
         stamp_ns = round((100 + self._number / 10 if stamp is None else stamp) * 1e9)
         centre = (x + 2 * self.size[0], y + 2 * self.size[1])

@@ -1,4 +1,4 @@
-"""Broken files and messages for every reader: good ones, changed at random. Who draws decides on the randomness."""
+"""Broken files and messages for every reader: valid ones, changed at random. The caller provides the randomness."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def change_text(random: Random, text: str) -> bytes:
 
 
 def change_bytes(random: Random, data: bytes) -> bytes:
-    """Bytes, changed in a few places, cut off or made longer."""
+    """Bytes, changed in a few places, truncated or extended."""
     for _ in range(random.randint(1, 4)):
         kind, at = random.randint(0, 5), random.randint(0, max(len(data) - 1, 0))
         if kind == 0:
@@ -89,11 +89,11 @@ def change_bytes(random: Random, data: bytes) -> bytes:
 
 @dataclass
 class Reader:
-    """Something that reads, and what it is given.
+    """A reader with its input.
 
     Attributes:
-        prepare: makes a folder once; what it returns goes to every `attempt`.
-        attempt: makes one case of the randomness, and reads it; says what the case was.
+        prepare: creates a folder once; its result is passed to every `attempt`.
+        attempt: makes one case from the randomness, and reads it; returns a description of the case.
         share: of all cases.
     """
 
@@ -114,12 +114,12 @@ class Case:
 
 
 def run_case(case: Case) -> str:
-    """`read` or `refused`; whatever else a reader raises goes on."""
+    """Returns `read` or `refused`; any other error of a reader is raised."""
     return attempt(case.reader, Random(case.seed), case.folder)
 
 
 def attempt(reader: Reader, random: Random, folder: Path) -> str:
-    """As `run_case`, of any randomness."""
+    """As `run_case`, with any source of randomness."""
     if folder not in reader.prepared:
         place = folder / f"r{next(_NUMBERS)}"
         place.mkdir()
@@ -145,7 +145,7 @@ def picture() -> np.ndarray:
 
 
 def read_source(path: Path, mode: str = "mono", **options: Any) -> None:
-    """Opens a source and makes a frame of its first image; one that is refused alone is refused."""
+    """Open a source and make a frame of its first image; a refused image is a refusal too."""
     with open_source(path, **options) as source:
         source.require(mode)
         for frame in itertools.islice(source, 3):
@@ -187,7 +187,7 @@ XML = """<?xml version="1.0"?>
 
 
 def _folder(write: Callable[[Path], dict[str, str]], mode: str) -> Reader:
-    """A data set of which one text file is changed a case."""
+    """A data set with one changed text file per case."""
 
     def run(random: Random, place: Path, texts: dict[str, str]) -> None:
         name = random.choice(sorted(texts))

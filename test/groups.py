@@ -1,4 +1,4 @@
-"""Test files by what they are about: `pytest --group places` runs one group, and `colcon test` each as a CTest."""
+"""Test files by topic: `pytest --group places` runs one group, and `colcon test` each as a CTest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes seen by two cameras whose truth is known, and what is needed to hold a covariance against it."""
+"""Scenes of two cameras with known truth, and tools to compare a covariance with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loftr_ros.geometry.config import GeometryConfig
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 FOCAL = 500.0
-# What these scenes are made with: matches with noise of their own, and no error that they share.
+# Settings for these scenes: matches with independent noise, and no shared error.
 EXACT = GeometryConfig(focal_std=0.0, centre_std=0.0, match_bias=0.0, depth_scale_std=0.0)
 SIZE = np.array([640, 480])
 # Area of the field of view in the normalised plane.
@@ -39,7 +39,7 @@ MOTIONS = {
     "forward": Motion((0.0, 0.0, 0.8), (0.5, -1.0, 0.3), (3.0, 12.0)),
     "sideways": Motion((0.5, 0.05, 0.02), (1.0, 2.0, -1.0), (3.0, 12.0)),
     "deep": Motion((0.4, 0.1, 0.3), (-1.0, 1.0, 0.5), (4.0, 80.0)),
-    # Keyframe axes and those of the current camera are far apart.
+    # The axes of keyframe and current camera differ strongly.
     "rolled": Motion((-0.5, 0.2, 0.2), (2.0, 4.0, 60.0), (3.0, 12.0)),
     "still": Motion((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (3.0, 12.0)),
 }
@@ -61,7 +61,7 @@ class SeenTwice:
         return self.translation / np.linalg.norm(self.translation)
 
     def noisy(self, rng: np.random.Generator, pixels: float, outliers: float = 0.0) -> SeenTwice:
-        """With noise in the current image, and matches that are anywhere in it."""
+        """With noise in the current image, and outliers anywhere in it."""
         rays1 = self.rays1 + rng.normal(0, pixels / FOCAL, self.rays1.shape)
         wrong = rng.random(len(rays1)) < outliers
         rays1[wrong] = rays_anywhere(rng, int(wrong.sum()))
@@ -80,7 +80,7 @@ def scene(name: str, rng: np.random.Generator, count: int = 300, part: float = 1
         name: of MOTIONS.
         rng: of the points.
         count: points.
-        part: of the image's width and height, in its upper left corner, that they are in.
+        part: of the image's width and height, from its upper left corner, that contains them.
     """
     motion = MOTIONS[name]
     turn, translation = rotation(*motion.angles), np.array(motion.translation)
@@ -100,6 +100,6 @@ def rotation_between(truth: Array, estimate: Array) -> Array:
 
 
 def band(freedom: int, trials: int) -> tuple[float, float]:
-    """Where the mean of normalised errors squared lies in 95 of 100 cases if their covariances are true."""
+    """Range of the mean of normalised squared errors in 95 of 100 cases if their covariances are right."""
     low, high = chi2.ppf((0.025, 0.975), freedom * trials) / trials
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""EfficientLoFTR with made weights, in every layout in which weights of it were published."""
+"""EfficientLoFTR with synthetic weights, in every published layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 @cache
 def state_dict() -> State:
-    """The made weights, under our names; made once a process."""
+    """The synthetic weights, under our names; made once per process."""
     return made_efficient_state_dict()
 
 
@@ -36,13 +36,13 @@ def configured(preset: str = "efficient", anchor: str = "cell", **coarse: float)
 def network(
     config: EfficientConfig = EFFICIENT, dtype: torch.dtype = torch.float32, weights: State | None = None
 ) -> EfficientLoFTR:
-    """With made weights, ready to infer."""
+    """A network with synthetic weights, ready for inference."""
     model = EfficientLoFTR(config)
     model.load_state_dict(state_dict() if weights is None else weights)
     return model.prepare(CPU, dtype)
 
 
-# A small one, for what does not depend on the size.
+# A small one, for tests that do not depend on the size.
 SMALL = replace(
     EFFICIENT,
     backbone=EfficientBackboneConfig(dims=(16, 16, 24, 64), blocks=(1, 1, 2, 3)),
@@ -60,7 +60,7 @@ def noise(height: int, width: int, seed: int = 0) -> Tensor:
 
 @cache
 def noise_state_dict(config: EfficientConfig) -> State:
-    """Made weights that are calibrated by noise that moves: in a second, for what needs no picture of a room."""
+    """Synthetic weights calibrated by moving noise: in a second, for tests without pictures of a room."""
     height, width = 96, 128
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pairs = []
@@ -76,12 +76,12 @@ def noise_state_dict(config: EfficientConfig) -> State:
 
 
 def small_state_dict() -> State:
-    """Made weights of the small one."""
+    """Synthetic weights of the small one."""
     return noise_state_dict(SMALL)
 
 
 def small(dtype: torch.dtype = torch.float32, anchor: str = "cell", **coarse: Any) -> EfficientLoFTR:
-    """The small one, ready to infer."""
+    """The small one, ready for inference."""
     fine = replace(SMALL.fine, anchor=anchor)  # type: ignore[arg-type]
     model = EfficientLoFTR(replace(SMALL, fine=fine, coarse=replace(SMALL.coarse, **coarse)))
     model.load_state_dict(small_state_dict())

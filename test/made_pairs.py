@@ -1,4 +1,4 @@
-"""Pairs of images for tests of training, in a module that the processes which make data can import."""
+"""Pairs of images for tests of training, in a module that data processes can import."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Homographies:
         )
         image1_from_image0 = (centre @ turn @ np.linalg.inv(centre)).astype(np.float64)
         whole = centre.copy()
-        whole[:2, 2] = -width / 2, -height / 2  # image 0 is the texture's middle
+        whole[:2, 2] = -width / 2, -height / 2  # image 0 is the texture's centre
         whole = np.float64([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1]])
         images = [
             cv2.warpPerspective(texture, matrix @ whole, (width, height)) for matrix in (np.eye(3), image1_from_image0)
@@ -53,7 +53,7 @@ class Homographies:
 
 
 def warp_by(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 2) float32, where a homography takes the pixels of an image of (height, width); NaN outside."""
+    """(H, W, 2) float32, positions of the pixels of an image of (height, width) under a homography; NaN outside."""
     height, width = size
     v, u = np.mgrid[:height, :width]
     points = np.stack([u, v, np.ones_like(u)], axis=-1) @ matrix.T

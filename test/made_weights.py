@@ -1,4 +1,4 @@
-"""Networks with made weights and images to run them on, shared by the tests of the full network."""
+"""Networks with synthetic weights, and images for them, shared by the tests of the full network."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 CPU = torch.device("cpu")
 
 
-# Presets that differ from another in nothing that weights are made of.
+# Presets with the same synthetic weights as another.
 _ALIKE = {"loftr_new": "loftr"}  # only in the positional encoding
 
 
 def state_dict(preset: str = "loftr") -> dict[str, Tensor]:
-    """The made weights of a preset, made once a process."""
+    """The synthetic weights of a preset, made once per process."""
     return _state_dict(_ALIKE.get(preset, preset))
 
 
@@ -36,7 +36,7 @@ def _state_dict(preset: str) -> dict[str, Tensor]:
 
 
 def network(dtype: torch.dtype = torch.float32, preset: str = "loftr", device: torch.device = CPU) -> LoFTR:
-    """A preset with made weights, ready to infer."""
+    """A preset with synthetic weights, ready for inference."""
     model = LoFTR(PRESETS[preset])
     model.load_state_dict(state_dict(preset))
     return model.prepare(device, dtype)
@@ -44,7 +44,7 @@ def network(dtype: torch.dtype = torch.float32, preset: str = "loftr", device: t
 
 @cache
 def rendered_pair(width: int = 320, height: int = 240) -> tuple[Tensor, Tensor]:
-    """Two uint8 views of a room that the weights were not made with, a fifth of a second apart."""
+    """Two uint8 views of a room not used to make the weights, a fifth of a second apart."""
     scene, camera, poses = Scene(3), default_camera(width, height), trajectory(40, seed=3)
     first, second = (torch.from_numpy(scene.render(camera, poses[i]).image) for i in (20, 26))
     return first, second
@@ -72,7 +72,7 @@ def kitti_pair(data: Path, size: tuple[int, int] | None = None) -> tuple[Tensor,
 
 
 def matched(model: LoFTR, keyframe: ImageFeatures, current: ImageFeatures) -> tuple[Matches, CoarseMatches]:
-    """What `match` returns for one pair, and the coarse matches that it refined."""
+    """The result of `match` for one pair, and the coarse matches before refinement."""
     found: list[CoarseMatches] = []
     match_coarse = loftr_module.LoFTR._match_coarse
 

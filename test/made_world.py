@@ -1,4 +1,4 @@
-"""A world of planes whose every point is known, seen by a matcher that makes only the mistakes it is told to make."""
+"""A world of planes with a known position for every point, and a matcher with only the specified errors."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def depth_along(rays: Array, pose: Array) -> Array:
 
 
 class WorldMatcher(FineShiftMatcher):
-    """Knows every camera's pose by a number in the image's first pixels, and where each cell's point is seen."""
+    """Knows every camera's pose by a number in the image's first pixels, and each cell's point."""
 
     def __init__(self, poses: Sequence[Array], noise: float = 0.2, outliers: float = 0.1) -> None:
-        """See with noise.
+        """Create it.
 
         Args:
             poses: (4, 4) T_world_camera by number.
             noise: px, standard deviation of a match along either axis.
-            outliers: part of the matches that are anywhere.
+            outliers: part of the matches at random positions.
         """
         super().__init__()
         self.poses, self.noise, self.outliers = poses, noise, outliers
@@ -98,9 +98,9 @@ class WorldMatcher(FineShiftMatcher):
 def frame(
     poses: Sequence[Array], number: int, *, right: bool = False, depth: bool = False, rate: float = 10.0
 ) -> Frame:
-    """Frame `number`, with the companions that are asked for."""
+    """Frame `number`, with the requested companions."""
     eye = camera()
-    # Not blank: the front end tells by itself that nothing can be matched there. What it shows, nobody looks at.
+    # Not blank, because the front end refuses blank images. The content does not matter.
     image = (
         np.random.default_rng(0).integers(0, 256, (HEIGHT // 4, WIDTH // 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
     )
@@ -118,7 +118,7 @@ def frame(
 
 
 def walk(count: int, step: float = 0.03) -> list[Array]:
-    """(4, 4) T_world_camera of a walk through the room, forward and sideways with slow turns."""
+    """(4, 4) T_world_camera of a walk through the room, forward and sideways with slow rotations."""
     from scipy.spatial.transform import Rotation
 
     poses = []

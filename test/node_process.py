@@ -1,4 +1,4 @@
-"""The node in a process of its own, and a client that feeds it over DDS and collects all that it says."""
+"""The node in its own process, and a client that sends images over DDS and collects all outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
-# Long enough for a busy machine; every wait ends as soon as what it waits for has come.
+# Long enough for a busy machine; every wait ends as soon as its condition holds.
 PATIENCE = 40.0
 NAME = "/loftr_front_end"
 _CODE = "import sys; from loftr_ros.ros.node import main; sys.exit(main(autostart={autostart}))"
@@ -36,10 +36,10 @@ _domains = itertools.count(os.getpid())
 
 
 class NodeProcess:
-    """The front end's process; ended when the `with` block is.
+    """The front end's process; it ends with the `with` block.
 
     Attributes:
-        domain: the ROS_DOMAIN_ID that it has for itself.
+        domain: its ROS_DOMAIN_ID.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class NodeProcess:
         """Start it.
 
         Args:
-            folder: where its output goes.
-            parameters: by name; strings are quoted, everything else is written as YAML has it.
+            folder: for its output.
+            parameters: by name; strings are quoted, other values are written as YAML.
             arguments: more ROS arguments.
-            autostart: it becomes active by itself.
-            domain: of another process, to be beside it.
+            autostart: whether it becomes active by itself.
+            domain: of another process, to share its domain.
         """
         number = 1 + next(_domains) % 100
         self.domain = domain or number
@@ -86,7 +86,7 @@ class NodeProcess:
 
     @property
     def said(self) -> str:
-        """All that it has logged so far."""
+        """Its log so far."""
         return self._log.read_text()
 
     def errors(self, kind: str) -> list[str]:
@@ -94,7 +94,7 @@ class NodeProcess:
         return re.findall(rf"^\[ERROR\].*: \[{kind}\] .*$", self.said, re.MULTILINE)
 
     def wait_for(self, words: str) -> None:
-        """Until it has logged these words."""
+        """Wait until it has logged these words."""
         end = time.monotonic() + PATIENCE
         while words not in self.said:
             assert time.monotonic() < end, f"waited in vain for {words!r} in:\n{self.said}"
@@ -106,12 +106,12 @@ class NodeProcess:
         return self.process.wait(timeout=seconds)
 
     def stop(self, number: signal.Signals, seconds: float = PATIENCE) -> int:
-        """Send a signal; returns the exit code, and fails where it takes longer than `seconds`."""
+        """Send a signal; returns the exit code, and fails if it takes longer than `seconds`."""
         self.process.send_signal(number)
         return self.exit_code(seconds)
 
     def threads(self) -> int:
-        """Threads that it has."""
+        """Number of its threads."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"^Threads:\s+(\d+)", status, re.MULTILINE)[1])
 
@@ -120,7 +120,7 @@ class Client:
     """Talks to one node; the lists grow as its messages come in.
 
     Attributes:
-        node: the rclpy node, for what is not offered here.
+        node: the rclpy node, for other uses.
         correspondences, poses, keyframes, statuses, diagnostics, pictures: messages received, oldest first.
     """
 
@@ -164,7 +164,7 @@ class Client:
     # --- what comes out ---
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        """Until a condition on what was received holds; returns its value."""
+        """Wait until a condition on the received messages holds; returns its value."""
         with self._changed:
             ended = self._changed.wait_for(condition, PATIENCE)
             last = self.statuses[-1] if self.statuses else None
@@ -179,7 +179,7 @@ class Client:
             self.node.destroy_subscription(self._looking)
 
     def status(self, condition: Callable[[FrontEndStatus], bool] = lambda status: True) -> FrontEndStatus:
-        """The next status that is at rest (nothing pending) and fulfils the condition."""
+        """The next status without pending images that fulfils the condition."""
         seen = len(self.statuses)
 
         def found() -> list[FrontEndStatus]:
@@ -205,7 +205,7 @@ class Client:
         return self.call(Trigger, name, Trigger.Request())
 
     def transition(self, *names: str) -> bool:
-        """Go through lifecycle transitions; whether all succeeded."""
+        """Execute lifecycle transitions; returns whether all succeeded."""
         return all(
             self.call(
                 ChangeState,
@@ -220,7 +220,7 @@ class Client:
         return str(self.call(GetState, "get_state", GetState.Request()).current_state.label)
 
     def set(self, **parameters: Any) -> tuple[bool, str]:
-        """Set parameters (`__` in a name stands for a dot); whether all were, and why not."""
+        """Set parameters (`__` in a name means a dot); returns whether all were set, and why not."""
         values = [
             Parameter(name.replace("__", "."), value=value).to_parameter_msg() for name, value in parameters.items()
         ]
@@ -228,7 +228,7 @@ class Client:
         return all(result.successful for result in results), " ".join(result.reason for result in results)
 
     def reconfigure(self, **parameters: Any) -> None:
-        """From active to active with other parameters, and connected again."""
+        """Restart the active node with other parameters, and connect again."""
         assert self.transition("deactivate", "cleanup")
         ok, reason = self.set(**parameters)
         assert ok, reason
@@ -248,7 +248,7 @@ class Client:
             publishers[type(message)].publish(message)
 
     def connect(self, messages: Callable[[], tuple[Any, ...]]) -> None:
-        """Send frames until one came all the way: DDS takes its time to bring publishers and subscriptions together.
+        """Send frames until one has been processed: DDS takes its time to connect publishers and subscriptions.
 
         Args:
             messages: makes the next good frame.
@@ -269,11 +269,11 @@ class Client:
         return [pose for pose in self.poses if nanoseconds(pose.header.stamp) == stamp]
 
     def poses_for(self, stamp: int) -> list[RelativePose]:
-        """The poses of an image that was processed, once they are here: topics do not wait for each other."""
+        """The poses of a processed image, once they have arrived: topics do not wait for each other."""
         return list(self.wait(lambda: self.poses_of(stamp), f"poses of the image with stamp {stamp}"))
 
     def results_of(self, stamp: int) -> list[RelativePose | Keyframe]:
-        """What was found on the image with a stamp; the first image of a stream is only made a keyframe."""
+        """The results of the image with a stamp; the first image of a stream only becomes a keyframe."""
         keyframes = [k for k in self.keyframes if nanoseconds(k.stamp) == stamp and k.event == Keyframe.ADDED]
         return [*self.poses_of(stamp), *keyframes]
 

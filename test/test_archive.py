@@ -1,4 +1,4 @@
-"""What the archive of keyframes keeps, finds, survives, refuses and drops."""
+"""The archive of keyframes: storage, search, crashes, refusals and the size limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conftest import mount_small_disk
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import origin
 from loftr_ros.places.archive import Archive
-from loftr_ros.places.archive_files import told
+from loftr_ros.places.archive_files import reported_errors
 from loftr_ros.places.archive_rows import pack_depth, unpack_depth
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName, PlacesError, RecentPast
 
@@ -45,7 +45,7 @@ class Writers:
         self._nursery = subprocess.Popen([sys.executable, str(WRITER)], stdin=pipe, stdout=pipe, text=True)
 
     def start(self, out: Path, place: Path | str, robot: str, first: int, count: int) -> int:
-        """The process's id; it writes the number of each keyframe that it has added to `out`."""
+        """Start a process; it writes the number of each added keyframe to `out`."""
         assert self._nursery.stdin
         assert self._nursery.stdout
         self._nursery.stdin.write(json.dumps([str(out), str(place), robot, first, count]) + "\n")
@@ -130,7 +130,7 @@ def test_a_keyframe_comes_back_with_everything_that_it_was_added_with(tmp_path: 
         assert archive.get(KeyframeName("rover", 9)) is None
         assert (len(archive), archive.last_id("rover"), archive.last_session("rover")) == (2, 8, 2)
         assert (archive.last_id("nobody"), archive.last_session("nobody"), archive.names("nobody")) == (0, 0, [])
-        with pytest.raises(PlacesError, match="reading only"):
+        with pytest.raises(PlacesError, match="read-only"):
             archive.add(full)
 
 
@@ -213,7 +213,7 @@ def killed_while_writing(writers: Writers, folder: Path, times: int) -> None:
         returned = there | set(printed(out))
         with opened(place, read_only=True) as archive:
             there = {name.id for name in archive.names()}
-            # One that was committed, but not yet printed, may be there too.
+            # One more may be committed but not yet printed.
             assert returned <= there <= returned | {max(returned) + 1}
             newest = archive.get(KeyframeName("rover", max(there)))
             assert_same(newest, made_keyframe(max(there)))
@@ -335,12 +335,12 @@ def test_a_descriptor_of_another_dimension_is_refused(tmp_path: Path) -> None:
 def test_the_bound_is_kept_by_the_least_telling_and_the_chain_stays_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Older versions of the table are kept for seconds: more here, where so much is added at once, than in a flight.
-    monkeypatch.setattr("loftr_ros.places.archive_upkeep._KEPT", timedelta(seconds=0.2))
+    # Older versions of the table are kept for seconds. With so much added at once, that is more than in normal use.
+    monkeypatch.setattr("loftr_ros.places.archive_maintenance._KEPT", timedelta(seconds=0.2))
     steps = 80
     descriptors = [made_descriptor(1)]
     for number in range(2, steps + 1):
-        # Odd ones look almost like the one before, even ones do not.
+        # Odd ones are almost equal to the one before, even ones are not.
         off = 0.1 if number % 2 else 1.0
         values = descriptors[-1] + off * made_descriptor(number)
         descriptors.append((values / np.linalg.norm(values)).astype(np.float32))
@@ -381,7 +381,7 @@ def test_the_bound_is_kept_by_the_least_telling_and_the_chain_stays_whole(
 
 
 def test_in_one_round_no_two_neighbours_are_dropped() -> None:
-    from loftr_ros.places.archive_drop import least_telling
+    from loftr_ros.places.archive_drop import least_informative
 
     count = 50
     descriptors = np.tile(made_descriptor(1), (count, 1))
@@ -389,11 +389,11 @@ def test_in_one_round_no_two_neighbours_are_dropped() -> None:
     previous = [None, *range(1, count)]
     metric = [None, *[True] * (count - 1)]
     sizes = np.full(count, 10)
-    chosen = least_telling(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 10000)
+    chosen = least_informative(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 10000)
     assert np.diff(np.sort(chosen)).min() >= 2
     assert not {count - 1, count - 2} & set(chosen)
     assert len(chosen) > 20
-    assert len(least_telling(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 35)) == 4
+    assert len(least_informative(["r"] * count, ids, previous, metric, ids, descriptors, sizes, 35)) == 4
 
 
 def test_a_copy_has_everything_and_does_not_go_where_something_is(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_taking_over_another_archive_skips_what_is_there_and_refuses_a_clash(tmp
         assert_same(mine.get(KeyframeName("rover", 2)), made_keyframe(2))
         assert mine.load(str(tmp_path / "b")) == 0
         theirs.add_all([made_keyframe(4), made_keyframe(3, stamp_ns=5)])
-        with pytest.raises(PlacesError, match=r"rover/3 .*Name the robots apart") as caught:
+        with pytest.raises(PlacesError, match=r"rover/3 .*Give the robots different names") as caught:
             mine.load(str(tmp_path / "b"))
         assert caught.value.kind == "archive_conflict"
         assert len(mine) == 3
@@ -480,7 +480,7 @@ def test_two_processes_write_at_once_to_one_bucket(tmp_path: Path, monkeypatch: 
             monkeypatch.setenv(name, value)
         make_bucket(port)
         with opened("s3://robots/fleet") as archive:
-            writers = Writers()  # they take the environment that was set above
+            writers = Writers()  # they inherit the environment set above
             out = [tmp_path / robot for robot in ("rover", "walker")]
             processes = [writers.start(path, "s3://robots/fleet", path.name, 1, 40) for path in out]
             until(lambda: not any(map(runs, processes)))
@@ -512,7 +512,7 @@ def make_bucket(port: int) -> None:
 @pytest.mark.parametrize("cause", ["the server hung up", "access denied"])
 def test_what_a_data_base_says_at_length_is_cut_after_a_word(cause: str) -> None:
     said = f"{cause} " + "while it wrote the fragments of a table " * 40
-    with pytest.raises(PlacesError) as caught, told("there", "writing to"):
+    with pytest.raises(PlacesError) as caught, reported_errors("there", "writing to"):
         raise OSError(said)
     kept = re.search(r": (the server .*|access .*?) …", str(caught.value))[1]
     assert said.startswith(kept + " ") and 150 < len(kept) < 400

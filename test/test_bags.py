@@ -1,4 +1,4 @@
-"""Bags: stereo and depth from their topics, and what is wrong with a recording that was not finished."""
+"""Bags: stereo and depth from their topics, and unfinished recordings."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_without_any_place_of_the_right_camera_the_bag_says_so_before_the_first_
     messages = [m for m in _messages(stereo(tmp_path / "whole", baseline=0.0)) if m[0] != "/tf_static"]
     with (
         open_source(write_bag(tmp_path / "bag", messages)) as source,
-        pytest.raises(SourceError, match=r"no baseline in P.*does not lead from right_optical to left_optical"),
+        pytest.raises(SourceError, match=r"no baseline in P.*has no transform from right_optical to left_optical"),
     ):
         source.require("stereo")
 
@@ -167,7 +167,7 @@ def test_depth_of_a_camera_of_its_own_is_moved_into_the_image_by_the_static_tran
 ) -> None:
     with open_source(depth_bag(tmp_path / "bag", encoding, (32, 24))) as source:
         depth = next(iter(source)).to_frame("rgbd").depth
-        assert any("is moved into the pixels of /color/image_raw" in note for note in source.notes)
+        assert any("is registered to /color/image_raw" in note for note in source.notes)
     assert depth is not None and depth.values.shape == (HEIGHT, WIDTH)
     found = depth.metres(depth.values)
     known = np.isfinite(found)
@@ -200,7 +200,7 @@ def test_the_only_bag_file_of_a_folder_is_read_without_its_metadata(tmp_path: Pa
         assert len(list(source)) == 1
     file = next(each for each in path.iterdir() if each.suffix in (".mcap", ".db3"))
     shutil.copy(file, path / f"bag_1{file.suffix}")
-    with pytest.raises(SourceError, match=r"2 bag files and no metadata.yaml.*ros2 bag reindex"):
+    with pytest.raises(SourceError, match=r"2 bag files but no metadata.yaml.*ros2 bag reindex"):
         open_source(path)
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks say of matchers that others wrote, and of those that cannot run."""
+"""Benchmarks: results of other projects' matchers, and of those that cannot run."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_moderate_homographies_come_by_their_seed_and_keep_the_view_upright(benc
 
 
 def walked(lengths: list[float]) -> np.ndarray:
-    """(N, 4, 4) poses on an arc, each so far from the one before."""
+    """(N, 4, 4) poses on an arc, with the given distances."""
     poses = [np.eye(4)]
     for length in lengths:
         step = np.eye(4)
@@ -133,7 +133,7 @@ def test_a_wrong_scale_is_an_error_but_for_a_single_camera(benchmark) -> None:
     truth, estimate = walked([1.0] * 40), walked([1.1] * 40)
     metric = scores.trajectory_errors(estimate, truth, False, [4.0, 8.0])
     assert metric.scale == 1 and metric.ate > 0.1
-    # Ten percent of the straight way, which is a little shorter than the path.
+    # Ten percent of the straight distance, which is a little shorter than the path.
     assert metric.drift == pytest.approx(10, rel=0.05)
     mono = scores.trajectory_errors(estimate, truth, True, [4.0, 8.0])
     assert mono.ate < 1e-6 and mono.drift < 1e-5 and mono.scale == pytest.approx(1 / 1.1)

@@ -1,4 +1,4 @@
-"""The latency budget: what is spent on a frame follows what frames have really cost."""
+"""The latency budget: the effort of a frame follows the measured costs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.settings import with_values
 
-# Seconds of a frame at the whole resolution: encoding, matching one keyframe, the rest.
+# Seconds of a frame at full resolution: encoding, matching one keyframe, the rest.
 ENCODE, MATCH, REST = 0.040, 0.020, 0.004
 
 
 def frames(budget: LatencyBudget, count: int, slowness: float = 1.0, seed: int = 0) -> list[float]:
-    """Latencies of frames whose cost follows the effort, with some scatter."""
+    """Latencies of frames with a cost that follows the effort, with some scatter."""
     random, latencies = np.random.default_rng(seed), []
     for _ in range(count):
         effort = budget.effort
@@ -93,4 +93,4 @@ def test_another_resolution_begins_with_a_keyframe_that_is_linked_to_the_last_on
     assert (width, height) == (round(320 * SCALES[-1]), round(240 * SCALES[-1]))
     assert results[-1].effort.scale == SCALES[-1]
     matched = results[-1].matches[0].correspondences
-    assert matched.keyframe_points.max() > 200  # pixels of the raw image, whatever the network saw
+    assert matched.keyframe_points.max() > 200  # pixels of the raw image, whatever the network's input size

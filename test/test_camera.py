@@ -1,4 +1,4 @@
-"""Camera models, against OpenCV, formulae written out by hand, rendered images and real calibrations."""
+"""Camera models, compared with OpenCV, hand-written formulae, rendered images and real calibrations."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_k_s_skew_moves_a_point_sideways_with_its_height() -> None:
 
 @pytest.mark.parametrize("coefficients", [[0, 0, 0, 0], LENSES["equidistant"][1], [0.05, 0.01, 0.002, 0.0005]])
 def test_a_fisheye_has_no_rays_at_ninety_degrees_and_more(coefficients: list[float]) -> None:
-    # 220 degrees wide: what is behind the image plane is in the picture, and x / z cannot say so.
+    # 220 degrees wide: points behind the image plane are visible, and x / z cannot express them.
     model = CameraModel(1000, 1000, np.array([[250.0, 0, 499.5], [0, 250, 499.5], [0, 0, 1]]), "equidistant",
                         np.array(coefficients, dtype=float))  # fmt: skip
     pixels = image_pixels(1000, 1000, 101)
@@ -208,7 +208,7 @@ def test_a_resized_camera_sees_points_where_the_resized_image_has_them(size: tup
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     scale = np.array(size) / (640, 480)
     for expected in model.resized(*size).project(points):
-        # The spots are ellipses where the aspect ratio changes; a circle around the true centre does not bias them.
+        # The spots are ellipses if the aspect ratio changes; a circle around the true centre does not bias them.
         assert np.abs(spot_near(resized, expected, round(40 * scale.max())) - expected).max() < 0.03
 
 
@@ -348,9 +348,9 @@ def test_without_a_name_the_number_of_coefficients_tells_the_model(count: int, m
         ("plumb_bob", 8, "8 coefficients are those of rational_polynomial"),
         ("fisheye", 5, "5 coefficients are those of plumb_bob"),
         ("", 4, "4 coefficients are those of plumb_bob or equidistant"),
-        ("Inverse Brown Conrady", 5, "from distorted to undistorted"),
+        ("Inverse Brown Conrady", 5, "maps distorted to undistorted"),
         ("modified_brown_conrady", 5, "tangential"),
-        ("Mei", 5, "more than half of all directions"),
+        ("Mei", 5, "field of view is beyond 180 degrees"),
         ("pinhole", 4, "4 coefficients are those of plumb_bob or equidistant"),
     ],
 )

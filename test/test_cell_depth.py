@@ -1,4 +1,4 @@
-"""Depth of cells: from depth images, from stereo matches, and what several measurements tell together."""
+"""Depth of cells: from depth images, from stereo matches, and fused from several measurements."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_cell_has_the_depth_at_its_own_point() -> None:
 def test_a_cell_with_a_hole_around_its_point_has_no_depth(hole: int, off: tuple[int, int]) -> None:
     values = millimetres()
     values[15 + off[0], 20 + off[1]] = hole
-    # As far as a sensor goes, 65535 mm is farther than anything; it must not count even where that is in range.
+    # For sensors, 65535 mm means no depth; it must not count even if it is in range.
     found = depth_at(values, max_depth=100.0, max_edge=1.0)
     assert not found.known.any()
     assert np.isinf(found.variance).all()
@@ -133,7 +133,7 @@ def test_the_variance_of_triangulated_inverse_depths_is_their_scatter(name: str)
     found = triangulate(rays0, noisy, turn, move, std, FOCAL, past_infinity=True)
     low, high = band(1, len(rays0))
     assert low < np.mean((found.inverse - inverse) ** 2 / found.variance) < high
-    # Off the epipolar line is what is left of the noise.
+    # The distance from the epipolar line contains the rest of the noise.
     assert low < np.mean((found.off / std) ** 2) < high
 
 
@@ -145,7 +145,7 @@ def test_points_at_infinity_are_kept_as_such_if_asked_for(name: str) -> None:
     std = np.full(len(rays0), 0.5)
     kept = triangulate(rays0, rays1, turn, move, std, FOCAL, past_infinity=True)
     assert np.isfinite(kept.inverse).mean() > 0.99
-    # Taken together they say that it is infinity.
+    # Together they indicate infinity.
     certain = 1 / kept.variance
     assert abs(np.nansum(kept.inverse * certain) / certain.sum()) < 3 / np.sqrt(certain.sum())
     positive = triangulate(rays0, rays1, turn, move, std, FOCAL)
@@ -156,7 +156,7 @@ def test_points_at_infinity_are_kept_as_such_if_asked_for(name: str) -> None:
 
 def test_a_point_behind_a_camera_has_no_depth() -> None:
     turn, move = PAIRS["rectified"]
-    # To the right of where infinity is: the rays meet behind both cameras.
+    # On the wrong side of infinity: the rays meet behind both cameras.
     found = triangulate(np.zeros((1, 2)), np.array([[0.1, 0.0]]), turn, move, np.array([0.5]), FOCAL, True)
     assert np.isnan(found.inverse).all() and np.isinf(found.variance).all()
     # Before the first, and behind the second, which has moved on past it.

@@ -1,4 +1,4 @@
-"""Weights files: what is taken, and what is refused with which words."""
+"""Weights files: which are accepted, and the messages of refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEIGHTED = [config for config in PRESETS.values() if config.name != "efficient_o
 
 @cache
 def built(config: NetworkConfig) -> State:
-    """The weights of a network as it is built; made once, so not to be changed."""
+    """The weights of a new network; made once, so they must not be changed."""
     torch.manual_seed(0)
     return build_network(config).state_dict()
 
@@ -261,7 +261,7 @@ def test_a_safetensors_file_is_known_by_its_contents_whatever_its_name(state: St
 
 
 def with_metadata(path: Path, **changes: str) -> Path:
-    """Rewrite what a safetensors file says beside its tensors."""
+    """Rewrite the metadata of a safetensors file."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
@@ -327,7 +327,7 @@ def test_a_network_that_contradicts_the_file_is_refused_with_the_one_that_it_loo
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"nowhere\.pt is not there; set the parameter 'weights'"):
+    with pytest.raises(WeightsError, match=r"nowhere\.pt does not exist; set the parameter 'weights'"):
         load(tmp_path / "nowhere.pt")
 
 
@@ -438,6 +438,6 @@ def test_what_is_no_weights_is_told_by_its_first_bytes_in_our_own_words(
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_of_more_than_tensors_is_not_loaded_and_says_how_to_save_it(tmp_path: Path, zipped: bool) -> None:
     torch.save({"model": Path("x")}, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"holds more than tensors.*Save the state dict alone") as caught:
+    with pytest.raises(WeightsError, match=r"holds Python objects beside tensors.*Save the state dict alone") as caught:
         read_weights(tmp_path / "whole.pt")
     assert "weights_only" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The command line: what a user types, sees and gets."""
+"""The command line: input, output and exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = Path(sys.executable).parent / "loftr_ros"
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in an empty folder, and know of no weights but those that they are given."""
+    """Commands run in an empty folder, and find no weights except the given ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOFTR_ROS_WEIGHTS", raising=False)
 
@@ -31,7 +31,7 @@ def loftr_ros(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that were never trained: they load, and match next to nothing."""
+    """Untrained weights: they load, and match next to nothing."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "random.pt"
     torch.save(LoFTR(COARSE_LITE).state_dict(), path)
@@ -107,8 +107,8 @@ def test_parameters_come_from_the_same_file_as_the_node_s(shared_data: Path, tmp
     ("arguments", "words"),
     [
         (("run", "nowhere"), "nowhere does not exist; expected a folder, a video, a bag"),
-        (("run", ".", "--weights", "no.pt"), "no.pt is not there"),
-        (("run", ".", "--network", "loftr_16_4"), "comes without weights; name a weights file by `weights`"),
+        (("run", ".", "--weights", "no.pt"), "no.pt does not exist"),
+        (("run", ".", "--network", "loftr_16_4"), "comes without weights; set `weights` to a weights file"),
         (("run", ".", "--network", "superglue", "--weights", "WEIGHTS"), "'superglue' is not known"),
         (("run", ".", "--precision", "int4", "--weights", "WEIGHTS"), "'int4' is not known"),
         (("run", ".", "--params-file", "no.yaml", "--weights", "WEIGHTS"), "no.yaml is not there"),

@@ -1,4 +1,4 @@
-"""The search for mutual best cells: one exponential for both softmaxes, and half precision where it does not count."""
+"""The search for mutual best cells: one exponential for both softmaxes, and half precision where it does no harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compact network: where its features stand, what each stage finds, and what comes out whatever goes in."""
+"""The compact network: positions of its features, results of each stage, and valid output for any input."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_pooled_keys_lie_between_the_regions_that_they_are_of() -> None:
     query = rotated(same.expand(1, 1, 16, 32), (4, 4), 1)
     key = rotated(same.expand(1, 1, 4, 32), (2, 2), 2)
     logits = (query @ key.transpose(2, 3)).view(4, 4, 2, 2)
-    # A rotation there and the same one back look alike to a vector: opposite corners are as far off.
+    # A rotation and its inverse look alike to a vector: opposite corners are equally off.
     for row in range(2):
         for column in range(2):
             block = logits[2 * row : 2 * row + 2, 2 * column : 2 * column + 2, row, column]
@@ -151,7 +151,7 @@ def test_cells_find_their_likes_and_those_without_stay_alone() -> None:
     matcher = CellMatcher(4, 16, 0.1)
     grid = (6, 8)
     vectors1 = nn.functional.normalize(torch.randn(48, 16), dim=1) * 6
-    vectors0 = vectors1.roll(1, dims=0)  # a cell's like is one to the left
+    vectors0 = vectors1.roll(1, dims=0)  # a cell's match is one to the left
     vectors0[2 * 8 + 3] = 0
     with torch.no_grad():
         matcher.none.fill_(2.0)

@@ -1,4 +1,4 @@
-"""The covariance of poses is the scatter of poses: normalised errors squared stay in their 95 % band."""
+"""The covariance of poses equals their scatter: normalised squared errors stay in their 95 % band."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TRIALS = 400
 FIRST_SEED = 1000
 CONFIG = EXACT
 SCENES = ["forward", "sideways", "deep", "rolled"]
-# Four hundred poses take seconds; the rest of the cases come with `--long`.
+# Four hundred poses take seconds; the other cases run with `--long`.
 LONG = pytest.mark.long
 
 
 def _cases(short: set[tuple[str, float]], *, still: bool = False) -> list[Any]:
-    """Every scene with little and with much noise, of which some are short."""
+    """Every scene with little and with much noise; some of them are short."""
     names = [*SCENES, "still"] if still else SCENES
     every = [(name, pixels) for name in names for pixels in (0.3, 1.0)]
     return [case if case in short else pytest.param(*case, marks=LONG) for case in every]
@@ -59,7 +59,7 @@ def _two_view(name: str, pixels: float, outliers: float = 0.0) -> list[float]:
         tangent *= np.arccos(cosine) / max(float(np.linalg.norm(tangent)), 1e-12)
         error = basis @ np.r_[tangent, rotation_between(views.rotation, pose.rotation)]
         squared.append(float(error @ np.linalg.solve(basis @ pose.covariance @ basis.T, error)))
-        # The length is not observed, and nothing is said of it.
+        # The length is not observed, and has no information.
         assert pose.translation @ pose.covariance[:3, :3] @ pose.translation == pytest.approx(0, abs=1e-12)
     return squared
 
@@ -136,7 +136,7 @@ def test_the_covariance_of_the_rotation_of_a_camera_that_only_turns_is_its_scatt
 @LONG
 @pytest.mark.parametrize("name", ["forward", "sideways", "rolled"])
 def test_among_wrong_matches_errors_are_at_most_a_quarter_larger_than_the_covariance_says(name: str) -> None:
-    # A wrong match that comes to lie on its epipolar line has more parallax, and so more leverage, than a right one.
+    # A wrong match that happens to lie on its epipolar line has more parallax, and so more leverage, than a right one.
     low, _ = band(5, TRIALS)
     assert low < np.mean(_two_view(name, 0.5, outliers=0.2)) < 1.25**2 * 5
     low, _ = band(6, TRIALS)

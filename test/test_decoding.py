@@ -1,4 +1,4 @@
-"""Messages to frames: the right camera and the depth image beside the image, and calibrations that are remembered."""
+"""Messages to frames: right and depth images beside the image, and remembered calibrations."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_jpeg_is_kept_as_it_came_and_nothing_else_is() -> None:
     assert kept.compressed is not None and bytes(kept.compressed) == bytes(sent.data)
     assert compressed(kept, 10) == bytes(sent.data)
     mosaic = CompressedImage(format="bayer_rggb8; jpeg compressed", data=sent.data)
-    assert frame_of(mosaic).compressed is None  # what it holds is not yet the image
+    assert frame_of(mosaic).compressed is None  # its content is not the image yet
     png = CompressedImage(format="png", data=cv2.imencode(".png", LEFT)[1].tobytes())
     assert frame_of(png).compressed is None
     raw = frame_of(image_message(LEFT, 1))
@@ -81,7 +81,7 @@ def test_where_the_right_camera_stands_can_be_said_by_the_parameter() -> None:
     assert frame.right is not None
     assert np.allclose(frame.right.left_from_right[:3, 3], [0.5, 0, 0.1])
     assert np.allclose(frame.right.left_from_right[:3, :3], np.diag([-1, -1, 1]))
-    # And then P need not tell.
+    # Then P is not needed.
     decode(stereo(info=right_info(image_message(LEFT, 0), 0.0)), left_from_right=(0.5, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0))
 
 

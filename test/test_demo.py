@@ -1,4 +1,4 @@
-"""The demo: its arithmetic, its care for its processes, and the whole of it over real DDS."""
+"""The demo: its arithmetic, its handling of processes, and the whole demo over real DDS."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def located(keyframe, stamp, pose, status=PoseStatus.OK):
 
 
 def relative(truth, keyframe, stamp):
-    """The true relative pose as a monocular front end sees it: with a unit translation."""
+    """The true relative pose for a monocular front end: with a unit translation."""
     pose = np.linalg.inv(truth[keyframe]) @ truth[stamp]
     pose[:3, 3] /= np.linalg.norm(pose[:3, 3])
     return pose
@@ -274,7 +274,7 @@ def test_frames_and_images_are_taken_as_asked(tmp_path):
     assert (sequence.length, sequence.size, sequence.calibrated) == (3, (30, 20), False)
     stamps = [1_000_000_000 + round(k * 1e9 / 30) for k in (1, 3, 5)]
     truth = sequence.look_again({stamps[1]})
-    # Without poses there is nothing to look for after the image.
+    # Without poses, images after the last result are not needed.
     assert truth.stamps == stamps[:2]
     assert truth.images[stamps[1]][0, 0] == 30
 
@@ -322,7 +322,7 @@ def test_two_demos_on_one_machine_do_not_meet_unless_told_to(monkeypatch):
 
 
 def marked(mark):
-    """Processes that were started with the mark in their environment."""
+    """Processes with the mark in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -342,7 +342,7 @@ def gone(mark, seconds=5.0):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    """The room as a demo keeps it, rendered here, where other tests have it already."""
+    """The demo's rendered room, rendered here at a size that other tests use."""
     folder = tmp_path_factory.mktemp("room") / "rendered"
     prepare(ROOM, folder, None, {"start": 0, "step": 1}, False)
     return folder
@@ -350,7 +350,7 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def own_environment(tmp_path, monkeypatch):
-    """What a demo starts carries this test's mark and talks to nobody else."""
+    """Processes of the demo carry this test's mark and use their own domain."""
     if importlib.util.find_spec("rclpy") is None:
         pytest.skip("needs rclpy")
     monkeypatch.setenv("DEMO_TEST", str(tmp_path))
@@ -363,7 +363,7 @@ def own_environment(tmp_path, monkeypatch):
 
 @pytest.fixture
 def demo(own_environment, tmp_path):
-    """Starts `loftr_ros demo` as a user does."""
+    """Starts `loftr_ros demo` like a user."""
     code = "import sys; from loftr_ros.cli.main import main; sys.exit(main())"
     running = []
 
@@ -382,9 +382,9 @@ def demo(own_environment, tmp_path):
 
 @pytest.mark.ros
 def test_the_demo_reports_small_errors_and_leaves_pictures_but_no_process(demo, rendered, tmp_path):
-    shutil.copytree(rendered, tmp_path / "demo" / "rendered")  # the demo plays what it finds
+    shutil.copytree(rendered, tmp_path / "demo" / "rendered")  # the demo plays existing images
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo" / "rendered").rglob("*.png")}
-    process = demo(ROOM, "--hz", 8)  # which a busy machine can do too
+    process = demo(ROOM, "--hz", 8)  # which may happen on a busy machine too
     assert process.wait(timeout=90) == 0, (tmp_path / "said").read_text()
     assert gone(tmp_path)
     assert len(written) == 20 and all(file.stat().st_mtime_ns == when for file, when in written.items())
@@ -445,7 +445,7 @@ def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, rendered, tmp_path
 def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(own_environment, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("LOFTR_ROS_WEIGHTS", raising=False)
     assert run_demo(ROOM, output=tmp_path / "demo", weights=str(tmp_path / "nowhere.pt")) == 2
-    assert "nowhere.pt is not there" in capfd.readouterr().err
+    assert "nowhere.pt does not exist" in capfd.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

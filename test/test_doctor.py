@@ -1,4 +1,4 @@
-"""`loftr_ros doctor`: what it says is what it tried."""
+"""`loftr_ros doctor`: its statements are results of real attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EfficientLoFTR as a matcher of streams: cells that stay landmarks, masks, batches, precisions, layouts, exports."""
+"""EfficientLoFTR as a matcher of streams: cells as landmarks, masks, batches, precisions, layouts, exports."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def same(one: Matches, other: Matches, tolerance: float = 1e-3) -> None:
 
 
 def published(layout: str, folder: Path) -> Path:
-    """A file of the small network's weights, as the authors or Hugging Face would have published them."""
+    """A file of the small network's weights, as published by the authors or by Hugging Face."""
     trained = trained_layout(small_state_dict())
     if layout == "hugging face":
         path = folder / "model.safetensors"
@@ -126,7 +126,7 @@ def test_one_file_serves_both_presets_without_a_word_and_our_own_format_names_on
     networks = [load_network(name, path, CPU, torch.float32) for name in ("auto", "efficient_opt")]
     assert [model.config for model in networks] == [EFFICIENT, EFFICIENT_OPT]
     assert not caplog.records
-    # Features of the two can be compared: they differ in how they are matched.
+    # Features of the two are comparable: they differ in the matching.
     assert len({model.fingerprint for model in networks}) == 1
     assert networks[0].fingerprint == fingerprint_of(EFFICIENT, built)
 
@@ -155,7 +155,7 @@ def test_as_published_points_of_both_images_move_in_their_cells() -> None:
 
 
 def one_hot(*places: tuple[int, int], side: int, value: float = 16.0) -> Tensor:
-    """(1, side, side, 64): at the n-th place a large value in channel n, which the first stage compares."""
+    """(1, side, side, 64): a large value in channel n at the n-th place, for the first stage."""
     window = torch.zeros(1, side, side, 64)
     for channel, (row, column) in enumerate(places):
         window[0, row, column, channel] = value
@@ -164,7 +164,7 @@ def one_hot(*places: tuple[int, int], side: int, value: float = 16.0) -> Tensor:
 
 def test_the_first_stage_takes_the_best_pair_of_pixels_or_that_of_the_cell_s_point() -> None:
     window0 = one_hot((3, 4), (6, 1), side=CELL)
-    window0[0, 6, 1] *= 1.5  # alike more than any other, but far from the cell's point
+    window0[0, 6, 1] *= 1.5  # most similar of all, but far from the cell's point
     window1 = one_hot((1 + 2, 1 + 5), (1 + 7, 1 + 0), side=WINDOW)
     best = compare(replace(EFFICIENT.fine, anchor="window"), window0, window1)
     assert best.offset0.tolist() == [[1 - 3.5, 6 - 3.5]]

@@ -1,4 +1,4 @@
-"""EfficientLoFTR is the authors' and transformers', weight for weight: an environment with both is `make peers`'.
+"""EfficientLoFTR equals the authors' and transformers' with the same weights: `make peers` creates the environment.
 
 The authors' code is PyPI's `efficientloftr-inference`. The refinement is compared with it alone: that of transformers
 (5.24) takes a softmax over the matches in place of the window, and the window's first pixel as every match's.
@@ -32,11 +32,11 @@ pytestmark = [
         not PYTHON.is_file() or not list(ROOT.glob(".venv-peers/lib/python*/site-packages/transformers")),
         reason="needs the environment that `make peers` makes",
     ),
-    pytest.mark.timeout(600),  # others' networks, in a process that loads transformers first
+    pytest.mark.timeout(600),  # other implementations, in a process that loads transformers first
 ]
 
 State = dict[str, Tensor]
-# Of which pair what is compared: a whole one, one with masks, and one longer than the images of the training.
+# Pairs for the comparison: a complete one, one with masks, and one longer than the training's images.
 WHOLE, MASKED, LONG = 0, 1, 2
 
 
@@ -55,7 +55,7 @@ def pairs() -> list[State]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the weights in both layouts, as files, and what the peers made of them."""
+    """Folder with the weights in both layouts, and the peers' results."""
     folder: Path = tmp_path_factory.mktemp("parity")
     trained = trained_layout(state_dict())
     hugging_face = hugging_face_layout(trained)
@@ -161,14 +161,14 @@ def assert_refined_alike(model: EfficientLoFTR, pair: State, theirs: State) -> N
     ours, own = cells_of(coarse.cell0, coarse.cell1), cells_of(theirs["i_ids"], theirs["j_ids"])
     shared = assert_same_matches(ours, own)
     matches = model.match(features[:1], features[1])[0]
-    # A match that ends on a masked pixel is left out at the very end, by us alone.
+    # A match that ends on a masked pixel is removed at the very end, only by ours.
     left = {int(cell): i for i, cell in enumerate(matches.cell)}
     shared = [cells for cells in shared if cells[0] in left]
     here, there = torch.tensor([left[cells[0]] for cells in shared]), torch.tensor([own[cells] for cells in shared])
     off0 = (matches.points0[here] - theirs["mkpts0_f"][there]).abs().amax(dim=1)
     off1 = (matches.points1[here] - theirs["mkpts1_f"][there]).abs().amax(dim=1)
     assert (matches.points0[here] % 8 != 0).any(), "the first stage must do something for this to mean anything"
-    # Two pixels that are alike to the last digit may change places, as one match in a thousand.
+    # Two equal pixels may be exchanged, in one match of a thousand.
     assert ((off0 < 1e-4) & (off1 < 1e-3)).float().mean() >= 0.999
 
 

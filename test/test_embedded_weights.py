@@ -1,4 +1,4 @@
-"""The weights in the package: whole, small, described, and good enough that nothing needs to be downloaded."""
+"""The weights in the package: complete, small, documented, and good enough without any download."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FILE = EMBEDDED[DEFAULT_PRESET]
 
 @pytest.fixture(scope="module")
 def front_end() -> FrontEnd:
-    """As it starts where nobody said anything, but for the runtime: torch is the quickest to start."""
+    """The default front end, except for the runtime: torch starts fastest."""
     matcher = open_matcher(matcher_spec(MatcherConfig(device="cpu", backend="torch"), MatchingConfig()))
     return FrontEnd(matcher, FrontEndConfig(keyframe=KeyframeConfig(min_coverage=0.0)))
 
 
 @pytest.fixture(scope="module")
 def views() -> list[tuple[Frame, NDArray[np.float32], NDArray[np.float64]]]:
-    """Frames of a rendered room that no training shows, their depth, and T_world_camera."""
+    """Frames of a rendered room not used in training, their depth, and T_world_camera."""
     camera, scene = default_camera(640, 480), Scene(3)
     made = []
     for number, pose in enumerate(trajectory(120, seed=3)[60:80:4]):

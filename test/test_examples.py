@@ -69,7 +69,7 @@ def test_odometry_over_a_folder_turns_as_the_camera_did(folder: Path, tmp_path: 
     assert main([str(tmp_path / "nowhere"), "-o", str(output)]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main([str(folder), "--mode", "stereo"]) == 2
-    assert "cannot feed the mode stereo" in capsys.readouterr().err
+    assert "does not support mode stereo" in capsys.readouterr().err
 
 
 def test_loops_between_two_recordings_are_printed_with_both_keyframes(folder: Path, tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""The table of exit codes and last lines in docs/commands.md is what the commands do."""
+"""The commands follow the table of exit codes and last lines in docs/commands.md."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ CASES: dict[tuple[str, str], list[str]] = {
     ("--version", ""): ["--version"],
     ("any", "an option that there is not"): ["run", "good", "--no-such-option"],
 }
-# Held by tests of their own, in the files named.
+# Tested elsewhere, in the named files.
 ELSEWHERE = {
     ("doctor", "all works"): "test_doctor.py",
     ("demo", "it ran to its end"): "test_demo.py",
@@ -165,7 +165,7 @@ def test_every_command_is_in_the_table_with_success_and_failure() -> None:
 
 
 class Stopped(FolderSource):
-    """A recording in whose third frame somebody presses Ctrl-C."""
+    """A recording with Ctrl-C in its third frame."""
 
     def __iter__(self) -> Iterator[SourceFrame]:
         yield from itertools.islice(super().__iter__(), 2)
@@ -180,11 +180,11 @@ def test_a_command_ends_as_the_table_says(
         damaged_video(place)
     if case[1] == "Ctrl-C":
         monkeypatch.setattr("loftr_ros.recordings.folders.FolderSource", Stopped)
-    if case[0] == "view":  # rerun need not be there
+    if case[0] == "view":  # rerun may be missing
         monkeypatch.setattr("loftr_ros.tools.viewer.load_rerun", MagicMock)
         monkeypatch.setattr("loftr_ros.tools.viewer.Destination.open", MagicMock())
     if case[0] == "play":
-        # Fast DDS reads a profile once in a process: it must not be that of the player here for all tests after it.
+        # Fast DDS reads a profile once per process: it must not be the player's for all later tests.
         pytest.importorskip("rclpy")
         monkeypatch.setattr(
             "loftr_ros.tools.player.player.provide_profile", lambda: SimpleNamespace(log=lambda _: None)
@@ -197,7 +197,7 @@ def test_a_command_ends_as_the_table_says(
     assert done.exit_code == code, done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), "an error that nobody caught"
     on_error = last.startswith("stderr")
-    # What is said past the command line's own output, as by the demo and ROS's logger, comes before it.
+    # Other output, such as the demo's and that of ROS's logger, comes before it.
     said = (captured.err + done.stderr if on_error else done.stdout).splitlines()
     said = [line for line in said if line.strip()]
     assert said, done.output

@@ -1,4 +1,4 @@
-"""Seeing into the network: what is drawn is what the network computes."""
+"""Explanations of the network: the drawn values are those that the network computes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run_explain(*arguments: object) -> Any:
 
 
 def observed(network: LoFTR | Compact, layers: Any, *images: Any) -> tuple[Inside, PairObserver, tuple[Any, Any]]:
-    """The network seen from the inside while it matches two images; and their features."""
+    """The network observed while it matches two images; and their features."""
     inside = look_into(network)
     with PairObserver(inside, layers) as observer:
         first, second = (network.encode(*image) for image in images)
@@ -69,7 +69,7 @@ def by_head(tokens: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def values_and_messages(module: EncoderLayer | RegionLayer, given: LayerInput) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a layer attends to, (heads, K, D), and its messages before `merge`, (heads, L, D), as it computes them."""
+    """The attended tokens of a layer, (heads, K, D), and its messages before `merge`, (heads, L, D)."""
     heads = module.num_heads
     if isinstance(module, RegionLayer):
         assert given.grids is not None

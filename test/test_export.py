@@ -1,4 +1,4 @@
-"""The exported network and the backend that runs it: what PyTorch finds, onnxruntime finds too."""
+"""The exported network and its backend: onnxruntime gives the results of PyTorch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PROGRAM = Path(sys.executable).parent / "loftr_ros"
 
 @pytest.fixture(scope="module", autouse=True)
 def small_tiles() -> Iterator[None]:
-    """So that images of this size go through several tiles too, the last of another size than the others."""
+    """So that images of this size need several tiles too, the last of another size than the others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loftr_graph, "TILE_SCORES", 40_000)
         patch.setattr(transformer, "TILE_TOKENS", 125)
@@ -61,7 +61,7 @@ def small_tiles() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Exports by what they are of, made when first asked for."""
+    """Exports by key, made on first use."""
 
     class Exports(dict[str, Path]):
         def __missing__(self, preset: str) -> Path:
@@ -74,7 +74,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The low-end network with random weights: it is quickly exported, and matches next to nothing."""
+    """The low-end network with random weights: it exports quickly, and matches next to nothing."""
     folder = tmp_path_factory.mktemp("lite")
     export_network(random_lite(), folder, WIDTH, HEIGHT, weights="random")
     return folder
@@ -99,8 +99,9 @@ def matched(matcher: Matcher, images: tuple[Tensor, Tensor], masks: tuple[Tensor
 
 
 def assert_same(found: Matches, expected: Matches, at_least: int = 50) -> None:
-    """Equal but for rounding, which may carry a match in fifty over the threshold or below its dustbin, or decide
-    between two peaks of a heat map."""
+    """Equal except for rounding, which may move a match in fifty across the threshold or below its dustbin, or
+    decide between two peaks of a heat map.
+    """
     assert len(expected) >= at_least, "there must be matches for the comparison to mean anything"
     here, there = torch.isin(found.cell, expected.cell), torch.isin(expected.cell, found.cell)
     assert int((~here).sum() + (~there).sum()) <= max(2, len(expected) / 50)
@@ -113,7 +114,7 @@ def assert_same(found: Matches, expected: Matches, at_least: int = 50) -> None:
 
 
 def corner_mask(height: int = HEIGHT, width: int = WIDTH) -> Tensor:
-    """Usable but for the top left; its edge is not that of a cell."""
+    """Usable except at the top left; its edge is not that of a cell."""
     mask = torch.ones(height, width, dtype=torch.bool)
     mask[: height // 3, : width // 2 + 3] = False
     return mask
@@ -142,7 +143,7 @@ def test_masks_act_on_the_exported_network_as_on_torchs(folders: dict[str, Path]
 
 @pytest.fixture(scope="module")
 def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compact network for images that fill neither its cells nor its regions."""
+    """The compact network for images that are no multiple of its cells or regions."""
     folder = tmp_path_factory.mktemp("compact")
     export_network(compact(), folder, made_compact.WIDTH, made_compact.HEIGHT, weights="random")
     return folder
@@ -266,7 +267,7 @@ def test_an_image_of_another_size_is_refused_with_both_sizes_and_the_command(lit
 
 
 def confident(matches: Matches) -> int:
-    """How many matches are past a confidence that none is close to: those about 1 have no order worth the name."""
+    """Number of matches above a confidence to which none is close: the order of those about 1 is random."""
     count = int((matches.confidence > 0.9).sum())
     assert 30 < count < len(matches)
     return count
@@ -363,7 +364,7 @@ def test_model_json_says_what_was_exported(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: shutil.rmtree(folder), "is not a folder"),
         (lambda folder: (folder / MATCH_FILE).unlink(), f"lacks {MATCH_FILE}"),
         (lambda folder: (folder / MODEL_FILE).write_text("{"), "is damaged"),
         (lambda folder: (folder / MODEL_FILE).write_text('{"format": "other"}'), "of format 'other'"),
@@ -496,7 +497,7 @@ def test_without_onnxruntime_nothing_is_exported_since_nothing_could_be_checked(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA device, as far as names go."""
+    """A CUDA device, by name only."""
     monkeypatch.setattr(factory, "resolve_device", lambda name: CPU if name == "cpu" else torch.device("cuda", 0))
 
 
@@ -519,7 +520,7 @@ def test_a_gpu_that_was_not_asked_for_and_cannot_be_used_is_a_warning(
 ) -> None:
     matcher = by_onnx(lite, "auto")
     assert matcher.device == CPU
-    assert "onnxruntime computes on the CPU, though there is a GPU" in caplog.text
+    assert "onnxruntime computes on the CPU, although there is a GPU" in caplog.text
     assert "has no CUDAExecutionProvider here" in caplog.text
     caplog.clear()
     assert by_onnx(lite, "cpu").device == by_onnx(lite, "auto", "CPUExecutionProvider").device == CPU

@@ -1,4 +1,4 @@
-"""Robots that share places: announcements, images on demand, and that nobody waits for anybody who does not answer."""
+"""Robots that share places: announcements, images on demand, and no waiting for robots that do not answer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZE, GRID = (160, 120), (15, 20)
 
 
 def keyframe(number: int, robot: str = "ada", stamp: float | None = None) -> ArchivedKeyframe:
-    """A keyframe with an image and depths of its own."""
+    """A keyframe with its own image and depths."""
     rng = np.random.default_rng([number, len(robot)])
     vector = rng.normal(size=DIMENSION).astype(np.float32)
     cells = GRID[0] * GRID[1]
@@ -63,7 +63,7 @@ def keyframe(number: int, robot: str = "ada", stamp: float | None = None) -> Arc
 
 
 class Robot:
-    """A lifecycle node with a fleet, its archive and its recognition thread, spun by a thread of its own."""
+    """A lifecycle node with a fleet, its archive and its recognition thread, spun by its own thread."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Robot:
         self._thread.start()
 
     def add(self, *numbers: int, **changes: Any) -> None:
-        """Archive and announce keyframes of its own, on the recognition thread as the node does."""
+        """Archive and announce its own keyframes, on the recognition thread like the node."""
         for number in numbers:
             made = replace(keyframe(number, self.name), **changes)
             self.recognition.ask(lambda made=made: (self.archive.add(made), self.fleet.announce(made)))
@@ -133,7 +133,7 @@ class Robot:
         self.context.try_shutdown()
 
     def on_executor(self, what: Callable[[], Any]) -> None:
-        """As in a transition's callback."""
+        """Run as in a transition's callback."""
         done = self.executor.create_task(what)
         wait(done.done, "the executor")
 
@@ -328,7 +328,7 @@ def test_a_keyframe_that_cannot_be_sent_is_refused_in_words_and_not_asked_for_ag
     until = bob.fleet._requests._refused[KeyframeName("ada", 1)]
     assert until > time.monotonic() + fleet_requests.REFUSED_FOR - 10
     assert bob.fetch(7, "ada") is None
-    assert "not, or no longer, in the archive" in capfd.readouterr().err
+    assert "is not in the archive (any more)" in capfd.readouterr().err
     assert bob.fetch(2, "ada") is not None, "the robot itself is asked on"
     assert not ada.errors and not bob.errors
 
@@ -357,7 +357,7 @@ def test_two_robots_of_one_name_and_descriptors_of_another_network_are_told_of_o
     bob.wait_for("ada", 1)
     wait(lambda: len(bob.fleet._warned) == 3, "three warnings")
     said = capfd.readouterr().err
-    for words in ("another robot is called 'bob'", "by 'loftr:2'", "Give each robot a namespace"):
+    for words in ("another robot has the same name 'bob'", "by 'loftr:2'", "Give each robot its own namespace"):
         assert words in said
     time.sleep(0.1)
     assert {name.robot for name in bob.archive.names()} == {"ada"}
@@ -380,7 +380,7 @@ def test_robots_with_a_common_archive_find_each_others_keyframes_at_once_and_nev
 def test_what_is_in_the_archive_already_is_left_alone_as_in_a_common_database(start: Callable[..., Robot]) -> None:
     ada, bob = start("ada", "common"), start("bob", "common")
     ada.add(*range(1, 4))
-    ada.fleet.announce(keyframe(20))  # of which the archive has nothing
+    ada.fleet.announce(keyframe(20))  # which the archive does not have
     bob.wait_for("ada", 20)
     assert all(bob.archive.get(KeyframeName("ada", number)).image for number in range(1, 4))  # type: ignore[union-attr]
 
@@ -449,9 +449,9 @@ def test_a_name_that_another_node_has_which_is_there_is_not_taken_over(
     bob.wait_for("ada", 1)
     bob.fleet._on_announcement(announcement(keyframe(1, "ada", stamp=77.0), SPACE, "/eve/front_end"))
     assert bob.refused == ["keyframe_name"]
-    assert "/eve/front_end announces keyframes under its name too" in capfd.readouterr().err
+    assert "is running, but /eve/front_end uses it too" in capfd.readouterr().err
     assert bob.fetch(1, "ada").image == keyframe(1).image, "asked of ada's own node"  # type: ignore[union-attr]
-    monkeypatch.setattr(bob.fleet, "_is_there", lambda node: False)  # DDS takes up to 20 s to notice
+    monkeypatch.setattr(bob.fleet, "_is_running", lambda node: False)  # DDS takes up to 20 s to notice
     bob.fleet._on_announcement(announcement(keyframe(2, "ada"), SPACE, "/elsewhere/front_end"))
     bob.wait_for("ada", 2)  # that has moved into another namespace
 
@@ -495,11 +495,11 @@ def test_what_is_remembered_of_other_robots_is_bounded(
     start: Callable[..., Robot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "_MOST_ROBOTS", 5)
-    monkeypatch.setattr(fleet, "_MOST_SEEN", 4)
+    monkeypatch.setattr(fleet, "_MAX_KNOWN", 4)
     bob = start("bob")
     for number in range(20):
         bob.fleet._on_announcement(announcement(keyframe(1, f"robot{number}"), SPACE, f"/r{number}/front_end"))
-    assert len(bob.fleet._nodes) == 5 and len(bob.fleet._seen) <= 4 and len(bob.fleet._warned) <= 5
+    assert len(bob.fleet._nodes) == 5 and len(bob.fleet._known_stamps) <= 4 and len(bob.fleet._warned) <= 5
     assert bob.refused == ["keyframe_robots"] * 15
 
 

@@ -1,4 +1,6 @@
-"""Two robots, a process each, in one rendered room: one finds the other's places, over ROS 2 and by a database."""
+"""Two robots, one process each, in one rendered room: one recognises the other's places, over ROS 2 and by a
+database.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ CAMERA = default_camera(320, 240)
 
 @dataclass
 class Robot:
-    """A node in its process, and who feeds it."""
+    """A node in its process, and its source of images."""
 
     name: str
     process: NodeProcess
@@ -45,7 +47,7 @@ class Robot:
         self.client.node.create_subscription(LoopClosure, topic, self.closures.append, 10)
 
     def see(self, images: list[np.ndarray]) -> None:
-        """Every view becomes a keyframe, and is searched for; each is archived when the next one comes."""
+        """Every view becomes a keyframe and is searched for; each is archived when the next one comes."""
 
         def frame(number: int) -> tuple:
             image = image_message(images[number], self.client.stamp())
@@ -55,7 +57,7 @@ class Robot:
         self.client.connect(lambda: frame(0))
         for number in range(1, len(images)):
             assert self.client.trigger("force_keyframe").success
-            # Of keyframes that come while one is searched for, only the newest is looked at: each is waited for.
+            # Keyframes are searched for only if they are the newest: wait for each.
             before = self.client.statuses[-1].places_searched
             self.client.process(*frame(number))
             self.client.status(lambda status, before=before: status.places_searched > before)
@@ -63,7 +65,7 @@ class Robot:
 
 @pytest.fixture(scope="module")
 def room() -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """(2, VIEWS, 4, 4) T_world_camera, and the images: both go the same way, a step apart."""
+    """(2, VIEWS, 4, 4) T_world_camera, and the images: both take the same path, a step apart."""
     scene, way = Scene(3), trajectory(30 * VIEWS + 10, seed=3)
     poses = np.stack([way[: 30 * VIEWS : 15][:VIEWS], way[4 : 30 * VIEWS + 4 : 15][:VIEWS]])
     return poses, [[scene.render(CAMERA, pose).image for pose in each] for each in poses]
@@ -99,7 +101,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
 
 
 def keyframes_in(archive: Path) -> int:
-    """By all robots, as another process sees it."""
+    """Keyframes of all robots, as visible to another process."""
     import lancedb
 
     return int(lancedb.connect(str(archive)).open_table("keyframes").count_rows())
@@ -108,11 +110,11 @@ def keyframes_in(archive: Path) -> int:
 def see_the_same_places(
     robots: tuple[Robot, Robot], room: tuple[np.ndarray, list[list[np.ndarray]]], archive: Path
 ) -> None:
-    """First one robot, then the other, whose clock is an hour slow and which finds what the first has seen.
+    """First one robot, then the other, whose clock is an hour slow and which recognises the first one's places.
 
     Args:
         robots: active.
-        room: what they see.
+        room: their views.
         archive: the second one's.
     """
     (ada, bob), (poses, images) = robots, room

@@ -1,4 +1,4 @@
-"""No file and no message that a user can give ends in anything but a result or an error in words."""
+"""Any file or message from a user gives a result or an error message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-EXAMPLES = 60  # a reader; `benchmarks/fuzz.py` has a hundred thousand
+EXAMPLES = 60  # per reader; `benchmarks/fuzz.py` runs a hundred thousand
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A gyroscope against the true poses of a drone, and against rotations made here."""
+"""A gyroscope, compared with the true poses of a drone, and with synthetic rotations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fed(gyroscope: Gyroscope, stamps: NDArray[np.int64], rates: Array) -> Gyrosc
 def taught(
     gyroscope: Gyroscope, stamps: NDArray[np.int64], rates: Array, truth: list[Rotation], every: int = 40
 ) -> int:
-    """Sample by sample with the true rotation now and then; how many of those agreed."""
+    """Feed samples, sometimes with the true rotation; returns how many of those agreed."""
     agreed = 0
     for k, (stamp, rate) in enumerate(zip(stamps, rates, strict=True)):
         gyroscope.add(int(stamp), rate)
@@ -57,11 +57,11 @@ def test_rates_are_integrated_to_the_rotation_between_any_two_times() -> None:
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     taught(gyroscope, stamps, rates, truth)
     for start, end in ((100, 107), (0, 800), (317, 560)):
-        turn = gyroscope.turn(int(stamps[start]), int(stamps[end]))
-        assert turn is not None
-        assert degrees_off(turn.rotation, (truth[start].inv() * truth[end]).as_matrix()) < 0.05
-        assert 0 < turn.std < 0.1
-    between = gyroscope.turn(int(stamps[100]) + 1_000_000, int(stamps[100]) + 3_000_000)
+        rotated = gyroscope.rotation_between(int(stamps[start]), int(stamps[end]))
+        assert rotated is not None
+        assert degrees_off(rotated.rotation, (truth[start].inv() * truth[end]).as_matrix()) < 0.05
+        assert 0 < rotated.std < 0.1
+    between = gyroscope.rotation_between(int(stamps[100]) + 1_000_000, int(stamps[100]) + 3_000_000)
     assert between is not None
     assert np.degrees(Rotation.from_matrix(between.rotation).magnitude()) == pytest.approx(
         np.degrees(np.linalg.norm(rates[100])) * 0.002, rel=0.05
@@ -70,16 +70,16 @@ def test_rates_are_integrated_to_the_rotation_between_any_two_times() -> None:
 
 def test_nothing_is_said_where_samples_are_missing_or_nothing_was_compared() -> None:
     stamps, rates, truth = tumbling(3)
-    assert fed(Gyroscope(camera_from_imu=np.eye(3)), stamps, rates).turn(0, 10**9) is None
+    assert fed(Gyroscope(camera_from_imu=np.eye(3)), stamps, rates).rotation_between(0, 10**9) is None
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     kept = np.ones(len(stamps), bool)
     kept[450:480] = False  # 150 ms
     taught(gyroscope, stamps[:400], rates[:400], truth)
     fed(gyroscope, stamps[400:][kept[400:]], rates[400:][kept[400:]])
-    assert gyroscope.turn(int(stamps[300]), int(stamps[440])) is not None
-    assert gyroscope.turn(int(stamps[440]), int(stamps[500])) is None
-    assert gyroscope.turn(int(stamps[500]), int(stamps[-1]) + 10**9) is None
-    assert Gyroscope().turn(0, 1) is None
+    assert gyroscope.rotation_between(int(stamps[300]), int(stamps[440])) is not None
+    assert gyroscope.rotation_between(int(stamps[440]), int(stamps[500])) is None
+    assert gyroscope.rotation_between(int(stamps[500]), int(stamps[-1]) + 10**9) is None
+    assert Gyroscope().rotation_between(0, 1) is None
 
 
 def test_a_bias_is_learned_from_matched_rotations() -> None:
@@ -103,8 +103,8 @@ def test_a_mounting_is_taken_into_account() -> None:
     stamps, rates, truth = tumbling(4)
     gyroscope = Gyroscope(camera_from_imu=SWAP.T)
     assert taught(gyroscope, stamps, rates @ SWAP.T, truth) == (len(stamps) - 1) // 40
-    turn = gyroscope.turn(0, int(stamps[-1]))
-    assert turn is not None and degrees_off(turn.rotation, truth[-1].as_matrix()) < 0.05
+    rotated = gyroscope.rotation_between(0, int(stamps[-1]))
+    assert rotated is not None and degrees_off(rotated.rotation, truth[-1].as_matrix()) < 0.05
 
 
 @pytest.mark.parametrize("mount", [SWAP, np.diag([-1.0, -1, 1])], ids=["swapped", "upside down"])
@@ -113,7 +113,7 @@ def test_axes_that_are_mounted_otherwise_are_found_out_and_named(mount: Array) -
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     taught(gyroscope, stamps, rates @ mount.T, truth)
     assert gyroscope.state is GyroscopeState.CONTRADICTS
-    assert gyroscope.turn(0, int(stamps[-1])) is None
+    assert gyroscope.rotation_between(0, int(stamps[-1])) is None
     axis = int(np.argmax(np.abs(mount[:, 0])))
     sign = "-" if mount[axis, 0] < 0 else ""
     assert f"x of the camera is {sign}{'xyz'[axis]} of the gyroscope" in gyroscope.mounting()
@@ -137,7 +137,7 @@ def test_samples_without_order_or_meaning_change_nothing() -> None:
     stamps, rates, truth = tumbling(3)
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     taught(gyroscope, stamps, rates, truth)
-    before = gyroscope.turn(10**9, 2 * 10**9)
+    before = gyroscope.rotation_between(10**9, 2 * 10**9)
     for stamp, rate in (
         (int(stamps[-1]), (9, 9, 9)),
         (10**9, (9, 9, 9)),
@@ -145,7 +145,7 @@ def test_samples_without_order_or_meaning_change_nothing() -> None:
         (4 * 10**9, (1,)),
     ):
         gyroscope.add(stamp, rate)
-    after = gyroscope.turn(10**9, 2 * 10**9)
+    after = gyroscope.rotation_between(10**9, 2 * 10**9)
     assert before is not None and after is not None and np.array_equal(before.rotation, after.rotation)
 
 
@@ -177,11 +177,11 @@ def test_a_real_drone_turns_as_its_gyroscope_says(shared_data: Path, millisecond
             int(times[k - 4]), int(times[k]), (orientations[k - 4].inv() * orientations[k]).as_matrix(), SMALL
         )
         start = int(np.searchsorted(times, times[k] - milliseconds * 1_000_000))
-        turn = gyroscope.turn(int(times[start]), int(times[k]))
-        if turn is not None and k > 200:
-            off = (orientations[start].inv() * orientations[k]) * Rotation.from_matrix(turn.rotation).inv()
+        rotated = gyroscope.rotation_between(int(times[start]), int(times[k]))
+        if rotated is not None and k > 200:
+            off = (orientations[start].inv() * orientations[k]) * Rotation.from_matrix(rotated.rotation).inv()
             errors.append(np.degrees(off.magnitude()))
-            within.append(off.as_rotvec() @ np.linalg.solve(turn.covariance, off.as_rotvec()) < 9)
+            within.append(off.as_rotvec() @ np.linalg.solve(rotated.covariance, off.as_rotvec()) < 9)
     assert len(errors) > 200
     assert np.percentile(errors, 95) < most
     assert np.mean(within) > 0.95

@@ -1,4 +1,4 @@
-"""Half precision finds what fp32 finds, and every fp32 island in it is needed."""
+"""Half precision gives the results of fp32, and needs every fp32 island."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def compare(dtype: torch.dtype, images: tuple[Tensor, Tensor], device: torch.device = CPU) -> tuple[int, float, float]:
-    """Matches in fp32, the share of them that the half precision finds, and the median distance of points in px."""
+    """Matches in fp32, the share of them found in half precision, and the median distance of points in px."""
     points: list[dict[tuple[int, int], Tensor]] = []
     for network in (made_weights.network(device=CPU), made_weights.network(dtype, device=device)):
         matches, coarse = made_weights.matched(network, *(network.encode(image) for image in images))
@@ -52,7 +52,7 @@ def test_bf16_finds_what_fp32_finds_on_real_images(
 def test_bf16_finds_what_fp32_finds_on_rendered_images() -> None:
     count, found, distance = compare(torch.bfloat16, made_weights.rendered_pair())
     assert count > 100
-    assert found >= 0.98  # of a tenth as many matches as in a whole image: a single one counts for much
+    assert found >= 0.98  # with a tenth of the matches of a whole image, a single one counts for much
     assert distance < 0.1
 
 
@@ -95,7 +95,7 @@ def test_linear_attention_stays_in_the_range_of_fp16_by_its_island(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 2, num_tokens, 32, generator=generator) for _ in range(3))
-    # Keys that are large in all tokens, as channels of trained networks are: their sum is past 65504.
+    # Keys that are large in all tokens, as some channels of trained networks are: their sum exceeds 65504.
     query, key, value = query.half(), (key + 16).half(), (value + 1).half()
     truth = attention_in_float64(query, key, value)
     message = attention.linear_attention(query, key, value)

@@ -1,4 +1,4 @@
-"""Decoding of image messages, against OpenCV, hand-made arrays and what a mosaic or a depth image was made from."""
+"""Decoding of image messages, compared with OpenCV, hand-made arrays and the originals of mosaics and depth images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HAS_CV_BRIDGE = decoding.CV_BRIDGE is not None
     ],
 )
 def converter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One contract for cv_bridge and for what stands in for it."""
+    """One contract for cv_bridge and its replacement."""
     if request.param == "own":
         monkeypatch.setattr(decoding, "CV_BRIDGE", None)
 
@@ -41,7 +41,7 @@ BAYER = {"rggb": ("rg", "gb"), "bggr": ("bg", "gr"), "gbrg": ("gb", "rg"), "grbg
 
 
 def smooth_rgb(dtype: type = np.uint8) -> NDArray[Any]:
-    """A colourful image without detail, which a mosaic loses nothing of; its channels differ everywhere."""
+    """A colourful image without detail, which a mosaic preserves; its channels differ everywhere."""
     v, u = np.mgrid[0:HEIGHT, 0:WIDTH]
     red, green, blue = 40 + 3.5 * u, 20 + 2 * v, 230 - 2 * u - 2 * v
     return (np.stack([red, green, blue], axis=-1) * (257 if dtype is np.uint16 else 1)).astype(dtype)
@@ -54,7 +54,7 @@ def luma(rgb: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def mosaic(rgb: NDArray[Any], pattern: str) -> NDArray[Any]:
-    """What a sensor behind the colour filters of `pattern` (ROS order: first row, then second) sees."""
+    """The raw image of a sensor with the colour filters of `pattern` (ROS order: first row, then second)."""
     raw = np.zeros(rgb.shape[:2], rgb.dtype)
     for row, letters in enumerate(BAYER[pattern]):
         for column, letter in enumerate(letters):
@@ -63,7 +63,7 @@ def mosaic(rgb: NDArray[Any], pattern: str) -> NDArray[Any]:
 
 
 def message(pixels: NDArray[Any], encoding: str, padding: int = 0, big: bool = False, **fields: Any) -> SimpleNamespace:
-    """An Image message of (H, W) or (H, W, C) samples, with rows padded by bytes that would show in the result."""
+    """An Image message of (H, W) or (H, W, C) samples; rows are padded with bytes that would show in the result."""
     height, width = pixels.shape[:2]
     rows = pixels.astype(pixels.dtype.newbyteorder(">" if big else "<")).view(np.uint8).reshape(height, -1)
     rows = np.hstack([rows, np.full((height, padding), 0xA5, np.uint8)])
@@ -91,7 +91,7 @@ def check_own_memory(decoded: NDArray[Any], shape: tuple[int, int]) -> None:
 
 
 def sample(encoding: str) -> tuple[NDArray[Any], NDArray[np.float64], float]:
-    """(samples of that encoding, the gray that must come out, tolerance) made without the decoder's own calls."""
+    """(samples of that encoding, expected gray, tolerance) made without the decoder's own calls."""
     wide = encoding.endswith("16") or encoding.startswith("16")
     rgb = smooth_rgb(np.uint16 if wide else np.uint8)
     gray = luma(rgb) / (257 if wide else 1)
@@ -194,7 +194,7 @@ def test_sixteen_bits_map_the_white_level_to_255_and_stay_there_above_it() -> No
 
 
 def test_a_white_level_of_zero_stretches_from_the_first_to_the_ninety_ninth_percentile() -> None:
-    values = RNG.normal(30000, 300, (HEIGHT, WIDTH)).astype(np.uint16)  # a thermal camera: a sliver of the range
+    values = RNG.normal(30000, 300, (HEIGHT, WIDTH)).astype(np.uint16)  # a thermal camera: a small part of the range
     low, high = np.percentile(values, [1, 99])
     expected = np.clip((values - low) / (high - low) * 255, 0, 255)
     assert np.abs(decode_image(message(values, "16UC1"), white_level=0) - expected).max() < 4
@@ -216,7 +216,7 @@ def test_an_unknown_encoding_is_refused_with_the_list_of_those_that_are_known(en
 
 @pytest.mark.parametrize("encoding", ["32FC1", "64FC1", "16SC1", "8SC1", "32SC1"])
 def test_samples_without_an_agreed_range_are_refused_with_the_reason(encoding: str) -> None:
-    refused(message(np.zeros((4, 4), np.float32), encoding), "encoding", encoding, "no agreed range")
+    refused(message(np.zeros((4, 4), np.float32), encoding), "encoding", encoding, "no defined range")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -271,7 +271,7 @@ def test_data_that_is_not_bytes_is_refused(data: Any) -> None:
 
 
 def photo() -> NDArray[np.uint8]:
-    """A smooth colour image (BGR) that JPEG keeps well."""
+    """A smooth colour image (BGR) that JPEG preserves well."""
     return cv2.resize(smooth_rgb()[..., ::-1], (160, 120), interpolation=cv2.INTER_CUBIC)
 
 
@@ -319,11 +319,14 @@ def test_a_mosaic_that_was_converted_before_compression_is_left_alone() -> None:
 
 def test_an_orientation_in_the_exif_data_does_not_turn_the_image() -> None:
     plain = compressed(photo(), ".jpg").data.tobytes()
-    # APP1 segment: little-endian TIFF with one entry, orientation (0x112) = 6, which viewers show turned by 90 degrees.
+    # APP1 segment: little-endian TIFF with one entry, orientation (0x112) = 6, which viewers rotate by 90 degrees.
     tiff = b"II*\0\x08\0\0\0\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\0\0\0\0"
     body = b"Exif\0\0" + tiff
     turned = plain[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + plain[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (160, 120)  # it would turn
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (
+        160,
+        120,
+    )  # rotated
     assert decode_compressed(SimpleNamespace(format="jpeg", data=turned)).shape == (120, 160)
 
 
@@ -389,7 +392,7 @@ def test_compressed_depth_is_refused_as_depth(name: str) -> None:
 
 
 def depth_sample(encoding: str) -> NDArray[Any]:
-    """Values as a sensor sends them, holes among them."""
+    """Values as sensors send them, including holes."""
     if encoding == "16UC1":
         values = RNG.integers(400, 9000, (HEIGHT, WIDTH)).astype(np.uint16)
         values[0, :3] = 0, 65535, 1234

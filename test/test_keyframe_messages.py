@@ -1,4 +1,4 @@
-"""Archived keyframes as messages: that nothing is lost which matters, and that nothing is taken for a keyframe."""
+"""Archived keyframes as messages: nothing relevant is lost, and invalid messages are refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ D = np.array([-0.3, 0.1, 0.001, -0.002, 0.01])
 
 
 def announced(given: ArchivedKeyframe) -> KeyframeMessage:
-    """Over the wire."""
+    """The message after its transport."""
     return deserialize_message(serialize_message(announcement(given, SPACE, NODE)), KeyframeMessage)
 
 
@@ -177,7 +177,7 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
 def test_a_message_that_is_no_keyframe_is_refused_with_a_reason(spoil: Callable[[Any], None]) -> None:
     message = announced(keyframe())
     spoil(message)
-    with pytest.raises(PlacesError, match=r"is none: .") as caught:
+    with pytest.raises(PlacesError, match=r"is invalid: .") as caught:
         from_announcement(message, SPACE)
     assert caught.value.kind == "keyframe_invalid"
 

@@ -1,4 +1,4 @@
-"""The buffer of keyframes: who comes, who is matched, who goes."""
+"""The buffer of keyframes: adding, matching and evicting."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_ids_are_never_used_twice_even_after_clearing() -> None:
 
 
 def places(keyframes: KeyframeBuffer) -> set[int]:
-    """Where in memory the features of those held are."""
+    """Memory addresses of the keyframes' features."""
     return {keyframe.encoded.features.tokens.data_ptr() for keyframe in keyframes.keyframes}
 
 

@@ -1,4 +1,4 @@
-"""The launch file under the real `ros2 launch`, with a stand-in for the node that says what it was started with."""
+"""The launch file under the real `ros2 launch`, with a test double for the node that reports its arguments."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ PARAMETERS = """
 
 
 class Launched:
-    """`ros2 launch` of our file, in a process group of its own, and what it has said so far."""
+    """`ros2 launch` of our file, in its own process group, and its output so far."""
 
     def __init__(self, log: Path, environment: dict[str, str], *arguments: str) -> None:
         self._log = log
@@ -127,7 +127,7 @@ class Launched:
         return values
 
     def all_started_with(self, count: int) -> dict[str, dict[str, object]]:
-        """By the nodes' full names, what each of `count` was started with."""
+        """The arguments of each of `count` nodes, by full name."""
         end = time.monotonic() + 30
         while len(said := re.findall(r"STARTED (\{.*\})", self.said)) < count:
             assert time.monotonic() < end and self.process.poll() is None, self.said
@@ -135,14 +135,14 @@ class Launched:
         return {values["name"]: values for values in map(json.loads, said)}
 
     def interrupt(self) -> int:
-        """What Ctrl-C in a terminal does: SIGINT for the whole group. Returns the exit code."""
+        """Like Ctrl-C in a terminal: SIGINT for the whole group. Returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(timeout=30)
 
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts `ros2 launch` on an ament prefix that holds our launch file and the stand-in."""
+    """Starts `ros2 launch` on an ament prefix with our launch file and the test double."""
     prefix = tmp_path / "prefix"
     share = prefix / "share" / "loftr_ros"
     for folder in (share / "launch", share / "config", prefix / "lib" / "loftr_ros"):
@@ -380,7 +380,7 @@ def test_an_argument_of_a_launch_file_that_includes_ours_is_not_told_of(launch, 
 
 
 def deactivate(domain: int) -> bool:
-    """Asks the node itself, as a lifecycle manager would; whether it said yes."""
+    """Ask the node itself, like a lifecycle manager; returns whether it succeeded."""
     import rclpy
     from lifecycle_msgs.msg import Transition
     from lifecycle_msgs.srv import ChangeState
@@ -444,7 +444,7 @@ def test_the_example_with_image_proc_shows_its_arguments(launch):
 
 
 def test_the_example_with_image_proc_starts_the_front_end_on_what_is_rectified(launch, tmp_path):
-    """The container itself is left out, since image_proc need not be installed."""
+    """The container itself is omitted, because image_proc may be missing."""
     example = LAUNCH_FILE.with_name("with_image_proc.launch.py").read_text()
     assert "return [container, front_end]" in example
     file = tmp_path / "example.launch.py"

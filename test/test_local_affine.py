@@ -1,4 +1,4 @@
-"""Local affine motion from matched cells: against the motion that made them, and SciPy's least squares."""
+"""Local affine motion from matched cells, compared with the true motion and SciPy's least squares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def turned(angle: float, scale: float = 1.0) -> torch.Tensor:
 
 
 def matched(motion: torch.Tensor, cells: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, N) cells of both images under a motion about the middle, rounded to whole cells, those inside."""
+    """(1, N) cells of both images under a motion about the centre, rounded to whole cells, without those outside."""
     cells0 = torch.arange(GRID[0] * GRID[1]) if cells is None else cells
     middle = torch.tensor([GRID[1] / 2, GRID[0] / 2])
     place = torch.stack([cells0 % GRID[1], cells0 // GRID[1]], dim=1) - middle
@@ -92,7 +92,7 @@ def test_inverses_are_those_of_linalg() -> None:
 
 @pytest.mark.parametrize("angle", [0, 20, -35])
 def test_a_template_is_turned_as_the_image_is(angle: float) -> None:
-    """A smooth scene sampled on turned places: the template made from one image is what is in the other."""
+    """A smooth scene sampled at rotated places: the template from one image equals the other image."""
     motion = turned(angle, 1.1)
     size = 8
 

@@ -1,4 +1,6 @@
-"""The trajectory: metric by stereo and depth, in one unit by a single camera, with landmarks that outlive keyframes."""
+"""The trajectory: metric with stereo and depth, in its own unit with a single camera, and landmarks that outlive
+keyframes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ FRAMES = 40
 
 @functools.cache
 def walked(mode: str, **settings: float) -> tuple[FrontEnd, list[FrontEndResult]]:
-    """The front end after a walk of FRAMES, and what it found; not to be changed."""
+    """The front end after a walk of FRAMES, and its results; not to be changed."""
     return run(mode, walk(FRAMES), **settings)
 
 
@@ -141,7 +143,7 @@ def test_a_depth_image_of_another_size_is_refused_with_what_to_do() -> None:
 
 
 def turned_about(poses: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """`count` poses of a camera that suddenly looks the other way, and walks on."""
+    """`count` poses of a camera that suddenly looks backwards and walks on."""
     behind = poses[-1].copy()
     behind[:3, :3] = behind[:3, :3] @ np.diag([-1.0, 1.0, -1.0])
     return [behind @ np.linalg.inv(poses[0]) @ pose for pose in walk(count)]

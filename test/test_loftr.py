@@ -1,4 +1,4 @@
-"""The full network's own parts: fine stage, optimal transport, masks, borders, attention. It needs no real data."""
+"""Parts of the full network: fine stage, optimal transport, masks, borders, attention. Without real data."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EVERY_PRECISION = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def small(**changes: object) -> LoFTRConfig:
-    """The full network with a few channels; `changes` are of its coarse matching."""
+    """The full network with a few channels; `changes` apply to its coarse matching."""
     backbone = dataclasses.replace(LOFTR.backbone, initial_dim=16, block_dims=(16, 24, 32))
     matching = dataclasses.replace(LOFTR.coarse, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(LOFTR, backbone=backbone, coarse=matching)
 
 
 def small_network(dtype: torch.dtype = torch.float32, config: LoFTRConfig | None = None) -> LoFTR:
-    """Random, but calibrated on an image and with features that stand out: an image matches itself cell by cell."""
+    """Random, but calibrated on an image and with distinctive features: an image matches itself cell by cell."""
     torch.manual_seed(0)
     model = LoFTR(config or small(threshold=1e-3, border=0))
     for module in model.modules():
@@ -223,8 +223,8 @@ def test_two_unrelated_images_give_an_empty_well_typed_result(dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_of_two_unrelated_images_few_cells_match_where_most_of_related_ones_do(dtype: torch.dtype) -> None:
-    # Dual-softmax is relative: where nothing is alike, the least unlike may still be mutual. Trained weights spread
-    # such scores; made ones do it less well.
+    # Dual-softmax is relative: without any similar cells, the least dissimilar ones may still be mutual. Trained
+    # weights spread such scores; synthetic ones do so less.
     model = network(dtype)
     first, second = (model.encode(image) for image in rendered_pair())
     noise = model.encode((torch.rand(240, 320, generator=torch.Generator().manual_seed(3)) * 255).byte())

@@ -1,4 +1,4 @@
-"""Slow sources: made ahead of their time, a bounded number, and with a word where nobody sees a bar."""
+"""Slow sources: made in advance, in limited number, with progress lines if there is no bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for loops in recordings: what it writes, in a world whose truth is known."""
+"""Loop search in recordings: its output files, in a world of known truth."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STEPS = 20
 
 
 class BlockMatcher(WorldMatcher):
-    """Reads a pose's number in the brightness of a block, which a JPEG keeps."""
+    """Reads a pose's number from the brightness of a block, which JPEG preserves."""
 
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
         told = torch.zeros_like(image)
@@ -48,7 +48,7 @@ class BlockMatcher(WorldMatcher):
         return super().encode(told, usable)
 
     def describe(self, features: ImageFeatures) -> NDArray[np.float32]:
-        """Alike where two cameras stand and look alike."""
+        """Similar for cameras with similar positions and directions."""
         pose = self.poses[int(features.tokens[0, 0, 0])]
         directions = np.random.default_rng(0).normal(size=(6, DIMENSION // 2))
         phase = np.concatenate([pose[:3, 3], 3 * pose[:3, 2]]) @ directions
@@ -84,7 +84,7 @@ class Walk(Source):
 
 
 def there_and_back() -> list[Array]:
-    """A walk, then the other half of the room, then the walk again a little aside."""
+    """A walk, then the other half of the room, then the walk again, slightly shifted."""
     first = walk(STEPS, 0.04)
     away = [first[0].copy() for _ in range(STEPS)]
     for i, pose in enumerate(away):
@@ -116,7 +116,7 @@ def search(folder: Path, *recordings: Recording, mode: str = "rgbd", max_age: fl
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    """One robot that comes back, and another that sees the same place."""
+    """One robot that returns, and another that visits the same place."""
     folder = tmp_path_factory.mktemp("two")
     recordings = Recording("ada", Walk("one", ALL)), Recording("bob", Walk("other", AGAIN))
     return folder, search(folder, *recordings)
@@ -279,7 +279,7 @@ def test_an_archive_from_another_day_closes_loops_but_not_with_the_very_same_rec
 
 
 class Stopped(Walk):
-    """A walk that is left by Ctrl-C."""
+    """A walk ended by Ctrl-C."""
 
     def __iter__(self):
         for count, each in enumerate(super().__iter__()):
@@ -362,7 +362,7 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path: Path) -> None:
     for arguments, expected in (
         (["nowhere", "-o", out], "nowhere does not exist"),
         (["rendered", "rendered", "--robot", "ada", "-o", out], "name a robot for each"),
-        (["rendered", "-o", out, "--archive", foreign, "--weights", "random"], "no archive"),
+        (["rendered", "-o", out, "--archive", foreign, "--weights", "random"], "not an archive"),
         (["revisits", "-o", out, "--mode", "stereo", "--weights", "random"], "stereo"),
     ):
         done = CliRunner().invoke(app, ["loops", *map(str, arguments)])

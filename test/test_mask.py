@@ -1,4 +1,4 @@
-"""Masks: read from files, shrunk without letting anything in, and kept out of points."""
+"""Masks: read from files, reduced without leaks, and applied to points."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(path: Path, image: np.ndarray) -> Path:
 
 
 def half() -> np.ndarray:
-    """(6, 8), of which the right half is to be ignored."""
+    """(6, 8) with an ignored right half."""
     image = np.full((6, 8), 255, np.uint8)
     image[:, 4:] = 0
     return image
@@ -62,7 +62,7 @@ def test_a_mask_is_not_turned_by_its_exif_data_as_the_camera_s_images_are_not(tm
 
 
 def with_orientation(jpeg: bytes, orientation: int) -> bytes:
-    """A JPEG with EXIF data that would have it turned."""
+    """A JPEG with EXIF data that asks for a rotation."""
     tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([orientation, 0, 0, 0, 0, 0, 0, 0])
     segment = b"Exif\0\0" + tiff
     return jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
@@ -83,7 +83,7 @@ def test_turned_and_transparent_images_of_a_recording_are_told_of(tmp_path: Path
     cv2.imwrite(str(tmp_path / "plain" / "0.png"), np.dstack([pixels] * 3))
     cv2.imwrite(str(tmp_path / "plain" / "1.jpg"), pixels)
     with open_source(tmp_path / "plain") as source:
-        assert all("are no times" in note for note in source.notes), "and nothing is said of what is as usual"
+        assert all("are not times" in note for note in source.notes), "and nothing is said of what is as usual"
 
 
 def test_a_mask_that_is_missing_damaged_or_ignores_everything_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_mask_that_is_missing_damaged_or_ignores_everything_is_refused_by_its_
         read_mask(tmp_path)
     for content in (b"", b"not an image", written(tmp_path / "whole.png", half()).read_bytes()[:40]):
         (tmp_path / "broken.png").write_bytes(content)
-        with pytest.raises(MaskError, match=r"broken\.png (\([0-9]+ bytes\) is no image; give a PNG|was cut off)"):
+        with pytest.raises(MaskError, match=r"broken\.png (\([0-9]+ bytes\) is not an image; use a PNG|was cut off)"):
             read_mask(tmp_path / "broken.png")
     with pytest.raises(MaskError, match="ignores every pixel"):
         read_mask(written(tmp_path / "black.png", np.zeros((6, 8), np.uint8)))
@@ -114,7 +114,7 @@ def test_no_bit_of_an_ignored_pixel_gets_into_a_usable_pixel_of_the_shrunk_image
     assert found.shape == (size[1], size[0]) and found.dtype == np.bool_
     np.testing.assert_allclose(small[found], 100, atol=1e-4)
     assert 0.3 < found.mean() < 1
-    # And no more is lost than that.
+    # No more than that is lost.
     assert (small[~found] > 100).all()
 
 

@@ -1,4 +1,4 @@
-"""What single matches are worth: epipolar errors, corner errors, calibration, and the scores of pairs."""
+"""Quality of single matches: epipolar errors, corner errors, calibration, and the scores of pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TILTED = np.array([[1.1, 0.05, -20], [-0.04, 0.95, 15], [1e-4, 2e-4, 1]])
 
 
 def seen_scene(count: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels in both images of points in space, and T_0_1."""
+    """Pixels of points in space in both images, and T_0_1."""
     rng = np.random.default_rng(3)
     points1 = rng.uniform((-2, -1.5, 4), (2, 1.5, 9), (count, 3))
     pose = np.eye(4)

@@ -172,7 +172,7 @@ def test_bf16_finds_the_matches_of_fp32_on_a_real_pair(shared_data: Path) -> Non
     for dtype in (torch.float32, torch.bfloat16):
         network = student(shared_data, dtype)
         found.append(network.match([network.encode(image0)], network.encode(image1))[0])
-    # The threshold cuts both: only what fp32 is sure of must be found again.
+    # The threshold affects both: only matches certain in fp32 must be found again.
     sure = {p for p, c in zip(_ordered(found[0]), found[0].confidence, strict=True) if c > 0.04}
     assert len(sure) > 200
     assert len(sure & pairs_of(found[1])) >= 0.97 * len(sure)

@@ -1,4 +1,4 @@
-"""Results to messages: what is in them, in which type, and that it is filled in one copy."""
+"""Results to messages: contents and types, and filling in one copy."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_tracks_of_an_uncalibrated_camera_have_pixels_and_no_rays() -> None:
 
 
 def depth(*, metric: bool = True) -> CellDepth:
-    """Of five cells: near, unknown, far, too far to tell, and one that no depth is finite of."""
+    """Of five cells: near, unknown, far, near infinity, and one without a finite depth."""
     inverse = np.array([0.5, np.nan, 0.1, 0.01, 0.2])
     return CellDepth(inverse, np.array([0.01, np.inf, 0.01, 0.01, 0.02]) ** 2, metric)
 
@@ -231,7 +231,7 @@ def test_the_spread_of_many_measured_depths_is_what_a_points_std_says() -> None:
 
 
 def cloud_of(message: PointCloud2) -> np.ndarray:
-    """What a reader makes of the cloud by its own description of itself."""
+    """The cloud as a reader decodes it from the message's own description."""
     kinds = {6: "u4", 7: "f4"}
     fields = {field.name: ("<" + kinds[field.datatype], field.offset) for field in message.fields}
     kind = np.dtype(
@@ -418,7 +418,7 @@ def test_a_picture_becomes_a_bgr8_image() -> None:
 
 
 class FakeNode:
-    """Makes publishers that remember what they were given."""
+    """Creates publishers that record their messages."""
 
     def __init__(self, refuse: str = "") -> None:
         self.refuse = refuse
@@ -452,7 +452,7 @@ def result() -> SimpleNamespace:
 
 
 def outputs_of(node: FakeNode) -> Outputs:
-    # Given, so that no tf2 is asked, whatever is installed.
+    # Given, so that tf2 is not asked, whatever is installed.
     return Outputs(node, 100, OdometryParameters(base_from_camera=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)))
 
 
@@ -503,7 +503,7 @@ def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_overrid
 
 
 def values_of(tree: object) -> list[str]:
-    """All strings in what YAML or JSON holds, keys too."""
+    """All strings in the contents of YAML or JSON, including keys."""
     if isinstance(tree, dict):
         return [value for pair in tree.items() for each in pair for value in values_of(each)]
     if isinstance(tree, list):

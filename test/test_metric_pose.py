@@ -1,4 +1,4 @@
-"""Pose from depths: against the truth, against OpenCV, derivatives, and what too little depth leads to."""
+"""Pose from depths: compared with the truth and OpenCV; derivatives, and too little depth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOVING = [name for name in MOTIONS if name != "still"]
 
 @dataclass(frozen=True)
 class Depths:
-    """What is known of a scene's depths."""
+    """The known depths of a scene."""
 
     views: SeenTwice
     inverse: Array
@@ -34,14 +34,14 @@ class Depths:
         assert found is not None
         return found
 
-    def relative(self, min_cells: int = 30, field: float | None = None) -> RelativePose | None:
+    def relative(self, min_cells: int = 30, view_area: float | None = None) -> RelativePose | None:
         views = self.views
         return metric_relative_pose(
-            views.rays0, views.rays1, self.inverse, self.variance, self.std, FOCAL, CONFIG, min_cells, field
+            views.rays0, views.rays1, self.inverse, self.variance, self.std, FOCAL, CONFIG, min_cells, view_area
         )
 
     def without(self, unknown: np.ndarray) -> Depths:
-        """With depths forgotten."""
+        """Without some of the depths."""
         return replace(
             self,
             inverse=np.where(unknown, np.nan, self.inverse),
@@ -52,7 +52,7 @@ class Depths:
 def depths(
     views: SeenTwice, rng: np.random.Generator, noise: float = 0.0, pixels: float = 0.5, known: float = 1.0
 ) -> Depths:
-    """Inverse depths with noise of `noise` 1/m, a part of them `known`; matches that say they are off by `pixels`."""
+    """Inverse depths with noise of `noise` 1/m, a part of them `known`; `pixels` is the matches' stated uncertainty."""
     count = len(views.depth)
     inverse = 1 / views.depth + rng.normal(0, 1, count) * noise
     exact = Depths(views, inverse, np.full(count, noise**2), np.full(count, pixels))
@@ -75,7 +75,7 @@ def test_without_noise_the_pose_is_exact_whatever_part_of_the_depths_is_known(na
 def test_with_exact_depths_the_pose_is_the_one_that_opencv_refines(name: str) -> None:
     rng = np.random.default_rng(1)
     views = scene(name, rng).noisy(rng, 0.1)
-    # Matches that say they are less certain than they are leave the robust kernel without work: least squares.
+    # Matches with an overstated uncertainty disable the robust kernel: least squares.
     found = depths(views, rng, pixels=5.0).estimate()
     points = np.insert(views.rays0, 2, 1.0, axis=1) * views.depth[:, None]
     _, vector, move = cv2.solvePnP(points, views.rays1, np.eye(3), np.zeros(0), flags=cv2.SOLVEPNP_ITERATIVE)
@@ -278,9 +278,9 @@ def test_a_match_that_says_it_is_exact_does_not_decide_alone() -> None:
 
 def test_a_metric_pose_by_points_in_one_corner_says_so() -> None:
     rng = np.random.default_rng(16)
-    corner = depths(scene("forward", rng, part=0.2).noisy(rng, 0.3), rng, 0.003).relative(field=FIELD)
+    corner = depths(scene("forward", rng, part=0.2).noisy(rng, 0.3), rng, 0.003).relative(view_area=FIELD)
     assert corner is not None and corner.status == PoseStatus.CONCENTRATED and corner.scale_known
-    everywhere = depths(scene("forward", rng).noisy(rng, 0.3), rng, 0.003).relative(field=FIELD)
+    everywhere = depths(scene("forward", rng).noisy(rng, 0.3), rng, 0.003).relative(view_area=FIELD)
     assert everywhere is not None and everywhere.status == PoseStatus.OK
 
 

@@ -1,4 +1,4 @@
-"""Pose errors, against scipy, hand-computed examples and the paper's definition."""
+"""Pose errors, compared with scipy, hand-computed examples and the paper's definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Misspelt names: the one that was meant is found."""
+"""Misspelt names: the intended one is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node in its own process over DDS: what it says of good frames, and that bad ones do it no harm."""
+"""The node in its own process over DDS: its output for good frames, and no harm from bad ones."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 pytestmark = pytest.mark.ros
 HOUR = 3600 * 1_000_000_000
-# So that a kind of error that a test provokes is logged once in this module, however long it takes.
-# One thread, since several that wait for each other crawl on a machine whose cores are busy otherwise.
-# Torch, which is ready at once where OpenVINO builds graphs.
+# So that each kind of error is logged once in this module, however long it takes. One thread, because several that wait
+# for each other are very slow on a busy machine. Torch, because it starts at once while OpenVINO builds graphs.
 QUIET = {
     "output.status_period": 0.1,
     "output.error_period": 3600.0,
@@ -47,7 +46,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Footage:
-    """Images of one camera that moves."""
+    """Images of one moving camera."""
 
     images: list[np.ndarray]
     focal: float
@@ -59,7 +58,7 @@ class Footage:
 
 @pytest.fixture(scope="module")
 def footage() -> Footage:
-    """Real video where it is, else a rendered room."""
+    """Real video if available, else a rendered room."""
     if SHARED_DATA.is_dir():
         files = sorted((SHARED_DATA / "sevenscenes").glob("*.color.jpg"))[:80:4]
         return Footage([cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files], 550.0)
@@ -69,7 +68,7 @@ def footage() -> Footage:
 
 @pytest.fixture(scope="module")
 def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """One active node and its client, for all tests that leave it active and with the parameters it had."""
+    """One active node and its client, for all tests that leave it active with its original parameters."""
     folder = tmp_path_factory.mktemp("node")
     with NodeProcess(folder, QUIET) as process, Client(process.domain) as client:
         assert client.transition("configure", "activate"), process.said
@@ -79,13 +78,13 @@ def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def node(running, footage) -> Iterator[SimpleNamespace]:
-    """The running node, its keyframes dropped, and a way to send it the footage's next frame."""
+    """The running node without keyframes, and a function that sends it the footage's next frame."""
     client, number = running.client, iter(range(10_000))
 
     def next_frame(seconds: float = 0.1) -> tuple[Image, CameraInfo]:
         return footage.frame(next(number), client.stamp(seconds))
 
-    # What an earlier test left behind when it failed must not fail this one.
+    # An earlier failed test must not make this one fail.
     if (state := client.state()) != "active":
         assert client.transition(*(("configure", "activate") if state == "unconfigured" else ("activate",)))
         client.connect(next_frame)
@@ -243,7 +242,7 @@ def test_diagnostics_are_ok_while_frames_come_and_warn_when_none_does(node):
     assert values["lifecycle"] == "active" and values["network"] == "compact"
     seen = len(client.diagnostics)
     silent = client.wait(level(DiagnosticStatus.WARN), "a diagnostic that warns")[0]
-    assert "no image came on /image" in silent.message and "publishers: 1" in silent.message
+    assert "no image received on /image" in silent.message and "publishers: 1" in silent.message
 
 
 def test_pictures_are_published_only_to_those_who_look(node):
@@ -260,7 +259,7 @@ def test_pictures_are_published_only_to_those_who_look(node):
 
 
 def _sent_with_picture(node: SimpleNamespace) -> bool:
-    """Sends a frame; whether a picture has come by now (DDS takes its time to find a new subscription)."""
+    """Send a frame; returns whether a picture has come by now (DDS takes its time to find a new subscription)."""
     node.client.send(*node.next_frame())
     time.sleep(0.1)
     return bool(node.client.pictures)
@@ -319,7 +318,7 @@ def another_camera(image: Image, info: CameraInfo) -> None:
 
 BAD = {
     "an encoding that is not known": (changed(encoding="mono9"), "encoding", "encoding 'mono9' is not known"),
-    "an encoding without gray": (changed(encoding="32FC1"), "encoding", "has no agreed range"),
+    "an encoding without gray": (changed(encoding="32FC1"), "encoding", "has no defined range"),
     "data shorter than step times height": (data_too_short, "data", "needs 307200 bytes"),
     "a size of zero": (changed(width=0, height=0), "size", "0x0"),
     "a step shorter than a row": (changed(step=10), "size", "step is 10"),
@@ -339,7 +338,7 @@ def test_a_bad_frame_is_refused_with_clear_words_and_the_next_good_one_is_proces
     before, reports = client.status(), len(client.diagnostics)
     events = len(client.keyframes)
 
-    # Two that do not agree with each other, with a good one between: no stream has changed, each is a stray.
+    # Two that do not agree with each other, with a good one between: the stream has not changed, each is a stray.
     for _ in range(2):
         image, info = node.next_frame()
         spoil(image, info)
@@ -519,7 +518,7 @@ def test_when_frames_come_faster_than_they_are_processed_the_newest_win_and_all_
     assert adds_up(status)
     assert status.frames_dropped > before.frames_dropped
     assert status.frames_failed == before.frames_failed
-    # Nothing queues up: one frame in work and one that waits for it, besides images that wait for their CameraInfo.
+    # Nothing queues up: one frame in progress and one waiting for it, besides images that wait for their CameraInfo.
     assert max(s.frames_pending for s in client.statuses[seen:]) <= 2 + QUIET["input.queue_size"]
     stamps = [nanoseconds(pose.header.stamp) for pose in client.poses[poses:]]
     assert stamps == sorted(stamps)
@@ -605,18 +604,22 @@ def test_other_parameters_can_be_set_only_while_the_node_is_unconfigured_and_the
 @pytest.mark.parametrize(
     ("setting", "kind", "words"),
     [
-        ({"network": "loftr_16_4"}, "weights", "network 'loftr_16_4' comes without weights; name a weights file"),
-        ({"weights": "/nowhere/weights.pt"}, "weights", "weights file /nowhere/weights.pt is not there"),
-        ({"weights": "another network"}, "weights", "no LoFTR's weights: expected"),
+        (
+            {"network": "loftr_16_4"},
+            "weights",
+            "network 'loftr_16_4' comes without weights; set `weights` to a weights file",
+        ),
+        ({"weights": "/nowhere/weights.pt"}, "weights", "weights file /nowhere/weights.pt does not exist"),
+        ({"weights": "another network"}, "weights", "not LoFTR's weights: expected"),
         ({"network": "no_such_network"}, "weights", "network 'no_such_network' is not known"),
         (
             {"backend": "onnx", "weights": "/nowhere/exported"},
             "weights",
-            "exported network /nowhere/exported is not there",
+            "exported network /nowhere/exported does not exist",
         ),
         ({"input.mask": "/nowhere/mask.png"}, "mask", "mask /nowhere/mask.png cannot be read: No such file"),
-        ({"input.mask": "no image"}, "mask", "is no image; give a PNG"),
-        ({"device": "cuda:99"}, "device", "device 'cuda:99' is not there"),
+        ({"input.mask": "no image"}, "mask", "is not an image; use a PNG"),
+        ({"device": "cuda:99"}, "device", "device 'cuda:99' does not exist"),
         ({"precision": "float16", "device": "no_such_device"}, "device", "device 'no_such_device'"),
     ],
 )
@@ -667,13 +670,13 @@ def test_compressed_images_come_with_the_latest_camera_info_and_damaged_ones_are
     client.reconfigure(input__image_transport="compressed", input__camera_info="latest")
     try:
         before = client.status()
-        # No CameraInfo came yet: the image is refused with the words that help.
+        # No CameraInfo yet: the image is refused with advice.
         for _ in range(int(PATIENCE / 0.2)):
             client.send(compressed(node.next_frame()[0]))
             time.sleep(0.2)
             if client.statuses[-1].frames_failed > before.frames_failed:
                 break
-        assert "no CameraInfo came yet on /camera_info" in client.status().last_error
+        assert "no CameraInfo received yet on /camera_info" in client.status().last_error
         client.connect(lambda: _with_info_first(node.next_frame()))
         stamp = client.process(compressed(node.next_frame()[0]))
         client.process(compressed(node.next_frame()[0], kind="png"))
@@ -793,7 +796,7 @@ def test_the_full_network_runs_with_random_weights_and_says_that_nothing_matches
 
 
 def _mask(path: Path, width: int, height: int) -> str:
-    """A file that ignores the left half."""
+    """A file that masks the left half."""
     image = np.full((height, width), 255, np.uint8)
     image[:, : width // 2] = 0
     cv2.imwrite(str(path), image)
@@ -853,7 +856,7 @@ def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
         manager = client.node.create_client(ChangeState, f"{NAME}/change_state")
         assert manager.wait_for_service(PATIENCE)
         manager.call_async(request)
-        # Imports map torch's library into memory, which is a sign that they have begun.
+        # torch's library in the memory maps shows that its import has begun.
         maps, end = Path(f"/proc/{process.process.pid}/maps"), time.monotonic() + PATIENCE
         while "libtorch" not in maps.read_text():
             assert time.monotonic() < end
@@ -897,7 +900,7 @@ def test_whole_numbers_are_floats_and_misspelt_names_are_told_of_with_the_neares
         assert "parameter 'modee' is not known and has no effect; did you mean 'mode'?" in said
         assert "'keyframe.max_paralax' is not known and has no effect; did you mean 'keyframe.max_parallax'?" in said
         assert "parameter 'colour' is not known and has no effect" in said
-        assert f"{other} has parameters for '/robot/loftr_frontend', and none for this node, '{NAME}'" in said
+        assert f"{other} has parameters for '/robot/loftr_frontend', but none for this node, '{NAME}'" in said
         assert str(file) not in said and said.count("is not known and has no effect") == 4
         assert process.stop(signal.SIGINT) == 0, process.said
 
@@ -916,7 +919,7 @@ def test_a_signal_ends_the_node_with_exit_code_0_while_frames_stream_in(footage,
 def test_autostart_that_fails_ends_the_node_with_exit_code_1(tmp_path):
     with NodeProcess(tmp_path, {"weights": "/nowhere.pt"}, autostart=True) as process:
         assert process.exit_code() == 1
-        assert "[weights] configure failed: weights file /nowhere.pt is not there" in process.said
+        assert "[weights] configure failed: weights file /nowhere.pt does not exist" in process.said
         assert "Traceback" not in process.said
 
 
@@ -937,7 +940,7 @@ def test_remapped_in_a_namespace_by_sim_time_with_other_qos_it_works_and_shuts_d
         client = Client(process.domain, name, "/left/image_raw", "/left/camera_info")
         with client:
             clock = client.node.create_publisher(Clock, "/clock", 10)
-            # Without /clock, too, the node reports.
+            # The node reports even without /clock.
             client.wait(lambda: client.statuses, "a status before there is a clock")
             assert client.statuses[-1].header.stamp == Time()
             assert client.transition("configure", "activate"), process.said

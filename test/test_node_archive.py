@@ -1,4 +1,4 @@
-"""The node and its archive: whatever is wrong with the archive is said, and tracking goes on."""
+"""The node and its archive: every problem with the archive is reported, and tracking continues."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Stream:
         return image, camera_info(image, CAMERA.focal_length)
 
     def go(self, keyframes: int) -> None:
-        """Have so many images processed and made keyframes."""
+        """Process images until enough keyframes are made."""
         for _ in range(keyframes):
             assert self.client.trigger("force_keyframe").success
             self.client.process(*self.frame())
 
     def ids(self) -> list[int]:
-        """Of all keyframes that came."""
+        """IDs of all keyframes so far."""
         return [keyframe.id for keyframe in self.client.keyframes if keyframe.event == Keyframe.ADDED]
 
 
@@ -96,11 +96,11 @@ def test_what_is_wrong_with_the_archive_is_said_and_tracking_goes_on(
         assert status.archived_keyframes < stream.sent
         assert any("disk is full" in line for line in process.errors("archive_full"))
 
-        # A folder that nothing can be written to: its places are known all the same.
+        # A read-only folder: its places are recognised all the same.
         assert client.transition("deactivate", "cleanup")
         assert mount_small_disk(small_disk, read_only_again=True)
         assert client.transition("configure", "activate"), process.said
-        assert any("nothing new is kept" in line for line in process.errors("archive_read_only"))
+        assert any("new keyframes are not stored" in line for line in process.errors("archive_read_only"))
         client.connect(stream.frame)
         stream.go(2)
         status = client.status(lambda s: s.keyframes_lost > 0)
@@ -117,7 +117,7 @@ def test_after_kill_9_the_archive_has_every_keyframe_but_the_newest(tmp_path: Pa
         client.connect(stream.frame)
         stream.go(5)
         ids = stream.ids()
-        # The last but one is on its way while the last one comes.
+        # The last but one is still being written when the last one comes.
         client.status(lambda status: status.archived_keyframes >= len(ids) - 1)
         process.stop(signal.SIGKILL)
     describe = PlaceDescriptor.of(open_matcher(matcher_spec(MatcherConfig(backend="torch"), MatchingConfig())))

@@ -1,4 +1,4 @@
-"""The node with a right or a depth camera beside the first, over DDS: poses in metres, and what may be wrong."""
+"""The node with a right or a depth camera, over DDS: poses in metres, and invalid input."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ SETTINGS = {
     "warm_up_width": 0,
     "mode": "stereo",
 }
-# Several images at once are more than a busy machine's sockets take at best effort, and no test is of that.
+# Several images at once exceed a busy machine's socket buffers at best effort, and no test is about that.
 TOPICS = ("/image", "/image/compressed", "/right/image", "/right/image/compressed", "/depth/image")
 SETTINGS |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in TOPICS}
 WIDTH, HEIGHT = 320, 240
 Frame = tuple[Any, dict[str, Any]]
-"""An image message, and by their topics the messages that belong to it."""
+"""An image message, and its companion messages by topic."""
 
 
 class PairClient(Client):
-    """Publishes beside the image too."""
+    """Publishes companions beside the image."""
 
     def __init__(self, domain: int) -> None:
         super().__init__(domain)
@@ -81,7 +81,7 @@ class Rig:
     """Sends the footage to one node.
 
     Attributes:
-        number: by stamp, which frame of the footage an image was.
+        number: frame number of the footage by stamp.
     """
 
     def __init__(self, process: NodeProcess, client: PairClient, footage: Footage) -> None:
@@ -108,7 +108,7 @@ class Rig:
         return image, {"/depth/image": message, "/camera_info": info}
 
     def walk(self, frame: Callable[[int], Frame]) -> float:
-        """Send the footage from its first frame on; returns how long the node's motions are in units of the true ones.
+        """Send the footage from its first frame on; returns the ratio of the node's motions to the true ones.
 
         Every pose must know its scale, and be in the true direction.
         """
@@ -147,7 +147,7 @@ def footage() -> Footage:
 
 @pytest.fixture(scope="module")
 def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """One node for all tests, and the mode and parameters that it has."""
+    """One node for all tests, with its current mode and parameters."""
     folder = tmp_path_factory.mktemp("node")
     with NodeProcess(folder, SETTINGS) as process, PairClient(process.domain) as client:
         yield SimpleNamespace(rig=Rig(process, client, footage), now=None)
@@ -357,7 +357,7 @@ def test_a_bad_companion_is_refused_with_clear_words_and_the_next_good_frame_is_
     ("mode", "lost", "kind", "words"),
     [
         ("stereo", "/right/image", "right", "no right image with the image's stamp"),
-        ("stereo", "/right/camera_info", "camera_info", "came on /right/camera_info (publishers: 1)"),
+        ("stereo", "/right/camera_info", "camera_info", "received on /right/camera_info (publishers: 1)"),
         ("rgbd", "/depth/image", "depth", "no depth image with the image's stamp"),
     ],
 )
@@ -408,7 +408,7 @@ def test_compressed_pairs_with_the_latest_calibrations_take_their_scale_from_the
     )
     client = rig.client
     assert rig.walk(lambda number: jpegs(rig.stereo(number))) == pytest.approx(2, abs=0.1)
-    # A right image that nobody looks at may be damaged; one of a keyframe costs its frame.
+    # An unused right image may be damaged; one of a keyframe costs its frame.
     before = client.status()
     client.process(*_with_half_of_the_right(jpegs(rig.stereo(len(rig.footage.poses) - 1))))
     assert client.trigger("force_keyframe").success

@@ -1,4 +1,4 @@
-"""The node with a gyroscope on `imu`, over DDS: right, and wired wrongly."""
+"""The node with a gyroscope on `imu`, over DDS: correctly and wrongly mounted."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_gyroscope_is_compared_with_the_images_and_the_status_says_how_it_is(
 
         process.wait_for("waiting for images")
         client.connect(lambda: frame(0))
-        # There and back again, so that it takes as many frames as it takes.
+        # Forward and backward, for as many frames as needed.
         numbers = [*range(1, len(poses)), *range(len(poses) - 2, -1, -1)] * 3
         before, status = 0, None
         for count, number in enumerate(numbers):

@@ -1,4 +1,4 @@
-"""The services of the archive, over DDS: they answer whatever comes, and images never wait for them."""
+"""The services of the archive, over DDS: they answer every request, and images never wait for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.ros
 
 CAMERA = default_camera(320, 240)
 PARAMETERS = {"output.status_period": 0.1, "output.error_period": 3600.0, "threads": 1, "backend": "torch"}
-# The node's process, in which a save takes as long as a file is there.
+# The node's process; a save takes as long as a file exists.
 _SLOW = """
 import os, sys, time
 from loftr_ros.places.archive import Archive
@@ -68,7 +68,7 @@ def unanswered(client: Client, kind: type, name: str, request: Any) -> Any:
 
 
 class MadeArchive:
-    """One that does nothing."""
+    """An archive that does nothing."""
 
     size_bytes = 0
 
@@ -81,7 +81,7 @@ class MadeArchive:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The services over a made archive, on an executor that nothing else wakes: no timer, no topic."""
+    """The services over a dummy archive, on an executor that nothing else wakes: no timer, no topic."""
     domain = 1 + (os.getpid() + 50) % 100
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     archive = MadeArchive()
@@ -154,7 +154,8 @@ def frame(footage: list[np.ndarray], number: int, stamp: int) -> tuple[Image, Ca
 
 @pytest.fixture(scope="module")
 def node(footage: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """An active node whose archive has all keyframes of the footage but the last; what it said before in `told`.
+    """An active node whose archive has all keyframes of the footage except the last; its earlier messages are in
+    `told`.
 
     Its archive has the footage's images 0 to 4 as keyframes `ids[0]` to `ids[4]`.
     """
@@ -294,7 +295,7 @@ def test_images_are_processed_while_a_save_is_under_way_which_then_is_complete(
     while not reached.exists():  # of two requests at once either may be the first
         assert time.monotonic() < end, "the save was not begun"
         time.sleep(0.01)
-    # Another that waits behind it.
+    # Another request that waits behind it.
     request = MatchKeyframes.Request(keyframe_id=node.ids[0], other_keyframe_id=node.ids[1])
     behind = unanswered(client, MatchKeyframes, "match_keyframes", request)
     try:

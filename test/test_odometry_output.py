@@ -1,4 +1,4 @@
-"""The robot's odometry: mathematics against numbers, what is published when, and all new outputs over DDS."""
+"""The robot's odometry: mathematics, publishing conditions, and all new outputs over DDS."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def spread(rng: np.random.Generator, size: float = 0.01) -> np.ndarray:
 
 
 def disturbed(matrix: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """As a Location's covariance is meant: translation added, rotation turned about the outer axes."""
+    """By the definition of a Location's covariance: translation added, rotation about the outer axes."""
     result = matrix.copy()
     result[:3, :3] = Rotation.from_rotvec(by[3:]).as_matrix() @ matrix[:3, :3]
     result[:3, 3] += by[:3]
@@ -115,7 +115,7 @@ def test_the_base_begins_in_the_origin_wherever_the_camera_is_mounted() -> None:
 def test_a_camera_that_goes_ahead_and_turns_left_moves_the_base_along_x_and_about_z() -> None:
     ahead = base_pose(pose(translation=(0, 0, 2.0)), forward_camera())
     assert ahead == pytest.approx(pose(translation=(2.0, 0, 0)))
-    # Left is about the optical y axis, which looks down, by less than zero.
+    # A left turn is a negative rotation about the optical y axis, which points down.
     left = base_pose(pose(rotation=(0, -0.3, 0)), forward_camera())
     assert left == pytest.approx(pose(rotation=(0, 0, 0.3)))
 
@@ -207,7 +207,7 @@ def test_after_a_keyframe_the_twist_is_as_uncertain_as_the_step_from_it_alone() 
     keyframe = Location(random_pose(rng), spread(rng, 1.0), True)
     small = spread(rng, 0.001)
     now = Fix(SECOND, keyframe.moved(pose(translation=(0.1, 0, 0)), small), keyframe)
-    # The unit's drift is put into the keyframe's location, so it is another object than the frame's.
+    # The unit's drift is stored in the keyframe's location, so it is another object than the frame's.
     before = Fix(0, Location(keyframe.pose, keyframe.covariance, True, 0.5), origin(True))
     found = base_twist(before, now, np.eye(4))
     turn = np.kron(np.eye(2), now.location.pose[:3, :3].T @ keyframe.pose[:3, :3])
@@ -237,7 +237,7 @@ def test_where_nothing_leads_from_one_place_to_the_next_the_twist_is_zero_and_un
 
 
 class FakeNode:
-    """Makes publishers that remember what they were given, and logs into a list."""
+    """Creates publishers that record their messages, and logs into a list."""
 
     def __init__(self) -> None:
         self.sent: dict[str, list[Any]] = {}
@@ -257,7 +257,7 @@ def output(node: FakeNode, **parameters: Any) -> OdometryOutput:
 
 
 def found(stamp: float, matrix: np.ndarray | None, segment: int = 0, first: bool = False, eye: Any = camera) -> Any:
-    """What the front end found of a frame; `first` for one that nothing leads to."""
+    """The front end's result for a frame; `first` for one without a predecessor."""
     frame = Frame(texture(24, 32), round(stamp * SECOND), "cam", eye())
     start = origin(True, segment)
     location = None if matrix is None else Location(matrix, 0.01 * np.eye(6), True, 0.0, segment)
@@ -311,7 +311,7 @@ def test_a_frame_whose_place_is_not_known_gets_no_odometry() -> None:
     node = FakeNode()
     each = output(node)
     each.publish(found(1.0, None))
-    each.publish(found(1.1, None, first=True, eye=lambda: None))  # where it begins, but who knows by what camera
+    each.publish(found(1.1, None, first=True, eye=lambda: None))  # where it begins, though no camera is known
     assert node.sent["~/odometry"] == []
 
 
@@ -406,7 +406,7 @@ def test_a_stereo_walks_odometry_is_the_robots_true_motion_within_what_it_states
     from loftr_ros.settings import with_values
 
     mount, node, walked = (0.4, -0.1, 0.6, *AHEAD[3:]), FakeNode(), walk(30)
-    # The made world's calibration is exact, and its matches share no error.
+    # The synthetic world's calibration is exact, and its matches share no error.
     shared = ("focal_std", "centre_std", "match_bias", "depth_scale_std")
     settings = {"mode": "stereo"} | {f"geometry.{name}": 0.0 for name in shared}
     front_end = FrontEnd(WorldMatcher(walked), with_values(FrontEndConfig(), settings))
@@ -432,7 +432,7 @@ def test_a_stereo_walks_odometry_is_the_robots_true_motion_within_what_it_states
         found_twist = [linear.x, linear.y, linear.z, angular.x, angular.y, angular.z]
         wrong = found_twist - np.array([*motion[:3, 3], motion[2, 1], motion[0, 2], motion[1, 0]])
         twists.append(wrong @ np.linalg.solve(message.twist.covariance.reshape(6, 6), wrong))
-    # Squared errors in units of what is stated: of six numbers 6 on average where that is true.
+    # Squared errors in units of the stated covariance: 6 on average for six numbers, if that is right.
     assert np.median(poses) < 20
     assert 0.5 < np.median(twists) < 9
 
@@ -461,7 +461,7 @@ def test_poses_of_the_time_in_which_tf_is_asked_are_published_late_in_order_and_
 
 
 class FakeTf:
-    """Stands in for tf2_ros: knows a transform, or not yet."""
+    """Replaces tf2_ros: knows a transform, or not yet."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[tuple[str, str], tuple[float, ...]] = {}

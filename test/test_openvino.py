@@ -1,4 +1,4 @@
-"""The backend of OpenVINO: what PyTorch finds, it finds too, from an export and from the weights."""
+"""OpenVINO's backend: the results of PyTorch, from an export and from the weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="the processor has no
 
 @cache
 def by_openvino(dtype: torch.dtype = F32) -> Compact:
-    """One for all tests: graphs are built once a size."""
+    """One for all tests: graphs are built once per size."""
     return compiled(compact(), dtype, threads=1)
 
 
@@ -64,7 +64,7 @@ def test_graphs_for_images_of_another_size_are_told_of_before_they_are_built(
     network = compiled(compact(), F32, threads=1)
     with caplog.at_level(logging.INFO, "loftr_ros"), pytest.raises(InterruptedError) as told:
         network.encode(blobs(64, 96))
-    assert told.value.args == (["OpenVINO builds graphs for images of 96x64 px: they wait for some seconds"],)
+    assert told.value.args == (["OpenVINO builds graphs for images of 96x64 px, which takes some seconds"],)
 
 
 def test_images_of_two_other_sizes_match_as_by_torch() -> None:
@@ -208,7 +208,7 @@ def test_what_was_asked_of_matching_reaches_the_compiled_network(weights: Path) 
 
 
 def test_what_openvino_does_not_run_is_refused_with_what_does(tmp_path: Path, exported: Path) -> None:
-    with pytest.raises(WeightsError, match=r"'coarse_lite' as `loftr_ros export` writes it"):
+    with pytest.raises(WeightsError, match=r"'coarse_lite' only as exported by"):
         open_matcher(MatcherSpec("coarse_lite", None, device="cpu", backend="openvino"))
     with pytest.raises(WeightsError, match="holds network 'compact', not 'loftr'"):
         open_matcher(MatcherSpec("loftr", exported, device="cpu", backend="openvino"))

@@ -1,4 +1,4 @@
-"""What package.xml, setup.py and CMakeLists.txt promise."""
+"""Promises of package.xml, setup.py and CMakeLists.txt."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ ROSDEP_KEYS = {
     "ruff": "python3-ruff-pip",
     "torch": "python3-pytorch-pip",
 }
-# Optional, for tests or mypy alone, or (safetensors) told by docs/install.md.
+# Optional, only for tests or mypy, or (safetensors) described in docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
     "gtsam",  # has one, of the C++ library
+    "import-linter",
     "kornia",
     "lancedb",
     "onnx",
@@ -44,12 +45,12 @@ WITHOUT_ROSDEP_KEY = {
     "tensorboard",
     "types-tqdm",
 }
-OPTIONAL = {"h5py", "matplotlib", "onnxruntime"}  # the code says so where it is missing
-# The distributions on PyPI lack these, and the code does without them.
+OPTIONAL = {"h5py", "matplotlib", "onnxruntime"}  # the code reports it if missing
+# The distributions on PyPI lack these, and the code works without them.
 WITHOUT_WHEEL = {"cv_bridge", "gtsam", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
-# ROS packages of modules that are called otherwise.
+# ROS packages of modules with other names.
 ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
-# PyPI's names of modules that are called otherwise.
+# PyPI's names of modules with other names.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
 
 
@@ -128,7 +129,7 @@ def test_every_field_of_a_message_or_service_has_a_comment(file: str) -> None:
     lines = (ROOT / file).read_text().splitlines()
     fields = [line for line in lines if FIELD.match(line)]
     assert fields
-    # Nothing else is there but constants, comments and the line between request and response.
+    # Otherwise only constants, comments and the line between request and response.
     assert all(
         line in fields or not line.strip() or line == "---" or line.strip()[:1] == "#" or "=" in line for line in lines
     )
@@ -196,7 +197,7 @@ def test_the_installed_python_package_is_this_tree() -> None:
 
     def modules(folder: Path) -> dict[str, str]:
         paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
-        # What rosidl generates is in the installation alone.
+        # rosidl's output is only in the installation.
         return {str(path): (folder / path).read_text() for path in paths if path.parts[0] not in ("msg", "srv")}
 
     assert modules(installed) == modules(ROOT / "loftr_ros")

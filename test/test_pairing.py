@@ -1,4 +1,4 @@
-"""Images and what belongs to them: who is paired with whom, and what is said of those that are not."""
+"""Images and their companions: pairing, and reports of unpaired images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START = 1_700_000_000_000
 
 
 class Streams:
-    """A pairing of topics that exist here only, and all that it said."""
+    """A pairing of local topics, with all its reports."""
 
     def __init__(self, *partners: Partner, slop: float | None = None, queue_size: int = 4) -> None:
         self.sources = {name: LocalFilter() for name in ("image", *(partner.field for partner in partners))}
@@ -55,14 +55,14 @@ class Streams:
         )
 
     def send(self, milliseconds: float, *names: str) -> None:
-        """A message on each of these topics, with this stamp."""
+        """Send a message on each of these topics, with this stamp."""
         stamp = round((START + milliseconds) * 1_000_000)
         for name in names:
             header = SimpleNamespace(stamp=to_time(stamp), frame_id="camera")
             self.sources[name].signalMessage(SimpleNamespace(header=header))
 
     def adds_up(self) -> bool:
-        """Whether every image that came was paired, dropped, refused, or still waits."""
+        """Whether every image was paired, dropped, refused, or still waits."""
         now = self.statistics.snapshot()
         ended = len(self.paired) + now.dropped + self.counted + len(self.errors)
         return now.received == ended + self.pairing.pending
@@ -89,7 +89,7 @@ class Streams:
     def lost_within(self, topic: Partner, seconds: float) -> bool:
         return self.lost
 
-    def there_are(self, topic: Partner) -> str:
+    def published_topics(self, topic: Partner) -> str:
         return "The image topics that are published: /camera/depth (Image)"
 
 
@@ -162,9 +162,17 @@ def test_images_whose_partner_was_lost_count_as_unpaired_when_a_newer_one_is_pai
 @pytest.mark.parametrize(
     ("lost", "kind", "words"),
     [
-        (("right",), "right", "no right image with the image's stamp 1700000000.000 came on /right/image (publishers"),
-        (("camera_info",), "camera_info", "no CameraInfo with the image's stamp 1700000000.000 came on /camera_info"),
-        (("right_info",), "camera_info", "came on /right/camera_info (publishers: 0)"),
+        (
+            ("right",),
+            "right",
+            "no right image with the image's stamp 1700000000.000 received on /right/image (publishers",
+        ),
+        (
+            ("camera_info",),
+            "camera_info",
+            "no CameraInfo with the image's stamp 1700000000.000 received on /camera_info",
+        ),
+        (("right_info",), "camera_info", "received on /right/camera_info (publishers: 0)"),
         (("right", "right_info"), "right", "/right/image (publishers: 0) and /right/camera_info (publishers: 0)"),
     ],
 )
@@ -177,7 +185,7 @@ def test_a_topic_that_nobody_publishes_is_named_once_images_can_wait_no_longer(
     assert [error for error, _ in streams.unpaired] == [kind] * 7
     assert set(streams.severities) == {Severity.NONE_COMES}
     message = streams.unpaired[0][1]
-    assert "Nobody publishes it: remap it" in message and "/camera/depth (Image)" in message
+    assert "It has no publisher: remap it" in message and "/camera/depth (Image)" in message
     assert words in message
     others = {partner.topic for partner in (RIGHT, INFO, RIGHT_INFO) if partner.field not in lost}
     assert not any(f" /{topic} (" in message for topic in others), "what does come is not blamed"
@@ -220,7 +228,7 @@ def test_a_topic_that_is_published_and_brings_nothing_is_not_blamed_on_a_remappi
     for time in (0, 100):
         streams.send(time, "image")
     message = streams.unpaired[0][1]
-    assert "It has a publisher, but not one message of it came" in message and "remap" not in message.lower()
+    assert "It has a publisher, but no message was received" in message and "remap" not in message.lower()
 
 
 def test_a_calibration_that_was_published_once_is_told_of_with_the_two_settings_that_take_it() -> None:

@@ -1,4 +1,4 @@
-"""Parameters: declared in full, mirrored in config/front_end.yaml, checked when they are set."""
+"""Parameters: completely declared, mirrored in config/front_end.yaml, checked when set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = dict(parameter_names())
 
 
 class FakeNode:
-    """Holds parameters, as a node does."""
+    """Stores parameters like a node."""
 
     def __init__(self, **values: Any) -> None:
         self.values = values
@@ -53,7 +53,7 @@ def test_the_config_file_has_every_parameter_with_its_default_and_no_other() -> 
     written = flat(yaml.safe_load(FILE.read_text())["/**"]["ros__parameters"])
     declared = {name: item.default for name, item in NAMES.items()}
     assert written == declared
-    # YAML's 1 equals 1.0, but ROS takes it for another type.
+    # YAML's 1 equals 1.0, but ROS treats it as another type.
     assert {name: type(value) for name, value in written.items()} == {n: type(v) for n, v in declared.items()}
     assert list(written) == list(declared), "in the order of their declaration"
 

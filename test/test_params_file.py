@@ -1,4 +1,4 @@
-"""Parameter files: what is a node's in them, and what a value is, as ROS has it."""
+"""Parameter files: the entries of a node, and the values by ROS's rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The full network is kornia's, weight for weight; optimal transport is what SciPy's optimizer finds."""
+"""The full network equals kornia's with the same weights; optimal transport equals the result of SciPy's optimizer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ BORDER = 2
 
 @dataclass(frozen=True)
 class Kornia:
-    """What kornia finds on a pair: its confidences (L, S) and, match for match, cells, points and the fine stage's
-    (x, y, std) in half windows."""
+    """kornia's results on a pair: its confidences (L, S) and, per match, cells, points and the fine stage's (x, y,
+    std) in half windows.
+    """
 
     confidence: Tensor
     cell0: Tensor
@@ -40,7 +41,7 @@ class Kornia:
 
 @dataclass(frozen=True)
 class Ours:
-    """What our network finds on a pair."""
+    """Our network's results on a pair."""
 
     confidence: Tensor
     cell0: Tensor
@@ -61,7 +62,7 @@ def network() -> LoFTR:
 
 
 def run_kornia(network: KorniaLoFTR, image0: Tensor, image1: Tensor, **masks: Tensor) -> Kornia:
-    """Run kornia on uint8 images and keep what it does not return."""
+    """Run kornia on uint8 images and record its intermediate results."""
     kept: dict[str, Any] = {}
     hook = network.fine_matching.register_forward_hook(lambda module, inputs, output: kept.update(inputs[2]))
     try:
@@ -108,7 +109,7 @@ def sevenscenes(kornia: KorniaLoFTR, network: LoFTR, shared_data: Path) -> Pair:
 
 @pytest.fixture(scope="module")
 def kitti(kornia: KorniaLoFTR, network: LoFTR, shared_data: Path) -> Pair:
-    """Sides of 1226 and 370 px: no multiples of 8, and neither side is padded to one."""
+    """Sides of 1226 and 370 px: not multiples of 8, and neither side is padded to one."""
     images = made_weights.kitti_pair(shared_data)
     return Pair(run_kornia(kornia, *images), run_ours(network, *images))
 
@@ -125,7 +126,7 @@ def padded(kornia: KorniaLoFTR, network: LoFTR) -> Pair:
         canvas[: image.shape[0], : image.shape[1]] = image
         mask[: image.shape[0], : image.shape[1]] = True
     theirs = run_kornia(kornia, *canvases, mask0=usable[0][None].float(), mask1=usable[1][None].float())
-    # kornia leaves out the rim of the canvas. The published code and ours leave out that of what is not padding.
+    # kornia ignores the border of the canvas. The published code and ours ignore the border of the unpadded part.
     keep = off_padding(theirs.cell0, usable[0]) & off_padding(theirs.cell1, usable[1])
     rest = (theirs.cell0, theirs.cell1, theirs.points0, theirs.points1, theirs.expectation)
     return Pair(Kornia(theirs.confidence, *(t[keep] for t in rest)), run_ours(network, *canvases, *usable))
@@ -138,7 +139,7 @@ def off_padding(cells: Tensor, usable: Tensor) -> Tensor:
     return (cells // columns < height - BORDER) & (cells % columns < width - BORDER)
 
 
-# The rendered pair is the shorter test of what the large real ones test.
+# The rendered pair is the short version of the tests with large real pairs.
 PAIRS = ("rendered", *(pytest.param(real, marks=pytest.mark.long) for real in ("sevenscenes", "kitti")), "padded")
 
 
@@ -174,7 +175,7 @@ def shared_matches(pair: Pair) -> tuple[Tensor, Tensor]:
     """Places of the shared matches in kornia's list and in ours."""
     theirs, ours = cells_of(pair.kornia), cells_of(pair.ours)
     shared = sorted(theirs.keys() & ours.keys())
-    # A match that ends on padding is left out at the very end, by us alone; so cells are looked up among what is left.
+    # A match that ends on padding is removed at the very end, only by ours; so cells are looked up among the rest.
     left = {int(cell): i for i, cell in enumerate(pair.ours.matches.cell)}
     shared = [cells for cells in shared if cells[0] in left]
     assert len(shared) > 100

@@ -1,4 +1,4 @@
-"""The front end as a whole: on a panning camera with a small matcher, and on real video with the real network."""
+"""The whole front end: on a panning camera with a small matcher, and on real video with the real network."""
 
 from __future__ import annotations
 
@@ -418,7 +418,7 @@ def test_a_camera_on_a_still_drone_is_seen_to_stand_still(shared_data: Path) -> 
 
 
 class FixedSizeMatcher(ShiftMatcher):
-    """Takes images of one size only, as an exported network."""
+    """Takes images of one size only, like an exported network."""
 
     fixed_size = (160, 120)
 

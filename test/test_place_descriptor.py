@@ -1,4 +1,4 @@
-"""The place descriptor: what it depends on, what it does not, and that it finds places again."""
+"""The place descriptor: its dependencies and invariances, and recognition of places."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compact(precision: str = "float32", backend: str = "torch") -> Matcher:
 
 @cache
 def room_views() -> tuple[NDArray[np.uint8], ...]:
-    """Of eight places all around a room, and then the same ones from 0.2 s later, with half the light."""
+    """Views of eight places all around a room, and the same ones 0.2 s later, with half the light."""
     scene, camera = Scene(3), default_camera(320, 240)  # the room that other tests have built already
     poses = trajectory(120, 6.0, seed=3)
     first = [scene.render(camera, pose, supersample=1).image for pose in poses[::15]]

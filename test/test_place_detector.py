@@ -1,4 +1,4 @@
-"""Places found again, in a world whose truth is known: by a matcher and a descriptor that err only as they are told."""
+"""Recognition of places in a world of known truth: matcher and descriptor have only specified errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FRAMES = 30
 
 @dataclass(frozen=True)
 class PoseDescriptor:
-    """Alike where two cameras stand and look alike; `lies` gives images the descriptor of another one."""
+    """Similar for cameras with similar positions and directions; `lies` gives images another one's descriptor."""
 
     matcher: WorldMatcher
     lies: dict[int, int]
@@ -55,7 +55,7 @@ class PoseDescriptor:
 
 
 class CountingVerifier(Verifier):
-    """Counts what it does."""
+    """Counts its calls."""
 
     matched = 0
 
@@ -98,7 +98,7 @@ class Robot:
         return self.detector.verifier.matched
 
     def go(self, numbers: range | list[int]) -> list[LoopClosure]:
-        """See some of the poses, in order, ten images a second; returns the loops found."""
+        """Process some of the poses in order, ten images a second; returns the loops found."""
         found: list[LoopClosure] = []
         for number in numbers:
             view, finished = self.observe(number)
@@ -114,13 +114,13 @@ class Robot:
         return view, finished
 
     def number(self, stamp_ns: int) -> int:
-        """Of the pose that an image was seen from."""
+        """Number of an image's pose."""
         return round((stamp_ns - 10**9) / 1e8)
 
 
 @functools.cache
 def there_and_back() -> list[Array]:
-    """A walk, then far away in the other half of the room for three seconds, then the walk again a little aside."""
+    """A walk, then three seconds far away in the other half of the room, then the walk again, slightly shifted."""
     first = walk(FRAMES)
     away = []
     for i in range(FRAMES):
@@ -136,7 +136,7 @@ def there_and_back() -> list[Array]:
 
 @functools.cache
 def image(number: int, depth: bool, way: Callable[[], list[Array]]) -> Frame:
-    """Seen from the pose of that number on a way."""
+    """The image from the pose of that number on a walk."""
     seen = frame(way(), number, depth=depth)
     # Not as JPEG: the matcher reads the pose's number in the pixels.
     return replace(seen, compressed=memoryview(cv2.imencode(".png", seen.image)[1].tobytes()))
@@ -230,7 +230,7 @@ def test_an_image_that_only_looks_alike_is_not_believed(robot: Callable[..., Rob
 
 
 class MisledVerifier(CountingVerifier):
-    """Takes some images for others, as a poster that hangs in two rooms would make it do."""
+    """Mistakes some images for others, as with a poster that hangs in two rooms."""
 
     def __init__(self, pairs: PairMatcher, taken_for: dict[int, int]) -> None:
         super().__init__(pairs)
@@ -253,7 +253,7 @@ def test_a_look_alike_that_does_not_move_as_the_camera_does_is_not_believed(robo
 
 @functools.cache
 def around_to_the_same_again() -> list[Array]:
-    """A walk, a turn towards the other end of the room, and the same walk from there."""
+    """A walk, a rotation towards the other end of the room, and the same walk from there."""
     from scipy.spatial.transform import Rotation, Slerp
 
     first = walk(FRAMES)
@@ -395,7 +395,7 @@ def test_while_it_searches_the_newest_keyframe_waits_and_older_ones_are_counted_
 
 
 def kidnapped(folder: Path, capacity: int, archive: bool) -> tuple[FrontEnd, list[int | None]]:
-    """A walk, ten seconds of another place, and back to where the walk began; the segment of each image after that."""
+    """A walk, ten seconds of another place, and back to the start of the walk; the segment of each image after that."""
     elsewhere = [*AWAY] * 4
     one = Robot(folder, there_and_back)
     one.front_end = FrontEnd(

@@ -1,4 +1,4 @@
-"""What an archive of keyframes is asked: rendered rooms, the network in the package, and poses that are known."""
+"""Queries to an archive of keyframes: rendered rooms, the package's network, and known poses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def rendered(pose: bytes) -> Rendering:
 
 
 def frame(pose: Array, number: int = 0, depth: bool = False) -> Frame:
-    """What is seen from a (4, 4) T_world_camera."""
+    """The view from a (4, 4) T_world_camera."""
     seen = rendered(pose.tobytes())
     distance = DepthImage(seen.depth, 1.0) if depth else None
     return Frame(seen.image, (1 + number) * 500_000_000, "cam", CAMERA, None, distance)
@@ -55,7 +55,7 @@ def frame(pose: Array, number: int = 0, depth: bool = False) -> Frame:
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """An archive of a walk with a depth camera, each image of it a keyframe, and what asks it."""
+    """An archive of a walk with a depth camera, each image a keyframe, and its query object."""
     spec = matcher_spec(MatcherConfig(backend="torch", threads=1), MatchingConfig())
     config = with_values(FrontEndConfig(), {"mode": "rgbd"})
     front_end = FrontEnd(open_matcher(spec), config)
@@ -76,7 +76,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
 
 
 def moved(pose: Array) -> Array:
-    """A little aside, and turned by 4 degrees."""
+    """Slightly shifted, and rotated by 4 degrees."""
     turn = np.radians(4)
     step = np.eye(4)
     step[:3, :3] = [[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]]
@@ -161,7 +161,7 @@ def test_keyframes_without_a_readable_image_are_ranked_and_not_verified(
         return replace(found, image=images.get(name, found.image))
 
     monkeypatch.setattr(room.archive, "get", worse)
-    # Nothing encoded before is at hand.
+    # No cached encodings.
     monkeypatch.setattr(room.query._detector.verifier, "_archived", type(room.query._detector.verifier._archived)())
     places = {place.keyframe.name: place for place in room.query.rank(frame(moved(POSES[3])), len(ADA))}
     assert sorted(places) == ADA
@@ -236,5 +236,5 @@ def test_an_archive_whose_keyframes_the_robot_would_number_again_is_not_taken_ov
         with pytest.raises(PlacesError, match="another robot_name") as caught:
             take_over(new, saved, "ada", 1, *kind)
         assert caught.value.kind == "archive_conflict" and len(new) == 0
-        # For another robot they are no danger.
+        # They do not endanger another robot.
         assert take_over(new, saved, "bob", 1, *kind) == len(ADA) == len(new)

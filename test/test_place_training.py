@@ -1,4 +1,4 @@
-"""Learning the place descriptor's numbers: from the command line to a descriptor that works, at tiny sizes."""
+"""Learning the place descriptor: from the command line to a working descriptor, at tiny sizes."""
 
 from __future__ import annotations
 

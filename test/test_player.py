@@ -1,4 +1,4 @@
-"""The player over real DDS: what a subscriber receives is what the source holds, when it is due."""
+"""The player over real DDS: a subscriber receives the source's contents at the right time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def camera():
 
 @pytest.fixture
 def listener():
-    """Collects what comes, with the time of its arrival; raw topics as bytes too."""
+    """Collects messages with their time of arrival; raw topics as bytes too."""
     context = Context()
     rclpy.init(context=context)
     node = Node("listener", context=context)
@@ -239,7 +239,7 @@ def test_wrong_arguments_are_refused(folder, options):
 
 
 def hear_also(listener, topics):
-    """Lists that fill with what comes on further topics, by name."""
+    """Lists of the messages of further topics, by name."""
     qos, heard = QoSProfile(depth=100), {name: [] for name in topics}
     for name, kind in topics.items():
         listener.node.create_subscription(kind, name, heard[name].append, qos)
@@ -248,7 +248,7 @@ def hear_also(listener, topics):
 
 @pytest.fixture
 def stereo(tmp_path):
-    """Pairs of the layout of KITTI, 0.5 m apart at fx 400."""
+    """Pairs in the layout of KITTI, 0.5 m apart at fx 400."""
     for k in range(4):
         for name, number in (("image_0", k), ("image_1", k + 4)):
             (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ def stereo(tmp_path):
 
 @pytest.fixture
 def rgbd(tmp_path):
-    """Images with depth in millimetres, of the layout of 7-Scenes."""
+    """Images with depth in millimetres, in the layout of 7-Scenes."""
     path = tmp_path / "scene"
     path.mkdir()
     for k in range(3):
@@ -393,7 +393,7 @@ def test_without_a_mode_only_the_one_camera_is_published(stereo, listener):
     heard = hear_also(listener, {"right/image": Image, "right/camera_info": CameraInfo})
     play_quietly(open_source(stereo, rate=50))
     until(lambda: len(listener.images) == 4)
-    # The image goes out last, so what would have gone with it had come.
+    # The image is published last, so its companions would have come before.
     assert not any(heard.values())
 
 

@@ -1,4 +1,4 @@
-"""Frames of recordings are made as the node makes them, by the same parameters."""
+"""Frames of recordings equal the node's, by the same parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from loftr_ros.tools.opening import open_offline
 WIDTH, HEIGHT = 64, 48
 P = (300.0, 0.0, 31.0, 0.0, 0.0, 310.0, 23.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 GRAY = texture(HEIGHT, WIDTH)
-THERMAL = (7000 + 4 * GRAY.astype(np.uint16)).astype(np.uint16)  # as thermal cameras: a small part of 16 bits
+THERMAL = (7000 + 4 * GRAY.astype(np.uint16)).astype(np.uint16)  # like thermal cameras: a small part of 16 bits
 
 
 def bag(path: Path, pixels: Any = GRAY, encoding: str = "mono8") -> Path:

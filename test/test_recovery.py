@@ -1,4 +1,4 @@
-"""Frames that show nothing of the place, on the rendered room with the embedded network: they end nothing."""
+"""Unusable frames on the rendered room with the embedded network: they end nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BEFORE, FRAMES = 4, 7
 
 @functools.cache
 def bad_frames() -> ModuleType:
-    """benchmarks/bad_frames.py: the kinds, and what is asked of a run."""
+    """benchmarks/bad_frames.py: the kinds, and the criteria of a run."""
     folder = str(Path(__file__).resolve().parents[1] / "benchmarks")
     sys.path.insert(0, folder)
     try:

@@ -1,4 +1,4 @@
-"""Lucas-Kanade refinement: sub-pixel where there is texture, refusal where there is none."""
+"""Lucas-Kanade refinement: sub-pixel with texture, refusal without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two-view geometry on scenes whose truth is known: each status, accuracy, covariance."""
+"""Two-view geometry on scenes of known truth: each status, accuracy, covariance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loftr_ros.geometry.two_view import (
 
 
 class TwoViews:
-    """Points seen by two cameras, with pixel noise and outliers."""
+    """Points in two cameras, with pixel noise and outliers."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ def test_refinement_is_at_least_as_accurate_as_opencv_alone() -> None:
 
 
 def _uneven(seed: int) -> tuple[TwoViews, Array]:
-    """Matches of which half are four times as noisy, and their standard deviations in pixels."""
+    """Matches half of which are four times as noisy, and their standard deviations in pixels."""
     turn, move = MOTIONS[1]
     views = TwoViews(turn, np.array(move), seed, noise=0.1, outliers=0.1)
     rng = np.random.default_rng(seed)
@@ -210,7 +210,7 @@ def test_the_covariance_matches_the_scatter_where_matches_differ_in_certainty() 
         pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, std)
         error = Rotation.from_matrix(views.rotation @ pose.rotation.T).as_rotvec()
         squared.append(error @ np.linalg.solve(pose.covariance[3:, 3:], error))
-    # Rather too large than too small: of matches that differ by more than what one may count for another.
+    # Rather too large than too small: these matches differ by more than the largest weight ratio.
     assert 2 < np.mean(squared) < band(3, 60)[1]
 
 
@@ -234,13 +234,13 @@ def corner(part: float, translation: list[float], count: int = 400) -> SeenTwice
 @pytest.mark.parametrize("translation", [[0.6, 0.1, 0.2], [0.1, 0.0, 0.8]])
 def test_points_in_one_corner_are_called_concentrated_and_the_pose_is_given(translation: list[float]) -> None:
     views = corner(0.15, translation)
-    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, field=FIELD)
+    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, view_area=FIELD)
     assert pose.status == PoseStatus.CONCENTRATED
     assert pose.has_rotation and pose.has_direction
     assert translation_direction_error(pose.translation, np.array(translation)) < 10
     # As they do not spread, they leave more room than points all over the image do.
     everywhere = corner(1.0, translation)
-    wide = estimate_relative_pose(everywhere.rays0, everywhere.rays1, FOCAL, EXACT, field=FIELD)
+    wide = estimate_relative_pose(everywhere.rays0, everywhere.rays1, FOCAL, EXACT, view_area=FIELD)
     assert wide.status == PoseStatus.OK
     assert np.trace(pose.covariance) > 10 * np.trace(wide.covariance)
 
@@ -252,14 +252,14 @@ def test_points_in_one_corner_are_called_concentrated_though_some_wrong_matches_
     # On their epipolar lines, so that they are taken for inliers.
     points = np.insert(views.rays0[::33], 2, 1.0, axis=1) * 4 - views.translation
     views.rays1[::33] = points[:, :2] / points[:, 2:]
-    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, field=FIELD)
+    pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, EXACT, view_area=FIELD)
     assert pose.inliers[::33].all() and pose.status == PoseStatus.CONCENTRATED
 
 
 def test_without_a_field_of_view_or_where_it_is_turned_off_nothing_is_called_concentrated() -> None:
     views = corner(0.15, [0.6, 0.1, 0.2])
-    for config, field in ((EXACT, None), (GeometryConfig(min_spread=0.0), FIELD)):
-        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, config, field=field)
+    for config, view_area in ((EXACT, None), (GeometryConfig(min_spread=0.0), FIELD)):
+        pose = estimate_relative_pose(views.rays0, views.rays1, FOCAL, config, view_area=view_area)
         assert pose.has_direction and pose.status != PoseStatus.CONCENTRATED
 
 
@@ -267,7 +267,7 @@ def test_a_camera_that_only_turns_is_not_called_concentrated() -> None:
     views = corner(0.15, [0.0, 0.0, 0.0])
     turn = rotation(1, 8, 0)
     seen = np.insert(views.rays1, 2, 1.0, axis=1) @ turn
-    pose = estimate_relative_pose(views.rays0, seen[:, :2] / seen[:, 2:], FOCAL, EXACT, field=FIELD)
+    pose = estimate_relative_pose(views.rays0, seen[:, :2] / seen[:, 2:], FOCAL, EXACT, view_area=FIELD)
     assert pose.status == PoseStatus.PURE_ROTATION
 
 

@@ -1,4 +1,4 @@
-"""Worlds in which places are seen again, and what the benchmark of loop closure makes of them."""
+"""Worlds with revisited places, and the benchmark of loop closure on them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_what_is_hidden_by_something_nearer_is_not_shared() -> None:
 
     def render(matrix, size, pose, light=0, supersample=2):
         image, depth = wall.render(matrix, size, pose, light)
-        if pose[1, 3] > 0.1:  # something stands before the second camera
+        if pose[1, 3] > 0.1:  # an obstacle before the second camera
             depth[:, : size[0] // 2] = 0.5
         return image, depth
 
@@ -137,7 +137,7 @@ def test_rendered_views_are_kept_in_the_cache_and_the_second_tour_has_other_ligh
     assert first.image.shape == (480, 640) and first.image.dtype == np.uint8
     assert abs(float(first.image.mean()) - float(second.image.mean())) > 5
     again = World(700, cache=tmp_path)
-    again.building = None  # what is kept needs no building
+    again.building = None  # the cache needs no building
     assert np.array_equal(again.view(late).image, second.image) and again.view(late).stamp_ns == second.stamp_ns
 
 

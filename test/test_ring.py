@@ -1,4 +1,4 @@
-"""The ring that keeps keyframes' features: places are made once, given back and used again."""
+"""The ring of keyframes' features: slots are allocated once, released and used again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`loftr_ros run` and what it has in common with `view` and `loops`: trajectories, what is left out, how it ends."""
+"""`loftr_ros run` and its common parts with `view` and `loops`: trajectories, skipped frames, and the end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FOCAL = 300.0
 
 
 def recording(path: Path, shifts: list[float], mode: str = "mono") -> Path:
-    """A folder (of TUM RGB-D) of a camera that moves along a wall by `shifts` pixels, with its truth."""
+    """A folder (TUM RGB-D) of a camera that moves along a wall by `shifts` pixels, with its truth."""
     stream = PanningStream()
     (path / "rgb").mkdir(parents=True)
     (path / "depth").mkdir()
@@ -62,7 +62,7 @@ def front_end(mode: str = "mono") -> FrontEnd:
 
 
 class Watched(FrontEnd):
-    """Keeps its results."""
+    """Records its results."""
 
     def process(self, frame: Any) -> FrontEndResult:
         result = super().process(frame)
@@ -122,7 +122,7 @@ def test_a_camera_that_loses_its_way_leaves_its_segments_in_files_of_their_own(t
     whole = np.loadtxt(tmp_path / "out" / "trajectory.tum")
     np.testing.assert_array_equal(np.vstack(parts), whole)
     assert "# broken" in (tmp_path / "out" / "trajectory.tum").read_text()
-    np.testing.assert_allclose(whole[6, 1:4], whole[5, 1:4], atol=1e-9)  # as the node goes on
+    np.testing.assert_allclose(whole[6, 1:4], whole[5, 1:4], atol=1e-9)  # like the node's
     text = "\n".join(report.lines())
     assert "broken into 2 segments" in text and "frames of the longest segment" in text
 
@@ -178,7 +178,7 @@ def test_numbers_in_pictures_are_such_as_people_write() -> None:
 
 
 class Breaking(Source):
-    """Hands out frames, and then something happens."""
+    """Yields frames, and then fails."""
 
     name, kind, rate, length, camera = "breaking", "test", 10.0, 5, None
 

@@ -1,4 +1,4 @@
-"""The rendered scene: geometry exact, the same from every side, and full of things to match."""
+"""The rendered scene: exact geometry, consistent between views, and full of texture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right and depth images of sources: each belongs to its image, is read when asked for, and says what is wrong."""
+"""Right and depth images of sources: assignment to images, reading on demand, and errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FX, BASELINE = 700.0, 0.54
 
 
 def picture(number, size=(WIDTH, HEIGHT)):
-    """Gray levels that tell which picture it is."""
+    """Gray levels that identify the picture."""
     return np.full((size[1], size[0]), 10 * number, np.uint8) + np.arange(size[0], dtype=np.uint8)
 
 
 def depth_values(number, size=(WIDTH, HEIGHT)):
-    """Sixteen bits that tell which depth image it is, with holes in the first row."""
+    """Sixteen bits that identify the depth image, with holes in the first row."""
     values = np.full((size[1], size[0]), 1000 + 100 * number, np.uint16) + np.arange(size[0], dtype=np.uint16)
     values[0, :2] = (0, 65535)
     return values
@@ -56,7 +56,7 @@ def kitti(tmp_path):
 
 
 def pose(angle, x, y, z):
-    """A turn about z, and a place."""
+    """A rotation about z, and a position."""
     matrix = np.eye(4)
     matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     matrix[:3, 3] = (x, y, z)
@@ -195,7 +195,7 @@ def test_seven_scenes_depth_is_in_millimetres_with_two_kinds_of_holes(seven_scen
 
 @pytest.fixture
 def kinect(tmp_path):
-    """The published 7-Scenes, whose depth is of another camera: a post at 1 m before a wall at 2 m, and a hole."""
+    """The published 7-Scenes, with depth of another camera: a post at 1 m before a wall at 2 m, and a hole."""
     values = np.full((480, 640), 2000, np.uint16)
     values[:, 400:440] = 1000
     values[:10] = 65535
@@ -223,7 +223,7 @@ def test_depth_of_the_kinect_of_7_scenes_is_moved_into_the_image_of_the_colour_c
     left, right = (focal * ((u - 320) / 585 - 0.025) + 320 for u in (400, 439))
     post = np.flatnonzero(metres == 1)
     assert (post[0], post[-1]) == pytest.approx((left, right), abs=0.51)
-    # The wall moves half as far: left of the post it is covered, right of it the depth camera saw nothing of it.
+    # The wall moves half as far: left of the post it is covered, right of it the depth camera did not see it.
     assert metres[post[0] - 1] == pytest.approx(2)
     assert np.isnan(metres[post[-1] + 2 : post[-1] + 6]).all()
     assert np.isnan(depth.metres(depth.values)[25]).all(), "the rim that only the colour camera sees is a hole"
@@ -239,7 +239,7 @@ def test_registered_depth_is_what_the_image_s_camera_would_have_seen():
     values = Registration(*cameras, image_from_depth).apply(np.rint(seen * 1000).astype(np.uint16), 0.001, 65535)
     assert values.shape == truth.shape
     there = values > 0
-    # What only the image's camera sees: a rim of (1 - 260 / 300) in each direction, and what stands behind edges.
+    # Visible only to the image's camera: a border of (1 - 260 / 300) in each direction, and areas behind edges.
     assert 0.65 < there.mean() < 0.85
     error = np.abs(values * 0.001 - truth)[there]
     assert np.median(error) < 0.002
@@ -314,9 +314,9 @@ def test_a_source_without_companions_says_so_before_and_with_each_frame(tmp_path
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ((row(),), r"no projection row of its camera in .*calib\.txt"),
+        ((row(),), r"calib\.txt has no projection row of its camera"),
         ((row(), row()), r"calib\.txt puts both cameras at one place"),
-        ((row(), row().replace("700.0", "-1", 1)), "is of no use: focal lengths"),
+        ((row(), row().replace("700.0", "-1", 1)), "is unusable: focal lengths"),
     ],
 )
 def test_right_images_without_a_usable_calibration_are_no_stereo_but_still_one_camera(tmp_path, rows, words):
@@ -362,7 +362,7 @@ def test_what_is_no_depth_image_of_its_image_is_refused_by_name(seven_scenes):
     for pixels, words in (
         (depth_values(0).astype(np.uint8), r"1 channel\(s\) of uint8; expected one of uint16"),
         (np.dstack([depth_values(0)] * 3), r"3 channel\(s\) of uint16"),
-        (depth_values(0, (31, 21)), rf"is 31x21, but the image that it belongs to is {WIDTH}x{HEIGHT}"),
+        (depth_values(0, (31, 21)), rf"is 31x21, but its image is {WIDTH}x{HEIGHT}"),
     ):
         write(names[0], pixels)
         with pytest.raises(SourceError, match=rf"frame-000000\.depth\.png.*{words}"):

@@ -1,4 +1,4 @@
-"""Sources: every kind is recognised, and its stamps, calibration and poses are those of the files."""
+"""Sources: every kind is detected, with the stamps, calibration and poses of its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSE = np.array([[0, -1, 0, 1.5], [1, 0, 0, -2], [0, 0, 1, 0.25], [0, 0, 0, 1.0]
 
 
 def picture(number):
-    """Gray levels that tell which picture it is, and which way is up."""
+    """Gray levels that identify the picture and its orientation."""
     ramp = np.add.outer(np.arange(HEIGHT), 2 * np.arange(WIDTH)) // 2
     return (ramp + 20 * number).clip(0, 255).astype(np.uint8)
 
@@ -333,7 +333,7 @@ def test_a_rate_replaces_the_source_s_own_stamps(euroc):
         ({"step": 0}, "step"),
         ({"start": -1}, "start"),
         ({"start": 3, "stop": 3}, "start < stop"),
-        ({"start": 99}, "past the last"),
+        ({"start": 99}, "after the last"),
         ({"rate": 0}, "more than 0"),
         ({"topic": "/image"}, "not a bag"),
         ({"speed": 2}, "options of a source are start"),
@@ -350,8 +350,8 @@ def test_what_is_no_source_is_refused_with_what_was_expected(tmp_path):
     for make, words in (
         (lambda p: p, "does not exist"),
         (lambda p: p.mkdir() or p, "holds no images"),
-        (lambda p: p.write_bytes(b"hello") and p, "no video that can be read"),
-        (lambda p: p.write_bytes(b"") or p, "no video"),
+        (lambda p: p.write_bytes(b"hello") and p, "not a readable video"),
+        (lambda p: p.write_bytes(b"") or p, "is not a (readable )?video"),
         (lambda p: "rendered:castle", "expected one of room"),
         (lambda p: "rendered:room?speed=3", "no setting 'speed'.*seed"),
         (lambda p: "rendered:room?frames=many", "whole numbers"),

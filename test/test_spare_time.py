@@ -1,4 +1,4 @@
-"""When the network is lent: the rules, and the threads."""
+"""Lending the network: the rules, and the threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = (64, 48)
 
 
 def stream(hz: float, frames: int = 20) -> tuple[SpareTime, float]:
-    """With a stream of so many frames, and when the last one came."""
+    """A `SpareTime` after a stream of frames, and the time of the last one."""
     spare = SpareTime()
     for i in range(frames):
         spare.arrived(100.0 + i / hz)
@@ -37,7 +37,7 @@ def test_work_begins_after_a_frame_if_it_is_done_before_the_next() -> None:
     spare, last = stream(5.0)
     spare.spent("short", 0.05, last - 1.0)
     spare.spent("long", 0.15, last - 1.0)
-    now = last + 0.1  # the frame took so long
+    now = last + 0.1  # the frame took that long
     assert spare.wait("short", now, False, now) == 0.0
     assert spare.wait("long", now, False, now) > 0.0
 
@@ -107,7 +107,7 @@ def test_a_stream_that_pauses_is_foretold_by_its_new_rate() -> None:
 
 @dataclass
 class MadeMatcher:
-    """Says on which thread it was called."""
+    """Records on which thread it was called."""
 
     fingerprint: str = "made"
     threads: list[tuple[str, str]] = field(default_factory=list)
@@ -131,7 +131,7 @@ class MadeMatcher:
 
 @dataclass
 class Lending:
-    """A lent matcher, and the threads that it works on."""
+    """A lent matcher, and its threads."""
 
     matcher: MadeMatcher
     spare: SpareTime
@@ -192,7 +192,7 @@ def test_a_frame_in_work_is_not_disturbed_and_the_work_is_done_after_it(lending:
     assert begun.wait(20)
     asking = threading.Thread(target=lambda: (lending.lent.encode(image()), order.append("lent")))
     asking.start()
-    time.sleep(0.1)  # the thread that encodes is free all the while
+    time.sleep(0.1)  # the encoding thread is free all the time
     assert not lending.matcher.threads
     go_on.set()
     asking.join(20)

@@ -45,14 +45,14 @@ def passing_a_wall(count: int) -> list[Frame]:
     ]
 
 
-# ORB's keypoints are off by a pixel, by which a wall's shift is easily taken for a turn.
+# ORB's keypoints are off by a pixel, so a wall's shift is easily mistaken for a rotation.
 @pytest.mark.parametrize(
     ("name", "mode", "error"), [("sift", "rgbd", 0.01), ("sift", "mono", 0.01), ("orb", "rgbd", 0.05)]
 )
 def test_keypoints_carry_depth_from_keyframe_to_keyframe(
     sparse: ModuleType, name: str, mode: str, error: float
 ) -> None:
-    # A keyframe every few frames, so that depth is measured, or handed over, several times.
+    # A keyframe every few frames, so that depth is measured or transferred several times.
     config = with_values(FrontEndConfig(), {"mode": mode, "keyframe.max_parallax": 0.05, "keyframe.max_age": 0.0})
     front_end = FrontEnd(sparse.KeypointPairs(sparse.KeypointMatcher(name), config), config)
     results = [front_end.process(frame) for frame in passing_a_wall(25)]

@@ -1,4 +1,4 @@
-"""Counters, latencies, and error lines that do not repeat themselves."""
+"""Counters, latencies, and error lines with limited repetition."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_counting_from_several_threads_loses_nothing() -> None:
 
 
 class FakeNode:
-    """Has a logger, and remembers what it was told."""
+    """Has a logger, and records its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -165,7 +165,7 @@ class FakeNode:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the log goes by, in seconds; set its one entry."""
+    """The log's clock, in seconds; set its one entry."""
     from loftr_ros.ros.output import reports
 
     now = [100.0]
@@ -224,7 +224,7 @@ def test_a_single_image_without_a_partner_is_a_warning_and_every_one_an_error_an
         "INFO at half the rate. Such images are left out",
         "WARN [depth] one",
         "[depth] none comes",
-        "WARN [transport] the middleware lost 2 messages of /depth/image on the way here. Do this",
+        "WARN [transport] the middleware lost 2 messages of /depth/image in transport. Do this",
     ]
     found = statistics.snapshot()
     assert (found.unpaired, found.failed, found.errors["depth"]) == (7, 0, 5)

@@ -1,4 +1,4 @@
-"""Where the right camera stands, against OpenCV's rectification of extrinsics that are known."""
+"""Pose of the right camera, compared with OpenCV's rectification of known extrinsics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def transform(rotation: tuple[float, ...], translation: tuple[float, ...]) -> Ar
 
 
 def projection(focal: float, x: float = 0.0) -> Array:
-    """P of a rectified camera that a point is moved by `x` metres to come to."""
+    """P of a rectified camera with a translation of `x` metres."""
     return np.array([[focal, 0, 320.0, focal * x], [0, focal, 240.0, 0], [0, 0, 1, 0]])
 
 
@@ -76,7 +76,7 @@ def test_without_a_rectifying_rotation_the_baseline_is_along_x(rotation: Array) 
 
 
 def test_of_two_cameras_that_are_both_beside_a_third_the_difference_counts() -> None:
-    # KITTI's colour cameras stand 6 cm left and 47 cm right of the gray one that the calibration begins at.
+    # KITTI's colour cameras are 6 cm left and 47 cm right of the gray reference camera.
     found = left_from_right(info(projection(718.0, 0.06)), info(projection(718.0, -0.47)))
     assert np.allclose(found[:3, 3], [0.53, 0, 0], atol=1e-12)
 

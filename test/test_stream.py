@@ -1,4 +1,4 @@
-"""The guard of a stream: strays are refused and cost nothing, a stream that really changed is followed."""
+"""The guard of a stream: strays are refused without consequences, a changed stream is followed."""
 
 from __future__ import annotations
 

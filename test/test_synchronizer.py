@@ -1,4 +1,4 @@
-"""One contract for message_filters and for what stands in for it; then the stand-in over DDS."""
+"""One contract for message_filters and its replacement; then the replacement over DDS."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def api(request):
 
 
 def message(milliseconds, text=""):
-    """A message with a header whose stamp is so many milliseconds."""
+    """A message with a header stamp in milliseconds."""
     seconds, rest = divmod(milliseconds, 1000)
     if HAS_ROS:
         from builtin_interfaces.msg import Time
@@ -73,7 +73,7 @@ def message(milliseconds, text=""):
 
 
 class Rig:
-    """A synchronizer, its sources, and what came out of it as tuples of milliseconds."""
+    """A synchronizer, its sources, and its outputs as tuples of milliseconds."""
 
     def __init__(self, make_filter, make_synchronizer, inputs=2):
         self.sources = [make_filter() for _ in range(inputs)]

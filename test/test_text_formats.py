@@ -1,4 +1,4 @@
-"""Names, lists and calibrations as people have them: read for what they are, or refused with file, line and reason."""
+"""Names, lists and calibrations written by people: read correctly, or refused with file, line and reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder: Path, names: list[str]) -> Path:
 
 
 def read(path: Path, **options: Any) -> list[tuple[int, int]]:
-    """(stamp in ns, which picture) of each frame."""
+    """(stamp in ns, number of the picture) of each frame."""
     with open_source(path, **options) as source:
         return [(frame.stamp_ns, (int(frame.decode()[0, 0]) - 5) // 10) for frame in source]
 
@@ -55,7 +55,7 @@ def test_hidden_files_and_what_is_no_image_are_left_out_and_counted(tmp_path: Pa
     (folder / "desktop.ini").write_text("[x]")
     assert read(tmp_path) == clean
     with open_source(tmp_path) as source:
-        assert any("3 hidden files were left out (._" in note for note in source.notes)
+        assert any("3 hidden files were skipped (._" in note for note in source.notes)
 
 
 def test_a_file_that_is_no_image_is_left_out_and_those_after_it_keep_their_times(tmp_path: Path) -> None:
@@ -65,17 +65,19 @@ def test_a_file_that_is_no_image_is_left_out_and_those_after_it_keep_their_times
     (tmp_path / "a3.png").write_bytes(b"")
     assert read(tmp_path) == [clean[0], clean[3]]
     with open_source(tmp_path) as source:
-        assert "2 files that are no images were left out (a2.png, a Git LFS pointer" in source.notes[0]
+        assert "2 files that are not images were skipped (a2.png, a Git LFS pointer" in source.notes[0]
     for name in ("a1.png", "a4.png"):
         (tmp_path / name).write_text("<!DOCTYPE html>")
-    with pytest.raises(SourceError, match=r"holds no images.*4 files that are no images.*git lfs pull.*a web page"):
+    with pytest.raises(SourceError, match=r"holds no images.*4 files that are not images.*git lfs pull.*a web page"):
         open_source(tmp_path)
 
 
 def test_a_folder_around_a_recording_says_what_is_in_it(tmp_path: Path) -> None:
     write(tmp_path / "monday" / "left", ["0.png"])
     (tmp_path / "monday" / "bag.db3.zstd").write_bytes(b"\x28\xb5\x2f\xfd")
-    with pytest.raises(SourceError, match=r"the folders left: give one; bag.db3.zstd is compressed: `zstd -d bag"):
+    with pytest.raises(
+        SourceError, match=r"the folders left: name one of them; bag.db3.zstd is compressed: `zstd -d bag"
+    ):
         open_source(tmp_path / "monday")
 
 
@@ -189,7 +191,7 @@ def test_stamps_that_are_made_are_told_of(tmp_path: Path, names: list[str]) -> N
     write(tmp_path, [f"{name}.png" for name in names])
     assert [(round((stamp - 10**9) * 30e-9), which) for stamp, which in read(tmp_path)] == [(0, 0), (1, 1), (2, 2)]
     with open_source(tmp_path) as source:
-        assert "are no times: stamps are made at 30 frames a second (--frame-rate)" in source.notes[0]
+        assert "are not times: stamps are generated at 30 frames per second (--frame-rate)" in source.notes[0]
     with open_source(tmp_path, rate=10.0) as source:
         assert not source.notes
 
@@ -237,12 +239,12 @@ def test_times_that_are_equal_or_of_no_camera_are_refused_on_opening_with_what_w
         open_source(euroc(tmp_path / "counts", ["0.png", "1.png", "2.png"]))
     assert read(tmp_path / "counts", rate=10)[1] == (1_100_000_000, 1)
     table = f"#t,f\n{FIRST},a.png\n{FIRST},b.png\n{FIRST},c.png\n"
-    with pytest.raises(SourceError, match=r"data.csv: 2 of 3 images have the time of the one before"):
+    with pytest.raises(SourceError, match=r"data.csv: 2 of 3 images are not later than the one before"):
         open_source(euroc(tmp_path / "equal", ["a.png", "b.png", "c.png"], table))
     write(tmp_path / "twice" / "image_0", ["000001.png", "1.png"])
     with pytest.raises(SourceError, match=r"several images of number 1 \(.*1.png, .*1.png"):
         open_source(tmp_path / "twice")
-    check_stamps([0, 10**8, 10**8, *range(2 * 10**8, 40 * 10**8, 10**8)], "", "")  # one costs itself alone
+    check_stamps([0, 10**8, 10**8, *range(2 * 10**8, 40 * 10**8, 10**8)], "", "")  # only the wrong one is lost
 
 
 # --- lists ---

@@ -1,4 +1,4 @@
-"""Training: ground truth, losses, distillation, the trainer. On a tiny source of pairs of its own."""
+"""Training: ground truth, losses, distillation, the trainer. On a tiny source of pairs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def small(config: LoFTRConfig) -> LoFTRConfig:
 
 
 def shifted(du: float, dv: float, batch: int = 1, complete: bool = True) -> PairBatch:
-    """A pair of which image 1 shows what image 0 shows, further by (du, dv) pixels."""
+    """A pair in which image 1 is image 0 shifted by (du, dv) pixels."""
     random = torch.Generator().manual_seed(0)
     images = torch.rand(2, batch, 1, HEIGHT, WIDTH, generator=random)
     there = np.float64([[1, 0, du], [0, 1, dv], [0, 0, 1]])
@@ -124,7 +124,7 @@ def test_of_several_cells_that_fall_on_one_only_the_mutually_nearest_has_it() ->
     chosen = truth.partner[truth.partner >= 0]
     assert len(chosen) == len(chosen.unique())
     assert truth.partner.view(4, 6)[0].tolist() == [0, -1, 1, -1, 2, -1]
-    assert not truth.lonely0.any()  # what lost its partner to a neighbour is no cell without one
+    assert not truth.lonely0.any()  # a cell that lost its partner to a neighbour is not lonely
 
 
 def test_a_point_between_pixels_has_the_mean_of_their_warps_unless_an_edge_runs_between_them() -> None:
@@ -321,7 +321,7 @@ def test_the_compact_network_has_finite_losses_and_a_gradient_for_all_its_weight
 
 @pytest.mark.parametrize("config", [LOFTR, LOFTR_OT, COARSE_LITE], ids=lambda config: config.name)
 def test_the_network_in_training_computes_what_the_network_in_use_does(config: LoFTRConfig) -> None:
-    """In evaluation mode, whose batch norms do not see the batch."""
+    """In evaluation mode, where the batch norms do not depend on the batch."""
     config = small(config)
     config = replace(config, coarse=replace(config.coarse, threshold=0.0, border=0))
     objective = LoFTRObjective(config, LossConfig(), DistillationConfig(), None)
@@ -346,7 +346,7 @@ def test_the_network_in_training_computes_what_the_network_in_use_does(config: L
 
 
 def test_all_of_a_training_step_is_the_same_for_a_batch_of_one_pair_twice() -> None:
-    """Pairs do not see each other, but in the batch norms."""
+    """Pairs interact only through the batch norms."""
     batch = pair_batch(Homographies(batch=1)[0])
     twice = PairBatch(*(torch.cat([value, value]) for value in vars(batch).values()))
     objective = LoFTRObjective(small(LOFTR), LossConfig(fine_samples=96), DistillationConfig(), None)
@@ -375,13 +375,13 @@ SLOPE = 200  # of the values of `ramp` along a column: no two points of a grid o
 
 
 def ramp(du: float = 0.0, dv: float = 0.0) -> Tensor:
-    """(1, 1, H, W), linear between pixels: what stands at (u, v) is at (u + du, v + dv) with a shift."""
+    """(1, 1, H, W), linear between pixels: the content of (u, v) is at (u + du, v + dv) with a shift."""
     v, u = torch.meshgrid(torch.arange(float(HEIGHT)), torch.arange(float(WIDTH)), indexing="ij")
     return ((u - du) + SLOPE * (v - dv))[None, None]
 
 
 class Reader:
-    """A teacher that reads an image at its cells' points, and is sure of those with the same value."""
+    """A teacher that reads an image at its cells' points, and is certain of equal values."""
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -402,7 +402,7 @@ def test_a_teachers_cells_points_are_spread_evenly_around_the_students(
 ) -> None:
     reader, own = Reader(teacher), student.coarse_stride
     cells = max(own // teacher.coarse_stride, 1)
-    read = reader.encode(Teacher(reader, student).as_seen(ramp())[0, 0])  # type: ignore[arg-type]
+    read = reader.encode(Teacher(reader, student).shifted_view(ramp())[0, 0])  # type: ignore[arg-type]
     read = read.view(HEIGHT // own, cells, WIDTH // own, cells)
     first = point_offset(student, own) - (own - own / cells) / 2
     points = torch.arange(cells) * (own / cells) + first
@@ -422,7 +422,7 @@ def test_what_a_teacher_is_sure_of_is_said_of_the_students_own_cells(
     assert taught.shape == (1, truth.partner.shape[1], truth.partner.shape[1])
     rows, columns = truth.grid0
     inner = torch.zeros(rows, columns, dtype=torch.bool)
-    reach = 16 // student.coarse_stride  # what shifts to the border is seen through its replicated pixels
+    reach = 16 // student.coarse_stride  # content shifted to the border is visible through its replicated pixels
     inner[2 * reach : -reach, reach : -2 * reach] = True
     chosen = (inner.flatten() & (truth.partner[0] >= 0)).nonzero()[:, 0]
     assert len(chosen)
@@ -485,7 +485,7 @@ def tiny(config: NetworkConfig) -> NetworkConfig:
 def test_soft_targets_alone_draw_a_network_to_its_teacher_which_stays_as_it_is(
     student: NetworkConfig, teacher: NetworkConfig
 ) -> None:
-    """On one batch, over a few steps; of weights that are random with both."""
+    """On one batch, over a few steps; with random weights for both."""
     torch.manual_seed(0)
     network = build_network(tiny(teacher)).prepare(CPU, torch.float32)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
@@ -499,7 +499,7 @@ def test_soft_targets_alone_draw_a_network_to_its_teacher_which_stays_as_it_is(
     target = taught_by.confidence(batch.image0, batch.image1)
 
     def distance() -> float:
-        """Of the rows' distributions over partners, from 0 to 2."""
+        """Distance of the rows' distributions over partners, from 0 to 2."""
         with torch.no_grad():
             made = objective._forward(batch)
             confidence = log_confidence(made.tokens0, made.tokens1, 0.1).exp()
@@ -672,7 +672,7 @@ def test_the_same_seed_gives_the_same_losses_whatever_makes_the_data(
 
 def test_a_resumed_training_goes_on_exactly(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
     output, losses = trained
-    # A budget by steps changes the cosine, so the first part is the whole one, stopped as a kill does.
+    # A budget by steps changes the cosine, so the first part is the whole training, stopped as by a kill.
     first = _until(4, tmp_path)
     assert first == losses[:4]
     assert run(settings(), tmp_path, resume=True) == losses[4:]
@@ -681,7 +681,7 @@ def test_a_resumed_training_goes_on_exactly(trained: tuple[Path, list[float]], t
 
 
 def _until(steps: int, output: Path) -> list[float]:
-    """A training that dies after so many steps, having written a checkpoint after each."""
+    """A training that dies after `steps` steps, with a checkpoint after each."""
     from loftr_ros.training import callbacks
 
     class KillError(Exception):
@@ -737,7 +737,7 @@ def test_a_folder_with_a_training_is_not_written_over_and_another_network_is_not
 ) -> None:
     from loftr_ros.training.module import TrainingError
 
-    with pytest.raises(TrainingError, match="holds a training already: --resume it"):
+    with pytest.raises(TrainingError, match="has a training already: continue it with --resume"):
         run(settings(), trained[0])
     other = settings(network={"preset": "loftr_ot"})
     with pytest.raises(TrainingError, match=r"another network: network\.preset was 'loftr', and is 'loftr_ot'"):
@@ -819,7 +819,7 @@ def test_the_config_files_that_come_along_are_read_and_name_teachers_that_there_
 
 @pytest.mark.long
 def test_the_smoke_training_learns_to_find_partners_from_chance(tmp_path: Path) -> None:
-    """As its config says but for the pairs, which are made here, and an eighth of the steps."""
+    """As in its config except for the pairs, which are made here, and an eighth of the steps."""
     config = read_config(
         CONFIGS / "smoke.yaml", {"budget.max_steps": 100, "machine.workers": 0, "validation.every_steps": 100}
     )
@@ -852,7 +852,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
         picture = cv2.resize(
             random.integers(0, 256, (100, 140), dtype=np.uint8), (560, 400), interpolation=cv2.INTER_CUBIC
         )
-        # Names that differ in numbers only are taken for frames of one video, all held out or none.
+        # Names that differ only in numbers count as frames of one video, all held out or none.
         cv2.imwrite(str(photos / f"{chr(97 + number // 26)}{chr(97 + number % 26)}.png"), picture)
     runner = CliRunner()
 
@@ -873,14 +873,14 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     target = tmp_path / "calibrated.safetensors"
     said = call("calibrate", str(find_weights("auto")), str(target), "--pairs", "1", "--assets", str(assets))
     assert re.fullmatch(r"of \d+ matches .* within two\n", said) and target.is_file()
-    assert "holds a training already" in call(*train, code=2)
+    assert "has a training already" in call(*train, code=2)
     call("--output", str(runs), "--resume", "--quiet", "--max-steps", "3")
     assert torch.load(runs / "last.ckpt", weights_only=True)["global_step"] == 3
     assert "--config is missing" in call(code=2)
     assert "expected NAME=VALUE" in call(*train, "--set", "seed", code=2)
     assert "tiny.yaml: there is no setting seeds" in call(*train, "--set", "seeds=2", code=2)
     taught = [*train, "--output", str(tmp_path / "taught"), "--set"]
-    assert "none.pt is not there" in call(*taught, "distillation.teacher=none.pt", code=2)
+    assert "none.pt does not exist" in call(*taught, "distillation.teacher=none.pt", code=2)
     call(*taught, "distillation.teacher=", "--max-steps", "1")
 
     def stopped(*_: object) -> None:
@@ -893,7 +893,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
             said = call("--output", str(runs), "--resume", "--quiet", "--max-steps", "5", code=130)
         finally:
             signal.signal(signal.SIGINT, ctrl_c)
-    assert "stopped at step 3; --resume goes on from the last checkpoint" in said
+    assert "stopped at step 3; --resume continues from the last checkpoint" in said
 
 
 @pytest.mark.parametrize(
@@ -917,7 +917,7 @@ def test_of_several_gpus_each_process_has_the_teacher_on_its_own(
         monkeypatch.setenv(name, value)
 
     class OpenedError(Exception):
-        """Ends the training where the objective is made, with the device that the teacher is for."""
+        """Ends the training when the objective is made, with the teacher's device."""
 
     def opened(config: Any, losses: Any, distillation: Any, device: torch.device, *rest: Any) -> None:
         raise OpenedError(str(device))

@@ -1,4 +1,4 @@
-"""Training pairs: warps that hold to a hundredth of a pixel, whatever made them, and numbered samples that stay."""
+"""Training pairs: warps accurate to a hundredth of a pixel for every source, and reproducible numbered samples."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def sampled(image, warp):
 
 
 def there_and_back(warp01, warp10):
-    """How far from a pixel one comes back to, in pixels; NaN where either way is closed."""
+    """Distance of a pixel from itself after both warps, in pixels; NaN if either is missing."""
     rows, columns = warp01.shape[:2]
     grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).astype(np.float32)
     where = np.where(np.isfinite(warp01), warp01, np.float32(-1))
@@ -160,7 +160,7 @@ def test_what_a_nearer_board_hides_from_either_camera_has_no_partner():
     warp = warp_by_depth(view0.inverse_depth, view1.inverse_depth, K, K, T_1_0, (view0.surface, view1.surface))
     u, v = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]))
     focal = K[0, 0]
-    # On the wall, disparity is focal · 0.5 / 4; the board then covers the wall where it is in view 1.
+    # On the wall, disparity is focal · 0.5 / 4; the board then covers the wall where it is visible in view 1.
     shifted = u - focal * 0.5 / 4
     centre, reach = K[0, 2] - focal * 0.5 / 2, focal * 0.3 / 2
     behind = (np.abs(shifted - centre) < reach - 1) & (np.abs(v - K[1, 2]) < reach - 1) & (view0.surface == 1)
@@ -263,7 +263,7 @@ def test_a_mixture_draws_its_sources_by_their_weights_and_rises_in_difficulty():
 
 
 def moved(before, after):
-    """How far an image is shifted, in pixels, whatever its gain and offset: least squares over gradients."""
+    """Shift of an image in pixels, independent of gain and offset: least squares over gradients."""
     before, after = (cv2.GaussianBlur(image, (0, 0), 3).astype(np.float64) for image in (before, after))
     down, along = np.gradient(before)
     terms = np.stack([before, np.ones_like(before), along, down], axis=-1)[8:-8, 8:-8].reshape(-1, 4)
@@ -283,7 +283,7 @@ def test_photometric_change_moves_nothing_and_says_what_it_hides():
             covered.append(hidden.mean())
             continue
         shift, gain = moved(image, changed)
-        if gain > 0.2:  # else too dark or too bright to say
+        if gain > 0.2:  # otherwise too dark or too bright to measure
             shifts.append(shift)
     assert covered
     assert 0 < min(covered) < max(covered) < 0.6
@@ -420,7 +420,7 @@ class Recorded:
         self.warp = warp_by_depth(*depths, self.K, self.K, self.T[1] @ inverse(self.T[0]), surfaces)
 
     def check(self, pairs, size=None, tolerance=0.2):
-        """A pair in the recorded size has the rendered pair's warp, save for rounding of depth in files."""
+        """A pair in the recorded size has the rendered pair's warp, except for rounding of depth in files."""
         sample = pairs.pair(0, size or self.size)
         both = np.isfinite(sample.warp01[..., 0]) & np.isfinite(self.warp[..., 0])
         assert both.mean() > 0.5
@@ -512,7 +512,7 @@ def test_blendedmvs_is_read_in_its_layout_and_its_depth_may_have_holes(tmp_path,
     recorded.check(pairs, tolerance=0.01)
     assert np.isnan(pairs.pair(0, recorded.size).warp01[10:20, 30:50]).all()
     (tmp_path / "rendered_depth_maps" / "00000000.pfm").write_bytes(b"PF\n1 1\n-1.0\n")
-    with pytest.raises(RecordedError, match="no one-channel PFM"):
+    with pytest.raises(RecordedError, match="not a one-channel PFM"):
         read_pfm(tmp_path / "rendered_depth_maps" / "00000000.pfm")
 
 

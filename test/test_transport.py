@@ -1,4 +1,4 @@
-"""Room for images in the middleware, and what is said where there is too little: the real player over DDS."""
+"""Shared memory for images in the middleware, and reports if there is too little: the real player over DDS."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ USERS_OWN = """<?xml version="1.0" encoding="UTF-8"?>
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An environment in which nobody said anything, in a folder without files."""
+    """An empty environment, in a folder without files."""
     monkeypatch.chdir(tmp_path)
     return {}
 
@@ -116,7 +116,7 @@ def test_the_files_differ_in_udp_alone_and_have_the_room_that_the_code_says() ->
 
 
 class Listener:
-    """The node's inputs without the node, and what they say."""
+    """The node's inputs without the node, and their reports."""
 
     def __init__(self, domain: int) -> None:
         self.context = rclpy.Context()
@@ -137,7 +137,7 @@ class Listener:
         self.thread = threading.Thread(target=self._spin, daemon=True)
 
     def listen(self, mode: str = "mono", **parameters: Any) -> None:
-        """Subscribe as the node does."""
+        """Subscribe like the node."""
         self.input = ImageInput(
             self.node, InputParameters(**parameters), mode, self.statistics, self.arrived.append, self.errors
         )
@@ -170,7 +170,7 @@ def listener(ros_domain: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Liste
 
 
 def play(folder: Path, mode: str, hz: float, seconds: float, *options: str, **environment: str) -> int:
-    """The real player in a process of its own, from a folder of its own; how many frames it says it published."""
+    """The real player in its own process and folder; returns the number of frames it reports as published."""
     command = [sys.executable, "-m", "loftr_ros.cli", "play", "rendered:room?frames=3", "--mode", mode, "-q"]
     command += ["--loop", "--hz", str(hz), "--duration", str(seconds), *options]
     done = subprocess.run(
@@ -219,7 +219,7 @@ def test_after_some_seconds_without_an_image_the_log_lists_the_topics_that_there
     listener: Listener, ros_domain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "SILENCE", 1.5)
-    # A process of Fast DDS may not have one topic with two types: one beside it may.
+    # A process of Fast DDS cannot have one topic with two types, but two processes can.
     context = rclpy.Context()
     context.init(args=None, domain_id=ros_domain)
     other = rclpy.create_node("camera", context=context, start_parameter_services=False)
@@ -230,7 +230,7 @@ def test_after_some_seconds_without_an_image_the_log_lists_the_topics_that_there
     listener.listen(camera_info="none")
     listener.wait(lambda: listener.said, "a warning")
     (said,) = listener.said
-    assert said.startswith("warning: no image came on /image (publishers: 1) so far")
+    assert said.startswith("warning: no image received on /image (publishers: 1) so far")
     assert "/image is of type sensor_msgs/msg/PointCloud2, not sensor_msgs/msg/Image" in said
     assert "/camera/color/image_raw (Image)" in said and "/camera/color/image_raw/compressed (CompressedImage)" in said
     assert "camera_info" not in said
@@ -251,7 +251,7 @@ def test_a_calibration_that_does_not_come_is_told_of_with_the_topics_that_there_
         return bool(listener.said)
 
     listener.wait(sent, "an error")
-    assert "no CameraInfo came yet on /camera_info (publishers: 0)" in listener.said[0]
+    assert "no CameraInfo received yet on /camera_info (publishers: 0)" in listener.said[0]
     assert "/camera/info (CameraInfo)" in listener.said[0] and "transient_local" in listener.said[0]
     other.destroy_node()
 

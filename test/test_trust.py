@@ -1,4 +1,4 @@
-"""What a pose has to show before it is believed: more inliers than chance gives, of enough of what is in view."""
+"""Acceptance of poses: more inliers than by chance, in enough of the visible parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos: every frame that can be had, and the container's own times."""
+"""Videos: every readable frame, and the container's own times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ av = pytest.importorskip("av")
 
 WIDTH, HEIGHT = 64, 48
 KINDS = [("mp4", "mpeg4"), ("avi", "mpeg4"), ("mkv", "mpeg4"), ("avi", "mjpeg"), ("mkv", "mjpeg"), ("mjpeg", "mjpeg")]
-# These say nowhere how many frames there are, and lose some without a failure.
+# These do not state the number of frames, and lose some without a failure.
 UNCOUNTED = [(kind, "libx264") for kind in ("mkv", "ts") if "libx264" in av.codecs_available]
 UNIT = Fraction(1, 1000)
 
@@ -45,7 +45,7 @@ def write(path: Path, codec: str, count: int = 40) -> Path:
 
 
 def retimed(source: Path, target: Path, times: list[int]) -> Path:
-    """The same packets with other times, in milliseconds, as some writers leave them: an encoder would refuse."""
+    """The same packets with other times, in milliseconds, as some writers produce: an encoder would refuse them."""
     with av.open(str(source)) as container, av.open(str(target), "w") as out:
         stream = out.add_stream_from_template(container.streams.video[0])
         for time, packet in zip(times, (p for p in container.demux(video=0) if p.size), strict=True):
@@ -75,7 +75,7 @@ def test_a_damaged_stretch_costs_its_own_frames_and_is_told(tmp_path: Path, kind
     if kind != "mjpeg":  # which has no times: it is played at 25 Hz
         assert stamps[-1] == whole[-1].stamp_ns, "the end keeps its time"
     missing = Progress(lost=source.lost).missing([], source.notes)
-    assert missing and "could not be had" in missing[0]
+    assert missing and "could not be read" in missing[0]
     assert Report(notes=list(source.notes), progress=Progress(lost=1)).missing
 
 
@@ -87,7 +87,7 @@ def test_frames_of_one_time_are_stamped_right_after_it_and_all_others_keep_their
         notes = "; ".join(source.notes)
     assert [round(stamp / 1e6) for stamp in stamps] == times
     assert all(b - a > 0 for a, b in itertools.pairwise(stamps))
-    assert "4 frames of clip" in notes and "time of the one before" in notes
+    assert "4 frames of clip" in notes and "not later than the one before" in notes
 
 
 def test_a_variable_rate_keeps_every_time(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_matroska_video_that_was_cut_off_says_when_it_should_have_ended(tmp_pa
     with open_source(path) as source:
         frames = list(source)
         assert 10 < len(frames) < 30 and source.lost
-    assert any("claims to last 1.60 s; what could be had ends at" in note for note in source.notes)
+    assert any("claims to last 1.60 s; the readable part ends at" in note for note in source.notes)
 
 
 def test_a_video_without_its_beginning_keeps_its_times_and_says_so(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_video_without_its_beginning_keeps_its_times_and_says_so(tmp_path: Pat
     with open_source(path) as source:
         assert [frame.stamp_ns - 10**9 for frame in source] == [40_000_000 * k for k in range(6, 12)]
         assert source.lost >= 6
-    assert any(note == "the first 0.24 s of clip.mkv could not be had" for note in source.notes)
+    assert any(note == "the first 0.24 s of clip.mkv could not be read" for note in source.notes)
 
 
 def test_frames_that_are_stored_in_another_order_than_they_are_shown_in_have_their_times(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_video_that_would_be_turned_is_read_as_it_is_and_told_of(tmp_path: Pat
         assert [frame.decode().shape for frame in source] == [(HEIGHT, WIDTH)] * 3
         if hasattr(av.VideoFrame, "rotation"):
             (note,) = source.notes
-            assert "turned by" in note and "90 degrees" in note and not source.lost
+            assert "to rotate its frames by" in note and "90 degrees" in note and not source.lost
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.98])
@@ -174,12 +174,12 @@ def test_gray_video_of_sixteen_bits_keeps_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.mp4", b"hello", "no video that can be read"),
-        ("a.mp4", b"", "no video"),
+        ("a.mp4", b"hello", "not a readable video"),
+        ("a.mp4", b"", "is not a (readable )?video"),
         ("a.mp4", b"<!DOCTYPE html><html>", "is a web page"),
         ("a.mp4", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        ("a.txt", b"just text\n" * 100, "no video"),
-        ("a.m3u8", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", "no video"),
+        ("a.txt", b"just text\n" * 100, "is not a (readable )?video"),
+        ("a.m3u8", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", "is not a (readable )?video"),
     ],
 )
 def test_what_is_no_video_is_refused_with_what_was_expected(tmp_path: Path, name: str, data: bytes, words: str) -> None:

@@ -1,4 +1,4 @@
-"""What `loftr_ros view` shows: with a stand-in that remembers what is logged, and with rerun where it is installed."""
+"""`loftr_ros view`: with a test double that records the log, and with rerun if it is installed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POSES = walk(12)
 
 
 class Made:
-    """One of rerun's objects: its kind and what it was made of."""
+    """One of rerun's objects: its kind and its arguments."""
 
     def __init__(self, kind: str, *arguments: Any, **options: Any) -> None:
         self.kind, self.options = kind, options
@@ -53,7 +53,7 @@ class _Makes:
 
 
 class FakeRerun(_Makes):
-    """Stands in for the module: makes anything, and its streams remember what is logged."""
+    """Replaces the module: makes anything, and its streams record the log."""
 
     ViewCoordinates = SimpleNamespace(RDF="RDF")
     blueprint = _Makes()
@@ -64,7 +64,7 @@ class FakeRerun(_Makes):
 
 @dataclass
 class Stream:
-    """What was logged: (times, path, what)."""
+    """The log: (times, path, what)."""
 
     logged: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
     times: dict[str, Any] = field(default_factory=dict)
@@ -324,7 +324,7 @@ def test_every_view_shows_something_that_is_logged() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five images without calibration, the third of which is damaged."""
+    """Five images without calibration; the third is damaged."""
     images, pan = tmp_path / "images", PanningStream()
     images.mkdir()
     for i in range(5):
@@ -474,7 +474,7 @@ def test_a_viewer_that_ends_at_once_is_told_instead_of_sending_it_frames(monkeyp
 
 @pytest.fixture
 def rerun() -> Any:
-    """The real one, which raises what it else only warns of."""
+    """The real one, which raises errors instead of only warning."""
     module = pytest.importorskip("rerun", reason="needs rerun-sdk (the extra `view`), which is no test requirement")
     if not hasattr(module, "set_time"):
         pytest.skip("needs rerun-sdk 0.23 or newer")

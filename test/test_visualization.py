@@ -1,4 +1,4 @@
-"""Pictures: that they show what they are given, where it is, and fast enough to be published live."""
+"""Pictures: correct contents and positions, and fast enough for live publishing."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_two_thousand_matches_are_drawn_in_milliseconds(draw: str) -> None:
             draw_tracks(image, points, moved, inlier, "text")
         return time.perf_counter() - start
 
-    # 3 to 5 ms on an idle core; the best of many, and twice the time allowed, since other work may keep it busy.
+    # 3 to 5 ms on an idle core; the best of many, and twice the allowed time, because of other load.
     assert min(once() for _ in range(40)) < 0.020
 
 

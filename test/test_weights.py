@@ -1,4 +1,4 @@
-"""Published weights: the catalogue, getting them from all kinds of servers, finding them, the command line."""
+"""Published weights: the catalogue, downloads from all kinds of servers, finding them, the command line."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from loftr_ros.weights.download import get_weights
 
 @dataclass
 class Server:
-    """A mirror on this machine, and how it behaves."""
+    """A mirror on this machine, with its behaviour."""
 
     address: str = ""
     content: bytes = b""
     ranges: bool = True
     status: int = 200
-    cut_after: int | None = None  # bytes of the next answer, after which the connection is lost
+    cut_after: int | None = None  # bytes of the next answer before the connection is lost
     etag: str = '"one"'
     linked: str = ""  # digest that a redirect comes with, as from Hugging Face
     wrong_range: bool = False
@@ -119,7 +119,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def undecided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the full network, which do not tell whether they were trained as 'loftr' or as 'loftr_new'."""
+    """Weights of the full network that may be of 'loftr' or of 'loftr_new'."""
     path = tmp_path_factory.mktemp("undecided") / "new.pt"
     torch.save(LoFTR(PRESETS["loftr_new"]).state_dict(), path)
     return path
@@ -127,7 +127,7 @@ def undecided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own; proxies are for the world outside."""
+    """A cache for this test; proxies are only for the outside."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -164,7 +164,7 @@ def test_every_entry_is_of_a_preset_and_its_digest_says_the_same_network() -> No
         assert not entry.sha256 or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert PUBLISHED_DIGESTS.get(entry.sha256 or "", entry.network) == entry.network
         assert all(url.startswith("https://") for url in (entry.page, *entry.urls))
-        # Hugging Face's own libraries call every file of weights the same.
+        # Hugging Face's own libraries use the same name for all weights files.
         assert all(url.endswith((f"/{entry.file}", "/model.safetensors")) for url in entry.urls)
 
 
@@ -345,7 +345,7 @@ def test_without_a_network_the_user_is_told_which_file_to_put_where_and_from_whi
     text = str(error.value)
     assert all(url in text for url in (*offline.urls, offline.page))
     assert "get small.pt on another machine from one of these addresses" in text
-    assert f"put it to {cache / 'small.pt'}" in text
+    assert f"save it as {cache / 'small.pt'}" in text
     assert left_in(cache) == set()
 
 
@@ -354,14 +354,14 @@ def test_what_cannot_be_downloaded_is_described_for_doing_it_by_hand(cache: Path
     assert entry is not None
     with pytest.raises(WeightsError) as error:
         get(entry)
-    assert f"get outdoor_ot.ckpt from {entry.page}, and put it to {cache / 'outdoor_ot.ckpt'}" in str(error.value)
+    assert f"get outdoor_ot.ckpt from {entry.page}, and save it as {cache / 'outdoor_ot.ckpt'}" in str(error.value)
 
 
 def test_two_downloads_of_one_file_do_not_meet(entry: Entry, mirrors: tuple[Server, Server], cache: Path) -> None:
     cache.mkdir(parents=True)
     with (cache / "small.pt.part").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
-        with pytest.raises(WeightsError, match=r"another download to .*small\.pt is under way"):
+        with pytest.raises(WeightsError, match=r"another download to .*small\.pt is in progress"):
             get(entry)
     assert not mirrors[0].asked
     assert get(entry).is_file()
@@ -369,7 +369,7 @@ def test_two_downloads_of_one_file_do_not_meet(entry: Entry, mirrors: tuple[Serv
 
 def test_another_file_in_the_place_is_left_alone(entry: Entry, tmp_path: Path) -> None:
     (tmp_path / "mine.pt").write_bytes(b"mine")
-    with pytest.raises(WeightsError, match=r"mine\.pt is there, but is not 'small'.*Move it away"):
+    with pytest.raises(WeightsError, match=r"mine\.pt exists, but is not 'small'.*Move it away"):
         get(entry, tmp_path / "mine.pt")
     assert (tmp_path / "mine.pt").read_bytes() == b"mine"
 
@@ -431,7 +431,7 @@ def test_what_was_downloaded_changes_nothing_for_who_names_neither_network_nor_w
         (
             "loftr",
             "nowhere.pt",
-            r"nowhere\.pt is not there; give an existing file, or one of the names compact, outdoor",
+            r"nowhere\.pt does not exist; give an existing file, or one of the names compact, outdoor",
         ),
     ],
 )

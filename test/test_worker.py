@@ -11,7 +11,7 @@ from loftr_ros.ros.worker import NewestWorker
 
 
 class Bench:
-    """A worker whose work can be held up, and what it did."""
+    """A worker that can be held up, and a record of its work."""
 
     def __init__(self) -> None:
         self.done: list[object] = []
@@ -26,12 +26,12 @@ class Bench:
         self.done.append(item)
 
     def hold_up(self, item: int) -> None:
-        """Give it an item and wait until it is in work."""
+        """Give it an item and wait until it is in progress."""
         self.worker.put(item)
         assert self.begun.wait(20)
 
     def settle(self) -> None:
-        """Let it go on, and wait until it has done all that was asked of it."""
+        """Release it, and wait until everything requested is done."""
         self.go_on.set()
         idle = threading.Event()
         while self.worker.pending:

@@ -1,1 +1,1 @@
-"""Matchers of others, in an environment and a process of their own."""
+"""Other projects' matchers, in their own environment and process."""

@@ -43,7 +43,7 @@ class XFeatSparse:
         return self.network.detectAndCompute(tensor(image))[0]
 
     def match(self, first: Any, second: Any) -> tuple[Any, Any]:
-        # -1 is what `match_xfeat` has: no least similarity.
+        # -1 as in `match_xfeat`: no least similarity.
         index0, index1 = self.network.match(first["descriptors"], second["descriptors"], min_cossim=-1)
         return first["keypoints"][index0], second["keypoints"][index1]
 
@@ -64,7 +64,7 @@ class XFeatStar(XFeatSparse):
 
 
 class AlikedLightGlue:
-    """ALIKED-n16 with 2048 keypoints and LightGlue, images resized as their authors have it (longer side 1024)."""
+    """ALIKED-n16 with 2048 keypoints and LightGlue, images resized as by their authors (longer side 1024)."""
 
     label = "ALIKED-n16 2048 + LightGlue"
     sizes: dict[str, Any] = {}  # noqa: RUF012 (never changed)
@@ -85,7 +85,7 @@ class AlikedLightGlue:
 
 
 class AlikedLightGlueUnscaled(AlikedLightGlue):
-    """The same on images as they are."""
+    """The same on images of their original size."""
 
     label = "ALIKED-n16 2048 + LightGlue, not resized"
     sizes = {"resize": None}  # noqa: RUF012
@@ -107,7 +107,7 @@ class TransformersEfficientLoFTR:
 
     def match(self, first: Any, second: Any) -> tuple[Any, Any]:
         found = self.network(torch.stack([first, second], dim=1))
-        # By the cells of image 0; its points of image 0 are listed by those of image 1.
+        # Ordered by the cells of image 0, while its points of image 0 are ordered by those of image 1.
         cells = (found.matches[0, 1] >= 0).nonzero()[:, 0]
         size = torch.tensor([first.shape[3], first.shape[2]])
         columns = int(size[0]) // 8
@@ -131,7 +131,7 @@ class Server:
         self.features: dict[tuple[str, str], Any] = {}
 
     def answer(self, message: dict[str, Any], arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `message` asks for: open, encode, match or forget."""
+        """Answer a message: open, encode, match or forget."""
         do, name = message["do"], message["peer"]
         if do == "open":
             if message["threads"]:
@@ -155,7 +155,7 @@ class Server:
 
 
 def main() -> None:
-    # What the peers print must not come between the messages.
+    # Prints of the peers must not mix with the messages.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     server = Server()
@@ -166,7 +166,7 @@ def main() -> None:
             return
         try:
             reply, made = server.answer(message, arrays)
-        except Exception:  # the benchmark decides what becomes of it
+        except Exception:  # the benchmark handles it
             reply, made = {"error": traceback.format_exc()}, {}
         send(output, reply, made)
 

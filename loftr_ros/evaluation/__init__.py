@@ -1,1 +1,1 @@
-"""Measuring: rendered truth, pose errors, trajectories."""
+"""Evaluation: pose errors, match errors, trajectories and their pictures."""

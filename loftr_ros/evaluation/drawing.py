@@ -1,8 +1,8 @@
 """Pictures of matches, tracks and trajectories.
 
-Matches and tracks are drawn with a fixed number of OpenCV calls, whatever the number of points, since the node
-publishes them live: 2000 matches of two 640x480 images take 5 ms. Pixels are as everywhere: (0, 0) is the centre of the
-top-left pixel.
+Matches and tracks are drawn with a fixed number of OpenCV calls, whatever the number of points, because the node
+publishes them live: 2000 matches of two 640x480 images take 5 ms. Pixel (0, 0) is the centre of the top-left pixel, as
+everywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 Color = tuple[int, int, int]
 
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
-_SHADES = 24  # colours that inliers are drawn in: one OpenCV call each
+_SHADES = 24  # number of colours for inliers: one OpenCV call each
 _OUTLIER = (50, 50, 210)
 _STRIP, _INK = 32, (235, 235, 235)
 _LINE_OPACITY = 0.65  # the image stays visible under many lines
@@ -40,22 +40,21 @@ def draw_matches(
     max_outliers: int = 30,
     max_side: int = 1600,
 ) -> Picture:
-    """Both images with lines between matched points, under a strip of text.
+    """Both images with lines between matched points, below a strip of text.
 
-    Images are put side by side, or on top of each other where they are wider than 2:1. Inliers are coloured from blue
-    (the lowest of their values) through green to yellow, by confidence, or by displacement where none is given;
-    outliers are red. Lines are chosen evenly over the keyframe's image, and in each part of it the most
-    confident first.
+    Images are placed side by side, or on top of each other if they are wider than 2:1. Inliers are coloured from blue
+    (lowest) through green to yellow, by confidence, or by displacement without confidence; outliers are red. Lines are
+    chosen evenly over the keyframe's image, and in each part of it the most confident first.
 
     Args:
         keyframe_image, current_image: (H, W) uint8 gray or (H, W, 3) uint8 BGR; the sizes may differ.
         keyframe_points, current_points: (N, 2) pixels of the two images.
         confidence: (N,) 0 to 1.
-        inlier: (N,) truth values; all are inliers where it is not given.
-        text: one line, in ASCII (OpenCV's fonts have nothing else); made smaller where it is too long.
-        max_lines: most inliers drawn.
-        max_outliers: most outliers drawn.
-        max_side: longest side of the picture; larger images are shrunk before anything is drawn.
+        inlier: (N,) bool; None if all are inliers.
+        text: one line, in ASCII (OpenCV's fonts have nothing else); reduced if it is too long.
+        max_lines: maximum number of inliers.
+        max_outliers: maximum number of outliers.
+        max_side: longest side of the picture; larger images are reduced before drawing.
 
     Returns:
         (H', W', 3) uint8 BGR.
@@ -108,18 +107,18 @@ def draw_tracks(
     max_outliers: int = 30,
     max_side: int = 1600,
 ) -> Picture:
-    """The current image with an arrow for each match, from where the point was in the keyframe to where it is now.
+    """The current image with an arrow for each match, from the point's position in the keyframe to its current one.
 
     Inliers are coloured by the length of their motion, blue to yellow; outliers are red lines without a tip.
 
     Args:
         current_image: (H, W) uint8 gray or (H, W, 3) uint8 BGR.
         keyframe_points, current_points: (N, 2) pixels of two images of the same size.
-        inlier: (N,) truth values; all are inliers where it is not given.
+        inlier: (N,) bool; None if all are inliers.
         text: one line, in ASCII.
-        max_tracks: most inliers drawn, chosen evenly over the image.
-        max_outliers: most outliers drawn.
-        max_side: longest side of the picture; larger images are shrunk before anything is drawn.
+        max_tracks: maximum number of inliers, chosen evenly over the image.
+        max_outliers: maximum number of outliers.
+        max_side: longest side of the picture; larger images are reduced before drawing.
 
     Returns:
         (H', W', 3) uint8 BGR.
@@ -164,7 +163,7 @@ def _finite(points0: Array, points1: Array) -> NDArray[np.bool_]:
 
 
 def _panel(image: NDArray[np.uint8], scale: float) -> Picture:
-    """The image as BGR, shrunk."""
+    """The image as BGR, reduced."""
     if scale < 1:
         size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -174,12 +173,12 @@ def _panel(image: NDArray[np.uint8], scale: float) -> Picture:
 
 
 def _place(points: Array, scale: float, left: float, top: float) -> Array:
-    """Pixels of an image to pixels of the picture in which it stands, shrunk."""
+    """Convert pixels of an image to pixels of the picture that contains it."""
     return np.asarray((points + 0.5) * scale - 0.5 + np.array([left, top]))
 
 
 def _strip(text: str, width: int) -> Picture:
-    """A dark strip with one line of text; of no height without a text."""
+    """A dark strip with one line of text; of zero height without a text."""
     if not text:
         return np.zeros((0, width, 3), np.uint8)
     text = text.replace("°", " deg").encode("ascii", "replace").decode()
@@ -192,7 +191,7 @@ def _strip(text: str, width: int) -> Picture:
 
 
 def _spread(points: Array, preference: Array, candidates: NDArray[np.intp], limit: int) -> NDArray[np.intp]:
-    """At most `limit` candidates, evenly over the image: the best of each cell of a grid, then its second best."""
+    """At most `limit` candidates, evenly over the image: the best of each cell of a grid, then the second best ones."""
     if len(candidates) <= limit or limit < 1:
         return candidates[: max(limit, 0)]
     places = points[candidates] - points[candidates].min(axis=0)
@@ -215,7 +214,7 @@ def _shades(values: Array, chosen: NDArray[np.intp]) -> list[tuple[NDArray[np.in
     low, high = np.percentile(values[chosen], [2, 98])
     share = (values[chosen] - low) / (high - low) if high > low else np.full(len(chosen), 0.5)
     shade = (np.clip(np.nan_to_num(share), 0, 1) * (_SHADES - 1)).round().astype(np.int64)
-    # From blue to yellow: the ends of the map are too dark to be seen, and red is kept for outliers.
+    # From blue to yellow: the ends of the map are too dark, and red is reserved for outliers.
     ramp = np.linspace(35, 155, _SHADES).round().astype(np.uint8)
     colors = np.asarray(cv2.applyColorMap(ramp[:, None], cv2.COLORMAP_TURBO))[:, 0]
     groups = [(chosen[shade == i], colors[i].tolist()) for i in range(_SHADES)]
@@ -223,12 +222,12 @@ def _shades(values: Array, chosen: NDArray[np.intp]) -> list[tuple[NDArray[np.in
 
 
 def _polylines(picture: Picture, lines: Array, color: Color, thickness: int) -> None:
-    """Draws (N, P, 2) lines of P points in one call."""
+    """Draw (N, P, 2) lines of P points in one call."""
     if len(lines):
         fixed = np.clip(np.round(lines * (1 << _SHIFT)), -(2**24), 2**24).astype(np.int32)
         cv2.polylines(picture, list(fixed), False, color, thickness, cv2.LINE_AA, _SHIFT)
 
 
 def _dots(picture: Picture, points: Array, color: Color) -> None:
-    """A line of no length with round ends is a dot."""
+    """A line of zero length with round ends is a dot."""
     _polylines(picture, np.repeat(points[:, None], 2, axis=1), color, 5)

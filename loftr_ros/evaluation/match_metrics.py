@@ -1,4 +1,4 @@
-"""How good single matches are: against the true pose, the true homography, and what the network said of them."""
+"""Quality of single matches: against the true pose, the true homography, and the network's own estimate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NORMAL_WITHIN_ONE = 0.6827
 
 
 def epipolar_errors(rays0: ArrayLike, rays1: ArrayLike, pose: ArrayLike) -> Array:
-    """Symmetric squared distance of matches from each other's epipolar lines, as LoFTR's precision is measured by.
+    """Symmetric squared distance of matches from each other's epipolar lines, as used for LoFTR's precision.
 
     Args:
         rays0, rays1: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
@@ -30,13 +30,13 @@ def epipolar_errors(rays0: ArrayLike, rays1: ArrayLike, pose: ArrayLike) -> Arra
     p0, p1 = (np.pad(np.asarray(rays, np.float64), ((0, 0), (0, 1)), constant_values=1.0) for rays in (rays0, rays1))
     line0, line1 = p1 @ essential.T, p0 @ essential
     product = (p0 * line0).sum(axis=1)
-    # A match on both epipoles, or any where the cameras are in one place, is on every line: 0, not 0 / 0.
+    # A match on both epipoles, or any match of cameras at one place, is on every line: 0, not 0 / 0.
     weights = sum(1 / np.maximum((line[:, :2] ** 2).sum(axis=1), 1e-30) for line in (line0, line1))
     return np.asarray(product**2 * weights, np.float64)
 
 
 def map_points(homography: ArrayLike, points: ArrayLike) -> Array:
-    """(N, 2) pixels taken by a (3, 3) homography; NaN where that is at infinity."""
+    """(N, 2) pixels mapped by a (3, 3) homography; NaN if that is at infinity."""
     H, p = np.asarray(homography, np.float64), np.asarray(points, np.float64)
     mapped = p @ H[:, :2].T + H[:, 2]
     depth = np.where(np.abs(mapped[:, 2:]) > 1e-12, mapped[:, 2:], np.nan)
@@ -44,15 +44,15 @@ def map_points(homography: ArrayLike, points: ArrayLike) -> Array:
 
 
 def corner_error(homography: ArrayLike | None, truth: ArrayLike, size: tuple[int, int]) -> float:
-    """Mean distance between where an estimated and the true homography take an image's corners, in pixels.
+    """Mean distance in pixels between an image's corners mapped by an estimated and by the true homography.
 
     Args:
-        homography: (3, 3), or None where none was found.
+        homography: (3, 3), or None if none was found.
         truth: (3, 3).
         size: (width, height) of the image that both map from.
 
     Returns:
-        Pixels of the image that they map to; inf without an estimate, or if it takes a corner nowhere.
+        Pixels of the image that they map to; inf without an estimate, or if it maps a corner to infinity.
     """
     if homography is None:
         return float("inf")
@@ -64,15 +64,15 @@ def corner_error(homography: ArrayLike | None, truth: ArrayLike, size: tuple[int
 
 @dataclass(frozen=True)
 class Calibration:
-    """What predicted standard deviations are worth. Every match counts twice: by its error along u and along v.
+    """Calibration of predicted standard deviations. Every match counts twice: by its error along u and along v.
 
     Attributes:
         count: matches.
-        within_one, within_two: part of the errors within one and two predicted standard deviations; of a normal
-            distribution 0.68 and 0.95. NaN without matches.
-        scale: factor on the predictions with which 68 % of the errors would be within one; 1 is perfect.
-        predicted, measured: (B,) of as many matches each, ordered by prediction: the median predicted standard
-            deviation, and the error that 68 % of theirs are within, in pixels.
+        within_one, within_two: part of the errors within one and two predicted standard deviations; 0.68 and 0.95 for a
+            normal distribution. NaN without matches.
+        scale: factor on the predictions that puts 68 % of the errors within one; 1 is perfect.
+        predicted, measured: (B,) bins of equally many matches, ordered by prediction: the median predicted standard
+            deviation, and the error that bounds 68 % of theirs, in pixels.
     """
 
     count: int
@@ -84,11 +84,11 @@ class Calibration:
 
 
 def calibration(residuals: ArrayLike, std: ArrayLike, bins: int = 10) -> Calibration:
-    """Hold the errors of matches against their predicted standard deviations.
+    """Compare the errors of matches with their predicted standard deviations.
 
     Args:
-        residuals: (N, 2) pixels, `points1` less where it truly is.
-        std: (N,) pixels along one axis; matches whose std or residual is not finite do not count.
+        residuals: (N, 2) pixels, `points1` minus its true position.
+        std: (N,) pixels along one axis; matches without a finite std and residual do not count.
         bins: of equally many matches, at most.
     """
     error, sigma = np.abs(np.asarray(residuals, np.float64)), np.asarray(std, np.float64)

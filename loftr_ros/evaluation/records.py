@@ -1,4 +1,4 @@
-"""What is kept of a run of the front end, and how it is held against the truth."""
+"""Records of a front end's run, and their comparison with the truth."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from loftr_ros.geometry.two_view import PoseStatus
 
 Array = NDArray[np.float64]
 
-# A baseline below this part of the median step between frames points nowhere in particular: the truth's own noise
-# decides its direction.
+# A baseline below this part of the median step between frames has no meaningful direction: the truth's own noise
+# decides it.
 MIN_BASELINE = 0.1
 
 
@@ -26,7 +26,7 @@ class Located:
 
     Attributes:
         stamp_ns, keyframe_stamp_ns: of the two images.
-        status: what of the pose is observed.
+        status: which parts of the pose are observed.
         pose: (4, 4) T_keyframe_current with a unit or zero translation, or one in metres.
         num_matches, num_inliers: counts.
         parallax: px, NaN without a pose.
@@ -45,7 +45,7 @@ class Located:
 
 @dataclass(frozen=True)
 class KeyframeChange:
-    """A keyframe came (`added`) or went, at the frame of `stamp_ns`, for `reason`."""
+    """A keyframe was added (`added`) or removed, at the frame of `stamp_ns`, for `reason`."""
 
     stamp_ns: int
     added: bool
@@ -53,7 +53,7 @@ class KeyframeChange:
 
 
 def to_reference(located: Sequence[Located]) -> list[Located]:
-    """Each frame's pose relative to its reference keyframe, which comes first, in the order of time."""
+    """Each frame's pose relative to its reference keyframe, which comes first, in order of time."""
     first: dict[int, Located] = {}
     for pose in located:
         first.setdefault(pose.stamp_ns, pose)
@@ -61,7 +61,7 @@ def to_reference(located: Sequence[Located]) -> list[Located]:
 
 
 def to_previous(located: Sequence[Located], stamps: Sequence[int]) -> list[Located]:
-    """The poses whose keyframe is the very frame before, in the order of time.
+    """The poses whose keyframe is the previous frame, in order of time.
 
     Args:
         located: all poses.
@@ -75,16 +75,16 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
     """Errors of relative poses against the truth.
 
     A pair whose true baseline is below MIN_BASELINE of the median step between consecutive true positions has no
-    meaningful direction of translation: it counts for the rotation only. The AUC is over all other pairs; one of them
-    without an observed pose or direction counts as failed, whatever the front end said of it.
+    meaningful direction of translation. It counts for the rotation only. The AUC is over all other pairs; one of them
+    without an observed pose or direction counts as failed, whatever its status.
 
     Args:
-        located: one entry a pair.
+        located: one entry per pair.
         truth: (4, 4) T_world_camera by stamp.
 
     Returns:
         `pairs`, `without_direction` (of the estimate), `tiny_baseline`, `min_baseline`, `rotation_deg` and
-        `direction_deg` (median, p90, worst), `auc` (at 5, 10, 20 degrees); None where no pair has a truth.
+        `direction_deg` (median, p90, worst), `auc` (at 5, 10, 20 degrees); None if no pair has a truth.
     """
     pairs = [p for p in located if p.stamp_ns in truth and p.keyframe_stamp_ns in truth]
     if not pairs:
@@ -95,9 +95,9 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
     tiny = silent = 0
     for pair in pairs:
         true_pose = between(truth[pair.keyframe_stamp_ns], truth[pair.stamp_ns])
-        turned = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.status.has_rotation else np.inf
+        rotation_off = rotation_error(pair.pose[:3, :3], true_pose[:3, :3]) if pair.status.has_rotation else np.inf
         if pair.status.has_rotation:
-            rotation.append(turned)
+            rotation.append(rotation_off)
         silent += not pair.status.has_direction
         if np.linalg.norm(true_pose[:3, 3]) <= shortest:
             tiny += 1
@@ -107,7 +107,7 @@ def accuracy(located: Sequence[Located], truth: Mapping[int, Array]) -> dict[str
         )
         if pair.status.has_direction:
             direction.append(pointed)
-        worse.append(max(turned, pointed))
+        worse.append(max(rotation_off, pointed))
     auc = pose_auc(worse)
     return {
         "pairs": len(pairs),

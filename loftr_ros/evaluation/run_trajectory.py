@@ -1,4 +1,4 @@
-"""The trajectory of a run: where the front end's odometry says that each frame is, as the node publishes it."""
+"""The trajectory of a run: the location of each frame by the front end's odometry, as the node publishes it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Array = NDArray[np.float64]
 
 @dataclass
 class RunTrajectory:
-    """Poses of the frames whose place is known, in the order in which they came.
+    """Poses of the located frames, in order of arrival.
 
     Attributes:
         stamps: nanoseconds.
         places: of the cameras.
-        breaks: numbers of the frames at which a segment begins; the first is 0.
+        breaks: numbers of the frames that begin a segment; the first is 0.
     """
 
     stamps: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class RunTrajectory:
     breaks: list[int] = field(default_factory=list)
 
     def add(self, result: FrontEndResult) -> None:
-        """The next frame's."""
+        """Add the result of the next frame."""
         found = result.place
         if found is None:
             return
@@ -56,19 +56,19 @@ class RunTrajectory:
 
     @property
     def segments(self) -> list[slice]:
-        """The frames of each unbroken part."""
+        """The frames of each segment."""
         return [slice(a, b) for a, b in zip(self.breaks, [*self.breaks[1:], len(self.places)], strict=True)]
 
     def path_length(self) -> float:
-        """Of all segments together, in metres or the trajectory's own unit."""
+        """Length of all segments together, in metres or the trajectory's own unit."""
         poses = self.poses
         return sum(float(np.linalg.norm(np.diff(poses[part, :3, 3], axis=0), axis=1).sum()) for part in self.segments)
 
     def write(self, folder: Path) -> list[str]:
-        """Writes `trajectory.tum`, and `trajectory_1.tum` and so on of the segments where there are several.
+        """Write `trajectory.tum`, and `trajectory_1.tum` and so on for the segments if there are several.
 
-        In the whole a new segment goes on from the last known place, as the node's odometry does, below a comment that
-        says so.
+        In the first file a new segment continues from the last known place, as in the node's odometry, below a comment
+        about that.
 
         Returns:
             The names of the files.
@@ -82,9 +82,7 @@ class RunTrajectory:
         names = ["trajectory.tum"]
         for number, part in enumerate(self.segments, start=1):
             if number > 1:
-                whole.append(
-                    "# broken: no pose leads from the line above to the one below, which only goes on from there"
-                )
+                whole.append("# broken: no pose links the line above to the one below, which only continues from there")
             whole += lines[part]
             if len(self.segments) > 1:
                 names.append(f"trajectory_{number}.tum")
@@ -93,7 +91,7 @@ class RunTrajectory:
         return names
 
     def errors(self, truth: Mapping[int, Array]) -> TrajectoryErrors | None:
-        """Of the segment with the most frames of which the truth is known; None where there are too few of them.
+        """Errors of the segment with the most frames of known truth; None if there are too few of them.
 
         Args:
             truth: (4, 4) T_world_camera in metres by stamp.
@@ -105,21 +103,21 @@ class RunTrajectory:
         return trajectory_errors(poses[frames], true_poses, not self.is_metric)
 
     def lines(self, frames: int, truth: Mapping[int, Array], truth_is_metric: bool) -> list[str]:
-        """For people.
+        """A summary for people.
 
         Args:
-            frames: how many were processed.
+            frames: number of processed frames.
             truth: as in `errors`.
-            truth_is_metric: whether the truth is in metres; else no length is told.
+            truth_is_metric: whether the truth is in metres; otherwise no length is given.
         """
         if not self.places:
-            return ["trajectory: none, no frame has a known place (poses need a calibration)"]
+            return ["trajectory: none, no frame was located (poses need a calibration)"]
         unit = "m" if self.is_metric else "in a unit of its own"
         text = [f"trajectory: {len(self)} of {frames} frames located, a path of {self.path_length():.3f} {unit}"]
         if len(self.segments) > 1:
             text.append(
-                f"  broken into {len(self.segments)} segments; nothing is known of where one lies in another: "
-                "trajectory_1.tum and so on have each by itself"
+                f"  broken into {len(self.segments)} segments with unknown relative poses: "
+                "trajectory_1.tum and so on contain them separately"
             )
         errors = self.errors(truth)
         if errors is not None:
@@ -128,7 +126,7 @@ class RunTrajectory:
             aligned = "with scale" if errors.with_scale else "without scale"
             text.append(
                 f"trajectory against the truth{of}: ATE {errors.ate:.3f} {metres} RMSE, aligned {aligned}; drift "
-                f"{errors.drift:.2f} % of the way; scale {errors.scale:.4f}"
-                + (" (one camera does not know it)" if errors.with_scale else " would fit best")
+                f"{errors.drift:.2f} % of the path; scale {errors.scale:.4f}"
+                + (" (unknown to a single camera)" if errors.with_scale else " would fit best")
             )
         return text

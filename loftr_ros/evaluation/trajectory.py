@@ -15,8 +15,8 @@ Array = NDArray[np.float64]
 class Trajectory:
     """World poses of the frames, in the optical axes of the first keyframe.
 
-    A monocular front end observes the direction of each translation, not its length. With a truth, each length is
-    taken from it, so that what is drawn shows rotations and directions, not scale. Without, every length is 1.
+    A monocular front end observes the direction of each translation, not its length. With a truth, each length is taken
+    from it, so that the picture shows rotations and directions, not scale. Without, every length is 1.
     """
 
     def __init__(self, truth: Mapping[int, Array] | None = None) -> None:
@@ -29,21 +29,21 @@ class Trajectory:
         self._poses: dict[int, Array] = {}
 
     def add_keyframe(self, stamp_ns: int) -> None:
-        """A frame became a keyframe; the first begins the trajectory, and so does one after tracking was lost."""
+        """Add a keyframe. The first one begins the trajectory, and so does one after tracking was lost."""
         if stamp_ns not in self._poses:
             self._poses[stamp_ns] = self._poses[max(self._poses)] if self._poses else np.eye(4)
 
     def add_pose(
         self, keyframe_stamp_ns: int, stamp_ns: int, pose: Array, has_rotation: bool, metric: bool = False
     ) -> None:
-        """A frame was located relative to a keyframe; the first location of a frame counts.
+        """Add the pose of a frame relative to a keyframe; only a frame's first pose counts.
 
         Args:
             keyframe_stamp_ns: the keyframe's stamp.
             stamp_ns: the frame's stamp.
             pose: (4, 4) T_keyframe_current with a unit or zero translation, or one in metres.
             has_rotation: whether it was located at all.
-            metric: whether the translation is in metres: its length is then its own.
+            metric: whether the translation is in metres; then its own length is used.
         """
         if not has_rotation or stamp_ns in self._poses or keyframe_stamp_ns not in self._poses:
             return

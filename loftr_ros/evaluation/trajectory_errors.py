@@ -1,4 +1,4 @@
-"""What a trajectory is worth against a truth: its error after alignment, its drift, and its scale."""
+"""Errors of a trajectory against a truth: error after alignment, drift, and scale."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from loftr_ros.geometry.se3 import between
 
 Array = NDArray[np.float64]
 
-MIN_POSES = 3  # with fewer there is nothing to align
-DISTANCES = (0.1, 0.2, 0.4)  # over which the drift is taken, as parts of the true path
-_STILL = 1e-9  # metres: of a camera that does not move there is neither direction nor scale
+MIN_POSES = 3  # fewer cannot be aligned
+DISTANCES = (0.1, 0.2, 0.4)  # parts of the true path over which the drift is measured
+_STILL = 1e-9  # metres: a camera that does not move has neither direction nor scale
 
 
 @dataclass(frozen=True)
 class TrajectoryErrors:
-    """Of one trajectory.
+    """Errors of one trajectory.
 
     Attributes:
         ate: metres, RMSE of the positions after alignment.
-        drift: percent, mean error of the translation over DISTANCES of the true path, as a part of them; NaN where no
-            two frames are so far apart.
-        scale: by which the estimate must be multiplied to fit the truth best; NaN of a camera that does not move.
-        with_scale: whether it was multiplied by that before errors were taken.
-        poses: in both trajectories.
+        drift: percent, mean error of the translation over DISTANCES of the true path, relative to them; NaN if no two
+            frames are so far apart.
+        scale: factor on the estimate that fits the truth best; NaN if the camera does not move.
+        with_scale: whether the estimate was scaled before measuring errors.
+        poses: number of poses in both trajectories.
     """
 
     ate: float
@@ -38,15 +38,15 @@ class TrajectoryErrors:
 
 
 def trajectory_errors(estimate: Array, truth: Array, with_scale: bool) -> TrajectoryErrors | None:
-    """Errors after alignment by rotation and translation, and by scale where asked for (Umeyama, PAMI 1991).
+    """Errors after alignment by rotation and translation, and optionally by scale (Umeyama, PAMI 1991).
 
     Args:
-        estimate, truth: (N, 4, 4) T_world_camera of the same frames in the order of time, each in a world of its own;
-            the truth in metres.
-        with_scale: as a single camera's trajectory has a unit of its own.
+        estimate, truth: (N, 4, 4) T_world_camera of the same frames in order of time, each in its own world frame; the
+            truth in metres.
+        with_scale: align the scale too, as a single camera's trajectory has its own unit.
 
     Returns:
-        None of fewer than MIN_POSES frames.
+        None for fewer than MIN_POSES frames.
     """
     if len(estimate) < MIN_POSES:
         return None
@@ -59,7 +59,7 @@ def trajectory_errors(estimate: Array, truth: Array, with_scale: bool) -> Trajec
 
 
 def alignment(points: Array, truth: Array) -> tuple[Array, float]:
-    """Rotation (3, 3) and scale by which (N, 3) centred points fit (N, 3) centred others best, in least squares."""
+    """Rotation (3, 3) and scale that best map (N, 3) centred points to (N, 3) centred others, in least squares."""
     centred, true = points - points.mean(axis=0), truth - truth.mean(axis=0)
     u, singular, vt = np.linalg.svd(true.T @ centred)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
@@ -69,29 +69,29 @@ def alignment(points: Array, truth: Array) -> tuple[Array, float]:
 
 
 def drift(estimate: Array, truth: Array, scale: float = 1.0, parts: Sequence[float] = DISTANCES) -> float:
-    """Mean error of the motion over parts of the true path, in percent of the way between both frames.
+    """Mean error of the motion over parts of the true path, in percent of the path between both frames.
 
-    From every frame to the first one that is so much further along the true path, as the KITTI benchmark has it.
+    From every frame to the first one that is this much further along the true path, as in the KITTI benchmark.
 
     Args:
         estimate, truth: (N, 4, 4) T_world_camera of the same frames.
-        scale: that the estimate's translations are multiplied by.
+        scale: factor on the estimate's translations.
         parts: of the true path's length.
 
     Returns:
-        NaN where the camera does not move.
+        NaN if the camera does not move.
     """
-    way = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
-    if way[-1] <= _STILL:
+    distance = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
+    if distance[-1] <= _STILL:
         return float("nan")
     moved = estimate.copy()
     moved[:, :3, 3] *= scale
     errors: list[float] = []
     for part in parts:
-        ends = np.searchsorted(way, way + part * way[-1])
+        ends = np.searchsorted(distance, distance + part * distance[-1])
         for start, end in enumerate(ends):
-            if end < len(way):
+            if end < len(distance):
                 step, true_step = (between(poses[start], poses[end]) for poses in (moved, truth))
-                error = np.linalg.norm(step[:3, 3] - true_step[:3, 3]) / (way[end] - way[start])
+                error = np.linalg.norm(step[:3, 3] - true_step[:3, 3]) / (distance[end] - distance[start])
                 errors.append(100 * float(error))
     return float(np.mean(errors)) if errors else float("nan")

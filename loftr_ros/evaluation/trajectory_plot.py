@@ -1,4 +1,4 @@
-"""The picture of a trajectory: from above, and its errors over time."""
+"""Plots of a trajectory: from above, and its errors over time."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ def plot_trajectory(
     title: str = "",
     metric: bool = False,
 ) -> None:
-    """Writes a picture of a trajectory from above, and of its errors over time where the truth is known.
+    """Write a plot of a trajectory from above, and of its errors over time if the truth is known.
 
     Both trajectories are drawn in the axes of their first camera: x to the right, z (forward) up. With a truth, the
-    estimate is aligned to it by rotation and translation, and by scale (Umeyama 1991) where it is not metric.
-    The errors are those of the poses relative to the keyframe before each frame: the angle of the rotation's error, and
-    the angle between the directions of translation (left out where the true translation is nearly zero).
+    estimate is aligned to it by rotation and translation, and by scale (Umeyama 1991) if it is not metric. The errors
+    are those of the poses relative to the keyframe before each frame: the angle of the rotation's error, and the angle
+    between the directions of translation (left out if the true translation is nearly zero).
 
     Args:
-        path: file to write; the ending says which format (png, svg, pdf).
+        path: file to write; its ending chooses the format (png, svg, pdf).
         estimate: (N, 4, 4) T_world_camera of each frame.
         truth: (N, 4, 4) T_world_camera of the same frames, in metres.
-        keyframe_indices: frames that became keyframes; without any, every frame's error is relative to the one before.
-        title: the picture's title.
+        keyframe_indices: frames that became keyframes; without any, every frame's error is relative to the previous
+            frame.
+        title: of the plot.
         metric: whether the estimate is in metres.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # the import takes a second
     from matplotlib.figure import Figure
 
     poses = _in_first_camera(np.asarray(estimate, dtype=np.float64))
@@ -85,16 +86,16 @@ def plot_from_above(
     truth: ArrayLike,
     title: str = "",
 ) -> None:
-    """Writes a picture of several trajectories of the same frames: from above, and how far each is from the truth.
+    """Write a plot of several trajectories of the same frames: from above, and their distances from the truth.
 
     A straight road shows nothing from above; the distances do. The truth is black.
 
     Args:
-        path: file to write; the ending says which format (png, svg, pdf).
-        estimates: by name, (N, 3) positions in metres in the axes of the truth's first camera (x right, z forward),
-            NaN for frames that were not located, where the line is broken; and the frames that became keyframes.
+        path: file to write; its ending chooses the format (png, svg, pdf).
+        estimates: by name, (N, 3) positions in metres in the axes of the truth's first camera (x right, z forward), NaN
+            for frames that were not located, which break the line; and the frames that became keyframes.
         truth: (N, 3) positions.
-        title: the picture's title.
+        title: of the plot.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -153,14 +154,14 @@ def _in_first_camera(poses: Array) -> Array:
 
 
 def _align(points: Array, truth: Array, with_scale: bool = True) -> Array:
-    """Points moved, turned and scaled onto the truth with the least squared distance."""
+    """Points moved, rotated and scaled to the truth with the least squared distance."""
     rotation, scale = alignment(points, truth)
     scale = scale if with_scale and np.isfinite(scale) else 1.0
     return np.asarray(scale * (points - points.mean(axis=0)) @ rotation.T + truth.mean(axis=0))
 
 
 def _relative_errors(poses: Array, truth: Array, keyframes: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Errors in degrees of each frame's pose relative to the last keyframe before it; NaN where there is none."""
+    """Errors in degrees of each frame's pose relative to the last keyframe before it; NaN without one."""
     errors = np.full((2, len(poses)), np.nan)
     typical = np.median(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1)) if len(truth) > 1 else 0.0
     for i in range(1, len(poses)):
@@ -192,7 +193,7 @@ def _plot_top_view(
     axes.set_xlabel(f"x, right ({unit})")
     axes.set_ylabel(f"z, forward ({unit})")
     axes.set_title("from above", fontsize=11)
-    # The same scale on both axes, and all of the room filled: a straight road is a thin line.
+    # The same scale on both axes, filling the panel: a straight road is a thin line.
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.08)
     axes.grid(color="0.92")

@@ -1,4 +1,4 @@
-"""Staying inside a latency: how many keyframes are matched, at which resolution, by what frames have really cost."""
+"""Latency control: chooses the number of keyframes and the resolution from measured times."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Parts of the configured resolution, along a side; 0.4 of 640x480 is about the least that matches anything.
+# Scales of the configured resolution, per side. About 0.4 of 640x480 is the smallest that still matches anything.
 SCALES = (1.0, 0.8, 0.64, 0.5, 0.4)
-# Frames that a verdict needs, and that it is taken over at most.
+# Number of frames needed for a decision, and the largest number considered.
 _LEAST, _MOST = 12, 60
-# Frames after a change that do not count: a new shape's kernels are chosen in the first ones.
+# Frames ignored after a change, because kernels for a new shape are chosen in the first ones.
 _SETTLING = 2
-# Parts of the limit that a smaller effort is to need, and that a greater one must not come over.
+# A smaller effort must need at most the first part of the limit; a greater one must stay below the second.
 _DOWN, _UP = 0.9, 0.75
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What is spent on a frame.
+    """Resources spent on a frame.
 
     Attributes:
-        keyframes: that it is matched with, at most.
-        scale: part of the configured resolution, along a side.
+        keyframes: number of keyframes to match, at most.
+        scale: part of the configured resolution, per side.
     """
 
     keyframes: int
@@ -32,7 +32,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Seconds of one frame, and of these those for the network's two parts."""
+    """Seconds of one frame in total, and in the network's two parts."""
 
     total: float
     encode: float
@@ -40,10 +40,10 @@ class _Cost:
 
 
 class LatencyBudget:
-    """Chooses the greatest effort whose 95th percentile of latencies stays below a limit.
+    """Chooses the greatest effort that keeps the 95th percentile of latencies below a limit.
 
-    Less effort means fewer keyframes first, then a smaller image. It comes at once where the limit is passed; more
-    comes back after a while in which there was room for it.
+    Less effort means fewer keyframes first, then a smaller image. Effort drops as soon as the limit is exceeded, and
+    rises again after a period with spare time.
     """
 
     def __init__(self, limit: float, max_keyframes: int) -> None:
@@ -51,7 +51,7 @@ class LatencyBudget:
 
         Args:
             limit: seconds; 0 for none.
-            max_keyframes: matched with a frame, at most.
+            max_keyframes: keyframes matched with a frame, at most.
         """
         self._limit = limit
         self._efforts = [Effort(count) for count in range(max_keyframes, 0, -1)]
@@ -63,16 +63,16 @@ class LatencyBudget:
 
     @property
     def efforts(self) -> tuple[Effort, ...]:
-        """All that may be chosen, the greatest first."""
+        """All possible efforts, the greatest first."""
         return tuple(self._efforts)
 
     @property
     def effort(self) -> Effort:
-        """For the next frame."""
+        """Effort of the next frame."""
         return self._efforts[self._level]
 
     def record(self, total: float, encode: float, match: float) -> None:
-        """What a frame cost with the present effort, in seconds."""
+        """Record the seconds of a frame at the current effort."""
         if not self._limit:
             return
         if self._settling:
@@ -92,7 +92,7 @@ class LatencyBudget:
                 self._change(greater)
 
     def _share(self, level: int) -> float:
-        """What a frame would cost at another level, in units of what it costs now."""
+        """Predicted cost of a frame at another level, relative to the current one."""
         now, then = self.effort, self._efforts[level]
         pixels = (then.scale / now.scale) ** 2
         total, encode, match = np.median([(c.total, c.encode, c.match) for c in self._costs], axis=0)

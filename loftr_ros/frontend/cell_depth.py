@@ -1,7 +1,7 @@
-"""What is known of the depth of a keyframe's cells: inverse depths with variances, from whatever tells of them.
+"""Depths of a keyframe's cells: inverse depths with variances, fused from all sources.
 
-An inverse depth's error is close to Gaussian where a depth's is not (Civera, Davison and Montiel, 2008), and what is
-not known at all is simply a large variance.
+The error of an inverse depth is close to Gaussian, while that of a depth is not (Civera, Davison and Montiel, 2008). An
+unknown depth is simply one with a large variance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loftr_ros.geometry.config import DepthConfig
 
 Array = NDArray[np.float64]
 
-# How many standard deviations two measurements of one cell may be apart.
+# Largest distance in standard deviations between two compatible measurements of one cell.
 _GATE = 3.0
 
 
@@ -26,10 +26,10 @@ class CellDepth:
     """Inverse depths of the cells of one keyframe, along its optical axis.
 
     Attributes:
-        inverse: (L,) 1/m, or in units of the trajectory's own where no metric source told them; NaN where unknown. Of a
-            point too far to tell it is near zero, and may be below it by its noise.
+        inverse: (L,) in 1/m, or in the trajectory's own unit without a metric source; NaN where unknown. For a point
+            near infinity it is near zero, and noise may make it negative.
         variance: (L,) of `inverse`; infinite where unknown.
-        is_metric: whether they are of metres.
+        is_metric: whether depths are in metres.
     """
 
     inverse: Array
@@ -38,7 +38,7 @@ class CellDepth:
 
     @classmethod
     def unknown(cls, cells: int, is_metric: bool) -> CellDepth:
-        """Of `cells` cells of which nothing is known."""
+        """`cells` cells of unknown depth."""
         return cls(np.full(cells, np.nan), np.full(cells, np.inf), is_metric)
 
     @property
@@ -47,16 +47,16 @@ class CellDepth:
         return np.isfinite(self.inverse)
 
     def with_measured(self, cell: NDArray[np.integer], inverse: Array, variance: Array) -> CellDepth:
-        """Fuse measurements of some cells with what is known (Kalman's update of a scalar).
+        """Fuse measurements of some cells with the current estimates (Kalman update of a scalar).
 
-        A measurement that contradicts what is known replaces it only where it is the more certain one.
+        A measurement that contradicts the estimate replaces it only if it is the more certain one.
 
         Args:
             cell: (N,) numbers of cells, each once.
-            inverse, variance: (N,); a NaN tells nothing.
+            inverse, variance: (N,); NaN entries are ignored.
         """
-        told = np.isfinite(inverse) & np.isfinite(variance)
-        cell, inverse, variance = cell[told], inverse[told], variance[told]
+        given = np.isfinite(inverse) & np.isfinite(variance)
+        cell, inverse, variance = cell[given], inverse[given], variance[given]
         before, spread = self.inverse[cell], self.variance[cell]
         with np.errstate(invalid="ignore"):
             new = ~np.isfinite(before)
@@ -75,8 +75,8 @@ class CellDepth:
             rays: (N, 2) x / z and y / z of their points.
 
         Returns:
-            (N, 3) points and (N,) their standard deviations along the rays, of first order; NaN where the depth is not
-            known, or not told from infinity by three standard deviations.
+            (N, 3) points and (N,) their standard deviations along the rays, of first order; NaN where the depth is
+            unknown, or within three standard deviations of infinity.
         """
         inverse, std = self.inverse[cell], np.sqrt(self.variance[cell])
         with np.errstate(invalid="ignore"):
@@ -90,17 +90,17 @@ class CellDepth:
 
 
 def _share(spread: Array, variance: Array) -> Array:
-    """(N,) Kalman's gain; a cell of infinite variance takes all of the measurement, an exact one nothing."""
+    """(N,) Kalman gain. A cell of infinite variance takes the whole measurement; an exact one ignores it."""
     both = spread + variance
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(spread), spread / np.where(both > 0, both, 1.0), 1.0)
 
 
 def from_depth_image(depth: DepthImage, points: NDArray[np.floating], config: DepthConfig) -> CellDepth:
-    """Depth of cells as a registered depth image has it at their points.
+    """Depths of cells, read from a registered depth image at their points.
 
-    A cell is left out where the image has a hole, or where depths around its point differ by so much that an edge runs
-    through: a point there is as likely on the one side as on the other.
+    A cell is skipped if the image has a hole there, or if depths around its point differ so much that an edge runs
+    through it: the point may be on either side.
 
     Args:
         depth: of the keyframe's image, pixel by pixel.
@@ -128,10 +128,10 @@ def from_depth_image(depth: DepthImage, points: NDArray[np.floating], config: De
 
 @dataclass(frozen=True, eq=False)
 class Triangulation:
-    """Inverse depths that matches with a second view of known pose tell.
+    """Inverse depths from matches with a second view of known pose.
 
     Attributes:
-        inverse, variance: (N,) of the first view's rays; NaN and infinite where the rays do not tell.
+        inverse, variance: (N,) of the first view's rays; NaN and infinite where the rays do not determine a depth.
         off: (N,) pixels of the second image between the match and its epipolar line.
     """
 
@@ -149,25 +149,26 @@ def triangulate(
     focal_length: float,
     past_infinity: bool = False,
 ) -> Triangulation:
-    """Inverse depth along rays of the first view by where the second view sees their points.
+    """Triangulate inverse depths along the rays of the first view.
 
-    With p = R^T (p0 - rho t) the second view's point, p_xy = x1 p_z is linear in rho: its least squares are closed.
+    With p = R^T (p0 - rho t) as the second view's point, p_xy = x1 p_z is linear in rho: its least squares solution is
+    closed.
 
     Args:
         rays0, rays1: (N, 2) normalised coordinates of both views.
         rotation, translation: T_0_1.
         std: (N,) pixels, standard deviations of the matches.
         focal_length: pixels, of the second view.
-        past_infinity: keep an inverse depth below zero where that may be noise. Half of the points at infinity have
-            one, and without these the others would say that it is nearer than it is.
+        past_infinity: keep a negative inverse depth if noise explains it. Half of the points at infinity have one.
+            Without these the others would be biased towards the camera.
     """
-    turned = np.insert(rays0, 2, 1.0, axis=1) @ rotation
+    rotated = np.insert(rays0, 2, 1.0, axis=1) @ rotation
     shift = translation @ rotation
-    constant = turned[:, :2] - rays1 * turned[:, 2:]
+    constant = rotated[:, :2] - rays1 * rotated[:, 2:]
     slope = shift[:2] - rays1 * shift[2]
     squared = np.maximum((slope**2).sum(axis=1), 1e-18)
     inverse = (constant * slope).sum(axis=1) / squared
-    z = turned[:, 2] - inverse * shift[2]
+    z = rotated[:, 2] - inverse * shift[2]
     with np.errstate(divide="ignore", invalid="ignore"):
         off = np.abs(constant[:, 0] * slope[:, 1] - constant[:, 1] * slope[:, 0]) / np.sqrt(squared)
         off = off / np.abs(z) * focal_length
@@ -189,19 +190,19 @@ def from_stereo(
     right: CameraModel,
     config: DepthConfig,
 ) -> CellDepth:
-    """Depth of cells by matches between the keyframe's image and the one taken beside it at the same moment.
+    """Depth of cells from matches between the keyframe's image and its simultaneous stereo partner.
 
-    A match off its epipolar line is wrong. One on it that has moved by less than its own uncertainty tells only that
-    the point is far, which is kept as such: an inverse depth near zero, of either sign, is a good one.
+    A match off its epipolar line is wrong. A match on it whose disparity is below its own uncertainty shows only that
+    the point is far. It is kept: an inverse depth near zero, of either sign, is useful.
 
     Args:
         cells: number of the keyframe's cells.
         cell: (N,) of the matches.
         rays_left, rays_right: (N, 2).
         left_from_right: (4, 4) T_left_right, metres.
-        std: (N,) pixels of the right image; NaN where the matcher does not tell.
+        std: (N,) pixels of the right image; NaN where the matcher gives none.
         right: the right camera.
-        config: what is refused.
+        config: thresholds.
     """
     focal_length = right.focal_length
     known = np.where(np.isfinite(std), std, config.stereo_std)

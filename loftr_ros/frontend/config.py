@@ -1,4 +1,4 @@
-"""Settings of the front end: one frozen dataclass a stage."""
+"""Settings of the front end: one frozen dataclass per stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loftr_ros.settings import FLAT, Settings, setting
 
 @dataclass(frozen=True)
 class ImageConfig(Settings):
-    """What the network sees of an image."""
+    """Input size of the network."""
 
     max_side: int = setting(
         960,
@@ -38,7 +38,7 @@ class RefineConfig(Settings):
 
 @dataclass(frozen=True)
 class KeyframeConfig(Settings):
-    """When keyframes come and go."""
+    """Policies that add and drop keyframes."""
 
     live: ClassVar[bool] = True
 
@@ -77,7 +77,7 @@ class KeyframeConfig(Settings):
 
 @dataclass(frozen=True)
 class RecoveryConfig(Settings):
-    """What is done when nothing matches."""
+    """Recovery when nothing matches."""
 
     live: ClassVar[bool] = True
 
@@ -104,7 +104,7 @@ MONO, STEREO, RGBD = "mono", "stereo", "rgbd"
 
 @dataclass(frozen=True)
 class ScaleConfig(Settings):
-    """Where the length of translations comes from."""
+    """Source of the translations' length."""
 
     mode: str = setting(
         MONO,
@@ -116,7 +116,7 @@ class ScaleConfig(Settings):
 
 @dataclass(frozen=True)
 class LatencyConfig(Settings):
-    """How long a frame may take."""
+    """Limit of a frame's latency."""
 
     live: ClassVar[bool] = True
 
@@ -132,7 +132,7 @@ class LatencyConfig(Settings):
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """Everything that `FrontEnd` can be told."""
+    """All settings of `FrontEnd`."""
 
     scale: ScaleConfig = field(default_factory=ScaleConfig, metadata=FLAT)
     latency: LatencyConfig = field(default_factory=LatencyConfig, metadata=FLAT)

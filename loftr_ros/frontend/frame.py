@@ -1,4 +1,4 @@
-"""What one image carries through the front end."""
+"""Input of the front end for one image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from loftr_ros.geometry.camera import CameraModel
 
 @dataclass(frozen=True, eq=False)
 class DepthImage:
-    """Depth along the optical axis, pixel by pixel of the image that it is registered to.
+    """Depth along the optical axis for each pixel of the image that it is registered to.
 
     Attributes:
-        values: (H, W) uint16 or float32, as they came; zero, and what is not finite, is a hole.
-        unit: metres a unit of `values`.
-        hole: another value that is a hole, as 65535 is of some sensors; None for no such value.
+        values: (H, W) uint16 or float32, unconverted; zero and non-finite values are holes.
+        unit: metres per unit of `values`.
+        hole: another value that means a hole, such as 65535 of some sensors; None if there is none.
     """
 
     values: NDArray[np.uint16] | NDArray[np.float32]
@@ -28,7 +28,7 @@ class DepthImage:
     hole: int | None = None
 
     def metres(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Some of the values in metres, float32, NaN for holes."""
+        """Convert values to metres, float32, NaN for holes."""
         with np.errstate(invalid="ignore"):
             there = (values > 0) & np.isfinite(values)
         if self.hole is not None:
@@ -38,10 +38,10 @@ class DepthImage:
 
 @dataclass(frozen=True, eq=False)
 class RightImage:
-    """What a second camera, fixed to the first, saw at the same moment.
+    """Simultaneous image of a second camera, fixed to the first.
 
     Attributes:
-        source: (H, W) uint8 gray, raw; or what makes it, when it is asked for first: only keyframes need it.
+        source: (H, W) uint8 gray, raw; or a function that makes it on first use, because only keyframes need it.
         camera: its calibration.
         left_from_right: (4, 4) T_left_right in metres, between the two optical frames.
     """
@@ -58,17 +58,17 @@ class RightImage:
 
 @dataclass(frozen=True)
 class Frame:
-    """One camera image on its way in.
+    """One camera image with its companions.
 
     Attributes:
         image: (H, W) uint8 gray, the raw (unresized, distorted) image.
-        stamp_ns: the image header's stamp, in nanoseconds.
-        frame_id: the image header's optical frame (REP 103: x right, y down, z forward).
-        camera: the camera's calibration for this image size, or None where it is unknown.
+        stamp_ns: stamp of the image header, in nanoseconds.
+        frame_id: optical frame of the image header (REP 103: x right, y down, z forward).
+        camera: calibration for this image size; None if unknown.
         usable: (H, W) bool, false for raw pixels to ignore (the robot's own body, moving objects); None to use all.
-        depth: registered to `image`, where there is a depth camera.
+        depth: registered to `image`, if there is a depth camera.
         right: of a stereo pair, of which `image` is the left one.
-        compressed: the JPEG that `image` was decoded from, for who keeps it; None where it came otherwise.
+        compressed: the JPEG that `image` was decoded from, for storage; None for other inputs.
     """
 
     image: NDArray[np.uint8]

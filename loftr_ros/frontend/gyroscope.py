@@ -1,4 +1,4 @@
-"""Rotations of the camera by a gyroscope: integrated between stamps, its bias estimated, its mounting checked."""
+"""Camera rotations from a gyroscope: integrated between stamps, with estimated bias and a check of the mounting."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from numpy.typing import ArrayLike, NDArray
 from loftr_ros.geometry.se3 import Array, rotation_vector
 from loftr_ros.settings import Settings, setting
 
-# Seconds of samples that are kept, and that one gap between two samples may last.
+# Seconds of samples in memory, and the longest gap between two samples.
 _KEPT, _LONGEST_GAP = 12.0, 0.1
-# Seconds of a window that a gyroscope which stands still is told by, and samples in it at least.
+# Seconds of the window that detects standstill, and least samples in it.
 _STILL_WINDOW, _STILL_SAMPLES = 1.0, 20
-# rad/s: rates of a gyroscope that stands still scatter by less (it trembles), and no bias is larger.
+# rad/s: largest scatter of the rates at standstill (from trembling), and largest possible bias.
 _STILL_STD, _LARGEST_BIAS = 0.02, 0.2
-# Part of that scatter that the mean of the window may have, since trembling is no white noise; and rad/s besides.
+# Largest part of that scatter in the mean of the window, because trembling is not white noise; and rad/s in addition.
 _STILL_PART, _STILL_LEAST = 1 / 3, 0.001
-# Standard deviations by which a rotation may differ from the matched one, and radians that are no matter at all.
-_REACH, _NO_MATTER = 4.0, np.radians(1.0)
-# Rotations in a row that must contradict for the gyroscope to be called wrong, and agree for it to be right again.
+# Standard deviations by which a rotation may differ from the matched one, and a difference in radians that is
+# negligible.
+_REACH, _NEGLIGIBLE = 4.0, np.radians(1.0)
+# Consecutive rotations that must contradict to call the gyroscope wrong, and agree to trust it again.
 _PATIENCE = 5
-# Rotations that the mounting is checked by, and radians below which one says nothing of it.
-_MOUNT_PAIRS, _MOUNT_TURN = 12, np.radians(2.0)
-# Part of the summed squares that another mounting must leave at most, of what the given one leaves.
+# Number of rotations used to check the mounting, and least angle of one in radians.
+_MOUNT_PAIRS, _MOUNT_ROTATION = 12, np.radians(2.0)
+# Largest ratio of the summed squares of another mounting to those of the given one, to prefer the other.
 _MOUNT_BETTER = 0.2
 
 
 @dataclass(frozen=True)
 class GyroscopeConfig(Settings):
-    """How good a gyroscope is."""
+    """Noise model of a gyroscope."""
 
     live: ClassVar[bool] = True
 
@@ -63,7 +64,7 @@ class GyroscopeConfig(Settings):
 
 
 class GyroscopeState(Enum):
-    """What is known of a gyroscope."""
+    """State of a gyroscope."""
 
     UNCHECKED = "it was not compared with matched rotations yet"
     HEALTHY = "it agrees with matched rotations"
@@ -71,11 +72,11 @@ class GyroscopeState(Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class IntegratedRotation:
     """A rotation of the camera between two times.
 
     Attributes:
-        rotation: (3, 3) R_start_end: takes directions of the camera at the end to those of the camera at the start.
+        rotation: (3, 3) R_start_end: maps directions in the camera at the end to the camera at the start.
         covariance: (3, 3) of its rotation vector, about the axes of the camera at the start, rad^2.
     """
 
@@ -88,7 +89,7 @@ class Turn:
         return float(np.sqrt(np.trace(self.covariance) / 3))
 
     def contradicts(self, rotation: Array, covariance: Array) -> bool:
-        """Whether another rotation over the same time cannot be the same one.
+        """Whether another rotation over the same time is incompatible.
 
         Args:
             rotation: (3, 3) as `rotation`.
@@ -96,22 +97,22 @@ class Turn:
         """
         off = rotation_vector(rotation @ self.rotation.T)
         both = self.covariance + covariance
-        return bool(np.linalg.norm(off) > _NO_MATTER and off @ np.linalg.solve(both, off) > _REACH**2)
+        return bool(np.linalg.norm(off) > _NEGLIGIBLE and off @ np.linalg.solve(both, off) > _REACH**2)
 
 
 class Gyroscope:
-    """Integrates angular velocities. Samples may come from another thread than questions.
+    """Integrates angular velocities. Samples may come from another thread than queries.
 
-    The bias is a random walk that is measured while the gyroscope stands still, and by rotations that were found by
-    matching (a Kalman filter). While what is integrated contradicts them, nothing is said of a rotation.
+    The bias is a random walk, measured at standstill and by matched rotations (a Kalman filter). While the integrated
+    rotations contradict the matched ones, no rotation is given.
     """
 
     def __init__(self, config: GyroscopeConfig | None = None, camera_from_imu: ArrayLike | None = None) -> None:
         """Begin without samples.
 
         Args:
-            config: how good it is.
-            camera_from_imu: (3, 3) rotation R_camera_imu; None where it is set later, and nothing said before.
+            config: noise model.
+            camera_from_imu: (3, 3) rotation R_camera_imu; None if it is set later, and no rotation is given before.
         """
         self.config = config or GyroscopeConfig()
         self.camera_from_imu = None if camera_from_imu is None else np.asarray(camera_from_imu, np.float64)
@@ -132,7 +133,7 @@ class Gyroscope:
         return float(np.sqrt(np.trace(self._bias_covariance) / 3))
 
     def add(self, stamp_ns: int, rate: ArrayLike) -> None:
-        """Take a sample; one that is not newer than the last, or not finite, is left out.
+        """Add a sample; one that is not newer than the last, or not finite, is ignored.
 
         Args:
             stamp_ns: of the sample.
@@ -146,17 +147,17 @@ class Gyroscope:
                 return
             if stamp_ns - self._still_at >= _STILL_WINDOW * 0.5e9:
                 self._still_at = stamp_ns
-                self._look_whether_still(stamp_ns)
+                self._detect_standstill(stamp_ns)
 
     @property
     def state(self) -> GyroscopeState:
-        """What is known of it."""
+        """Current state."""
         if self._is_wrong:
             return GyroscopeState.CONTRADICTS
         return GyroscopeState.HEALTHY if self._is_checked else GyroscopeState.UNCHECKED
 
-    def turn(self, start_ns: int, end_ns: int) -> Turn | None:
-        """The camera's rotation between two times; None where samples are missing, or it has not agreed with matching.
+    def rotation_between(self, start_ns: int, end_ns: int) -> IntegratedRotation | None:
+        """The camera's rotation between two times; None if samples are missing, or it has not agreed with matching.
 
         Args:
             start_ns, end_ns: the times; the end is not before the start.
@@ -164,7 +165,7 @@ class Gyroscope:
         return self._integrated(start_ns, end_ns) if self._is_checked and not self._is_wrong else None
 
     def matched(self, start_ns: int, end_ns: int, rotation: Array, covariance: Array) -> bool | None:
-        """Compare with a rotation that was found by matching, and learn the bias from it.
+        """Compare with a matched rotation, and estimate the bias from it.
 
         Args:
             start_ns, end_ns: times of the two images.
@@ -172,45 +173,43 @@ class Gyroscope:
             covariance: (3, 3) of its rotation vector, about the axes of the camera at the start.
 
         Returns:
-            Whether the two agree; None where samples are missing.
+            Whether the two agree; None if samples are missing.
         """
-        turn, mount = self._integrated(start_ns, end_ns), self.camera_from_imu
-        if turn is None or mount is None or end_ns <= start_ns:
+        rotated, mount = self._integrated(start_ns, end_ns), self.camera_from_imu
+        if rotated is None or mount is None or end_ns <= start_ns:
             return None
-        integrated, found = rotation_vector(turn.rotation), rotation_vector(rotation)
-        if np.linalg.norm(found) > _MOUNT_TURN or np.linalg.norm(integrated) > _MOUNT_TURN:
+        integrated, found = rotation_vector(rotated.rotation), rotation_vector(rotation)
+        if np.linalg.norm(found) > _MOUNT_ROTATION or np.linalg.norm(integrated) > _MOUNT_ROTATION:
             self._pairs.append((integrated, found))
-        agrees = not turn.contradicts(rotation, covariance)
+        agrees = not rotated.contradicts(rotation, covariance)
         self._agreed, self._contradicted = (self._agreed + 1, 0) if agrees else (0, self._contradicted + 1)
         if self._contradicted >= _PATIENCE:
             self._is_wrong = True
         elif self._agreed >= _PATIENCE:
             self._is_wrong, self._is_checked = False, True
         if agrees:
-            # The bias turned what was integrated too far, about the axes at the end, and in the sensor's.
+            # The bias adds this rotation, about the axes at the end, and in the sensor's.
             seconds = (end_ns - start_ns) / 1e9
-            off = mount.T @ rotation_vector(rotation.T @ turn.rotation)
-            noise = mount.T @ (covariance + turn_noise(self.config, integrated, seconds)) @ mount
+            off = mount.T @ rotation_vector(rotation.T @ rotated.rotation)
+            noise = mount.T @ (covariance + rotation_noise(self.config, integrated, seconds)) @ mount
             self._measured(off / seconds, noise / seconds**2, end_ns)
         return agrees
 
     def refused(self, stamp_ns: int) -> None:
-        """A pose that is good by itself was refused since it contradicts `turn`: the gyroscope may be wrong.
-
-        Args:
-            stamp_ns: of the frame, which counts once.
-        """
+        """A pose that is good by itself was refused because it contradicts the gyroscope, which may be wrong."""
         if stamp_ns != self._refused_at:
             self._refused_at = stamp_ns
             self._agreed, self._contradicted = 0, self._contradicted + 1
             self._is_wrong |= self._contradicted >= _PATIENCE
 
     def mounting(self) -> str:
-        """How the axes seem to be mounted, where they are not as said; empty where they are, or nothing tells."""
+        """The apparent mounting of the axes if it differs from the given one; empty if it does not, or is
+        undetermined.
+        """
         if not self._is_wrong or len(self._pairs) < _MOUNT_PAIRS or self.camera_from_imu is None:
             return ""
         integrated, found = (np.array(each) for each in zip(*self._pairs, strict=True))
-        if np.linalg.svd(found)[1][1] < 3 * _MOUNT_TURN:
+        if np.linalg.svd(found)[1][1] < 3 * _MOUNT_ROTATION:
             return ""  # about one axis only
         left = [float(((integrated @ mount.T - found) ** 2).sum()) for mount in _MOUNTS]
         best = int(np.argmin(left))
@@ -222,12 +221,12 @@ class Gyroscope:
             words.append(f"{name} of the camera is {'-' if row[axis] < 0 else ''}{'xyz'[axis]} of the gyroscope")
         return ", ".join(words)
 
-    def _integrated(self, start_ns: int, end_ns: int) -> Turn | None:
+    def _integrated(self, start_ns: int, end_ns: int) -> IntegratedRotation | None:
         mount = self.camera_from_imu
         if end_ns < start_ns or mount is None:
             return None
         if end_ns == start_ns:
-            return Turn(np.eye(3), np.eye(3) * 1e-18)
+            return IntegratedRotation(np.eye(3), np.eye(3) * 1e-18)
         gap = int(_LONGEST_GAP * 1e9)
         with self._lock:
             stamps, rates = self._samples.between(start_ns - gap, end_ns + gap)
@@ -244,22 +243,22 @@ class Gyroscope:
         steps = (at[1:] + at[:-1]) / 2 * np.diff(seconds)[:, None]
         rotation = mount @ _product(_exponentials(steps)) @ mount.T
         length = float(seconds[-1])
-        covariance = turn_noise(self.config, rotation_vector(rotation), length)
+        covariance = rotation_noise(self.config, rotation_vector(rotation), length)
         covariance += mount @ bias_covariance @ mount.T * length**2
-        # Where the stamps are off, it is the rotation between two other times.
+        # A stamp error makes it the rotation between two other times.
         faster = mount @ (at[-1] - at[0])
         covariance += np.outer(faster, faster) * self.config.time_std**2
-        return Turn(rotation, covariance)
+        return IntegratedRotation(rotation, covariance)
 
     def _bias_at_time(self, stamp_ns: int) -> Array:
-        """Covariance of the bias, grown since it was last measured."""
+        """Covariance of the bias, grown since its last measurement."""
         if self._bias_at is None:
             return self._bias_covariance
         since = max(stamp_ns - self._bias_at, 0) / 1e9
         return np.asarray(self._bias_covariance + np.eye(3) * self.config.bias_walk**2 * since)
 
     def _measured(self, off: Array, covariance: Array, stamp_ns: int) -> None:
-        """A step of the Kalman filter: the bias is larger by `off`."""
+        """Kalman update: the bias is larger by `off`."""
         with self._lock:
             before = self._bias_at_time(stamp_ns)
             gain = before @ np.linalg.inv(before + covariance)
@@ -267,13 +266,13 @@ class Gyroscope:
             self._bias_covariance = (np.eye(3) - gain) @ before
             self._bias_at = stamp_ns
 
-    def _look_whether_still(self, stamp_ns: int) -> None:
-        """With the lock held: rates that do not scatter and are small are the bias."""
+    def _detect_standstill(self, stamp_ns: int) -> None:
+        """With the lock held: small rates without scatter are the bias."""
         _, recent = self._samples.between(stamp_ns - int(_STILL_WINDOW * 1e9), stamp_ns)
         if len(recent) < _STILL_SAMPLES or recent.std(axis=0).max() > _STILL_STD:
             return
         mean = recent.mean(axis=0)
-        # What turns slowly and evenly looks the same: the less is known of the bias, the more that may be it.
+        # A slow, even rotation looks the same: the less is known of the bias, the larger the rates that may be it.
         known = _REACH * np.sqrt(np.diag(self._bias_at_time(stamp_ns)))
         if np.abs(mean).max() > _LARGEST_BIAS or (np.abs(mean - self.bias) > np.maximum(known, 1e-4)).any():
             return
@@ -286,7 +285,7 @@ class Gyroscope:
 
 
 class _Samples:
-    """The newest samples, in arrays that are filled and then moved up."""
+    """The newest samples, in arrays that are filled and then shifted."""
 
     def __init__(self, capacity: int = 1 << 14) -> None:
         self._stamps, self._rates = np.zeros(capacity, np.int64), np.zeros((capacity, 3))
@@ -298,7 +297,7 @@ class _Samples:
         return int(self._stamps[self._end - 1]) if self._end else 0
 
     def add(self, stamp_ns: int, rate: Array) -> bool:
-        """Take a sample; false for one that is not newer than the newest. Far back, time began anew."""
+        """Add a sample; false for one that is not newer than the newest. A large step back restarts."""
         if self._end and stamp_ns <= self.newest:
             if stamp_ns > self.newest - _KEPT * 1e9:
                 return False
@@ -321,15 +320,15 @@ class _Samples:
         return stamps[chosen].copy(), self._rates[self._start : self._end][chosen].copy()
 
 
-def turn_noise(config: GyroscopeConfig, turned: Array, seconds: float) -> Array:
-    """(3, 3) covariance of an integrated rotation without what the bias and the stamps add.
+def rotation_noise(config: GyroscopeConfig, vector: Array, seconds: float) -> Array:
+    """(3, 3) covariance of an integrated rotation, without the parts of bias and stamps.
 
     Args:
         config: of the gyroscope.
-        turned: (3,) rotation vector.
-        seconds: that it took.
+        vector: (3,) rotation vector.
+        seconds: duration.
     """
-    angle = float(np.linalg.norm(turned))
+    angle = float(np.linalg.norm(vector))
     return np.eye(3) * (config.noise_density**2 * seconds + (config.scale_std * angle) ** 2)
 
 
@@ -345,7 +344,7 @@ def _exponentials(vectors: Array) -> Array:
 
 
 def _product(rotations: Array) -> Array:
-    """(3, 3) product of (N, 3, 3), first to last, by halves."""
+    """(3, 3) product of (N, 3, 3), first to last, by repeated halving."""
     while len(rotations) > 1:
         rest = rotations[len(rotations) // 2 * 2 :]
         rotations = np.concatenate([rotations[: len(rotations) // 2 * 2 : 2] @ rotations[1::2], rest])
@@ -354,7 +353,7 @@ def _product(rotations: Array) -> Array:
 
 
 def _mounts() -> list[NDArray[np.float64]]:
-    """All 24 rotations that take axes to axes, the identity left out."""
+    """All 24 rotations that map axes to axes, without the identity."""
     found = []
     for order, signs in product(permutations(range(3)), product((1.0, -1.0), repeat=3)):
         mount = np.zeros((3, 3))

@@ -1,4 +1,4 @@
-"""Image files by their own bytes: what size they claim, and whether they are whole. Decoders check neither."""
+"""Checks of encoded images before decoding: claimed size and completeness. Decoders check neither."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 import zlib
 from typing import Literal
 
-# A header that claims more than this (16384x8192) is a mistake; it must not make us allocate gigabytes.
+# A header that claims more than this (16384x8192) is wrong, and must not cause gigabytes of allocation.
 MAX_PIXELS = 1 << 27
 
 
 class ImageError(ValueError):
-    """An image message that cannot be used; the message says what was wrong, where, and what to do.
+    """An unusable image message. The message says what is wrong, where, and what to do.
 
     Attributes:
-        kind: `encoding` (not known, or without a meaning as gray), `size` (width, height and step do not fit each
-            other), `data` (too little of it, or not bytes), or `compressed` (corrupt, cut off, or of another format).
+        kind: `encoding` (unknown, or without a gray equivalent), `size` (width, height and step disagree), `data` (too
+            short, or not bytes), or `compressed` (corrupt, truncated, or of another format).
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -24,20 +24,20 @@ class ImageError(ValueError):
 
 
 def check_size(data: bytes, where: str) -> None:
-    """Refuses an image file whose header claims absurd sizes, before a decoder allocates room for them.
+    """Refuse an image file with an absurd claimed size, before a decoder allocates memory for it.
 
     Raises:
-        ImageError: it does.
+        ImageError: the size is absurd.
     """
     width, height = claimed_size(data)
     if width * height > MAX_PIXELS:
-        raise ImageError("compressed", f"{where} claims {width}x{height} pixels; at most {MAX_PIXELS} are taken")
+        raise ImageError("compressed", f"{where} claims {width}x{height} pixels; at most {MAX_PIXELS} are accepted")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_png(data, where, f"{where} was cut off: {{}} after {len(data)} bytes")
 
 
 def claimed_size(data: bytes) -> tuple[int, int]:
-    """(width, height) by an image file's header; zeros where that has none that is understood."""
+    """(width, height) from an image file's header; zeros if it is not understood."""
     if data.startswith(b"\x89PNG"):
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if data.startswith(b"\xff\xd8"):
@@ -71,7 +71,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_png(data: bytes, where: str, cut: str) -> None:
-    """Holds every chunk of a PNG against its checksum; OpenCV would allocate what a damaged length claims."""
+    """Verify the checksum of every PNG chunk; otherwise OpenCV would allocate whatever a damaged length claims."""
     position, kind = 8, b""
     while kind != b"IEND":
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
@@ -84,20 +84,20 @@ def _check_png(data: bytes, where: str, cut: str) -> None:
 
 
 def check_complete(data: bytes, where: str) -> None:
-    """Refuses what is no image, claims absurd sizes, or was cut off: decoders fill what is missing with gray."""
+    """Refuse data that is not an image, is too large, or is truncated: decoders fill missing parts with gray."""
     cut = f"{where} was cut off: {{}} after {len(data)} bytes; check the network, or the publisher's buffer"
     if not data:
         raise ImageError("compressed", f"{where} is empty: it has no data")
     if data.startswith(b"\xff\xd8\xff"):
         size, scan = _jpeg_header(data)
-        # A scan never holds this marker, as 0xff is stuffed in it; some cameras send padding after it.
+        # A scan never contains this marker, because 0xff is stuffed in it. Some cameras send padding after it.
         if scan is None or data.rfind(b"\xff\xd9") < scan:
             raise ImageError("compressed", cut.format("a JPEG without its end-of-image marker"))
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         size = (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
         _check_png(data, where, cut)
     elif data.startswith((b"II*\0", b"MM\0*", b"BM")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
-        size = claimed_size(data)  # OpenCV returns nothing for these when they are cut off
+        size = claimed_size(data)  # OpenCV returns nothing for these when they are truncated
     else:
         raise ImageError(
             "compressed",
@@ -105,13 +105,13 @@ def check_complete(data: bytes, where: str) -> None:
             "have image_transport publish jpeg or png",
         )
     if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError("compressed", f"{where} claims {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} are taken")
+        raise ImageError("compressed", f"{where} claims {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} are accepted")
 
 
 def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int | None]:
-    """(width, height) of a JPEG and where its first scan begins, None where there is none.
+    """(width, height) of a JPEG and the offset of its first scan; None if there is none.
 
-    Segments are stepped over, since the thumbnail in one of them has an end-of-image marker of its own.
+    Segments are skipped, because the thumbnail in one of them has its own end-of-image marker.
     """
     size, position = (0, 0), 2
     while position + 9 < len(data) and data[position] == 0xFF:

@@ -1,4 +1,4 @@
-"""The buffer of keyframes, and the policies that add, pick and drop them."""
+"""The buffer of keyframes, and the policies that add, choose and drop them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.ring import FeatureRing
 
-# The image is divided into this many columns and rows to see how much of it matches cover.
+# Columns and rows of the grid that measures how much of the image matches cover.
 COVERAGE_GRID = (8, 6)
 
 
 class KeyframeReason(IntEnum):
-    """Why a keyframe came or went; the numbers are those of msg/Keyframe."""
+    """Why a keyframe was added or removed; the numbers are those of msg/Keyframe."""
 
     FIRST = 0
     LOW_COVERAGE = 1
@@ -47,17 +47,17 @@ class KeyframeReason(IntEnum):
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """A frame with all that is computed from it alone; becomes a keyframe without computing anything again.
+    """A frame with everything computed from it alone. It can become a keyframe without further computation.
 
     Attributes:
         frame: the image and its origin.
         features: the network's, on its device.
-        scale: (u, v) pixels of the raw image per pixel of the image that was encoded.
+        scale: (u, v) pixels of the raw image per pixel of the encoded image.
         cell_size: side of a coarse cell, in pixels of the encoded image.
-        cell_offset: from a cell's top-left pixel to the point that its matches have, along either axis, in pixels of
-            the encoded image.
-        seconds: that encoding took.
-        quality: what the image is worth by itself.
+        cell_offset: from a cell's top-left pixel to the point of its matches, along either axis, in pixels of the
+            encoded image.
+        seconds: time of the encoding.
+        quality: verdict on the image alone.
     """
 
     frame: Frame
@@ -70,22 +70,22 @@ class EncodedFrame:
 
     @cached_property
     def texture(self) -> Texture:
-        """Where the image has something to be matched."""
+        """Where the image has texture to match."""
         return texture_of(self.frame.image, max(self.features.grid), self.frame.usable)
 
     @cached_property
     def mean_feature(self) -> NDArray[np.float32]:
-        """(C,) mean of the coarse features, by which alike views are told from others; one wait for the device."""
+        """(C,) mean of the coarse features, for comparing views; waits for the device once."""
         return self.features.tokens[0].float().mean(dim=0).cpu().numpy()
 
     @cached_property
     def sharpness(self) -> float:
-        """Finest detail over coarser detail, see `quality.sharpness`."""
+        """Ratio of finest to coarser detail, see `quality.sharpness`."""
         return sharpness(self.frame.image)
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
-        """(L, 2) float32 raw pixels of the coarse cells' points: where `track_id` is in this image."""
+        """(L, 2) float32 raw pixels of the coarse cells' points: positions of the `track_id`s in this image."""
         rows, columns = self.features.grid
         cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
         return raw_pixels((cells * self.cell_size + self.cell_offset).astype(np.float32), self.scale)
@@ -96,20 +96,20 @@ class EncodedFrame:
         return None if self.frame.camera is None else self.frame.camera.unproject(self.cell_points)
 
     @cached_property
-    def field(self) -> float | None:
-        """Area of the normalised plane that the usable cells see; None without calibration."""
+    def view_area(self) -> float | None:
+        """Area of the normalised plane covered by the usable cells; None without calibration."""
         if self.cell_rays is None:
             return None
         return ray_area(self.cell_rays[on_usable(self.cell_points, self.frame.usable)])
 
     def nearest_cells(self, points: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(N,) cells whose points are nearest to (N, 2) raw pixels, and (N,) pixels between the two."""
+        """(N,) cells nearest to (N, 2) raw pixels, and (N,) distances in pixels."""
         return nearest_cells(points, self.cell_points, self.features.grid)
 
 
 @dataclass
 class Keyframe:
-    """A kept frame, and what is remembered of its use.
+    """A frame in the buffer, with the record of its use.
 
     Attributes:
         id: never used twice.
@@ -117,10 +117,10 @@ class Keyframe:
         coverage: part of the newest frame matched with it that its inliers covered, 0 to 1.
         last_matched: number of the frame it was last matched with.
         landmarks: (L,) uint64 names of its cells' scene points; by default its own (see `landmarks_of`).
-        depth: of its cells; None where nothing tells of it yet.
-        depth_parallax: px, median parallax of the views that its depths were triangulated from.
-        location: of its camera; None until it is known.
-        last_compared: stamp in nanoseconds of the frame of another segment that it was tried with last.
+        depth: of its cells; None if unknown so far.
+        depth_parallax: px, median parallax of the views used to triangulate its depths.
+        location: of its camera; None if unknown so far.
+        last_compared: stamp in nanoseconds of the last frame of another segment that it was matched with.
         link: to the keyframe that it was located by; None for the first of a segment.
     """
 
@@ -146,13 +146,13 @@ class Keyframe:
 
 @dataclass(frozen=True)
 class KeyframeEvent:
-    """A keyframe came (`added`) or went.
+    """A keyframe was added or removed.
 
     Attributes:
-        keyframe: the one.
-        added: whether it came.
+        keyframe: the keyframe.
+        added: true if added, false if removed.
         reason: why.
-        num_keyframes: keyframes held after it.
+        num_keyframes: keyframes in the buffer afterwards.
     """
 
     keyframe: Keyframe
@@ -162,14 +162,14 @@ class KeyframeEvent:
 
 
 class KeyframeBuffer:
-    """At most `capacity` keyframes, one of them the reference that new frames are judged by.
+    """At most `capacity` keyframes; new frames are compared with one of them, the reference.
 
-    When it is full, the keyframe that has gone unmatched the longest is evicted, never the reference; and none of a
-    segment that was lost while these are less than half, so that its place is known again when it is seen again. The
-    features of those held stay in a ring; what is said of them comes out by `take_events`.
+    If the buffer is full, the keyframe that has been without a match for longest is evicted. The reference never is,
+    and neither is one of a lost segment while such keyframes fill less than half of the buffer, so that a revisited
+    place is recognised. Features of the keyframes stay in a ring; `take_events` reports changes.
 
     Attributes:
-        candidate: a frame of a place that is being tracked by itself and is no keyframe yet; None without.
+        candidate: a frame of a place that is being tracked by itself and is not yet a keyframe; None without.
     """
 
     def __init__(self, config: KeyframeConfig, first_id: int = 1) -> None:
@@ -187,14 +187,14 @@ class KeyframeBuffer:
 
     @property
     def keyframes(self) -> tuple[Keyframe, ...]:
-        """The keyframes held, oldest first."""
+        """The current keyframes, oldest first."""
         return tuple(self._keyframes)
 
     def choose(self, most: int | None = None) -> list[Keyframe]:
-        """The keyframes to match the next frame with, at most `most` (or `max_matched`), the reference first.
+        """Choose at most `most` (or `max_matched`) keyframes to match with the next frame, the reference first.
 
-        Then come those that covered the newest frame they were matched with best; the last place goes to
-        whichever has waited longest for a match, so that a place seen again is found again.
+        The others are ordered by how well they covered the last frame that they were matched with. The last place goes
+        to the keyframe that has waited longest for a match, so that a revisited place is found.
         """
         if self.reference is None:
             return []
@@ -209,9 +209,9 @@ class KeyframeBuffer:
         return [self.reference, *best, min(rest, key=lambda keyframe: keyframe.last_matched)]
 
     def record_match(self, keyframe: Keyframe, coverage: float) -> None:
-        """Remember how well a keyframe covered the newest frame; the best one becomes the reference.
+        """Record how well a keyframe covered the newest frame; the best one becomes the reference.
 
-        A challenger must cover a tenth more than the reference, so that two equals do not take turns.
+        A challenger must cover a tenth more than the reference, so that two equal ones do not alternate.
         """
         keyframe.coverage = coverage
         keyframe.last_matched = self._frame_number
@@ -223,12 +223,12 @@ class KeyframeBuffer:
         self._frame_number += 1
 
     def reserve(self, features: ImageFeatures) -> None:
-        """Allocate all places now, for features like these; nothing is done once there are keyframes."""
+        """Allocate memory for all keyframes now, for features like these. No effect once there are keyframes."""
         if not self._keyframes:
             self._ring.free(self._ring.keep(features))
 
     def consider(self, encoded: EncodedFrame | None) -> Keyframe | None:
-        """Keep a frame as the candidate instead of the one before; None for no candidate any more.
+        """Make a frame the candidate in place of the last one; None for no candidate.
 
         Args:
             encoded: the frame; its features are copied.
@@ -238,7 +238,7 @@ class KeyframeBuffer:
             self.candidate = None
         if encoded is not None:
             if self._keyframes and self._keyframes[0].encoded.features.size != encoded.features.size:
-                return None  # the network sees images at another resolution by now
+                return None  # the network's input resolution has changed since
             kept = replace(encoded, features=self._ring.keep(encoded.features))
             self.candidate = Keyframe(0, kept, last_matched=self._frame_number)
         return self.candidate
@@ -252,7 +252,7 @@ class KeyframeBuffer:
             number: its id.
             encoded: the frame; its features are copied.
             location, depth: its own.
-            segment: of the trajectory that goes on at present.
+            segment: the current one of the trajectory.
         """
         if len(self._keyframes) >= self.config.capacity:
             self._drop(self._least_useful(segment), KeyframeReason.EVICTED)
@@ -263,18 +263,18 @@ class KeyframeBuffer:
         return keyframe
 
     def segments(self) -> set[int]:
-        """Of the trajectory, that those held are of."""
+        """Segments of the trajectory with keyframes in the buffer."""
         return {keyframe.location.segment for keyframe in self._keyframes if keyframe.location is not None}
 
     def add(self, encoded: EncodedFrame, reason: KeyframeReason, segment: int = 0) -> Keyframe:
-        """Keep a frame and make it the reference, evicting if there is no room.
+        """Add a frame as keyframe and make it the reference. If the buffer is full, another one is evicted.
 
         Args:
-            encoded: the frame; its features are copied, and may be used again by who made them.
+            encoded: the frame; its features are copied, so the caller may reuse them.
             reason: why.
-            segment: of the trajectory that it goes on with, or begins.
+            segment: of the trajectory that it continues or begins.
 
-        Those held are dropped where the features are of another size: the ring has places of one.
+        Features of another size drop all other keyframes: the ring holds features of one size.
         """
         self.consider(None)
         if self._keyframes and self._keyframes[0].encoded.features.size != encoded.features.size:
@@ -290,24 +290,24 @@ class KeyframeBuffer:
         return keyframe
 
     def clear(self, reason: KeyframeReason) -> None:
-        """Drop every keyframe; ids go on."""
+        """Drop every keyframe; ids continue."""
         self.consider(None)
         while self._keyframes:
             self._drop(self._keyframes[0], reason)
 
     @property
-    def untold_events(self) -> tuple[KeyframeEvent, ...]:
+    def pending_events(self) -> tuple[KeyframeEvent, ...]:
         """What `take_events` will return."""
         return tuple(self._events)
 
     def take_events(self) -> tuple[KeyframeEvent, ...]:
-        """What came and went since the last call, oldest first."""
+        """Keyframes added and removed since the last call, oldest first."""
         events = tuple(self._events)
         self._events = []
         return events
 
     def _least_useful(self, segment: int) -> Keyframe:
-        """The keyframe to evict where another one of a segment comes."""
+        """The keyframe to evict when another one of a segment is added."""
         others = [k for k in self._keyframes if k is not self.reference] or self._keyframes
         lost = [k for k in others if k.location is not None and k.location.segment != segment]
         own = [k for k in others if k not in lost]
@@ -356,7 +356,7 @@ def reason_for_keyframe(
     config: KeyframeConfig,
     explained: float = 1.0,
 ) -> KeyframeReason | None:
-    """Why a frame that was located should become a keyframe, judged against the reference; None where it should not.
+    """Why a located frame should become a keyframe, compared with the reference; None if it should not.
 
     Args:
         reference: the keyframe that covers the frame best.

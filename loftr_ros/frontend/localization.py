@@ -1,4 +1,6 @@
-"""Where each frame is: its pose relative to a keyframe, in metres where depths are, and its place in the trajectory."""
+"""Localisation of each frame: its pose relative to a keyframe, in metres if depths are, and its place in the
+trajectory.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
-from loftr_ros.frontend.gyroscope import Gyroscope, Turn
+from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale
@@ -38,20 +40,20 @@ from loftr_ros.geometry.two_view import (
     doubtful,
 )
 
-# Seconds for which a length that nothing measures is carried on from the motion before.
+# Seconds for which an unobserved length is predicted from the previous motion.
 _CARRIED = 2.0
-# A length that is carried on may be wrong by this part of itself.
+# Relative uncertainty of a predicted length.
 _CARRIED_PART = 0.5
-# Standard deviations of a pose that is believed since it is where it was expected are multiplied by this.
+# Factor on the standard deviations of a pose that is accepted because it agrees with the prediction.
 _WEAK_FACTOR = 2.0
-# Degrees that two views' rotation and direction of motion may differ by from the depths'.
-_AGREEING_TURN, _AGREEING_DIRECTION = 2.0, 20.0
-# Thresholds that the standard deviation of a typical match of two views may be: where both are blurred, it is more.
+# Degrees by which rotation and direction of motion may differ between two views and depths.
+_AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
+# Largest standard deviation of a typical two-view match, in thresholds. It is larger if both images are blurred.
 _CERTAIN = 0.8
-# Nanoseconds between two frames up to which the gyroscope's bias is learned from their rotation; radians of noise that
-# a rotation between frames has besides what the matches tell; std of a gyroscope's rotation that still says something.
-_LEARNING_GAP, _TURN_NOISE, _TELLING_TURN = 10**9, 0.002, 0.05
-# Points seen by keyframes of two segments that tell how their units compare, and px between them at most.
+# Longest time between two frames, in nanoseconds, for learning the gyroscope's bias from their rotation; additional
+# noise of such a rotation in radians, beyond that of the matches; largest std of an informative gyroscope rotation.
+_LEARNING_GAP, _ROTATION_NOISE, _INFORMATIVE_STD = 10**9, 0.002, 0.05
+# Common points of two segments needed for the ratio of their units, and the largest distance between them in px.
 _LEAST_COMMON, _COMMON_REACH = 10, 8.0
 
 
@@ -60,11 +62,11 @@ class Located:
     """The current frame relative to one keyframe.
 
     Attributes:
-        match: with it.
+        match: with the keyframe.
         rays: of the matches; None without calibration.
-        pose: in the trajectory's unit of length; None where its length is not known.
+        pose: in the trajectory's unit of length; None if its length is unknown.
         explained: part of what both images should show that inliers cover, 0 to 1.
-        is_trusted: whether that is enough, without anything else that agrees.
+        is_trusted: whether that part is enough without further evidence.
     """
 
     match: KeyframeMatch
@@ -75,18 +77,18 @@ class Located:
 
     @property
     def is_believed(self) -> bool:
-        """Whether the frame was found relative to the keyframe."""
+        """Whether the frame was located relative to the keyframe."""
         pose = self.match.pose
         return pose.is_believed or (pose.status == PoseStatus.NO_CALIBRATION and bool(pose.inliers.any()))
 
     @property
     def is_sure(self) -> bool:
-        """Whether it is believed without anything else that agrees."""
+        """Whether it is accepted without further evidence."""
         return self.is_believed and self.is_trusted
 
 
 class Localizer:
-    """Poses relative to keyframes, and the trajectory that they make up."""
+    """Locates frames relative to keyframes and builds the trajectory."""
 
     def __init__(self, config: FrontEndConfig) -> None:
         self._config = config
@@ -99,12 +101,12 @@ class Localizer:
 
     @property
     def segment(self) -> int:
-        """Of the trajectory that goes on at present."""
+        """The current segment of the trajectory."""
         return self._trajectory.last.segment if self._trajectory.last is not None else 0
 
     @property
     def next_segment(self) -> int:
-        """Number of the segment that begins next."""
+        """Number of the next segment."""
         return self._segments
 
     @property
@@ -113,13 +115,13 @@ class Localizer:
         return self._trajectory
 
     def locate(self, keyframe: Keyframe, current: EncodedFrame, matches: Correspondences) -> Located:
-        """The current frame relative to a keyframe."""
+        """Locate the current frame relative to a keyframe."""
         rays = matched_rays(keyframe.encoded, current, matches)
         if rays is None:
             nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
-        turned = self.turned(current.frame.stamp_ns)
-        expected = self._motion.expected(current.frame.stamp_ns, turned[1] if turned else None)
+        since_last = self.since_last(current.frame.stamp_ns)
+        expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None)
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
@@ -133,21 +135,21 @@ class Localizer:
         by_two = self._judged(Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, current)
         if by_depth is None or pose is None:
             return by_two
-        # Depths are noisier than matches: fewer agree with them, and two views that do say that the pose is right.
+        # Depths are noisier than matches, so fewer inliers agree. If the two-view pose agrees with them, it is right.
         if by_depth.explained >= self._config.geometry.min_explained and by_two.is_trusted and _agree(pose, two_views):
             return replace(by_depth, match=KeyframeMatch(keyframe, matches, pose), pose=pose, is_trusted=True)
         return by_depth if by_depth.is_believed or not by_two.is_believed else by_two
 
     def follow(self, located: Located, stamp_ns: int) -> tuple[Located, Location | None]:
-        """Go on with the trajectory to the current frame; `located` is relative to a keyframe of it.
+        """Extend the trajectory to the current frame.
 
         Args:
-            located: what is believed.
+            located: the accepted result, relative to a keyframe of the trajectory.
             stamp_ns: of the frame.
 
         Returns:
-            The same with its length, where a single camera's own unit gives one, or the motion before does; and the
-            frame's place, where known.
+            The same with its length, if a single camera's own unit or the previous motion gives one; and the frame's
+            location, if known.
         """
         located = self.with_length(located)
         match, start = located.match, located.match.keyframe.location
@@ -166,7 +168,7 @@ class Localizer:
         return located, location
 
     def with_length(self, located: Located) -> Located:
-        """The same with the length that a single camera's own unit gives it, where that is known."""
+        """The same with the length in a single camera's own unit, if known."""
         if self._own is None or located.rays is None:
             return located
         match = located.match
@@ -175,51 +177,51 @@ class Localizer:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
 
-    def turned(self, stamp_ns: int) -> tuple[Location, Turn] | None:
-        """The last location, and how the camera has turned since by the gyroscope; None where either is not known."""
+    def since_last(self, stamp_ns: int) -> tuple[Location, IntegratedRotation] | None:
+        """The last location, and the camera's rotation since by the gyroscope; None if either is unknown."""
         if self.gyroscope is None or self._motion.last is None:
             return None
         last_ns, last = self._motion.last
-        turn = self.gyroscope.turn(last_ns, stamp_ns)
-        return None if turn is None else (last, turn)
+        rotated = self.gyroscope.rotation_between(last_ns, stamp_ns)
+        return None if rotated is None else (last, rotated)
 
     def orientation(self, stamp_ns: int) -> Orientation | None:
-        """How the camera is turned by the gyroscope since it was last located; None where that is not known."""
-        turned = self.turned(stamp_ns)
-        if turned is None:
+        """The camera's orientation by the gyroscope since its last location; None if unknown."""
+        since_last = self.since_last(stamp_ns)
+        if since_last is None:
             return None
-        last, turn = turned
+        last, rotated = since_last
         axes = last.pose[:3, :3]
-        covariance = last.covariance[3:, 3:] + axes @ turn.covariance @ axes.T
-        return Orientation(axes @ turn.rotation, covariance, last.segment)
+        covariance = last.covariance[3:, 3:] + axes @ rotated.covariance @ axes.T
+        return Orientation(axes @ rotated.rotation, covariance, last.segment)
 
     def _learn_bias(self, stamp_ns: int, location: Location, pose: RelativePose) -> None:
-        """Hold the gyroscope against the rotation since the last frame that was located."""
+        """Compare the gyroscope with the rotation since the last located frame."""
         if self.gyroscope is None or self._motion.last is None:
             return
         last_ns, last = self._motion.last
         if last.segment == location.segment and 0 < stamp_ns - last_ns <= _LEARNING_GAP:
             rotation = last.pose[:3, :3].T @ location.pose[:3, :3]
-            variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _TURN_NOISE**2
+            variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
             self.gyroscope.matched(last_ns, stamp_ns, rotation, variance * np.eye(3))
 
     def _agrees_with_gyroscope(self, located: Located, stamp_ns: int) -> bool | None:
-        """Whether the camera has turned as the gyroscope says; None where it says nothing."""
-        turned, place = self.turned(stamp_ns), located.match.keyframe.location
-        if turned is None or place is None or place.segment != turned[0].segment:
+        """Whether the rotation agrees with the gyroscope's; None if the gyroscope is not informative."""
+        since_last, place = self.since_last(stamp_ns), located.match.keyframe.location
+        if since_last is None or place is None or place.segment != since_last[0].segment:
             return None
-        last, turn = turned
+        last, rotated = since_last
         pose = located.match.pose
         rotation = last.pose[:3, :3].T @ place.pose[:3, :3] @ pose.rotation
-        variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _TURN_NOISE**2
-        if turn.contradicts(rotation, variance * np.eye(3)):
+        variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
+        if rotated.contradicts(rotation, variance * np.eye(3)):
             return False
-        return True if turn.std < _TELLING_TURN else None
+        return True if rotated.std < _INFORMATIVE_STD else None
 
     def _judged(self, located: Located, expected: Expected | None, current: EncodedFrame) -> Located:
-        """Whether the pose is believed: by itself, or by what is expected; never against a healthy gyroscope.
+        """Accept or reject a pose: by itself, or by the predicted motion; never against a healthy gyroscope.
 
-        A pose that is not believed is DOUBTFUL.
+        A rejected pose is DOUBTFUL.
         """
         if not located.match.pose.has_rotation:
             return replace(located, is_trusted=False)
@@ -233,9 +235,9 @@ class Localizer:
         return replace(judged, match=refused, pose=None, is_trusted=False)
 
     def _judged_by_images(
-        self, located: Located, expected: Expected | None, turned_as_expected: bool, current: EncodedFrame
+        self, located: Located, expected: Expected | None, rotation_agrees: bool, current: EncodedFrame
     ) -> Located:
-        """Whether the pose is believed: by how much of what both images should show agrees, or by what is expected."""
+        """Accept or reject a pose by the images: by the explained part of the common view, or by the prediction."""
         pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
         before = keyframe.frame.camera
         if not pose.has_rotation or camera is None or before is None:
@@ -253,15 +255,15 @@ class Localizer:
         agreeing = pose.inliers.sum() >= geometry.min_agreeing * len(pose.inliers)
         alike = pose.scale_known or self._are_alike(located, current)
         if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE:
-            alike = False  # two tests of the same matches that say different things
-        known = expected is not None or turned_as_expected
+            alike = False  # two tests of the same matches disagree
+        known = expected is not None or rotation_agrees
         enough = geometry.min_explained if known else geometry.min_explained_after_gap
         if part >= enough and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
             return located
         located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)
         if expected is not None and keyframe.location is not None and measured is not None:
-            # Few matches, or those of one part of the image, may share an error.
+            # Few matches, or matches in one part of the image, may share an error.
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
             place = keyframe.location.moved(measured.matrix, measured.covariance)
             if expected.agrees(place, _typical_depth(keyframe)):
@@ -270,9 +272,10 @@ class Localizer:
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
 
     def _are_alike(self, located: Located, current: EncodedFrame) -> bool:
-        """Whether both images are as sharp as each other, and sharp enough that matches know where they are.
+        """Whether both images are equally sharp, and sharp enough for precise matches.
 
-        A trail across one of them moves all matches on edges along it, and another pose fits as well as the true one.
+        A motion trail in one of them shifts all matches along edges, and then a wrong pose fits as well as the true
+        one.
         """
         sharper = max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
         std = located.match.correspondences.std[located.match.pose.inliers]
@@ -280,9 +283,9 @@ class Localizer:
         return 1 / SHARPER < sharper < SHARPER and not uncertain
 
     def _in_own_unit(self, located: Located) -> RelativePose | None:
-        """A single camera's pose with the length that the keyframe's depths give it; nothing is refined by it.
+        """A single camera's pose with the length from the keyframe's depths, without refining them.
 
-        Where there is no unit yet, the pose has no length, and the expectation is of its rotation.
+        Without a unit the pose has no length, and only its rotation can be predicted.
         """
         keyframe, matches, rays = located.match.keyframe, located.match.correspondences, located.rays
         if self._own is None or rays is None:
@@ -294,11 +297,11 @@ class Localizer:
         return pose if pose is not None and pose.has_rotation else None
 
     def _carried(self, pose: RelativePose, start: Location, stamp_ns: int) -> RelativePose:
-        """A pose whose length nothing measures, with that of the motion before; for a while, then it is not known.
+        """A two-view pose with the length predicted from the previous motion; only for a while, then it is unknown.
 
         Args:
             pose: of two views.
-            start: of the keyframe.
+            start: location of the keyframe.
             stamp_ns: of the frame.
         """
         expected = self._motion.expected(stamp_ns)
@@ -314,11 +317,11 @@ class Localizer:
         return replace(pose, translation=step, covariance=covariance)
 
     def begin(self, keyframe: Keyframe, depth: CellDepth | None) -> None:
-        """A keyframe that nothing leads to: the first one, or the first after the camera was lost."""
+        """Add a keyframe without a predecessor: the first one, or the first after the camera was lost."""
         last = self._trajectory.last
         start = origin(is_metric=self._own is None, segment=self._segments)
         if last is not None:
-            # Somewhere near, for who only looks; nothing is claimed of it.
+            # A nearby place for visualisation; it is no claim.
             start = replace(start, pose=last.pose)
         self._segments += 1
         keyframe.depth, keyframe.location = depth, start
@@ -328,24 +331,24 @@ class Localizer:
         self._trajectory.add(start)
 
     def go_on(self, keyframe: Keyframe, depth: CellDepth | None, located: Located, location: Location) -> TrackLinks:
-        """A keyframe that was located relative to an older one.
+        """Add a keyframe that was located relative to an older one.
 
         Args:
             keyframe: the new one.
-            depth: what was measured of its cells; None for a single camera, whose cells have theirs from the older one.
-            located, location: where it is.
+            depth: measured depths of its cells; None for a single camera, whose depths come from the older keyframe.
+            located, location: of the new keyframe.
 
         Returns:
-            Which of its cells see points of the older one's.
+            Links from the older keyframe's cells to its own.
         """
         old = located.match.keyframe
         if self._own is not None and located.rays is not None and located.pose is not None:
-            handed = self._own.hand_over(
+            transfer = self._own.transfer_depth(
                 old, located.match.correspondences, located.rays, located.pose, keyframe.encoded
             )
-            if handed is not None:
-                depth = handed.depth
-                location = replace(location, scale_std=math.hypot(location.scale_std, handed.scale_std))
+            if transfer is not None:
+                depth = transfer.depth
+                location = replace(location, scale_std=math.hypot(location.scale_std, transfer.scale_std))
         if located.pose is not None:
             keyframe.link = ChainLink(old.id, located.pose.matrix, located.pose.covariance, location.is_metric)
         keyframe.depth, keyframe.location = depth, location
@@ -354,25 +357,25 @@ class Localizer:
         return links
 
     def reconfigure(self, config: FrontEndConfig) -> None:
-        """Go by other settings, of the same mode."""
+        """Use other settings of the same mode."""
         self._config = config
         if self._own is not None:
             self._own = OwnScale(config.geometry, config.depth)
 
     def reset(self) -> None:
-        """Begin a trajectory anew; segments go on being counted."""
+        """Begin a new trajectory; segment numbers continue."""
         self._trajectory = Trajectory()
         self._motion.reset()
 
     def join(self, one: Located, other: Located, keyframes: Sequence[Keyframe]) -> SegmentJoin | None:
-        """Bring two segments together that one frame was found in; the newer one's keyframes go over to the older.
+        """Join two segments in which one frame was located; the newer one's keyframes move to the older one.
 
         Args:
             one, other: the frame relative to keyframes of either.
-            keyframes: all that are held.
+            keyframes: all in the buffer.
 
         Returns:
-            How they are related; None where the frame's place in either is not known.
+            Their relation; None if the frame's location in either is unknown.
         """
         if one.pose is None or other.pose is None:
             return None
@@ -400,7 +403,7 @@ class Localizer:
 
 
 def _typical_depth(keyframe: Keyframe) -> float:
-    """Median depth of a keyframe's cells, in the trajectory's unit; one where none is known."""
+    """Median depth of a keyframe's cells, in the trajectory's unit; one if none is known."""
     depth = keyframe.depth
     if depth is None or not depth.known.any():
         return 1.0
@@ -419,11 +422,11 @@ def _moved(located: Located) -> Location:
 
 
 def _agree(by_depth: RelativePose, two_views: RelativePose) -> bool:
-    """Whether two views say what the depths do: the same rotation, and where they know one the same direction."""
+    """Whether two views agree with the depths: the same rotation, and the same direction if they know one."""
     if not two_views.is_believed:
         return False
-    turned = rotation_degrees(by_depth.rotation.T @ two_views.rotation)
-    if turned > _AGREEING_TURN:
+    angle = rotation_degrees(by_depth.rotation.T @ two_views.rotation)
+    if angle > _AGREEING_ROTATION:
         return False
     length = float(np.linalg.norm(by_depth.translation))
     if not two_views.has_direction or length < 1e-9:
@@ -432,7 +435,7 @@ def _agree(by_depth: RelativePose, two_views: RelativePose) -> bool:
 
 
 def _scale_between(old: Located, new: Located) -> float:
-    """Length in the old segment's unit of what has length one in the new one's; NaN where that is not known."""
+    """Length of one unit of the new segment in the old segment's unit; NaN if unknown."""
     (pixels0, depth0), (pixels1, depth1) = (_depths_here(each) for each in (old, new))
     if len(pixels0) < _LEAST_COMMON or len(pixels1) < _LEAST_COMMON:
         return float("nan")
@@ -448,7 +451,7 @@ def _scale_between(old: Located, new: Located) -> float:
 
 
 def _depths_here(located: Located) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N, 2) pixels of the current image, and (N,) depths there by the depths of the keyframe."""
+    """(N, 2) pixels of the current image, and (N,) depths there, from the depths of the keyframe."""
     match, rays, pose = located.match, located.rays, located.pose
     depth = match.keyframe.depth
     if depth is None or rays is None or pose is None:
@@ -458,5 +461,5 @@ def _depths_here(located: Located) -> tuple[NDArray[np.float64], NDArray[np.floa
         keep = match.pose.inliers & (inverse > 0)
     points = homogeneous(rays.keyframe[keep]) / inverse[keep, None] - pose.translation
     ahead = points @ pose.rotation[:, 2]
-    seen = ahead > 0
-    return match.correspondences.current_points[keep][seen].astype(np.float64), ahead[seen]
+    in_front = ahead > 0
+    return match.correspondences.current_points[keep][in_front].astype(np.float64), ahead[in_front]

@@ -1,4 +1,4 @@
-"""Pixels that a camera always sees and that say nothing of the scene: the robot's own body."""
+"""Masks for pixels that never show the scene, such as the robot's own body."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Mask = NDArray[np.bool_]
 
 
 class MaskError(ValueError):
-    """A mask that cannot be read, or is of another size than its image; the message says what to do."""
+    """An unreadable mask, or one of another size than its image. The message says what to do."""
 
 
 def read_mask(path: Path) -> Mask:
-    """The pixels to use, of an image file in which 0 means ignore.
+    """Read a mask from an image file in which 0 means ignore.
 
     Args:
-        path: a PNG, or whatever else OpenCV reads; colour is taken as its gray. What is fully transparent is ignored
-            too, since some programs leave the colour below a hole as it was. How EXIF data would have it turned is
-            not looked at, as it is not of the camera's images.
+        path: a PNG, or another format of OpenCV; colour is converted to gray. Fully transparent pixels are ignored too,
+            since some programs keep the colour below a hole. EXIF rotation is not applied, as it is not to the camera's
+            images.
 
     Returns:
         (H, W) bool, false for pixels to ignore.
 
     Raises:
-        MaskError: the file is missing or no image, or ignores every pixel.
+        MaskError: the file is missing or not an image, or ignores every pixel.
     """
 
     try:
@@ -40,26 +40,24 @@ def read_mask(path: Path) -> Mask:
     except ImageError as error:
         raise MaskError(str(error)) from error
     try:
-        # As it is, of any depth: in 8 bits the lower half of a 16-bit file's values would become 0.
+        # Unchanged bit depth: in 8 bits, the lower half of a 16-bit file's values would become 0.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:
         image = None
     if image is None:
-        raise MaskError(
-            f"mask {path} ({len(data)} bytes) is no image; give a PNG that is 0 where pixels are to be ignored"
-        )
+        raise MaskError(f"mask {path} ({len(data)} bytes) is not an image; use a PNG with 0 for pixels to ignore")
     usable = np.asarray(image != 0, dtype=np.bool_)
     if usable.ndim == 3:
         colors = usable[..., :3] if usable.shape[2] >= 3 else usable[..., :1]
         opaque = usable[..., -1] if usable.shape[2] in (2, 4) else np.True_
         usable = np.asarray(colors.any(axis=2) & opaque, np.bool_)
     if not usable.any():
-        raise MaskError(f"mask {path} ignores every pixel; it must be 0 only where pixels are to be ignored")
+        raise MaskError(f"mask {path} ignores every pixel; it must be 0 only for pixels to ignore")
     return usable
 
 
 def check_mask(usable: Mask, image: NDArray[np.uint8]) -> None:
-    """Hold a mask against the image that it is for.
+    """Check that a mask fits its image.
 
     Raises:
         MaskError: their sizes differ.
@@ -73,24 +71,24 @@ def check_mask(usable: Mask, image: NDArray[np.uint8]) -> None:
 
 
 def shrink_mask(usable: Mask, size: tuple[int, int]) -> Mask:
-    """A mask for the shrunk image: a pixel is usable only if all that it is averaged of are.
+    """A mask for the resized image: a pixel is usable only if all pixels averaged into it are.
 
     Args:
         usable: (H, W) bool of the raw image.
-        size: (width, height) of the shrunk image.
+        size: (width, height) of the resized image.
     """
-    # The same weights as the image's own shrinking has, so that not a bit of an ignored pixel is let in. In floating
-    # point: among 8-bit values, a small part of one would be rounded away.
+    # The same weights as for the image, so that nothing of an ignored pixel leaks in. In floating point: in 8 bits a
+    # small part of one would be rounded away.
     ignored = cv2.resize((~usable).astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return np.asarray(ignored <= 0, dtype=np.bool_)
 
 
 def on_usable(points: NDArray[np.float32], usable: Mask | None) -> Mask:
-    """Which points lie on usable pixels; one between pixels only if each of those is.
+    """Which points lie on usable pixels. A point between pixels needs all of them.
 
     Args:
         points: (N, 2) pixels (u, v) in the mask's image.
-        usable: (H, W) bool; None where all are.
+        usable: (H, W) bool; None if all are.
     """
     found = np.ones(len(points), dtype=np.bool_)
     if usable is None:

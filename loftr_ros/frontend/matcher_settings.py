@@ -1,4 +1,4 @@
-"""What a user says of the matcher, by parameters or by options, and what it comes to."""
+"""The user's settings of the matcher, from parameters or options, and the matcher that they specify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loftr_ros.matcher.config import AUTO, PRESETS
 from loftr_ros.settings import Settings, setting
 
-if TYPE_CHECKING:  # it imports torch, which the node loads when it is configured
+if TYPE_CHECKING:  # imports torch, which the node loads only when it is configured
     from loftr_ros.matcher.factory import MatcherSpec
 
 RANDOM = "random"
@@ -18,7 +18,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class MatcherConfig(Settings):
-    """Which network runs, and where."""
+    """Choice of the network and its runtime."""
 
     network: str = setting(
         AUTO, f"Preset of the network: {', '.join(PRESETS)}; auto is the one that the weights are of, compact without"
@@ -68,13 +68,13 @@ class MatcherConfig(Settings):
 
     @property
     def is_pipelined(self) -> bool:
-        """What `pipelined` comes to on this machine."""
+        """Whether to pipeline on this machine, with `auto` resolved."""
         return self.pipelined == "always" or (self.pipelined == "auto" and (os.cpu_count() or 1) >= 4)
 
 
 @dataclass(frozen=True)
 class MatchingConfig(Settings):
-    """Which of the network's coarse matches are taken."""
+    """Selection of the network's coarse matches."""
 
     threshold: float = setting(0.0, "Least confidence of a match; 0 for the preset's", low=0.0, high=1.0)
     border: int = setting(-1, "Cells at the rim of the image that never match; -1 for the preset's", low=-1, high=100)
@@ -84,16 +84,16 @@ class MatchingConfig(Settings):
 
     @property
     def overrides(self) -> dict[str, int | float]:
-        """Fields of the preset's `CoarseMatchingConfig` that are to be replaced."""
+        """Fields of the preset's `CoarseMatchingConfig` to replace."""
         given = {"threshold": self.threshold or None, "border": self.border, "max_matches": self.max_matches or None}
         return {name: value for name, value in given.items() if value is not None and value >= 0}
 
 
 def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpec:
-    """The matcher that the settings ask for.
+    """The matcher specified by the settings.
 
     Raises:
-        WeightsError: the network is not known, or the weights are not there; the message says what to do.
+        WeightsError: the network is unknown, or the weights are missing; the message says what to do.
     """
     from loftr_ros.matcher.checkpoints.files import WeightsError, preset
     from loftr_ros.matcher.factory import MatcherSpec
@@ -109,7 +109,7 @@ def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpe
     elif matcher.weights:
         weights = given
     else:
-        raise WeightsError("backend onnx comes without a network; give what `loftr_ros export` wrote as its weights")
+        raise WeightsError("backend onnx needs an exported network: set weights to the output of `loftr_ros export`")
     return MatcherSpec(
         network=matcher.network,
         weights=weights,

@@ -1,4 +1,4 @@
-"""Where the camera is: poses relative to keyframes, chained into one trajectory, with what each step adds of doubt."""
+"""The camera's trajectory: poses relative to keyframes, chained, with the uncertainty of each step."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Location:
         covariance: (6, 6) of (translation, rotation vector) about world axes, since the first keyframe.
         is_metric: whether lengths are in metres.
         scale_std: standard deviation of the logarithm of the unit of length at this place over that at the first
-            keyframe, as measured where one keyframe's depths went over to the next; 0 where lengths are in metres.
-        segment: counts how often the chain was broken. Nothing is known of the pose of one segment in another.
+            keyframe, as measured at each transfer of depths to the next keyframe; 0 if lengths are in metres.
+        segment: number of breaks of the chain before. The relative pose of two segments is unknown.
     """
 
     pose: Array
@@ -32,24 +32,24 @@ class Location:
     segment: int = 0
 
     def moved(self, step: Array, covariance: Array) -> Location:
-        """This location and a pose relative to it.
+        """Compose this location with a pose relative to it.
 
         Args:
             step: (4, 4) T_camera_other.
             covariance: (6, 6) of it, about this camera's axes.
         """
-        turn = self.pose[:3, :3]
-        arm = turn @ step[:3, 3]
+        rotate = self.pose[:3, :3]
+        arm = rotate @ step[:3, 3]
         carry, add = np.eye(6), np.zeros((6, 6))
         carry[:3, 3:] = -skew(arm)
-        add[:3, :3] = add[3:, 3:] = turn
+        add[:3, :3] = add[3:, 3:] = rotate
         total = carry @ self.covariance @ carry.T + add @ covariance @ add.T
         return Location(self.pose @ step, (total + total.T) / 2, self.is_metric, self.scale_std, self.segment)
 
 
 @dataclass(frozen=True, eq=False)
 class ChainLink:
-    """Where a keyframe is, seen from the one that it was located by.
+    """Pose of a keyframe relative to the one that it was located by.
 
     Attributes:
         previous: id of that keyframe, of the same robot.
@@ -66,14 +66,14 @@ class ChainLink:
 
 @dataclass(frozen=True, eq=False)
 class SegmentJoin:
-    """How two segments of a trajectory are related, by a frame that was found in both.
+    """Relation between two segments of a trajectory, from a frame that was located in both.
 
     Attributes:
-        old, new: the segments; the trajectory goes on in the old one.
+        old, new: the segments; the trajectory continues in the old one.
         pose: (4, 4) T_old_new, a rigid motion; its translation is in the old segment's unit.
         covariance: (6, 6) of (translation, rotation vector) of `pose` about the old segment's axes.
-        scale: length in the old segment's unit of what has length one in the new one's; NaN where it is not known, and
-            then `pose` holds at the frame's place only.
+        scale: length of one unit of the new segment in the old segment's unit; NaN if unknown, and then `pose` holds
+            only at the frame's place.
     """
 
     old: int
@@ -84,7 +84,7 @@ class SegmentJoin:
 
     @classmethod
     def of(cls, old: Location, new: Location, scale: float) -> SegmentJoin:
-        """By the same camera's place in both.
+        """Compute the relation from the same camera's location in both.
 
         Args:
             old, new: its locations.
@@ -94,28 +94,28 @@ class SegmentJoin:
         pose = np.eye(4)
         pose[:3, :3] = old.pose[:3, :3] @ new.pose[:3, :3].T
         pose[:3, 3] = old.pose[:3, 3] - factor * pose[:3, :3] @ new.pose[:3, 3]
-        turn = np.zeros((6, 6))
-        turn[:3, :3], turn[3:, 3:] = factor * pose[:3, :3], pose[:3, :3]
+        rotate = np.zeros((6, 6))
+        rotate[:3, :3], rotate[3:, 3:] = factor * pose[:3, :3], pose[:3, :3]
         arm = np.eye(6)
         arm[:3, 3:] = skew(factor * pose[:3, :3] @ new.pose[:3, 3])
-        total = arm @ (old.covariance + turn @ new.covariance @ turn.T) @ arm.T
+        total = arm @ (old.covariance + rotate @ new.covariance @ rotate.T) @ arm.T
         return cls(old.segment, new.segment, pose, (total + total.T) / 2, scale)
 
     def moved(self, location: Location) -> Location:
-        """A location of the new segment in the old one's frame; `scale` must be known."""
+        """Transform a location of the new segment to the old one's frame; `scale` must be known."""
         pose = np.eye(4)
         pose[:3, :3] = self.pose[:3, :3] @ location.pose[:3, :3]
         pose[:3, 3] = self.pose[:3, 3] + self.scale * self.pose[:3, :3] @ location.pose[:3, 3]
-        turn = np.zeros((6, 6))
-        turn[:3, :3], turn[3:, 3:] = self.scale * self.pose[:3, :3], self.pose[:3, :3]
+        rotate = np.zeros((6, 6))
+        rotate[:3, :3], rotate[3:, 3:] = self.scale * self.pose[:3, :3], self.pose[:3, :3]
         arm = np.eye(6)
         arm[:3, 3:] = -skew(pose[:3, 3] - self.pose[:3, 3])
-        total = arm @ self.covariance @ arm.T + turn @ location.covariance @ turn.T
+        total = arm @ self.covariance @ arm.T + rotate @ location.covariance @ rotate.T
         return Location(pose, (total + total.T) / 2, location.is_metric, location.scale_std, self.old)
 
 
 def origin(is_metric: bool, segment: int = 0) -> Location:
-    """Where a trajectory begins."""
+    """The start of a trajectory."""
     return Location(np.eye(4), np.zeros((6, 6)), is_metric, segment=segment)
 
 
@@ -132,7 +132,7 @@ class Trajectory:
     last: Location | None = field(default=None)
 
     def add(self, location: Location) -> None:
-        """Go on to a location."""
+        """Extend the path to a location."""
         if self.last is not None and self.last.segment == location.segment:
             self.length += float(np.linalg.norm(location.pose[:3, 3] - self.last.pose[:3, 3]))
         self.last = location

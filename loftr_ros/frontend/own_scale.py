@@ -1,8 +1,8 @@
-"""A single camera's own unit of length: depths of keyframes' cells by triangulation, handed from keyframe to keyframe.
+"""A single camera's own unit of length: triangulated depths of cells, transferred from keyframe to keyframe.
 
-Nothing observes the unit itself. The first keyframe's typical depth is made one; from then on a pose has its length
-from the cells whose depth is known, and a new keyframe's cells have theirs from those that both see. What each
-hand-over leaves in doubt is measured and added up.
+The unit itself is not observable. The first keyframe's typical depth is set to one. From then on, cells of known depth
+give each pose its length, and a new keyframe's cells get their depths from the older keyframe's. The uncertainty of
+each transfer is estimated and accumulated.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 
 Array = NDArray[np.float64]
 
-# Depths are refined where the views are this much farther apart than those that told of them last: what is nearer tells
-# little, and its errors are those of the pose that the depths themselves have made.
+# Factor by which the baseline must grow before depths are refined again: a nearer view adds little, and its errors are
+# those of the pose computed from these depths.
 _FARTHER = 1.15
-# A cell's point and the point that it takes its depth from may lie on a slanted surface.
+# Relative error of a transferred depth, because a cell's point and its source may lie on a slanted surface.
 _SLANT = 0.05
-# Parts of the image that speak for themselves of how far two views' depths disagree, and the cells that one needs.
+# Grid of image parts with independent errors of depth, and cells needed in a part.
 _PARTS = (4, 3)
 _LEAST = 5
 
 
 @dataclass(frozen=True, eq=False)
-class HandOver:
-    """Depth of a new keyframe's cells by an older one's.
+class DepthTransfer:
+    """Depths of a new keyframe's cells, transferred from an older one.
 
     Attributes:
         depth: of the new keyframe's cells.
-        scale_std: standard deviation of the logarithm of the unit that they are in over the older keyframe's.
+        scale_std: standard deviation of the logarithm of their unit over the older keyframe's.
     """
 
     depth: CellDepth
@@ -47,20 +47,20 @@ class HandOver:
 
 
 class OwnScale:
-    """Gives a single camera's poses their length, in one unit for as long as the chain holds."""
+    """Gives a single camera's poses their length, in one unit as long as the chain is unbroken."""
 
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
-        # A keyframe's id and its depths before the last frame refined them; None where that frame made them.
+        # A keyframe's id and its depths before the last refinement; None if the last frame initialised them.
         self._before: tuple[int, CellDepth] | None = None
 
     def locate(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
     ) -> RelativePose | None:
-        """The current camera's pose in the trajectory's unit, and depths refined by it; None where there is none.
+        """The current camera's pose in the trajectory's unit, and depths refined by it; None if it has no length.
 
         Args:
-            keyframe: its `depth` is made, or refined.
+            keyframe: its `depth` is initialised or refined.
             matches: with it.
             rays: of the matches.
             pose: of the current camera relative to it, with a unit translation.
@@ -75,10 +75,10 @@ class OwnScale:
         self._refine(keyframe, matches, found, rays)
         return found
 
-    def hand_over(
+    def transfer_depth(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose, new: EncodedFrame
-    ) -> HandOver | None:
-        """Depth of the cells of a frame that becomes a keyframe; None where the older one knows none.
+    ) -> DepthTransfer | None:
+        """Transfer depths to the cells of a frame that becomes a keyframe; None if the older one has too few.
 
         Args:
             keyframe: the older one.
@@ -89,9 +89,9 @@ class OwnScale:
         """
         if keyframe.depth is None:
             return None
-        told = keyframe.depth
+        stored = keyframe.depth
         found = self._triangulated(matches, pose, rays)
-        known = CellDepth(told.inverse[matches.track_id], told.variance[matches.track_id], is_metric=False)
+        known = CellDepth(stored.inverse[matches.track_id], stored.variance[matches.track_id], is_metric=False)
         both = known.with_measured(np.arange(len(matches)), found.inverse, found.variance)
         keep = pose.inliers & both.known
         if keep.sum() < self._config.min_cells:
@@ -111,12 +111,12 @@ class OwnScale:
         if self._before is not None and self._before[0] == keyframe.id:
             before, good = self._before[1].inverse[matches.track_id], pose.inliers
             doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
-        return HandOver(depth, doubt)
+        return DepthTransfer(depth, doubt)
 
     def _begin(
         self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays
     ) -> RelativePose | None:
-        """The first depths of a trajectory, of which the typical one is 1."""
+        """The first depths of a trajectory, scaled to a typical depth of 1."""
         self._before = None
         if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
             step = pose.median_parallax / rays.focal_length
@@ -126,7 +126,7 @@ class OwnScale:
         if not pose.has_direction:
             return None
         if pose.median_parallax < self._config.min_parallax:
-            # The unit is not there yet: a typical depth will be one, and the camera has gone this part of it at most.
+            # There is no unit yet: a typical depth will be one, and this is the camera's largest possible step in it.
             step = pose.median_parallax / rays.focal_length
             covariance = pose.covariance.copy()
             covariance[:3], covariance[:, :3] = 0.0, 0.0
@@ -165,12 +165,12 @@ class OwnScale:
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:
     """Standard error of the logarithm of the ratio of two sets of inverse depths of the same cells.
 
-    Neighbours are wrong together, and so are whole regions where a calibration or a surface misleads: each part of the
-    image has one say.
+    Errors of neighbours are correlated, and so are those of whole regions with a wrong calibration or a misleading
+    surface. So each part of the image counts once.
 
     Args:
         known, found: (N,) inverse depths, NaN where unknown.
-        points: (N,) pixels that they are of.
+        points: (N,) their pixels.
         size: (width, height) of the image.
     """
     both = np.isfinite(known) & np.isfinite(found)

@@ -1,4 +1,4 @@
-"""Two images in, correspondences in pixels of the incoming images out: the network, and what is around it."""
+"""Matching of two images: the network with resizing and refinement; points are in pixels of the incoming images."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from loftr_ros.frontend.results import Correspondences
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.matcher.interface import Matcher, Matches
 
-# Sides of an image in pixels, and of what the network sees of it, below which there is nothing to match; networks fail
-# on less in ways of their own.
+# Least side of an image in pixels, and of the network's input. Networks fail on smaller ones, each in its own way.
 _LEAST_SIDE, _LEAST_SEEN = 32, 24
 
 
 class PairMatcher:
-    """A matcher with its settings. It keeps nothing of an image.
+    """A matcher with its settings. It keeps no images.
 
     Attributes:
         matcher: the network.
-        config: settings, of which `image` and `refine` are used here.
+        config: settings; only `image` and `refine` are used here.
     """
 
     def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None) -> None:
@@ -39,11 +38,11 @@ class PairMatcher:
         self.config = config or FrontEndConfig()
 
     def complete(self, encoded: EncodedFrame) -> EncodedFrame:
-        """The same with what only keyframes need (see `Matcher.complete`)."""
+        """Add what only keyframes need (see `Matcher.complete`)."""
         return replace(encoded, features=self.matcher.complete(encoded.features))
 
     def match(self, keyframes: Sequence[EncodedFrame], current: EncodedFrame) -> list[Correspondences]:
-        """Correspondences with each of some keyframes, which are image 0, in pixels of the incoming images."""
+        """Correspondences with each keyframe (image 0), in pixels of the incoming images."""
         found = self.matcher.match([keyframe.features for keyframe in keyframes], current.features)
         return [self.to_raw_pixels(keyframe, current, each) for keyframe, each in zip(keyframes, found, strict=True)]
 
@@ -56,24 +55,24 @@ class PairMatcher:
         return self.match([self.complete(self.encode(keyframe))], self.encode(current))[0]
 
     def encode(self, frame: Frame, effort: float = 1.0) -> EncodedFrame:
-        """Everything that is computed from the frame alone.
+        """Compute everything that depends on the frame alone.
 
         Args:
             frame: the image.
             effort: part of the configured resolution.
 
         Raises:
-            MaskError: the frame's mask is not of its image's size.
-            FrameRefusedError: the network takes images of another shape only.
+            MaskError: mask and image differ in size.
+            FrameRefusedError: the network takes only images of another shape.
         """
         start = time.perf_counter()
         width, height = frame.size
         size = self.network_size(width, height, effort)
         if min(width, height) < _LEAST_SIDE or min(size) < _LEAST_SEEN:
-            seen = "" if size == frame.size else f", of which the network sees {size[0]}x{size[1]}"
+            resized = "" if size == frame.size else f", resized to {size[0]}x{size[1]} for the network"
             raise FrameRefusedError(
                 "size",
-                f"image of {width}x{height} px{seen}: too small to be matched; expected sides of at least "
+                f"image of {width}x{height} px{resized}: too small to be matched; expected sides of at least "
                 f"{_LEAST_SIDE} px",
             )
         image, usable = frame.image, frame.usable
@@ -89,44 +88,44 @@ class PairMatcher:
         )
         scale = (width / features.size[0], height / features.size[1])
         cell = self.matcher.cell_size
-        # A fine stage finds the cell's own point. Without one, the patch around the cell's centre is tracked, which
-        # tells more than one around its corner, where the published weights have the cell's point.
+        # A fine stage finds the cell's own point. Without one, the patch around the cell's centre is tracked. It has
+        # more information than one around the corner, where the published weights have the cell's point.
         offset = self.matcher.cell_offset if self.matcher.has_fine_stage else (cell - 1) / 2
         quality = judge(frame.image, frame.usable)
         return EncodedFrame(frame, features, scale, cell, offset, time.perf_counter() - start, quality)
 
     def network_size(self, width: int, height: int, effort: float = 1.0) -> tuple[int, int]:
-        """(width, height) at which the network sees an image.
+        """(width, height) of the network's input for an image.
 
         Args:
             width, height: of the image.
             effort: part of the configured resolution.
 
         Raises:
-            FrameRefusedError: the network takes images of another shape only.
+            FrameRefusedError: the network takes only images of another shape.
         """
         fixed = self.matcher.fixed_size
         if fixed is None:
             shrink = min(1.0, self.config.image.max_side / max(width, height)) * effort
             return max(round(width * shrink), 1), max(round(height * shrink), 1)
-        # A pixel's rounding at either side is no other shape.
+        # A side rounded by one pixel is not another shape.
         if abs(width * fixed[1] - height * fixed[0]) > max(width, height, *fixed):
             raise FrameRefusedError(
                 "size",
-                f"image of {width}x{height}: the network was exported for {fixed[0]}x{fixed[1]}, which is of another "
-                f"shape; export it with --width {width} --height {height}, or one shrunk to that shape",
+                f"image of {width}x{height}: the network was exported for {fixed[0]}x{fixed[1]}, which has another "
+                f"shape. Export it with --width {width} --height {height}, or a smaller size of that shape",
             )
         return fixed
 
     def to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
-        """Matches in pixels of the incoming images, refined where the network has no fine stage."""
+        """Convert matches to pixels of the incoming images, refined if the network has no fine stage."""
         cell = matches.cell.numpy()
         points0 = keyframe.cell_points[cell]
         points1 = raw_pixels(matches.points1.numpy(), current.scale)
         std = matches.std.numpy() * np.float32(math.sqrt(current.scale[0] * current.scale[1]))
         keep = np.ones(len(cell), dtype=np.bool_)
         if not self.matcher.has_fine_stage:
-            # A coarse match says by how much the cell moved.
+            # A coarse match gives the cell's displacement.
             moved = points1 - raw_pixels(matches.points0.numpy(), keyframe.scale)
             points1, keep = refine(
                 keyframe.frame.image,

@@ -1,4 +1,4 @@
-"""The streaming front end: one frame in, correspondences and poses against keyframes out."""
+"""The streaming front end: takes frames, returns correspondences with keyframes and poses relative to them."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ from loftr_ros.settings import ConfigError, changed
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
 
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
-# Frames between two tries of a keyframe of another segment of the trajectory.
+# Frames between two attempts to match a keyframe of another segment.
 _OTHER_SEGMENTS_PERIOD = 5
-# Part of what both images should show up to which a blurred frame is no keyframe yet.
+# A blurred frame is not made a keyframe while the explained part is above this.
 _WAITS = 0.55
-# Radians that two ways to a frame may turn by differently for it to lead on.
-_LED_ON_TURN = 0.05
-# Evicted keyframes whose places are remembered, so that they can be recalled: a kilobyte each.
+# Radians by which the motion by matching and the motion on the trajectory may differ in rotation.
+_AGREEING_ROTATION = 0.05
+# Evicted keyframes whose places are kept for a recall: a kilobyte each.
 _MOST_EVICTED = 20_000
 
 
 class FrontEnd:
-    """Keyframes and the matcher behind one method. Not thread-safe: one thread calls it."""
+    """The stream of frames: keyframes and matcher behind one method. Not thread-safe: call it from one thread."""
 
     def __init__(
         self, matcher: Matcher | PairMatcher, config: FrontEndConfig | None = None, first_keyframe_id: int = 1
     ) -> None:
-        """Begin without keyframes.
+        """Create it without keyframes.
 
         Args:
-            matcher: the network, ready to infer; or with what is around it, whose settings become those here.
+            matcher: the network, ready for inference; or a `PairMatcher`, whose settings are replaced by these.
             config: settings; None for the defaults.
-            first_keyframe_id: id of the first keyframe, for who goes on after another front end.
+            first_keyframe_id: ID of the first keyframe; set it to continue another front end's numbering.
         """
         self.config = config or FrontEndConfig()
         self.pairs = matcher if isinstance(matcher, PairMatcher) else PairMatcher(matcher)
@@ -82,19 +82,20 @@ class FrontEnd:
         return self.pairs.matcher
 
     def process(self, frame: Frame) -> FrontEndResult:
-        """Match a frame with the keyframes, find its relative poses, decide whether it becomes a keyframe.
+        """Match a frame with the keyframes, compute its relative poses, and decide whether it becomes a keyframe.
 
         Args:
             frame: the stream's next image.
 
         Raises:
             FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
-            MaskError: the frame's mask is not of its image's size; the state is unchanged.
+            MaskError: mask and image differ in size; the state is unchanged.
         """
         return self.process_encoded(self.encode(frame))
 
     def process_encoded(self, current: EncodedFrame) -> FrontEndResult:
-        """The rest of `process`, after `encode`, which touches no state: a caller may encode the next frame meanwhile.
+        """The rest of `process` after `encode`. Encoding touches no state, so a caller may encode the next frame
+        meanwhile.
 
         Raises:
             FrameRefusedError: as `process`.
@@ -105,7 +106,7 @@ class FrontEnd:
         self._admit(frame)
         reference = self.buffer.reference
         if reference is not None and reference.encoded.features.size != current.features.size:
-            current = self.encode(frame)  # it was encoded before the resolution changed
+            current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
         location = None
         if best is not None:
@@ -120,7 +121,7 @@ class FrontEnd:
             links = self._update_keyframes(current, located, best, location, timer)
         self._remember_evicted()
         matches = tuple(each.match for each in located)
-        if len(timer.runs) == len(matches):  # what is tried beyond that is no measure of what a frame costs
+        if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
         return FrontEndResult(
             frame,
@@ -137,11 +138,11 @@ class FrontEnd:
         )
 
     def _locate(self, current: EncodedFrame, timer: _Timer) -> tuple[list[Located], Located | None]:
-        """Match a frame with the keyframes, with more of them where the first do not match.
+        """Match a frame with the keyframes, and with more of them if the first do not match.
 
         Returns:
-            What it was held against: those chosen, and the one that was found beyond them. And of these the one that
-            is believed; None where none is.
+            All results: the chosen keyframes, and one found beyond them; and the accepted one of these, None if there
+            is none.
         """
         reference = self.buffer.reference
         if reference is None:
@@ -175,7 +176,7 @@ class FrontEnd:
         return located, None
 
     def _match(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located]:
-        """The frame relative to each of some keyframes."""
+        """Locate the frame relative to each of the keyframes."""
         timer.runs += keyframes
         with timer("match"):
             found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
@@ -189,10 +190,11 @@ class FrontEnd:
     def _look_for_other_segments(
         self, current: EncodedFrame, best: Located, location: Location, timer: _Timer
     ) -> tuple[Located, Location, SegmentJoin | None]:
-        """Try a keyframe of another segment now and then; where it matches too, the two segments are one.
+        """Try a keyframe of another segment at intervals; if it matches too, join the two segments.
 
         Returns:
-            What the trajectory goes on with: the older segment's; and how the two are related, None where they are not.
+            The result to continue the trajectory with (the older segment's), and the relation of the two segments; None
+            if there is none.
         """
         self._until_other -= 1
         if self._until_other > 0:
@@ -220,11 +222,11 @@ class FrontEnd:
         return (best, location, joined) if there is None else (found, there, joined)
 
     def _are_joined(self, one: int, other: int) -> bool:
-        """Whether two segments were found to be one, with a scale that could not be told."""
+        """Whether two segments were found to be one, with an unknown scale."""
         return (min(one, other), max(one, other)) in self._joined
 
     def use_gyroscope(self, gyroscope: Gyroscope | None) -> None:
-        """Take a gyroscope's rotations as expectation and as judge of poses, once it has agreed with some.
+        """Use a gyroscope's rotations to predict and to check poses, once it has agreed with some.
 
         Args:
             gyroscope: its samples may be added by another thread; None for none.
@@ -234,10 +236,10 @@ class FrontEnd:
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.
 
-        The first run of a shape allocates and picks kernels; this takes that out of the first frames' latency. So does
-        allocating the keyframes' places, which fails here if there is no memory for them.
+        The first run of a shape allocates memory and chooses kernels, which would delay the first frames. Memory for
+        the keyframes is allocated too; this fails here if there is too little.
         """
-        # Not blank: an image without contrast has no cell that takes part.
+        # Not blank: in an image without contrast no cell takes part.
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
         features = self.encode(Frame(noise, 0, "")).features
         keyframe = self.matcher.complete(features)
@@ -250,7 +252,7 @@ class FrontEnd:
 
     @property
     def effort(self) -> Effort:
-        """What the next frame is given, to stay inside `max_latency_ms`."""
+        """Effort of the next frame, chosen to stay inside `max_latency_ms`."""
         return self._budget.effort
 
     def reset(self, reason: KeyframeReason = KeyframeReason.RESET) -> tuple[KeyframeEvent, ...]:
@@ -264,10 +266,10 @@ class FrontEnd:
         return self.buffer.take_events()
 
     def reconfigure(self, config: FrontEndConfig) -> None:
-        """Go by other settings from the next frame on, with the keyframes that there are.
+        """Use other settings from the next frame on, and keep the keyframes.
 
         Raises:
-            ConfigError: a setting differs that can only be had by beginning anew.
+            ConfigError: a changed setting needs a new front end.
         """
         differing = changed(self.config, config)
         if fixed := [name for name, live in differing.items() if not live]:
@@ -280,12 +282,12 @@ class FrontEnd:
             self._budget = LatencyBudget(config.latency.max_latency_ms / 1e3, config.keyframe.max_matched)
 
     def recall(self, number: int, frame: Frame, depth: CellDepth | None, grid: tuple[int, int]) -> bool:
-        """Take a keyframe back that went since there was no room: the camera may be there again.
+        """Take an evicted keyframe back, because the camera may be there again.
 
         Args:
             number: its id.
             frame: its image, for example from an archive.
-            depth, grid: of its cells; used where the network has the same cells.
+            depth, grid: of its cells; used if the network has the same cells.
 
         Returns:
             Whether it was taken: its place must be known in this trajectory.
@@ -304,8 +306,8 @@ class FrontEnd:
         return True
 
     def _remember_evicted(self) -> None:
-        """Where those keyframes were that the buffer has no room for any more."""
-        for event in self.buffer.untold_events:
+        """Remember the places of keyframes evicted for lack of space."""
+        for event in self.buffer.pending_events:
             location = event.keyframe.location
             if event.reason == KeyframeReason.EVICTED and location is not None:
                 self._evicted[event.keyframe.id] = location
@@ -313,16 +315,16 @@ class FrontEnd:
             del self._evicted[next(iter(self._evicted))]
 
     def force_keyframe(self) -> None:
-        """Make the next frame a keyframe whatever the policies say."""
+        """Make the next frame a keyframe regardless of the policies."""
         self._forced = True
 
     def take_warning(self) -> str:
-        """What is to be said of the stream's stamps since the last call; empty if nothing is."""
+        """Warning about the stream's stamps since the last call; empty if there is none."""
         warning, self._stream.stray = self._stream.stray, ""
         return warning
 
     def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
-        """Everything that is computed from the frame alone; may be called from another thread than the rest.
+        """Compute everything that depends on the frame alone; may be called from another thread than the rest.
 
         Args:
             frame: the image.
@@ -350,17 +352,18 @@ class FrontEnd:
         location: Location | None,
         timer: _Timer,
     ) -> TrackLinks | None:
-        """Let the best-covering keyframe be the reference, and add the frame where it has gone too far from it.
+        """Choose the reference keyframe by coverage, and add the frame as keyframe if it has moved too far from it.
 
         Args:
             current: the frame.
-            located: what it was held against; `best` comes first, and may give way to one that covers more.
-            best: what is believed; None where the frame was not located.
-            location: of the camera; None where it is not known.
+            located: all results; `best` comes first, and may be replaced by one that covers more.
+            best: the accepted one; None if the frame was not located.
+            location: of the camera; None if unknown.
             timer: of the frame.
 
         Returns:
-            Which cells of the new keyframe see points of the one that the frame was located by; None without either.
+            Links from the cells of the keyframe that located the frame to those of the new keyframe; None without
+            either.
         """
         covered = {}
         if best is not None:
@@ -376,9 +379,9 @@ class FrontEnd:
         elif best is None:
             reason = self._new_place(current, timer)
         elif self.recovery.is_weak and not self._leads_on(current, location, timer):
-            reason = None  # something is before the camera: who is located by what is beside it leads nowhere
+            reason = None  # partly occluded: a frame located by the rest of the image is a bad keyframe
         elif self._budget.effort.scale != self._resolution:
-            # Located at the old resolution, it leads over to the new one.
+            # Located at the old resolution, it continues at the new one.
             reason, self._resolution = KeyframeReason.EFFORT, self._budget.effort.scale
             current = self.encode(current.frame)
         else:
@@ -393,7 +396,7 @@ class FrontEnd:
                 chosen.explained,
             )
             if chosen.explained >= _WAITS and current.sharpness * SHARPER < chosen.match.keyframe.encoded.sharpness:
-                reason = None  # blurred: while there is time, a sharper one may come
+                reason = None  # blurred: a sharper frame may follow in time
         if reason is None:
             return None
         complete = replace(current, features=self.matcher.complete(current.features))
@@ -408,13 +411,15 @@ class FrontEnd:
         return self.localizer.go_on(keyframe, depth, best, location)
 
     def _coverage(self, located: Located, current: EncodedFrame) -> float:
-        """Part of the frame that what is believed of a match covers, 0 to 1."""
+        """Part of the frame that the inliers of an accepted match cover, 0 to 1."""
         if not located.is_believed:
             return 0.0
         return coverage(located.match.correspondences.current_points[located.match.pose.inliers], current.frame.size)
 
     def _new_place(self, current: EncodedFrame, timer: _Timer) -> KeyframeReason | None:
-        """Whether a frame that was not located begins a new segment: where its place has been tracked by itself."""
+        """Whether a frame that was not located begins a new segment: its place must have been tracked for some
+        frames.
+        """
         if current.quality != FrameQuality.USABLE:
             self.recovery.followed(False)
             return None
@@ -427,10 +432,10 @@ class FrontEnd:
         return None
 
     def _leads_on(self, current: EncodedFrame, location: Location | None, timer: _Timer) -> bool:
-        """Whether a frame that is located since it is where it was expected may become a keyframe.
+        """Whether a frame that was accepted by prediction may become a keyframe.
 
-        As many in a row must be like it, and it must show what the one before shows all over, as the camera moved. A
-        torn one does not.
+        Several in a row must be like it, and it must agree with the previous frame all over the image, by the predicted
+        motion. A torn frame does not.
         """
         if not self.recovery.is_weak_for_long or location is None:
             return False
@@ -440,7 +445,7 @@ class FrontEnd:
             moved = before.location.pose[:3, :3].T @ location.pose[:3, :3]
             apart = float(np.linalg.norm(rotation_vector(found.match.pose.rotation.T @ moved)))
             is_shown = found.match.pose.has_rotation and found.explained >= self.config.geometry.min_explained
-            if is_shown and apart < _LED_ON_TURN:
+            if is_shown and apart < _AGREEING_ROTATION:
                 return True
         kept = self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
         if kept is not None:
@@ -448,15 +453,15 @@ class FrontEnd:
         return False
 
     def _measured_depth(self, keyframe: EncodedFrame) -> CellDepth | None:
-        """Of the cells, by the depth image or by the right image; None for a single camera."""
+        """Measured depths of the cells, from the depth image or the right image; None for a single camera."""
         frame, config = keyframe.frame, self.config.depth
         if self.config.scale.mode == RGBD and frame.depth is not None:
             return from_depth_image(frame.depth, keyframe.cell_points, config)
         if self.config.scale.mode != STEREO or frame.right is None or keyframe.cell_rays is None:
             return None
         right = frame.right
-        seen = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
-        found = self.pairs.match([keyframe], seen)[0]
+        encoded_right = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
+        found = self.pairs.match([keyframe], encoded_right)[0]
         return from_stereo(
             len(keyframe.cell_points),
             found.track_id,

@@ -1,8 +1,8 @@
-"""What to do when nothing matches: whether the camera is still known to be where it was, and what is tried next.
+"""Recovery when nothing matches: whether the camera counts as lost, and which keyframes are tried next.
 
-A frame that matches nothing says something about itself before it says anything about the keyframes. So nothing is
-given up because of it: the keyframes stay, the next frames are tried with more of them, and only a new place that has
-been tracked by itself for some frames begins a new segment of the trajectory.
+A frame without matches is first evidence against the frame, not against the keyframes. So nothing is given up because
+of it: the keyframes stay, the next frames are tried with more of them, and only a new place that has been tracked for
+some frames begins a new segment of the trajectory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from loftr_ros.frontend.config import RecoveryConfig
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import Location
 
-# Likeness that a try without success costs a keyframe.
+# Similarity deducted from a keyframe for an unsuccessful attempt.
 _TRIED_COST = 0.5
 
 
 class TrackingState(IntEnum):
-    """What is known of where the camera is; the numbers are those of msg/FrontEndStatus."""
+    """State of tracking; the numbers are those of msg/FrontEndStatus."""
 
     TRACKING = 0
     DOUBTFUL = 1
@@ -30,7 +30,7 @@ class TrackingState(IntEnum):
 
 
 class Recovery:
-    """Counts what fails, and says with which keyframes a frame is tried. Of images it knows their mean features."""
+    """Counts failures, and chooses keyframes to try. Of images it uses only their mean features."""
 
     def __init__(self, config: RecoveryConfig) -> None:
         self.config = config
@@ -46,12 +46,12 @@ class Recovery:
 
     @property
     def failed(self) -> int:
-        """Frames in a row that were not located."""
+        """Number of consecutive frames that were not located."""
         return self._failed
 
     @property
     def state(self) -> TrackingState:
-        """After the last frame."""
+        """State after the last frame."""
         if not self._failed:
             return TrackingState.TRACKING
         if self._failed <= self.config.patience:
@@ -60,24 +60,24 @@ class Recovery:
 
     @property
     def is_lost(self) -> bool:
-        """Whether so many frames have failed that another place may be where the camera is."""
+        """Whether enough frames have failed that the camera may be at another place."""
         return self._failed > self.config.patience
 
     @property
     def is_weak(self) -> bool:
-        """Whether the last frame was located since it is where it was expected, and not by itself."""
+        """Whether the last frame was accepted only because it agrees with the prediction."""
         return self._weak > 0
 
     @property
     def is_weak_for_long(self) -> bool:
-        """Whether so many in a row were, that a keyframe is needed."""
+        """Whether so many frames in a row were weak that a keyframe is needed."""
         return self._weak > self.config.patience
 
     def located(self, is_trusted: bool = True) -> None:
         """A frame was located by a keyframe of the trajectory.
 
         Args:
-            is_trusted: by itself, and not since it is where it was expected.
+            is_trusted: by itself, without the prediction.
         """
         weak = 0 if is_trusted else self._weak + 1
         self.reset()
@@ -92,10 +92,10 @@ class Recovery:
 
         Args:
             keyframe: its id.
-            is_sure: whether that alone is enough, see `is_sure`.
+            is_sure: whether this match alone is enough, see `Located.is_sure`.
 
         Returns:
-            Whether it is believed: a lost camera's place has to be found twice in a row, or by a match that is sure.
+            Whether to accept it: a lost camera must be found twice in a row, or by a sure match.
         """
         if not self.is_lost or is_sure or self._found == keyframe:
             return True
@@ -107,33 +107,33 @@ class Recovery:
         self._found = None
 
     def followed(self, is_followed: bool, keyframes: Iterable[Keyframe] = ()) -> bool:
-        """Whether the frame matches the place that is being tracked by itself.
+        """Whether the place that is being tracked by itself may begin a new segment.
 
         Args:
-            is_followed: whether it does.
-            keyframes: those held.
+            is_followed: whether the frame matches that place.
+            keyframes: in the buffer.
 
         Returns:
-            Whether it was tracked for long enough to begin a new segment there, and each keyframe was tried.
+            Whether it was tracked for long enough, and every keyframe was tried.
         """
         self._confirmed = self._confirmed + 1 if is_followed else 0
         is_confirmed = self.is_lost and self._confirmed >= self.config.confirmations
         return is_confirmed and all(each.id in self._tried for each in keyframes)
 
     def tried(self, keyframe: Keyframe) -> None:
-        """A frame was tried with a keyframe, and does not match."""
+        """A frame was tried with a keyframe and does not match."""
         self._tried[keyframe.id] = self._tried.get(keyframe.id, 0) + 1
 
     def others(
         self, keyframes: Iterable[Keyframe], last: Location | None, current: EncodedFrame | None = None
     ) -> list[Keyframe]:
-        """Keyframes to try, one after the other until one matches, the likeliest first.
+        """Further keyframes to try one after the other until one matches, the likeliest first.
 
         Args:
-            keyframes: those that were not tried already.
-            last: where the camera was last; None where that is not known.
-            current: the frame. From the second one on that is not located, as many that look like it come before those
-                that are in turn; None for turns alone.
+            keyframes: those not tried yet.
+            last: the last known location; None if unknown.
+            current: the frame. From the second unlocated frame on, as many similar keyframes come before those tried in
+                rotation; None for rotation only.
         """
         rest = list(keyframes)
         most = self.config.max_tried
@@ -152,7 +152,7 @@ class Recovery:
 
 
 class _Likeness:
-    """How much keyframes look like a frame: the cosine between their mean features, less what all have in common."""
+    """Similarity of keyframes to a frame: cosine between mean features after removing their common mean."""
 
     def __init__(self, keyframes: list[Keyframe], current: EncodedFrame) -> None:
         all_means = [each.encoded.mean_feature for each in keyframes] + [current.mean_feature]
@@ -165,16 +165,16 @@ class _Likeness:
 
 
 def _farness(keyframe: Keyframe, last: Location | None) -> float:
-    """How unlike the view of a keyframe is to the last one, by where the cameras are: 0 for the same view.
+    """Dissimilarity of a keyframe's view to the last one, from the camera poses: 0 for the same view.
 
-    A turn of 30 degrees counts as much as going half as far as the scene is away.
+    A rotation of 30 degrees counts as much as a translation of half the scene's depth.
     """
     location = keyframe.location
     if location is None or last is None or location.segment != last.segment:
         return 10.0
-    turn = np.arccos(np.clip(location.pose[:3, 2] @ last.pose[:3, 2], -1, 1))
-    way = float(np.linalg.norm(location.pose[:3, 3] - last.pose[:3, 3]))
+    angle = np.arccos(np.clip(location.pose[:3, 2] @ last.pose[:3, 2], -1, 1))
+    distance = float(np.linalg.norm(location.pose[:3, 3] - last.pose[:3, 3]))
     depth = keyframe.depth
     known = depth.inverse[depth.known] if depth is not None else np.zeros(0)
     near = max(float(np.median(known)), 1e-3) if len(known) else 0.3
-    return float(turn / np.radians(30) + 2 * way * near)
+    return float(angle / np.radians(30) + 2 * distance * near)

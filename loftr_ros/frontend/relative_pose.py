@@ -1,4 +1,4 @@
-"""The pose of an image relative to a keyframe: by the keyframe's depths, by two views, or not at all."""
+"""The pose of an image relative to a keyframe: from the keyframe's depths or from two views, if possible."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from loftr_ros.geometry.two_view import (
 
 
 def matched_rays(keyframe: EncodedFrame, current: EncodedFrame, matches: Correspondences) -> MatchedRays | None:
-    """Rays of the matches; None where one of the cameras is not calibrated."""
+    """Rays of the matches; None if one of the cameras is not calibrated."""
     camera, rays = current.frame.camera, keyframe.cell_rays
     if camera is None or keyframe.frame.camera is None or rays is None:
         return None
     return MatchedRays(
-        rays[matches.track_id], camera.unproject(matches.current_points), camera.focal_length, keyframe.field
+        rays[matches.track_id], camera.unproject(matches.current_points), camera.focal_length, keyframe.view_area
     )
 
 
 def pose_without_calibration(matches: Correspondences, geometry: GeometryConfig) -> RelativePose:
-    """No pose, but which matches agree on one fundamental matrix."""
+    """The inliers of one fundamental matrix, without a pose."""
     inliers = uncalibrated_inliers(matches.keyframe_points, matches.current_points, geometry)
     return without_pose(PoseStatus.NO_CALIBRATION, inliers)
 
@@ -41,18 +41,18 @@ def pose_without_calibration(matches: Correspondences, geometry: GeometryConfig)
 def pose_by_two_views(
     keyframe: EncodedFrame, matches: Correspondences, rays: MatchedRays, geometry: GeometryConfig, why: ScaleReason
 ) -> RelativePose:
-    """The pose with a translation of unit length.
+    """The two-view pose, with a translation of unit length.
 
     Args:
         keyframe: image 0.
         matches: with it.
         rays: of the matches.
         geometry: settings.
-        why: there is no length.
+        why: reason for the unknown length.
     """
     assert keyframe.frame.camera is not None
     pose = estimate_relative_pose(
-        rays.keyframe, rays.current, keyframe.frame.camera.focal_length, geometry, matches.std, rays.field
+        rays.keyframe, rays.current, keyframe.frame.camera.focal_length, geometry, matches.std, rays.view_area
     )
     return replace(pose, without_length=why)
 
@@ -60,14 +60,14 @@ def pose_by_two_views(
 def pose_by_depth(
     depth: CellDepth | None, matches: Correspondences, rays: MatchedRays, geometry: GeometryConfig, min_cells: int
 ) -> RelativePose | None:
-    """The current camera's pose in the unit of a keyframe's depths; None where it knows none, or too few agree.
+    """The current camera's pose in the unit of a keyframe's depths; None if too few depths are known or agree.
 
     Args:
         depth: of the keyframe's cells.
         matches: with it.
         rays: of the matches.
         geometry: settings.
-        min_cells: matches of known depth in agreement that a length needs.
+        min_cells: least inliers of known depth for a length.
     """
     if depth is None:
         return None
@@ -81,17 +81,17 @@ def pose_by_depth(
         rays.focal_length,
         geometry,
         min_cells,
-        rays.field,
+        rays.view_area,
     )
 
 
 def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
-    """Why the depths of a keyframe give a pose no length, where `pose_by_depth` finds none.
+    """Why a keyframe's depths give no length when `pose_by_depth` fails.
 
     Args:
         depth: of its cells.
         cell: (N,) cells of the matches.
-        min_cells: matches of known depth that a length needs.
+        min_cells: least matches of known depth for a length.
     """
     if depth is None or not depth.known.any():
         return ScaleReason.NO_DEPTH

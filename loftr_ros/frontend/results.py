@@ -1,4 +1,4 @@
-"""What the front end finds in a frame."""
+"""Results of the front end for a frame."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Correspondences:
         track_id: (N,) uint32, the keyframe's cell; with the keyframe's id it names a scene point.
         keyframe_points, current_points: (N, 2) float32 pixels (u, v).
         confidence: (N,) float32 in [0, 1], the matcher's.
-        std: (N,) float32 pixels, standard deviation of `current_points` along one axis as the network's fine stage
-            sees it; NaN where the network has none.
+        std: (N,) float32 pixels, standard deviation of `current_points` along one axis estimated by the network's fine
+            stage; NaN if the network has none.
     """
 
     track_id: NDArray[np.uint32]
@@ -45,7 +45,7 @@ class Correspondences:
         return cls(np.zeros(0, np.uint32), points, points, empty, empty)
 
     def __getitem__(self, keep: NDArray[np.bool_]) -> Correspondences:
-        """Those that an (N,) bool says."""
+        """Those selected by an (N,) bool."""
         return Correspondences(
             self.track_id[keep],
             self.keyframe_points[keep],
@@ -62,18 +62,18 @@ class MatchedRays:
     Attributes:
         keyframe, current: (N, 2) float64 normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
         focal_length: pixels, of the current image.
-        field: area of the normalised plane that the keyframe's cells see; None where nobody asks.
+        view_area: area of the normalised plane covered by the keyframe's cells; None if not needed.
     """
 
     keyframe: NDArray[np.float64]
     current: NDArray[np.float64]
     focal_length: float
-    field: float | None = None
+    view_area: float | None = None
 
 
 @dataclass(frozen=True)
 class KeyframeMatch:
-    """What the current frame and one keyframe have in common.
+    """The current frame matched with one keyframe.
 
     Attributes:
         keyframe: the keyframe.
@@ -87,7 +87,7 @@ class KeyframeMatch:
 
     @property
     def landmark(self) -> NDArray[np.uint64]:
-        """(N,) a name of each match's scene point that outlives the keyframe (see `TrackLinks`)."""
+        """(N,) persistent names of the matches' scene points, which outlive the keyframe (see `TrackLinks`)."""
         return self.keyframe.landmarks[self.correspondences.track_id]
 
     @property
@@ -110,7 +110,7 @@ class KeyframeMatch:
 
 @dataclass(frozen=True, eq=False)
 class Orientation:
-    """How the camera is turned in the trajectory, while its position is not known.
+    """The camera's orientation in the trajectory while its position is unknown.
 
     Attributes:
         rotation: (3, 3) R_world_current.
@@ -125,20 +125,20 @@ class Orientation:
 
 @dataclass(frozen=True)
 class FrontEndResult:
-    """What `FrontEnd.process` found.
+    """Result of `FrontEnd.process`.
 
     Attributes:
-        frame: the frame it was given.
-        matches: one entry a keyframe matched, the reference first; empty for the first frame.
-        events: keyframes that came and went, with those of a frame before it that failed halfway.
+        frame: the input.
+        matches: one entry per matched keyframe, the reference first; empty for the first frame.
+        events: keyframes added and removed, including those of an earlier frame that failed halfway.
         latencies: seconds spent in each of STAGES.
-        location: of the camera in the trajectory; None where it is not known.
-        links: from the cells of the keyframe that was the reference to those of the one that this frame became.
-        effort: what the next frame is given, to stay inside `max_latency_ms`.
-        state: what is known of where the camera is.
-        quality: what the image is worth by itself; nothing is matched with a useless one.
-        joined: two segments of the trajectory that this frame was found in; None for most frames.
-        orientation: of the camera by a gyroscope since the last location, where `location` is None; else None.
+        location: of the camera in the trajectory; None if unknown.
+        links: from the cells of the previous reference keyframe to those of the keyframe made of this frame.
+        effort: of the next frame, chosen to stay inside `max_latency_ms`.
+        state: of tracking.
+        quality: verdict on the image alone; a useless one is not matched.
+        joined: two segments of the trajectory in which this frame was located; None for most frames.
+        orientation: of the camera by a gyroscope since the last location, if `location` is None; else None.
     """
 
     frame: Frame
@@ -155,7 +155,7 @@ class FrontEndResult:
 
     @property
     def is_unmatched(self) -> bool:
-        """Whether there were keyframes, and too few matches with each of them."""
+        """Whether there were keyframes, and each had too few matches."""
         return bool(self.matches) and all(m.pose.status == PoseStatus.TOO_FEW_MATCHES for m in self.matches)
 
     @property
@@ -172,10 +172,10 @@ class FrontEndResult:
 
     @property
     def is_located(self) -> bool:
-        """Whether the frame's place in the trajectory is known, or it begins one."""
+        """Whether the frame's location in the trajectory is known, or it begins one."""
         return self.location is not None or any(e.added and e.keyframe.frame is self.frame for e in self.events)
 
     @property
     def is_useless(self) -> bool:
-        """Whether the image shows nothing that could be matched."""
+        """Whether the image has nothing to match."""
         return self.quality != FrameQuality.USABLE

@@ -1,4 +1,4 @@
-"""Watching that a stream of frames stays one stream: time goes on, the camera stays the same."""
+"""Checks that a stream of frames stays one stream: increasing time and the same camera."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
 
-# A single frame out of order is refused and nothing is lost by it; as many in a row that agree with each
-# other are a new stream: a bag that began again, a driver that changed its resolution. As many must go on from a leap
-# ahead before the line of stamps before it is forgotten.
+# A single frame out of order is refused without consequences. This many in a row that agree with each other are a new
+# stream: a bag that restarted, or a driver that changed its resolution. After a leap ahead, this many must follow
+# before the stamps before it are forgotten.
 PATIENCE = 3
-# A step this many times longer than is usual may be a stray stamp; it may as well be a gap in the stream.
+# A step this many times longer than usual may be a stray stamp, or a gap in the stream.
 LEAP = 3.0
-FIRST_LEAP_NS = 1_000_000_000  # as long as no step is known
-# Steps by which the usual one is known.
+FIRST_LEAP_NS = 1_000_000_000  # before any step is known
+# Number of steps that define the usual one.
 STEPS = 9
 
 CURE = (
-    "Of a driver whose stamps cannot be mended, take the time of arrival: set the parameter input.stamps to 'arrival'; "
-    "of a recording make them anew with --frame-rate"
+    "If the driver's stamps cannot be fixed, use the time of arrival: set the parameter input.stamps to 'arrival'. "
+    "For a recording, make new stamps with --frame-rate"
 )
 
 
 class FrameRefusedError(ValueError):
-    """A frame that contradicts the stream, or that the network cannot take; nothing was changed by it.
+    """A frame that contradicts the stream, or that the network cannot take. It changed nothing.
 
     Attributes:
         kind: `time`, `size`, `frame_id`, `depth`, `right` or `camera_info`.
@@ -38,34 +38,34 @@ class FrameRefusedError(ValueError):
 
 
 class StreamGuard:
-    """Admits frames that go on from the last one, refuses strays, and notices a stream that has changed.
+    """Admits frames that continue the stream, refuses strays, and detects a changed stream.
 
-    A leap ahead is admitted at once, since most leaps are gaps. If the frames after it go on from the stamp before it,
-    the leap was a stray: they are admitted too, and no keyframe is void.
+    A leap ahead is admitted at once, since most leaps are gaps. If the frames after it continue from the stamp before
+    it, the leap was a stray: they are admitted too, and all keyframes stay valid.
 
     Attributes:
-        stray: what is to be said of a frame that was admitted and then turned out to be a stray; empty if nothing is.
-            Whoever says it clears it.
+        stray: message about an admitted frame that turned out to be a stray; empty if there is none. Its reader clears
+            it.
     """
 
     def __init__(self) -> None:
         self.stray = ""
         self._last: Frame | None = None
         self._strays: list[Frame] = []
-        # The last frame before a leap ahead, while it is not known whether that was a stray; frames since the leap.
+        # The last frame before a leap ahead, while it may be a stray; and the frames since the leap.
         self._before: Frame | None = None
         self._since_leap = 0
         self._steps: deque[int] = deque(maxlen=STEPS)  # ns
 
     def reset(self) -> None:
-        """Forget the stream: whatever comes next is admitted."""
+        """Forget the stream: the next frame is admitted whatever it is."""
         self._begin(None)
 
     def admit(self, frame: Frame) -> KeyframeReason | None:
-        """Take the frame as the stream's next.
+        """Admit the frame as the stream's next.
 
         Returns:
-            None where it goes on, or why all keyframes of the old stream are void: TIME_JUMPED, CAMERA_CHANGED.
+            None if it continues the stream, or why all old keyframes are void: TIME_JUMPED, CAMERA_CHANGED.
 
         Raises:
             FrameRefusedError: the frame contradicts the stream, and too few before it agree with it.
@@ -81,8 +81,8 @@ class StreamGuard:
         if contradiction.kind == "time" and self._before is not None and _contradiction(self._before, frame) is None:
             ahead = (last.stamp_ns - self._before.stamp_ns) / 1e9
             self.stray = (
-                f"image stamp {last.stamp_ns / 1e9:.3f} was {ahead:.3f} s ahead of the one before it, and the stamps "
-                f"after it go on from there: it was wrong. The stream goes on. {CURE}"
+                f"image stamp {last.stamp_ns / 1e9:.3f} was {ahead:.3f} s ahead of the one before it, but the next "
+                f"stamps continue from the one before: it was wrong. The stream continues. {CURE}"
             )
             self._last, self._strays, self._before = frame, [], None
             return None
@@ -105,7 +105,7 @@ class StreamGuard:
             self._since_leap += 1
             if self._since_leap < PATIENCE:
                 return
-            self._before = None  # the stream goes on from there, at a pace that may be another
+            self._before = None  # the stream continues from there, perhaps at another rate
             self._steps.clear()
         elif step > (LEAP * statistics.median(self._steps) if self._steps else FIRST_LEAP_NS):
             self._before, self._since_leap = last, 1
@@ -114,7 +114,7 @@ class StreamGuard:
 
 
 def _contradiction(before: Frame, frame: Frame) -> FrameRefusedError | None:
-    """What keeps `frame` from following `before`."""
+    """Why `frame` cannot follow `before`; None if it can."""
     if frame.frame_id != before.frame_id:
         return FrameRefusedError(
             "frame_id",
@@ -128,7 +128,7 @@ def _contradiction(before: Frame, frame: Frame) -> FrameRefusedError | None:
             f"refused until {PATIENCE} in a row have the new size",
         )
     if frame.stamp_ns <= 0:
-        return FrameRefusedError("time", f"image stamp is zero, which in ROS means that there is none. {CURE}")
+        return FrameRefusedError("time", f"image stamp is zero, which in ROS means no stamp. {CURE}")
     if frame.stamp_ns == before.stamp_ns:
         return FrameRefusedError(
             "time",
@@ -146,7 +146,7 @@ def _contradiction(before: Frame, frame: Frame) -> FrameRefusedError | None:
 
 
 def check_companions(frame: Frame, mode: str) -> None:
-    """Hold what came with a frame against what the mode needs.
+    """Check what a frame came with against the needs of the mode.
 
     Args:
         frame: the frame.

@@ -1,4 +1,4 @@
-"""Landmarks that outlive keyframes: where a new keyframe's cell sees the point of an old one's, the two are one."""
+"""Landmarks that outlive keyframes: links between cells of two keyframes that observe the same point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class TrackLinks:
-    """Cells of a new keyframe that see the points of an older one's cells.
+    """Links between cells of a new and an older keyframe that observe the same points.
 
     Attributes:
         old_keyframe, new_keyframe: ids.
@@ -53,7 +53,7 @@ def nearest_cells(
 
 
 def one_each(cell: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Indices of those that are the nearest to their cell, one for each cell."""
+    """For each cell, the index of the nearest item."""
     order = np.lexsort((distance, cell))
     first = np.ones(len(order), dtype=np.bool_)
     first[1:] = cell[order][1:] != cell[order][:-1]

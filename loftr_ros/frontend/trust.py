@@ -1,8 +1,8 @@
-"""Whether a pose is to be trusted by itself: how much of what both images should show agrees with it.
+"""Trust in a pose from the images alone: the part of the commonly visible area that agrees with it.
 
-Wrong poses that many matches agree on come from a thing that is there twice: a poster that hangs in two rooms, a door
-like the next one. The thing is matched, and what is around it is not. So a pose is held against the parts of the
-keyframe's image that it says are in view and that have texture: inliers must be in enough of them.
+A wrong pose with many inliers comes from an object that occurs twice: a poster that hangs in two rooms, a door like the
+next one. The object matches, its surroundings do not. So a pose is checked against the textured parts of the keyframe's
+image that should be in view by it: inliers must be in enough of them.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from loftr_ros.geometry.two_view import RelativePose
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Blocks along the longer side of the image at most, and cells of the network in the side of one at least.
+# Largest number of blocks along the longer side of the image, and least number of cells along a block's side.
 _BLOCKS, _CELLS = 20, 2
-# Gray levels a pixel, root mean square of the gradient, from which on a block has texture to be matched; in an image
-# where few blocks have that, what a dark image's noise stays below.
+# Least gradient (root mean square, gray levels per pixel) of a block with texture; and a lower limit for images with
+# few such blocks, above the noise of a dark image.
 _TEXTURE, _FAINT_TEXTURE = 3.0, 1.0
-# Part of the blocks that must be in view for a verdict, and how many at least.
+# Part and number of the blocks that must be in view for a verdict.
 _LEAST_PART, _LEAST_BLOCKS = 0.04, 6
 
 
 def _least(blocks: int) -> float:
-    """Blocks that must be in view for a verdict."""
+    """Number of blocks that must be in view for a verdict."""
     return max(_LEAST_PART * blocks, _LEAST_BLOCKS)
 
 
 @dataclass(frozen=True, eq=False)
 class Texture:
-    """Where an image has something to be matched.
+    """Textured blocks of an image.
 
     Attributes:
-        flags: (B,) whether each block of the image has, row by row.
-        blocks: along its longer side.
+        flags: (B,) whether each block has texture, row by row.
+        blocks: number along its longer side.
     """
 
     flags: Flags
@@ -60,17 +60,17 @@ def _centres(width: int, height: int, blocks: int) -> tuple[Array, tuple[int, in
 
 
 def texture_of(image: NDArray[np.uint8], cells: int, usable: NDArray[np.bool_] | None = None) -> Texture:
-    """Which blocks of an image have texture that could be matched.
+    """Find the blocks of an image with texture to match.
 
     Args:
         image: (H, W) uint8 gray.
-        cells: of the network along its longer side: a block must hold some, or it has no match by chance.
+        cells: of the network along its longer side; a block must contain some, or it would have matches only by chance.
         usable: (H, W) bool, false for pixels to ignore; None to use all.
     """
     height, width = image.shape
     blocks = max(min(_BLOCKS, cells // _CELLS), 1)
     _, (rows, columns) = _centres(width, height, blocks)
-    # Half the size: the sensor's noise would else be texture.
+    # At half the size, because sensor noise would count as texture.
     small = cv2.resize(image, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
     across, down = cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=0.125)
     energy = cv2.resize(across * across + down * down, (columns, rows), interpolation=cv2.INTER_AREA)
@@ -100,10 +100,10 @@ def explained_part(
         pose: of the current camera relative to the keyframe.
         keyframe, current: calibrations.
         cell_points: (L, 2) pixels of the keyframe's cells.
-        depth: of these cells; without it all are taken to be as far away as the inliers' parallax says.
+        depth: of these cells; without it, the inliers' parallax gives one depth for all.
 
     Returns:
-        The part; 0 where too few blocks are in view to tell.
+        The part; 0 if too few blocks are in view.
     """
     size = keyframe.width, keyframe.height
     _, grid = _centres(*size, texture.blocks)
@@ -116,21 +116,21 @@ def explained_part(
 def explained_back(
     texture: Texture, points: NDArray[np.floating], pose: RelativePose, keyframe: CameraModel, current: CameraModel
 ) -> float:
-    """As `explained_part`, of the current image's blocks in view of the keyframe.
+    """As `explained_part`, for the current image's blocks in view of the keyframe.
 
-    All of them are taken to be as far away as the inliers' parallax says.
+    The inliers' parallax gives one depth for all of them.
 
     Args:
         texture: of the current image.
-        points: (N, 2) pixels of the current image where the inliers are.
+        points: (N, 2) pixels of the current image with inliers.
         pose: of the current camera relative to the keyframe.
         keyframe, current: calibrations.
     """
-    turned = np.ascontiguousarray(pose.rotation.T)
+    rotated = np.ascontiguousarray(pose.rotation.T)
     length = float(np.linalg.norm(pose.translation))
-    back = -turned @ pose.translation / max(length, 1e-12)
+    back = -rotated @ pose.translation / max(length, 1e-12)
     inverse = pose.median_parallax / current.focal_length if length else 0.0
-    return _part(texture, points, turned, back, inverse, current, keyframe)
+    return _part(texture, points, rotated, back, inverse, current, keyframe)
 
 
 def _part(
@@ -142,7 +142,7 @@ def _part(
     first: CameraModel,
     second: CameraModel,
 ) -> float:
-    """Part of the first image's textured blocks in view of the second camera that hold some of the points.
+    """Part of the first image's textured blocks in view of the second camera that contain a point.
 
     Args:
         texture: of the first image.
@@ -161,22 +161,22 @@ def _part(
     pixels[ahead] = second.project(there[ahead])
     margin = second.width / _BLOCKS / 4
     with np.errstate(invalid="ignore"):
-        seen = ahead & (pixels > margin).all(axis=1)
-        seen &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
-    seen &= texture.flags
-    if seen.sum() < _least(seen.size):
+        visible = ahead & (pixels > margin).all(axis=1)
+        visible &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
+    visible &= texture.flags
+    if visible.sum() < _least(visible.size):
         return 0.0
     matched = blocks_with(points, size, texture.blocks)
-    return float((matched & seen).sum() / seen.sum())
+    return float((matched & visible).sum() / visible.sum())
 
 
 def blocks_with(points: NDArray[np.floating], size: tuple[int, int], blocks: int) -> Flags:
-    """(B,) whether each block of an image holds a point.
+    """(B,) whether each block of an image contains a point.
 
     Args:
         points: (N, 2) pixels.
         size: (width, height) of the image.
-        blocks: along its longer side.
+        blocks: number along its longer side.
     """
     centres, (rows, columns) = _centres(*size, blocks)
     held = np.zeros(len(centres), np.bool_)
@@ -188,7 +188,7 @@ def blocks_with(points: NDArray[np.floating], size: tuple[int, int], blocks: int
 def _inverse_of_blocks(
     cell_points: NDArray[np.floating], depth: CellDepth, size: tuple[int, int], grid: tuple[int, int]
 ) -> Array:
-    """(B,) mean inverse depth of the known cells in each block; the median of all where it has none."""
+    """(B,) mean inverse depth of the known cells in each block; the overall median for blocks without any."""
     rows, columns = grid
     known = depth.known
     column, row = (cell_points[known] * (columns / size[0], rows / size[1])).astype(np.int64).T

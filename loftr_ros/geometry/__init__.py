@@ -1,1 +1,1 @@
-"""Cameras and poses: two-view geometry, pose by depth, and what both rest on. numpy and OpenCV only."""
+"""Cameras and poses: two-view geometry, pose from depth, and their foundations. numpy and OpenCV only."""

@@ -23,7 +23,7 @@ RATIONAL_POLYNOMIAL = "rational_polynomial"
 EQUIDISTANT = "equidistant"
 NO_DISTORTION = "none"
 
-# How many coefficients each model takes. CameraInfo's rational polynomial has 8; OpenCV adds a thin prism (12) and a
+# Number of coefficients of each model. CameraInfo's rational polynomial has 8; OpenCV adds a thin prism (12) and a
 # tilted sensor (14), which some drivers publish under the same name. Zeros after these are padding.
 _COEFFICIENT_COUNTS: dict[str, tuple[int, ...]] = {
     PLUMB_BOB: (4, 5),
@@ -31,9 +31,9 @@ _COEFFICIENT_COUNTS: dict[str, tuple[int, ...]] = {
     EQUIDISTANT: (4,),
     NO_DISTORTION: (0,),
 }
-# Names that say nothing of the distortion.
+# Names that do not define the distortion.
 _NAMELESS = ("", "pinhole", "perspective")
-# What drivers and calibration tools call them, in lower case and with underscores.
+# Names used by drivers and calibration tools, in lower case and with underscores.
 _ALIASES = {
     **dict.fromkeys((*_NAMELESS, "none", "no", "no_distortion", "undistorted", "rectified", "ideal"), NO_DISTORTION),
     **dict.fromkeys(
@@ -68,9 +68,9 @@ _ALIASES = {
         EQUIDISTANT,
     ),
 }
-# Models that are others than they sound like; with coefficients they cannot be used.
+# Models that differ from what their names suggest; unusable with coefficients.
 _OTHERS = {
-    "inverse_brown_conrady": "it goes from distorted to undistorted points, so its coefficients are not those of "
+    "inverse_brown_conrady": "it maps distorted to undistorted points, so its coefficients are not those of "
     "plumb_bob; rectify the images in the driver, or calibrate the camera",
     "modified_brown_conrady": "its tangential terms are not those of plumb_bob; calibrate the camera",
     "ftheta": "expected a model of OpenCV; calibrate the camera as equidistant",
@@ -80,34 +80,33 @@ _OTHERS = {
     "thin_prism_fisheye": "its prism is not part of equidistant; calibrate the camera as equidistant",
     **dict.fromkeys(
         ("mei", "omnidirectional", "omni", "xi", "unified", "double_sphere", "ds", "eucm", "scaramuzza", "ocam"),
-        "it sees more than half of all directions, which no model of OpenCV for CameraInfo does; rectify the images to "
-        "a pinhole or calibrate the camera as equidistant",
+        "its field of view is beyond 180 degrees, which OpenCV's models for CameraInfo do not support; rectify the "
+        "images to a pinhole or calibrate the camera as equidistant",
     ),
 }
 
 
 class CameraError(ValueError):
-    """A calibration that cannot be used; the message says why and what was expected."""
+    """An unusable calibration. The message says why, and what was expected."""
 
 
 @dataclass(frozen=True, eq=False)
 class CameraModel:
     """Intrinsics and distortion of one camera at one image size.
 
-    Pixels are (u, v) with (0, 0) at the centre of the top-left pixel. Rays are (x / z, y / z) in the
-    optical frame (REP 103: x right, y down, z forward), which holds for what lies in front of the camera.
+    Pixels are (u, v) with (0, 0) at the centre of the top-left pixel. Rays are (x / z, y / z) in the optical frame (REP
+    103: x right, y down, z forward), for points in front of the camera.
 
     Attributes:
         width, height: image size in pixels that the calibration refers to.
-        matrix: (3, 3) float64 camera matrix K of the raw (distorted) image; a skew is honoured.
-        distortion_model: `plumb_bob`, `rational_polynomial`, `equidistant` or `none`; given by any of the names that
-            drivers and calibration tools have for them.
-        distortion: (D,) float64 coefficients, in the order of CameraInfo and OpenCV. All zeros mean no distortion,
-            except with `equidistant`, where they are the ideal fisheye (angle proportional to radius); of a CameraInfo
-            they mean no distortion there too.
+        matrix: (3, 3) float64 camera matrix K of the raw (distorted) image, skew included.
+        distortion_model: `plumb_bob`, `rational_polynomial`, `equidistant` or `none`; names used by drivers and
+            calibration tools are accepted.
+        distortion: (D,) float64 coefficients, in the order of CameraInfo and OpenCV. All zeros mean no distortion. Only
+            with `equidistant` outside of a CameraInfo they mean the ideal fisheye (angle proportional to radius).
 
     Raises:
-        CameraError: what was given is no calibration.
+        CameraError: the values are not a calibration.
     """
 
     width: int
@@ -138,11 +137,11 @@ class CameraModel:
     def from_camera_info(cls, info: Any) -> CameraModel:
         """The model in a `sensor_msgs/CameraInfo`-like message (k, d, width, height of the raw image).
 
-        Binning and region of interest are honoured, in the message's own order (the region is given in the unbinned,
-        full-resolution image): the result is for the image as it is published.
+        Binning and region of interest are applied in the message's own order (the region refers to the unbinned,
+        full-resolution image): the result is for the published image.
 
         Raises:
-            CameraError: the message holds no usable calibration.
+            CameraError: the message has no usable calibration.
         """
         if np.size(info.k) != 9:
             raise CameraError(f"camera matrix K has {np.size(info.k)} entries; expected 9")
@@ -152,7 +151,7 @@ class CameraModel:
         width, height = int(info.width), int(info.height)
         model, coefficients = str(info.distortion_model), np.asarray(info.d, dtype=np.float64).ravel()
         if not coefficients.any():
-            # Under any name. By the formula of a fisheye they would be an ideal one, which no driver means by them.
+            # Whatever the model's name. As a fisheye they would mean an ideal one, which no driver intends.
             model, coefficients = NO_DISTORTION, np.zeros(0)
         roi = info.roi
         if roi.x_offset or roi.y_offset or roi.width or roi.height:
@@ -166,13 +165,13 @@ class CameraModel:
             matrix[1, 2] -= int(roi.y_offset)
             width, height = int(roi.width), int(roi.height)
         binning = (max(int(info.binning_x), 1), max(int(info.binning_y), 1))
-        # A binned pixel's centre lies between the centres of the pixels it was made of.
+        # A binned pixel's centre lies between the centres of its source pixels.
         matrix = _scaled(matrix, 1 / binning[0], 1 / binning[1])
         return cls(width // binning[0], height // binning[1], matrix, model, coefficients)
 
     @property
     def focal_length(self) -> float:
-        """Mean of the two focal lengths, in pixels: turns an angle in the image's middle into pixels."""
+        """Mean of the two focal lengths in pixels; converts angles near the image's centre to pixels."""
         return float(self.matrix[0, 0] + self.matrix[1, 1]) / 2
 
     def unproject(self, pixels: ArrayLike) -> Array:
@@ -182,8 +181,8 @@ class CameraModel:
             pixels: (N, 2) pixels of the raw image.
 
         Returns:
-            (N, 2) float64 normalised coordinates (x / z, y / z). NaN where the model has no ray in front of the
-            camera for the pixel: 90 degrees or more off the axis, or past where the distortion folds back on itself.
+            (N, 2) float64 normalised coordinates (x / z, y / z). NaN if the pixel has no ray in front of the camera: at
+            90 degrees or more off the axis, or where the distortion is not invertible.
         """
         u, v = np.asarray(pixels, dtype=np.float64).reshape(-1, 2).T
         k = self.matrix
@@ -200,8 +199,8 @@ class CameraModel:
             points: (N, 3) points, any unit.
 
         Returns:
-            (N, 2) float64 pixels of the raw image, inside of it or not. NaN where a point is not in front of the
-            camera (z <= 0), or is past where the distortion folds back on itself.
+            (N, 2) float64 pixels of the raw image, possibly outside of it. NaN if a point is not in front of the camera
+            (z <= 0), or where the distortion is not invertible.
         """
         x, y, z = np.asarray(points, dtype=np.float64).reshape(-1, 3).T
         z = np.where(z > 0, z, np.nan)
@@ -212,7 +211,7 @@ class CameraModel:
         return np.stack([k[0, 0] * x + k[0, 1] * y + k[0, 2], k[1, 1] * y + k[1, 2]], axis=1)
 
     def resized(self, width: int, height: int) -> CameraModel:
-        """The same camera at another image size, half-pixel correct: what `cv2.resize` makes of its images."""
+        """The same camera at another image size, half-pixel correct as `cv2.resize`."""
         matrix = _scaled(self.matrix, width / self.width, height / self.height)
         return CameraModel(width, height, matrix, self.distortion_model, self.distortion)
 
@@ -233,32 +232,30 @@ class CameraModel:
 
 
 def known_model(name: str, coefficients: Array) -> tuple[str, Array]:
-    """The distortion model that a name and a number of coefficients stand for, without padding.
+    """The distortion model for a name and a number of coefficients, without padding.
 
     Args:
         name: as drivers and calibration tools write it: "Brown Conrady", "fisheye", "RadTan", "".
         coefficients: (D,) float64.
 
     Raises:
-        CameraError: no such model is known, or it has another number of coefficients; the message says which has.
+        CameraError: the model is unknown, or has another number of coefficients; the message names the matching models.
     """
     if not np.isfinite(coefficients).all():
         raise CameraError(f"distortion coefficients D are not finite: {coefficients.tolist()}")
     plain = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
-    plain = plain.removeprefix("distortion_")  # as an enumeration of librealsense has it
+    plain = plain.removeprefix("distortion_")  # the spelling of librealsense's enumeration
     model = _ALIASES.get(plain)
     size, some = coefficients.size, bool(coefficients.any())
     if not some and model != EQUIDISTANT:
         return NO_DISTORTION, np.zeros(0)
     if plain == "modified_brown_conrady" and size == 5 and not coefficients[2:4].any():
-        model = PLUMB_BOB  # the two differ in the tangential terms alone
+        model = PLUMB_BOB  # the two differ only in the tangential terms
     if plain in _OTHERS and model is None:
         raise CameraError(f"distortion model '{name}' cannot be used: {_OTHERS[plain]}")
     if model is None:
         raise CameraError(f"distortion model '{name}' is not known; expected one of {', '.join(_COEFFICIENT_COUNTS)}")
-    if (
-        plain in _NAMELESS and size != 4
-    ):  # where the name was left out, the number tells, but for 4, which two models have
+    if plain in _NAMELESS and size != 4:  # without a name the number decides, except for 4, which two models have
         model = next((each for each, counts in _COEFFICIENT_COUNTS.items() if size in counts), model)
     counts = _COEFFICIENT_COUNTS[model]
     if size > counts[-1] and not coefficients[counts[-1] :].any():

@@ -10,7 +10,7 @@ from loftr_ros.settings import Settings, setting
 
 @dataclass(frozen=True)
 class GeometryConfig(Settings):
-    """Two-view geometry."""
+    """Settings of two-view geometry."""
 
     live: ClassVar[bool] = True
 

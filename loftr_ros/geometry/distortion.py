@@ -1,8 +1,8 @@
-"""Distortion of normalised coordinates by a lens, and its inverse to all the precision there is.
+"""Lens distortion of normalised coordinates, and its inverse to full precision.
 
-Written out here, and tested against OpenCV, because OpenCV's `undistortPoints` stops its fixed-point iteration short of
-the solution for strong distortion, and where a model folds back on itself or looks sideways it returns
-wrong rays, not an error. Here such coordinates give NaN.
+Implemented here, and tested against OpenCV, because OpenCV's `undistortPoints` stops its fixed-point iteration too
+early for strong distortion. Where a model is not invertible or beyond 90 degrees, it returns wrong rays instead of an
+error. Here such coordinates give NaN.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Newton's method has arrived here (normalised coordinates): a millionth of a pixel at a focal length of 1000 px.
+# Convergence of Newton's method (normalised coordinates): a millionth of a pixel at a focal length of 1000 px.
 _TOLERANCE = 1e-9
 _MAX_STEPS = 8
 
 
 class PolynomialLens:
-    """Radial, tangential, thin-prism and tilt distortion, as the documentation of OpenCV's calib3d has it."""
+    """Radial, tangential, thin-prism and tilt distortion, as documented for OpenCV's calib3d."""
 
     def __init__(self, coefficients: Array) -> None:
         k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4, tau_x, tau_y = np.pad(coefficients, (0, 14 - coefficients.size))
@@ -31,7 +31,7 @@ class PolynomialLens:
         self._numerator, self._denominator = Polynomial([1, k1, k2, k3]), Polynomial([1, k4, k5, k6])
         n, d = self._numerator, self._denominator
         self._slope = n.deriv() * d - n * d.deriv()
-        # Where the distorted radius stops growing (its derivative is 0) or has a pole, the model ends.
+        # The model ends where the distorted radius stops growing (its derivative is 0) or has a pole.
         growth = n * d + 2 * Polynomial([0, 1]) * self._slope
         self._limit = np.sqrt(min(_first_root(growth), _first_root(d)))
         self._start = _Inverse(self._radius, float(min(np.arctan(self._limit), np.radians(89.5))))
@@ -59,7 +59,7 @@ class PolynomialLens:
                 fx, fy, xx, xy, yx, yy = self._model(x, y)
                 fx, fy, determinant = fx - u, fy - v, xx * yy - xy * yx
                 converged = np.hypot(fx, fy) < _TOLERANCE
-                # A further step once it has converged costs little, and brings all the precision there is.
+                # One more step after convergence costs little and gives full precision.
                 x, y = x - (yy * fx - xy * fy) / determinant, y - (xx * fy - yx * fx) / determinant
                 if converged.all():
                     break
@@ -116,7 +116,7 @@ class EquidistantLens:
 
 
 class _Inverse:
-    """A growing function of the angle off the axis, inverted by a table: where Newton's method starts."""
+    """Inverse of a growing function of the angle off the axis, by a table; initial value for Newton's method."""
 
     def __init__(self, function: Callable[[Array], Array], limit: float) -> None:
         self._angles = np.linspace(0, limit, 512, endpoint=False)

@@ -1,7 +1,7 @@
-"""The mathematics of two rays and a pose: residuals, cheirality, refinement, a rotation alone.
+"""Mathematics of two rays and a pose: residuals, cheirality, refinement, pure rotation.
 
-Throughout, p0 and p1 are (N, 3) float64 rays (x / z, y / z, 1) in the keyframe's and the current camera's
-optical frame, and (rotation, translation) is T_keyframe_current: X0 = rotation X1 + translation.
+Throughout, p0 and p1 are (N, 3) float64 rays (x / z, y / z, 1) in the keyframe's and the current camera's optical
+frame, and (rotation, translation) is T_keyframe_current: X0 = rotation X1 + translation.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from loftr_ros.geometry.se3 import rotation_matrix, skew
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Normalised units: more than the width of any image without a lens of its own model.
+# Normalised units: more than the width of any image except a fisheye's.
 MAX_RESIDUAL = 4.0
-# Matches that tell how a pose moves with the calibration: it takes no more.
+# Number of matches used for the influence of shared errors on the pose; more are not needed.
 COMMON_MATCHES = 150
-# Pixels: median standard deviation of matches of a sharp image at most, of a blurred one at least, and what is taken
-# where the network does not tell.
+# Pixels: upper limit of the median standard deviation of matches in a sharp image, lower limit in a blurred one, and
+# the value used if the network gives none.
 _SHARP_STD, _BLURRED_STD, _TYPICAL_STD = 0.4, 1.0, 0.3
-# What the calibration's errors do to a pose is multiplied by this: it allows for what has no name, fitted on rendered
-# walks with such errors (benchmarks/wrong_and_sure.py).
+# Factor on the effect of the calibration's errors, for unmodelled ones; fitted on rendered walks with such errors
+# (benchmarks/wrong_and_sure.py).
 COMMON_FACTOR = 1.3
 
 
@@ -47,14 +47,13 @@ class RefinedPose:
 
 @dataclass(frozen=True)
 class CommonErrors:
-    """What all matches of two images have in common, so that no number of them averages it out.
+    """Errors shared by all matches of two images, which do not average out.
 
     Attributes:
-        focal_std: standard deviation of the calibration's focal length, as a part of it.
+        focal_std: relative standard deviation of the calibration's focal length.
         centre_std: of the principal point along one axis, normalised units.
-        depth_scale_std: of what the depths of a keyframe are all wrong by, as a part of them.
-        match_std: of what the matches of a whole region are wrong by along one axis, normalised units, see
-            `shared_match_error`.
+        depth_scale_std: relative standard deviation of the common scale of a keyframe's depths.
+        match_std: of the shared error of a region's matches along one axis, normalised units, see `shared_match_error`.
     """
 
     focal_std: float
@@ -64,14 +63,14 @@ class CommonErrors:
 
     @property
     def is_none(self) -> bool:
-        """Whether there is nothing that they share."""
+        """Whether there are no shared errors."""
         return not (self.focal_std or self.centre_std or self.depth_scale_std or self.match_std)
 
     def rays(self, rays_keyframe: Array, rays_current: Array) -> list[tuple[Array, Array]]:
-        """(N, 2) rays of both images as they would be with one thing at a time off by one standard deviation.
+        """(N, 2) rays of both images, with one error at a time set to one standard deviation.
 
-        The calibration is that of both images; matches are off in the current one, by a shift and by what grows across
-        the image.
+        The calibration is that of both images. The matches' error applies to the current image: a shift, and a part
+        that grows across the image.
         """
         across, down = np.array([1.0, 0.0]), np.array([0.0, 1.0])
         both = [(r * (1 + self.focal_std)) for r in (rays_keyframe, rays_current)]
@@ -92,17 +91,17 @@ class CommonErrors:
 
 
 def shared_match_error(std: Array) -> tuple[float, float]:
-    """What the matches of an image share, by how sure they are of themselves.
+    """Shared error of an image's matches, from their stated standard deviations.
 
-    A sharp image's are wrong by a twentieth of a pixel together, a blurred one's by most of what they say each is wrong
-    by; and scattered more than that. Fitted on rendered pairs (benchmarks/wrong_and_sure.py, worlds 800 to 899).
+    Matches of a sharp image share an error of a twentieth of a pixel, those of a blurred image most of their stated
+    standard deviation. They also scatter more than stated. Fitted on rendered pairs (benchmarks/wrong_and_sure.py,
+    worlds 800 to 899).
 
     Args:
-        std: (N,) standard deviations in pixels; NaN where the network does not tell.
+        std: (N,) standard deviations in pixels; NaN where the network gives none.
 
     Returns:
-        Standard deviation of the shared error in pixels, and by how much the matches' own standard deviations are to be
-        multiplied.
+        Standard deviation of the shared error in pixels, and a factor on the matches' own standard deviations.
     """
     typical = float(np.median(std[np.isfinite(std)])) if np.isfinite(std).any() else _TYPICAL_STD
     part = float(np.interp(typical, (_SHARP_STD, _BLURRED_STD), (0.25, 0.7)))
@@ -115,10 +114,10 @@ def homogeneous(rays: Array) -> Array:
 
 
 def ray_area(rays: Array) -> float:
-    """Area of the normalised plane that rays are spread over; as many as a twentieth at either side count for nothing.
+    """Area of the normalised plane that rays cover, without the outer twentieth on each side.
 
-    Along each of the two axes of their covariance, it is the range of the middle nine tenths. Rays spread evenly over
-    a rectangle give its area; rays on a line, and fewer than three, give none.
+    Along each of the two axes of their covariance, it uses the range of the middle nine tenths. Rays spread evenly over
+    a rectangle give its area; rays on a line, and fewer than three, give zero.
 
     Args:
         rays: (N, 2) normalised coordinates; NaN for pixels without a ray.
@@ -135,7 +134,7 @@ def ray_area(rays: Array) -> float:
 def rotated_residual(p0: Array, p1: Array, rotation: Array) -> Array:
     """(N,) distance in the keyframe's normalised plane between p0 and the rotated p1: the parallax.
 
-    At most `MAX_RESIDUAL`, which is also what a ray gets that points away from the keyframe's view.
+    At most `MAX_RESIDUAL`, which is also the value for a ray that points away from the keyframe's view.
     """
     y = p1 @ rotation.T
     ahead = y[:, 2] > 1e-6
@@ -151,7 +150,7 @@ def sampson_distance(p0: Array, p1: Array, rotation: Array, translation: Array) 
 
 
 def depth_signs(p0: Array, p1: Array, rotation: Array, translation: Array) -> Flags:
-    """(N,) bool: the rays meet in front of both cameras."""
+    """(N,) bool: whether the rays meet in front of both cameras."""
     y = p1 @ rotation.T
     normal = _cross(p0, y)
     # (a x t) . n = a . (t x n): both depths share a cross product.
@@ -186,10 +185,10 @@ def refine_pose(
 
     Args:
         p0, p1: inlier rays.
-        rotation, translation: where to start; translation of unit length.
+        rotation, translation: initial values; translation of unit length.
         threshold: normalised units; half of it is the robust kernel's scale.
         iterations: at most.
-        relative_std: (N,) standard deviations of the matches in units of an ordinary one's; None where all are alike.
+        relative_std: (N,) standard deviations of the matches relative to a typical one; None if all are equal.
 
     Returns:
         The refined pose and its covariance.
@@ -202,22 +201,22 @@ def refine_pose(
 def common_covariance(
     p0: Array, p1: Array, rotation: Array, translation: Array, scale: float, common: CommonErrors
 ) -> Array:
-    """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common.
+    """(6, 6) of (translation, rotation vector): covariance of the minimum due to errors shared by all matches.
 
-    One step of Gauss-Newton for each parameter that may be off by a standard deviation, on some of the matches.
+    One Gauss-Newton step for each shared error at one standard deviation, on a part of the matches.
 
     Args:
         p0, p1: (N, 3) inlier rays.
         rotation, translation: the minimum.
         scale: of the robust kernel, in normalised units.
-        common: what they have in common.
+        common: the shared errors.
     """
     if common.is_none:
         return np.zeros((6, 6))
     some = slice(None, None, max(len(p0) // COMMON_MATCHES, 1))
     rays = [(p0[some, :2], p1[some, :2])]
     rays += common.rays(*rays[0])
-    # All at once: each of them alone is so little that the calls would take longer than the sums.
+    # Evaluated together: each is so small that the calls would take longer than the sums.
     before, now = (homogeneous(np.concatenate(image)) for image in zip(*rays, strict=True))
     problem = _SampsonProblem(before, now, scale, None)
     residual, jacobian, tangent = problem.linearised(rotation, translation)
@@ -234,11 +233,11 @@ def common_covariance(
 
 
 def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
-    """The rotation that best takes p1 to p0, robustly: reweighted Kabsch, (3, 3).
+    """The rotation that best maps p1 to p0, robustly: reweighted Kabsch, (3, 3).
 
     Args:
-        p0, p1: rays, outliers among them.
-        scale: of the robust (Geman-McClure) weight's end, in normalised units; begun wider and narrowed.
+        p0, p1: rays, including outliers.
+        scale: final scale of the robust (Geman-McClure) weight, in normalised units; it starts larger and shrinks.
     """
     unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
     unit1 = p1 / np.linalg.norm(p1, axis=1, keepdims=True)
@@ -255,27 +254,26 @@ def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
 
 
 def rotation_covariance(p0: Array, p1: Array, rotation: Array, scale: float) -> Array:
-    """(3, 3) of the rotation vector, about keyframe axes, of what `fit_rotation` found, first order.
+    """(3, 3) covariance of the rotation vector of `fit_rotation`, about keyframe axes, first order.
 
-    Each match pulls by its weight and its distance; what they pull as they scatter, through the curvature (the sandwich
-    of robust estimates).
+    The sandwich estimate: the scatter of the matches' weighted pulls, through the inverse curvature.
 
     Args:
         p0, p1, scale: as given to `fit_rotation`.
-        rotation: what it found.
+        rotation: its result.
     """
     unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
-    turned = p1 / np.linalg.norm(p1, axis=1, keepdims=True) @ rotation.T
-    squared = ((unit0 - turned) ** 2).sum(axis=1) / scale**2
+    rotated = p1 / np.linalg.norm(p1, axis=1, keepdims=True) @ rotation.T
+    squared = ((unit0 - rotated) ** 2).sum(axis=1) / scale**2
     weight = 1 / (1 + squared) ** 2
-    pull = _cross(turned, unit0) * weight[:, None]
-    # What a weight loses along the distance, on the average over the two directions across the ray.
+    pull = _cross(rotated, unit0) * weight[:, None]
+    # Loss of weight along the distance, averaged over the two directions across the ray.
     slope = weight - 2 * squared / (1 + squared) ** 3
-    curvature = slope.sum() * np.eye(3) - (turned * slope[:, None]).T @ turned
+    curvature = slope.sum() * np.eye(3) - (rotated * slope[:, None]).T @ rotated
     inverse = np.linalg.pinv(curvature, hermitian=True)
     count = float(weight.sum())
     covariance = inverse @ (pull.T @ pull) @ inverse * count / max(count - 1.5, 1.0)
-    # Without any noise, a filter must still be able to invert it.
+    # Without noise, a filter must still be able to invert it.
     return np.asarray((covariance + covariance.T) / 2 + 1e-18 * np.eye(3))
 
 
@@ -291,7 +289,7 @@ def _cross(a: Array, b: Array) -> Array:
 def _tangent_basis(direction: Array) -> Array:
     """(3, 2) orthonormal vectors across a unit vector."""
     x, y, z = direction
-    # The axis that the direction has least of keeps the cross product away from zero.
+    # The axis with the smallest component keeps the cross product away from zero.
     first = np.array([0.0, -z, y]) if abs(x) <= min(abs(y), abs(z)) else np.array([-z, 0.0, x])
     if abs(z) < min(abs(x), abs(y)):
         first = np.array([y, -x, 0.0])
@@ -309,9 +307,9 @@ def _sampson_denominator(p0: Array, p1: Array, essential: Array) -> Array:
 class _SampsonProblem:
     """The Sampson error of fixed rays as a function of the pose.
 
-    The constraint p0^T E p1 is linear in the nine entries of E, and the square of its gradient's length in products of
-    two of them, so that rows of products of coordinates for each match, made once, give residuals and Jacobians by two
-    matrix products.
+    The constraint p0^T E p1 is linear in the nine entries of E, and its squared gradient length in products of two of
+    them. So rows of products of coordinates, computed once per match, give residuals and Jacobians by two matrix
+    products.
     """
 
     def __init__(self, p0: Array, p1: Array, scale: float, relative_std: Array | None) -> None:
@@ -322,7 +320,7 @@ class _SampsonProblem:
         self._squares = np.hstack(squares)
 
     def _denominator(self, essential: Array) -> Array:
-        """(N,) what the constraint is divided by: its gradient's length in the four image coordinates."""
+        """(N,) divisor of the constraint: its gradient's length in the four image coordinates."""
         return np.asarray(np.sqrt(self._squares @ _gradient_form(essential, essential) + 1e-18))
 
     def cost(self, pose: tuple[Array, Array]) -> float:
@@ -342,8 +340,8 @@ class _SampsonProblem:
         denominator = self._denominator(essential)
         residual = self._products @ essential.ravel() / denominator
         jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T
-        # The gradient's length changes with the pose too. Left out, noise would shift the minimum, by as much as it
-        # scatters where there are hundreds of matches.
+        # The gradient's length depends on the pose too. Ignoring that would let noise shift the minimum, by as much as
+        # its scatter with hundreds of matches.
         forms = np.stack([_gradient_form(essential, derivative) for derivative in derivatives])
         jacobian -= (residual / denominator)[:, None] * (self._squares @ forms.T)
         jacobian /= (denominator * self._std)[:, None]
@@ -356,7 +354,7 @@ class _SampsonProblem:
         return weighted.T @ jacobian, weighted.T @ residual
 
     def moved(self, pose: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
-        """After a step (5,), the rotation perturbed from the left, the translation again of unit length."""
+        """The pose after a step (5,), with the rotation perturbed from the left and the translation renormalised."""
         rotation, translation = pose
         translation = translation + _tangent_basis(translation) @ step[:2]
         return rotation_matrix(step[2:]) @ rotation, translation / np.linalg.norm(translation)
@@ -374,44 +372,44 @@ class _SampsonProblem:
 
 
 def _gradient_form(first: Array, second: Array) -> Array:
-    """(18,) coefficients, of products of p0's and p1's coordinates, of the constraints' gradients' product."""
+    """(18,) coefficients of the product of the two constraints' gradients, by products of p0's and p1's coordinates."""
     by_p1, by_p0 = first[:, :2] @ second[:, :2].T, first[:2].T @ second[:2]
     return np.concatenate([by_p1.ravel(), by_p0.ravel()])
 
 
 def cut_off_noise(distance: Array, threshold: float) -> float:
-    """By how much a covariance is to be multiplied where noise goes beyond what takes part in an estimate.
+    """Factor on a covariance if the noise exceeds the limits of an estimate.
 
-    Matches not far beyond are noise, not mistakes, which are anywhere. What is left of them looks more certain than it
-    is, and pulls the pose to where the most of it is.
+    Matches slightly beyond the limit are noise; mistakes are anywhere. Without them the estimate looks too certain, and
+    is biased to where most matches remain.
 
     Args:
-        distance: (N,) of all matches from where the pose has them.
-        threshold: of inliers; three times as far takes part.
+        distance: (N,) residuals of all matches at the pose.
+        threshold: of inliers; matches within three times as much are used.
     """
     taking_part, near = (distance < 3 * threshold).sum(), (distance < 10 * threshold).sum()
     return float((max(near, 1) / max(taking_part, 1)) ** 4)
 
 
 def m_estimate_variance(squared: Array, freedom: Array, unknowns: int, squared_scale: float) -> float:
-    """By how much (J^T J)^-1 is to be multiplied for the covariance of a Cauchy-robust least-squares estimate.
+    """Factor on (J^T J)^-1 for the covariance of a Cauchy-robust least-squares estimate.
 
-    The kernel takes weight from the residuals and from their scatter alike, but not by the same factor: E[psi^2] over
-    E[psi']^2, with the correction for the number of unknowns (Huber, Robust Statistics, 1981, section 7.6).
+    The kernel reduces both the residuals' weight and their scatter, but by different factors: E[psi^2] over E[psi']^2,
+    with the correction for the number of unknowns (Huber, Robust Statistics, 1981, section 7.6).
 
     Args:
         squared: (N,) squared length of each residual in units of the kernel's scale.
-        freedom: (N,) components that each residual may scatter in.
-        unknowns: that were estimated.
-        squared_scale: of the kernel, in the unit of the residuals that J is of.
+        freedom: (N,) number of components in which each residual can scatter.
+        unknowns: number of estimated unknowns.
+        squared_scale: of the kernel, in the unit of the residuals of J.
     """
     weight = 1 / (1 + squared)
     count = float(freedom.sum())
     scatter = float((weight**2 * squared).sum()) / max(count - unknowns, 1.0)
-    # Of one component: the weight, less what the weight itself loses along the residual.
+    # Of one component: the weight minus its own decrease along the residual.
     slope = weight - 2 * weight**2 * squared / np.maximum(freedom, 1.0)
     mean = float(slope @ freedom) / count
     spread = float(((slope - mean) ** 2) @ freedom) / count
-    # A mean slope near zero is a minimum that rests on outliers alone: as uncertain as can be told.
+    # A mean slope near zero means a minimum that depends on outliers only, of the largest uncertainty possible.
     mean = max(mean, 0.05)
     return squared_scale * scatter * ((1 + unknowns / count * spread / mean**2) / mean) ** 2

@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt, once for all problems of geometry."""
+"""Levenberg-Marquardt for all problems of geometry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 State = TypeVar("State")
 
-# A step that takes off less than this part of the cost is the last one.
+# A step that reduces the cost by less than this part is the last one.
 _CONVERGED = 1e-4
 _MOST_DAMPING = 1e2
 
@@ -19,7 +19,7 @@ class Problem(Protocol[State]):
     """A robust sum of squares over a state on a manifold."""
 
     def cost(self, state: State) -> float:
-        """What is minimised."""
+        """The cost to minimise."""
 
     def normal_equations(self, state: State) -> tuple[Array, Array]:
         """Hessian (n, n) and gradient (n,) of half the robust sum of squares, in the tangent space at the state."""
@@ -32,12 +32,12 @@ def minimise(problem: Problem[State], state: State, iterations: int = 10) -> tup
     """Levenberg-Marquardt with the diagonal of the Hessian as damping.
 
     Args:
-        problem: what is minimised.
-        state: where to start.
+        problem: to minimise.
+        state: initial value.
         iterations: at most.
 
     Returns:
-        The best state that was found, and its cost.
+        The best state found, and its cost.
     """
     damping, cost = 1e-4, problem.cost(state)
     hessian, gradient = problem.normal_equations(state)

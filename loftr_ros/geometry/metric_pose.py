@@ -1,6 +1,6 @@
-"""Absolute pose from a keyframe's cells whose depth is known, and from the directions of those whose depth is not.
+"""Absolute pose from keyframe cells of known depth, and from the directions of those of unknown depth.
 
-A search on the cells whose depth is known best, then the problem of `depth_problem` on all that agree.
+A search on the cells with the best known depth, then the problem of `depth_problem` on all inliers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from loftr_ros.geometry.two_view import PoseStatus, RelativePose, is_concentrate
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# A cell may be off by this part of its depth to take part in the search for the pose.
+# Largest relative uncertainty of a cell's depth for the search.
 _SEARCH_PRECISION = 0.2
-# Cells that take part in it, at most.
+# Largest number of cells used in the search.
 _SEARCH_CELLS = 500
-# How many standard deviations, and thresholds at most, a match may be off to take part in the last refinement.
+# Largest residual of a match in the last refinement, in standard deviations and in thresholds.
 _NOISE_REACH = 4.0
 _MAX_REACH = 4.0
-# Pixels; no match is more certain, whatever it says of itself.
+# Pixels; lower limit of a match's standard deviation, whatever the network states.
 _LEAST_STD = 0.02
 
 
@@ -48,8 +48,8 @@ class MetricPose:
         rotation, translation: (3, 3) and (3,).
         covariance: (6, 6) of (translation, rotation vector) about keyframe axes.
         inliers: (N,) bool.
-        median_parallax: px, the inliers' motion without the rotation's part.
-        depth_inliers: inliers whose depth is known.
+        median_parallax: px, the inliers' motion after removing the rotation.
+        depth_inliers: number of inliers of known depth.
     """
 
     rotation: Array
@@ -69,25 +69,25 @@ def metric_relative_pose(
     focal_length: float,
     geometry: GeometryConfig,
     min_cells: int,
-    field: float | None = None,
+    view_area: float | None = None,
     start: tuple[Array, Array] | None = None,
 ) -> RelativePose | None:
-    """The relative pose in the units of the keyframe's depths, where enough of them are known.
+    """The relative pose in the unit of the keyframe's depths, if enough of them are known.
 
     Args:
         rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
         inverse, variance: (N,) inverse depth of the keyframe's points, NaN and infinite where unknown.
-        std: (N,) pixels, standard deviation of the match in the current image along one axis; half the threshold is
-            taken where it is NaN.
+        std: (N,) pixels, standard deviation of the match in the current image along one axis; NaN means half the
+            threshold.
         focal_length: pixels of the current image.
         geometry: thresholds.
-        min_cells: inliers of known depth below which the length of the translation is not known.
-        field: as in `estimate_relative_pose`.
+        min_cells: least inliers of known depth for a known length.
+        view_area: as in `estimate_relative_pose`.
         start: as in `estimate_metric_pose`.
 
     Returns:
-        The pose with one inlier flag a match and `scale_known`; without a pose where there are too few matches for any;
-        None where the depths tell none, and two-view geometry may.
+        The pose with one inlier flag per match and `scale_known`; without a pose if there are too few matches; None if
+        the depths do not determine a pose, and two-view geometry may.
     """
     usable: Flags = np.asarray(np.isfinite(np.hstack([rays_keyframe, rays_current])).all(axis=1))
     if usable.sum() < geometry.min_matches:
@@ -109,7 +109,7 @@ def metric_relative_pose(
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
     inliers = usable.copy()
     inliers[usable] = found.inliers
-    concentrated = is_concentrated(rays_keyframe[inliers], field, geometry)
+    concentrated = is_concentrated(rays_keyframe[inliers], view_area, geometry)
     return RelativePose(
         PoseStatus.CONCENTRATED if concentrated else PoseStatus.OK,
         found.rotation,
@@ -124,33 +124,33 @@ def metric_relative_pose(
 def estimate_metric_pose(
     matches: DepthMatches, focal_length: float, config: GeometryConfig, start: tuple[Array, Array] | None = None
 ) -> MetricPose | None:
-    """The current camera's pose in the keyframe's, in the units of the depths.
+    """The current camera's pose in the keyframe's frame, in the unit of the depths.
 
-    PnP by MAGSAC++ on the cells whose depth is good, then Levenberg-Marquardt on all inliers.
+    PnP by MAGSAC++ on the cells with good depth, then Levenberg-Marquardt on all inliers.
 
     Args:
         matches: with finite rays.
         focal_length: pixels of the current image.
         config: thresholds.
-        start: rotation and translation instead of a search, where they are known well.
+        start: rotation and translation that replace the search, if known well.
 
     Returns:
-        The pose; None where too few matches agree on one.
+        The pose; None if too few matches agree on one.
     """
     problem = DepthProblem(matches)
     found = start or _search(matches, focal_length, config)
     if found is None:
         return None
     threshold = config.threshold / focal_length
-    # What agrees with a search on few points is not what agrees with the pose that all have made: roughly first.
+    # The search used few points, so its inliers are only approximate; the first refinement is coarse.
     distance = problem.distance(*found)
     rough = distance < 2 * threshold
     if rough.sum() < config.min_inliers:
         return None
     rotation, translation = DepthProblem(matches[rough]).minimised(*found, iterations=2)
     distance = problem.distance(rotation, translation)
-    # As far as the noise goes: what a threshold cuts off of it pulls no more on the pose, which then scatters more than
-    # its residuals tell.
+    # Include all of the noise: a threshold that cuts off part of it makes the pose scatter more than the residuals
+    # show.
     noise = np.median(distance[distance < threshold]) / 1.18 if (distance < threshold).any() else 0.0
     near = distance < np.clip(_NOISE_REACH * np.maximum(matches.std, noise), threshold, _MAX_REACH * threshold)
     if near.sum() < config.min_inliers:
@@ -183,7 +183,7 @@ def estimate_metric_pose(
 
 
 def _common_covariance(matches: DepthMatches, rotation: Array, translation: Array, common: CommonErrors) -> Array:
-    """(6, 6) of (translation, rotation vector): how the minimum moves with what all matches have in common."""
+    """(6, 6) of (translation, rotation vector): covariance of the minimum due to errors shared by all matches."""
     if common.is_none:
         return np.zeros((6, 6))
     matches = matches[np.arange(0, len(matches), max(len(matches) // COMMON_MATCHES, 1))]
@@ -203,7 +203,7 @@ def _common_covariance(matches: DepthMatches, rotation: Array, translation: Arra
 
 
 def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) -> tuple[Array, Array] | None:
-    """Rotation and translation of T_keyframe_current by PnP; None where there is no pose."""
+    """Rotation and translation of T_keyframe_current by PnP; None if it finds none."""
     with np.errstate(invalid="ignore"):
         good = np.sqrt(matches.variance) < _SEARCH_PRECISION * matches.inverse
     if good.sum() < config.min_inliers:
@@ -212,11 +212,11 @@ def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) 
     points = homogeneous(chosen.rays_keyframe) / chosen.inverse[:, None]
     parameters = cv2.UsacParams()
     parameters.sampler, parameters.score = cv2.SAMPLING_UNIFORM, cv2.SCORE_METHOD_MAGSAC
-    # Its local optimisation takes most of the time, for what the refinement does better.
+    # Its local optimisation takes most of the time, and the refinement does it better.
     parameters.loMethod = cv2.LOCAL_OPTIM_NULL
     parameters.threshold, parameters.confidence = 2 * config.threshold, config.confidence
     parameters.maxIterations = config.max_iterations
-    # As in two-view geometry: OpenCV's MAGSAC++ takes its noise to be of the order of a pixel.
+    # As in two-view geometry: OpenCV's MAGSAC++ assumes noise of the order of a pixel.
     result = cv2.solvePnPRansac(
         points,
         chosen.rays_current * focal_length,
@@ -227,12 +227,14 @@ def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) 
     ok, _, rotation_vector, vector, inliers = result
     if not ok or inliers is None or len(inliers) < min(config.min_inliers, len(chosen)):
         return None
-    turned = rotation_matrix(rotation_vector)
-    return turned.T, -turned.T @ np.asarray(vector, np.float64).ravel()
+    rotated = rotation_matrix(rotation_vector)
+    return rotated.T, -rotated.T @ np.asarray(vector, np.float64).ravel()
 
 
 def _spread_choice(matches: DepthMatches, good: NDArray[np.integer]) -> NDArray[np.integer]:
-    """At most `_SEARCH_CELLS` of the matches numbered in `good`: of neighbours the one whose depth is known best."""
+    """At most `_SEARCH_CELLS` of the matches numbered in `good`, keeping the one with the best known depth among
+    neighbours.
+    """
     group = -(-len(good) // _SEARCH_CELLS)
     if group <= 1:
         return good

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 
 def inverse(pose: Array) -> Array:
-    """T_b_a of T_a_b, exactly as good a rotation as that one.
+    """T_b_a of T_a_b. Its rotation is exactly as orthonormal as the given one.
 
     Args:
         pose: (..., 4, 4) float64, rotations orthonormal.
@@ -49,7 +49,7 @@ def rotation_degrees(rotation: Array) -> float:
 
 
 def from_quaternion(position: ArrayLike, quaternion: ArrayLike) -> Array:
-    """(4, 4) of a (3,) position and a quaternion x y z w, which is normalised here.
+    """(4, 4) pose of a (3,) position and a quaternion x y z w, which is normalised here.
 
     Raises:
         ValueError: the quaternion has no length, or a number is not finite.
@@ -57,7 +57,7 @@ def from_quaternion(position: ArrayLike, quaternion: ArrayLike) -> Array:
     numbers = np.asarray(quaternion, np.float64)
     length = float(np.linalg.norm(numbers))
     if numbers.shape != (4,) or not np.isfinite(length) or length == 0:
-        raise ValueError(f"{numbers.tolist()} is no quaternion x y z w")
+        raise ValueError(f"{numbers.tolist()} is not a quaternion x y z w")
     x, y, z, w = numbers / length
     pose = np.eye(4)
     pose[:3, :3] = [
@@ -70,7 +70,7 @@ def from_quaternion(position: ArrayLike, quaternion: ArrayLike) -> Array:
 
 
 def from_seven(values: Sequence[float], name: str) -> Array:
-    """(4, 4) of x y z and the quaternion x y z w, as parameters have it.
+    """(4, 4) pose of x y z and a quaternion x y z w, the format of parameters.
 
     Args:
         values: the seven numbers.
@@ -94,7 +94,7 @@ def from_seven(values: Sequence[float], name: str) -> Array:
 def quaternion_of(rotation: Array) -> tuple[float, float, float, float]:
     """Quaternion x y z w, w not negative, of a (3, 3) rotation, stable at every angle (Shepperd's method)."""
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    # Each row is the quaternion times four times one of its components; the largest is the best conditioned.
+    # Each row is the quaternion times four times one of its components; the largest one is the best conditioned.
     rows = np.array(
         [
             [1 + xx - yy - zz, xy + yx, xz + zx, zy - yz],

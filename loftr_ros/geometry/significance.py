@@ -1,7 +1,7 @@
-"""How likely it is that chance alone gives a pose as many inliers.
+"""Probability that chance alone gives a pose as many inliers.
 
-`min_inliers` says nothing by itself: of 2,000 random matches twelve lie near some epipolar line of any pose. The number
-of false alarms of Moisan and Stival (IJCV 2004, eq. 9) compares what was found with what random matches would give.
+`min_inliers` alone is not enough: of 2,000 random matches, twelve lie near some epipolar line of any pose. The number
+of false alarms of Moisan and Stival (IJCV 2004, eq. 9) compares the result with that of random matches.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Random pairs that the chance of an inlier is measured on, about.
+# Approximate number of random pairs used to measure the chance of an inlier.
 _TRIALS = 3000
-# The chance is never below this part: matches are not independent of each other.
+# Lower limit of the chance, because matches are not independent.
 _LEAST_CHANCE = 1e-4
-# Side of the blocks of which one match counts, px: neighbours are wrong together.
+# Side of a block in px. Only one match per block counts, because errors of neighbours are correlated.
 BLOCK = 16.0
-# With as many inliers, and such a part of the matches, no test is needed.
+# Number and part of inliers from which no test is needed.
 _OBVIOUS, _OBVIOUS_PART = 400, 0.5
 
 
@@ -33,14 +33,14 @@ def is_significant(
     focal_length: float,
     least: float,
 ) -> bool:
-    """Whether random matches would be very unlikely to give a pose as many inliers.
+    """Whether random matches are very unlikely to give a pose as many inliers.
 
     Args:
         rays_keyframe, rays_current: (N, 2) finite normalised coordinates.
         inliers: (N,) bool.
-        agree: says of other (N, 2) pairs of rays which of them would be inliers of the pose.
+        agree: returns which of other (N, 2) pairs of rays would be inliers of the pose.
         focal_length: pixels, of the keyframe's image.
-        least: minus the decimal logarithm of the number of false alarms that is allowed.
+        least: minus the decimal logarithm of the allowed number of false alarms.
     """
     count = int(inliers.sum())
     if least <= 0 or (count >= _OBVIOUS and count >= _OBVIOUS_PART * len(inliers)):
@@ -57,8 +57,8 @@ def significance(
 ) -> float:
     """Minus the decimal logarithm of the number of false alarms; see `is_significant`.
 
-    One match of a block of the keyframe's image counts, an outlier only where the block has no inlier. The chance of an
-    inlier is that of the same rays paired at random, so that matches in one corner of both images gain nothing by it.
+    One match per block of the keyframe's image counts: an inlier if the block has one, else an outlier. The chance of
+    an inlier is measured on the same rays paired at random, so that matches in one corner of both images gain nothing.
     """
     if not inliers.any():
         return -np.inf
@@ -71,7 +71,7 @@ def significance(
     chosen = [random.permutation(len(rays_current)) for _ in range(rounds)]
     hits = sum(int(agree(rays_keyframe, rays_current[order]).sum()) for order in chosen)
     chance = max((hits + 1) / (rounds * len(rays_current) + 1), _LEAST_CHANCE)
-    # The pose was chosen to fit five of them.
+    # The pose was fitted to five of them.
     alarms = log(max(number - 5, 1)) + _log_choose(number, good) + _log_choose(good, 5) + (good - 5) * log(chance)
     return -alarms / log(10)
 
@@ -81,7 +81,7 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def _one_a_block(rays: Array, inliers: Flags, side: float) -> NDArray[np.intp]:
-    """Indices of one match for each block of the image, an inlier where it has one."""
+    """Indices of one match per block of the image, an inlier if the block has one."""
     column, row = np.floor((rays - rays.min(axis=0)) / side).astype(np.int64).T
     order = np.argsort(~inliers, kind="stable")
     _, first = np.unique((row * (int(column.max()) + 1) + column)[order], return_index=True)

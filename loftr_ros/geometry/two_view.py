@@ -1,4 +1,4 @@
-"""Two-view geometry: the relative pose of two calibrated images, what it rests on, and when it cannot be had."""
+"""Two-view geometry: the relative pose of two calibrated images, and the conditions under which it is observable."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ from loftr_ros.geometry.significance import is_significant
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Variance of what the images do not tell: so large that no filter takes the value for a measurement.
+# Variance of unobserved components: so large that no filter takes the value for a measurement.
 UNKNOWN_VARIANCE = 1e6
 
 
-# Matches that an essential matrix is searched on, up to twice as many; with all of them it is no better (120 rendered
+# Matches used to search for an essential matrix; up to twice as many. All of them give no better result (120 rendered
 # pairs: median and 90 % of the errors of rotation and direction are the same).
 _SEARCHED = 600
-# How many thresholds a match may be off a least-squares homography and still speak for a plane.
+# Distance in thresholds from a least-squares homography within which a match supports a plane.
 _ROUGH_PLANE = 5.0
-# How many times more, or less, certain than the median a match may count.
+# Largest ratio between a match's standard deviation and the median.
 _STD_RANGE = 3.0
-# Of the parallax that it takes to tell a direction, the part that the best rotation alone may leave.
+# Least part of the parallax required for a direction that must remain after the best pure rotation.
 _LEFT_BY_ROTATION = 0.6
-# How many standard deviations, and thresholds at most, a match may be off to take part in the last refinement.
+# Largest residual of a match in the last refinement, in standard deviations and in thresholds.
 _NOISE_REACH = 5.0
 _MAX_REACH = 3.0
-# Standard deviations to which the threshold is widened for its robust kernel.
+# Scale of the robust kernel with a widened threshold, in standard deviations.
 _NOISE_KERNEL = 5.0
-# Sum of the robust costs of all matches by which a pose must be better than another to rule it out: of matches that are
-# wrong together, which count for a tenth of their number.
+# Difference in the sum of all matches' robust costs by which a pose rules another one out. Matches with correlated
+# errors count for a tenth of their number.
 _RIVAL_COST = 30.0
-# How far it is away at least, in radians.
-_RIVAL_WAY = 0.05
-# Parallax in thresholds below which the direction may have several minima, of which the search finds any: from starts
-# that are tilted by so many radians others are looked for, with some of the matches.
+# Least distance of a rival pose in radians.
+_RIVAL_DISTANCE = 0.05
+# Parallax in thresholds below which the direction may have several minima, of which the search finds any. Others are
+# searched from starts tilted by so many radians, with some of the matches.
 _FEW_PARALLAX, _TILT, _TILTED_MATCHES = 8.0, 0.6, 300
 # Standard deviation of the direction, in radians and by these matches alone, below which there are no others.
 _SURE_DIRECTION = 0.01
-# What a match that meets behind a camera costs: the robust kernel's cost of one that is two thresholds off.
+# Cost of a match that meets behind a camera: the robust kernel's cost at two thresholds.
 _BEHIND_COST = 2.8
 
 
 class PoseStatus(IntEnum):
-    """What a relative pose is worth; the numbers are those of msg/RelativePose."""
+    """What a relative pose determines; the numbers are those of msg/RelativePose."""
 
     OK = 0
     TOO_FEW_MATCHES = 1
@@ -79,22 +79,22 @@ class PoseStatus(IntEnum):
 
     @property
     def has_rotation(self) -> bool:
-        """Whether there is a rotation; of a doubtful pose it may be wrong."""
+        """Whether there is a rotation; in a doubtful pose it may be wrong."""
         return self not in (PoseStatus.TOO_FEW_MATCHES, PoseStatus.NO_CALIBRATION)
 
     @property
     def has_direction(self) -> bool:
-        """Whether there is a direction of the translation; of a doubtful pose it may be wrong."""
+        """Whether there is a direction of the translation; in a doubtful pose it may be wrong."""
         return self in (PoseStatus.OK, PoseStatus.PLANAR, PoseStatus.CONCENTRATED, PoseStatus.DOUBTFUL)
 
     @property
     def is_believed(self) -> bool:
-        """Whether a trajectory may go on by it."""
+        """Whether a trajectory may use it."""
         return self.has_rotation and self != PoseStatus.DOUBTFUL
 
 
 class ScaleReason(IntEnum):
-    """Why a pose has no length in metres; the numbers are those of msg/RelativePose, where each begins with SCALE_."""
+    """Reason for an unknown length; the numbers are those of msg/RelativePose, where each begins with SCALE_."""
 
     KNOWN = 0
     NO_POSE = 1
@@ -108,20 +108,20 @@ class ScaleReason(IntEnum):
 
 @dataclass(frozen=True)
 class RelativePose:
-    """T_keyframe_current, up to scale, and how it came about.
+    """T_keyframe_current, up to scale, with its status.
 
     Attributes:
-        status: what of it is observed.
+        status: which parts are observed.
         rotation: (3, 3) float64, current to keyframe optical axes.
-        translation: (3,) float64 position of the current camera in the keyframe's optical frame: a unit vector,
-            or zero where its direction is not observed.
-        covariance: (6, 6) float64 of (x, y, z, rotation about x, y, z) in keyframe axes; rotation in rad,
-            translation relative to its unit length.
-        inliers: (N,) bool, one entry a match given.
-        median_parallax: px of the keyframe's image, the inliers' motion without the rotation's part; NaN without
-            a pose.
+        translation: (3,) float64 position of the current camera in the keyframe's optical frame: a unit vector, or zero
+            if its direction is not observed.
+        covariance: (6, 6) float64 of (x, y, z, rotation about x, y, z) in keyframe axes; rotation in rad, translation
+            relative to its unit length.
+        inliers: (N,) bool, one entry per match.
+        median_parallax: px of the keyframe's image, the inliers' motion after removing the rotation; NaN without a
+            pose.
         scale_known: whether the translation is in metres.
-        without_length: why it is not, where it is not.
+        without_length: the reason if it is not.
     """
 
     status: PoseStatus
@@ -135,7 +135,7 @@ class RelativePose:
 
     @property
     def scale_reason(self) -> ScaleReason:
-        """Why the length is not known in metres; KNOWN where it is."""
+        """Why the length is not known in metres; KNOWN if it is."""
         if self.scale_known:
             return ScaleReason.KNOWN
         return self.without_length if self.has_rotation else ScaleReason.NO_POSE
@@ -152,7 +152,7 @@ class RelativePose:
 
     @property
     def is_believed(self) -> bool:
-        """Whether a trajectory may go on by it."""
+        """Whether a trajectory may use it."""
         return self.status.is_believed
 
     @property
@@ -169,12 +169,12 @@ class RelativePose:
 
 
 def without_pose(status: PoseStatus, inliers: Flags) -> RelativePose:
-    """A result that says why there is no pose."""
+    """A result without a pose, with the reason."""
     return RelativePose(status, np.eye(3), np.zeros(3), np.eye(6) * UNKNOWN_VARIANCE, inliers, float("nan"))
 
 
 def doubtful(pose: RelativePose) -> RelativePose:
-    """The pose as one that tests disagree on: nothing is claimed of its accuracy."""
+    """The pose marked as doubtful because tests disagree. No accuracy is claimed."""
     return replace(pose, status=PoseStatus.DOUBTFUL, covariance=np.eye(6) * UNKNOWN_VARIANCE)
 
 
@@ -202,24 +202,23 @@ def estimate_relative_pose(
     focal_length: float,
     config: GeometryConfig,
     std: NDArray[np.floating] | None = None,
-    field: float | None = None,
+    view_area: float | None = None,
 ) -> RelativePose:
     """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
 
-    What follows from too few matches, from a rotation without translation, from a plane and from matches in one small
-    part of the image is told by `status`.
+    `status` reports too few matches, pure rotation, a planar scene, and matches in one small part of the image.
 
     Args:
         rays_keyframe, rays_current: (N, 2) normalised coordinates (x / z, y / z); NaN where a pixel has no ray.
         focal_length: pixels; thresholds in pixels are divided by it.
         config: thresholds.
-        std: (N,) standard deviations of the matches in pixels, by which the refinement weighs them; None, or NaN
-            among them, where they are not known.
-        field: `ray_area` of everything in the keyframe that could match; None where that is not known, and matches in
-            a small part of it are not told.
+        std: (N,) standard deviations of the matches in pixels, used as weights in the refinement; None or NaN if
+            unknown.
+        view_area: `ray_area` of all usable points of the keyframe; None if unknown, and then CONCENTRATED is not
+            reported.
 
     Returns:
-        The pose with one inlier flag a match.
+        The pose with one inlier flag per match.
     """
     usable: Flags = np.asarray(np.isfinite(np.hstack([rays_keyframe, rays_current])).all(axis=1))
     nothing = np.zeros(len(usable), dtype=np.bool_)
@@ -232,27 +231,27 @@ def estimate_relative_pose(
     inliers = nothing.copy()
     inliers[usable] = result.inliers
     status = result.status
-    # Of a small part of the scene every patch is nearly a plane: which part it is says more.
-    if result.has_direction and is_concentrated(rays_keyframe[inliers], field, config):
+    # A small patch always looks planar, so report CONCENTRATED instead of PLANAR.
+    if result.has_direction and is_concentrated(rays_keyframe[inliers], view_area, config):
         status = PoseStatus.CONCENTRATED
     return RelativePose(status, result.rotation, result.translation, result.covariance, inliers, result.median_parallax)
 
 
-def is_concentrated(rays: Array, field: float | None, config: GeometryConfig) -> bool:
-    """Whether inliers are in so small a part of the image that errors of one region decide the pose.
+def is_concentrated(rays: Array, view_area: float | None, config: GeometryConfig) -> bool:
+    """Whether the inliers are in so small a part of the image that errors of one region decide the pose.
 
     Args:
         rays: (N, 2) of the keyframe's inliers.
-        field: as in `estimate_relative_pose`.
+        view_area: as in `estimate_relative_pose`.
         config: `min_spread`.
     """
-    return field is not None and ray_area(rays) < config.min_spread * field
+    return view_area is not None and ray_area(rays) < config.min_spread * view_area
 
 
 def relative_std(std: NDArray[np.floating]) -> Array | None:
-    """(N,) standard deviations in units of their median, none of them extreme; None where they are not known.
+    """(N,) standard deviations in units of their median, without extreme values; None if unknown.
 
-    A match that says it is very certain must not decide alone.
+    A match that claims high certainty must not decide alone.
     """
     if not np.isfinite(std).all():
         return None
@@ -260,24 +259,24 @@ def relative_std(std: NDArray[np.floating]) -> Array | None:
 
 
 def _apart(pose: RefinedPose, rivals: list[RefinedPose]) -> Array:
-    """(6, 6) what it adds to a pose's covariance that others fit as well: the square of the way to the farthest.
+    """(6, 6) added covariance from rival poses that fit equally well: the square of the difference to the farthest.
 
-    Those nearby are the same minimum, not reached yet.
+    Close ones are the same minimum before convergence.
     """
     farthest = np.zeros(6)
     for rival in rivals:
         moved = rival.translation - (pose.translation @ rival.translation) * pose.translation
-        way = np.concatenate([moved, rotation_vector(rival.rotation @ pose.rotation.T)])
-        if np.linalg.norm(way) > max(_RIVAL_WAY, float(np.linalg.norm(farthest))):
-            farthest = way
+        difference = np.concatenate([moved, rotation_vector(rival.rotation @ pose.rotation.T)])
+        if np.linalg.norm(difference) > max(_RIVAL_DISTANCE, float(np.linalg.norm(farthest))):
+            farthest = difference
     return np.outer(farthest, farthest)
 
 
 class _Solver:
-    """One estimation; holds what its steps share.
+    """One estimation, with the data shared by its steps.
 
-    Everything is in normalised coordinates, but for u0 and u1: OpenCV's MAGSAC++ takes its noise scales to be of the
-    order of a pixel, whatever the threshold, and finds poses several times worse on coordinates of unit size.
+    Everything is in normalised coordinates, except u0 and u1: OpenCV's MAGSAC++ assumes noise of the order of a pixel,
+    whatever the threshold, and finds poses several times worse on coordinates of unit size.
     """
 
     def __init__(
@@ -308,7 +307,7 @@ class _Solver:
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(self.x0), dtype=np.bool_))
 
     def _is_significant(self, pose: RelativePose) -> bool:
-        """Whether chance alone would not give as many inliers."""
+        """Whether chance alone is unlikely to give as many inliers."""
 
         def agree(x0: Array, x1: Array) -> Flags:
             p0, p1 = homogeneous(x0), homogeneous(x1)
@@ -326,28 +325,29 @@ class _Solver:
             nothing = np.zeros(len(self.x0), dtype=np.bool_)
             return self._rotation_only(nothing) or without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
         rotation, translation, inliers = rough
-        if (turned := self._rotation_only(inliers)) is not None:
-            return turned
+        if (rotation_only := self._rotation_only(inliers)) is not None:
+            return rotation_only
         status = PoseStatus.OK
         candidates = [(rotation, translation)]
-        # A plane, or something close to one, has two nearly equal solutions; the homography knows both.
+        # A plane, or a nearly planar scene, has two nearly equal solutions; the homography gives both.
         plane_poses, on_plane = self._plane_poses(inliers)
         candidates += plane_poses
         candidates += self._other_minima(inliers, rotation, translation)
         if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
             status = PoseStatus.PLANAR
             inliers = inliers | on_plane
-        # A few steps tell the candidates apart. A plane's two fit alike; one has a part of the plane behind a camera.
+        # A few steps separate the candidates. A plane's two fit equally well, but one has a part of the plane behind a
+        # camera.
         tried = [self._refined(inliers, *candidate, iterations=3) for candidate in candidates]
         costs = [pose.cost + _BEHIND_COST * self._part_behind(pose, inliers) for pose in tried]
         best = tried[int(np.argmin(costs))]
         rivals = [p for p, cost in zip(tried, costs, strict=True) if (cost - min(costs)) * inliers.sum() < _RIVAL_COST]
-        # To the end with the inliers that the refined pose has: what it came from no longer matters.
+        # Refine to the end with the inliers of the refined pose; its origin no longer matters.
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
-        # As far as the noise goes. Where the threshold cuts off a part of it, the pose scatters more than its residuals
-        # tell. Much further, wrong matches come in, whose parallax gives them leverage that the kernel does not see.
+        # Include all of the noise. If the threshold cuts off a part, the pose scatters more than its residuals show.
+        # Much further away there are wrong matches, whose parallax gives them leverage that the kernel does not reduce.
         noise = self._noise(best, inliers) / self.config.threshold
         near = self._inliers(best.rotation, best.translation, float(np.clip(_NOISE_REACH * noise, 1.0, _MAX_REACH)))
         noise = self._noise(best, near) / self.config.threshold
@@ -356,16 +356,18 @@ class _Solver:
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
         parallax = self._median_parallax(best.rotation, inliers)
-        # The covariance does not tell this: where noise decides the direction, the minimum is one that fits the noise,
-        # its rotation included, and it is the best rotation alone that tells how little there was to explain.
-        unexplained = min(parallax, self._median_parallax(self._turn, inliers) / _LEFT_BY_ROTATION)
+        # The covariance does not show this: if noise decides the direction, the minimum fits the noise, including its
+        # rotation. The residual of the best pure rotation shows how little there was to explain.
+        unexplained = min(parallax, self._median_parallax(self._best_rotation, inliers) / _LEFT_BY_ROTATION)
         if unexplained < config.min_parallax_to_noise * self._noise(best, inliers):
             return self._without_direction(best, inliers, parallax)
         covariance = self._covariance(best, inliers) + _apart(best, rivals)
         return RelativePose(status, best.rotation, best.translation, covariance, inliers, parallax)
 
     def _covariance(self, pose: RefinedPose, inliers: Flags) -> Array:
-        """(6, 6) of a refined pose: for its matches' noise, also beyond the threshold, and what they have in common."""
+        """(6, 6) of a refined pose: from its matches' noise, including that beyond the threshold, and from their
+        shared errors.
+        """
         distance = sampson_distance(self.p0, self.p1, pose.rotation, pose.translation)
         noise = pose.covariance * cut_off_noise(distance, self.threshold)
         noise *= self.more**2 if self.config.match_bias else 1.0
@@ -387,8 +389,8 @@ class _Solver:
         return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, threshold, iterations, std)
 
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
-        """Rotation, unit translation and inliers of the best essential matrix; None where there is none."""
-        # Matches are ordered by cell: every n-th of them are spread as all are, and tell as much to a search.
+        """Rotation, unit translation and inliers of the best essential matrix; None if there is none."""
+        # Matches are ordered by cell: every n-th of them is spread like all of them, and is enough for a search.
         some = slice(None, None, max(len(self.x0) // _SEARCHED, 1))
         # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
         essential, mask = cv2.findEssentialMat(
@@ -412,13 +414,13 @@ class _Solver:
         return (rotation, translation, inliers) if inliers.sum() >= self.config.min_inliers else None
 
     @cached_property
-    def _turn(self) -> Array:
-        """The rotation that alone explains the matches best."""
+    def _best_rotation(self) -> Array:
+        """The pure rotation that explains the matches best."""
         return fit_rotation(self.p0, self.p1, self.threshold)
 
     def _rotation_only(self, inliers: Flags) -> RelativePose | None:
-        """The pose without translation where that explains the matches as well as one with; else None."""
-        rotation = self._turn
+        """The pose without translation, if it explains the matches as well as one with; else None."""
+        rotation = self._best_rotation
         residual = rotated_residual(self.p0, self.p1, rotation)
         agreeing = residual < self.threshold
         needed = max(self.config.min_inliers, 0.8 * inliers.sum())
@@ -427,7 +429,7 @@ class _Solver:
             return None
         covariance = np.eye(6) * UNKNOWN_VARIANCE
         covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
-        # A focal length that is off stretches the rotation; a principal point that is off turns its axis.
+        # A wrong focal length scales the rotation; a wrong principal point tilts its axis.
         angle = float(np.linalg.norm(rotation_vector(rotation)))
         covariance[3:, 3:] += np.eye(3) * (angle * np.hypot(self.common.focal_std, self.common.centre_std)) ** 2
         moved = np.median(np.linalg.norm(self.x0[agreeing] - self.x1[agreeing], axis=1))
@@ -436,10 +438,10 @@ class _Solver:
         return RelativePose(status, rotation, np.zeros(3), covariance, agreeing, parallax)
 
     def _plane_poses(self, inliers: Flags) -> tuple[list[tuple[Array, Array]], Flags]:
-        """The poses that the dominant plane allows if it holds half of the inliers, and the matches that lie on it."""
+        """The poses allowed by the dominant plane if it contains half of the inliers, and the matches on it."""
         nothing = np.zeros(len(self.x0), dtype=np.bool_)
         least = max(0.5 * inliers.sum(), 4)
-        # A least-squares homography is enough to see that there is no such plane, at a tenth of the cost.
+        # A least-squares homography is enough to rule out such a plane, at a tenth of the cost.
         rough, _ = cv2.findHomography(self.u1[inliers], self.u0[inliers], 0)
         if rough is None or not np.isfinite(rough).all():
             return [], nothing
@@ -467,14 +469,16 @@ class _Solver:
         return poses, on_plane
 
     def _inliers(self, rotation: Array, translation: Array, reach: float = 1.0) -> Flags:
-        """Within `reach` thresholds of the epipolar line, and in front of both cameras unless too far off to tell."""
+        """Matches within `reach` thresholds of the epipolar line, and in front of both cameras unless too far away
+        to decide.
+        """
         close = sampson_distance(self.p0, self.p1, rotation, translation) < reach * self.threshold
         far = rotated_residual(self.p0, self.p1, rotation) < 2 * reach * self.threshold
         flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
         return flags
 
     def _other_minima(self, inliers: Flags, rotation: Array, translation: Array) -> list[tuple[Array, Array]]:
-        """Poses near which the matches of a small parallax may have a better minimum, one of a kind."""
+        """Distinct poses near which matches of small parallax may have a better minimum."""
         if self._median_parallax(rotation, inliers) > _FEW_PARALLAX * self.config.threshold:
             return []
         chosen = np.flatnonzero(inliers)
@@ -486,16 +490,16 @@ class _Solver:
         if spread[-1] < _SURE_DIRECTION**2:
             return []
         found = [best]
-        # Along the direction that the matches tell least of.
+        # Along the direction that the matches determine least.
         for direction in (directions[:, -1], -directions[:, -1]):
             tilted = np.cos(_TILT) * translation + np.sin(_TILT) * direction
             pose = self._refined(some, rotation, tilted / np.linalg.norm(tilted), iterations=6)
-            if all(abs(pose.translation @ other.translation) < np.cos(_RIVAL_WAY) for other in found):
+            if all(abs(pose.translation @ other.translation) < np.cos(_RIVAL_DISTANCE) for other in found):
                 found.append(pose)
         return [(pose.rotation, pose.translation) for pose in found[1:]]
 
     def _part_behind(self, pose: RefinedPose, inliers: Flags) -> float:
-        """Part of the matches that meet behind a camera, by more than the noise of what is far away."""
+        """Part of the matches that meet behind a camera, by more than the noise of distant points."""
         p0, p1 = self.p0[inliers], self.p1[inliers]
         far = rotated_residual(p0, p1, pose.rotation) < 2 * self.threshold
         return float(1 - np.mean(far | depth_signs(p0, p1, pose.rotation, pose.translation)))

@@ -1,4 +1,4 @@
-"""A network from its configuration: the one place that knows which class belongs to which."""
+"""Building a network from its configuration; only this module maps configurations to classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells, pixels and the masks of both: what every matcher's results rest on, whatever computes its features."""
+"""Cells, pixels and their masks, shared by all networks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 
 def cell_offset(config: NetworkConfig) -> float:
-    """From a cell's top-left pixel to its point, in pixels, by the convention that the weights were trained with."""
+    """Offset from a cell's top-left pixel to its point, in pixels, by the convention of the weights' training."""
     return point_offset(config, config.backbone.stride)
 
 
 def point_offset(config: NetworkConfig, side: int) -> float:
-    """The same for what has another side than a cell, in pixels."""
+    """The same for a square of another side, in pixels."""
     return (side - 1) / 2 if config.coarse.point == "centre" else 0.0
 
 
 def points_of_cells(config: NetworkConfig, cells: Tensor, columns: int) -> Tensor:
-    """(N,) int64 cells of a grid so many columns wide -> (N, 2) float32 pixels (u, v)."""
+    """(N,) int64 cells of a grid with `columns` columns -> (N, 2) float32 pixels (u, v)."""
     corner = torch.stack([cells % columns, cells // columns], dim=1).float() * config.backbone.stride
     return corner + cell_offset(config)
 
@@ -33,9 +33,9 @@ def usable_cells(usable: Tensor, cell_size: int) -> Tensor:
 
 
 def shows_nothing(image: Tensor) -> bool:
-    """Whether an image has no contrast at all, beyond one gray level: a cap on the lens, a dead or blinded sensor.
+    """Whether an image has no contrast beyond one gray level: a capped lens, a dead or saturated sensor.
 
-    The network would still tell its cells apart, by their position and the edge of the image.
+    The network would still distinguish its cells, by their position and the edge of the image.
 
     Args:
         image: (H, W) uint8, or floating point in [0, 1].
@@ -44,7 +44,7 @@ def shows_nothing(image: Tensor) -> bool:
 
 
 def cells_taking_part(image: Tensor, usable: Tensor | None, cell_size: int) -> Tensor | None:
-    """(1, L) bool: cells that take part in attention and matching; None where all do.
+    """(1, L) bool: cells that take part in attention and matching; None if all do.
 
     Args:
         image: (H, W), see `shows_nothing`.
@@ -52,7 +52,7 @@ def cells_taking_part(image: Tensor, usable: Tensor | None, cell_size: int) -> T
         cell_size: side of a cell, in pixels.
 
     Raises:
-        ValueError: the mask is not of the image's size.
+        ValueError: mask and image differ in size.
     """
     if usable is not None and usable.shape != image.shape:
         raise ValueError(
@@ -64,7 +64,7 @@ def cells_taking_part(image: Tensor, usable: Tensor | None, cell_size: int) -> T
 
 
 def allowed_cells(config: NetworkConfig, features: ImageFeatures) -> Tensor:
-    """(1, L) bool: cells that may match: usable ones, off the rim of what is usable, with their point inside."""
+    """(1, L) bool: cells that may match: usable, not at the border of the usable area, and with their point inside."""
     rows, columns = features.grid
     border, cell_size = config.coarse.border, config.backbone.stride
     if features.usable is None:
@@ -76,7 +76,7 @@ def allowed_cells(config: NetworkConfig, features: ImageFeatures) -> Tensor:
     if len(used_rows):
         first, last = int(used_rows[0]) + border, int(used_rows[-1]) + 1 - border
         left, right = int(used_columns[0]) + border, int(used_columns[-1]) + 1 - border
-        # The last cells may be cut by the image's edge. Without a fine stage a match stands for its whole cell, whose
+        # The last cells may be cut by the image's edge. Without a fine stage a match represents its whole cell, whose
         # centre must then be inside.
         width, height = features.size
         offset = (cell_size - 1) / 2 if config.fine is None else cell_offset(config)
@@ -87,7 +87,7 @@ def allowed_cells(config: NetworkConfig, features: ImageFeatures) -> Tensor:
 
 
 def without_ignored(matches: Matches, keyframe: ImageFeatures, current: ImageFeatures) -> Matches:
-    """Matches of which neither end is on a pixel to ignore."""
+    """Matches without an ignored pixel at either end."""
     if keyframe.pixels is None and current.pixels is None:
         return matches
     keep = on_usable(matches.points0, keyframe.pixels) & on_usable(matches.points1, current.pixels)

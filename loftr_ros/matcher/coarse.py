@@ -1,6 +1,6 @@
 """Coarse matching by dual-softmax and mutual nearest neighbours, in bounded memory (paper, section 3.3).
 
-Whatever is as large as the score matrix exists in tiles of rows only, TILE_SCORES scores in all.
+Data of the size of the score matrix exists only in tiles of rows, with TILE_SCORES scores each.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Rows, and scores, that are held at a time: 19 MB at most, half as much again in bf16. Products of fewer rows are
-# slower by up to a half; larger tiles cost what the allocator takes from the system anew each time.
+# Rows and scores per tile: 19 MB at most, half as much again in bf16. Products of fewer rows are slower by up to a
+# half; larger tiles cost new memory from the system each time.
 TILE_ROWS = 640
 TILE_SCORES = 4_800_000
 
-# Least confidence that can be asked for: a match must hold this part of its row's probability, so that the search for
-# the mutual best can forget everything else as it goes.
+# Lowest possible threshold: a match must have this part of its row's probability, so that the search for the mutual
+# best entries can drop all others early.
 LOWEST_THRESHOLD = 1e-3
 
-# Score of a pair of which one side is masked.
+# Score of a pair with a masked side.
 NEVER = -1e9
 
-# Scores are worked on in bits, as powers of 2: torch's exp2 takes a third of the time of its exp, and where the result
-# underflows, as it does for most pairs of cells, a thirtieth.
+# Scores are in bits, as powers of 2: torch's exp2 takes a third of the time of its exp, and a thirtieth where the
+# result underflows, as for most pairs of cells.
 BITS = math.log2(math.e)
 
-# Least sum of a row or column of `_candidates_by_one_exponential`: what has underflowed beside it is nothing.
+# Least sum of a row or column in `_candidates_by_one_exponential`: underflowed terms are negligible beside it.
 _LEAST_SUM = 2.0**-85
-# Bits between the level of its exponents and the highest score that it hopes for: fp32 ends at 2 ** 127.
+# Bits between the level of its exponents and the highest expected score: fp32 ends at 2 ** 127.
 _HEADROOM = 110
-# Rows from which it learns how a row's best score goes with its norm.
+# Number of rows used to learn how a row's best score depends on its norm.
 _SAMPLE = 64
 
-# Score that `best_scores` calls a confidence of one half: the threshold that EfficientLoFTR's authors recommend.
+# Score with a confidence of one half in `best_scores`: the threshold recommended by EfficientLoFTR's authors.
 HALF_SCORE = 25.0
 
-# Columns that `entries_above` takes as one at first.
+# Columns per block in the first pass of `entries_above`.
 _BLOCK = 64
 
 
@@ -79,10 +79,10 @@ def scores(
 ) -> Tensor:
     """Scaled dot products S of the paper's section 3.3: (B, L, C) and (B, S, C) -> (B, L, S), in fp32.
 
-    Of what is not attended, (B, L) and (B, S) bool, they are far below any other.
+    Scores of unattended tokens, (B, L) and (B, S) bool, are far below any other.
 
-    The scores are an fp32 island: divided by the temperature they reach hundreds, where half precision
-    rounds to whole units and the softmax turns that into a factor of e.
+    The scores are an fp32 island: divided by the temperature they reach hundreds, where half precision rounds to whole
+    units and the softmax turns that into a factor of e.
     """
     s = scaled(tokens0, temperature) @ tokens1.float().transpose(1, 2)
     if attended0 is not None:
@@ -106,7 +106,7 @@ def confidence_matrix(
 ) -> Tensor:
     """The whole dual-softmax matrix P_c of equation 2, (B, L, S) in fp32: for pictures, tests and exports.
 
-    `dual_softmax` finds the same matches without ever holding it.
+    `dual_softmax` finds the same matches without storing it.
     """
     s = scores(tokens0, tokens1, temperature, attended0, attended1)
     return torch.softmax(s, dim=1) * torch.softmax(s, dim=2)
@@ -125,14 +125,14 @@ def dual_softmax(
 ) -> CoarseMatches:
     """Mutual nearest neighbours of the dual-softmax confidence, above a threshold.
 
-    One pass over tiles of rows. The confidence is the product of the softmaxes over the row and over the column, so
-    an entry above the threshold has more than that of its row's softmax, which is known as soon as the row is: there
-    are at most 1 / threshold such entries in a row, and a handful in practice. They are kept as candidates until the
-    column's sum is known too.
+    One pass over tiles of rows. The confidence is the product of the softmaxes over the row and over the column, so an
+    entry above the threshold has more than that of its row's softmax, which is known as soon as the row is: there are
+    at most 1 / threshold such entries in a row, and a handful in practice. They stay candidates until the column's sum
+    is known too.
 
     Args:
-        tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer. On a CPU their scores are as exact as
-            they are: in bf16, those that are next to nothing beside their row's or column's best are rounded too.
+        tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer. On a CPU their scores have the same
+            precision: in bf16, scores far below their row's or column's best are rounded too.
         temperature: divides the scores.
         threshold: least confidence of a match, at least LOWEST_THRESHOLD.
         allowed0, allowed1: (B, L) and (B, S) bool: cells that may match (not at the border, not masked).
@@ -197,7 +197,7 @@ def best_scores(
 
 
 def score_confidence(scores: Tensor) -> Tensor:
-    """Scores as confidences from 0 to 1: s / (s + HALF_SCORE), and 0 below 0. It orders matches as the score does."""
+    """Convert scores to confidences from 0 to 1: s / (s + HALF_SCORE), and 0 below 0. It keeps the scores' order."""
     positive = scores.clamp_min(0)
     return positive / (positive + HALF_SCORE)
 
@@ -207,10 +207,10 @@ def tiles_of(left: Tensor, right: Tensor, attended0: Tensor | None, attended1: T
 
     Args:
         left, right: (L, C) and (S, C) float32, whose product is the score.
-        attended0, attended1: (L,) and (S,) bool; scores of what takes no part are far below any other.
+        attended0, attended1: (L,) and (S,) bool; scores of unattended tokens are far below any other.
 
     Yields:
-        A slice of rows, and their scores with all columns, (rows, S), to be overwritten at will.
+        A slice of rows, and their scores with all columns, (rows, S), which may be overwritten.
     """
     rows, columns = len(left), len(right)
     height = _tile_height(columns)
@@ -227,7 +227,7 @@ def _tile_height(columns: int) -> int:
 
 
 def _mask(scores: Tensor, attended0: Tensor | None, attended1: Tensor | None) -> None:
-    """Put scores of what takes no part, by row and column, far below any other."""
+    """Set scores of unattended rows and columns far below any other."""
     if attended0 is not None:
         scores.masked_fill_(~attended0[:, None], NEVER)
     if attended1 is not None:
@@ -240,14 +240,14 @@ class _Tile(NamedTuple):
 
 
 def entries_above(values: Tensor, limits: Tensor, rows: Tensor | None, first_row: int) -> Candidates:
-    """Entries of a tile that are above a limit, ordered by row and column.
+    """Entries of a tile above a limit, ordered by row and column.
 
-    A first look takes the largest of each block of columns only: few blocks hold any.
+    The first pass compares only the largest entry of each block of columns: few blocks exceed a limit.
 
     Args:
         values: (height, S).
         limits: (height,).
-        rows: (n,) rows of the tile to look in; None for all.
+        rows: (n,) rows of the tile to search; None for all.
         first_row: of the tile.
     """
     if rows is not None:
@@ -276,13 +276,13 @@ def mutual_best(
     allowed0: Tensor | None,
     allowed1: Tensor | None,
 ) -> Candidates:
-    """Candidates above the threshold that are the largest of both their row and their column, at most one of a row.
+    """Candidates above the threshold that are the largest of their row and column, at most one per row.
 
     Args:
-        candidates: every entry above the threshold is among them; their values are confidences.
+        candidates: include every entry above the threshold; their values are confidences.
         threshold: least confidence.
         num_rows, num_columns: of the whole matrix.
-        allowed0, allowed1: (L,) and (S,) bool. What is not allowed still competes, as in the published code.
+        allowed0, allowed1: (L,) and (S,) bool. Entries that are not allowed still compete, as in the published code.
     """
     row, column, value = candidates
     row_best = value.new_zeros(num_rows).scatter_reduce_(0, row, value, "amax")
@@ -293,7 +293,7 @@ def mutual_best(
     if allowed1 is not None:
         keep &= allowed1[column]
     row, column, value = row[keep], column[keep], value[keep]
-    if len(row) > 1:  # of equals in a row the first
+    if len(row) > 1:  # of equal ones in a row the first
         first = torch.ones_like(row, dtype=torch.bool)
         first[1:] = row[1:] != row[:-1]
         row, column, value = row[first], column[first], value[first]
@@ -309,7 +309,7 @@ def most_confident(matches: Candidates, limit: int) -> Candidates:
 
 
 def batched(pairs: list[Candidates]) -> CoarseMatches:
-    """The matches of several pairs as one."""
+    """Concatenate the matches of several pairs."""
     device = pairs[0].row.device
     lengths = torch.tensor([len(matches.row) for matches in pairs], device=device)
     number = torch.arange(len(pairs), device=device).repeat_interleave(lengths)
@@ -324,26 +324,26 @@ def _candidates_by_one_exponential(
     attended1: Tensor | None,
     rough: torch.dtype,
 ) -> Candidates | None:
-    """What `_dual_softmax_candidates` finds, with one exponential for both softmaxes; None where it would underflow.
+    """As `_dual_softmax_candidates`, with one exponential for both softmaxes; None if it would underflow.
 
-    The exponent is the score less a guess at the row's best one: that of the row's features with themselves. The sums
-    of columns weight it away again. So what matters is near zero, where half precision is fine, and the product can be
-    computed in it: it takes a third of the time. The candidates' own scores, which make up most of the sums that they
-    are divided by, are then computed again in fp32, and put right there.
+    The exponent is the score minus an estimate of the row's best one: that of the row's features with themselves. The
+    sums of columns remove that weight again. So the relevant values are near zero, where half precision suffices, and
+    the product is computed in it: it takes a third of the time. The candidates' own scores dominate the sums that they
+    are divided by. They are computed again in fp32, and corrected there.
 
     Args:
         left, right: (L, C) and (S, C) fp32, whose product is the score in bits.
         threshold: least confidence.
         attended0, attended1: (L,) and (S,) bool.
-        rough: dtype of the product of all with all.
+        rough: dtype of the full product.
     """
     rows, columns = len(left), len(right)
     norms = left.norm(dim=1), right.norm(dim=1)
-    # Of how a row's best score goes with its norm, a sample of rows knows enough.
+    # A sample of rows suffices to learn how a row's best score depends on its norm.
     sample = slice(None, None, max(1, rows // _SAMPLE))
     share = ((left[sample] @ right.t()).amax(dim=1) / norms[0][sample].square().clamp_min(1e-12)).median()
-    # Within 100 bits of each other, so that no weight overflows or is lost. Where the level is too high for the lowest
-    # sums or too low for the highest score, that is seen at the end.
+    # Within 100 bits of each other, so that no weight overflows or underflows. A level that is too high for the lowest
+    # sums or too low for the highest score is detected at the end.
     level = (norms[0].amax() * norms[1].amax() - _HEADROOM).clamp(0.0, -math.log2(_LEAST_SUM))
     guess = torch.minimum((share * norms[0].square()).clamp_min(0.0), level + 100).to(rough)
     if attended0 is not None:
@@ -356,7 +356,7 @@ def _candidates_by_one_exponential(
     height = min(_tile_height(columns), rows)
     work = guess.new_empty(height, columns)
     product = work if rough == torch.float32 else torch.empty_like(work, dtype=rough)
-    # A rough value and its row's sum can both be wrong by some hundredths: such are weighed again below.
+    # A rough value and its row's sum can both be off by some hundredths: such entries are computed again below.
     margin = 1.0 if rough == torch.float32 else 0.5
     kept = []
     for start in range(0, rows, height):
@@ -388,7 +388,7 @@ def _candidates_by_one_exponential(
 
 
 def _all_within(sums: Tensor, attended: Tensor | None) -> bool:
-    """Whether sums of exponentials, of what takes part, have neither overflowed nor lost anything that counts."""
+    """Whether the sums of exponentials of attended tokens have neither overflowed nor lost anything relevant."""
     within = (sums >= _LEAST_SUM) & torch.isfinite(sums)
     return bool((within if attended is None else within | ~attended).all())
 
@@ -398,8 +398,8 @@ def _dual_softmax_candidates(
 ) -> Candidates:
     """Entries that may be above the threshold, with their confidences; `left @ right.t()` is the score in bits.
 
-    Rows and columns have an exponential each. With a common one, columns that live by low scores would be lost beside a
-    row with high ones: the best scores of two rows can be 200 bits apart.
+    Rows and columns have separate exponentials. With a common one, columns with low scores would underflow beside a row
+    with high ones: the best scores of two rows can be 200 bits apart.
     """
     column_lse = torch.full((len(right),), -torch.inf, device=left.device)
     kept = []
@@ -411,7 +411,7 @@ def _dual_softmax_candidates(
         exponential = tile.sub_(row_max[:, None]).exp2_()
         row_sum = exponential.sum(dim=1)
         row, column, value = entries_above(exponential, row_sum * threshold, None, rows.start)
-        # log softmax over the row, plus the score: less the column's log-sum-exp it is the log-confidence.
+        # log softmax over the row, plus the score. Minus the column's log-sum-exp, it is the log-confidence.
         log_value = 2 * value.log2() + (row_max - row_sum.log2())[row - rows.start]
         # That log-sum-exp only grows from tile to tile.
         possible = log_value - column_lse[column] > math.log2(threshold)
@@ -421,5 +421,5 @@ def _dual_softmax_candidates(
 
 
 def of_pair(mask: Tensor | None, pair: int) -> Tensor | None:
-    """One pair's part of a batch of masks; None where there is none."""
+    """One pair's part of a batch of masks; None without masks."""
     return None if mask is None else mask[pair]

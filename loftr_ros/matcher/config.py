@@ -1,4 +1,4 @@
-"""What the networks are made of: one frozen dataclass a stage, and the named presets."""
+"""Configurations of the networks, one frozen dataclass per stage, and the named presets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The ResNet of the paper's section 3.1, with or without the feature pyramid on its way back up.
+    """The ResNet of the paper's section 3.1, with or without the feature pyramid.
 
     Attributes:
         initial_dim: channels of the stem, which works at 1/2 of the image.
         block_dims: channels of the stages; the first keeps 1/2, each further one halves.
-        fine_level: stage that the pyramid comes back up to, from 1: its resolution is that of the fine features.
-            None for a network without fine features.
+        fine_level: last stage of the pyramid, from 1: its resolution is that of the fine features. None for a network
+            without fine features.
     """
 
     initial_dim: int
@@ -50,8 +50,8 @@ class TransformerConfig:
 
     Attributes:
         num_heads: attention heads.
-        layers: the layers in their order; "self" attends within an image, "cross" to the other.
-        attention: "linear" has the kernel elu(x) + 1 in the softmax's place, "full" is the softmax.
+        layers: the layers in order; "self" attends within an image, "cross" to the other.
+        attention: "linear" uses the kernel elu(x) + 1 in place of the softmax, "full" is the softmax.
     """
 
     num_heads: int
@@ -65,14 +65,14 @@ class CoarseMatchingConfig:
 
     Attributes:
         method: dual-softmax (equation 2), optimal transport with a dustbin (equation 1), or the scores themselves, as
-            EfficientLoFTR's faster variant has it (its section 3.3).
+            in EfficientLoFTR's faster variant (its section 3.3).
         temperature: divides the scaled dot products before the dual-softmax, and the scores.
         sinkhorn_iterations: of optimal transport.
         threshold: least confidence of a match, 0 to 1.
-        border: cells at the rim of what is usable that never match.
-        max_matches: most matches of a pair, the most confident ones; 0 for all.
-        point: where in its cell a match sits: the published weights put it at the cell's top-left pixel, on which
-            the stem's centred kernels stand; our own networks at the cell's centre.
+        border: width of the border of the usable area, in cells, that never matches.
+        max_matches: maximum number of matches of a pair, the most confident ones; 0 for all.
+        point: position of a match in its cell: the cell's top-left pixel, on which the stem's centred kernels stand,
+            for the published weights; the cell's centre for our own networks.
     """
 
     threshold: float
@@ -104,10 +104,10 @@ class LoFTRConfig:
     Attributes:
         name: the preset's name.
         backbone, transformer, coarse: the stages.
-        fine: the fine stage; None where matches stay on the coarse grid.
-        position_slip: whether the positional encoding has the published code's operator-precedence slip
-            (`temp_bug_fix = False`), which weights trained with it need.
-        untrained: prefixes of weights that a published file of this network holds and that are not used.
+        fine: the fine stage; None if matches stay on the coarse grid.
+        position_slip: whether the positional encoding has the published code's operator-precedence slip (`temp_bug_fix
+            = False`), which weights trained with it need.
+        untrained: prefixes of unused weights in a published file of this network.
     """
 
     name: str
@@ -120,18 +120,18 @@ class LoFTRConfig:
 
     @property
     def coarse_stride(self) -> int:
-        """Side of what coarse matching compares, in pixels: of a cell."""
+        """Side of the units of coarse matching, in pixels: of a cell."""
         return self.backbone.stride
 
     @property
     def coarse_dim(self) -> int:
-        """Channels of what coarse matching compares."""
+        """Channels of the units of coarse matching."""
         return self.backbone.coarse_dim
 
 
 @dataclass(frozen=True)
 class CompactBackboneConfig:
-    """The backbone of `compact`. All kernels are centred on what they see, so features stand at cells' centres.
+    """The backbone of `compact`. All kernels are centred, so features are at cells' centres.
 
     Attributes:
         dims: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
@@ -158,7 +158,7 @@ class CompactBackboneConfig:
 
 @dataclass(frozen=True)
 class RegionTransformerConfig:
-    """Softmax attention between regions of 16 px; keys and values are pooled two by two, as EfficientLoFTR does.
+    """Softmax attention between regions of 16 px; keys and values are pooled two by two, as in EfficientLoFTR.
 
     Attributes:
         num_heads: attention heads.
@@ -175,10 +175,10 @@ class CompactFineConfig:
 
     Attributes:
         template: side of the template, in fine features; even, since cells' centres are between four of them.
-        reach: largest shift that is looked at, in fine features.
+        reach: largest tested shift, in fine features.
         hidden: width of the layer that reads the correlation.
-        sigma_scale: what the predicted standard deviation is multiplied by, so that 68 % of errors along an axis are
-            within it on held-out photos.
+        sigma_scale: factor on the predicted standard deviation, so that it contains 68 % of errors along an axis on
+            held-out photos.
     """
 
     template: int
@@ -206,12 +206,12 @@ class CompactConfig:
 
     @property
     def coarse_stride(self) -> int:
-        """Side of what coarse matching compares, in pixels: of a region."""
+        """Side of the units of coarse matching, in pixels: of a region."""
         return 2 * self.backbone.stride
 
     @property
     def coarse_dim(self) -> int:
-        """Channels of what coarse matching compares."""
+        """Channels of the units of coarse matching."""
         return self.backbone.region_dim
 
 
@@ -256,8 +256,8 @@ class AggregatedTransformerConfig:
         num_heads: attention heads.
         layers: the layers in their order.
         window: side of the squares, in cells.
-        position_side: longer side of the images of the training, in pixels. Positions in larger images are scaled down
-            to it, as the authors suggest.
+        position_side: longer side of the training images, in pixels. Positions in larger images are scaled down to it,
+            as the authors suggest.
     """
 
     num_heads: int = 8
@@ -273,10 +273,10 @@ class EfficientFineConfig:
     Attributes:
         second_dim: channels, the last ones, that the second stage compares; the first stage has the others.
         temperature: divides the second stage's scores before the softmax.
-        anchor: what the first stage may move in image 0. With "cell" nothing: the match of the cell's own point is
-            looked for, so that a cell means the same point of the keyframe in every frame. With "window", as published,
-            the best pair of pixels of the two cells is taken: `Matches.points0` then differs from pair to pair by up to
-            3.5 px, and cells are no landmarks.
+        anchor: what the first stage may move in image 0. With "cell" nothing: the cell's own point is matched, so a
+            cell is the same point of the keyframe in every frame. With "window", as published, the best pair of pixels
+            of the two cells is chosen: `Matches.points0` then differs from pair to pair by up to 3.5 px, and cells are
+            no landmarks.
     """
 
     second_dim: int = 8
@@ -303,12 +303,12 @@ class EfficientConfig:
 
     @property
     def coarse_stride(self) -> int:
-        """Side of what coarse matching compares, in pixels: of a cell."""
+        """Side of the units of coarse matching, in pixels: of a cell."""
         return self.backbone.stride
 
     @property
     def coarse_dim(self) -> int:
-        """Channels of what coarse matching compares."""
+        """Channels of the units of coarse matching."""
         return self.backbone.coarse_dim
 
 
@@ -324,7 +324,7 @@ LOFTR = LoFTRConfig(
     position_slip=True,
 )
 
-# indoor_ds_new: the same network, trained with the positional encoding as it was meant.
+# indoor_ds_new: the same network, trained with the correct positional encoding.
 LOFTR_NEW = replace(LOFTR, name="loftr_new", position_slip=False)
 
 # outdoor_ot, indoor_ot.
@@ -336,7 +336,7 @@ LOFTR_16_4 = replace(
     LOFTR,
     name="loftr_16_4",
     backbone=BackboneConfig(initial_dim=128, block_dims=(128, 196, 256, 512), fine_level=2),
-    # 196 channels at 1/4 have no eight heads.
+    # 196 channels at 1/4 cannot be divided into eight heads.
     fine=FineConfig(window=5, transformer=TransformerConfig(num_heads=7, layers=("self", "cross"))),
     position_slip=False,
 )
@@ -381,7 +381,7 @@ PRESETS: dict[str, NetworkConfig] = {
     for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE, COMPACT, EFFICIENT, EFFICIENT_OPT)
 }
 
-# In place of a preset's name: the one that the weights are of; where there are none, the default one.
+# Instead of a preset's name: the network of the weights, or the default one without weights.
 AUTO = "auto"
 # Its weights are in the package.
 DEFAULT_PRESET = COMPACT.name

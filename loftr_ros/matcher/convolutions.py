@@ -1,4 +1,6 @@
-"""What inference makes of convolutions and products: weights rounded with care and laid out, oneDNN's operations."""
+"""Optimisations of convolutions and products for inference: careful rounding, memory layout, and oneDNN's
+operations.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ _SLOPE = 0.01  # of torch's leaky ReLU
 
 
 def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Round the convolutions' weights to a dtype, each one's error carried on to the next of its kernel.
+    """Round the convolutions' weights to a dtype; each rounding error is carried over to the next weight of its kernel.
 
-    What enters a convolution has passed a ReLU: it is a large mean with a small signal on it. The errors of the
-    rounded weights do not cancel in that mean, and the sum of a kernel's is what they come to. Carried on, it is no
-    larger than one weight's: in bfloat16 this halves the error of the coarse features, at no cost in time.
+    The input of a convolution has passed a ReLU: a large mean with a small signal. Independent rounding errors would
+    add up for that mean, to the sum of a kernel's errors. Carried over, their sum is no larger than one weight's error:
+    in bfloat16 this halves the error of the coarse features, at no cost in time.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -28,15 +30,15 @@ def biases_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def use_onednn(network: nn.Module, biases: dict[str, Tensor]) -> None:
-    """Let oneDNN compute each convolution together with what follows it, where it can; for inference only.
+    """Let oneDNN compute each convolution together with the operations after it, if supported; for inference only.
 
-    That is on a CPU, in float32 and bfloat16; elsewhere nothing changes.
+    It supports CPUs, in float32 and bfloat16; elsewhere nothing changes.
 
-    In bfloat16 the biases and the sums stay in fp32 then: a rounded bias is off by the same amount all over the
-    image, and in a deep layer that is as much as all the rounding of activations together.
+    In bfloat16 the biases and the sums then stay in fp32: a rounded bias has the same error all over the image, and in
+    a deep layer that is as much as all the rounding of activations together.
 
     Args:
-        network: whose convolutions are replaced by `OneDnnConv`.
+        network: its convolutions are replaced by `OneDnnConv`.
         biases: (O,) float32 by the module's name.
     """
     for name, conv in list(network.named_modules()):
@@ -46,7 +48,7 @@ def use_onednn(network: nn.Module, biases: dict[str, Tensor]) -> None:
 
 
 def lay_out_products(network: nn.Module) -> None:
-    """Lay out the weights of linear layers so that they enter products as they are: a tenth of the time, on a CPU."""
+    """Store the weights of linear layers in the order that products need: a tenth of the time, on a CPU."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.weight.data = module.weight.data.t().contiguous().t()
@@ -58,13 +60,13 @@ class OneDnnConv(nn.Conv2d):
     full_bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, bias: Tensor | None) -> None:
-        """Take over the weights of `conv`, and `bias`, (O,) float32."""
+        """Use the weights of `conv`, and `bias`, (O,) float32."""
         outputs, inputs, *kernel = conv.weight.shape
         super().__init__(inputs, outputs, (kernel[0], kernel[1]), device="meta")
         self.stride, self.padding = conv.stride, conv.padding
         self.weight, self.bias = conv.weight, conv.bias
         self.register_buffer("full_bias", bias, persistent=False)
-        # Of an image of one channel, oneDNN's arrangement makes it take a third of the time; of others, as much.
+        # For one-channel images oneDNN's arrangement saves two thirds of the time; for others nothing.
         self._arranged: Tensor | None = None
         if inputs == 1:
             arrange = torch.ops.mkldnn._reorder_convolution_weight
@@ -72,7 +74,7 @@ class OneDnnConv(nn.Conv2d):
 
     @staticmethod
     def computes(weight: Tensor) -> bool:
-        """Whether it can on a device and in a dtype, and this torch can at all, which it says nowhere in public."""
+        """Whether oneDNN supports a device and dtype in this torch, which has no public query for it."""
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return False
         names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
@@ -84,14 +86,14 @@ class OneDnnConv(nn.Conv2d):
         Args:
             x: (B, I, H, W).
             activation: "none", "relu", or "leaky_relu" with torch's slope.
-            onto: (B, O, H', W') that the result is added to before the activation. It is overwritten.
-            biased: whether to add the bias; not where `onto` has it already.
+            onto: (B, O, H', W') added to the result before the activation. It is overwritten.
+            biased: whether to add the bias; false if `onto` has it already.
 
         Returns:
-            (B, O, H', W'), which is `onto` where that is given.
+            (B, O, H', W'); `onto` if given.
         """
         bias = self.full_bias if biased else None
-        if is_traced():  # a graph is for others, who have no oneDNN
+        if is_traced():  # a graph is for other runtimes, which have no oneDNN
             y = functional.conv2d(x, self.weight, self.bias if biased else None, self.stride, self.padding)
             return _activated(y if onto is None else onto + y, activation)
         weight = self.weight if self._arranged is None else self._arranged
@@ -100,7 +102,7 @@ class OneDnnConv(nn.Conv2d):
         if onto is None:
             convolve = torch.ops.mkldnn._convolution_pointwise
             return convolve(x, weight, bias, *shape, activation, scalars, "")
-        if bias is not None and bias.dtype != x.dtype:  # not both a sum and another dtype
+        if bias is not None and bias.dtype != x.dtype:  # oneDNN has no sum together with another dtype
             return _activated(onto.add_(self(x)), activation)
         unary = None if activation == "none" else activation
         add = torch.ops.mkldnn._convolution_pointwise_.binary
@@ -109,15 +111,15 @@ class OneDnnConv(nn.Conv2d):
 
 
 def is_traced() -> bool:
-    """Whether a graph of what runs is being made, for another runtime."""
+    """Whether a graph is being traced for another runtime."""
     return bool(torch.onnx.is_in_onnx_export() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def twice(x: Tensor) -> Tensor:
-    """Twice as large, bilinearly; features stay at the centres of what they are of.
+    """Upsample by two, bilinearly; features stay at the centres of their pixels.
 
-    Where inference is on a CPU, along the columns and then along the rows, in passes over whole rows of memory:
-    torch's own way takes three to five times as long at 24 channels, which its vectors do not divide.
+    For inference on a CPU it works along the columns and then along the rows, in passes over whole rows of memory:
+    torch's own interpolation takes three to five times as long at 24 channels, which its vectors do not divide.
 
     Args:
         x: (B, C, H, W), channels last.
@@ -137,11 +139,11 @@ def twice(x: Tensor) -> Tensor:
 
 
 def _between(x: Tensor, result: Tensor, dim: int) -> None:
-    """A quarter of the way from each entry along a dimension to the one before and to the one after it.
+    """Interpolate a quarter of the distance from each entry to the previous and to the next one along a dimension.
 
     Args:
-        x: the entries; the first has none before and the last none after it.
-        result: of one dimension of size 2 more, after `dim`; written.
+        x: the entries; the first has no previous and the last no next one.
+        result: with another dimension of size 2 after `dim`; overwritten.
     """
     count = x.shape[dim] - 1
     before, after = result.select(dim + 1, 0), result.select(dim + 1, 1)
@@ -160,7 +162,7 @@ def _activated(x: Tensor, activation: str) -> Tensor:
 
 
 def _rounded_with_carry(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """(O, I, H, W) with every value one of `dtype`; the carry goes along the taps, then on to the next input."""
+    """(O, I, H, W) with every value in `dtype`; the carry runs along the taps, then to the next input."""
     kernels = weight.flatten(1).t().contiguous()
     carry = torch.zeros_like(kernels[0])
     for tap in kernels:

@@ -1,4 +1,4 @@
-"""One place that turns what is wanted of a matcher into a matcher."""
+"""Creates a matcher from its specification."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MatcherSpec:
-    """What is wanted.
+    """Specification of a matcher.
 
     Attributes:
-        network: name of a preset; `auto` takes the one that the weights are of.
-        weights: a weights file, or what `loftr_ros export` wrote, a folder; None for random weights, always the same
-            ones, which match nothing.
+        network: name of a preset; `auto` takes the network of the weights.
+        weights: a weights file, or a folder of `loftr_ros export`; None for random weights, always the same ones, which
+            match nothing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto`, `float32`, `bfloat16` or `float16`; what onnxruntime runs has one of its own.
-        backend: what runs it: `torch`, `onnx` (onnxruntime, an exported network), `openvino` (an exported network, or
-            `compact` by its weights); `auto` is OpenVINO where it is installed and can, else torch.
+        precision: `auto`, `float32`, `bfloat16` or `float16`; a network exported for onnxruntime has its own.
+        backend: the runtime: `torch`, `onnx` (onnxruntime, an exported network), `openvino` (an exported network, or
+            `compact` by its weights); `auto` is OpenVINO if it is installed and suitable, else torch.
         providers: execution providers of onnxruntime, the preferred first; empty for CUDA's on a GPU, else the CPU's.
-        threads: CPU threads; 0 leaves them as they are.
+        threads: CPU threads; 0 leaves the setting unchanged.
         coarse: fields of the preset's `CoarseMatchingConfig` to replace.
     """
 
@@ -52,11 +52,11 @@ class MatcherSpec:
 
 
 def open_matcher(spec: MatcherSpec) -> Matcher:
-    """Build the matcher, ready to infer.
+    """Build a matcher, ready for inference.
 
     Raises:
-        WeightsError: the network is not known; the weights are missing, damaged or of another network.
-        DeviceError: the device, precision or backend is not to be had.
+        WeightsError: the network is unknown; the weights are missing, damaged or of another network.
+        DeviceError: the device, precision or backend is not available.
         ValueError: there is no such backend.
     """
     if spec.backend not in BACKENDS:
@@ -74,12 +74,12 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
         try:
             return _open_openvino(replace(spec, network=network.config.name), device)
         except DeviceError as error:
-            _logger.warning("torch runs the network, since OpenVINO does not: %s", error)
+            _logger.warning("torch runs the network, because OpenVINO cannot: %s", error)
     return network
 
 
 def backend_of(matcher: Matcher) -> str:
-    """What runs a matcher, as `backend` says it."""
+    """The backend of a matcher, as a value of `backend`."""
     if isinstance(matcher, ExportedMatcher):
         return matcher.backend
     from loftr_ros.matcher.runtime.openvino_compact import is_compiled
@@ -89,10 +89,10 @@ def backend_of(matcher: Matcher) -> str:
 
 def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
     if spec.weights is None:
-        raise WeightsError("backend onnx runs what `loftr_ros export` wrote; random weights are for the others")
+        raise WeightsError("backend onnx runs networks of `loftr_ros export`; only other backends have random weights")
     if not spec.weights.exists():
-        raise WeightsError(f"exported network {spec.weights} is not there; `loftr_ros export` writes one")
-    try:  # here, since onnxruntime is needed by this backend alone
+        raise WeightsError(f"exported network {spec.weights} does not exist; `loftr_ros export` writes one")
+    try:  # here, because only this backend needs onnxruntime
         from loftr_ros.matcher.runtime.onnx_backend import load_onnx
     except ImportError as error:
         raise DeviceError(f"backend onnx cannot be loaded ({error}); install onnxruntime, or use torch") from error
@@ -119,7 +119,7 @@ def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
                 f"device '{spec.device}' with backend onnx needs {_CUDA_PROVIDER}: {error}; pip install "
                 "onnxruntime-gpu, or set device to cpu"
             ) from error
-        _logger.warning("onnxruntime computes on the CPU, though there is a GPU: %s", error)
+        _logger.warning("onnxruntime computes on the CPU, although there is a GPU: %s", error)
         return opened(_CPU_PROVIDER)
 
 
@@ -139,8 +139,8 @@ def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:
     network = load_network(spec.network, spec.weights, device, torch.float32, coarse=spec.coarse)
     if not isinstance(network, Compact):
         raise WeightsError(
-            f"backend openvino runs network 'compact' by its weights, but '{network.config.name}' as "
-            "`loftr_ros export` writes it: give that folder as the weights"
+            f"backend openvino runs network 'compact' from its weights, but '{network.config.name}' only as "
+            "exported by `loftr_ros export`: give that folder as the weights"
         )
     return compiled(network, precision, threads)
 
@@ -154,7 +154,7 @@ def _as_asked(matcher: ExportedMatcher, spec: MatcherSpec) -> Matcher:
 
 
 def _runs_by_openvino(network: Network) -> bool:
-    """Whether `auto` takes OpenVINO: where it is faster, and there."""
+    """Whether `auto` chooses OpenVINO: if it is faster, and installed."""
     return (
         isinstance(network, Compact)
         and network.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""What the front end asks of a matcher, whatever runs it, and what it gets."""
+"""The interface of a matcher, whatever runs it: input, features and results."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from loftr_ros.matcher.config import NetworkConfig
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What `encode` makes of one image; stays on the device, in the network's precision.
+    """Encoded features of one image; they stay on the device, in the network's precision.
 
     Attributes:
-        tokens: (1, L, C) coarse features after the layers that see this image only.
-        fine: (1, Cf, Hf, Wf) fine features, channels last; None where there is no fine stage, or where they are made
-            window by window from `unsmoothed`.
-        grid: (rows, columns) of cells; of coarse tokens too, L = rows * columns, except where `cells` is given.
-        size: (width, height) of the image that was encoded, in pixels.
-        usable: (1, L) bool, false for cells that take no part since most of their pixels are to be ignored; None
-            where all do.
-        pixels: (H, W) bool, false for pixels that must not appear in a match; None where all may.
-        unsmoothed: (1, Cu, Hf, Wf) channels last, what the fine features are made of by the backbone's last two
-            convolutions, which are 30 % of its work: most images need them around their matches only.
-        cells: (1, Cc, rows, columns) channels last, of networks whose tokens are coarser than their cells.
-        middle: (1, Cm, Hm, Wm) channels last, between coarse and fine, of networks whose fine features are made of all
+        tokens: (1, L, C) coarse features after the layers that depend on this image only.
+        fine: (1, Cf, Hf, Wf) fine features, channels last; None without a fine stage, or if they are computed window by
+            window from `unsmoothed`.
+        grid: (rows, columns) of cells; of coarse tokens too, L = rows * columns, unless `cells` is given.
+        size: (width, height) of the encoded image, in pixels.
+        usable: (1, L) bool, false for cells that take no part because most of their pixels are ignored; None if all do.
+        pixels: (H, W) bool, false for pixels that must not appear in a match; None if all may.
+        unsmoothed: (1, Cu, Hf, Wf) channels last, input of the backbone's last two convolutions, which give the fine
+            features and are 30 % of its work: most images need them around their matches only.
+        cells: (1, Cc, rows, columns) channels last, of networks with tokens coarser than their cells.
+        middle: (1, Cm, Hm, Wm) channels last, between coarse and fine, of networks that compute fine features from all
             three once the other image is known.
-        slot: place in the `FeatureRing` that keeps it; None outside of one.
+        slot: place in its `FeatureRing`; None outside of one.
     """
 
     tokens: Tensor
@@ -51,11 +50,11 @@ class Matches:
 
     Attributes:
         cell: (N,) int64, row-major number of the cell in image 0.
-        points0, points1: (N, 2) float32 pixels (u, v) of the encoded images, (0, 0) at the centre of the
-            top-left pixel. A cell's `points0` is the same whatever it is matched with.
+        points0, points1: (N, 2) float32 pixels (u, v) of the encoded images, (0, 0) at the centre of the top-left
+            pixel. A cell's `points0` is the same whatever it is matched with.
         confidence: (N,) float32 in [0, 1], of the coarse match.
-        std: (N,) float32, standard deviation of `points1` along one axis as the fine stage sees it, in pixels;
-            NaN from networks without one.
+        std: (N,) float32, standard deviation of `points1` along one axis estimated by the fine stage, in pixels; NaN
+            without one.
     """
 
     cell: Tensor
@@ -69,7 +68,7 @@ class Matches:
 
 
 class Matcher(Protocol):
-    """Encodes an image once and matches it against many. `LoFTR` is one; so is the ONNX backend."""
+    """Encodes an image once and matches it against many. `LoFTR` implements it; so does the ONNX backend."""
 
     @property
     def config(self) -> NetworkConfig:
@@ -77,9 +76,9 @@ class Matcher(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the features: they can be compared with those of matchers of the same fingerprint.
+        """Identifier of the features: only features of the same fingerprint are comparable.
 
-        It tells networks and their weights apart, but not the precision or what runs them. Empty where it is not known.
+        It depends on the network and its weights, but not on precision or runtime. Empty if unknown.
         """
 
     @property
@@ -96,30 +95,32 @@ class Matcher(Protocol):
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        """(width, height) of the only images that it takes; None where it takes any."""
+        """(width, height) of the only supported images; None if any size is supported."""
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
+        """Device of the features."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the features are kept in."""
+        """Dtype of the features."""
 
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Everything about one image that does not depend on another.
+        """Encode one image, independent of any other.
 
         Args:
             image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
-                to use all.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
+                all.
 
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
         """
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
-        """What `encode` put off since most images do not need it; called once for an image that becomes a keyframe."""
+        """Compute features that `encode` left out because most images do not need them; called for an image that
+        becomes a keyframe.
+        """
 
     def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         """Match one image against several.

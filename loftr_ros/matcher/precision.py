@@ -1,4 +1,4 @@
-"""Which precision a device computes in: half where its hardware has it, full elsewhere."""
+"""Precision for a device: half if its hardware supports it, full otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 class DeviceError(RuntimeError):
-    """The device or precision asked for is not to be had; the message says what is."""
+    """The requested device or precision is not available; the message says what is."""
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -49,7 +49,7 @@ def resolve_device(name: str) -> torch.device:
     index = device.index or 0
     if index >= torch.cuda.device_count():
         raise DeviceError(
-            f"device '{name}' is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            f"device '{name}' does not exist: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
             "use device cpu, or install a CUDA build of torch and the driver"
         )
     return torch.device("cuda", index)
@@ -59,12 +59,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of a precision's name on a device.
 
     Args:
-        name: `float32`, `bfloat16`, `float16`, or `auto`: fp16 on CUDA, bf16 on a CPU that has it in hardware,
-            fp32 elsewhere.
+        name: `float32`, `bfloat16`, `float16`, or `auto`: fp16 on CUDA, bf16 on a CPU that has it in hardware, fp32
+            elsewhere.
         device: where it will run.
 
     Raises:
-        DeviceError: the name is not known, or the precision cannot be used on the device.
+        DeviceError: the name is unknown, or the device does not support the precision.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -76,5 +76,5 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name that `resolve_precision` takes for a dtype."""
+    """The name of a dtype for `resolve_precision`."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What all networks here have in common as matchers of streams."""
+"""Common base of all networks here as matchers of streams."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ class StreamingNetwork(nn.Module):
 
     @property
     def cell_offset(self) -> float:
-        """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
+        """From a cell's top-left pixel to its point, by the convention of the weights' training."""
         return cell_offset(self.config)
 
     @property
     def fixed_size(self) -> None:
-        """It takes images of any size."""
+        """None: images of any size are supported."""
         return None
 
     @property
     @abstractmethod
     def first_weight(self) -> Tensor:
-        """That of the convolution that sees the image."""
+        """Weight of the first convolution."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the computation."""
         return self.first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, apart from islands."""
+        """Dtype of the computation, except for fp32 islands."""
         return self.first_weight.dtype
 
     @torch.inference_mode()
@@ -82,7 +82,7 @@ class StreamingNetwork(nn.Module):
         """`match` for keyframes of equal size."""
 
     def check_image(self, image: Tensor) -> None:
-        """Refuse what is no image.
+        """Refuse invalid images.
 
         Raises:
             ValueError: it is not (H, W), or smaller than a cell.
@@ -93,7 +93,7 @@ class StreamingNetwork(nn.Module):
             )
 
     def taking_part(self, image: Tensor, usable: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What of an image takes part, on the network's device.
+        """The participating parts of an image, on the network's device.
 
         Args:
             image: (H, W).
@@ -103,7 +103,7 @@ class StreamingNetwork(nn.Module):
             `usable`, and the cells that take part, see `cells_taking_part`; None for all.
 
         Raises:
-            ValueError: as `check_image`, or the mask is not of the image's size.
+            ValueError: as `check_image`, or mask and image differ in size.
         """
         self.check_image(image)
         usable = None if usable is None else usable.to(self.device, torch.bool)
@@ -113,7 +113,7 @@ class StreamingNetwork(nn.Module):
     def gray_levels(self, image: Tensor) -> Tensor:
         """(H, W), uint8 or floating point in [0, 1], as (1, 1, H, W) from 0 to 255 on the network's device.
 
-        Gray levels go in as they are: whole numbers to 255, which half precision holds and their 255ths it rounds.
+        Gray levels are not scaled: half precision represents whole numbers up to 255 exactly, but not their 255ths.
         """
         pixels = image.to(self.device)[None, None]
         return (pixels if image.dtype == torch.uint8 else pixels * 255).to(self.dtype)

@@ -1,4 +1,4 @@
-"""Places: an archive of keyframes on disk, and what finds the camera's place among them.
+"""Place recognition: an archive of keyframes on disk, and the search for places in it.
 
-It stands on the front end (`loftr_ros.frontend`) and knows nothing of ROS.
+It builds on the front end (`loftr_ros.frontend`) and does not import ROS.
 """

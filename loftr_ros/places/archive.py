@@ -1,6 +1,6 @@
-"""An archive of keyframes on disk or in an object store: what is where is found again by descriptors.
+"""An archive of keyframes, on disk or in an object store, searched by descriptor.
 
-It stands on LanceDB, whose table holds everything but the images; `docs/archive.md` says why, and what it costs.
+A LanceDB table holds everything but the images. `docs/archive.md` gives the reasons and the costs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.extras import how_to_install
-from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, told
+from loftr_ros.places.archive_files import IMAGES, BucketFiles, Files, FolderFiles, file_name, links, reported_errors
+from loftr_ros.places.archive_maintenance import Maintenance
 from loftr_ros.places.archive_rows import (
     CANDIDATE_COLUMNS,
     FORMAT,
@@ -31,14 +32,13 @@ from loftr_ros.places.archive_rows import (
     to_row,
     to_table,
 )
-from loftr_ros.places.archive_upkeep import Upkeep
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, PlacesError, RecentPast
 
-TABLE, TURNS = "keyframes", "turns"
+TABLE, LEASES = "keyframes", "turns"
 
-# Keyframes that are copied in one commit from archive to archive; with their images they must fit into memory.
+# Keyframes per commit when copying between archives. Their images must fit into memory together.
 _BATCH = 64
-# LanceDB's own bounds for these are gigabytes.
+# LanceDB's own limits are gigabytes.
 _INDEX_CACHE = 256 << 20
 _METADATA_CACHE = 64 << 20
 
@@ -47,32 +47,32 @@ T = TypeVar("T")
 
 
 class Archive:
-    """Keyframes that are kept for good.
+    """A persistent store of keyframes.
 
-    One thread may write while another reads; so may other processes, and other robots where they share the place.
+    One thread may write while others read. Other processes, and other robots that share the place, may do the same.
     """
 
-    def __init__(self, uri: str, table: Any, turns: Any, files: Files, max_size_mb: float, read_only: bool) -> None:
+    def __init__(self, uri: str, table: Any, leases: Any, files: Files, max_size_mb: float, read_only: bool) -> None:
         """Use `Archive.open`."""
         self._uri = uri
         self._table = table
         self._files = files
         self._read_only = read_only
         self._writing = threading.RLock()
-        self._upkeep = Upkeep(uri, table, turns, files, max_size_mb, self._writing)
+        self._maintenance = Maintenance(uri, table, leases, files, max_size_mb, self._writing)
 
     @classmethod
     def open(
         cls, uri: str, space: str, dimension: int, *, max_size_mb: float = 2000.0, read_only: bool = False
     ) -> Archive:
-        """Open an archive, or make it where nothing is.
+        """Open an archive, or create it if the place is empty.
 
         Args:
             uri: a folder, or s3://bucket/folder (credentials and endpoint in the usual AWS_* variables).
-            space: name of the space of descriptors, which must be the archive's.
+            space: name of the descriptor space; must equal the archive's.
             dimension: of the descriptors.
-            max_size_mb: size that the least telling keyframes are dropped at.
-            read_only: refuse to write, and do not make an archive where nothing is.
+            max_size_mb: size limit. Beyond it, the least informative keyframes are dropped.
+            read_only: refuse to write, and do not create a missing archive.
 
         Raises:
             PlacesError: of kind `archive_foreign`, `archive_old`, `archive_new`, `archive_space`, `archive_missing`,
@@ -87,20 +87,20 @@ class Archive:
             )
             raise PlacesError("archive_database", message) from error
         place = _place(uri)
-        with told(place, "opening"):
+        with reported_errors(place, "opening"):
             if "://" not in place:
                 _check_folder(Path(place), read_only)
             session = lancedb.Session(_INDEX_CACHE, _METADATA_CACHE)
-            # Zero: each call sees what others have written until then.
+            # Zero: each call sees everything that others have written so far.
             database = lancedb.connect(place, read_consistency_interval=timedelta(0), session=session)
             files: Files = BucketFiles(place) if "://" in place else FolderFiles(Path(place))
             table = _open_table(database, place, schema(space, dimension), read_only)
             _check_kind(table, place, space, dimension)
-            turns = None if read_only else _open_turns(database)
-            return cls(place, table, turns, files, max_size_mb, read_only)
+            leases = None if read_only else _open_leases(database)
+            return cls(place, table, leases, files, max_size_mb, read_only)
 
     def add(self, keyframe: ArchivedKeyframe) -> None:
-        """Keep a keyframe; it is there for good once this returns. One of the same name is replaced.
+        """Store a keyframe durably. It replaces one of the same name.
 
         Raises:
             PlacesError: it cannot be written (`archive_full`, `archive_read_only`, `archive_failed`).
@@ -108,11 +108,11 @@ class Archive:
         self.add_all([keyframe])
 
     def add_all(self, keyframes: Sequence[ArchivedKeyframe]) -> None:
-        """Keep several keyframes: all of them, or none where this raises.
+        """Store several keyframes: all of them, or none if this raises.
 
         Raises:
             PlacesError: as for `add`.
-            ValueError: a descriptor has another dimension or is not finite, or a name is there twice.
+            ValueError: a descriptor has another dimension or is not finite, or a name occurs twice.
         """
         self._check_writable()
         if not keyframes:
@@ -122,7 +122,7 @@ class Archive:
         names = [keyframe.name for keyframe in keyframes]
         if len(set(names)) != len(names):
             raise ValueError("two of the keyframes have the same name")
-        with self._writing, told(self._uri, "writing"):
+        with self._writing, reported_errors(self._uri, "writing"):
             written: list[str] = []
             try:
                 rows = [self._with_file(keyframe, written) for keyframe in keyframes]
@@ -139,17 +139,17 @@ class Archive:
                 raise
             self._files.sync(f"{TABLE}.lance")
             self._files.delete(row["file"] for row in replaced if row["file"])
-        self._upkeep.added(sum(row["image_bytes"] + row["depth_bytes"] for row in rows), len(rows))
+        self._maintenance.added(sum(row["image_bytes"] + row["depth_bytes"] for row in rows), len(rows))
 
     def search(
         self, descriptor: NDArray[np.float32], count: int, leave_out: RecentPast | None = None
     ) -> list[Candidate]:
-        """The keyframes whose descriptors are nearest to one.
+        """Return the keyframes with the nearest descriptors.
 
         Args:
             descriptor: (D,) float32.
-            count: of keyframes, at most.
-            leave_out: which do not count; they do not take others' places.
+            count: number of keyframes, at most.
+            leave_out: keyframes to skip. They do not count towards `count`.
 
         Returns:
             best first.
@@ -160,17 +160,17 @@ class Archive:
 
         def find() -> list[Candidate]:
             query = self._table.search(np.asarray(descriptor, np.float32), vector_column_name="descriptor")
-            query = self._upkeep.tuned(query.distance_type("cosine")).select([*CANDIDATE_COLUMNS, "_distance"])
+            query = self._maintenance.tuned(query.distance_type("cosine")).select([*CANDIDATE_COLUMNS, "_distance"])
             if leave_out is not None:
                 recent = f"session = {int(leave_out.session)} AND stamp_ns > {int(leave_out.after_ns)}"
                 query = query.where(f"NOT ({robot_is(leave_out.robot)} AND {recent})", prefilter=True)
             return [to_candidate(row) for row in query.limit(count).to_arrow().to_pylist()]
 
-        with told(self._uri, "searching"):
+        with reported_errors(self._uri, "searching"):
             return self._again(find)
 
     def get(self, name: KeyframeName) -> ArchivedKeyframe | None:
-        """A keyframe by name, with its image and depth; None if it is not there.
+        """Return a keyframe with its image and depth; None if there is no keyframe of that name.
 
         Raises:
             PlacesError: its file is missing or damaged.
@@ -179,108 +179,108 @@ class Archive:
         return found[0] if found else None
 
     def names(self, robot: str | None = None) -> list[KeyframeName]:
-        """Of all keyframes, or of one robot's: robot by robot, in the order that they were seen in."""
-        rows = self._told_rows(None if robot is None else robot_is(robot), ["robot", "session", "id"])
+        """Names of all keyframes, or of one robot's, grouped by robot and in recording order."""
+        rows = self._read_rows(None if robot is None else robot_is(robot), ["robot", "session", "id"])
         return [to_name(row) for row in sorted(rows, key=_in_chain)]
 
     def last_id(self, robot: str) -> int:
         """The largest id of a robot's keyframes; 0 without any."""
-        return max((row["id"] for row in self._told_rows(robot_is(robot), ["id"])), default=0)
+        return max((row["id"] for row in self._read_rows(robot_is(robot), ["id"])), default=0)
 
     def last_session(self, robot: str) -> int:
-        """The largest session of a robot's keyframes; 0 without any."""
-        return max((row["session"] for row in self._told_rows(robot_is(robot), ["session"])), default=0)
+        """The largest session number of a robot's keyframes; 0 without any."""
+        return max((row["session"] for row in self._read_rows(robot_is(robot), ["session"])), default=0)
 
     def descriptors(self, names: Sequence[KeyframeName] | None = None) -> Iterator[ArchivedKeyframe]:
-        """Keyframes without images and depths, those of a name or all; as `names` orders them."""
+        """Keyframes without images and depths: the named ones or all, ordered as by `names`."""
         names = self.names() if names is None else names
         for start in range(0, len(names), 1024):
-            rows = self._told_rows(named(names[start : start + 1024]), None)
+            rows = self._read_rows(named(names[start : start + 1024]), None)
             yield from (to_keyframe(row, b"") for row in sorted(rows, key=_in_chain))
 
     def save(self, path: str) -> int:
         """Copy all keyframes into a new archive.
 
         Args:
-            path: where; a folder that is not there or is empty, or an address.
+            path: a missing or empty folder, or an address.
 
         Returns:
             Number of keyframes.
 
         Raises:
-            PlacesError: something is there (`archive_exists`), or it cannot be written.
+            PlacesError: the place is not empty (`archive_exists`), or cannot be written.
         """
         space, dimension = self._kind()
-        with Archive.open(path, space, dimension, max_size_mb=float("inf")) as copy, self._upkeep.paused():
+        with Archive.open(path, space, dimension, max_size_mb=float("inf")) as copy, self._maintenance.paused():
             if copy.uri == self._uri or len(copy):
                 raise PlacesError("archive_exists", f"'{path}' is an archive already; save to an empty place")
             return copy._take(self, self.names())
 
     def load(self, uri: str) -> int:
-        """Take over the keyframes of another archive; those that are here already are left as they are.
-
-        Only an image that is here missing is taken over for a keyframe that is here.
+        """Import the keyframes of another archive. Existing keyframes stay unchanged, but a missing image is filled in.
 
         Returns:
-            Number of keyframes that were taken over.
+            Number of imported keyframes.
 
         Raises:
-            PlacesError: the other is no archive of this space, or has keyframes of the same name but another stamp
-                (`archive_conflict`); nothing is taken over then.
+            PlacesError: the other archive is of another space, or has keyframes of the same name with another stamp
+                (`archive_conflict`). Nothing is imported then.
         """
         self._check_writable()
         space, dimension = self._kind()
         columns = ["robot", "session", "id", "stamp_ns", "image_bytes"]
         with Archive.open(uri, space, dimension, read_only=True) as other:
-            here = {to_name(row): row for row in self._told_rows(None, columns)}
+            here = {to_name(row): row for row in self._read_rows(None, columns)}
             fresh = []
-            for row in sorted(other._told_rows(None, columns), key=_in_chain):
+            for row in sorted(other._read_rows(None, columns), key=_in_chain):
                 name = to_name(row)
                 mine = here.get(name)
                 if mine is not None and mine["stamp_ns"] != row["stamp_ns"]:
                     raise PlacesError(
                         "archive_conflict",
-                        f"keyframe {name} is of {row['stamp_ns']} ns in '{uri}' and of {mine['stamp_ns']} ns in "
-                        f"'{self._uri}': two robots have the same name, or one has counted anew; nothing was taken "
-                        "over. Name the robots apart",
+                        f"keyframe {name} has stamp {row['stamp_ns']} ns in '{uri}' and {mine['stamp_ns']} ns in "
+                        f"'{self._uri}': two robots share a name, or one restarted its numbering. Nothing was imported"
+                        ". Give the robots different names",
                     )
                 if mine is None or (row["image_bytes"] and not mine["image_bytes"]):
                     fresh.append(name)
             return self._take(other, fresh)
 
     def __len__(self) -> int:
-        with told(self._uri, "reading"):
+        with reported_errors(self._uri, "reading"):
             return self._again(lambda: int(self._table.count_rows()))
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """The archive's place."""
         return self._uri
 
     @property
     def dimension(self) -> int:
-        """Numbers of a descriptor."""
+        """Length of a descriptor."""
         return self._kind()[1]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of everything in it, older versions that are still kept included."""
-        with told(self._uri, "reading"):
-            return self._upkeep.measure()
+        """Size of the whole archive in bytes, including old versions that are still kept."""
+        with reported_errors(self._uri, "reading"):
+            return self._maintenance.measure()
 
     @property
     def is_read_only(self) -> bool:
-        """Whether it was opened for reading alone."""
+        """Whether it was opened read-only."""
         return self._read_only
 
     def tidy(self) -> None:
-        """Do now what upkeep does from time to time; takes as long as that takes."""
+        """Run the maintenance now and wait for it."""
         self._check_writable()
-        self._upkeep.run()
+        self._maintenance.run()
 
     def close(self) -> None:
-        """Wait until its upkeep rests. It is not used afterwards; what was added is there without this too."""
-        self._upkeep.close()
+        """Wait for the maintenance to end. Do not use the archive afterwards. Added keyframes are durable without this
+        call.
+        """
+        self._maintenance.close()
 
     def __enter__(self) -> Archive:
         return self
@@ -303,7 +303,7 @@ class Archive:
             rows = sorted(self._rows(named(names), None), key=_in_chain)
             return [to_keyframe(row, self._files.read(row["file"]) if row["file"] else b"") for row in rows]
 
-        with told(self._uri, "reading"):
+        with reported_errors(self._uri, "reading"):
             try:
                 return self._again(read)
             except FileNotFoundError as error:
@@ -311,7 +311,7 @@ class Archive:
                 raise PlacesError("image_missing", message) from error
 
     def _with_file(self, keyframe: ArchivedKeyframe, written: list[str]) -> dict[str, Any]:
-        """A keyframe's row, its file having been written."""
+        """Return a keyframe's row after writing its file."""
         depth = b"" if keyframe.depth is None else pack_depth(keyframe.depth)
         if not keyframe.image and not depth:
             return to_row(keyframe, "", 0)
@@ -329,12 +329,12 @@ class Archive:
         rows: list[dict[str, Any]] = query.to_arrow().to_pylist()
         return rows
 
-    def _told_rows(self, where: str | None, columns: list[str] | None) -> list[dict[str, Any]]:
-        with told(self._uri, "reading"):
+    def _read_rows(self, where: str | None, columns: list[str] | None) -> list[dict[str, Any]]:
+        with reported_errors(self._uri, "reading"):
             return self._again(lambda: self._rows(where, columns))
 
     def _again(self, read: Callable[[], T]) -> T:
-        """Read once more where it fails: another process may have cleaned up what the first attempt was about."""
+        """Retry once: another process may have deleted the version that the first attempt read."""
         try:
             return read()
         except (OSError, RuntimeError, ValueError):
@@ -346,7 +346,7 @@ class Archive:
 
     def _check_writable(self) -> None:
         if self._read_only:
-            raise PlacesError("archive_read_only", f"the archive '{self._uri}' was opened for reading only")
+            raise PlacesError("archive_read_only", f"the archive '{self._uri}' is opened read-only")
 
     def _check_descriptor(self, descriptor: NDArray[np.float32]) -> None:
         dimension = self._kind()[1]
@@ -362,32 +362,30 @@ def _place(uri: str) -> str:
     if "://" not in uri:
         return str(Path(uri).expanduser().absolute())
     if not uri.startswith("s3://"):
-        message = f"'{uri}' is no place for an archive; expected a folder or s3://bucket/folder"
+        message = f"'{uri}' is not a valid place for an archive; expected a folder or s3://bucket/folder"
         raise PlacesError("archive_uri", message)
     return uri.rstrip("/")
 
 
 def _check_folder(folder: Path, read_only: bool) -> None:
-    """Make the folder if it is not there; refuse one that is somebody else's."""
+    """Create the folder if it is missing; refuse a folder of something else."""
     if folder.exists() and not folder.is_dir():
         raise PlacesError("archive_foreign", f"'{folder}' is a file; expected a folder for the archive")
     if read_only and not folder.is_dir():
         raise _missing(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / f"{TABLE}.lance").is_dir():
-        message = (
-            f"'{folder}' is no archive of keyframes, and not empty. Name another folder; nothing was changed in it"
-        )
+        message = f"'{folder}' is not empty and not an archive of keyframes. Name another folder; nothing was changed"
         raise PlacesError("archive_foreign", message)
-    for link in links(folder, (f"{TABLE}.lance", f"{TURNS}.lance", IMAGES)):
+    for link in links(folder, (f"{TABLE}.lance", f"{LEASES}.lance", IMAGES)):
         raise PlacesError(
             "archive_foreign",
-            f"'{link}' is a link, which leads out of the archive '{folder}': nothing is read or written there. Put the "
-            "files themselves there, or use another archive",
+            f"'{link}' is a link out of the archive '{folder}', which is not followed. Put the "
+            "files themselves into the archive, or use another archive",
         )
     if not read_only:
         with tempfile.TemporaryFile(dir=folder):
-            pass  # found out now, not in mid-flight
+            pass  # fail now instead of at the first write
 
 
 def _missing(place: str) -> PlacesError:
@@ -405,39 +403,42 @@ def _open_table(database: Any, place: str, layout: Any, read_only: bool) -> Any:
     try:
         return database.create_table(TABLE, schema=layout)
     except ValueError as error:
-        # Another process has made it in between.
+        # Another process has created it in the meantime.
         if "already exists" not in str(error):
             raise
         return database.open_table(TABLE)
 
 
-def _open_turns(database: Any) -> Any:
+def _open_leases(database: Any) -> Any:
     import pyarrow as pa
 
     try:
-        return database.create_table(TURNS, pa.table({"holder": [""], "until_ns": [0]}))
+        return database.create_table(LEASES, pa.table({"holder": [""], "until_ns": [0]}))
     except ValueError as error:
         if "already exists" not in str(error):
             raise
-        return database.open_table(TURNS)
+        return database.open_table(LEASES)
 
 
 def _check_kind(table: Any, place: str, space: str, dimension: int) -> None:
     metadata = table.schema.metadata or {}
-    told_format = metadata.get(b"loftr_ros.archive")
-    if told_format is None:
-        raise PlacesError("archive_foreign", f"the table at '{place}' is no archive of keyframes; name another place")
-    if int(told_format) != FORMAT:
-        kind, what = ("archive_old", "an older") if int(told_format) < FORMAT else ("archive_new", "a newer")
+    stored_format = metadata.get(b"loftr_ros.archive")
+    if stored_format is None:
+        raise PlacesError(
+            "archive_foreign", f"the table at '{place}' is not an archive of keyframes; name another place"
+        )
+    if int(stored_format) != FORMAT:
+        kind, what = ("archive_old", "an older") if int(stored_format) < FORMAT else ("archive_new", "a newer")
         raise PlacesError(
             kind,
-            f"the archive '{place}' is of {what} format ({int(told_format)}; this program has {FORMAT}). Use the "
+            f"the archive '{place}' is of {what} format ({int(stored_format)}; this program has {FORMAT}). Use the "
             "program that made it, or name another place",
         )
     theirs = metadata[b"loftr_ros.space"].decode(), int(metadata[b"loftr_ros.dimension"])
     if theirs != (space, dimension):
         raise PlacesError(
             "archive_space",
-            f"the archive '{place}' has descriptors of '{theirs[0]}' ({theirs[1]} numbers), and this is '{space}' "
-            f"({dimension}): other weights or another network made them. Use those, or name another place",
+            f"the archive '{place}' has descriptors of '{theirs[0]}' ({theirs[1]} numbers), but this program uses "
+            f"'{space}' "
+            f"({dimension}): they come from other weights or another network. Use those, or name another place",
         )

@@ -1,4 +1,4 @@
-"""Which keyframes an archive does without at its bound, and how the chain is closed over them."""
+"""Selection of the keyframes that an archive drops at its size limit, and repair of the chain of links."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from loftr_ros.places.archive_files import Files
 from loftr_ros.places.archive_rows import link_columns, named, to_link, to_name
 from loftr_ros.places.keyframe import KeyframeName
 
-# Newest keyframes of each robot that stay: the next one's link is to one of them.
+# Newest keyframes of each robot that always stay, because the next keyframe links to one of them.
 _NEWEST = 2
-# Keyframes that are dropped in one commit; adding waits for no longer than that takes.
+# Keyframes dropped per commit. Adding waits for at most one such commit.
 _STEP = 64
 _ROW_BYTES = 2000
 _LINK = ["robot", "id", "previous", "link_pose", "link_covariance", "link_is_metric"]
@@ -24,25 +24,25 @@ _ALL = [*_LINK[:3], "link_is_metric", "stamp_ns", "image_bytes", "depth_bytes", 
 
 
 def drop(table: Any, files: Files, size: int, writing: AbstractContextManager[Any]) -> int:
-    """Drop keyframes of whichever robot until so many bytes are free, the least telling first.
+    """Drop the least informative keyframes of all robots until `size` bytes are free.
 
-    Those are the ones that look most like the keyframe before them. Of neighbours in the chain only one is dropped in
-    a round, so that what remains is told anew of the next round's; keyframes that begin a chain go last.
+    The least informative keyframes are those most similar to the keyframe before them. Of neighbours in the chain only
+    one is dropped per round; the similarities are then computed again. The first keyframes of a chain go last.
 
     Args:
         table: of the archive.
-        files: where images are.
-        size: bytes to be freed.
-        writing: lock that is held for each step.
+        files: storage of the images.
+        size: bytes to free.
+        writing: lock held during each step.
 
     Returns:
-        Number of keyframes that were dropped.
+        Number of dropped keyframes.
     """
     dropped = 0
     while size > 0:
         rows = table.search().select(_ALL).to_arrow()
         sizes = rows["image_bytes"].to_numpy() + rows["depth_bytes"].to_numpy() + _ROW_BYTES
-        chosen = least_telling(
+        chosen = least_informative(
             rows["robot"].to_pylist(),
             rows["id"].to_numpy(),
             rows["previous"].to_pylist(),
@@ -65,7 +65,7 @@ def drop(table: Any, files: Files, size: int, writing: AbstractContextManager[An
     return dropped
 
 
-def least_telling(
+def least_informative(
     robots: Sequence[str],
     ids: NDArray[np.int64],
     previous: Sequence[int | None],
@@ -75,19 +75,19 @@ def least_telling(
     sizes: NDArray[np.int64],
     size: int,
 ) -> list[int]:
-    """The keyframes to drop in one round, of N.
+    """Choose the keyframes to drop in one round, out of N.
 
     Args:
         robots, ids: (N,) names.
-        previous: (N,) id of the one before in the chain; None for a chain's first.
-        metric: (N,) whether that link's lengths are in metres.
+        previous: (N,) id of the predecessor in the chain; None for a chain's first keyframe.
+        metric: (N,) whether the lengths of that link are in metres.
         stamps: (N,) nanoseconds.
         descriptors: (N, D) of length one.
         sizes: (N,) bytes.
-        size: bytes to be freed.
+        size: bytes to free.
 
     Returns:
-        indices, in the order that they are chosen in; none two of which are linked.
+        indices in the order of choice; no two of them are linked.
     """
     at = {name: index for index, name in enumerate(zip(robots, ids.tolist(), strict=True))}
     before = np.array([at.get((robot, link), -1) for robot, link in zip(robots, previous, strict=True)], np.int64)
@@ -98,7 +98,7 @@ def least_telling(
     linked = before >= 0
     similarity = np.full(len(ids), -2.0)
     similarity[linked] = np.einsum("nd,nd->n", descriptors[linked], descriptors[before[linked]])
-    # Links of different units cannot be joined: the keyframe between them goes last, and the chain breaks there.
+    # Links of different units cannot be joined. The keyframe between them goes last, and the chain breaks there.
     for index, followers in after.items():
         if any(metric[follower] != metric[index] for follower in followers):
             similarity[index] = -2.0
@@ -120,9 +120,9 @@ def least_telling(
 
 
 def joined(first: ChainLink | None, second: ChainLink) -> ChainLink | None:
-    """The link over a dropped keyframe: that of the dropped one, and then that of the one after it.
+    """Join the link of a dropped keyframe with the link of its successor.
 
-    None where the dropped one had no link, or of another unit of length: nothing then tells of what was before.
+    None if the dropped keyframe had no link, or one of another unit of length. The chain then begins anew.
     """
     if first is None or first.is_metric != second.is_metric:
         return None
@@ -131,9 +131,9 @@ def joined(first: ChainLink | None, second: ChainLink) -> ChainLink | None:
 
 
 def _drop_step(table: Any, names: Sequence[KeyframeName]) -> list[str]:
-    """Close the chain over keyframes, none two of which are neighbours, and delete their rows; their files remain.
+    """Close the chain over the named keyframes and delete their rows. No two of them may be neighbours. Files remain.
 
-    In this order: a crash in between leaves a keyframe that the chain passes by.
+    The links are written first, so a crash in between leaves a keyframe that the chain skips.
     """
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Where an archive's images lie: one file a keyframe, in a folder or a bucket, written once and never changed."""
+"""Storage of an archive's images: one file per keyframe, in a folder or a bucket, written once and never changed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from loftr_ros.places.keyframe import ArchivedKeyframe, PlacesError
 from loftr_ros.wording import shortened
 
 IMAGES = "images"
-_LARGEST = 1 << 28  # bytes of an image
+_LARGEST = 1 << 28  # maximum bytes of an image
 
 
 class Files(Protocol):
-    """Files below the archive's place, by relative paths with slashes."""
+    """Files of the archive, addressed by relative paths with slashes."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a new file, durably: it is there whole or not at all."""
+        """Write a new file durably and atomically."""
 
     def read(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -36,26 +36,26 @@ class Files(Protocol):
         """Bytes of all files below a folder."""
 
     def older(self, folder: str, seconds: float) -> list[str]:
-        """Files below a folder that were last written so long ago."""
+        """Files below a folder that were last written at least so many seconds ago."""
 
     def sync(self, folder: str) -> None:
-        """Bring what the database has written below a folder to the disk itself."""
+        """Flush the database's files below a folder to the disk."""
 
 
 class FolderFiles:
-    """In a folder of this machine, or one that it mounts."""
+    """Files in a local or mounted folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._synced: dict[str, set[str]] = {}
 
     def _at(self, path: str) -> Path:
-        """Where a file of the archive is.
+        """Absolute path of a file of the archive.
 
-        A table that somebody else has written may name any file, and a link in the folder may lead anywhere.
+        The table may come from somebody else and name any file, and a link in the folder may lead anywhere.
 
         Raises:
-            PlacesError: outside of the archive.
+            PlacesError: the path leads out of the archive.
         """
         target = self._root / inside(path)
         if not target.parent.resolve().is_relative_to(self._root.resolve()):
@@ -80,7 +80,7 @@ class FolderFiles:
 
     def read(self, path: str) -> bytes:
         target = self._at(path)
-        # A link leads elsewhere, a pipe would be waited for, and what is larger than any image fills the memory.
+        # A link leads elsewhere, a pipe blocks, and an oversized file fills the memory.
         found = target.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
             raise _outside(path)
@@ -99,7 +99,7 @@ class FolderFiles:
         return [path.relative_to(self._root).as_posix() for path in found]
 
     def sync(self, folder: str) -> None:
-        # LanceDB leaves this to the system, which takes up to half a minute.
+        # LanceDB leaves flushing to the system, which takes up to half a minute.
         for parent in (self._root / folder / name for name in ("data", "_deletions", "_transactions", "_versions")):
             with suppress(FileNotFoundError):
                 names = {path.name for path in parent.iterdir()}
@@ -113,7 +113,7 @@ class FolderFiles:
 
 
 class BucketFiles:
-    """In a bucket of an object store, whose writes are whole and durable by themselves."""
+    """Files in a bucket of an object store, whose writes are atomic and durable."""
 
     def __init__(self, uri: str) -> None:
         from pyarrow import fs
@@ -153,10 +153,10 @@ class BucketFiles:
 
 
 def inside(path: str) -> str:
-    """The same relative path, which leads out of nothing.
+    """Return the relative path after checking that it stays inside the archive.
 
     Raises:
-        PlacesError: it does, or it is absolute.
+        PlacesError: it is absolute or leads outside.
     """
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or "\\" in path:
@@ -167,21 +167,23 @@ def inside(path: str) -> str:
 def _outside(path: str) -> PlacesError:
     return PlacesError(
         "archive_foreign",
-        f"the archive names the file '{path[:200]}', which is not in it; it was changed by somebody, or is no archive "
-        "of keyframes: use another one",
+        f"the archive names the file '{path[:200]}', which is outside of it. Somebody changed it, or it is not an "
+        "archive of keyframes. Use another one",
     )
 
 
 def file_name(keyframe: ArchivedKeyframe) -> str:
-    """A new name for the file of a keyframe; never one that was there, since readers may still read that."""
+    """A new file name for a keyframe. Names are never reused, because readers may still read the old file."""
     kind = "jpg" if keyframe.image[:2] == b"\xff\xd8" else "png" if keyframe.image[:4] == b"\x89PNG" else "bin"
     robot = quote(keyframe.name.robot, safe="").replace(".", "%2E")[:100]
     return f"{IMAGES}/{robot or '_'}/{keyframe.name.id}-{uuid.uuid4().hex[:12]}.{kind}"
 
 
 @contextmanager
-def told(uri: str, doing: str) -> Iterator[None]:
-    """Whatever the database or the file system raises, as an error that says where and what to do."""
+def reported_errors(uri: str, doing: str) -> Iterator[None]:
+    """Turn any error of the database or the file system into a PlacesError that says where it happened and what to
+    do.
+    """
     try:
         yield
     except PlacesError:
@@ -193,7 +195,7 @@ def told(uri: str, doing: str) -> Iterator[None]:
             raise PlacesError("archive_full", message) from error
         if re.search(r"read-only file|permission denied|os error (13|30)\b|access ?denied|forbidden", text, re.I):
             message = (
-                f"{doing} the archive '{uri}' is not allowed: {shortened(text, 200)}. Give this user the right, or "
+                f"{doing} the archive '{uri}' is not permitted: {shortened(text, 200)}. Give this user access, or name "
                 "another uri"
             )
             raise PlacesError("archive_read_only", message) from error
@@ -201,7 +203,7 @@ def told(uri: str, doing: str) -> Iterator[None]:
 
 
 def links(root: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Links among some folders of an archive, and in those of its tables; images are looked at when they are read."""
+    """Links among some folders of an archive and those of its tables. Images are checked when they are read."""
     for name in names:
         if (root / name).is_symlink():
             yield root / name
@@ -210,7 +212,7 @@ def links(root: Path, names: Iterable[str]) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All files below a folder, of which some may vanish meanwhile."""
+    """All files below a folder. Some may vanish during the walk."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

@@ -1,4 +1,4 @@
-"""Keyframes as rows of the archive's table, and what is kept beside it in one file a keyframe."""
+"""Conversion between keyframes and rows of the archive's table, and the file stored beside each row."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, PlacesError
 
-# Bumped when rows or files change so that an older program would misread them.
+# Increased when rows or files change in a way that an older program would misread.
 FORMAT = 1
 
-# What a search tells of a keyframe.
+# Columns that a search returns.
 CANDIDATE_COLUMNS = ["robot", "id", "session", "segment", "stamp_ns"]
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def schema(space: str, dimension: int) -> Any:
-    """The table's pyarrow schema, with what tells an archive from any other table."""
+    """The table's pyarrow schema, with the metadata that identifies an archive."""
     import pyarrow as pa
 
     fields = [
@@ -55,7 +55,7 @@ def schema(space: str, dimension: int) -> Any:
 
 
 def to_row(keyframe: ArchivedKeyframe, file: str, depth_bytes: int) -> dict[str, Any]:
-    """The row of a keyframe whose image and depth are in `file`, one after the other."""
+    """The row of a keyframe. Its `file` holds the image and then the depth."""
     link = keyframe.link
     return {
         "robot": keyframe.name.robot,
@@ -80,7 +80,7 @@ def to_row(keyframe: ArchivedKeyframe, file: str, depth_bytes: int) -> dict[str,
 
 
 def link_columns(link: ChainLink | None) -> dict[str, Any]:
-    """The part of a row that tells of the link to the keyframe before."""
+    """The columns of the link to the previous keyframe."""
     return {
         "previous": None if link is None else link.previous,
         "link_pose": None if link is None else _packed(link.pose),
@@ -90,7 +90,7 @@ def link_columns(link: ChainLink | None) -> dict[str, Any]:
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], target: Any) -> Any:
-    """Rows as a pyarrow table of the schema `target`."""
+    """Convert rows to a pyarrow table with the schema `target`."""
     import pyarrow as pa
 
     columns = []
@@ -105,10 +105,10 @@ def to_table(rows: Sequence[Mapping[str, Any]], target: Any) -> Any:
 
 
 def to_keyframe(row: Mapping[str, Any], payload: bytes) -> ArchivedKeyframe:
-    """The keyframe of a row and of its file; without the file (empty) it has neither image nor depth.
+    """The keyframe of a row and its file. An empty file gives a keyframe without image and depth.
 
     Raises:
-        PlacesError: the file is not what the row says.
+        PlacesError: the file does not agree with the row.
     """
     name = to_name(row)
     image_bytes, depth_bytes = row["image_bytes"], row["depth_bytes"]
@@ -140,7 +140,7 @@ def to_keyframe(row: Mapping[str, Any], payload: bytes) -> ArchivedKeyframe:
 
 
 def to_link(row: Mapping[str, Any]) -> ChainLink | None:
-    """The link to the keyframe before that a row tells of."""
+    """The link to the previous keyframe stored in a row."""
     if row["previous"] is None:
         return None
     pose, covariance = _unpacked(row["link_pose"], 4), _unpacked(row["link_covariance"], 6)
@@ -148,22 +148,22 @@ def to_link(row: Mapping[str, Any]) -> ChainLink | None:
 
 
 def to_name(row: Mapping[str, Any]) -> KeyframeName:
-    """Whose row it is."""
+    """Name of the keyframe of a row."""
     return KeyframeName(row["robot"], row["id"])
 
 
 def to_candidate(row: Mapping[str, Any]) -> Candidate:
-    """What a search found; its `_distance` is one less the cosine."""
+    """Convert a search result. Its `_distance` is one minus the cosine."""
     similarity = min(1.0 - float(row["_distance"]), 1.0)
     return Candidate(to_name(row), row["session"], row["segment"], row["stamp_ns"], similarity)
 
 
 def pack_depth(depth: CellDepth) -> bytes:
-    """Depth of cells in 4 bytes a known cell and 1 bit a cell: inverse depths and standard deviations as float16.
+    """Encode cell depths: 1 bit a cell, and 4 bytes a known cell for inverse depth and standard deviation as float16.
 
-    Either is stored over its own median, in double precision at the front, so that the unit of length does not matter
-    for float16's range: a value from 1/16000 to 65000 times the median keeps 11 bits (an error of 0.05 %), a smaller
-    one is off by less than 3e-8 medians.
+    Both are stored relative to their own median, in double precision at the front, so that the unit of length does not
+    matter for float16's range: a value from 1/16000 to 65000 times the median keeps 11 bits (an error of 0.05 %), a
+    smaller one is off by less than 3e-8 medians.
     """
     known = depth.known
     inverse, std = depth.inverse[known], np.sqrt(depth.variance[known])
@@ -177,7 +177,7 @@ def pack_depth(depth: CellDepth) -> bytes:
 
 
 def unpack_depth(data: bytes, is_metric: bool) -> CellDepth:
-    """What `pack_depth` made."""
+    """Decode what `pack_depth` encoded."""
     cells = int(np.frombuffer(data, "<u4", 1)[0])
     scale_inverse, scale_std = np.frombuffer(data, "<f8", 2, 4)
     bits = (cells + 7) // 8
@@ -191,12 +191,12 @@ def unpack_depth(data: bytes, is_metric: bool) -> CellDepth:
 
 
 def robot_is(robot: str) -> str:
-    """A filter for the keyframes of one robot, whatever its name."""
+    """A filter for one robot's keyframes; any robot name is safe."""
     return f"robot = '{_escaped(robot)}'"
 
 
 def named(names: Sequence[KeyframeName], column: str = "id") -> str:
-    """A filter for keyframes by name, or for those whose `column` names another one of their robot's."""
+    """A filter for keyframes by name, or for those whose `column` refers to one of these names of the same robot."""
     robots: dict[str, list[int]] = {}
     for name in names:
         robots.setdefault(name.robot, []).append(name.id)

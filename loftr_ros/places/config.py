@@ -1,4 +1,4 @@
-"""What the archive and the search for loops can be told."""
+"""Settings of the archive and of the loop search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loftr_ros.settings import Settings, setting
 
 @dataclass(frozen=True)
 class ArchiveConfig(Settings):
-    """Where keyframes are kept for good."""
+    """Settings of the archive of keyframes."""
 
     uri: str = setting(
         "",
@@ -27,7 +27,7 @@ class ArchiveConfig(Settings):
 
 @dataclass(frozen=True)
 class LoopConfig(Settings):
-    """When a place counts as seen before."""
+    """Criteria for recognising a place."""
 
     live: ClassVar[bool] = True
 

@@ -1,7 +1,8 @@
-"""One vector for a whole image, pooled from the coarse features that matching needs anyway: by it places are looked up.
+"""One vector per image for place recognition, pooled from the coarse features of the matcher.
 
-Which features occur together says more of a place than how much there is of each: the descriptor is the features'
-second moment (bilinear pooling), of which the directions are kept that tell places apart, as learned on rendered ones.
+Which features occur together says more about a place than how often each occurs. So the descriptor is the features'
+second moment (bilinear pooling), projected to the directions that discriminate places, which are learned on rendered
+ones.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from loftr_ros.matcher.checkpoints.files import read_weights, sha256_of
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.interface import ImageFeatures, Matcher
 
-# The pooling's numbers in the package, learned by `loftr_ros train places` with the network in the package.
+# Pooling shipped with the package, learned by `loftr_ros train places` with the package's network.
 EMBEDDED = Path(__file__).resolve().parent.parent / "weights" / "places.safetensors"
-# In the file's metadata.
+# Value in the file's metadata.
 FORMAT = "loftr_ros places"
-# Of what is computed here: what another version made cannot be compared.
+# Version of the computation here. Descriptors of different versions cannot be compared.
 VERSION = "1"
 
 _NAMES = ("mean", "channels", "offset", "projection")
 _PLAIN_CHANNELS, _PLAIN_DIMENSION = 48, 256
-# Of the root: five steps are as good for finding places as an exact one, which takes several times as long.
+# Of the square root: five steps find places as well as the exact root, which takes several times as long.
 _ITERATIONS = 5
 _RIDGE = 1e-3
 _LEAST = 1e-6
@@ -38,13 +39,13 @@ _LEAST = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Pooling:
-    """The numbers of the pooling, all float32; the second moment of c channels has M = c (c + 1) / 2 entries.
+    """Parameters of the pooling, all float32; the second moment of c channels has M = c (c + 1) / 2 entries.
 
     Attributes:
-        mean: (C,) of tokens of length one; None for each image's own.
-        channels: (C, c) takes tokens less their mean to the channels whose second moment is taken.
+        mean: (C,) mean of tokens of length one; None to use each image's own.
+        channels: (C, c) projects centred tokens to the channels whose second moment is taken.
         offset: (M,) mean of the pooled vectors.
-        projection: (D, M) takes pooled vectors less their mean to descriptors.
+        projection: (D, M) projects centred pooled vectors to descriptors.
     """
 
     mean: Tensor | None
@@ -60,11 +61,11 @@ class Pooling:
 
 @dataclass(frozen=True, eq=False)
 class PlaceDescriptor:
-    """Makes an image's descriptor of its features. Nothing in it changes: several threads may call it.
+    """Computes an image's descriptor from its features. It is immutable: several threads may call it.
 
     Attributes:
-        space: names what made a descriptor; those of different spaces cannot be compared.
-        pooling: its numbers, on the matcher's device.
+        space: identifies network, weights and pooling; descriptors of different spaces cannot be compared.
+        pooling: its parameters, on the matcher's device.
     """
 
     space: str
@@ -72,12 +73,12 @@ class PlaceDescriptor:
 
     @staticmethod
     def of(matcher: Matcher, numbers: Path = EMBEDDED) -> PlaceDescriptor:
-        """The descriptor of a network's features.
+        """The descriptor for a network's features.
 
         Args:
-            matcher: whose `encode` makes the features.
-            numbers: what `loftr_ros train places` wrote. They serve the network, with the weights, that they were
-                learned with; for any other the pooling is one that has learned nothing, and finds fewer places.
+            matcher: its `encode` computes the features.
+            numbers: a file of `loftr_ros train places`. It fits only the network and weights that it was learned with.
+                Any other network gets an untrained pooling, which finds fewer places.
 
         Raises:
             WeightsError: the file is missing, damaged, or of another version.
@@ -99,11 +100,10 @@ class PlaceDescriptor:
         """Describe one image.
 
         Args:
-            features: of `Matcher.encode`, of the matcher that this was made for. Cells that take no part (see `usable`)
-                take none here.
+            features: of `Matcher.encode`, of the same matcher. Cells that are not `usable` are left out.
 
         Returns:
-            (D,) float32 of length one. All images without a cell that takes part have the same.
+            (D,) float32 of length one. All images without a usable cell have the same descriptor.
         """
         pooled = second_moment(tokens_taking_part(features), self.pooling.mean, self.pooling.channels)
         described = self.pooling.projection @ (pooled - self.pooling.offset)
@@ -111,11 +111,11 @@ class PlaceDescriptor:
 
 
 def tokens_taking_part(features: ImageFeatures) -> Tensor:
-    """(N, C) float32 tokens of the cells that take part."""
+    """(N, C) float32 tokens of the usable cells."""
     tokens = features.tokens[0].float()
     usable = features.usable
     if usable is not None:
-        if usable.shape[1] != len(tokens):  # tokens that are coarser than cells; as in attention, any cell will do
+        if usable.shape[1] != len(tokens):  # tokens coarser than cells; as in attention, one usable cell is enough
             cells = usable.view(1, 1, *features.grid).float()
             side = round((usable.shape[1] / len(tokens)) ** 0.5)
             usable = functional.max_pool2d(cells, side).flatten(1) > 0
@@ -124,7 +124,7 @@ def tokens_taking_part(features: ImageFeatures) -> Tensor:
 
 
 def second_moment(tokens: Tensor, mean: Tensor | None, channels: Tensor) -> Tensor:
-    """The pooled vector before anything is projected.
+    """The pooled vector before the projection.
 
     Args:
         tokens: (N, C) float32.
@@ -132,12 +132,12 @@ def second_moment(tokens: Tensor, mean: Tensor | None, channels: Tensor) -> Tens
 
     Returns:
         (M,) float32 of length one, or 0 without tokens: the upper triangle of the second moment's square root. The root
-        keeps what fills half of the image, such as a bare wall, from being all that counts.
+        keeps a dominant texture, such as a bare wall, from dominating the descriptor.
     """
     side = channels.shape[1]
     if not len(tokens):
         return tokens.new_zeros(side * (side + 1) // 2)
-    # Divided by the tokens' lengths after the projection, which leaves fewer numbers.
+    # Normalise by the tokens' lengths after the projection, which leaves fewer numbers.
     lengths = torch.linalg.vector_norm(tokens, dim=1, keepdim=True).clamp_min(_LEAST)
     projected = (tokens @ channels) / lengths
     centred = projected - (projected.mean(dim=0) if mean is None else mean @ channels)
@@ -147,10 +147,12 @@ def second_moment(tokens: Tensor, mean: Tensor | None, channels: Tensor) -> Tens
 
 
 def _square_root(matrix: Tensor, identity: Tensor) -> Tensor:
-    """About the square root of a matrix, over any factor, by Newton and Schulz: products only, no decomposition."""
+    """Approximate square root of a matrix, up to a factor, by Newton-Schulz iterations: products only, no
+    decomposition.
+    """
     scale = matrix.trace().clamp_min(_LEAST * _LEAST)
     root = matrix / scale + (_RIDGE / len(matrix)) * identity
-    root = root / (1 + _RIDGE)  # of trace 1: no eigenvalue is past what converges
+    root = root / (1 + _RIDGE)  # trace 1, so that all eigenvalues are in the range of convergence
     inverse = identity
     for number in range(_ITERATIONS):
         step = 1.5 * identity - 0.5 * (inverse @ root if number else root)
@@ -160,7 +162,7 @@ def _square_root(matrix: Tensor, identity: Tensor) -> Tensor:
 
 
 def read_pooling(path: Path) -> tuple[Pooling, str]:
-    """The numbers in a file, and the fingerprint of the network that they were learned with.
+    """Read the pooling from a file, and the fingerprint of the network that it was learned with.
 
     Raises:
         WeightsError: the file is missing, damaged, or of another version.
@@ -168,7 +170,9 @@ def read_pooling(path: Path) -> tuple[Pooling, str]:
     file = read_weights(path)
     found = file.metadata.get("format"), file.metadata.get("version")
     if found != (FORMAT, VERSION):
-        raise WeightsError(f"{path} is of {found}, not of {(FORMAT, VERSION)}: `loftr_ros train places` writes another")
+        raise WeightsError(
+            f"{path} has format {found}, expected {(FORMAT, VERSION)}: make a new one by `loftr_ros train places`"
+        )
     tensors = [file.tensors.get(name) for name in _NAMES]
     if any(tensor is None or not tensor.isfinite().all() for tensor in tensors):
         raise WeightsError(
@@ -179,7 +183,7 @@ def read_pooling(path: Path) -> tuple[Pooling, str]:
 
 @lru_cache(maxsize=4)
 def plain_pooling(dim: int) -> Pooling:
-    """A pooling that has learned nothing, for tokens of so many channels: the same on every machine."""
+    """An untrained pooling for tokens of `dim` channels, the same on every machine."""
     channels = min(dim, _PLAIN_CHANNELS)
     moments = channels * (channels + 1) // 2
     return Pooling(
@@ -191,7 +195,9 @@ def plain_pooling(dim: int) -> Pooling:
 
 
 def _signs(rows: int, columns: int) -> Tensor:
-    """A random projection, 1 and -1 over a root; by no library's random numbers, which change with its version."""
+    """A random projection of entries 1 and -1 over a root. It uses no library's random numbers, which change between
+    versions.
+    """
     drawn = np.frombuffer(hashlib.shake_256(f"{rows} {columns}".encode()).digest(rows * columns // 8 + 1), np.uint8)
     bits = torch.from_numpy(np.unpackbits(drawn)[: rows * columns].reshape(rows, columns).astype(np.float32))
     signs: Tensor = (2 * bits - 1) / min(rows, columns) ** 0.5
@@ -200,6 +206,6 @@ def _signs(rows: int, columns: int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _constants(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the upper triangle is in a matrix, weights by which it has the length of the whole, and the identity."""
+    """Indices of the upper triangle, weights that preserve the matrix's norm, and the identity."""
     row, column = torch.triu_indices(side, side, device=device)
     return side * row + column, torch.where(row == column, 1.0, 2**0.5), torch.eye(side, device=device)

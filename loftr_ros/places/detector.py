@@ -1,4 +1,4 @@
-"""Finding places again: candidates by descriptors, verified by matching, believed when consecutive images agree."""
+"""Loop detection: candidates by descriptor, verification by matching, confirmation by consecutive images."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
+from loftr_ros.places.path_length import PathLength
 from loftr_ros.places.verification import Verification, Verifier
 from loftr_ros.places.view import View
-from loftr_ros.places.way import Way
 
 Array = NDArray[np.float64]
 
-# Images in a row that may fail to show the place before it is given up: one may be blurred.
+# Consecutive images that may miss the place before it is given up: one may be blurred.
 _PATIENCE = 2
-# How far two images' places may disagree: in metres, or in the trajectory's own unit, in which a typical depth is one;
-# and as a part of the way to them.
+# Tolerance between the places of two images: an absolute part, in metres or in the trajectory's own unit (a typical
+# depth is one), and a part of the distance to them.
 _POSITION_LEAST = 0.1
 _POSITION_PART, _OWN_UNIT_PART = 0.15, 0.5
-# Standard deviations by which a single camera's unit of length may have changed since.
+# Standard deviations that a single camera's unit of length may have drifted since.
 _SCALE_REACH = 3.0
-# A score from which on no other candidate is looked at.
+# Score from which no further candidate is checked.
 _CERTAIN = 0.6
-# Degrees that a pose by two views far apart may be wrong by.
-_UNCERTAIN_TURN = 5.0
+# Possible error in degrees of a two-view pose of distant cameras.
+_UNCERTAIN_ROTATION = 5.0
 
 
 @dataclass(frozen=True, eq=False)
 class LoopClosure:
-    """A keyframe that shows a place which an older one, or another robot's, shows too.
+    """A keyframe that shows the same place as an older one, or as one of another robot.
 
     Attributes:
         current: name of the newer keyframe.
         stamp_ns, frame_id: of its image.
-        found: what it has in common with the older one.
+        found: result of matching it with the older one.
         similarity: cosine between the two descriptors.
         confirmations: consecutive images that agree on the place.
         session, segment: of the newer keyframe, as in `ArchivedKeyframe`.
@@ -64,20 +64,20 @@ class LoopClosure:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """An image, and what it has in common with an archived keyframe."""
+class _Observation:
+    """An image and its verified match with an archived keyframe."""
 
     view: View
     found: Verification
 
     @property
     def closes(self) -> bool:
-        """Whether it is a keyframe: only these have a name to close a loop with."""
+        """Whether the image is a keyframe: only keyframes have a name to close a loop with."""
         return self.view.name is not None
 
 
 class LoopDetector:
-    """Searches an archive for the place that a stream of images shows. Not thread-safe: one thread calls it."""
+    """Searches an archive for the places in a stream of images. Not thread-safe: call it from one thread."""
 
     def __init__(
         self,
@@ -86,27 +86,27 @@ class LoopDetector:
         config: LoopConfig,
         fetch: Callable[[ArchivedKeyframe], ArchivedKeyframe | None] | None = None,
     ) -> None:
-        """Begin without a place.
+        """Create a detector without a current place.
 
         Args:
             archive: of keyframes.
             verifier: matches images.
-            config: when a place is believed; may be replaced at any time.
-            fetch: gets the image of a keyframe that only another robot has, None where that does not answer; without
-                it such keyframes are left out.
+            config: criteria for a place; may be replaced at any time.
+            fetch: gets the image of a keyframe that only another robot has, None if that robot does not answer. Without
+                it, such keyframes are left out.
         """
         self.archive = archive
         self.verifier = verifier
         self.config = config
         self._fetch = fetch
-        self._way = Way()
+        self._path_length = PathLength()
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream's place."""
-        self._last: _Seen | None = None
+        self._last: _Observation | None = None
         self._agreed = self._missed = 0
-        self._waiting: list[_Seen] = []
+        self._waiting: list[_Observation] = []
 
     @property
     def is_waiting(self) -> bool:
@@ -114,14 +114,14 @@ class LoopDetector:
         return bool(self._waiting)
 
     def process(self, view: View, encoded: EncodedFrame | None = None) -> list[LoopClosure]:
-        """Look for the place of the stream's next image.
+        """Process the stream's next image.
 
         Args:
-            view: a keyframe, which is searched for; or an image between keyframes, which may confirm a place.
-            encoded: the image's features, where who calls has them.
+            view: a keyframe, which is searched for, or an image between keyframes, which may confirm a place.
+            encoded: the image's features, if the caller has them.
 
         Returns:
-            Keyframes whose places are believed by now.
+            Loop closures confirmed by now.
 
         Raises:
             PlacesError: the archive cannot be read.
@@ -129,10 +129,10 @@ class LoopDetector:
         if encoded is not None:
             self.verifier.know(encoded)
         if view.name is not None:
-            self._way.note(view)
+            self._path_length.note(view)
         found = self._best(view)
         if found is not None:
-            self._go_on(_Seen(view, found))
+            self._go_on(_Observation(view, found))
         elif self._last is not None and (view.name is not None or self._waiting):
             self._missed += 1
             if self._missed >= _PATIENCE:
@@ -140,11 +140,11 @@ class LoopDetector:
         return self._believed()
 
     def known_place(self, view: View, encoded: EncodedFrame | None = None) -> ArchivedKeyframe | None:
-        """A keyframe of the view's own stream that shows the same place; None where none is believed to.
+        """A keyframe of the same stream that shows the same place; None if no candidate is accepted.
 
         Args:
             view: an image that the front end could not locate, with its descriptor.
-            encoded: the image's features, where who calls has them.
+            encoded: the image's features, if the caller has them.
 
         Raises:
             PlacesError: the archive cannot be read.
@@ -154,7 +154,7 @@ class LoopDetector:
         if encoded is not None:
             self.verifier.know(encoded)
         for candidate in self.candidates(view.descriptor):
-            if (candidate.name.robot, candidate.session) != (self._way.robot, view.session):
+            if (candidate.name.robot, candidate.session) != (self._path_length.robot, view.session):
                 continue
             archived = self._readable(candidate.name)
             if archived is not None and self.verifier.verify(archived, view.frame).is_believed(self.config):
@@ -162,36 +162,36 @@ class LoopDetector:
         return None
 
     def candidates(self, descriptor: NDArray[np.float32], leave_out: RecentPast | None = None) -> list[Candidate]:
-        """Keyframes that look enough like an image to be matched with it, the nearest first.
+        """Keyframes similar enough to be matched with an image, the most similar first.
 
         Args:
             descriptor: (D,) of the image.
-            leave_out: what not to look among.
+            leave_out: keyframes to skip.
         """
         found = self.archive.search(descriptor, self.config.candidates, leave_out)
         return [candidate for candidate in found if candidate.similarity >= self.config.min_similarity]
 
     def keyframe(self, name: KeyframeName) -> ArchivedKeyframe | None:
-        """An archived keyframe, its image fetched where only another robot has it; None where it is not archived."""
+        """An archived keyframe, with the image fetched if only another robot has it; None if it is not archived."""
         archived = self.archive.get(name)
         if archived is not None and not archived.image and self._fetch is not None:
             return self._fetch(archived) or archived
         return archived
 
     def verify(self, name: KeyframeName, view: View) -> Verification | None:
-        """What an image and an archived keyframe have in common; None where the keyframe's image is not to be had."""
+        """Match an image with an archived keyframe; None if the keyframe's image is not available."""
         archived = self._readable(name)
         return None if archived is None else self.verifier.verify(archived, view.frame)
 
     def _readable(self, name: KeyframeName) -> ArchivedKeyframe | None:
-        """An archived keyframe whose image is to be had."""
+        """An archived keyframe with an available image."""
         archived = self.keyframe(name)
         return archived if archived is not None and archived.image else None
 
     def _best(self, view: View) -> Verification | None:
-        """What shows the image's place best: of the keyframes that look like it, or else of those at the last place.
+        """The best accepted match of an image: among similar keyframes, or else at the last place.
 
-        A place that agrees with the last image's is no better than another one: the last one may have been wrong.
+        A place that agrees with the last image's is not preferred, because the last one may have been wrong.
         """
         for look in (self._alike, self._at_the_last_place):
             best: Verification | None = None
@@ -211,14 +211,16 @@ class LoopDetector:
         return None
 
     def _alike(self, view: View) -> list[KeyframeName]:
-        """Keyframes that look like a keyframe, the nearest first; other images are not searched for."""
+        """Keyframes similar to a keyframe, the most similar first; none for other images, which are not searched
+        for.
+        """
         if view.name is None or view.descriptor is None:
             return []
         recent = RecentPast(view.name.robot, view.session, self._newest(view))
         return [candidate.name for candidate in self.candidates(view.descriptor, recent)]
 
     def _at_the_last_place(self, view: View) -> list[KeyframeName]:
-        """Where the last image was, and for a keyframe also what was seen there before and after, nearest first."""
+        """The last image's keyframe; for a keyframe also those recorded before and after it, nearest first."""
         if self._last is None or (view.name is None and not self._waiting):
             return []
         last = self._last.found.keyframe.name
@@ -226,73 +228,73 @@ class LoopDetector:
         return [KeyframeName(last.robot, last.id + step) for step in steps]
 
     def _newest(self, view: View) -> int:
-        """Stamp up to which keyframes of the view's own session are no recent past."""
+        """Stamp up to which keyframes of the view's own session are not recent past."""
         return view.frame.stamp_ns - round(self.config.min_age * 1e9)
 
     def _is_recent(self, view: View, keyframe: ArchivedKeyframe) -> bool:
-        own = (keyframe.name.robot, keyframe.session) == (self._way.robot, view.session)
+        own = (keyframe.name.robot, keyframe.session) == (self._path_length.robot, view.session)
         return own and keyframe.stamp_ns > self._newest(view)
 
     def _is_possible(self, view: View, found: Verification) -> bool:
-        """Whether there is enough in common, and the way since the keyframe does not rule it out.
+        """Whether the match is strong enough, and the path since the keyframe does not contradict it.
 
-        A room that is furnished as another one agrees with it in each image. Within one trajectory the way in between
-        tells them apart, unless it has drifted by more than rooms are apart.
+        A room furnished like another agrees with it in each image. Within one trajectory the motion between the two
+        tells them apart, unless it has drifted by more than the distance of the rooms.
         """
         if not found.is_believed(self.config):
             return False
         keyframe, location, config = found.keyframe, view.location, self.config
-        since = self._way.since(view, keyframe)
+        since = self._path_length.since(view, keyframe)
         if since is None or keyframe.pose is None or location is None or not found.pose.has_rotation:
             return True
         expected = between(keyframe.pose, location.pose)
-        turned = rotation_degrees(expected[:3, :3].T @ found.pose.rotation)
-        if turned > config.max_rotation_error + _UNCERTAIN_TURN + config.max_turn_drift * since.keyframes:
+        angle = rotation_degrees(expected[:3, :3].T @ found.pose.rotation)
+        if angle > config.max_rotation_error + _UNCERTAIN_ROTATION + config.max_turn_drift * since.keyframes:
             return False
         measured = self._with_length(view, found)
         if measured is None:
             return True
-        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.way
+        limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.path_length
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
     def _with_length(self, view: View, found: Verification) -> RelativePose | None:
-        """The pose with its length in the unit of the camera's trajectory; None where it is not known in that."""
+        """The pose with its length in the unit of the camera's trajectory; None if that length is unknown."""
         if view.location is None:
             return None
         if view.location.is_metric:
             return found.pose if found.pose.scale_known else None
-        return found.own_unit if self._way.is_on(view, found.keyframe) else None
+        return found.own_unit if self._path_length.is_on(view, found.keyframe) else None
 
-    def _go_on(self, seen: _Seen) -> None:
+    def _go_on(self, observation: _Observation) -> None:
         """Count the image as one more that agrees, or as the first at another place."""
-        if self._last is None or not self._agree(self._last, seen):
+        if self._last is None or not self._agree(self._last, observation):
             self._agreed, self._waiting = 0, []
-        self._last = seen
+        self._last = observation
         self._agreed += 1
         self._missed = 0
-        if seen.closes:
-            self._waiting.append(seen)
+        if observation.closes:
+            self._waiting.append(observation)
 
-    def _agree(self, before: _Seen, after: _Seen) -> bool:
-        """Whether two images' places are as far apart as the way between the images says.
+    def _agree(self, before: _Observation, after: _Observation) -> bool:
+        """Whether the places of two images are as far apart as the images are on the trajectory.
 
-        Rotations are compared, and positions where all of them are in one unit. Where nothing is known of the way, both
-        must have found the same keyframe.
+        Rotations are compared, and positions if all of them are in one unit. If the motion between the images is
+        unknown, both must have matched the same keyframe.
         """
         first, second = before.found, after.found
-        way = _step(before.view.location, after.view.location)
+        moved = _step(before.view.location, after.view.location)
         apart_by = _between(first.keyframe, second.keyframe)
-        if way is None or apart_by is None or not (first.pose.has_rotation and second.pose.has_rotation):
+        if moved is None or apart_by is None or not (first.pose.has_rotation and second.pose.has_rotation):
             return first.keyframe.name == second.keyframe.name
-        expected = inverse(apart_by) @ first.pose.matrix @ way
+        expected = inverse(apart_by) @ first.pose.matrix @ moved
         if rotation_degrees(expected[:3, :3].T @ second.pose.rotation) > self.config.max_rotation_error:
             return False
         one, other = (self._with_length(each.view, each.found) for each in (before, after))
         if one is None or other is None:
             return True
-        there = inverse(apart_by) @ one.matrix @ way
+        there = inverse(apart_by) @ one.matrix @ moved
         apart = float(np.linalg.norm(there[:3, 3] - other.translation))
-        parts = (apart_by[:3, 3], way[:3, 3], one.translation, other.translation)
+        parts = (apart_by[:3, 3], moved[:3, 3], one.translation, other.translation)
         length = sum(float(np.linalg.norm(part)) for part in parts)
         part = _POSITION_PART if after.view.is_metric else _OWN_UNIT_PART
         return apart < _POSITION_LEAST + part * length
@@ -301,18 +303,18 @@ class LoopDetector:
         if self._agreed < self.config.confirmations:
             return []
         waiting, self._waiting = self._waiting, []
-        return [_closure(seen, self._agreed) for seen in waiting]
+        return [_closure(observation, self._agreed) for observation in waiting]
 
 
-def _closure(seen: _Seen, confirmations: int) -> LoopClosure:
-    view = seen.view
+def _closure(observation: _Observation, confirmations: int) -> LoopClosure:
+    view = observation.view
     assert view.name is not None and view.descriptor is not None
-    similarity = float(view.descriptor @ seen.found.keyframe.descriptor)
+    similarity = float(view.descriptor @ observation.found.keyframe.descriptor)
     return LoopClosure(
         view.name,
         view.frame.stamp_ns,
         view.frame.frame_id,
-        seen.found,
+        observation.found,
         similarity,
         confirmations,
         view.session,
@@ -321,14 +323,14 @@ def _closure(seen: _Seen, confirmations: int) -> LoopClosure:
 
 
 def _step(before: Location | None, after: Location | None) -> Array | None:
-    """(4, 4) T_before_after of two places in one trajectory; None where they are not in one."""
+    """(4, 4) T_before_after of two locations in one trajectory; None if they are in different ones."""
     if before is None or after is None or before.segment != after.segment:
         return None
     return between(before.pose, after.pose)
 
 
 def _between(one: ArchivedKeyframe, other: ArchivedKeyframe) -> Array | None:
-    """(4, 4) T_one_other of two archived keyframes; None where they are of different trajectories."""
+    """(4, 4) T_one_other of two archived keyframes; None if they are of different trajectories."""
     if one.name == other.name:
         return np.eye(4)
     together = (one.name.robot, one.session, one.segment) == (other.name.robot, other.session, other.segment)

@@ -1,4 +1,4 @@
-"""What an archive keeps of a keyframe."""
+"""Data of an archived keyframe."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from loftr_ros.geometry.camera import CameraModel
 
 Array = NDArray[np.float64]
 
-# As the node decodes compressed images: a camera's calibration is of the pixels as they are stored.
+# The node decodes compressed images the same way: a camera's calibration is of the pixels as they are stored.
 _GRAY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class PlacesError(RuntimeError):
-    """An archive that cannot be had, or an image in it that cannot be read; says what is wrong, where, what to do.
+    """An archive is unusable, or an image in it is unreadable. The message says what is wrong, where, and what to do.
 
     Attributes:
         kind: a word for counting, such as `archive_full` or `archive_foreign`.
@@ -34,16 +34,16 @@ class PlacesError(RuntimeError):
 
     @property
     def is_of_one_keyframe(self) -> bool:
-        """Whether it is one keyframe's image that cannot be read, and the others' may."""
+        """Whether only one keyframe's image is unreadable, and others may be fine."""
         return self.kind in ("image_missing", "image_damaged")
 
 
 class KeyframeName(NamedTuple):
-    """Names one keyframe among those of all robots that share an archive.
+    """Name of a keyframe, unique among all robots that share an archive.
 
     Attributes:
         robot: the robot's name.
-        id: the keyframe's, which that robot never uses twice.
+        id: of the keyframe; a robot never uses an id twice.
     """
 
     robot: str
@@ -55,11 +55,11 @@ class KeyframeName(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ArchivedKeyframe:
-    """A keyframe as it lies in an archive.
+    """A keyframe as stored in an archive.
 
     Attributes:
-        name: which one.
-        session: counts the streams of the robot: keyframes of one session were seen in one go, by one clock.
+        name: its name.
+        session: number of the robot's stream: keyframes of one session were recorded continuously, by one clock.
         segment: of the trajectory; poses and depths of different segments, or sessions, have no common frame or unit.
         stamp_ns: the image's, in nanoseconds.
         frame_id: the image's optical frame.
@@ -67,10 +67,10 @@ class ArchivedKeyframe:
         image: the compressed image (JPEG, or as the camera sent it); empty where only another robot has it.
         camera: its calibration; None without.
         descriptor: (D,) float32 of length one.
-        pose: (4, 4) T_world_camera in its segment's frame; None where it is not known.
-        link: to the keyframe before; None for a trajectory's first.
-        depth: of its cells, where known, in the segment's unit; None without.
-        grid: (rows, columns) of the cells that `depth` is of.
+        pose: (4, 4) T_world_camera in its segment's frame; None if unknown.
+        link: to the previous keyframe; None for a trajectory's first.
+        depth: of its cells, in the segment's unit; None without.
+        grid: (rows, columns) of the cells of `depth`.
     """
 
     name: KeyframeName
@@ -88,13 +88,13 @@ class ArchivedKeyframe:
     grid: tuple[int, int] = (0, 0)
 
     def to_frame(self) -> Frame:
-        """The keyframe's image as the front end takes it.
+        """The keyframe's image as input of the front end.
 
         Raises:
-            PlacesError: there is no image, or it is damaged.
+            PlacesError: the image is missing or damaged.
         """
         if not self.image:
-            raise PlacesError("image_missing", f"keyframe {self.name} came without its image; ask its robot for it")
+            raise PlacesError("image_missing", f"keyframe {self.name} has no image here; ask its robot for it")
         try:
             check_size(self.image, "its image")
             image = cv2.imdecode(np.frombuffer(self.image, np.uint8), _GRAY)
@@ -105,7 +105,7 @@ class ArchivedKeyframe:
         if image.shape[::-1] != self.size:
             raise PlacesError(
                 "image_damaged",
-                f"the image of keyframe {self.name} is {image.shape[1]}x{image.shape[0]} px; it was archived as "
+                f"the image of keyframe {self.name} is {image.shape[1]}x{image.shape[0]} px, but was archived as "
                 f"{self.size[0]}x{self.size[1]}",
             )
         return Frame(np.asarray(image, np.uint8), self.stamp_ns, self.frame_id, self.camera)
@@ -113,11 +113,11 @@ class ArchivedKeyframe:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A keyframe whose descriptor is near to that of an image.
+    """A keyframe with a descriptor similar to an image's.
 
     Attributes:
-        name: which one.
-        session, segment, stamp_ns: its.
+        name: its name.
+        session, segment, stamp_ns: as in `ArchivedKeyframe`.
         similarity: cosine of the angle between the descriptors.
     """
 
@@ -130,11 +130,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RecentPast:
-    """What a search leaves out: keyframes that the camera sees again only since it has just been there.
+    """Recent keyframes that a search skips, because the camera has only just been there.
 
     Attributes:
-        robot, session: whose.
-        after_ns: keyframes of that session with a later stamp are left out.
+        robot, session: of these keyframes.
+        after_ns: skip keyframes of that session with a later stamp.
     """
 
     robot: str

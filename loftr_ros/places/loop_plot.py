@@ -1,4 +1,4 @@
-"""A picture of the loop graph: trajectories from above, and which keyframes show the same place."""
+"""A plot of the loop graph: trajectories from above, and the loops between keyframes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
-# A recording, or a stream that was reset within one: a robot's name and a session.
+# A recording, or a stream within one between two resets: a robot's name and a session.
 Stream = tuple[str, int]
 
-# Groups of trajectories that are drawn, those with most keyframes.
+# Maximum number of groups to draw; those with most keyframes are drawn.
 _MOST_GROUPS = 4
 _LOOP = "#c2255c"
 _AXES = ("x, right", "y, down", "z, forward")
 
 
 def plot_loops(path: str | Path, graph: PoseGraph) -> None:
-    """Writes a picture of keyframes and loops.
+    """Write a plot of keyframes and loops.
 
-    Above, one panel for each group of trajectories that loops connect: the trajectories as chained from keyframe to
-    keyframe, in the optical axes of the group's first camera, and each loop as a line between its two cameras, which
-    stand apart by what the chains have drifted and by what the cameras truly were apart. Below, the same loops over the
-    keyframes' order; that panel alone where no pose is known. Each robot has a colour.
+    Above, one panel for each group of trajectories that loops connect. It shows the trajectories as chained from
+    keyframe to keyframe, in the optical axes of the group's first camera, and each loop as a line between its two
+    cameras. The length of such a line is the drift of the chains plus the true distance of the cameras. Below, the same
+    loops over the keyframes' order; only this panel if no pose is known. Each robot has a colour.
 
     Args:
-        path: file to write; the ending says which format (png, svg, pdf).
+        path: file to write; its ending chooses the format (png, svg, pdf).
         graph: keyframes and loops.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # the import takes a second
     from matplotlib.figure import Figure
 
     streams = list(dict.fromkeys(_stream(keyframe) for keyframe in graph.keyframes))
@@ -46,7 +46,7 @@ def plot_loops(path: str | Path, graph: PoseGraph) -> None:
         if keyframe.pose is not None:
             group = graph.placements[keyframe.trajectory].group
             sizes[group] = sizes.get(group, 0) + 1
-    # A single camera that nothing connects is a dot: it is drawn only where there is nothing else.
+    # A single unconnected camera is a dot. It is drawn only if there is nothing else.
     groups = sorted(sizes, key=lambda group: (-sizes[group], group))[:_MOST_GROUPS]
     groups = [group for group in groups if sizes[group] > 1] or groups[:1]
     below = 0.9 + 0.75 * len(streams)
@@ -68,16 +68,16 @@ def _plot_group(axes: Axes, graph: PoseGraph, group: int, colors: dict[str, str]
     places = {keyframe.name: _position(graph, keyframe) for keyframe in members}
     everywhere = np.array(list(places.values()))
     extent = np.ptp(everywhere, axis=0)
-    # From above, unless the camera looks down: its forward axis is then the height.
+    # From above, unless the camera looks down: then its forward axis is vertical.
     up = 2 if extent[2] >= extent[1] else 1
     trajectories: dict[TrajectoryName, list[Array]] = {}
     for keyframe in members:
         trajectories.setdefault(keyframe.trajectory, []).append(places[keyframe.name])
-    told: set[str] = set()
+    labelled: set[str] = set()
     for name, positions in trajectories.items():
         x, y = np.array(positions)[:, [0, up]].T
-        label = None if name.robot in told else name.robot
-        told.add(name.robot)
+        label = None if name.robot in labelled else name.robot
+        labelled.add(name.robot)
         axes.plot(x, y, ".-", color=colors[name.robot], linewidth=1.4, markersize=5, label=label, zorder=2)
         axes.plot(x[0], y[0], "s", color=colors[name.robot], markersize=8, markeredgecolor="white", zorder=4)
     lines = [
@@ -112,7 +112,7 @@ def _plot_group(axes: Axes, graph: PoseGraph, group: int, colors: dict[str, str]
 
 
 def _plot_order(axes: Axes, graph: PoseGraph, streams: list[Stream], colors: dict[str, str]) -> None:
-    """A row a stream, its keyframes in order; loops within it are arcs, others lines."""
+    """One row per stream with its keyframes in order. Loops within a stream are arcs, others lines."""
     rows = {stream: -row for row, stream in enumerate(streams)}
     counts = dict.fromkeys(streams, 0)
     at = {}
@@ -128,7 +128,7 @@ def _plot_order(axes: Axes, graph: PoseGraph, streams: list[Stream], colors: dic
     part = np.linspace(0, 1, 30)
     for loop in graph.loops:
         (x0, y0), (x1, y1) = at[loop.older], at[loop.newer]
-        # Within a row an arc, the higher the longer, that stays below the row above.
+        # An arc within a row: higher if longer, and below the row above.
         height = (0.15 + 0.6 * abs(x1 - x0) / longest) if y0 == y1 else 0.0
         curve = y0 + part * (y1 - y0) + height * 4 * part * (1 - part)
         axes.plot(x0 + part * (x1 - x0), curve, color=_LOOP, linewidth=0.9, alpha=0.6, zorder=3)

@@ -1,4 +1,4 @@
-"""Trajectories of recordings in one frame, and in one unit of length, by the loops between them."""
+"""Brings trajectories of recordings into one frame and one unit of length, by the loops between them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from loftr_ros.places.keyframe import KeyframeName
 
 Array = NDArray[np.float64]
 
-# Loops between two trajectories that it takes to tell their units' ratio, and by how much they may disagree on it.
+# Loops needed between two trajectories to estimate the ratio of their units, and the largest spread of these estimates.
 _LEAST_LOOPS = 3
 _MOST_SPREAD = 0.3
 
 
 class TrajectoryName(NamedTuple):
-    """Keyframes whose poses have one frame and one unit of length."""
+    """Identifies keyframes whose poses share a frame and a unit of length."""
 
     robot: str
     session: int
@@ -48,19 +48,19 @@ class GraphKeyframe:
 
     @property
     def trajectory(self) -> TrajectoryName:
-        """What its pose is part of."""
+        """The trajectory of its pose."""
         return TrajectoryName(self.name.robot, self.session, self.segment)
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """Two keyframes that show one place.
+    """Two keyframes of the same place.
 
     Attributes:
         older, newer: their names.
         stamps_ns: of the two images, the older keyframe's first.
-        pose: T_older_newer, in metres where `scale_known`, else with a unit translation; without its inliers.
-        own_unit: the same in the unit of the older keyframe's trajectory; None where that is not known.
+        pose: T_older_newer, in metres if `scale_known`, else with a unit translation; without its inliers.
+        own_unit: the same in the unit of the older keyframe's trajectory; None if unknown.
         matches, inliers: counts.
         similarity, score, confirmations: as in `LoopClosure`.
     """
@@ -78,18 +78,18 @@ class Loop:
 
     @property
     def with_length(self) -> RelativePose | None:
-        """The pose in the unit of the older keyframe's trajectory; None where its length is not known."""
+        """The pose in the unit of the older keyframe's trajectory; None if its length is unknown."""
         return self.pose if self.pose.scale_known else self.own_unit
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """A trajectory's frame in that of its group: those that loops connect.
+    """Transform from a trajectory's frame to the frame of its group (the trajectories that loops connect).
 
     Attributes:
         group: number of the group.
         pose: (4, 4) T_group_trajectory.
-        scale: length in the group's unit of what is of length one in the trajectory's; None where no one knows.
+        scale: length in the group's unit of one unit of the trajectory; None if unknown.
     """
 
     group: int
@@ -97,12 +97,12 @@ class Placement:
     scale: float | None
 
     def moved(self, pose: Array) -> Array:
-        """(4, 4) T_group_camera of a T_trajectory_camera."""
+        """(4, 4) T_group_camera from a T_trajectory_camera."""
         return self.pose @ scaled(pose, self.scale or 1.0)
 
 
 def place(keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> dict[TrajectoryName, Placement]:
-    """Bring trajectories that loops connect into one frame each group, and into one unit where loops tell it.
+    """Bring connected trajectories into one frame per group, and into one unit if the loops determine it.
 
     Args:
         keyframes: each once; those without a pose are left out.
@@ -112,14 +112,14 @@ def place(keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> dict[Tra
 
 
 def scaled(pose: Array, scale: float) -> Array:
-    """A (4, 4) pose whose lengths are multiplied."""
+    """A (4, 4) pose with scaled lengths."""
     pose = pose.copy()
     pose[:3, 3] *= scale
     return pose
 
 
 class _Placing:
-    """Places trajectory by trajectory, each by its loops with those that have a place already."""
+    """Places one trajectory after another, each by its loops with those already placed."""
 
     def __init__(self, keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> None:
         self.keyframes = {keyframe.name: keyframe for keyframe in keyframes}
@@ -129,7 +129,9 @@ class _Placing:
 
     def run(self) -> dict[TrajectoryName, Placement]:
         trajectories = list(dict.fromkeys(k.trajectory for k in self.keyframes.values() if k.pose is not None))
-        trajectories.sort(key=lambda name: name not in self.metric)  # theirs is the unit of those that they meet
+        trajectories.sort(
+            key=lambda name: name not in self.metric
+        )  # metric trajectories come first and give their groups the unit
         group = 0
         for first in trajectories:
             if first in self.placed:
@@ -149,11 +151,11 @@ class _Placing:
         return older.pose is not None and newer.pose is not None and older.trajectory != newer.trajectory
 
     def _known(self, loop: Loop) -> Placement:
-        """Of the end that has a place."""
+        """The placement of the loop's placed end."""
         return next(self.placed[end.trajectory] for end in self._ends(loop) if end.trajectory in self.placed)
 
     def _next(self) -> tuple[TrajectoryName, list[Loop]] | None:
-        """The trajectory without a place that most loops connect with those that have one, and these loops."""
+        """The unplaced trajectory with most loops to placed ones, and these loops."""
         found: dict[TrajectoryName, list[Loop]] = {}
         for loop in self.loops:
             older, newer = (keyframe.trajectory for keyframe in self._ends(loop))
@@ -170,9 +172,9 @@ class _Placing:
         return Placement(known.group, in_group @ np.linalg.inv(scaled(in_own, scale or 1.0)), scale)
 
     def _newer_camera(self, loop: Loop) -> tuple[Array, Array]:
-        """(4, 4) poses of a loop's newer camera in the group's frame, and in that of the trajectory without a place.
+        """(4, 4) poses of a loop's newer camera, in the group's frame and in the frame of the unplaced trajectory.
 
-        The loop leads to it in one of them, its own trajectory in the other.
+        One comes from the loop, the other from the camera's own trajectory.
         """
         older, newer = self._ends(loop)
         assert older.pose is not None and newer.pose is not None
@@ -183,17 +185,17 @@ class _Placing:
         return self.placed[newer.trajectory].moved(newer.pose), older.pose @ step
 
     def _scale(self, loops: Sequence[Loop]) -> float | None:
-        """Ratio of distances between cameras that loops tell in both units; None if too few do, or they disagree."""
-        told = [loop for loop in loops if loop.with_length is not None and self._known(loop).scale is not None]
-        if len(told) < _LEAST_LOOPS:
+        """Ratio of distances between cameras in both units, from loops; None if there are too few, or they disagree."""
+        usable = [loop for loop in loops if loop.with_length is not None and self._known(loop).scale is not None]
+        if len(usable) < _LEAST_LOOPS:
             return None
-        cameras = [self._newer_camera(loop) for loop in told]
+        cameras = [self._newer_camera(loop) for loop in usable]
         in_group, in_own = (np.array([camera[side][:3, 3] for camera in cameras]) for side in (0, 1))
-        one, other = np.triu_indices(len(told), 1)
+        one, other = np.triu_indices(len(usable), 1)
         far, near = (np.linalg.norm(each[one] - each[other], axis=1) for each in (in_group, in_own))
         if not near.max() > 0:
             return None
-        # Cameras close together tell nothing but the noise of their places.
+        # Nearby cameras show only the noise of their positions.
         wide = near > 0.5 * near.max()
         low, middle, high = np.percentile(far[wide] / near[wide], [25, 50, 75])
         return float(middle) if low > 0 and (high - low) / middle < _MOST_SPREAD else None

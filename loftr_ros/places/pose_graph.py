@@ -1,7 +1,7 @@
-"""Keyframes and the loops between them as a graph of poses, in the text format of g2o.
+"""Keyframes and the loops between them as a pose graph, in the text format of g2o.
 
-Trajectories of different recordings, or of one that was lost in between, have frames and units of their own; loops
-bring them into one frame, and where several loops tell it, into one unit.
+Trajectories of different recordings, or of one that was lost in between, have their own frames and units. Loops bring
+them into one frame, and several loops into one unit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loftr_ros.places.placement import GraphKeyframe, Loop, TrajectoryName, plac
 
 Array = NDArray[np.float64]
 
-# No measurement is taken for better than this, so that rounding makes no covariance singular: 10 um, or 10 urad.
+# Lower bound of variances, so that rounding makes no covariance singular: 10 um, or 10 urad.
 _LEAST_VARIANCE = 1e-10
 
 
@@ -31,8 +31,8 @@ class Edge:
     Attributes:
         first, second: numbers of the vertices.
         pose: (4, 4) T_first_second.
-        information: (6, 6) as g2o has it (see `g2o_information`).
-        has_length: whether the translation informs.
+        information: (6, 6) in g2o's convention (see `g2o_information`).
+        has_length: whether the translation has information.
     """
 
     first: int
@@ -43,13 +43,13 @@ class Edge:
 
 
 class PoseGraph:
-    """Vertices, one a keyframe that has a pose, and the edges between them.
+    """One vertex for each keyframe that has a pose, and the edges between them.
 
     Attributes:
-        keyframes: all, those without a pose too; a keyframe's place in it is its vertex's number.
+        keyframes: all, including those without a pose. The position in this list is the vertex number.
         loops: the loops.
-        numbers: of the keyframes, by name.
-        placements: of the trajectories, by name; those without a pose are not in it.
+        numbers: vertex numbers by keyframe name.
+        placements: of the trajectories, by name; without trajectories that have no pose.
     """
 
     def __init__(self, keyframes: Sequence[GraphKeyframe], loops: Sequence[Loop]) -> None:
@@ -64,7 +64,7 @@ class PoseGraph:
         self.placements = place(self.keyframes, self.loops)
 
     def pose(self, keyframe: GraphKeyframe) -> Array | None:
-        """(4, 4) T_group_camera, as placed by the trajectory alone: loops within it are not applied."""
+        """(4, 4) T_group_camera from the trajectory alone; loops within it are not applied."""
         return None if keyframe.pose is None else self.placements[keyframe.trajectory].moved(keyframe.pose)
 
     def chain_edges(self) -> list[Edge]:
@@ -84,9 +84,9 @@ class PoseGraph:
         return edges
 
     def loop_edges(self) -> list[tuple[Loop, Edge]]:
-        """The loops whose rotation is known.
+        """The loops with a known rotation.
 
-        Where a loop's length is not known, its translation is without information.
+        If a loop's length is unknown, its translation has no information.
         """
         edges = []
         for loop in self.loops:
@@ -96,7 +96,7 @@ class PoseGraph:
             found, scale = loop.with_length, self._common_scale(older, newer)
             if found is None or scale is None:
                 matrix, covariance = loop.pose.matrix, np.eye(6) * UNKNOWN_VARIANCE
-                # What an optimiser begins with: as the trajectories say.
+                # The optimiser's initial value comes from the trajectories.
                 matrix[:3, 3] = (between(self._placed(older), self._placed(newer)))[:3, 3]
                 covariance[3:, 3:] = loop.pose.covariance[3:, 3:]
                 information = g2o_information(covariance, matrix)
@@ -108,7 +108,7 @@ class PoseGraph:
         return edges
 
     def first_vertices(self) -> list[int]:
-        """The first vertex of each group, which is held."""
+        """The first vertex of each group, which is fixed."""
         first: dict[int, int] = {}
         for number, keyframe in enumerate(self.keyframes):
             if keyframe.pose is not None:
@@ -116,7 +116,7 @@ class PoseGraph:
         return list(first.values())
 
     def unit(self, trajectory: TrajectoryName) -> str:
-        """What lengths of a trajectory's vertices are in, in words."""
+        """The unit of lengths of a trajectory's vertices, in words."""
         placement = self.placements[trajectory]
         leading = next(name for name, other in self.placements.items() if other.group == placement.group)
         metric = {keyframe.trajectory for keyframe in self.keyframes if keyframe.is_metric}
@@ -125,7 +125,7 @@ class PoseGraph:
         return "metres" if leading in metric else f"the unit of {_called(leading)}"
 
     def write_g2o(self, path: Path) -> None:
-        """Write vertices, edges and held vertices; what they are is told in comments."""
+        """Write vertices, edges and fixed vertices, with comments that explain them."""
         lines = [
             "# Poses of keyframes: T_world_camera, optical axes (x right, y down, z forward).",
             "# Information is of (translation, vector part of the unit quaternion) in the second camera's axes.",
@@ -163,7 +163,7 @@ class PoseGraph:
         return pose
 
     def _common_scale(self, older: GraphKeyframe, newer: GraphKeyframe) -> float | None:
-        """Length in their common unit of what is one in the older keyframe's; None if they have no common unit."""
+        """Length of one unit of the older keyframe in their common unit; None if they have none."""
         one, other = self.placements[older.trajectory].scale, self.placements[newer.trajectory].scale
         if older.trajectory == newer.trajectory:
             return one or 1.0
@@ -171,22 +171,22 @@ class PoseGraph:
 
 
 def g2o_information(covariance: Array, pose: Array, scale: float = 1.0) -> Array:
-    """What g2o weighs an edge's error with.
+    """The information matrix of an edge in g2o's error convention.
 
-    Its error is that of inv(measured) @ true: the translation, then the vector part of the unit quaternion, which for
-    small angles is half the rotation vector, and both about the second camera's axes.
+    The error is that of inv(measured) @ true: the translation, then the vector part of the unit quaternion, which for
+    small angles is half the rotation vector, both about the second camera's axes.
 
     Args:
         covariance: (6, 6) of (translation, rotation vector) about the first camera's axes.
         pose: (4, 4) T_first_second, measured.
-        scale: that lengths are multiplied with.
+        scale: factor of lengths.
 
     Returns:
         (6, 6) inverse of the covariance of that error, symmetric and positive definite.
     """
-    turn = pose[:3, :3].T
+    rotate = pose[:3, :3].T
     to_error = np.zeros((6, 6))
-    to_error[:3, :3], to_error[3:, 3:] = scale * turn, turn / 2
+    to_error[:3, :3], to_error[3:, 3:] = scale * rotate, rotate / 2
     values, vectors = np.linalg.eigh(to_error @ covariance @ to_error.T)
     information = vectors / np.maximum(values, _LEAST_VARIANCE) @ vectors.T
     return np.asarray((information + information.T) / 2)

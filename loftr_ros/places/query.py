@@ -1,4 +1,4 @@
-"""What can be asked of an archive: where an image was taken, and what two keyframes have in common."""
+"""Queries to an archive: where an image was taken, and how two keyframes match."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from loftr_ros.places.view import View
 
 Array = NDArray[np.float64]
 
-# Keyframes that one image is matched with, at most, whoever asks for more: loops are not searched for meanwhile.
+# Upper limit of keyframes matched with one image, because loop search pauses meanwhile.
 MOST_PLACES = 100
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A keyframe that an image was compared with.
+    """A keyframe compared with an image.
 
     Attributes:
-        keyframe: which one.
+        keyframe: its name and stamp.
         similarity: cosine between the two images' descriptors.
-        found: what the two images have in common; None where the keyframe's image is not to be had.
-        is_verified: whether that is enough for one place.
+        found: result of the matching; None if the keyframe's image is not available.
+        is_verified: whether both show the same place.
     """
 
     keyframe: ArchivedKeyframe
@@ -40,14 +40,14 @@ class Place:
 
     @property
     def map_pose(self) -> Array | None:
-        """(4, 4) T_map_image in metres, the map being the frame of the keyframe's session and segment.
+        """(4, 4) T_map_image in metres, where the map is the frame of the keyframe's session and segment.
 
-        None where the place is not verified, the keyframe's own pose is not known, or lengths are not in metres.
+        None if the place is not verified, the keyframe's pose is unknown, or lengths are not in metres.
         """
         pose, keyframe = None if self.found is None else self.found.pose, self.keyframe
         if not self.is_verified or pose is None or keyframe.pose is None:
             return None
-        # A pose in metres comes of depths in metres, and so does the trajectory's unit.
+        # A metric pose comes from metric depths, so the trajectory's unit is metres too.
         if not (pose.scale_known and pose.has_rotation) or (keyframe.link is not None and not keyframe.link.is_metric):
             return None
         return keyframe.pose @ pose.matrix
@@ -58,8 +58,8 @@ class MatchedKeyframes:
     """Two archived keyframes, matched.
 
     Attributes:
-        found: what they have in common; `found.keyframe` is image 0.
-        other: what is archived of image 1.
+        found: the result; `found.keyframe` is image 0.
+        other: the archived keyframe of image 1.
         image: image 1.
     """
 
@@ -69,30 +69,30 @@ class MatchedKeyframes:
 
 
 class PlaceQuery:
-    """Answers what is asked of an archive, by the detector's network. Not thread-safe: on the detector's thread."""
+    """Answers queries with the detector's network. Not thread-safe: call it on the detector's thread."""
 
     def __init__(self, detector: LoopDetector, describe: Callable[[ImageFeatures], NDArray[np.float32]]) -> None:
-        """Begin.
+        """Create it.
 
         Args:
-            detector: for its archive, verifier and settings; the place that it follows is not touched.
-            describe: makes a descriptor, of the archive's space, of the features of the verifier's matcher.
+            detector: source of archive, verifier and settings. Its current place is not changed.
+            describe: computes a descriptor in the archive's space from the features of the verifier's matcher.
         """
         self._detector = detector
         self._describe = describe
 
     def rank(self, frame: Frame, count: int = 0) -> list[Place]:
-        """Compare an image with the archived keyframes that look most alike.
+        """Compare an image with the most similar archived keyframes.
 
         Args:
             frame: the image; without a camera no pose is found.
-            count: of keyframes, at most, and no more than MOST_PLACES; 0 for `loop.candidates`.
+            count: number of keyframes, at most MOST_PLACES; 0 for `loop.candidates`.
 
         Returns:
             verified places by score, then the others by similarity; the best first.
 
         Raises:
-            FrameRefusedError: the network takes images of another shape only.
+            FrameRefusedError: the network takes only images of another shape.
             PlacesError: the archive cannot be read.
         """
         detector = self._detector
@@ -109,9 +109,9 @@ class PlaceQuery:
             second: image 1.
 
         Raises:
-            PlacesError: one of them is not in the archive (`keyframe_missing`), its image is not to be had or is
-                damaged (`image_missing`, `image_damaged`), or the archive cannot be read.
-            FrameRefusedError: the network takes images of another shape only.
+            PlacesError: one of them is not in the archive (`keyframe_missing`), its image is not available or damaged
+                (`image_missing`, `image_damaged`), or the archive cannot be read.
+            FrameRefusedError: the network takes only images of another shape.
         """
         known = [self._detector.keyframe(name) for name in (first, second)]
         missing = sorted({str(name) for name, keyframe in zip((first, second), known, strict=True) if keyframe is None})
@@ -119,18 +119,18 @@ class PlaceQuery:
             raise PlacesError(
                 "keyframe_missing",
                 f"not in the archive: keyframe {' and '.join(missing)}. A keyframe is archived when the robot's next "
-                "one comes, and dropped when the archive is as large as archive.max_size_mb says",
+                "one comes, and dropped when the archive reaches archive.max_size_mb",
             )
         other = known[1].to_frame()
         found = self._detector.verify(first, _view(other))
         if found is None:
             raise PlacesError(
-                "image_missing", f"the image of keyframe {first} is with its robot, which does not send it"
+                "image_missing", f"the image of keyframe {first} is only with its robot, which does not send it"
             )
         return MatchedKeyframes(found, known[1], other)
 
     def _compare(self, candidate: Candidate, frame: Frame) -> Place | None:
-        """The place of a candidate; None where the keyframe was dropped since it was found."""
+        """The place of a candidate; None if the keyframe was dropped since the search."""
         try:
             found = self._detector.verify(candidate.name, _view(frame))
         except PlacesError as error:
@@ -144,30 +144,30 @@ class PlaceQuery:
 
 
 def take_over(archive: Archive, uri: str, robot: str, session: int, space: str, dimension: int) -> int:
-    """Take the keyframes of another archive into the one that a robot writes to.
+    """Import the keyframes of another archive into the one that a robot writes to.
 
     Args:
         archive: the robot's.
         uri: of the other one.
         robot: name of the robot.
-        session: the robot's present one.
+        session: the robot's current one.
         space, dimension: of the archive's descriptors.
 
     Returns:
-        Number of keyframes that were not there before.
+        Number of new keyframes.
 
     Raises:
-        PlacesError: as `Archive.load` raises; or the other holds keyframes of this robot, of sessions that count on
-            from another archive (`archive_conflict`): the robot would give their numbers out again, and take their
-            trajectories for its own. Nothing was taken over then.
+        PlacesError: as for `Archive.load`. Or the other archive holds keyframes of a robot of this name whose numbering
+            continues another archive (`archive_conflict`): this robot would reuse their numbers and mistake their
+            trajectories for its own. Nothing is imported then.
     """
     with Archive.open(uri, space, dimension, read_only=True) as other:
         foreign = set(other.names(robot)) - set(archive.names(robot))
         if foreign and other.last_session(robot) >= session:
             raise PlacesError(
                 "archive_conflict",
-                f"'{uri}' holds {len(foreign)} keyframes of a robot called '{robot}', as this one is, that count on "
-                f"from another archive than '{archive.uri}'; nothing was taken over. To go on with that one, set "
+                f"'{uri}' holds {len(foreign)} keyframes of a robot with the same name '{robot}', whose numbering "
+                f"continues another archive than '{archive.uri}'. Nothing was imported. To continue that one, set "
                 "archive.uri to it; else give this robot another robot_name",
             )
     return archive.load(uri)

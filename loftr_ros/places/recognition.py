@@ -1,4 +1,4 @@
-"""The archive and the search for loops on a thread of their own, beside the front end."""
+"""Archiving and loop search in their own thread, beside the front end."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from loftr_ros.threads import Asked, Task, WorkThread
 
 R = TypeVar("R")
 
-# Keyframes that may wait for a slow disk before the oldest of them is lost.
+# Keyframes that may wait for a slow disk. Beyond that, the oldest is lost.
 _LONGEST_QUEUE = 100
-# How much less than the front end the thread asks of the scheduler (`nice`).
+# Niceness of the thread relative to the front end (`nice`).
 _NICENESS = 5
-# Seconds between two looks at the archive's size.
+# Seconds between measurements of the archive's size.
 _MEASURE_PERIOD = 2.0
 
 
 @dataclass
 class Counts:
-    """What has been done so far.
+    """Counters.
 
     Attributes:
-        archived, lost: keyframes written, and those that were not since the archive could not keep up or failed.
-        searched, skipped: keyframes searched for, and those that a newer one displaced meanwhile.
+        archived, lost: keyframes that were written, and those lost because the archive was too slow or failed.
+        searched, skipped: keyframes that were searched for, and those replaced by a newer one before.
         closures: loops found.
-        held, held_bytes: keyframes in the archive, by whomever, and their size, as of some seconds ago.
+        held, held_bytes: keyframes in the archive, of all robots, and their size, as of some seconds ago.
     """
 
     archived: int = 0
@@ -50,10 +50,10 @@ class Counts:
 
 
 class PlaceRecognition:
-    """Writes keyframes and looks for loops; nobody waits for it.
+    """Writes keyframes and searches for loops without blocking its callers.
 
-    Keyframes that come to be archived wait in a queue. Of the images that ask where they are the newest keyframe waits,
-    or the newest other image while one could confirm a place; the rest is dropped.
+    Keyframes to archive wait in a queue. Of the images to search for, only the newest keyframe waits, or the newest
+    other image while one could confirm a place. The rest is dropped.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class PlaceRecognition:
         on_error: Callable[[Exception], None],
         on_known: Callable[[ArchivedKeyframe], None] | None = None,
     ) -> None:
-        """Start the thread, and make the detector on it.
+        """Start the thread, and create the detector on it.
 
         Args:
-            load: makes the detector.
-            archive: how images are compressed.
+            load: creates the detector.
+            archive: compression of images.
             on_closure: called with each loop, on the thread.
             on_archived: called with each keyframe once it is on disk, on the thread.
             on_known: called with a keyframe of the same stream that shows the place of an image that the front end
                 could not locate, on the thread.
-            on_error: called with what an image, or a keyframe, failed by; the next one is tried again.
+            on_error: called with the error of an image or keyframe; the thread continues with the next one.
 
         Raises:
             Whatever `load` raises; the thread has then ended.
@@ -98,7 +98,7 @@ class PlaceRecognition:
             raise
 
     def put(self, view: View, arrived: NewKeyframe | None = None, encoded: EncodedFrame | None = None) -> None:
-        """Hand over an image, a keyframe to be archived, and the image's features if there are any; never blocks."""
+        """Queue an image, a keyframe to archive, and the image's features if available; never blocks."""
         with self._condition:
             if arrived is not None:
                 self._queue(arrived)
@@ -111,13 +111,13 @@ class PlaceRecognition:
             self._condition.notify()
 
     def archive(self, arrived: NewKeyframe) -> None:
-        """Hand over a keyframe only; never blocks."""
+        """Queue a keyframe for archiving only; never blocks."""
         with self._condition:
             self._queue(arrived)
             self._condition.notify()
 
     def ask(self, question: Callable[[], R], timeout: float | None = None) -> R:
-        """Run a function on the thread, after the keyframes that wait, and wait for what it returns or raises."""
+        """Run a function on the thread after the waiting keyframes, and return its result or raise its error."""
         answer = self.submit(question)
         return answer.result(timeout)
 
@@ -133,7 +133,7 @@ class PlaceRecognition:
         return asked.answer
 
     def stop(self) -> None:
-        """Write the keyframes that wait, and end the thread."""
+        """Write the waiting keyframes, and end the thread."""
         with self._condition:
             self._view = None
         self._thread.stop()
@@ -150,13 +150,13 @@ class PlaceRecognition:
         self._measure()
 
     def _next(self) -> Task | float | None:
-        """Writing first, so that nothing is lost."""
+        """Writing comes first, so that nothing is lost."""
         if self._arrived:
             arrived = self._arrived.popleft()
             self._changed = True
             return lambda: self._write(arrived)
         if self._commands:
-            self._changed = True  # perhaps: it may have loaded another archive
+            self._changed = True  # the command may have loaded another archive
             return self._commands.popleft()
         if self._view is not None and not self._thread.is_stopping:
             view, self._view = self._view, None
@@ -167,7 +167,7 @@ class PlaceRecognition:
         return seconds if seconds > 0 else self._measure
 
     def _write(self, arrived: NewKeyframe) -> None:
-        if self.detector.archive.is_read_only:  # told when it was opened
+        if self.detector.archive.is_read_only:  # already reported when it was opened
             self.counts.lost += 1
             return
         try:
@@ -180,7 +180,7 @@ class PlaceRecognition:
         self._on_archived(keyframe)
 
     def _measure(self) -> None:
-        """Look how much the archive holds; here, since it takes a while."""
+        """Measure the archive on this thread, because it takes a while."""
         self._changed = False
         self._measure_after = time.monotonic() + _MEASURE_PERIOD
         archive = self.detector.archive
@@ -202,10 +202,10 @@ class PlaceRecognition:
 
 
 def _be_nice() -> None:
-    """Let the front end's threads go first; where threads cannot be told so, nothing is done.
+    """Lower this thread's priority below the front end's, where the system supports it.
 
-    Not by much: while this thread has Python's lock and does not get a core, the front end waits for the lock.
+    By little only: while this thread holds Python's lock and gets no core, the front end waits for the lock.
     """
     if hasattr(os, "setpriority"):
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # Linux: of one thread
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # on Linux this applies to one thread

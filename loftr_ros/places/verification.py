@@ -1,4 +1,4 @@
-"""Whether two images show one place: by matching them, and by one geometry that explains the matches."""
+"""Verification that two images show one place: by matching them and fitting one geometry to the matches."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from loftr_ros.geometry.two_view import (
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 
-# Encoded images of the archive that are kept, since the next image asks for the same ones.
+# Encoded archived images that are cached, because the next image usually needs the same ones.
 _KEPT = 8
-# Of the matches that two views explain, the part that depths must explain to be believed.
+# Part of the two-view inliers that the depths must explain as well.
 _AGREEING = 0.7
 
 Poses = tuple[RelativePose, RelativePose | None]
@@ -40,15 +40,14 @@ def _at_once(work: Callable[[], Poses]) -> Poses:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """What an archived keyframe and an image have in common.
+    """Result of matching an archived keyframe with an image.
 
     Attributes:
         keyframe: the archived one.
-        correspondences: matches with it; image 0 is the keyframe's.
-        pose: T_keyframe_current, in metres where `scale_known`, else with a unit translation.
-        own_unit: the same with lengths in the own unit of the trajectory that the keyframe is from; None where they
-            are in metres or not known.
-        coverage: part of the image that inliers cover, of the two images the one that they cover less of, 0 to 1.
+        correspondences: matches; image 0 is the keyframe's.
+        pose: T_keyframe_current, in metres if `scale_known`, else with a unit translation.
+        own_unit: the same in the unit of the keyframe's trajectory; None if lengths are in metres or unknown.
+        coverage: part of the image covered by inliers, 0 to 1; the smaller one of the two images.
     """
 
     keyframe: ArchivedKeyframe
@@ -59,7 +58,7 @@ class Verification:
 
     @property
     def num_inliers(self) -> int:
-        """Matches that the pose explains."""
+        """Number of matches that the pose explains."""
         return int(self.pose.inliers.sum())
 
     @property
@@ -69,15 +68,15 @@ class Verification:
 
     @property
     def score(self) -> float:
-        """How sure the place is, 0 to 1: how much of the images agrees, and how little disagrees."""
+        """Certainty of the place, 0 to 1: how much of the images agrees, and how little disagrees."""
         return self.coverage * self.inlier_ratio
 
     def is_believed(self, config: LoopConfig) -> bool:
-        """Whether there is enough in common for one place."""
+        """Whether the match is strong enough for one place."""
         least = config.min_planar_score if self.pose.status == PoseStatus.PLANAR else config.min_score
-        seen = self.pose.has_rotation or self.pose.status == PoseStatus.NO_CALIBRATION
+        comparable = self.pose.has_rotation or self.pose.status == PoseStatus.NO_CALIBRATION
         return (
-            seen
+            comparable
             and self.num_inliers >= config.min_inliers
             and self.inlier_ratio >= config.min_inlier_ratio
             and self.coverage >= config.min_coverage
@@ -89,11 +88,11 @@ class Verifier:
     """Matches images with archived keyframes, whose images it encodes again. Not thread-safe."""
 
     def __init__(self, pairs: PairMatcher, geometry: Run = _at_once) -> None:
-        """Begin without known images.
+        """Create it without cached images.
 
         Args:
             pairs: matches images, and has the settings.
-            geometry: runs what is computed of the matches; where, and when there is time for it.
+            geometry: runs the geometric computations, at a suitable time and place.
         """
         self.pairs = pairs
         self._geometry = geometry
@@ -101,12 +100,14 @@ class Verifier:
         self._current: EncodedFrame | None = None
 
     def know(self, encoded: EncodedFrame) -> None:
-        """An image's features, made by who has the same network; none of a resolution that was lowered for speed."""
+        """Use features computed by another owner of the same network; skipped if their resolution was lowered for
+        speed.
+        """
         if encoded.features.size == self.pairs.network_size(*encoded.frame.size):
             self._current = encoded
 
     def encode(self, frame: Frame) -> EncodedFrame:
-        """The image's features; the last one's are kept."""
+        """Features of an image; the last one's are cached."""
         if self._current is None or self._current.frame is not frame:
             self._current = self.pairs.encode(frame)
         return self._current
@@ -129,9 +130,9 @@ class Verifier:
         return Verification(archived, matches, pose, own_unit, covered)
 
     def _encoded(self, archived: ArchivedKeyframe, current: Frame) -> EncodedFrame:
-        """The archived image's features; what is to be ignored in the current image is ignored in it too.
+        """The archived image's features. The current image's mask applies to it too.
 
-        A robot's own body, which both show alike, would be taken for the place.
+        Otherwise the robot's own body, which both show alike, would count as the place.
         """
         kept = self._archived.get(archived.name)
         if kept is not None and kept.frame.stamp_ns == archived.stamp_ns:
@@ -149,7 +150,7 @@ class Verifier:
     def _poses(
         self, archived: ArchivedKeyframe, encoded: EncodedFrame, current: EncodedFrame, matches: Correspondences
     ) -> Poses:
-        """By the archived depths where there are some, in metres or in their own unit; else by two views."""
+        """Poses by the archived depths if there are some, in metres or in their own unit; else by two views."""
         config = self.pairs.config
         rays = matched_rays(encoded, current, matches)
         if rays is None:
@@ -165,8 +166,9 @@ class Verifier:
         pose = pose_by_two_views(encoded, matches, rays, config.geometry, why)
         if by_depth is None or archived.depth is None or not archived.depth.is_metric:
             units = [known.is_metric for known in (archived.depth, archived.link) if known is not None]
-            own_unit = bool(units) and not any(units)  # of a single camera, as far as the keyframe tells
+            own_unit = bool(units) and not any(units)  # of a single camera, as far as the keyframe's data tell
             return (replace(pose, without_length=ScaleReason.OWN_UNIT) if own_unit else pose), by_depth
-        # Depths that contradict what two views agree on are of another camera, or not registered: no length then.
+        # Depths that contradict the two-view result are of another camera or not registered, so the length stays
+        # unknown.
         agrees = by_depth.inliers.sum() >= _AGREEING * pose.inliers.sum()
         return (by_depth if agrees else replace(pose, without_length=ScaleReason.VIEWS_DISAGREE)), None

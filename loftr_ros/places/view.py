@@ -1,4 +1,4 @@
-"""Images that ask where they are, and keyframes on their way into the archive."""
+"""Images to localise in the archive, and keyframes to be archived."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.places.keyframe import ArchivedKeyframe, KeyframeName
 
-# A stream that ended so goes on with another clock or camera, or from another place.
+# After such an end the stream continues with another clock or camera, or from another place.
 _NEW_SESSION = (KeyframeReason.RESET, KeyframeReason.CAMERA_CHANGED, KeyframeReason.TIME_JUMPED)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """An image that asks where it is.
+    """An image to search for in the archive.
 
     Attributes:
         frame: the image.
-        name: of the keyframe that it became; None for other images.
-        session: of the stream that it is from.
+        name: of its keyframe; None for an image between keyframes.
+        session: of its stream.
         descriptor: of a keyframe; None for other images.
-        location: in the robot's trajectory; None where that is not known.
-        way: length of the trajectory up to here, in its unit, over all segments of the session.
-        is_lost: whether the front end could not locate the image, and asks for keyframes that may.
+        location: in the robot's trajectory; None if unknown.
+        path_length: length of the trajectory up to here, in its unit, over all segments of the session.
+        is_lost: whether the front end could not locate the image, and wants keyframes of this place.
     """
 
     frame: Frame
@@ -40,28 +40,28 @@ class View:
     session: int
     descriptor: NDArray[np.float32] | None
     location: Location | None
-    way: float = 0.0
+    path_length: float = 0.0
     is_lost: bool = False
 
     @property
     def segment(self) -> int:
-        """Of the trajectory."""
+        """Segment of the trajectory."""
         return self.location.segment if self.location is not None else 0
 
     @property
     def is_metric(self) -> bool:
-        """Whether it is known where the camera is, in metres."""
+        """Whether the location is known in metres."""
         return self.location is not None and self.location.is_metric
 
 
 @dataclass(frozen=True, eq=False)
 class NewKeyframe:
-    """A keyframe that is to be archived; it is compressed by who writes it.
+    """A keyframe to be archived; the writer compresses it.
 
     Attributes:
         view: the keyframe's.
-        link: to the one that it was located by.
-        depth, grid: of its cells, as known when it was handed over.
+        link: to the keyframe that it was located by.
+        depth, grid: of its cells, as known when it was queued.
     """
 
     view: View
@@ -70,7 +70,7 @@ class NewKeyframe:
     grid: tuple[int, int]
 
     def archived(self, jpeg_quality: int) -> ArchivedKeyframe:
-        """As it goes into the archive; an image that came compressed stays as it came."""
+        """Convert to the archive's form. An image that came compressed stays as it came."""
         view, frame = self.view, self.view.frame
         assert view.name is not None and view.descriptor is not None
         return ArchivedKeyframe(
@@ -91,17 +91,17 @@ class NewKeyframe:
 
 
 class Observer:
-    """Takes what the archive and the search for loops need from the front end's results.
+    """Extracts the inputs of archive and loop search from the front end's results.
 
-    Runs on the front end's thread, since only there are a keyframe's features certain to be those of the keyframe: it
-    describes new keyframes (under a millisecond), and else hands on references.
+    It runs on the front end's thread, because a keyframe's features may be overwritten later. It describes new
+    keyframes (under a millisecond) and else passes references.
     """
 
     def __init__(self, describe: Callable[[ImageFeatures], NDArray[np.float32]], robot: str, session: int) -> None:
-        """Begin.
+        """Create it.
 
         Args:
-            describe: makes a (D,) descriptor of length one of the features of the front end's matcher.
+            describe: computes a (D,) descriptor of length one from the features of the front end's matcher.
             robot: name of the robot.
             session: of the stream that begins.
         """
@@ -113,17 +113,17 @@ class Observer:
 
     @property
     def session(self) -> int:
-        """Of the stream that goes on."""
+        """Number of the current stream."""
         return self._session
 
     def observe(self, result: FrontEndResult, encoded: EncodedFrame | None = None) -> tuple[View, NewKeyframe | None]:
-        """What a frame asks, and the keyframe that it superseded.
+        """Return the view of a frame, and the keyframe that it superseded.
 
-        A keyframe goes into the archive when the next one comes: until then its cells' depths are refined.
+        A keyframe is archived when the next one comes: until then its cells' depths are refined.
 
         Args:
             result: of the frame.
-            encoded: its features, with which an image that was not located is searched for; None for no search.
+            encoded: its features, used to search for an image that was not located; None for no search.
         """
         added = [e.keyframe for e in result.events if e.added and e.reason != KeyframeReason.RECALLED]
         gone = any(not event.added and event.reason in _NEW_SESSION for event in result.events)
@@ -132,12 +132,12 @@ class Observer:
             self._begin_session()
         if result.location is not None:
             self._trajectory.add(result.location)
-        way = self._trajectory.length
+        path_length = self._trajectory.length
         if not added and encoded is not None and not (result.is_located or result.is_useless):
             descriptor = self._describe(encoded.features)
-            return View(result.frame, None, self._session, descriptor, None, way, is_lost=True), finished
+            return View(result.frame, None, self._session, descriptor, None, path_length, is_lost=True), finished
         if not added:
-            return View(result.frame, None, self._session, None, result.location, way), finished
+            return View(result.frame, None, self._session, None, result.location, path_length), finished
         keyframe = added[-1]
         view = View(
             result.frame,
@@ -145,13 +145,13 @@ class Observer:
             self._session,
             self._describe(keyframe.encoded.features),
             keyframe.location,
-            way,
+            path_length,
         )
         self._waiting = view, keyframe.link, keyframe
         return view, finished
 
     def take(self) -> NewKeyframe | None:
-        """The newest keyframe as it is by now; for when no more will come."""
+        """Return the newest keyframe in its current state, at the end of a stream."""
         if self._waiting is None:
             return None
         view, link, keyframe = self._waiting
@@ -159,7 +159,7 @@ class Observer:
         return NewKeyframe(view, link, keyframe.depth, keyframe.encoded.features.grid)
 
     def restart(self) -> NewKeyframe | None:
-        """A stream ended without a result that says so (the front end was reset); returns what `take` does."""
+        """Begin a new session after a reset that no result reports; returns the same as `take`."""
         finished = self.take()
         self._begin_session()
         return finished
@@ -170,7 +170,7 @@ class Observer:
 
 
 def compressed(frame: Frame, jpeg_quality: int) -> bytes:
-    """A frame's image as JPEG, or as it came.
+    """A frame's image as JPEG, or unchanged if it came compressed.
 
     Args:
         frame: the image.

@@ -1,4 +1,4 @@
-"""Where frames come from: folders, videos, bags and the rendered scene, without ROS.
+"""Sources of frames: folders, videos, bags and the rendered scenes, without ROS.
 
 `loftr_ros play` publishes a source over ROS 2, `loftr_ros run` feeds it to the front end; both get the same frames.
 """
@@ -22,21 +22,21 @@ from loftr_ros.recordings.base import (
 from loftr_ros.recordings.calibration import load_camera
 from loftr_ros.recordings.companions import DepthFile, RightView
 
-# What bags begin with: mcap, sqlite3, ROS 1.
+# First bytes of bags: mcap, sqlite3, ROS 1.
 _BAG_MAGIC = {b"\x89MCAP": ".mcap", b"SQLite format 3": ".db3", b"#ROSBAG": ".bag"}
 
 
 def open_source(uri: str | Path, **options: Any) -> Source:
-    """Opens a source, recognising its kind by its contents.
+    """Open a source and detect its kind from its contents.
 
     Args:
-        uri: a folder (KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, a rosbag2, or any images), a file (.mcap, .db3,
-            .bag, or a video), or `rendered`, `rendered:room?seed=1&frames=60&rate=30&width=640&height=480`, or
-            `revisits`, `revisits:700?rate=10`.
+        uri: a folder (KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, a rosbag2, or any images), a file (.mcap, .db3, .bag,
+            or a video), or `rendered`, `rendered:room?seed=1&frames=60&rate=30&width=640&height=480`, or `revisits`,
+            `revisits:700?rate=10`.
         options: the fields of `SourceOptions`: start, stop, step, rate, topic, right_topic, depth_topic, camera.
 
     Raises:
-        SourceError: there is nothing that can be read as a source, or an option does not fit it.
+        SourceError: there is no readable source, or an option does not fit it.
     """
     try:
         chosen = SourceOptions(**options)
@@ -120,7 +120,7 @@ def open_recording(
 
 
 def _bag_in(path: Path) -> Path:
-    """The only bag file of a folder without metadata.yaml, else the path as it is.
+    """The only bag file of a folder without metadata.yaml, else the path unchanged.
 
     Raises:
         SourceError: there are several.
@@ -134,17 +134,17 @@ def _bag_in(path: Path) -> Path:
     inside = [each for each in inside if not each.name.startswith(".")]
     if len(inside) > 1:
         raise SourceError(
-            f"{path} holds {len(inside)} bag files and no metadata.yaml, so it is not known how they belong together: "
+            f"{path} holds {len(inside)} bag files but no metadata.yaml, so their relation is unknown: "
             f"`ros2 bag reindex {path}` writes it; or give one of the files"
         )
     return inside[0] if inside else path
 
 
 def _is_bag(path: Path) -> bool:
-    """Whether a file begins as a bag does.
+    """Whether a file begins like a bag.
 
     Raises:
-        SourceError: it cannot be read, or it is a bag whose name does not say so.
+        SourceError: it cannot be read, or it is a bag with the wrong ending.
     """
     try:
         with path.open("rb") as file:

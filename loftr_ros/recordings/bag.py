@@ -25,16 +25,16 @@ from loftr_ros.recordings.registration import Registration
 
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _CAMERA_INFO, _TF = "sensor_msgs/msg/CameraInfo", "tf2_msgs/msg/TFMessage"
-_MAX_NOTES = 10  # of different calibrations that cannot be used
+_MAX_NOTES = 10  # messages about different unusable calibrations
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_NEAR_NS = 10_000_000  # between an image and the right or depth image that is taken for its own
-_WAIT_NS = 1_000_000_000  # of recording time that an image waits for its partner
+_NEAR_NS = 10_000_000  # largest distance in time between an image and its right or depth image
+_WAIT_NS = 1_000_000_000  # recording time that an image waits for its partner
 _SIDES = (("left", "right"), ("infra1", "infra2"), ("cam0", "cam1"), ("camera0", "camera1"), ("image_0", "image_1"))
 
 
 @dataclass
 class _Recent:
-    """A message of the right camera or of depth that no image has asked for yet."""
+    """A right or depth message that no image has used yet."""
 
     stamp: int
     logged: int
@@ -45,7 +45,7 @@ class _Recent:
 
 @dataclass
 class _Stream:
-    """One image topic and the calibration beside it."""
+    """An image topic with its calibration topic."""
 
     topic: str
     connections: list[Any]
@@ -61,7 +61,7 @@ class _Stream:
 
 @dataclass
 class _Waiting:
-    """An image on its way out."""
+    """An image that waits for its partners."""
 
     index: int
     stamp: int
@@ -73,16 +73,16 @@ class _Waiting:
 
 
 class BagSource(Source):
-    """The messages of one image topic, in the order of recording, with the stamps of their headers.
+    """The messages of one image topic, in recording order, with the stamps of their headers.
 
-    The right camera's and depth come beside it: those of the same stamp, or the nearest within 10 ms.
+    Right and depth images come with them: those of the same stamp, or the nearest within 10 ms.
     """
 
     def __init__(self, path: Path, options: SourceOptions, camera: CameraModel | None = None) -> None:
-        """Opens the bag, finds its image topics, and the camera_info beside them.
+        """Open the bag, and find its image topics and their camera_info topics.
 
         Raises:
-            SourceError: the bag cannot be read, or it is not clear which topic is meant.
+            SourceError: the bag cannot be read, or the choice of the topic is ambiguous.
         """
         from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_typestore
@@ -93,10 +93,10 @@ class BagSource(Source):
         self._furthest = 0
         self._is_open = False
         try:
-            # Bags of before ROS 2 Iron carry no definitions; those of the messages used here never changed.
+            # Bags from before ROS 2 Iron have no message definitions; those of the messages used here never changed.
             self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self._reader.open()
-        except Exception as error:  # the readers let errors of sqlite3, struct and the like through
+        except Exception as error:  # the readers pass on errors of sqlite3, struct and the like
             raise SourceError(f"{path} is not a bag that can be read: {words(error)}{remedy(path)}") from error
         self._is_open = True
         try:
@@ -110,7 +110,7 @@ class BagSource(Source):
             raise SourceError(f"{path} is a damaged bag: {words(error)}{remedy(path)}") from error
         self.kind = "rosbag2" if self._reader.is2 else "ROS 1 bag"
 
-    # --- what is in it ---
+    # --- contents ---
 
     def _find_topics(self, path: Path) -> None:
         connections = list(self._reader.connections)
@@ -144,7 +144,7 @@ class BagSource(Source):
         self._too_many_depths = [] if depth is not None else depths
 
     def _topic(self, topic: str) -> _Stream:
-        # As image_transport names them: camera_info is beside the image, and `compressed` is below it.
+        # As in image_transport: camera_info is beside the image, and `compressed` is below it.
         base = re.sub(r"/(compressed|compressedDepth|theora)$", "", topic)
         info = base.rpartition("/")[0] + "/camera_info"
         connections = self._reader.connections
@@ -155,7 +155,7 @@ class BagSource(Source):
         )
 
     def _look_ahead(self) -> None:
-        """The first calibrations and the static transforms, and what follows for the front end's modes."""
+        """Read the first calibrations and the static transforms, and derive the supported modes."""
         for stream in self._streams:
             stream.info = self._first_info(stream)
         main = self._stream
@@ -183,7 +183,7 @@ class BagSource(Source):
         return [stream for stream in (self._stream, self._right, self._depth) if stream is not None]
 
     def _stereo_problem(self) -> str:
-        """Why the right topic cannot be used; empty where it can, and then it is known where its camera stands."""
+        """Why the right topic cannot be used; empty if it can, and then its camera's pose is known."""
         from loftr_ros.recordings.stereo_calibration import left_from_right
 
         assert self._right is not None
@@ -191,7 +191,7 @@ class BagSource(Source):
         right.camera = self._model(right, right.info)
         if right.camera is None or self._stream.camera is None:
             which = right if right.camera is None else self._stream
-            return f"there is no calibration beside {which.topic} that can be used"
+            return f"there is no usable calibration beside {which.topic}"
         if self._stream.info is not None:
             try:
                 left_from_right(self._stream.info, right.info)
@@ -204,10 +204,10 @@ class BagSource(Source):
         self._left_from_right = self._transforms.between(frames[0], frames[1])
         if self._left_from_right is not None:
             return ""
-        return f"{reason}; and /tf_static does not lead from {frames[1]} to {frames[0]}"
+        return f"{reason}; and /tf_static has no transform from {frames[1]} to {frames[0]}"
 
     def _register(self) -> Registration | None:
-        """How depth of a camera of its own is moved into the image's pixels; None where it is there already."""
+        """The registration of a separate depth camera to the image; None if depth is registered already."""
         assert self._depth is not None
         depth, image = self._depth, self._stream
         depth.camera = self._model(depth, depth.info)
@@ -219,12 +219,12 @@ class BagSource(Source):
         if place is None:
             if not same_size:
                 self._note(
-                    f"{depth.topic} is of another camera, and /tf_static does not lead from {names[1]} to {names[0]}"
+                    f"{depth.topic} is of another camera, and /tf_static has no transform from {names[1]} to {names[0]}"
                 )
             return None
         if names[0] == names[1] and same_size:
-            return None  # a driver that aligns depth and leaves its calibration as it was
-        self._note(f"{depth.topic} is moved into the pixels of {image.topic}, by both calibrations and /tf_static")
+            return None  # a driver that aligns depth but publishes the unaligned calibration
+        self._note(f"{depth.topic} is registered to {image.topic}, by both calibrations and /tf_static")
         return Registration(depth.camera, image.camera, place)
 
     def _first_frame_id(self, stream: _Stream) -> str:
@@ -244,7 +244,7 @@ class BagSource(Source):
         self._total = total
         self.length = len(self._options.indices(total))
         if not self.length:
-            raise SourceError(f"'{self.topic}' has {total} images; start {self._options.start} is past the last")
+            raise SourceError(f"'{self.topic}' has {total} images; start {self._options.start} is after the last")
         times = []
         for _, time, _ in self._reader.messages(self._stream.connections):
             times.append(time)
@@ -254,7 +254,7 @@ class BagSource(Source):
         own = 1e9 / steps[len(steps) // 2] if steps else 30.0
         self.rate = (self._options.rate or own) / self._options.step
 
-    # --- going through it ---
+    # --- iteration ---
 
     def __iter__(self) -> Iterator[SourceFrame]:
         index = -1
@@ -264,7 +264,7 @@ class BagSource(Source):
                 yield frame
         except SourceError:
             raise
-        except Exception as error:  # as on opening: whatever the readers meet in a damaged file
+        except Exception as error:  # as on opening: any error of the readers in a damaged file
             raise SourceError(f"message {index + 1} of {self.name}: {words(error)}{remedy(self._path)}") from error
 
     def _frames(self) -> Iterator[SourceFrame]:
@@ -301,7 +301,7 @@ class BagSource(Source):
         return _Waiting(index, stamp, logged, message, serialized, info, self._stream.camera)
 
     def _is_due(self, head: _Waiting, logged: int) -> bool:
-        """Whether all that may belong to an image has come."""
+        """Whether everything that may belong to an image has been read."""
         if logged - head.logged > _WAIT_NS:
             return True
         return all(
@@ -323,7 +323,7 @@ class BagSource(Source):
         return SourceFrame(head.index, stamp, frame_id, image, head.camera, right=right, depth=depth)
 
     def _partner(self, stream: _Stream, head: _Waiting) -> _Recent | None:
-        """The message of another topic that belongs to an image; those that are older than it are forgotten."""
+        """The matching message of another topic for an image; older ones are discarded."""
         recent = stream.recent
         found = min(recent, key=lambda each: abs(each.stamp - head.stamp), default=None)
         while recent and (recent[0].stamp < head.stamp - _NEAR_NS or recent[0].logged < head.logged - 10 * _WAIT_NS):
@@ -355,40 +355,40 @@ class BagSource(Source):
         if stream is self._stream and self._given is not None:
             return
         new = self._model(stream, stream.info)
-        # The same object as long as nothing changes, which is nearly always.
+        # Keep the same object while nothing changes, which is nearly always.
         stream.camera = stream.camera if new is not None and new.same_as(stream.camera) else new
 
     def _deserialize(self, raw: Any, connection: Any) -> Any:
         return self._reader.deserialize(self._plain(raw), connection.msgtype)
 
     def _plain(self, raw: Any) -> Any:
-        """A message as it was sent: a recording whose metadata was lost does not say that messages are compressed."""
+        """A message, decompressed if needed: a recording without metadata does not say that messages are compressed."""
         if bytes(raw[:4]) != _ZSTD or not self._reader.is2:
             return raw
         return _zstd().ZstdDecompressor().decompress(bytes(raw), _MOST)
 
     def _stamp(self, raw: Any) -> int:
-        """The header's, in nanoseconds, which both serialisations have at one place, without all the rest."""
+        """The header's stamp in nanoseconds, at the same place in both serialisations, without decoding the rest."""
         raw = self._plain(raw)
         order = "<" if not self._reader.is2 or bytes(raw[1:2]) == b"\1" else ">"
         seconds, nanoseconds = struct.unpack_from(f"{order}II", raw, 4)
         return int(seconds) * 10**9 + int(nanoseconds)
 
-    # --- what is said of it ---
+    # --- notes and stamps ---
 
     @property
     def notes(self) -> Sequence[str]:
         found = list(self._notes)
         if self._furthest:
-            found.append(f"stamps of images that were taken for a pair differ by up to {self._furthest / 1e6:.3f} ms")
+            found.append(f"stamps of paired images differ by up to {self._furthest / 1e6:.3f} ms")
         return tuple(found)
 
     def _model(self, stream: _Stream, info: Any) -> CameraModel | None:
-        """The calibration in a CameraInfo message; None where there is none, or it cannot be used, which is noted."""
+        """The calibration in a CameraInfo message; None if there is none, or it is unusable, which is noted."""
         try:
             return None if info is None else CameraModel.from_camera_info(info)
         except (CameraError, TypeError, ValueError, OverflowError) as error:
-            # As from an uncalibrated camera, which publishes zeros; its images can still be matched.
+            # For example zeros from an uncalibrated camera; its images can still be matched.
             topic = stream.infos[0].topic if stream.infos else stream.topic
             self._note(f"{topic}: {error}. Images are matched, but have no poses")
             return None
@@ -407,7 +407,7 @@ _MOST = 1 << 30  # bytes of one message
 
 
 def _zstd() -> Any:
-    """The module that rosbags decompresses with: in Python from 3.14 on, before that a package."""
+    """The module that rosbags uses for decompression: part of Python from 3.14 on, before that a package."""
     for name in ("compression.zstd", "backports.zstd"):
         try:
             return importlib.import_module(name)
@@ -422,7 +422,7 @@ def is_depth(topic: str) -> bool:
 
 
 def partner(topic: str) -> str:
-    """The right camera's topic that goes with a left one's, by its name; empty where the name has no side."""
+    """The right camera's topic for a left one, by its name; empty if the name has no side."""
     for left, right in _SIDES:
         if re.search(rf"(?<![a-z]){left}(?![a-z0-9])", topic):
             return re.sub(rf"(?<![a-z]){left}(?![a-z0-9])", right, topic)
@@ -430,20 +430,20 @@ def partner(topic: str) -> str:
 
 
 def words(error: BaseException) -> str:
-    """What is wrong, in the reader's words."""
+    """The reader's description of an error."""
     text = str(error).partition("\n")[0].strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def remedy(path: Path) -> str:
-    """What to do about a bag that cannot be read."""
+    """Advice for a bag that cannot be read."""
     if path.is_dir():
-        return f"; if the recording was not finished, `ros2 bag reindex {path}` writes its metadata.yaml anew"
+        return f"; if the recording was not finished, `ros2 bag reindex {path}` rewrites its metadata.yaml"
     if path.suffix == ".mcap":
-        return f"; if the recording was not finished, `mcap recover {path} -o recovered.mcap` saves what there is"
+        return f"; if the recording was not finished, `mcap recover {path} -o recovered.mcap` saves what is left"
     if path.suffix == ".bag":
         return f"; if the recording was not finished, `rosbag reindex {path}` repairs it"
-    return "; if the recording was not finished, `sqlite3 FILE .recover` saves what there is"
+    return "; if the recording was not finished, `sqlite3 FILE .recover` saves what is left"
 
 
 class Lenient:

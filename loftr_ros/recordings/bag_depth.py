@@ -15,19 +15,19 @@ from loftr_ros.recordings.decoding import decode_depth
 from loftr_ros.recordings.images import EncodedImage, SourceError, read_pixels
 from loftr_ros.recordings.registration import Registration
 
-_HEADER = 12  # bytes that compressed_depth_image_transport puts before the PNG
+_HEADER = 12  # bytes of compressed_depth_image_transport before the PNG
 _MILLIMETRE = 0.001
 
 
 @dataclass(frozen=True, eq=False)
 class BagDepth:
-    """A depth image as the bag has it, decoded when somebody asks for it.
+    """A depth image as stored in the bag, decoded on demand.
 
     Attributes:
         message: `sensor_msgs/Image`-like, or `CompressedImage`-like of compressedDepth.
         compressed: which of the two it is.
-        registration: of a depth camera whose images are not in the image's pixels yet; None where they are.
-        topic: names it in errors.
+        registration: of a depth camera whose images are not registered; None if they are.
+        topic: name in errors.
     """
 
     message: Any
@@ -42,7 +42,7 @@ class BagDepth:
             size: (width, height) of the image; None for any.
 
         Raises:
-            SourceError: it is no depth image, damaged, or of another size.
+            SourceError: it is not a depth image, damaged, or of another size.
         """
         try:
             depth = decode_depth(self._raw() if self.compressed else self.message)
@@ -52,7 +52,7 @@ class BagDepth:
         if self.registration is None:
             if size is not None and size != (width, height):
                 raise SourceError(
-                    f"{self.topic} is {width}x{height}, but the image that it belongs to is {size[0]}x{size[1]}; a "
+                    f"{self.topic} is {width}x{height}, but its image is {size[0]}x{size[1]}; a "
                     "depth image must be registered to its image, or both have a calibration and /tf_static"
                 )
             return depth
@@ -69,14 +69,14 @@ class BagDepth:
         return DepthImage(moved, _MILLIMETRE)
 
     def _raw(self) -> Any:
-        """The message of a compressed one."""
+        """The decoded data of a compressed one."""
         name = str(self.message.format)
         if "compresseddepth" not in name.lower() or not name.startswith("16UC1"):
             raise SourceError(f"{self.topic} is of format '{name}'; expected 16UC1 by compressedDepth, or raw images")
         data = bytes(self.message.data)[_HEADER:]
         values = read_pixels(EncodedImage(data, "png", self.topic), cv2.IMREAD_UNCHANGED)
         if values.dtype != np.uint16 or values.ndim != 2:
-            raise SourceError(f"{self.topic} is no depth image: expected one channel of 16 bits")
+            raise SourceError(f"{self.topic} is not a depth image: expected one channel of 16 bits")
         return SimpleNamespace(
             height=values.shape[0],
             width=values.shape[1],

@@ -1,4 +1,4 @@
-"""Where frames stand to each other, by the static transforms in a bag."""
+"""Poses between frames, from the static transforms in a bag."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class StaticTransforms:
         self._edges: dict[str, dict[str, Array]] = {}
 
     def add(self, message: Any) -> None:
-        """Take a `tf2_msgs/TFMessage`; a transform that is none is left out."""
+        """Add a `tf2_msgs/TFMessage`; invalid transforms are skipped."""
         for each in message.transforms:
-            at, turn = each.transform.translation, each.transform.rotation
-            numbers = np.array([at.x, at.y, at.z, turn.x, turn.y, turn.z, turn.w], np.float64)
+            at, rotation = each.transform.translation, each.transform.rotation
+            numbers = np.array([at.x, at.y, at.z, rotation.x, rotation.y, rotation.z, rotation.w], np.float64)
             if not np.isfinite(numbers).all() or not numbers[3:].any():
                 continue
             parent, child = (str(name).lstrip("/") for name in (each.header.frame_id, each.child_frame_id))
@@ -32,7 +32,7 @@ class StaticTransforms:
             self._edges.setdefault(child, {})[parent] = inverse(pose)
 
     def between(self, target: str, source: str) -> Array | None:
-        """(4, 4) T_target_source in metres, from `source` to `target`; None where none leads there."""
+        """(4, 4) T_target_source in metres, from `source` to `target`; None if they are not connected."""
         target, source = target.lstrip("/"), source.lstrip("/")
         found = {target: np.eye(4)}
         queue = deque([target])

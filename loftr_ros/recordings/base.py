@@ -1,4 +1,4 @@
-"""The contract of all sources: what a frame carries, and how a source hands frames out."""
+"""The interface of all sources: the contents of a frame, and the iteration over frames."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from loftr_ros.recordings.imu import ImuSamples
 
 FRAME_ID = "camera_optical_frame"
-FIRST_STAMP_NS = 1_000_000_000  # made-up stamps begin here: in ROS a stamp of zero means that there is none
+FIRST_STAMP_NS = 1_000_000_000  # first generated stamp: in ROS a stamp of zero means no stamp
 
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One frame of a source. Its images stay as the source holds them until somebody asks for pixels.
+    """One frame of a source. Its images are decoded on demand.
 
     Attributes:
         index: number of the frame in the source (before `start` and `step`), from 0.
         stamp_ns: time of exposure in nanoseconds.
         frame_id: the camera's optical frame (REP 103: x right, y down, z forward).
-        image: as it came.
-        camera: the camera's calibration, or None where it is unknown.
+        image: undecoded.
+        camera: the camera's calibration, or None if unknown.
         pose: (4, 4) float64 T_world_camera, the ground truth, or None.
         metric: whether the translation of `pose` is in metres.
-        right: what the right camera of a stereo pair saw, of which `image` is the left one; None for nothing.
-        depth: registered to `image`; None for none.
+        right: right image of a stereo pair, of which `image` is the left one; None without.
+        depth: registered to `image`; None without.
     """
 
     index: int
@@ -62,23 +62,23 @@ class SourceFrame:
     depth: DepthFile | BagDepth | DepthImage | None = None
 
     def decode(self) -> NDArray[np.uint8]:
-        """The (H, W) uint8 gray image, decoded by the code that the node uses, so both see the same pixels.
+        """The (H, W) uint8 gray image, decoded by the node's code, so that both use the same pixels.
 
         Raises:
-            SourceError: the image is damaged or of a kind that has no gray.
+            SourceError: the image is damaged, or has no gray equivalent.
         """
         return decode_gray(self.image, self.which)
 
     def decode_all_bits(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        """The (H, W) gray image, uint16 where it came with 16 bits a pixel: what to publish, unstretched.
+        """The (H, W) gray image at full depth, uint16 for 16-bit images, without stretching; for publishing.
 
         Raises:
-            SourceError: the image is damaged or of a kind that has no gray.
+            SourceError: the image is damaged, or has no gray equivalent.
         """
         return gray_pixels(self.image, self.which)
 
     def decode_color(self) -> NDArray[np.uint8]:
-        """The image in colour where it has any: (H, W, 3) uint8 BGR, else (H, W) uint8 gray.
+        """The colour image: (H, W, 3) uint8 BGR, or (H, W) uint8 gray if it has no colour.
 
         Raises:
             SourceError: the image is damaged.
@@ -86,10 +86,10 @@ class SourceFrame:
         return decode_color(self.image, self.which)
 
     def decode_right(self) -> RightImage:
-        """The right image, gray, with its calibration and its place.
+        """The right image, gray, with its calibration and pose.
 
         Raises:
-            SourceError: there is none, it cannot be read, or it is of another size than its calibration.
+            SourceError: there is none, it cannot be read, or its size differs from its calibration's.
         """
         frame, right = self.right_side()
         image = frame.decode()
@@ -98,7 +98,7 @@ class SourceFrame:
         return RightImage(image, right.camera, right.left_from_right)
 
     def right_side(self) -> tuple[SourceFrame, RightView]:
-        """The right camera's side as a frame of its own, whose image is still as it came, and where it belongs.
+        """The right image as a separate, undecoded frame, and its companion data.
 
         Raises:
             SourceError: there is none, or it cannot be read.
@@ -112,10 +112,10 @@ class SourceFrame:
         """The depth image.
 
         Args:
-            size: (width, height) of the image, which must be the depth's too; None takes the calibration's, if any.
+            size: (width, height) of the image, which the depth must have too; None takes the calibration's, if any.
 
         Raises:
-            SourceError: there is none, it cannot be read, or it is no depth image of that size.
+            SourceError: there is none, it cannot be read, or it is not a depth image of that size.
         """
         if self.depth is None:
             raise SourceError(f"{self.which} has no depth image that belongs to it; {COME_WITH[RGBD]}")
@@ -124,10 +124,10 @@ class SourceFrame:
         return self.depth if isinstance(self.depth, DepthImage) else self.depth.decode(size)
 
     def to_frame(self, mode: str = MONO) -> Frame:
-        """The frame as the front end takes it, by the node's default parameters; `FrameReader` takes others.
+        """The frame as input of the front end, with the node's default parameters; `FrameReader` takes others.
 
         Args:
-            mode: `mono` decodes the image alone, `stereo` the right one too, `rgbd` the depth image too.
+            mode: `mono` decodes only the image, `stereo` also the right one, `rgbd` also the depth image.
 
         Raises:
             SourceError: an image is missing or damaged, or a calibration is for another image size.
@@ -138,7 +138,7 @@ class SourceFrame:
 
     @property
     def which(self) -> str:
-        """Names the frame in errors."""
+        """Name of the frame in errors."""
         image = self.image
         where = image.where if isinstance(image, EncodedImage) else f"stamp {self.stamp_ns / 1e9:.3f} s"
         return f"frame {self.index} ({where})"
@@ -146,15 +146,15 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What can be asked of every source.
+    """Options of every source.
 
     Attributes:
-        start, stop, step: which frames: those numbered start, start + step, ... below stop (None: to the end).
-        rate: frames a second; stamps are then made from the frame numbers. None: the source's own stamps, or,
-            where it has none, its usual rate.
+        start, stop, step: selected frames: start, start + step, ... below stop (None: to the end).
+        rate: frames per second, used to generate stamps from the frame numbers. None: the source's own stamps, or its
+            usual rate if it has none.
         topic: image topic of a bag that has several.
-        right_topic, depth_topic: of a bag, where their names do not tell.
-        camera: calibration instead of the source's own: a ROS `camera_calibration` YAML file, or a model.
+        right_topic, depth_topic: of a bag, if their names are ambiguous.
+        camera: replaces the source's own calibration: a ROS `camera_calibration` YAML file, or a model.
     """
 
     start: int = 0
@@ -172,44 +172,43 @@ class SourceOptions:
                 f"start {self.start}, stop {self.stop}, step {self.step}: expected 0 <= start < stop and step >= 1"
             )
         if self.rate is not None and not (self.rate > 0 and np.isfinite(self.rate)):
-            raise SourceError(f"rate {self.rate}: expected frames a second, more than 0")
+            raise SourceError(f"rate {self.rate}: expected frames per second, more than 0")
 
     def indices(self, total: int) -> range:
-        """The numbers of the chosen frames of a source of `total` frames."""
+        """Numbers of the selected frames of a source of `total` frames."""
         return range(self.start, total if self.stop is None else min(self.stop, total), self.step)
 
     def chooses(self, index: int) -> bool:
-        """Whether frame `index` is among the chosen ones."""
+        """Whether frame `index` is selected."""
         inside = index >= self.start and (self.stop is None or index < self.stop)
         return inside and (index - self.start) % self.step == 0
 
     def stamp(self, index: int) -> int | None:
-        """The stamp that `rate` gives to frame `index`, or None without a `rate`."""
+        """The stamp of frame `index` by `rate`, or None without a `rate`."""
         return None if self.rate is None else stamp_at(index, self.rate)
 
 
 def stamp_at(index: int, rate: float) -> int:
-    """Stamp in nanoseconds of frame `index` at `rate` frames a second."""
+    """Stamp in nanoseconds of frame `index` at `rate` frames per second."""
     return FIRST_STAMP_NS + round(index * 1e9 / rate)
 
 
 class Source(ABC):
-    """Frames in the order of time. Iterating again begins again; leaving the context closes files.
+    """Frames in order of time. Each iteration restarts; leaving the context closes files.
 
     Attributes:
-        name: what to call it, for people.
-        kind: what was recognised, for people.
-        rate: nominal frames a second of the chosen frames.
-        length: how many frames it yields, or None if unknown. A video's is what its container claims.
-        camera: calibration of the first frame, or None where it is unknown.
+        name: for messages to people.
+        kind: the detected kind, for messages to people.
+        rate: nominal rate of the selected frames in Hz.
+        length: number of frames, or None if unknown. A video's is the claim of its container.
+        camera: calibration of the first frame, or None if unknown.
         slow: frames take so long to make that they should be made before they are played.
         cost: of a slow source, the time and memory that it takes, for people.
-        notes: what people should know of how it was read: files left out, frames that could not be decoded. Complete
-            once it was gone through.
-        lost: frames that it should have and could not give in the last pass, as of a damaged video.
-        lacks: by mode of the front end (`stereo`, `rgbd`), why the source's frames cannot feed it; a mode that they
-            can feed is not in it. Of a recording with gaps, single frames may still lack their partner.
-        imu: what a gyroscope beside the camera measured; None for none.
+        notes: remarks for people: skipped files, undecodable frames. Complete after a full pass.
+        lost: frames missing in the last pass, for example of a damaged video.
+        lacks: by mode of the front end (`stereo`, `rgbd`), why the source does not support it; supported modes are
+            absent. In a recording with gaps, single frames may still lack their partner.
+        imu: samples of a gyroscope beside the camera; None without.
     """
 
     name: str
@@ -232,17 +231,17 @@ class Source(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[SourceFrame]:
-        """Yields the chosen frames.
+        """Yield the selected frames.
 
         Raises:
             SourceError: a frame cannot be read.
         """
 
     def prepare(self) -> None:  # noqa: B027 (most sources need nothing)
-        """Makes what all frames are made of, where that takes long: else the first frame does."""
+        """Do the slow preparation for all frames now, instead of with the first frame."""
 
     def after(self, stamp_ns: int) -> Iterator[SourceFrame]:
-        """Yields the chosen frames that are later than a stamp in nanoseconds.
+        """Yield the selected frames later than a stamp in nanoseconds.
 
         Raises:
             SourceError: a frame cannot be read.
@@ -250,17 +249,17 @@ class Source(ABC):
         return (frame for frame in self if frame.stamp_ns > stamp_ns)
 
     def require(self, mode: str) -> None:
-        """Makes sure, before the first frame, that the source has what a mode of the front end needs.
+        """Check before the first frame that the source supports a mode of the front end.
 
         Raises:
-            SourceError: it has not, and why; or there is no such mode.
+            SourceError: it does not, with the reason; or there is no such mode.
         """
         check_mode(mode)
         if mode in self.lacks:
-            raise SourceError(f"{self.name} ({self.kind}) cannot feed the mode {mode}: {self.lacks[mode]}")
+            raise SourceError(f"{self.name} ({self.kind}) does not support mode {mode}: {self.lacks[mode]}")
 
     def close(self) -> None:  # noqa: B027 (most sources hold nothing open)
-        """Closes files. The source cannot be iterated any more."""
+        """Close files. The source cannot be iterated any more."""
 
     def __enter__(self) -> Source:
         return self

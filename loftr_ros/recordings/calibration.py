@@ -1,4 +1,4 @@
-"""Calibrations in the formats that drivers, tools and data sets write."""
+"""Readers for the calibration formats of drivers, tools and data sets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from loftr_ros.text_files import TextFileError
 from loftr_ros.text_files import read_yaml as read_any_yaml
 
 _EXPECTED = (
-    "expected what ROS camera_calibration writes, a CameraInfo as `ros2 topic echo` prints it, OpenCV's YAML or XML, a "
+    "expected the output of ROS camera_calibration, a CameraInfo printed by `ros2 topic echo`, OpenCV's YAML or XML, a "
     "EuRoC sensor.yaml, a Kalibr camchain, settings of ORB-SLAM or VINS, or COLMAP's cameras.txt"
 )
 _ATTEMPT = (CameraError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-# Where OpenCV's samples, and those who learnt from them, put the matrix, the coefficients and the size.
+# Names of the matrix, the coefficients and the size in OpenCV's samples and formats derived from them.
 _MATRIX_NAMES = ("camera_matrix", "cameraMatrix", "Camera_Matrix", "CameraMatrix", "intrinsic_matrix", "mtx", "K", "k")
 _DISTORTION_NAMES = (
     *("distortion_coefficients", "distCoeffs", "Distortion_Coefficients", "dist_coeffs", "dist_coeff", "dist"),
@@ -38,7 +38,7 @@ _DISTORTION_NAMES = (
 )
 _WIDTH_NAMES = ("image_width", "image_Width", "width", "imageWidth")
 _HEIGHT_NAMES = ("image_height", "image_Height", "height", "imageHeight")
-# COLMAP's models: where fx, fy, cx and cy are among the parameters, our model, and the order of its coefficients.
+# COLMAP's models: positions of fx, fy, cx and cy among the parameters, our model, and the order of its coefficients.
 _COLMAP: dict[str, tuple[tuple[int, int, int, int], str, tuple[int | None, ...]]] = {
     "SIMPLE_PINHOLE": ((0, 0, 1, 2), NO_DISTORTION, ()),
     "PINHOLE": ((0, 1, 2, 3), NO_DISTORTION, ()),
@@ -53,15 +53,15 @@ _COLMAP: dict[str, tuple[tuple[int, int, int, int], str, tuple[int | None, ...]]
 
 
 def load_camera(path: str | Path) -> CameraModel:
-    """The camera in a calibration file, whose format is recognised by its contents.
+    """The camera in a calibration file; its format is detected from the contents.
 
     Args:
-        path: a YAML file of ROS `camera_calibration` (as `camera_info_manager` reads), a `sensor_msgs/CameraInfo` as
-            `ros2 topic echo` prints it, OpenCV's YAML or XML, a EuRoC `sensor.yaml`, a Kalibr camchain, settings of
-            ORB-SLAM or VINS, or COLMAP's `cameras.txt`. Of several cameras in a file, `FILE:NAME` chooses one.
+        path: a YAML file of ROS `camera_calibration` (read by `camera_info_manager`), a `sensor_msgs/CameraInfo`
+            printed by `ros2 topic echo`, OpenCV's YAML or XML, a EuRoC `sensor.yaml`, a Kalibr camchain, settings of
+            ORB-SLAM or VINS, or COLMAP's `cameras.txt`. `FILE:NAME` chooses one of several cameras in a file.
 
     Raises:
-        SourceError: there is no such file, no usable calibration in it, or several of which none is named.
+        SourceError: the file does not exist, has no usable calibration, or several of which none is named.
     """
     path, name = Path(path), ""
     if not path.exists() and ":" in path.name:
@@ -86,7 +86,7 @@ def load_camera(path: str | Path) -> CameraModel:
 
 
 def _cameras(path: Path) -> dict[str, Callable[[], CameraModel]]:
-    """What makes each camera of a file, by its name there."""
+    """Constructors of a file's cameras, by their names there."""
     text = read_text(path).lstrip()
     if text.startswith("<"):
         return {"camera": lambda: _opencv_xml(path)}
@@ -113,14 +113,14 @@ def _first(content: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _numbers(value: Any) -> NDArray[np.float64]:
-    """The flat numbers of a list, of lists in a list, or of a matrix with `data`."""
+    """The flat numbers of a list, of nested lists, or of a matrix with `data`."""
     if isinstance(value, Mapping):
         value = value["data"]
     return np.array([] if value is None else value, np.float64).ravel()
 
 
 def _matrix_and_coefficients(content: Mapping[str, Any]) -> CameraModel:
-    """As ROS `camera_calibration` and OpenCV's samples write it."""
+    """Format of ROS `camera_calibration` and OpenCV's samples."""
     matrix = _numbers(_first(content, _MATRIX_NAMES)).reshape(3, 3)
     coefficients = _numbers(_first(content, _DISTORTION_NAMES))
     name = str(content.get("distortion_model") or ("fisheye" if content.get("fisheye_model") in (1, True) else ""))
@@ -130,14 +130,14 @@ def _matrix_and_coefficients(content: Mapping[str, Any]) -> CameraModel:
     if None in size:
         raise CameraError("it has no image size (image_width and image_height)")
     if not name and coefficients.size == 4:
-        name = PLUMB_BOB  # OpenCV's, of which its fisheye says so
+        name = PLUMB_BOB  # OpenCV's; its fisheye names its model
     return _plain_zeros(_whole(size[0]), _whole(size[1]), matrix, name, coefficients)
 
 
 def _plain_zeros(
     width: int, height: int, matrix: NDArray[np.float64], name: str, coefficients: NDArray[np.float64]
 ) -> CameraModel:
-    """A camera of ROS's or OpenCV's own formats, where zeros mean no distortion under any name."""
+    """A camera in ROS's or OpenCV's own format, where zeros mean no distortion whatever the model's name."""
     if not coefficients.any():
         name, coefficients = NO_DISTORTION, np.zeros(0)
     return CameraModel(width, height, matrix, name, coefficients)
@@ -150,7 +150,7 @@ def _whole(value: Any) -> int:
 
 
 def _camera_info(content: Mapping[str, Any]) -> CameraModel:
-    """A message as `ros2 topic echo` or `rostopic echo` prints it."""
+    """A message printed by `ros2 topic echo` or `rostopic echo`."""
     roi = content.get("roi") or {}
     whole = {name: _whole(roi.get(name, 0)) for name in ("x_offset", "y_offset", "width", "height")}
     return CameraModel.from_camera_info(
@@ -191,7 +191,7 @@ def _colmap(row: list[str]) -> CameraModel:
     expected = max(fx, fy, cx, cy, *(k for k in order if k is not None)) + 1
     if len(values) != expected:
         raise CameraError(f"COLMAP's {model} has {expected} parameters; got {len(values)}")
-    # To COLMAP the top-left pixel's centre is at (0.5, 0.5).
+    # COLMAP's top-left pixel has its centre at (0.5, 0.5).
     matrix = np.array([[values[fx], 0, values[cx] - 0.5], [0, values[fy], values[cy] - 0.5], [0, 0, 1.0]])
     coefficients = np.array([0.0 if k is None else values[k] for k in order], np.float64)
     return CameraModel(_whole(row[2]), _whole(row[3]), matrix, name, coefficients)
@@ -216,17 +216,17 @@ def _opencv_xml(path: Path) -> CameraModel:
         finally:
             storage.release()
     except (cv2.error, SystemError) as error:
-        raise CameraError("it is no XML that OpenCV reads") from error
+        raise CameraError("OpenCV cannot read it as XML") from error
     if _first(content, _MATRIX_NAMES) is None:
         raise CameraError("it has no camera_matrix")
     return _matrix_and_coefficients(content)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; OpenCV's head line and tags, which are not YAML's, are tolerated.
+    """A YAML mapping; OpenCV's head line and tags, which are not standard YAML, are accepted.
 
     Raises:
-        SourceError: the file cannot be read, or is no mapping.
+        SourceError: the file cannot be read, or is not a mapping.
     """
     try:
         return read_any_yaml(path)

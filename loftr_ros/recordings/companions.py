@@ -1,6 +1,6 @@
-"""What some sources carry beside the image: the right image of a stereo pair, or a depth image.
+"""Companions of images in some sources: the right image of a stereo pair, or a depth image.
 
-Neither is read, let alone decoded, before somebody asks for it: most users of a stereo recording want one camera.
+They are read and decoded on demand: most users of a stereo recording need only one camera.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loftr_ros.recordings.registration import Registration
 
 RIGHT_FRAME_ID = "right_camera_optical_frame"
 MODES = (MONO, STEREO, RGBD)
-_RECTIFIED = 1e-6  # of a rotation, and in metres, between two cameras that are still a rectified pair
+_RECTIFIED = 1e-6  # largest deviation of a rotation, and in metres, for a rectified pair
 
 COME_WITH: Mapping[str, str] = {
     STEREO: "right images come with KITTI odometry of both cameras, EuRoC with cam0 and cam1, bags with a right topic "
@@ -37,7 +37,7 @@ NO_COMPANIONS: Mapping[str, str] = {
 
 
 def check_mode(mode: str) -> None:
-    """Makes sure that the front end has such a mode.
+    """Check that the front end has a mode of this name.
 
     Raises:
         SourceError: it has not.
@@ -46,26 +46,26 @@ def check_mode(mode: str) -> None:
         raise SourceError(f"mode '{mode}' is not known; expected {', '.join(MODES)}")
 
 
-class LaterImage(Protocol):
-    """An image that is made when it is asked for."""
+class LazyImage(Protocol):
+    """An image that is made on demand."""
 
     def read(self) -> EncodedImage | PixelImage:
         """The image.
 
         Raises:
-            SourceError: it cannot be had.
+            SourceError: it is not available.
         """
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file that is read when it is asked for; `format` as in `EncodedImage`."""
+    """An image file that is read on demand; `format` as in `EncodedImage`."""
 
     path: Path
     format: str
 
     def read(self) -> EncodedImage:
-        """The file as it is.
+        """The file's contents.
 
         Raises:
             SourceError: it cannot be read.
@@ -78,24 +78,24 @@ class ImageFile:
 
 @dataclass(frozen=True, eq=False)
 class RightView:
-    """The right camera's side of a frame, as it came.
+    """The right camera's part of a frame.
 
     Attributes:
-        image: as the source holds it.
+        image: undecoded.
         camera: the right camera's calibration.
         left_from_right: (4, 4) float64 T_left_right in metres, between the two optical frames.
         frame_id: the right camera's optical frame.
-        by_info: the messages of both calibrations say the same of its place, and whether images are rectified counts.
+        by_info: the messages of both calibrations define the same pose, so the setting for rectified images applies.
     """
 
-    image: Image | LaterImage
+    image: Image | LazyImage
     camera: CameraModel
     left_from_right: NDArray[np.float64]
     frame_id: str = RIGHT_FRAME_ID
     by_info: bool = False
 
     def load(self) -> Image:
-        """The image, read now if it has not been.
+        """Read the image if needed.
 
         Raises:
             SourceError: it cannot be read.
@@ -104,10 +104,10 @@ class RightView:
         return image if isinstance(image, EncodedImage | PixelImage | BagImage) else image.read()
 
     def check_size(self, width: int, height: int, which: str) -> None:
-        """Makes sure that the image, of this size and so named, is of the size that the calibration is for.
+        """Check that the image, of this size and name, has the size of the calibration.
 
         Raises:
-            SourceError: it is not.
+            SourceError: it has not.
         """
         if (self.camera.width, self.camera.height) != (width, height):
             raise SourceError(
@@ -117,7 +117,7 @@ class RightView:
 
     @property
     def baseline(self) -> float | None:
-        """Metres along the left camera's x of a rectified pair; None of a pair that is not rectified."""
+        """Metres along the left camera's x of a rectified pair; None for a pair that is not rectified."""
         rest = self.left_from_right - np.eye(4)
         baseline = float(rest[0, 3])
         rest[0, 3] = 0
@@ -126,13 +126,13 @@ class RightView:
 
 @dataclass(frozen=True)
 class DepthFile:
-    """A depth image in a file of 16 bits a pixel.
+    """A depth image in a file with 16 bits per pixel.
 
     Attributes:
-        path: where it is.
-        unit: metres a unit of its values.
+        path: of the file.
+        unit: metres per unit of its values.
         hole: a value beside zero that is a hole, or None.
-        registration: of a depth camera whose images are not in the image's pixels yet; None where they are.
+        registration: of a depth camera whose images are not registered; None if they are.
     """
 
     path: Path
@@ -141,20 +141,20 @@ class DepthFile:
     registration: Registration | None = None
 
     def decode(self, size: tuple[int, int] | None = None) -> DepthImage:
-        """The depth in the image's pixels, read now.
+        """Read the depth in the image's pixels.
 
         Args:
             size: (width, height) of the image; None for any.
 
         Raises:
-            SourceError: it cannot be read, is of another type or size.
+            SourceError: it cannot be read, or is of another type or size.
         """
         values: NDArray[Any] = read_pixels(ImageFile(self.path, "png").read(), cv2.IMREAD_UNCHANGED)
         if values.dtype != np.uint16 or values.ndim != 2:
             channels = 1 if values.ndim == 2 else values.shape[2]
             raise SourceError(
-                f"{self.path} is no depth image: it has {channels} channel(s) of {values.dtype}; expected one of "
-                f"uint16, {self.unit:g} m a unit"
+                f"{self.path} is not a depth image: it has {channels} channel(s) of {values.dtype}; expected one of "
+                f"uint16, {self.unit:g} m per unit"
             )
         height, width = values.shape
         registration = self.registration
@@ -168,7 +168,7 @@ class DepthFile:
             return DepthImage(registration.apply(values, self.unit, self.hole), self.unit)
         if size is not None and size != (width, height):
             raise SourceError(
-                f"{self.path} is {width}x{height}, but the image that it belongs to is {size[0]}x{size[1]}; a depth "
+                f"{self.path} is {width}x{height}, but its image is {size[0]}x{size[1]}; a depth "
                 "image must be registered to its image, pixel by pixel"
             )
         return DepthImage(values, self.unit, self.hole)

@@ -1,14 +1,14 @@
-"""Image messages to (H, W) uint8 gray, the only pixels that the front end looks at, and to depth.
+"""Image messages to (H, W) uint8 gray, the front end's only input, and to depth.
 
-`cv_bridge` converts raw images wherever it is installed and is right; test/test_images.py holds it and the decoder
-here to one contract. The decoder takes all images where there is no `cv_bridge` (PyPI has a ROS 1 build of 2020 only),
-and these everywhere, for `cv_bridge` 4.0 (Jazzy) is wrong about them or knows them not:
+`cv_bridge` converts raw images wherever it is installed and correct; test/test_images.py holds it and the decoder here
+to one contract. The decoder handles all images if there is no `cv_bridge` (PyPI has only a ROS 1 build of 2020), and
+these everywhere, because `cv_bridge` 4.0 (Jazzy) does not support them or converts them wrongly:
 
-- rows padded by no multiple of a pixel come out sheared, without an error;
+- rows padded by a part of a pixel come out sheared, without an error;
 - big-endian samples fail on NumPy 2;
-- 8UC1 to 8UC4 and 16UC1 to 16UC4 have no colours for it; nv12 and nv21 are unknown, nv24 is taken for gray of any size;
+- 8UC1 to 8UC4 and 16UC1 to 16UC4 have no colours; nv12 and nv21 are unknown, nv24 is taken for gray of any size;
 - data that is not bytes, as some libraries have it, is refused;
-- compressed images are decoded without a check that they are whole.
+- compressed images are decoded without a check that they are complete.
 
 Median times for 640x480 on one core: mono8 0.02 ms, bgr8 0.08 ms, YUV 4:2:2 0.07 ms, nv12 0.02 ms, bayer 0.11 ms,
 mono16 0.05 ms (0.65 ms with a stretch), jpeg 0.8 ms (1.2 ms by way of colour), png 2.3 ms (gray) to 6.9 ms (colour).
@@ -32,13 +32,15 @@ FULL_RANGE = 65535
 
 @dataclass(frozen=True)
 class _Layout:
-    """How an encoding lies in memory: interleaved channels, bytes a channel, and the way to gray (None: it is gray)."""
+    """Memory layout of an encoding: interleaved channels, bytes per channel, and conversion to gray (None: it is
+    gray).
+    """
 
     channels: int
     depth: int
     to_gray: int | None = None
-    planes: float = 1  # rows of `step` bytes there are for each row of the image, for planar YUV
-    kind: str = "u"  # of the samples, as numpy has it
+    planes: float = 1  # rows of `step` bytes per image row, for planar YUV
+    kind: str = "u"  # numpy's kind of the samples
 
 
 _LAYOUTS: dict[str, _Layout] = {
@@ -69,7 +71,7 @@ _LAYOUTS: dict[str, _Layout] = {
             ("grbg", cv2.COLOR_BayerGB2GRAY),
         )
     },
-    # YUV carries its gray: the luma is taken as it is (16 to 235 from most cameras).
+    # The gray of YUV is its luma, unscaled (16 to 235 from most cameras).
     "uyvy": _Layout(2, 1, cv2.COLOR_YUV2GRAY_UYVY),
     "yuv422": _Layout(2, 1, cv2.COLOR_YUV2GRAY_UYVY),
     "yuyv": _Layout(2, 1, cv2.COLOR_YUV2GRAY_YUY2),
@@ -79,15 +81,15 @@ _LAYOUTS: dict[str, _Layout] = {
     "nv24": _Layout(1, 1, planes=3),
 }
 ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
-"""Encodings of `sensor_msgs/Image` that `decode_image` takes."""
+"""Encodings of `sensor_msgs/Image` supported by `decode_image`."""
 
-# REP 118: depth along the optical axis, and metres a unit of it.
+# REP 118: depth along the optical axis, and metres per unit.
 _DEPTHS = {"16UC1": (_Layout(1, 2), 0.001), "32FC1": (_Layout(1, 4, kind="f"), 1.0)}
-# What sensors of 16 bits write, beside zero, where they see nothing; as a depth it would be 65.5 m.
+# Value that 16-bit sensors write, beside zero, for missing depth; as a depth it would be 65.5 m.
 _DEPTH_HOLE = 65535
 
 _YUV_PAIRS = frozenset(("uyvy", "yuv422", "yuyv", "yuv422_yuy2"))
-# What cv_bridge converts as the decoder here does; see the module's docstring.
+# Encodings that cv_bridge converts like this decoder; see the module's docstring.
 _BY_CV_BRIDGE = frozenset(
     name for name in _LAYOUTS if not name.startswith(("8UC", "16UC", "nv")) and name not in ("uyvy", "yuyv")
 )
@@ -103,28 +105,28 @@ def _cv_bridge() -> Any:
 
 
 CV_BRIDGE: Any = _cv_bridge()
-"""cv_bridge's converter; None where it is not installed."""
+"""cv_bridge's converter; None if it is not installed."""
 
 
 def decode_image(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint8]:
     """The gray image in a `sensor_msgs/Image`-like message.
 
-    Colour becomes gray by BT.601 (0.299 R + 0.587 G + 0.114 B), a Bayer mosaic by bilinear interpolation and the
-    same weights, YUV by its luma. The result never shares memory with the message, whose buffer the middleware may
-    use again (that copy takes 0.02 ms for a 640x480 image).
+    Colour becomes gray by BT.601 (0.299 R + 0.587 G + 0.114 B), a Bayer mosaic by bilinear interpolation and the same
+    weights, YUV by its luma. The result never shares memory with the message, whose buffer the middleware may reuse
+    (the copy takes 0.02 ms for a 640x480 image).
 
     Args:
-        message: has `height`, `width`, `encoding`, `is_bigendian`, `step` (bytes a row, padding included) and `data`
+        message: has `height`, `width`, `encoding`, `is_bigendian`, `step` (bytes per row, padding included) and `data`
             (array.array of "B", bytes, bytearray, memoryview, uint8 numpy array, or a list of integers, which is slow).
-        white_level: the value of a 16-bit sample that becomes 255; what is brighter stays 255. Sensors of 12 bits in
-            16-bit messages want 4095. 0 stretches each image from its 1st to its 99th percentile, which also
-            serves thermal cameras, at the price of brightness that changes from image to image.
+        white_level: 16-bit value that becomes 255; larger values stay 255. 12-bit sensors in 16-bit messages need 4095.
+            0 stretches each image from its 1st to its 99th percentile, which also suits thermal cameras, but changes
+            the brightness from image to image.
 
     Returns:
         (height, width) uint8, C-contiguous and writable.
 
     Raises:
-        ImageError: the message does not hold such an image; `kind` says which field is to blame.
+        ImageError: the message has no such image; `kind` names the wrong field.
     """
     encoding = str(message.encoding)
     layout = _LAYOUTS.get(encoding)
@@ -150,27 +152,27 @@ def _suits_cv_bridge(message: Any, layout: _Layout) -> bool:
 
 
 def decode_depth(message: Any) -> DepthImage:
-    """The depth in a `sensor_msgs/Image`-like message, as REP 118 has it: 16UC1 in millimetres, 32FC1 in metres.
+    """The depth in a `sensor_msgs/Image`-like message by REP 118: 16UC1 in millimetres, 32FC1 in metres.
 
-    The values stay as they came, in the message's own memory where byte order and alignment allow: a front end that
-    looks at the depth of a few thousand points converts those, not the image.
+    The values stay unconverted, in the message's own memory if byte order and alignment allow: the front end converts
+    only the depths of a few thousand points.
 
     Args:
         message: as in `decode_image`.
 
     Returns:
-        (height, width) uint16 in units of 0.001 m, or float32 in metres; rows may be padded. 0 is a hole, as are 65535
-        of the former and what is not finite of the latter.
+        (height, width) uint16 in units of 0.001 m, or float32 in metres; rows may be padded. Holes are 0, 65535 for
+        integers, and non-finite values for floats.
 
     Raises:
-        ImageError: the message does not hold such an image; `kind` says which field is to blame.
+        ImageError: the message has no such image; `kind` names the wrong field.
     """
     encoding = str(message.encoding)
     if encoding not in _DEPTHS:
         raise ImageError(
             "encoding",
             f"depth image of encoding '{encoding}'; expected 16UC1 (millimetres) or 32FC1 (metres), uncompressed: is "
-            "the topic that of a depth image?",
+            "the topic a depth image?",
         )
     layout, unit = _DEPTHS[encoding]
     values = _samples(message, layout, f"{message.width}x{message.height} depth image of encoding '{encoding}'")
@@ -178,15 +180,17 @@ def decode_depth(message: Any) -> DepthImage:
 
 
 def decode_compressed(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint8]:
-    """The gray image in a `sensor_msgs/CompressedImage`-like message: JPEG or PNG (TIFF, WebP, BMP if OpenCV can).
+    """The gray image in a `sensor_msgs/CompressedImage`-like message: JPEG or PNG (TIFF, WebP, BMP if OpenCV supports
+    them).
 
-    The data's own signature says what it is, since drivers and image_transport write the format in many ways ("jpeg",
-    "jpg", "rgb8; jpeg compressed bgr8", "16UC1; png compressed "). JPEG is decoded straight to gray, which skips its
-    colour planes; an orientation in its EXIF data is ignored, for the calibration knows nothing of it. image_transport
-    compresses a Bayer mosaic as it is, and says so in the format; such an image is interpolated as in `decode_image`.
+    The data's own signature decides the format, because drivers and image_transport write the format field in many ways
+    ("jpeg", "jpg", "rgb8; jpeg compressed bgr8", "16UC1; png compressed "). JPEG is decoded straight to gray, which
+    skips its colour planes. An EXIF orientation is ignored, because the calibration is of the stored pixels.
+    image_transport compresses a Bayer mosaic unchanged, and says so in the format; such an image is interpolated as in
+    `decode_image`.
 
-    What was cut off is refused, as are damaged PNGs (they carry checksums). A JPEG that was damaged in its middle
-    cannot be told from a good one, since the format has no checksum.
+    Truncated data is refused, and so are damaged PNGs (they have checksums). A JPEG damaged in its middle cannot be
+    detected, because the format has no checksum.
 
     Args:
         message: has `format` and `data` (as in `decode_image`).
@@ -196,7 +200,7 @@ def decode_compressed(message: Any, white_level: int = FULL_RANGE) -> NDArray[np
         (H, W) uint8, C-contiguous and writable.
 
     Raises:
-        ImageError: of kind `compressed` (or `data`, where that is not bytes).
+        ImageError: of kind `compressed` (or `data` if that is not bytes).
     """
     name = str(message.format)
     where = f"compressed image of format '{name}'"
@@ -214,7 +218,7 @@ def decode_compressed(message: Any, white_level: int = FULL_RANGE) -> NDArray[np
     if image is None:
         raise ImageError(
             "compressed",
-            f"{where}: OpenCV cannot decode its {data.size} bytes; are they damaged, or OpenCV without it?",
+            f"{where}: OpenCV cannot decode its {data.size} bytes; are they damaged, or does OpenCV lack the format?",
         )
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError("compressed", f"{where} has samples of {image.dtype}; expected 8 or 16 bits")
@@ -231,33 +235,33 @@ def _why_not(encoding: str) -> str:
     known = ", ".join(ENCODINGS)
     if encoding.startswith(("32FC", "64FC", "32SC", "16SC", "8SC")):
         return (
-            f"encoding '{encoding}' has no agreed range, so there is no gray image in it (32FC1 and 16SC1 are mostly "
+            f"encoding '{encoding}' has no defined range, so it has no gray equivalent (32FC1 and 16SC1 are mostly "
             f"depth or disparity); subscribe to the camera's brightness image, in one of {known}"
         )
     return f"encoding '{encoding}' is not known; have the driver publish, or convert with image_proc to, one of {known}"
 
 
 def _samples(message: Any, layout: _Layout, where: str) -> NDArray[Any]:
-    """The samples of a raw message: (H, W) or (H, W, channels) in native byte order, a view wherever that can be.
+    """The samples of a raw message: (H, W) or (H, W, channels) in native byte order, a view if possible.
 
     Raises:
-        ImageError: width, height, step and data do not fit each other; `where` is how the image is named.
+        ImageError: width, height, step and data disagree; `where` names the image.
     """
     height, width, step = int(message.height), int(message.width), int(message.step)
     row = width * layout.channels * layout.depth
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise ImageError("size", f"{where}: expected 1x1 to {MAX_PIXELS} pixels; check the driver's width and height")
     if step < row:
-        raise ImageError("size", f"{where} has rows of {row} bytes, but step is {step}, which should be no less")
+        raise ImageError("size", f"{where} has rows of {row} bytes, but step is {step}, which must not be less")
     data = _as_bytes(message.data, where)
     needed = step * int(height * layout.planes)
     if data.size < needed:
         raise ImageError(
             "data",
             f"{where} needs {needed} bytes ({needed // step} rows of step {step}), but data holds {data.size}; "
-            "it was cut off on its way, or step or height is wrong",
+            "it was cut off in transport, or step or height is wrong",
         )
-    # Padding, channels and byte order are strides and a dtype, not copies.
+    # Padding, channels and byte order need only strides and a dtype, no copies.
     dtype = np.dtype(f"{'>' if message.is_bigendian else '<'}{layout.kind}{layout.depth}")
     pixel = layout.channels * layout.depth
     shape: tuple[int, ...] = (height, width)
@@ -271,7 +275,7 @@ def _samples(message: Any, layout: _Layout, where: str) -> NDArray[Any]:
 
 
 def _as_bytes(data: Any, where: str) -> NDArray[np.uint8]:
-    """A flat view of what a message's `data` may be; only a list is copied."""
+    """A flat view of a message's `data`; only a list is copied."""
     try:
         if isinstance(data, (list, tuple)):
             return np.frombuffer(bytes(data), dtype=np.uint8)
@@ -286,9 +290,9 @@ def _as_bytes(data: Any, where: str) -> NDArray[np.uint8]:
 
 
 def eight_bits(image: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
-    """Gray of 8 or 16 bits to 8 bits that own their memory."""
+    """Convert gray of 8 or 16 bits to 8 bits with memory of their own."""
     if image.dtype == np.uint8:
-        # A copy of what is a view on a message; what cv2 has made is already ours.
+        # Copy a view on a message; the output of cv2 is already ours.
         return image if image.flags.owndata and image.flags.c_contiguous else np.array(image, order="C")
     low, high = 0, int(white_level)
     if high <= 0:

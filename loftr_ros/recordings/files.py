@@ -1,4 +1,4 @@
-"""Image files in folders: which there are, in which order, and how large."""
+"""Image files in folders: which files, in which order, and of which size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loftr_ros.recordings.images import EncodedImage, SourceError, read_pixels
 from loftr_ros.recordings.stamps import read_names
 from loftr_ros.text_files import what_it_is
 
-# Endings that are read, and what each format is called in messages.
+# Supported file endings, and the name of each format in messages.
 FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".ppm": "ppm", ".pgm": "pgm", ".bmp": "bmp",
            ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}  # fmt: skip
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"RIFF", *(b"P%d" % k for k in range(1, 8)))
@@ -26,9 +26,9 @@ class ImageFolder:
 
     Attributes:
         files: in natural order: 2 before 10.
-        hidden: names that begin with a dot and end as an image's does, which were left out.
-        foreign: files that end as an image does and are none by their first bytes, which were left out.
-        kinds: what the foreign ones are, where that is known.
+        hidden: skipped names that begin with a dot and have an image's ending.
+        foreign: skipped files with an image's ending whose first bytes are not an image's.
+        kinds: kinds of the foreign ones, if known.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -38,13 +38,13 @@ class ImageFolder:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, for people."""
+        """The skipped files, for people."""
         found = []
         if self.hidden:
-            found.append(f"{len(self.hidden)} hidden files were left out ({self.hidden[0]})")
+            found.append(f"{len(self.hidden)} hidden files were skipped ({self.hidden[0]})")
         if self.foreign:
             kinds = f", {'; '.join(sorted(self.kinds))}" if self.kinds else ""
-            found.append(f"{len(self.foreign)} files that are no images were left out ({self.foreign[0]}{kinds})")
+            found.append(f"{len(self.foreign)} files that are not images were skipped ({self.foreign[0]}{kinds})")
         return found
 
 
@@ -78,7 +78,7 @@ def image_folder(folder: Path) -> ImageFolder:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in natural order: 2 before 10. What is hidden, or no image by its first bytes, is left out.
+    """Image files in natural order: 2 before 10. Hidden files and files that are not images are skipped.
 
     Raises:
         SourceError: the folder cannot be read.
@@ -87,15 +87,15 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def natural(file: Path) -> list[tuple[int, int, str]]:
-    """Sorts names in natural order: 2 before 10."""
+    """Sort key for natural order: 2 before 10."""
     return [
         (0, int(part), "") if part.isdecimal() and len(part) < 1000 else (1, 0, part)
         for part in re.split(r"([0-9]+)", file.name)
     ]
 
 
-def what_is_ignored(file: Path) -> list[str]:
-    """What an image file asks for that is not done, for people: to be turned, or to be seen through."""
+def ignored_properties(file: Path) -> list[str]:
+    """Properties of an image file that are ignored, for people: rotation and transparency."""
     try:
         with file.open("rb") as opened:
             head = opened.read(1 << 16)
@@ -103,11 +103,11 @@ def what_is_ignored(file: Path) -> list[str]:
         return []
     if head.startswith(b"\x89PNG") and head[25:26] in (b"\x04", b"\x06"):
         return ["images have transparency, which is ignored (give pixels to ignore by --mask)"]
-    turned = exif_orientation(head)
-    if turned not in (0, 1):
+    orientation = exif_orientation(head)
+    if orientation not in (0, 1):
         return [
-            f"images have EXIF data that would have them turned or mirrored (orientation {turned}), which is ignored: "
-            "the calibration is of the pixels as they are in the file"
+            f"images have EXIF data that would rotate or mirror them (orientation {orientation}). It is ignored: the "
+            "calibration is of the pixels as they are in the file"
         ]
     return []
 
@@ -144,10 +144,10 @@ def image_size(file: Path) -> tuple[int, int]:
 
 
 def numbers_of(files: list[Path], where: Path) -> list[int]:
-    """The number in each file's name that varies, in the files' order: a count, or a time in nanoseconds.
+    """The varying number in each file's name, in the files' order: a count, or a time in nanoseconds.
 
     Raises:
-        SourceError: there are no files, one has none, or two have the same.
+        SourceError: there are no files, one has no number, or two have the same.
     """
     return numbered(files, where)[0]
 
@@ -162,7 +162,7 @@ def numbered(files: list[Path], where: Path) -> tuple[list[int], bool]:
         twice, _ = Counter(numbers).most_common(1)[0]
         which = [file.name for file, number in zip(files, numbers, strict=True) if number == twice]
         raise SourceError(
-            f"{where} has several images of number {twice} ({which[0]}, {which[1]}; {names.what} was read); expected "
+            f"{where} has several images of number {twice} ({which[0]}, {which[1]}; using {names.what}); expected "
             "one of each"
         )
     return numbers, names.stamps is not None

@@ -16,12 +16,12 @@ from loftr_ros.recordings.calibration import load_camera, read_yaml
 from loftr_ros.recordings.files import (
     FORMATS,
     ImageFolder,
+    ignored_properties,
     image_folder,
     image_size,
     natural,
     numbered,
     numbers_of,
-    what_is_ignored,
 )
 from loftr_ros.recordings.imu import ImuSamples, euroc_imu
 from loftr_ros.recordings.pairing import (
@@ -34,12 +34,12 @@ from loftr_ros.recordings.pairing import (
     tum_depth,
 )
 from loftr_ros.recordings.stamps import NANOSECONDS, check_stamps, read_date_times, read_names, to_nanoseconds
-from loftr_ros.recordings.tables import file_named, is_there, numbers_in, read_numbers, read_table, read_text
+from loftr_ros.recordings.tables import file_exists, file_named, numbers_in, read_numbers, read_table, read_text
 
 _CAMERA_FILES = ("camera.yaml", "camera_info.yaml", "camera.yml", "camera_info.yml")
 _KITTI_IMAGES = ("image_l", "image_0", "image_00/data", "image_2", "image_left")
 _SHOWN = 5  # names in a message
-_NEAR_ENOUGH = 0.02  # s between an image and a pose that is taken for its own
+_NEAR_ENOUGH = 0.02  # s, largest distance in time between an image and its pose
 
 # Published calibrations of the TUM RGB-D benchmark: fx, fy, cx, cy and plumb_bob coefficients, for 640x480.
 _TUM_CAMERAS = {
@@ -51,9 +51,9 @@ _TUM_CAMERAS = {
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a folder turned out to hold. `stamps` in nanoseconds, or None where they are made from `numbers`.
+    """Contents of a folder. `stamps` in nanoseconds, or None if they are generated from `numbers`.
 
-    `notes` are what was left out, and `times` is where the stamps come from.
+    `notes` list skipped files, and `times` describes the source of the stamps.
     """
 
     kind: str
@@ -71,32 +71,33 @@ class _Listing:
 
 
 class FolderSource(Source):
-    """The images of a folder, read one by one and handed out as they are on disk."""
+    """The images of a folder, read one by one and passed on undecoded."""
 
     def __init__(self, path: Path, options: SourceOptions, camera: CameraModel | None = None) -> None:
-        """Lists the folder; see `open_source`.
+        """List the folder; see `open_source`.
 
         Raises:
-            SourceError: it holds no images, or a file beside them cannot be understood.
+            SourceError: it has no images, or a file beside them cannot be interpreted.
         """
         listing = recognise(path)
         if options.rate is None:
             stamps = listing.stamps or [stamp_at(number, listing.rate) for number in listing.numbers]
             where = (listing.stamps and listing.times) or f"{path} ({listing.rate:g} Hz by the numbers in the names)"
-            check_stamps(stamps, where, "give frames a second with --frame-rate (`rate`)")
+            check_stamps(stamps, where, "give frames per second with --frame-rate (`rate`)")
         self.name, self.kind = path.resolve().name, listing.kind
         self._listing, self._options = listing, options
-        self._companions = listing.companions if camera is None else listing.companions.seen_by(camera)
+        self._companions = listing.companions if camera is None else listing.companions.with_camera(camera)
         self.lacks = self._companions.lacks
         self.imu = listing.imu if options.rate is None else None  # whose clock the stamps are then not by
         self._indices = options.indices(len(listing.files))
         if not len(self._indices):
-            raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is past the last")
+            raise SourceError(f"{path} has {len(listing.files)} images; start {options.start} is after the last")
         if listing.kind == "images" and listing.stamps is None and options.rate is None:
             listing.notes.append(
-                f"the names in {path} are no times: stamps are made at {listing.rate:g} frames a second (--frame-rate)"
+                f"the names in {path} are not times: stamps are generated at {listing.rate:g} frames per second "
+                "(--frame-rate)"
             )
-        listing.notes.extend(what_is_ignored(listing.files[self._indices[0]]))
+        listing.notes.extend(ignored_properties(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
         self.camera = camera if camera is not None else listing.camera
@@ -105,7 +106,7 @@ class FolderSource(Source):
             if size != (self.camera.width, self.camera.height):
                 raise SourceError(
                     f"the calibration is for {self.camera.width}x{self.camera.height}, but the images in {path} are "
-                    f"{size[0]}x{size[1]}; give the right one with the option `camera`"
+                    f"{size[0]}x{size[1]}; give the matching one with the option `camera`"
                 )
 
     @property
@@ -141,10 +142,10 @@ class FolderSource(Source):
 
 
 def recognise(path: Path) -> _Listing:
-    """Finds out by its contents what kind of data set a folder holds.
+    """Detect from its contents what kind of data set a folder has.
 
     Raises:
-        SourceError: none of the known ones, or one that lacks something.
+        SourceError: it is none of the known ones, or an incomplete one.
     """
     for folder in (path / "cam0", path / "mav0" / "cam0", path):
         if (folder / "data").is_dir() and (folder / "sensor.yaml").is_file():
@@ -161,12 +162,12 @@ def recognise(path: Path) -> _Listing:
         raise SourceError(
             f"{path} holds no images, no bag (metadata.yaml) and none of the known data sets (KITTI, 7-Scenes, EuRoC, "
             f"TUM RGB-D); expected files ending in {', '.join(FORMATS)}"
-            + "".join(f"; {note}" for note in (*images.notes, *_what_else(path)))
+            + "".join(f"; {note}" for note in (*images.notes, *_suggestions(path)))
         )
     found = [path / name for name in _CAMERA_FILES if (path / name).is_file()]
     camera = load_camera(found[0]) if found else None
     files, stamps, times = _in_order(images.files, path)
-    # A file that is no image is one that was lost: those after it keep their times.
+    # A file that is not an image is a lost image: those after it keep their times.
     slots = {file.name: k for k, file in enumerate(sorted([*files, *(path / n for n in images.foreign)], key=natural))}
     numbers = [slots[file.name] for file in files] if stamps is None else list(range(len(files)))
     rate = 30.0 if stamps is None else _rate(stamps, 30.0)
@@ -174,14 +175,16 @@ def recognise(path: Path) -> _Listing:
     return _Listing("images", files, numbers, rate, stamps, camera, notes=notes, times=times)
 
 
-def _what_else(path: Path) -> list[str]:
-    """What a folder without images holds that may be what was meant, for people."""
+def _suggestions(path: Path) -> list[str]:
+    """Contents of a folder without images that the user may have meant."""
     inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
     folders = [each.name for each in inside if each.is_dir()]
     packed = [each.name for each in inside if each.suffix in (".zstd", ".zst", ".zip", ".gz", ".tar", ".tgz", ".7z")]
     found = []
     if folders:
-        found.append(f"it has the folders {', '.join(folders[:_SHOWN])}{', ...' if folders[_SHOWN:] else ''}: give one")
+        found.append(
+            f"it has the folders {', '.join(folders[:_SHOWN])}{', ...' if folders[_SHOWN:] else ''}: name one of them"
+        )
     if packed:
         how = f"`zstd -d {packed[0]}`" if packed[0].endswith((".zstd", ".zst")) else "unpack it"
         found.append(f"{packed[0]} is compressed: {how}")
@@ -189,7 +192,7 @@ def _what_else(path: Path) -> list[str]:
 
 
 def _in_order(files: list[Path], path: Path) -> tuple[list[Path], list[int] | None, str]:
-    """Images of any names in their order; with stamps and where those are from, where the names are times."""
+    """Images of any names in order; with stamps and their origin, if the names are times."""
     try:
         names = read_names([file.stem for file in files], str(path))
     except SourceError:  # not all have a number
@@ -215,7 +218,7 @@ def _kitti(path: Path, images: Path) -> _Listing:
     rows: list[list[str]] = []
     calibration = path / "calib.txt"
     if calibration.is_file():
-        # One 3x4 projection matrix a row, with or without a name (`P0:`); the first is of the left gray camera.
+        # One 3x4 projection matrix per row, with or without a name (`P0:`); the first is of the left gray camera.
         table = read_table(calibration, 12, named=True)
         rows = [list(row) for row in table]
         left = 2 if images.name == "image_2" and len(rows) > 2 else 0
@@ -223,9 +226,9 @@ def _kitti(path: Path, images: Path) -> _Listing:
             raise SourceError(f"{calibration} has no rows; expected projections of 12 numbers")
         matrix = numbers_in(table[left : left + 1], 12, calibration).reshape(3, 4)[:, :3]
         camera = _pinhole(matrix, image_size(files[0]), calibration)
-    # Rows belong to frame numbers in a full sequence, and to the files in order in a part of one.
+    # Rows are indexed by frame number in a full sequence, and by file order in a part of one.
     stamps, rate, where = None, 10.0, path / "times.txt"
-    raw = images.parent / "timestamps.txt"  # of KITTI's raw recordings, in dates
+    raw = images.parent / "timestamps.txt"  # of KITTI's raw recordings, as dates
     if where.is_file() or raw.is_file():
         if where.is_file():
             table = read_table(where, 1)
@@ -252,7 +255,7 @@ def _kitti(path: Path, images: Path) -> _Listing:
 
 
 def _images_of(folder: Path) -> ImageFolder:
-    """The images of a folder that must have some."""
+    """The images of a folder that must not be empty."""
     found = image_folder(folder)
     if not found.files:
         raise SourceError(f"{folder} has no images" + "".join(f"; {note}" for note in found.notes))
@@ -272,7 +275,7 @@ def _seven_scenes(path: Path) -> _Listing:
     poses: list[NDArray[np.float64] | None] = []
     for file in files:
         pose_file = file.with_name(file.name.split(".color.")[0] + ".pose.txt")
-        # Frames where tracking was lost have poses of nan or inf.
+        # Frames without tracking have poses of nan or inf.
         pose = read_numbers(pose_file, 4) if pose_file.is_file() else np.full((4, 4), np.nan)
         if pose.shape != (4, 4):
             raise SourceError(f"{pose_file} has {len(pose)} rows; expected a 4x4 matrix")
@@ -333,13 +336,13 @@ def _euroc(folder: Path) -> _Listing:
 def _positive(value: object, where: Path) -> float:
     if isinstance(value, int | float) and np.isfinite(value) and value > 0:
         return float(value)
-    raise SourceError(f"{where} has the rate_hz {value!r}; expected frames a second, more than 0")
+    raise SourceError(f"{where} has the rate_hz {value!r}; expected frames per second, more than 0")
 
 
 def _tum(path: Path) -> _Listing:
     listed = stamped_files(path, "rgb.txt")
     stamps, files = [stamp for stamp, _ in listed], [file for _, file in listed]
-    missing = [file for file in files if not is_there(file) or file.suffix.lower() not in FORMATS]
+    missing = [file for file in files if not file_exists(file) or file.suffix.lower() not in FORMATS]
     if missing or not files:
         raise SourceError(f"{path / 'rgb.txt'} lists {len(files)} images, {len(missing)} of which are not there")
     poses = None
@@ -363,7 +366,7 @@ def _tum(path: Path) -> _Listing:
 
 
 def _nearest_poses(times: list[int], table: NDArray[np.float64], stamps: list[int]) -> list[NDArray[np.float64] | None]:
-    """The pose nearest in time to each stamp, None where there is none near enough.
+    """The pose nearest in time to each stamp, None if none is near enough.
 
     Args:
         times: of the poses, in nanoseconds.
@@ -385,7 +388,7 @@ def _nearest_poses(times: list[int], table: NDArray[np.float64], stamps: list[in
 
 
 def _rate(stamps: list[int], default: float) -> float:
-    """Nominal rate in Hz of stamps in nanoseconds: gaps do not count."""
+    """Nominal rate in Hz of stamps in nanoseconds, ignoring gaps."""
     steps = np.diff(np.array(stamps, np.int64)) if len(stamps) > 1 else np.zeros(0)
     middle = float(np.median(steps)) if len(steps) else 0.0
     return 1e9 / middle if middle > 0 else default

@@ -1,7 +1,7 @@
-"""Messages to frames: images decoded, calibrations remembered.
+"""Conversion of messages to frames: decodes images, and remembers calibrations.
 
-The node's subscriptions and the commands over recordings both come through here, so one parameter means the same to
-both. Nothing in this module needs ROS: a message is whatever has its fields.
+The node's subscriptions and the commands over recordings both use it, so a parameter has the same meaning for both.
+This module does not need ROS: a message is any object with its fields.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What every JPEG begins with.
+# First bytes of every JPEG.
 _JPEG = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """An image message that is ready to be worked on, with what belongs to it.
+    """An image message with its companions, ready for processing.
 
     Attributes:
         image: `sensor_msgs/Image` or `CompressedImage`.
-        camera_info: its calibration; None where none is asked for.
-        received: monotonic seconds at which the image came.
+        camera_info: its calibration; None if not used.
+        received: monotonic seconds of the image's arrival.
         right, right_info: image and calibration of the right camera, in mode `stereo`.
         depth: registered to the image, in mode `rgbd`; a message, or decoded already.
-        left_from_right: (4, 4) T_left_right where a recording tells it otherwise than by the calibrations' R and P.
+        left_from_right: (4, 4) T_left_right if a recording provides it otherwise than by the calibrations' R and P.
     """
 
     image: Image | CompressedImage
@@ -51,13 +51,13 @@ class Arrival:
 
 
 class FrameDecoder:
-    """Messages to frames; remembers the last calibrations, so that unchanged ones cost nothing."""
+    """Converts messages to frames. It remembers the last calibrations, so that unchanged ones cost nothing."""
 
     def __init__(self, parameters: InputParameters, mask: NDArray[np.bool_] | None = None) -> None:
-        """Begin without a calibration.
+        """Create it without a calibration.
 
         Args:
-            parameters: what the images are, and where the right camera stands.
+            parameters: interpretation of the images, and the right camera's pose.
             mask: (H, W) bool, false for pixels to ignore in every image; None for none.
         """
         self._white_level = parameters.white_level
@@ -69,13 +69,13 @@ class FrameDecoder:
         self._left_from_right: _Remembered[NDArray[np.float64]] = _Remembered()
 
     def __call__(self, arrival: Arrival) -> Frame:
-        """Decode an image and its calibration, and what belongs to it.
+        """Decode an image, its calibration and its companions.
 
-        A raw right image is decoded too; a compressed one when it is asked for, which then may raise as this does.
+        A raw right image is decoded too; a compressed one on demand, which may then raise the same errors.
 
         Raises:
             ImageError: an image cannot be decoded.
-            CameraError: a calibration cannot be used, or is of another image size.
+            CameraError: a calibration is unusable, or of another image size.
         """
         message = arrival.image
         image = self._gray(message)
@@ -135,7 +135,7 @@ class FrameDecoder:
 
 
 class _Remembered(Generic[T]):
-    """What was last made of something, to be had again as long as that stays the same."""
+    """Caches the last result for a key as long as that stays the same."""
 
     def __init__(self) -> None:
         self._made: tuple[Hashable, T] | None = None
@@ -147,12 +147,12 @@ class _Remembered(Generic[T]):
 
 
 def is_compressed(message: Any) -> bool:
-    """Whether a message is a `sensor_msgs/CompressedImage`, of whatever library, rather than an `Image`."""
+    """Whether a message is a `sensor_msgs/CompressedImage` of any library, rather than an `Image`."""
     return hasattr(message, "format")
 
 
 def _jpeg_of(message: Image | CompressedImage) -> memoryview | None:
-    """The message's own JPEG, not copied; None where it is something else, or not yet the image (a mosaic)."""
+    """The message's own JPEG, not copied; None if it is something else, or not the image itself (a mosaic)."""
     if not is_compressed(message) or "bayer" in message.format:
         return None
     data = memoryview(message.data)
@@ -164,5 +164,5 @@ def _check_size(camera: CameraModel, image: NDArray[Any], side: str = "") -> Non
     if (camera.width, camera.height) != (width, height):
         raise CameraError(
             f"{side}CameraInfo is of {camera.width}x{camera.height} px, its image is {width}x{height}; "
-            "calibrate at the resolution that is published"
+            "calibrate at the published resolution"
         )

@@ -1,4 +1,4 @@
-"""Images as sources hold them, and their pixels."""
+"""Encoded and decoded images of sources, and their pixels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from loftr_ros.recordings.decoding import FULL_RANGE, decode_compressed, decode_
 
 
 class SourceError(Exception):
-    """A source that cannot be opened or read; the message says what is wrong, where, and what to do."""
+    """A source that cannot be opened or read. The message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file as it is: `data` in `format` ("jpeg", "png", or another ending); `where` names it in errors."""
+    """The contents of an image file: `data` in `format` ("jpeg", "png", or another ending); `where` names it in
+    errors.
+    """
 
     data: bytes
     format: str
@@ -29,7 +31,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class PixelImage:
-    """An image that is decoded already: (H, W) uint8 `mono8` or uint16 `mono16`, or (H, W, 3) uint8 `bgr8`."""
+    """A decoded image: (H, W) uint8 `mono8` or uint16 `mono16`, or (H, W, 3) uint8 `bgr8`."""
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -48,8 +50,8 @@ class BagImage:
     Attributes:
         message: has the fields of `sensor_msgs/Image` or `sensor_msgs/CompressedImage`.
         compressed: which of the two it is.
-        serialized: the message in CDR as ROS 2 sends it, or None where the bag is of ROS 1.
-        camera_info: the `sensor_msgs/CameraInfo`-like message that belongs to it, or None.
+        serialized: the message in CDR as ROS 2 sends it, or None for a bag of ROS 1.
+        camera_info: the `sensor_msgs/CameraInfo`-like message of this image, or None.
     """
 
     message: Any
@@ -62,15 +64,15 @@ Image = EncodedImage | PixelImage | BagImage
 
 
 def decode_gray(image: Image, which: str, white_level: int = FULL_RANGE) -> NDArray[np.uint8]:
-    """The (H, W) uint8 gray image, decoded by the code that the node uses, so both see the same pixels.
+    """The (H, W) uint8 gray image, decoded by the node's code, so that both use the same pixels.
 
     Args:
-        image: as it came.
-        which: names the image in errors.
+        image: undecoded.
+        which: name of the image in errors.
         white_level: value of 16-bit images that becomes 255; 0 stretches each image by its own range.
 
     Raises:
-        SourceError: the image is damaged or of a kind that has no gray.
+        SourceError: the image is damaged, or has no gray equivalent.
     """
     try:
         if isinstance(image, BagImage):
@@ -84,17 +86,17 @@ def decode_gray(image: Image, which: str, white_level: int = FULL_RANGE) -> NDAr
 
 
 def gray_pixels(image: Image, which: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The (H, W) gray image with all of its bits: uint16 where it came with 16 bits a pixel.
+    """The (H, W) gray image at full depth: uint16 for 16-bit images.
 
     Raises:
-        SourceError: the image is damaged or of a kind that has no gray.
+        SourceError: the image is damaged, or has no gray equivalent.
     """
     if isinstance(image, PixelImage):
         pixels = image.pixels
         return pixels if pixels.ndim == 2 else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
     if isinstance(image, EncodedImage):
         if not is_portable_map(image):
-            gray = decode_gray(image, which)  # which also sees whether it is whole
+            gray = decode_gray(image, which)  # which also checks that it is complete
             if not _may_have_16_bits(image):
                 return gray
         flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -106,7 +108,7 @@ def gray_pixels(image: Image, which: str) -> NDArray[np.uint8] | NDArray[np.uint
 
 
 def is_portable_map(image: EncodedImage) -> bool:
-    """Whether it is a PBM, PGM or PPM, which no message carries."""
+    """Whether it is a PBM, PGM or PPM, which messages cannot contain."""
     return image.data[:1] == b"P" and image.data[1:2].isdigit()
 
 
@@ -115,7 +117,7 @@ def _may_have_16_bits(image: EncodedImage) -> bool:
 
 
 def decode_color(image: Image, which: str) -> NDArray[np.uint8]:
-    """The image in colour where it has any: (H, W, 3) uint8 BGR, else (H, W) uint8 gray.
+    """The colour image: (H, W, 3) uint8 BGR, or (H, W) uint8 gray if it has no colour.
 
     Raises:
         SourceError: the image is damaged.
@@ -128,10 +130,10 @@ def decode_color(image: Image, which: str) -> NDArray[np.uint8]:
 
 
 def read_pixels(image: EncodedImage, flags: int) -> NDArray[Any]:
-    """What OpenCV reads from an image file with the given `cv2.IMREAD_` flags.
+    """Decode an image file by OpenCV with the given `cv2.IMREAD_` flags.
 
     Raises:
-        SourceError: it cannot read it.
+        SourceError: OpenCV cannot decode it.
     """
     try:
         check_size(image.data, image.where)
@@ -139,7 +141,7 @@ def read_pixels(image: EncodedImage, flags: int) -> NDArray[Any]:
         raise SourceError(str(error)) from error
     try:
         pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags) if image.data else None
-    except cv2.error as error:  # of what claims more pixels than OpenCV takes
+    except cv2.error as error:  # for a file that claims more pixels than OpenCV accepts
         raise SourceError(f"{image.where}: OpenCV cannot decode it ({error.err}); is it damaged?") from error
     if pixels is None:
         raise SourceError(f"{image.where} is not an image that OpenCV can read; it is damaged or of another format")

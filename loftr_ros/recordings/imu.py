@@ -1,4 +1,4 @@
-"""Angular velocities that a recording has beside its images."""
+"""Angular velocities of a recording beside its images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AHEAD = 20_000_000
 
 @dataclass(frozen=True, eq=False)
 class ImuSamples:
-    """Samples of a gyroscope in the order of time.
+    """Samples of a gyroscope in order of time.
 
     Attributes:
         stamps: (N,) int64 ns, by the clock of the images.
@@ -37,11 +37,11 @@ class ImuSamples:
 
         Args:
             stamp_ns: of the frame.
-            start: number of the first sample to be added.
-            gyroscope: takes them.
+            start: number of the first sample to add.
+            gyroscope: receives them.
 
         Returns:
-            The number to go on with.
+            Number of the next sample to add.
         """
         end = int(np.searchsorted(self.stamps, stamp_ns + _AHEAD, side="right"))
         for sample in range(start, end):

@@ -1,4 +1,4 @@
-"""What a user says of the images and calibrations that come in: to the node, and to the commands over recordings."""
+"""Settings of input images and calibrations, for the node and for the commands over recordings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loftr_ros.settings import ConfigError, Settings, setting
 
 @dataclass(frozen=True)
 class InputParameters(Settings):
-    """How images and calibrations come in."""
+    """Settings of the input."""
 
     image_transport: str = setting(
         "raw",
@@ -74,13 +74,13 @@ class InputParameters(Settings):
         pose_of(self.left_from_right)
 
     def check_mode(self, mode: str) -> None:
-        """Hold what is to come in against what a mode needs.
+        """Check that the input topics fit the mode.
 
         Args:
             mode: of `ScaleConfig`.
 
         Raises:
-            ConfigError: the mode needs calibrations, and none are to be subscribed to.
+            ConfigError: the mode needs calibrations, and none are subscribed to.
         """
         if mode != MONO and self.camera_info == "none":
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Frames that take long to make, made ahead of time in a thread of their own, a bounded number at a time."""
+"""Makes slow frames in advance, in a separate thread with a bounded queue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_FULL_CHECK = 0.2  # s between two looks whether anybody still wants frames
-_END = 10.0  # s that the item in the making is given when nobody wants any more
+_FULL_CHECK = 0.2  # s between checks whether frames are still wanted
+_END = 10.0  # s of waiting for the current item after a stop
 
 
 class LookAhead(Generic[T]):
-    """Goes through something slow up to `depth` items ahead of who takes them. Iterating again begins again."""
+    """Iterates over something slow, up to `depth` items ahead of the consumer. Each iteration restarts."""
 
     def __init__(
         self,
@@ -25,15 +25,14 @@ class LookAhead(Generic[T]):
         wait: bool = True,
         made: Callable[[int], None] | None = None,
     ) -> None:
-        """Begin with nothing.
+        """Create it; nothing runs yet.
 
         Args:
-            items: to go through; whatever it raises is raised where its items are taken.
-            prepare: what to do to each ahead of time.
-            depth: items that are made and not taken yet, at most.
-            wait: hand out the first item only when `depth` of them are there: whoever plays them begins with all of
-                the lead.
-            made: is told how many are there, several times a second while the first one is waited for.
+            items: to iterate over; an exception of theirs is raised where the items are taken.
+            prepare: applied to each item in advance.
+            depth: maximum number of finished items not yet taken.
+            wait: yield the first item only when `depth` of them are ready, so that playback begins with the full lead.
+            made: called with the number of finished items, several times a second while the first one is waited for.
         """
         self._items, self._prepare, self._depth = items, prepare, depth
         self._wait, self._made = wait, made
@@ -85,7 +84,7 @@ class _Run(Generic[T]):
             for item in self._items:
                 if not self._put((self._prepare(item),)):
                     return
-        except BaseException as error:  # for who takes them to see
+        except BaseException as error:  # for the consumer to see
             end = error
         self._ready.set()
         if end is None or self._put(end):

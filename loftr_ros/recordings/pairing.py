@@ -1,7 +1,7 @@
-"""Which right and depth images of a folder belong to which images, for each layout.
+"""Right and depth images that belong to the images of a folder, for each layout.
 
-Nothing here fails because of a companion: whoever wants one camera alone must not be kept from it by the other's files.
-What is wrong is said when the companion is asked for.
+Companions cause no failures here: an error in them must not affect users of one camera alone. It is reported when the
+companion is requested.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ from loftr_ros.recordings.registration import Registration
 from loftr_ros.recordings.stamps import NANOSECONDS, read_names, to_nanoseconds
 from loftr_ros.recordings.tables import file_named, read_table
 
-# The right camera's folder of each left one.
+# The right camera's folder for each left one.
 _KITTI_RIGHT = {"image_l": "image_r", "image_0": "image_1", "image_00/data": "image_01/data", "image_2": "image_3",
                 "image_left": "image_right"}  # fmt: skip
-_MILLIMETRES, _NO_RETURN = 0.001, 65535  # how 7-Scenes writes depth
-# 7-Scenes was taken with a Kinect whose depth was not registered, and comes with the depth camera's nominal calibration
-# (fx, fy, cx, cy, for 640x480) alone. The colour camera stands 25 mm beside it.
+_MILLIMETRES, _NO_RETURN = 0.001, 65535  # 7-Scenes' depth format
+# 7-Scenes was recorded with a Kinect whose depth was not registered, and provides only the depth camera's nominal
+# calibration (fx, fy, cx, cy, for 640x480). The colour camera is 25 mm beside it.
 _KINECT_DEPTH, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), -0.025
 _TUM_UNIT = 1 / 5000
-_TUM_NEAR_NS = 20_000_000  # between an image and a depth image that is taken for its own
+_TUM_NEAR_NS = 20_000_000  # largest distance in time between an image and its depth image
 
 
 @dataclass(frozen=True)
 class Companions:
-    """What belongs to the images of a folder, in their order; `lacks` as in `Source`.
+    """Companions of a folder's images, in their order; `lacks` as in `Source`.
 
     Attributes:
-        unregistered: the camera that depth is known to be of instead of the images', and T_image_depth; None where
-            depth is the images' own.
+        unregistered: the depth camera if it is not the images' camera, and T_image_depth; None if depth is registered.
     """
 
     right: Sequence[RightView | None] | None = None
@@ -49,10 +48,10 @@ class Companions:
     lacks: Mapping[str, str] = field(default_factory=lambda: NO_COMPANIONS)
     unregistered: tuple[CameraModel, NDArray[np.float64]] | None = None
 
-    def seen_by(self, camera: CameraModel) -> Companions:
-        """The same beside images of a calibration other than the recording's own.
+    def with_camera(self, camera: CameraModel) -> Companions:
+        """The same companions for images with a calibration other than the recording's own.
 
-        Depth that is known to be another camera's is moved to this one's pixels.
+        Depth of another camera is registered to this one's pixels.
         """
         if self.depth is None or self.unregistered is None:
             return self
@@ -78,23 +77,23 @@ def kitti_right(
 ) -> Companions:
     """The right images of a KITTI sequence, by the numbers in their names.
 
-    The projection K [I | t] of each camera is about the same reference camera, so the right camera stands at
-    t_left - t_right in the left one's frame; with rows of a plain pair that is (-(P[0,3] / P[0,0]), 0, 0).
+    The projection K [I | t] of each camera is about the same reference camera, so the right camera is at t_left -
+    t_right in the left one's frame; for a simple pair that is (-(P[0,3] / P[0,0]), 0, 0).
 
     Args:
         path: the sequence.
         images: folder of the left images.
         files: the left images.
         rows: of `calib.txt`, without names; empty without that file.
-        left_row: which of them is the left camera's.
-        left_camera: its calibration. Rectified images, which these are, have one size on both sides.
+        left_row: number of the left camera's row.
+        left_camera: its calibration. These images are rectified, so both sides have one size.
     """
     folder = path / _KITTI_RIGHT[images.relative_to(path).as_posix()]
     if not folder.is_dir():
         return Companions()
     calibration = path / "calib.txt"
     if left_camera is None or len(rows) <= left_row + 1:
-        return _without(STEREO, f"{folder} is there, but there is no projection row of its camera in {calibration}")
+        return _without(STEREO, f"{folder} exists, but {calibration} has no projection row of its camera")
     try:
         left, right = (np.array(rows[k][:12], np.float64).reshape(3, 4) for k in (left_row, left_row + 1))
         camera = CameraModel(left_camera.width, left_camera.height, right[:, :3])
@@ -103,10 +102,10 @@ def kitti_right(
         others = image_files(folder)
         by_number = dict(zip(numbers_of(others, folder), others, strict=True))
     except (CameraError, SourceError, ValueError, np.linalg.LinAlgError) as error:
-        return _without(STEREO, f"{folder} or its row in {calibration} is of no use: {error}")
+        return _without(STEREO, f"{folder} or its row in {calibration} is unusable: {error}")
     if not np.abs(place[:3, 3]).max() > 0:
         return _without(STEREO, f"{calibration} puts both cameras at one place; expected a baseline in the right row")
-    # One that is missing is looked for under the left one's name, which then stands in the error.
+    # A missing image is looked for under the left one's name, which then appears in the error.
     pairs = [by_number.get(n, folder / file.name) for n, file in zip(numbers_of(files, images), files, strict=True)]
     return _stereo([RightView(_file(pair), camera, place) for pair in pairs])
 
@@ -115,9 +114,9 @@ def euroc_right(folder: Path, sensor: Mapping[str, object], files: list[Path], s
     """The images of `cam1` taken at the same nanosecond as those of `cam0`.
 
     Args:
-        folder: `cam0`; of any other camera there is no right one.
+        folder: `cam0`; any other camera has no right image.
         sensor: its `sensor.yaml`.
-        files, stamps: its images, and when they were taken, in nanoseconds.
+        files, stamps: its images and their times in nanoseconds.
     """
     left, right = folder.resolve(), folder.resolve().parent / "cam1"
     if left.name != "cam0" or not (right / "data").is_dir():
@@ -139,7 +138,7 @@ def euroc_right(folder: Path, sensor: Mapping[str, object], files: list[Path], s
             found = read_names([Path(name).stem for name in ordered], str(right / "data"), NANOSECONDS)
             named = dict(zip(found.stamps or (), (ordered[k] for k in found.order), strict=True))
     except (SourceError, ValueError, np.linalg.LinAlgError) as error:
-        return _without(STEREO, f"cam1 is there, but of no use: {error}")
+        return _without(STEREO, f"cam1 exists, but is unusable: {error}")
     if not any(named.get(stamp) in names for stamp in stamps):
         return _without(STEREO, f"{right} has no image with a stamp of cam0's; expected synchronized cameras")
     pairs = [right / "data" / named.get(stamp, file.name) for stamp, file in zip(stamps, files, strict=True)]
@@ -164,8 +163,8 @@ def seven_scenes_depth(files: list[Path], camera: CameraModel | None) -> Compani
 
     Args:
         files: the colour images.
-        camera: the calibration that comes with them. That of the published 7-Scenes is the depth camera's; it is taken
-            for both images, as the recordings' own poses were, unless a calibration of the colour images is given.
+        camera: the recording's calibration. The published 7-Scenes provides that of the depth camera. It is used for
+            both images, as for the recordings' own poses, unless a calibration of the colour images is given.
     """
     depth = [file.with_name(file.name.split(".color.")[0] + ".depth.png") for file in files]
     if not any(file.is_file() for file in depth):
@@ -184,7 +183,7 @@ def _pinhole(values: tuple[float, float, float, float]) -> CameraModel:
 
 
 def tum_depth(path: Path, stamps: list[int]) -> Companions:
-    """The depth image of `depth.txt` nearest in time to each image: 5000 units a metre, holes 0.
+    """The depth image of `depth.txt` nearest in time to each image: 5000 units per metre, holes 0.
 
     Args:
         path: the recording.
@@ -195,7 +194,7 @@ def tum_depth(path: Path, stamps: list[int]) -> Companions:
     try:
         listed = sorted(stamped_files(path, "depth.txt"))
     except SourceError as error:
-        return _without(RGBD, f"its list of depth images is of no use: {error}")
+        return _without(RGBD, f"its list of depth images is unusable: {error}")
     times = np.array([stamp for stamp, _ in listed], np.int64)
     depth: list[DepthFile | None] = []
     for stamp in stamps:
@@ -212,7 +211,7 @@ def stamped_files(path: Path, name: str) -> list[tuple[int, Path]]:
     """(stamp in nanoseconds, file) of each row of a list of TUM RGB-D.
 
     Raises:
-        SourceError: the list cannot be read, or a stamp in it is no time.
+        SourceError: the list cannot be read, or a stamp in it is not a time.
     """
     rows = read_table(path / name, 2)
     stamps = to_nanoseconds([row[0] for row in rows], str(path / name), lines=[row.line for row in rows])

@@ -1,4 +1,4 @@
-"""Going through a recording: how far it came, what was lost on the way, and what a person is told of it."""
+"""Iteration over a recording with progress, Ctrl-C, and a report of missing frames."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from loftr_ros.recordings.look_ahead import LookAhead
 MARKER = "partial.txt"
 _SHOWN = 3
 _PERIOD = 60.0  # s between two lines
-_FIRST = 10.0  # s after which a slow source's first line comes: by then its pace is known
-_MANY = 300  # frames of a slow source, which take half a minute
-_AHEAD = 16  # frames that a slow source is ahead of who processes them: 25 MB of 640x480 with depth
+_FIRST = 10.0  # s before a slow source's first line, when its rate is known
+_MANY = 300  # frames of a slow source that take half a minute
+_AHEAD = 16  # frames that a slow source makes in advance: 25 MB of 640x480 with depth
 
 
 @dataclass
 class Progress:
-    """How far a recording was gone through.
+    """Outcome of the iteration over a recording.
 
     Attributes:
-        interrupted: it was left before its end, by Ctrl-C.
-        ended_early: why it could not be read on; empty where it could.
-        lost: the source says that it could not give frames that it should have.
+        interrupted: Ctrl-C stopped it before its end.
+        ended_early: why reading stopped; empty if it did not.
+        lost: number of frames that the source could not provide.
     """
 
     interrupted: bool = False
@@ -35,15 +35,15 @@ class Progress:
     lost: int = 0
 
     def frames(self, source: Source, progress: bool, name: str = "", after: int | None = None) -> Iterator[SourceFrame]:
-        """The frames of a source, with a progress bar; a source that breaks off ends them.
+        """Yield the frames of a source with a progress bar; a read error ends the iteration.
 
-        What a slow source makes is made ahead, a few frames at a time, while those before are processed.
+        Frames of a slow source are made in advance, a few at a time, while earlier ones are processed.
 
         Args:
-            source: to go through.
-            progress: show a bar; else a line a minute is written to standard error.
-            name: of the source, where it is not its own.
-            after: leave out frames up to this stamp, in nanoseconds.
+            source: to iterate over.
+            progress: show a bar; else a line per minute is written to standard error.
+            name: replaces the source's own.
+            after: skip frames up to this stamp, in nanoseconds.
 
         Raises:
             SourceError: not even the first frame can be read.
@@ -76,14 +76,14 @@ class Progress:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Lets Ctrl-C end a loop, and remembers it: what was done until then is to be written."""
+        """Context in which Ctrl-C ends the loop and is remembered, so that the results so far are written."""
         try:
             yield
         except KeyboardInterrupt:
             self.interrupted = True
 
     def missing(self, refused: Sequence[str], notes: Sequence[str] = ()) -> list[str]:
-        """What is missing of the recording, for people; empty of a whole one.
+        """The missing parts of the recording, for people; empty if it is complete.
 
         Args:
             refused: frames that could not be processed, with the reason.
@@ -91,26 +91,26 @@ class Progress:
         """
         found = []
         if self.interrupted:
-            found.append("stopped by Ctrl-C: what was written is of the frames until then")
+            found.append("stopped by Ctrl-C: the output covers the frames until then")
         if self.ended_early:
             found.append(f"reading ended early: {self.ended_early}")
         if self.lost:
-            found.append(f"{self.lost} frames could not be had of the recording: {'; '.join(notes)}")
+            found.append(f"{self.lost} frames of the recording could not be read: {'; '.join(notes)}")
         if refused:
             found.append(f"{len(refused)} frames were refused")
         return found
 
 
 class Lines:
-    """What is said where nobody sees a progress bar: of a slow source first how much there is, then a line a minute."""
+    """Progress lines in place of a bar: for a slow source first the amount of work, then a line per minute."""
 
     def __init__(self, source: Source, name: str = "", say: Callable[[str], None] | None = None) -> None:
         """Begin at zero.
 
         Args:
-            source: what is gone through.
-            name: of it, where it is not its own.
-            say: takes each line; None writes it to standard error.
+            source: the recording.
+            name: replaces the source's own.
+            say: called with each line; None writes it to standard error.
         """
         self._source, self._name, self._length = source, name or source.name, source.length
         self._say = say or _say
@@ -118,16 +118,16 @@ class Lines:
         self._start = self._due = 0.0
 
     def begin(self) -> None:
-        """Of a slow source, how many frames there are and what they take; of one that is soon done, nothing."""
+        """For a slow source, report the number of frames and their cost."""
         if self._source.slow and (self._length is None or self._length > _MANY):
             count = "its" if self._length is None else f"its {self._length}"
             self._say(f"{self._name} renders {count} frames one by one; {self._source.cost}")
 
     def count(self) -> None:
-        """Another frame came."""
+        """Count a frame."""
         self._done += 1
         now = time.monotonic()
-        if not self._start:  # what is done before the first frame tells nothing of the others
+        if not self._start:  # the time before the first frame does not predict the others
             self._start, self._due = now, now + (_FIRST if self._source.slow else _PERIOD)
         if now < self._due:
             return
@@ -144,13 +144,13 @@ def _say(text: str) -> None:
 
 
 def first_reasons(refused: Sequence[str]) -> list[str]:
-    """The first few reasons for which frames were refused, a line each."""
+    """The first few reasons for refused frames, one per line."""
     more = len(refused) - _SHOWN
     return [f"  refused: {reason}" for reason in refused[:_SHOWN]] + ([f"  and {more} more"] if more > 0 else [])
 
 
 def write_marker(output: Path, missing: Sequence[str]) -> None:
-    """Says in the folder itself that what is in it is not of the whole recording; or takes that back."""
+    """Write a marker into the folder that its contents do not cover the whole recording; or remove it."""
     if missing:
         (output / MARKER).write_text("\n".join(missing) + "\n")
     else:

@@ -1,7 +1,7 @@
-"""Frames of a source to frames of the front end, by the node's own parameters and its own code.
+"""Conversion of a source's frames to frames of the front end, with the node's parameters and code.
 
-What the node would get as messages is put together here, and `FrameDecoder`, which the node's subscriptions go through,
-makes the frame of it. So `input.rectified`, `input.white_level` and the like mean the same to a recording.
+This module builds the messages that the node would receive, and `FrameDecoder`, which the node's subscriptions use too,
+makes the frame. So `input.rectified`, `input.white_level` and the like have the same meaning for a recording.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from loftr_ros.recordings.input_settings import InputParameters
 
 
 class FrameReader:
-    """Makes the front end's frames as the node would; remembers calibrations, so that unchanged ones cost nothing."""
+    """Makes the front end's frames like the node. It remembers calibrations, so that unchanged ones cost nothing."""
 
     def __init__(self, parameters: InputParameters | None = None, mask: NDArray[np.bool_] | None = None) -> None:
-        """Begin without a calibration.
+        """Create it without a calibration.
 
         Args:
-            parameters: the node's `input.*`; None for its defaults. Which topics to subscribe to, and how to pair
-                their messages, means nothing here.
+            parameters: the node's `input.*`; None for its defaults. Those for topics and pairing have no effect here.
             mask: (H, W) bool, false for pixels to ignore in every image; None for none.
         """
         self.parameters = parameters or InputParameters()
@@ -40,14 +39,14 @@ class FrameReader:
         self._made: dict[str, tuple[CameraModel, Any]] = {}
 
     def read(self, frame: SourceFrame, mode: str = MONO) -> Frame:
-        """The frame as the front end takes it.
+        """The frame as input of the front end.
 
         Args:
             frame: of a source.
-            mode: `mono` decodes the image alone, `stereo` the right one too, `rgbd` the depth image too.
+            mode: `mono` decodes only the image, `stereo` also the right one, `rgbd` also the depth image.
 
         Raises:
-            SourceError: an image is missing or damaged, or a calibration cannot be used or is for another size.
+            SourceError: an image is missing or damaged, or a calibration is unusable or for another size.
         """
         check_mode(mode)
         arrival = self._arrival(frame, mode)
@@ -61,17 +60,17 @@ class FrameReader:
         if mode == STEREO:
             side, _ = frame.right_side()
             try:
-                _ = read.right and read.right.image  # the node leaves it for keyframes, which then may fail
+                _ = read.right and read.right.image  # the node decodes it only for keyframes, which may then fail
             except (CameraError, ImageError) as error:
                 raise SourceError(f"right image of {side.which}: {error}") from error
         return read
 
     def picture(self, frame: SourceFrame, read: Frame) -> NDArray[np.uint8]:
-        """What to show people of a frame: in colour where it has any, else as the front end saw it.
+        """The picture of a frame for people: in colour if possible, else the front end's gray.
 
         Args:
             frame: of the source.
-            read: what was made of it.
+            read: the front end's frame of it.
 
         Returns:
             (H, W, 3) uint8 BGR or (H, W) uint8 gray.
@@ -92,12 +91,12 @@ class FrameReader:
         return Arrival(image, info, 0.0, right, right_info, depth, left_from_right)
 
     def _info(self, frame: SourceFrame, side: str) -> Any:
-        """What the node would get as the frame's CameraInfo."""
+        """The CameraInfo that the node would receive."""
         image = frame.image
         if self.parameters.camera_info == "none":
             return None
         if isinstance(image, BagImage) and image.camera_info is not None:
-            # One that cannot be used costs a single camera its poses, not its matches; the source has said so.
+            # An unusable calibration costs a single camera its poses, not its matches; the source has reported it.
             usable = frame.camera is not None or self.parameters.rectified or side
             return image.camera_info if usable else None
         if frame.camera is None:
@@ -109,9 +108,9 @@ class FrameReader:
 
 
 def camera_info(camera: CameraModel, baseline: float = 0.0) -> SimpleNamespace:
-    """The fields of the `sensor_msgs/CameraInfo` of a calibration, but for its header.
+    """The fields of the `sensor_msgs/CameraInfo` of a calibration, except its header.
 
-    A camera without distortion is a `plumb_bob` of zeros, which all ROS tools know.
+    A camera without distortion is a `plumb_bob` of zeros, which all ROS tools understand.
 
     Args:
         camera: the calibration.
@@ -136,12 +135,12 @@ def camera_info(camera: CameraModel, baseline: float = 0.0) -> SimpleNamespace:
 
 
 def _never_zeros(coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same; an ideal fisheye's zeros would mean no distortion in a message."""
+    """The coefficients, never all zero: an ideal fisheye's zeros would mean no distortion in a message."""
     return coefficients if coefficients.any() else np.r_[1e-12, coefficients[1:]]
 
 
 def _message(image: Image, frame: SourceFrame) -> Any:
-    """What the node would get as the image: the bag's own, or one with the same fields."""
+    """The image message that the node would receive: the bag's own, or one with the same fields."""
     stamp = SimpleNamespace(sec=frame.stamp_ns // 10**9, nanosec=frame.stamp_ns % 10**9)
     header = SimpleNamespace(stamp=stamp, frame_id=frame.frame_id)
     if isinstance(image, BagImage):
@@ -152,7 +151,7 @@ def _message(image: Image, frame: SourceFrame) -> Any:
         return SimpleNamespace(header=header, **{name: getattr(own, name) for name in names})
     if isinstance(image, EncodedImage) and not image.data.startswith(b"P"):
         return SimpleNamespace(header=header, format=image.format, data=image.data)
-    if isinstance(image, EncodedImage):  # PGM and PPM, which no message carries
+    if isinstance(image, EncodedImage):  # PGM and PPM, which messages cannot contain
         flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
         image = PixelImage(read_pixels(image, flags))
     pixels = np.ascontiguousarray(image.pixels)

@@ -1,4 +1,4 @@
-"""Views of the scene that the project renders itself, with exact poses and depth, and a second camera."""
+"""Views of the rendered scene, with exact poses and depth, and a second camera."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 _DEFAULTS = {"seed": 1, "frames": 90, "rate": 30, "width": 640, "height": 480}
 _SCENES = ("room",)
-_FRAME, _USUAL_PIXELS = 0.1, 640 * 480  # s that a frame of so many pixels takes
+_FRAME, _USUAL_PIXELS = 0.1, 640 * 480  # s per frame of so many pixels
 _BASELINE = 0.12  # m between the two cameras; the walk keeps 0.4 m clear of everything
 
 
 @dataclass(frozen=True, eq=False)
-class _LaterView:
-    """A view that is rendered when it is asked for."""
+class _LazyView:
+    """A view that is rendered on demand."""
 
     scene: Scene
     camera: CameraModel
@@ -36,7 +36,7 @@ class _LaterView:
 class RenderedSource(Source):
     """A hand-held walk through the rendered room. A frame takes about a tenth of a second to render.
 
-    Depth comes with the image; the right camera's image, 0.12 m to the right, takes as long again.
+    Depth comes with the image. The right camera's image, 0.12 m to the right, takes the same time again.
     """
 
     kind = "rendered"
@@ -47,10 +47,10 @@ class RenderedSource(Source):
     def __init__(
         self, name: str, query: dict[str, str], options: SourceOptions, camera: CameraModel | None = None
     ) -> None:
-        """Builds nothing yet: the scene is made when frames are asked for.
+        """Check the options; the scene is built when frames are requested.
 
         Args:
-            name: which scene; `room` is the only one.
+            name: of the scene; `room` is the only one.
             query: `seed`, `frames`, `rate` (Hz), `width` and `height` (px), as text.
             camera: to render with, without distortion; its size then replaces `width` and `height`.
 
@@ -77,13 +77,13 @@ class RenderedSource(Source):
         self._rate = options.rate or float(settings["rate"])
         self._indices = options.indices(self._frames)
         if not len(self._indices):
-            raise SourceError(f"rendered:{name} has {self._frames} frames; start {options.start} is past the last")
+            raise SourceError(f"rendered:{name} has {self._frames} frames; start {options.start} is after the last")
         self.rate, self.length = self._rate / options.step, len(self._indices)
         seconds = _FRAME * self.length * self.camera.width * self.camera.height / _USUAL_PIXELS
         self.cost = f"that takes some {seconds / 60:.0f} min of one core"
 
     def prepare(self) -> None:
-        Scene(self._seed)  # is kept for the next one who asks
+        Scene(self._seed)  # cached for later use
 
     def __iter__(self) -> Iterator[SourceFrame]:
         return self.after(-1)
@@ -99,7 +99,7 @@ class RenderedSource(Source):
                 continue
             pose = poses[index]
             view = scene.render(self.camera, pose)
-            right = RightView(_LaterView(scene, self.camera, pose @ left_from_right), self.camera, left_from_right)
+            right = RightView(_LazyView(scene, self.camera, pose @ left_from_right), self.camera, left_from_right)
             yield SourceFrame(
                 index,
                 stamp,

@@ -1,4 +1,4 @@
-"""A walk through a rendered building that comes back to places, with exact poses and depth."""
+"""A walk through a rendered building that returns to places, with exact poses and depth."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from loftr_ros.worlds.scene import default_camera
 
 _RATE = 10
 _SEED = 700
-_BUILDING, _FRAME = 15.0, 0.15  # s that the building and a frame take to make
+_BUILDING, _FRAME = 15.0, 0.15  # s for the building and for a frame
 
 
 class RevisitsSource(Source):
-    """Two tours through a building (`evaluation.revisits`), some eight minutes. A frame takes 0.15 s to render."""
+    """Two tours through a building (`worlds.revisits`), some eight minutes. A frame takes 0.15 s to render."""
 
     kind = "revisits"
     slow = True
-    lacks: Mapping[str, str] = MappingProxyType({STEREO: "the rendered building is seen by one camera"})
+    lacks: Mapping[str, str] = MappingProxyType({STEREO: "the rendered building has only one camera"})
     camera: CameraModel
 
     def __init__(
         self, name: str, query: dict[str, str], options: SourceOptions, camera: CameraModel | None = None
     ) -> None:
-        """Plans the walk; the building is made when frames are asked for.
+        """Plan the walk; the building is built when frames are requested.
 
         Args:
             name: the world's seed, empty for 700.
             query: `rate` (Hz), as text.
-            options: which frames.
+            options: selection of frames.
             camera: not supported; must be None.
 
         Raises:
             SourceError: an unknown setting, one that is not a whole number, or a camera.
         """
         if camera is not None:
-            raise SourceError("the rendered building has a camera of its own; leave out the option `camera`")
+            raise SourceError("the rendered building has its own camera; omit the option `camera`")
         unknown = sorted(set(query) - {"rate"})
         if unknown:
             raise SourceError(f"revisits has no setting '{unknown[0]}'; expected revisits:SEED?rate=HZ")
@@ -56,11 +56,11 @@ class RevisitsSource(Source):
         self._world = World(seed, float(options.rate or rate))
         self._indices = options.indices(len(self._world))
         if not len(self._indices):
-            raise SourceError(f"{self.name} has {len(self._world)} frames; start {options.start} is past the last")
+            raise SourceError(f"{self.name} has {len(self._world)} frames; start {options.start} is after the last")
         self.rate, self.length = self._world.rate / options.step, len(self._indices)
         minutes = (_BUILDING + _FRAME * self.length) / 60
         self.cost = (
-            f"that takes some {minutes:.0f} min of one core, and 1 GB of memory (fewer with --frames, --step or "
+            f"that takes some {minutes:.0f} min of one core, and 1 GB of memory (less with --frames, --step or "
             f"{self.name}?rate=3)"
         )
 

@@ -14,7 +14,7 @@ _FISHEYES = ("kannalabrandt8", "kannalabrandt", "fisheye")
 
 
 def cameras_of(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The cameras of such a file by their names, for `camera_of`; none of another file."""
+    """The cameras of a settings file by name, for `camera_of`; none if it is another kind of file."""
     if "projection_parameters" in content and "model_type" in content:
         return {"camera": _camodocal(content)}
     found: dict[str, Mapping[str, Any]] = {}
@@ -30,10 +30,10 @@ def camera_of(values: Mapping[str, Any]) -> CameraModel:
     """One of these cameras.
 
     Args:
-        values: fx, fy, cx, cy, coefficients by their names, size, and kind.
+        values: fx, fy, cx, cy, coefficients by name, size, and kind.
 
     Raises:
-        CameraError: there is no image size, or the model is none of OpenCV's.
+        CameraError: there is no image size, or OpenCV does not have the model.
     """
     width, height = values.get("width", values.get("cols")), values.get("height", values.get("rows"))
     if width is None or height is None:
@@ -43,7 +43,7 @@ def camera_of(values: Mapping[str, Any]) -> CameraModel:
         raise CameraError(f"camera model '{kind}' is not known; expected PinHole or KannalaBrandt8")
     names = ("k1", "k2", "k3", "k4") if kind in _FISHEYES else ("k1", "k2", "p1", "p2", "k3")
     if kind not in _FISHEYES and any(float(values.get(name, 0)) for name in ("k4", "k5", "k6")):
-        raise CameraError("it has k4 to k6, which are of another model than it names")
+        raise CameraError("it has k4 to k6, which do not belong to the model it names")
     coefficients = np.array([float(values.get(name, 0)) for name in names])
     model = EQUIDISTANT if kind in _FISHEYES else PLUMB_BOB if coefficients.any() else NO_DISTORTION
     numbers = {name: float(values[name]) for name in ("fx", "fy", "cx", "cy")}
@@ -57,7 +57,7 @@ def _camodocal(content: Mapping[str, Any]) -> Mapping[str, Any]:
     projection = dict(content["projection_parameters"])
     common = {"type": content["model_type"], "width": content.get("image_width"), "height": content.get("image_height")}
     common = {key: value for key, value in common.items() if value is not None}
-    if "mu" in projection:  # KANNALA_BRANDT: the first coefficient is one, so they count from two
+    if "mu" in projection:  # KANNALA_BRANDT: the first coefficient is one, so numbering starts at two
         renamed = {"mu": "fx", "mv": "fy", "u0": "cx", "v0": "cy", "k2": "k1", "k3": "k2", "k4": "k3", "k5": "k4"}
         return {**common, **{renamed.get(str(name), str(name)): value for name, value in projection.items()}}
     return {**common, **dict(content.get("distortion_parameters") or {}), **projection}

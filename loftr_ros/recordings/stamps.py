@@ -1,4 +1,4 @@
-"""Times as lists and file names have them, to nanoseconds: by their size they are of seconds, or of parts of them."""
+"""Conversion of times in lists and file names to nanoseconds. The size of a number decides its unit."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import numpy as np
 from loftr_ros.recordings.images import SourceError
 
 SECONDS, NANOSECONDS = "s", "ns"
-# From which on a number can be no time since 1970 in a unit, but is one in the next smaller.
+# Limits from which a number is no time since 1970 in a unit, but one in the next smaller unit.
 _UNITS = ((Decimal(10) ** 11, 10**9), (Decimal(10) ** 14, 10**6), (Decimal(10) ** 17, 10**3))
 _LARGEST = 2**63
-_MOST_SECONDS = 2**31  # that a stamp of ROS has room for
-_SHORTEST, _LONGEST = 10_000, 3600 * 10**9  # ns between images that are plausible
+_MOST_SECONDS = 2**31  # limit of a ROS stamp
+_SHORTEST, _LONGEST = 10_000, 3600 * 10**9  # ns, plausible distance between images
 _HALF_A_DAY = 43200 * 10**9  # ns
-_TOLERATED = 0.1  # part of the images whose stamps may be wrong: each of those costs itself
+_TOLERATED = 0.1  # largest part of wrong stamps; only these images are lost
 
 
 def to_nanoseconds(texts: Sequence[str], where: str, usual: str = SECONDS, lines: Sequence[int] = ()) -> list[int]:
-    """Stamps of a list.
+    """Convert the stamps of a list.
 
     Args:
-        texts: as they stand there: 10.15, 1403715273262142976, 1.403715273262142976e+18.
-        where: names the list in errors.
-        usual: unit that such lists have; another is recognised by the size of the numbers.
-        lines: their numbers, for errors.
+        texts: as written: 10.15, 1403715273262142976, 1.403715273262142976e+18.
+        where: name of the list in errors.
+        usual: usual unit of such lists; another is detected from the size of the numbers.
+        lines: line numbers, for errors.
 
     Raises:
-        SourceError: one is no time.
+        SourceError: one is not a time.
     """
     values = []
     for number, text in enumerate(texts):
@@ -58,7 +58,7 @@ def to_nanoseconds(texts: Sequence[str], where: str, usual: str = SECONDS, lines
     return stamps
 
 
-# A date and a time of day, as cameras, phones and loggers put them into names: 2024-01-31T23-59-59.123,
+# A date and a time of day, as cameras, phones and loggers write them in names: 2024-01-31T23-59-59.123,
 # 20240131_235959, PXL_20240131_235959123. A fraction without a point has three, six or nine digits.
 _DATE_TIME = re.compile(
     r"(?<![0-9])((?:19|20)[0-9]{2})([-_.:]?)(0[1-9]|1[0-2])\2(0[1-9]|[12][0-9]|3[01])[-_. T]{0,3}"
@@ -73,7 +73,7 @@ _TIME_OF_DAY = re.compile(  # 23-59-59.123
 
 
 def date_time(text: str) -> int | None:
-    """The date and time of day in a text, taken as UTC, in nanoseconds since 1970; None without one."""
+    """The date and time of day in a text, interpreted as UTC, in nanoseconds since 1970; None without one."""
     found = _DATE_TIME.search(text)
     if found is None:
         return None
@@ -87,10 +87,10 @@ def date_time(text: str) -> int | None:
 
 
 def read_date_times(lines: Sequence[str], where: str) -> list[int]:
-    """Stamps of lines such as `2011-09-26 13:02:25.964389445`, taken as UTC, in nanoseconds.
+    """Stamps of lines such as `2011-09-26 13:02:25.964389445`, interpreted as UTC, in nanoseconds.
 
     Raises:
-        SourceError: one is none.
+        SourceError: a line has no valid one.
     """
     stamps = []
     for number, line in enumerate(lines, start=1):
@@ -102,15 +102,15 @@ def read_date_times(lines: Sequence[str], where: str) -> list[int]:
 
 
 def check_stamps(stamps: Sequence[int], where: str, remedy: str) -> None:
-    """Makes sure that stamps can be those of images, one after the other.
+    """Check that stamps are plausible for consecutive images.
 
     Args:
         stamps: nanoseconds, in the order of the images.
-        where: says what was read.
-        remedy: what to do.
+        where: description of the source.
+        remedy: advice.
 
     Raises:
-        SourceError: many are equal or go back, or the steps between them are none that images are taken at.
+        SourceError: many are equal or go back, or the steps between them are implausible for images.
     """
     if len(stamps) < 2:
         return
@@ -119,26 +119,26 @@ def check_stamps(stamps: Sequence[int], where: str, remedy: str) -> None:
     first, last = (f"{stamp / 1e9:.9g} s" for stamp in (stamps[0], stamps[-1]))
     if wrong > _TOLERATED * len(steps):
         raise SourceError(
-            f"{where}: {wrong} of {len(stamps)} images have the time of the one before them or an earlier one (first "
+            f"{where}: {wrong} of {len(stamps)} images are not later than the one before them (first "
             f"{first}, last {last}); {remedy}"
         )
     middle = float(np.median(steps[steps > 0]))
     if not _SHORTEST <= middle <= _LONGEST:
         raise SourceError(
-            f"{where}: images are {middle / 1e9:.3g} s apart (first {first}, last {last}), which is no camera's time; "
+            f"{where}: images are {middle / 1e9:.3g} s apart (first {first}, last {last}), which no camera does; "
             f"{remedy}"
         )
 
 
 @dataclass(frozen=True)
 class NameNumbers:
-    """What the names of images tell.
+    """Information in the names of images.
 
     Attributes:
-        order: the files' places in the order of their numbers.
-        numbers: whole numbers in that order; of names that are times, the images' places.
-        stamps: nanoseconds in that order, where the names are times; else None.
-        what: what was read, for people.
+        order: the files' indices in the order of their numbers.
+        numbers: whole numbers in that order; for names that are times, the images' positions.
+        stamps: nanoseconds in that order if the names are times; else None.
+        what: description of the number used, for people.
     """
 
     order: list[int]
@@ -153,16 +153,16 @@ _LENGTHS_OF_TIMES = (10, 13, 16, 19)  # digits of times since 1970 in seconds, m
 
 
 def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers:
-    """The number in each name that varies, as a count or as a time.
+    """The varying number in each name, as a count or as a time.
 
-    Dates with a time of day are times. Decimals are times in seconds, unless that would make two of them equal, as
-    10.1 and 10.10 are, or contradict what stands before them. Whole numbers are times where they are as large as those
-    since 1970 are in seconds or parts of them; else they are counts.
+    Dates with a time of day are times. Decimals are times in seconds, unless two of them would be equal, as 10.1 and
+    10.10 are, or contradict the numbers before them. Whole numbers are times if they are as large as those since 1970
+    in seconds or parts of them; else they are counts.
 
     Args:
         names: of the files, without their endings.
-        where: names the folder in errors.
-        usual: NANOSECONDS where names are always that.
+        where: name of the folder in errors.
+        usual: NANOSECONDS if names are always that.
 
     Raises:
         SourceError: there are no names, or one has no number.
@@ -171,7 +171,7 @@ def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers
         times, what = dated
         order = sorted(range(len(names)), key=times.__getitem__)
         return NameNumbers(order, list(range(len(order))), [times[k] for k in order], what)
-    of_day = all(_TIME_OF_DAY.search(name) for name in names)  # over midnight, whose seconds alone say nothing
+    of_day = all(_TIME_OF_DAY.search(name) for name in names)  # over midnight, where the seconds alone are ambiguous
     decimals = [None if of_day else _DECIMAL.search(name) for name in names]
     if any(decimals) and not all(decimals):  # as 1.5, 1.75, 2
         alone = [_DECIMAL_OR_WHOLE.findall(name) for name in names]
@@ -181,7 +181,7 @@ def read_names(names: Sequence[str], where: str, usual: str = "") -> NameNumbers
     if names and len(texts) == len(names):
         values = [Decimal(text) for text in texts]
         order = sorted(range(len(names)), key=values.__getitem__)
-        # Where what stands before them varies too, as hours and minutes do, they are not all of a time.
+        # If the numbers before them vary too, as hours and minutes do, they are not complete times.
         before = [_natural(name[: found.start()]) for name, found in zip(names, decimals, strict=True) if found]
         if len(set(values)) == len(values) and all(before[a] <= before[b] for a, b in pairwise(order)):
             stamps = to_nanoseconds([texts[k] for k in order], where)
@@ -231,7 +231,9 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def _varying(split: list[list[str]]) -> tuple[list[str], str]:
-    """Of each name the number at the place where it varies most: of several such places one of times, or the last."""
+    """In each name, the number at the position that varies most; among several such positions one with times, or the
+    last.
+    """
     shortest = min(map(len, split))
     if any(len(found) != shortest for found in split):
         return [found[-1] for found in split], "the last number"  # names of different forms
@@ -243,7 +245,7 @@ def _varying(split: list[list[str]]) -> tuple[list[str], str]:
 
 
 def _seconds_and_parts(split: list[list[str]]) -> list[str] | None:
-    """Names like 1403715273_262142976, of seconds since 1970 and nanoseconds; None of others."""
+    """Names like 1403715273_262142976, of seconds since 1970 and nanoseconds; None for others."""
     pairs = []
     for found in split:
         at = next((k for k in range(len(found) - 1) if len(found[k]) == 10 and len(found[k + 1]) == 9), None)

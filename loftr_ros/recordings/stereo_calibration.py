@@ -1,4 +1,4 @@
-"""Where the right camera of a stereo pair stands: from a parameter, or from the two calibrations."""
+"""Pose of the right camera of a stereo pair: from a parameter, or from the two calibrations."""
 
 from __future__ import annotations
 
@@ -15,48 +15,49 @@ from loftr_ros.settings import ConfigError
 
 Array = NDArray[np.float64]
 
-# How far the product of a rotation with its transpose may be from the identity.
+# Largest deviation of a rotation times its transpose from the identity.
 _ORTHONORMAL = 1e-3
 _NO_BASELINE = 1e-6  # m
 _SINGULAR = 1e-12
 
 
 def pose_of(values: Sequence[float]) -> Array | None:
-    """A pose written as seven numbers.
+    """Convert a pose given as seven numbers.
 
     Args:
         values: x y z in metres and the quaternion x y z w; all zeros for none.
 
     Returns:
-        (4, 4) float64; None where all are zero.
+        (4, 4) float64; None if all are zero.
 
     Raises:
-        ConfigError: they are not seven, not finite, no rotation, or without a translation.
+        ConfigError: they are not seven, not finite, not a rotation, or without a translation.
     """
     if len(values) == 7 and not any(values):
         return None
     pose = from_seven(values, "left_from_right")
     if np.linalg.norm(pose[:3, 3]) < _NO_BASELINE:
-        raise ConfigError("left_from_right has no translation; expected where the right camera stands, in metres")
+        raise ConfigError("left_from_right has no translation; expected the right camera's position in metres")
     return pose
 
 
 def left_from_right(left: Any, right: Any, rectified: bool = False) -> Array:
-    """T_left_right of two cameras by their `sensor_msgs/CameraInfo`, as a stereo calibration fills R and P.
+    """T_left_right of two cameras from the R and P in their `sensor_msgs/CameraInfo`, as a stereo calibration writes
+    them.
 
-    R turns a camera's own frame into the rectified one, which both share but for a translation: P = K' [I | t] says by
-    what a point of the common frame is moved to be the camera's. Of a left camera it usually is zero, and then the
-    right one's P[0, 3] is -fx times the baseline.
+    R rotates a camera's own frame into the rectified one. The rectified frames of both cameras differ only by a
+    translation: P = K' [I | t] gives the shift of a point from the common frame to the camera's. It is usually zero for
+    a left camera, and then the right one's P[0, 3] is -fx times the baseline.
 
     Args:
-        left, right: CameraInfo-like messages (r, p); zeros in R stand for no rotation.
+        left, right: CameraInfo-like messages (r, p); zeros in R mean no rotation.
         rectified: the images are rectified, so R was applied to them already.
 
     Returns:
-        (4, 4) float64, metres, between the optical frames that the images were taken in.
+        (4, 4) float64, metres, between the optical frames of the images.
 
     Raises:
-        CameraError: the right camera is not said to be elsewhere than the left one, or R or P is no such matrix.
+        CameraError: the right camera is not apart from the left one, or R or P is not such a matrix.
     """
     baseline = _origin(right, "right") - _origin(left, "left")
     if np.linalg.norm(baseline) < _NO_BASELINE:
@@ -74,19 +75,19 @@ def left_from_right(left: Any, right: Any, rectified: bool = False) -> Array:
 
 
 def rectified_camera(info: Any) -> CameraModel:
-    """The camera of an image that image_proc has rectified: P's 3x3, without distortion.
+    """The camera of an image rectified by image_proc: P's 3x3, without distortion.
 
     Args:
-        info: a CameraInfo-like message; binning and region of interest are honoured as of a raw image.
+        info: a CameraInfo-like message; binning and region of interest are applied as for a raw image.
 
     Raises:
-        CameraError: P holds no such camera.
+        CameraError: P has no such camera.
     """
     projection = _projection(info, "the")
     if not projection.any():
         raise CameraError(
-            "the CameraInfo has no projection matrix P, by which a rectified image was made; calibrate the camera, or "
-            "set the parameter input.rectified to false where the images are raw"
+            "the CameraInfo has no projection matrix P, which a rectified image needs; calibrate the camera, or "
+            "set the parameter input.rectified to false if the images are raw"
         )
     return CameraModel.from_camera_info(
         SimpleNamespace(
@@ -103,7 +104,7 @@ def rectified_camera(info: Any) -> CameraModel:
 
 
 def _origin(info: Any, side: str) -> Array:
-    """(3,) where the camera stands in the frame that the rectified cameras share."""
+    """(3,) position of the camera in the common frame of the rectified cameras."""
     projection = _projection(info, f"the {side}")
     if not projection.any():  # of a camera that was calibrated alone
         return np.zeros(3)
@@ -117,7 +118,7 @@ def _projection(info: Any, which: str) -> Array:
 
 
 def _rectification(info: Any, side: str) -> Array:
-    """(3, 3) from the camera's own frame to the rectified one."""
+    """(3, 3) rotation from the camera's own frame to the rectified one."""
     rotation = _matrix(info.r, (3, 3), f"R of the {side} CameraInfo")
     if not rotation.any():
         return np.eye(3)

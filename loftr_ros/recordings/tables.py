@@ -1,4 +1,4 @@
-"""Tables of text as data sets and people write them: with headers, commas or blanks, from any system."""
+"""Text tables of data sets and people: with headers, commas or blanks, from any system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loftr_ros.recordings.images import SourceError
 from loftr_ros.text_files import TextFileError
 from loftr_ros.text_files import read_text as read_any_text
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:")  # of a row, as KITTI's `P0:`
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:")  # first entry of a row, such as KITTI's `P0:`
 _QUOTES = "\"'"
 
 
@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
     """A text file's content.
 
     Raises:
-        SourceError: it cannot be read, or is no text.
+        SourceError: it cannot be read, or is not text.
     """
     try:
         return read_any_text(path)
@@ -37,15 +37,15 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, columns: int, named: bool = False) -> list[Row]:
-    """Rows of a text table, whose entries have blanks, tabs, commas or semicolons between them.
+    """Rows of a text table, with entries separated by blanks, tabs, commas or semicolons.
 
-    Lines that begin with # are comments. The first row is a header, and left out, where its first entry is no number
-    and that of others is.
+    Lines that begin with # are comments. The first row is a skipped header if its first entry is not a number and those
+    of others are.
 
     Args:
         path: the file.
-        columns: entries that each row must have at least.
-        named: rows may begin with a name, as `P0:`, which is left out.
+        columns: least number of entries in each row.
+        named: rows may begin with a name, such as `P0:`, which is skipped.
 
     Raises:
         SourceError: a row is too short, or the file cannot be read.
@@ -72,7 +72,7 @@ def read_table(path: Path, columns: int, named: bool = False) -> list[Row]:
 def split(line: str, columns: int) -> list[str]:
     """A line's entries, without quotes."""
     separator = next((mark for mark in ",;\t" if mark in line), None)
-    # Of a stamp and a file, the file's name may have blanks.
+    # In a row of stamp and file, the file's name may contain blanks.
     entries = line.split(None, 1) if separator is None and columns == 2 else line.split(separator)
     return [entry.strip().strip(_QUOTES) for entry in entries]
 
@@ -90,7 +90,7 @@ def read_numbers(path: Path, columns: int, named: bool = False) -> NDArray[np.fl
     """(N, columns) float64 from a text table; further columns are ignored.
 
     Raises:
-        SourceError: something in it is not a number.
+        SourceError: an entry is not a number.
     """
     return numbers_in(read_table(path, columns, named), columns, path)
 
@@ -99,7 +99,7 @@ def numbers_in(rows: list[Row], columns: int, path: Path) -> NDArray[np.float64]
     """(N, columns) float64 of rows of a file, which is named in errors.
 
     Raises:
-        SourceError: something in them is not a number.
+        SourceError: an entry is not a number.
     """
     for row in rows:
         for entry in row[:columns]:
@@ -109,25 +109,25 @@ def numbers_in(rows: list[Row], columns: int, path: Path) -> NDArray[np.float64]
 
 
 def file_named(text: str, folder: Path, images: Path) -> Path:
-    """The file that a list means: by its path from the list's folder, or by its name alone among the images.
+    """The file named in a list: by its path from the list's folder, or only by its name among the images.
 
-    Lists were often written on another machine, with paths of their own.
+    Lists were often written on another machine, with its own paths.
 
     Args:
-        text: as it stands in the list.
-        folder: where the list is.
-        images: where the images are.
+        text: as written in the list.
+        folder: of the list.
+        images: folder of the images.
     """
     plain = text.replace("\\", "/")
     name = PurePosixPath(plain).name
     for candidate in (folder / plain, images / plain, images / name):
-        if is_there(candidate):
+        if file_exists(candidate):
             return candidate
     return folder / plain
 
 
-def is_there(file: Path) -> bool:
-    """Whether there is such a file; a name that is too long, or none at all, is of none."""
+def file_exists(file: Path) -> bool:
+    """Whether a file exists; false for a name that is too long or invalid."""
     try:
         return file.is_file()
     except (OSError, ValueError):

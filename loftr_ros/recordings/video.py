@@ -1,7 +1,7 @@
 """Video files, by FFmpeg's libraries (PyAV).
 
-OpenCV stops at the first packet that is damaged, and of an MP4 with a twelfth of its bytes overwritten gives 2 of the
-58 frames that can be had; nor does it tell repeated times from those that a container lacks.
+OpenCV stops at the first damaged packet: from an MP4 with a twelfth of its bytes overwritten it reads 2 of 58 readable
+frames. It also does not distinguish repeated times from missing ones.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from loftr_ros.recordings.base import (
 )
 from loftr_ros.text_files import what_it_is
 
-_SMALL_STEP_NS = 1000  # after the frame before, where the container gives both one time
-_TOLERATED_NS = 150_000_000  # that a video may begin after, or end before its container claims it does
-_QUIRK = 0.9  # part of the frames that FFmpeg complains of, beyond which it is how the camera writes them
+_SMALL_STEP_NS = 1000  # after the frame before, if the container gives both one time
+_TOLERATED_NS = 150_000_000  # tolerated gap at the beginning, and at the end before the claimed one
+_QUIRK = 0.9  # part of frames with complaints by FFmpeg beyond which they are a quirk of the camera
 _ATTEMPTS = 20  # to read on after an error, without a packet in between
 _MAX_PIXELS = 1 << 27
-# Text that FFmpeg would draw as a video, and lists that would have it read other files.
+# Text that FFmpeg would draw as a video, and playlists that make it read other files.
 _NO_VIDEOS = ("tty", "bin", "adf", "idf", "xbin", "concat", "hls", "sdp", "rtsp", "dash", "image2", "lavfi")
 
 
@@ -43,10 +43,10 @@ class VideoSource(Source):
     kind = "video"
 
     def __init__(self, path: Path, options: SourceOptions, camera: CameraModel | None = None) -> None:
-        """Opens the file once to see that it is a video.
+        """Open the file once to check that it is a video.
 
         Raises:
-            SourceError: it cannot be read, PyAV is not there, or `camera` is for another size.
+            SourceError: it cannot be read, PyAV is missing, or `camera` is for another size.
         """
         self.name, self.camera = path.name, camera
         self._path, self._options = path, options
@@ -61,11 +61,11 @@ class VideoSource(Source):
         self.rate = (options.rate or float(self._rate)) / options.step
         self.length = len(options.indices(self._claimed)) if self._claimed > 0 else None
         if self.length == 0:
-            raise SourceError(f"{path} has {self._claimed} frames; start {options.start} is past the last")
+            raise SourceError(f"{path} has {self._claimed} frames; start {options.start} is after the last")
         if camera is not None and (camera.width, camera.height) != size:
             raise SourceError(
                 f"the calibration is for {camera.width}x{camera.height}, but {path} is {size[0]}x{size[1]}; "
-                "give the right one with the option `camera`"
+                "give the matching one with the option `camera`"
             )
 
     def _open(self) -> tuple[Any, Any]:
@@ -87,16 +87,16 @@ class VideoSource(Source):
         except (av.FFmpegError, ValueError, OSError) as error:
             unfinished = head[4:8] == b"ftyp"
             why = "its recording was not finished, or its end is missing" if unfinished else _words(error)
-            raise SourceError(f"{path} is no video that can be read, and no bag: {why}; {expected}") from error
+            raise SourceError(f"{path} is not a readable video or bag: {why}; {expected}") from error
         stream = next(iter(container.streams.video), None)
         if stream is None or container.format.name in _NO_VIDEOS or stream.codec_context is None:
             container.close()
-            raise SourceError(f"{path} is no video: it has no images; {expected}")
+            raise SourceError(f"{path} is not a video: it has no images; {expected}")
         context = stream.codec_context
         if context.width < 1 or context.height < 1 or context.width * context.height > _MAX_PIXELS:
             size = f"{context.width}x{context.height}"
             container.close()
-            raise SourceError(f"{path} is no video that can be read: its frames are of {size} pixels; {expected}")
+            raise SourceError(f"{path} is not a readable video: its frames are of {size} pixels; {expected}")
         return container, stream
 
     @property
@@ -120,14 +120,14 @@ class VideoSource(Source):
                     stopped = True
                     break
                 stamp = decoder.stamp(frame)
-                if stamp is None:  # some containers have no times: then the frame rate gives them
+                if stamp is None:  # some containers have no times: then the frame rate defines them
                     stamp = FIRST_STAMP_NS if last < 0 else last + round(1e9 / self._rate)
                 elif stamp <= last:
                     stamp, repeated = last + _SMALL_STEP_NS, repeated + 1
                 last = stamp
                 if not self._options.chooses(index):
                     continue
-                self._note_turn(int(getattr(frame, "rotation", 0)))  # PyAV 14 and newer tell
+                self._note_rotation(int(getattr(frame, "rotation", 0)))  # available in PyAV 14 and newer
                 own = self._options.stamp(index)
                 try:
                     image = PixelImage(_pixels(frame))
@@ -141,9 +141,9 @@ class VideoSource(Source):
             why = why or (f"it claims {self._claimed}" if self._claimed else "it is empty")
             raise SourceError(f"{self._path} has no frame that can be decoded ({why})")
 
-    def _note_turn(self, degrees: int) -> None:
+    def _note_rotation(self, degrees: int) -> None:
         note = (
-            f"{self.name} would have its frames turned by {degrees} degrees when they are shown, which is ignored: the "
+            f"{self.name} asks players to rotate its frames by {degrees} degrees, which is ignored: the "
             "calibration is of the pixels as they are in the file"
         )
         if degrees and note not in self._notes:
@@ -156,7 +156,7 @@ class VideoSource(Source):
                 f"(the first: {decoder.first_error})"
             )
         if decoder.damaged:
-            self._notes.append(f"{decoder.damaged} frames of {self.name} are damaged in part, as their decoder says")
+            self._notes.append(f"{decoder.damaged} frames of {self.name} are partly damaged, according to the decoder")
         complaints = decoder.complaints
         if complaints:
             often = f" {complaints} times" if complaints > 1 else ""
@@ -164,33 +164,33 @@ class VideoSource(Source):
         missing = 0 if stopped else max(self._claimed - came, 0)
         late, ended = decoder.first_ns, last - FIRST_STAMP_NS + round(1e9 / self._rate)
         if late > _TOLERATED_NS:
-            self._notes.append(f"the first {late / 1e9:.2f} s of {self.name} could not be had")
+            self._notes.append(f"the first {late / 1e9:.2f} s of {self.name} could not be read")
         if not stopped and came and not missing and ended + _TOLERATED_NS < self._claimed_end:
             claimed = f"{self._claimed_end / 1e9:.2f} s"
-            self._notes.append(f"{self.name} claims to last {claimed}; what could be had ends at {ended / 1e9:.2f} s")
+            self._notes.append(f"{self.name} claims to last {claimed}; the readable part ends at {ended / 1e9:.2f} s")
         if missing:
-            self._notes.append(f"{self.name} claims {self._claimed} frames; {came} could be had")
+            self._notes.append(f"{self.name} claims {self._claimed} frames; {came} could be read")
         if repeated:
             self._notes.append(
-                f"{repeated} frames of {self.name} have the time of the one before them, or an earlier one; they are "
+                f"{repeated} frames of {self.name} are not later than the one before them; they are "
                 "stamped right after it"
             )
-        # A camera whose every frame FFmpeg complains of has a quirk, and nothing is lost by it.
+        # If FFmpeg complains of every frame, that is a quirk of the camera, and nothing is lost.
         is_damaged = decoder.damaged or late > _TOLERATED_NS or 0 < decoder.complained < _QUIRK * came
         self._lost = max(missing, decoder.failures, int(bool(is_damaged)))
 
 
 class _Decoder:
-    """Goes to the end of a video whatever is damaged on the way.
+    """Reads to the end of a video despite damage.
 
     Attributes:
         failures: packets that could not be read or decoded.
-        damaged: frames that came, but in part only.
-        first_error: what was wrong first.
-        complaints: errors that FFmpeg wrote to its log, and went on.
-        complained: packets with which it did.
+        damaged: frames that were decoded only in part.
+        first_error: the first error.
+        complaints: errors in FFmpeg's log after which it continued.
+        complained: packets with such errors.
         first_complaint: the first of them.
-        first_ns: when the first frame came, in nanoseconds from the beginning of the video.
+        first_ns: time of the first frame, in nanoseconds from the beginning of the video.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -200,13 +200,13 @@ class _Decoder:
         self._start = stream.start_time
         self.first_ns = 0
         self._any = False
-        # What other threads write to the log is not heard; and few videos are decoded faster by several.
+        # Log messages of other threads are not captured; and few videos are decoded faster by several.
         stream.codec_context.thread_count = 1
         if stream.codec_context.name == "mjpeg":
-            # Else what is missing of a JPEG is gray, and nobody says so.
+            # Otherwise missing parts of a JPEG are filled with gray without an error.
             stream.codec_context.options = {"err_detect": "explode"}
-        # An AVI's packets have no times: they are counted, and behind a damaged stretch the count is wrong. Its index,
-        # where it has one, tells. An entry is of a packet's header, which is 8 bytes long.
+        # An AVI's packets have no times: they are counted, and after a damaged stretch the count is wrong. Its index,
+        # if present, has the times. An index entry points to a packet's header, which is 8 bytes long.
         self._is_avi = container.format.name == "avi"
         entries = getattr(stream, "index_entries", ()) if self._is_avi else ()
         self._times = {entry.pos + 8: entry.timestamp for entry in entries}
@@ -220,7 +220,7 @@ class _Decoder:
             try:
                 with self._listening():
                     frames = packet.decode()
-            except Exception as error:  # PyAV's errors are of many kinds, and a damaged file meets all of them
+            except Exception as error:  # PyAV has many kinds of errors, and damaged files cause all of them
                 self.note_failure(error)
                 continue
             for frame in frames:
@@ -237,7 +237,7 @@ class _Decoder:
                         packet = next(packets, None)
                     if packet is None:
                         return
-                    # The last one is empty: it has the decoder give what it holds back.
+                    # The last packet is empty: it makes the decoder return its remaining frames.
                     if packet.size or packet.dts is None:
                         attempts = 0
                         yield packet
@@ -248,7 +248,7 @@ class _Decoder:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Counts what FFmpeg writes to its log meanwhile: of much that is damaged it tells nowhere else."""
+        """Count FFmpeg's log messages meanwhile: much damage is reported only there."""
         import av.logging
 
         before = av.logging.get_level()
@@ -258,21 +258,21 @@ class _Decoder:
                 yield
         finally:
             av.logging.set_level(before)
-            # A repetition is told of when something else is said, perhaps of another file.
-            said = [(name, text.strip()) for _, name, text in log if " more times)" not in text]
-            self.complaints += len(said)
-            self.complained += bool(said)
-            if said and not self.first_complaint:
-                self.first_complaint = f"{said[0][0]}: {said[0][1][:100]}"
+            # A repetition is logged only with the next other message, perhaps about another file.
+            new = [(name, text.strip()) for _, name, text in log if " more times)" not in text]
+            self.complaints += len(new)
+            self.complained += bool(new)
+            if new and not self.first_complaint:
+                self.first_complaint = f"{new[0][0]}: {new[0][1][:100]}"
 
     def note_failure(self, error: BaseException) -> None:
-        """Count something that could not be read."""
+        """Count a read error."""
         self.failures += 1
         self.first_error = self.first_error or _words(error)
 
     def stamp(self, frame: Any) -> int | None:
-        """The frame's presentation time in nanoseconds, or None where the container has none."""
-        # Frames come in the order that they are shown in. An AVI knows that of its packets alone.
+        """The frame's presentation time in nanoseconds, or None if the container has none."""
+        # Frames come in display order. An AVI has times only for its packets.
         by_packet = self._is_avi and self._stream.codec_context.has_b_frames
         time = frame.dts if by_packet else frame.pts
         if time is None or not frame.time_base:
@@ -286,7 +286,7 @@ class _Decoder:
 
 
 def _pixels(frame: Any) -> Any:
-    """Gray with all its bits of a gray video, else BGR."""
+    """Gray at full depth for a gray video, else BGR."""
     name = str(frame.format.name)
     if name.startswith("gray"):
         bits = 8 if name in ("gray", "gray8") else 16
@@ -302,9 +302,9 @@ def _rate(stream: Any) -> Fraction:
 
 
 def _claimed_end(stream: Any) -> int:
-    """When the video ends by its container, in nanoseconds from its beginning; 0 where it does not say.
+    """End of the video by its container, in nanoseconds from its beginning; 0 if not given.
 
-    Matroska says so in a tag, as hours, minutes and seconds.
+    Matroska stores it in a tag, as hours, minutes and seconds.
     """
     found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", str(stream.metadata.get("DURATION", "")))
     if found is None:
@@ -313,5 +313,5 @@ def _claimed_end(stream: Any) -> int:
 
 
 def _words(error: BaseException) -> str:
-    """What FFmpeg says of an error, without its number and the file's name."""
+    """FFmpeg's description of an error, without its number and the file's name."""
     return str(getattr(error, "strerror", None) or error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Transitions that say why they fail."""
+"""Lifecycle transitions that report why they fail."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Reporting(Protocol):
     """A node that reports its failures.
 
     Attributes:
-        errors: where they are logged and counted.
+        errors: logs and counts them.
         failure: why the last transition failed; empty if it did not.
-        in_transition: whether one is under way.
+        in_transition: whether one is in progress.
     """
 
     errors: ErrorLog
@@ -31,7 +31,7 @@ Transition = Callable[[NodeT, LifecycleState], TransitionCallbackReturn]
 
 
 def reported(method: Transition[NodeT]) -> Transition[NodeT]:
-    """Log what a transition raises and return FAILURE; rclpy would swallow it and return ERROR."""
+    """Log an exception of a transition and return FAILURE; rclpy would swallow it and return ERROR."""
 
     @functools.wraps(method)
     def guarded(self: NodeT, state: LifecycleState) -> TransitionCallbackReturn:

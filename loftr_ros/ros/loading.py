@@ -1,7 +1,7 @@
-"""From parameters to a front end that is ready; the only room of the shell that loads torch.
+"""Builds a ready front end from parameters; the only module of `ros/` that loads torch.
 
-torch takes seconds to import. It is left to the node's configure transition, so that the node's services are there
-before a lifecycle manager, or someone's Ctrl-C, wants them.
+Importing torch takes seconds. It is left to the configure transition, so that the node's services are up before a
+lifecycle manager, or a Ctrl-C, needs them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) -> FrontEnd:
-    """Load the network, warm it up, and build the front end around it.
+    """Load the network, warm it up, and build the front end.
 
     Args:
         parameters: the node's.
-        first_keyframe_id: of the first keyframe.
-        logger: the node's; it is told which network runs where.
+        first_keyframe_id: ID of the first keyframe.
+        logger: the node's; logs which network runs where.
 
     Raises:
-        WeightsError: the network is not known, or the weights are missing, damaged, or of another network.
-        DeviceError: the device or precision is not to be had.
+        WeightsError: the network is unknown, or the weights are missing, damaged, or of another network.
+        DeviceError: the device or precision is not available.
     """
     from loftr_ros.frontend.matcher_settings import RANDOM, matcher_spec
     from loftr_ros.frontend.pipeline import FrontEnd

@@ -1,4 +1,4 @@
-"""What the rooms without ROS log reaches the node's logger."""
+"""Forwards log records of the modules without ROS to the node's logger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _ToNode(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        # A line each: rclpy wants one severity of every place that logs.
+        # Separate calls: rclpy requires one severity per logging call site.
         if record.levelno >= logging.ERROR:
             self._logger.error(message)
         elif record.levelno >= logging.WARNING:
@@ -23,7 +23,7 @@ class _ToNode(logging.Handler):
 
 
 def log_by(logger: Any) -> None:
-    """Have a node's logger say what the package's Python loggers are told from now on, from INFO on."""
+    """Forward the package's Python log records to a node's logger, from INFO on."""
     package = logging.getLogger("loftr_ros")
     for handler in [each for each in package.handlers if isinstance(each, _ToNode)]:
         package.removeHandler(handler)

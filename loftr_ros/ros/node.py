@@ -1,4 +1,4 @@
-"""The lifecycle node: parameters and wiring; the work is done in the other modules."""
+"""The lifecycle node: parameters and wiring. The work is done in the other modules."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
-# Seconds for which a thread of this process may keep Python's lock while the front end waits for it, between any two
-# operations of its network: Python's own 5 ms add up.
+# Seconds for which another thread of this process may hold Python's lock while the front end waits for it, between any
+# two operations of its network: Python's default of 5 ms adds up.
 _SWITCH_INTERVAL = 0.0005
 
 
@@ -61,15 +61,15 @@ class FrontEndNode(LifecycleNode):
     """
 
     def __init__(self, **kwargs: object) -> None:
-        """Declare the parameters and report from now on; `kwargs` are those of `LifecycleNode`.
+        """Declare the parameters and start status reports; `kwargs` are those of `LifecycleNode`.
 
         Raises:
-            ParameterException, ConfigError: a parameter was given a value that it cannot have.
+            ParameterException, ConfigError: a parameter has an invalid value.
         """
         super().__init__("loftr_front_end", **kwargs)
         declare(self)
-        for said in unknown_parameters(self):
-            self.get_logger().warning(said)
+        for warning in unknown_parameters(self):
+            self.get_logger().warning(warning)
         output = read(self).output
         self.statistics = Statistics(output.status_window)
         self.errors = ErrorLog(self, self.statistics, output.error_period)
@@ -86,7 +86,7 @@ class FrontEndNode(LifecycleNode):
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        # Humble has no callback for after they are set; there they act as soon as they are found to be good.
+        # Humble has no post-set callback; there parameters take effect as soon as they are accepted.
         self._acts_after = hasattr(self, "add_post_set_parameters_callback")
         if self._acts_after:
             self.add_post_set_parameters_callback(self._after_set_parameters)
@@ -100,7 +100,7 @@ class FrontEndNode(LifecycleNode):
         """Load the network and warm it up."""
         parameters = read(self)
         output, mask = parameters.output, parameters.input.mask
-        # Before the network, which takes so much longer.
+        # First, because loading the network takes so much longer.
         parameters.input.check_mode(parameters.front_end.scale.mode)
         usable = read_mask(Path(mask).expanduser()) if mask else None
         self.statistics.set_window(output.status_window)
@@ -131,7 +131,7 @@ class FrontEndNode(LifecycleNode):
 
     @reported
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe and begin to work."""
+        """Subscribe and start working."""
         parameters = read(self)
         mode, camera_info = parameters.front_end.scale.mode, parameters.input.camera_info
         assert self._stages is not None
@@ -139,15 +139,15 @@ class FrontEndNode(LifecycleNode):
         if self._gyroscope is not None:
             self._imu = ImuInput(self, parameters.imu, self._gyroscope, lambda: self.statistics.last_frame_id)
         self._lifecycle = "active"
-        for said in unknown_parameters(self, qos=True):
-            self.get_logger().warning(said)
+        for warning in unknown_parameters(self, qos=True):
+            self.get_logger().warning(warning)
         self.get_logger().info(f"waiting for images on {self._input.topic} (mode: {mode}, camera_info: {camera_info})")
-        # Last, since it cannot fail: the publishers begin to speak. No frame comes while this callback runs.
+        # Last, since it cannot fail: it enables the publishers. No frame comes while this callback runs.
         return super().on_activate(state)
 
     @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe; what is in work is finished, the keyframes stay."""
+        """Unsubscribe; finish the frames in progress, keep the keyframes."""
         self._stop()
         self._lifecycle = "inactive"
         return super().on_deactivate(state)
@@ -164,11 +164,11 @@ class FrontEndNode(LifecycleNode):
 
     @reported
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured, from where configure may be tried again."""
+        """Return to unconfigured, from where configure may be tried again."""
         return self._end("unconfigured")
 
     def close(self) -> None:
-        """End the threads, whatever state the node is in; the node cannot be used after it."""
+        """End the threads, in any state; the node cannot be used afterwards."""
         self._end_threads()
 
     # --- services and parameters ---
@@ -210,7 +210,7 @@ class FrontEndNode(LifecycleNode):
             self._change(with_values(read(self), values))
 
     def _change(self, parameters: Parameters) -> None:
-        """Go by other live parameters: from the next frame on, and the next message."""
+        """Use other live parameters, from the next frame and message on."""
         assert self._stages is not None
         output = parameters.output
         self.errors.period = output.error_period
@@ -226,17 +226,17 @@ class FrontEndNode(LifecycleNode):
         self._stages.call(between_frames)
 
     def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
-        """As every node's, but a whole number is taken for a float."""
+        """As for every node, but accepts whole numbers for floats."""
         return list(super().set_parameters(all_floats(parameter_list, defaults())))
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """As every node's, but a whole number is taken for a float; `ros2 param set` comes here."""
+        """As for every node, but accepts whole numbers for floats; `ros2 param set` calls this."""
         return super().set_parameters_atomically(all_floats(parameter_list, defaults()))
 
     # --- the rest ---
 
     def _open_places(self, parameters: Parameters) -> Places | None:
-        """The archive and the search for loops; without them, whatever the reason, the front end does its work."""
+        """Open the archive and the loop search. If that fails for any reason, the front end works without them."""
         if not parameters.archive.uri:
             return None
         assert self._stages is not None and self._outputs is not None
@@ -269,7 +269,7 @@ class FrontEndNode(LifecycleNode):
 
     def _end_threads(self) -> None:
         self._stop()
-        self._close_places()  # first: it works on the stages' threads
+        self._close_places()  # first, because it works on the stages' threads
         if self._stages is not None:
             self._next_keyframe_id = self._stages.front_end.buffer.next_id
             self._stages.stop()
@@ -318,14 +318,14 @@ class FrontEndNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None, autostart: bool = False) -> int:
-    """Run the node until it is told to stop.
+    """Run the node until it is asked to stop.
 
     Args:
         args: command line with ROS arguments; None for the process's own.
-        autostart: go to active by itself, for when no launch file does it.
+        autostart: become active without a launch file.
 
     Returns:
-        The process's exit code: 0 after a clean stop, 2 where an argument is wrong, 1 where autostart failed.
+        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed.
     """
     node: FrontEndNode | None = None
     interrupted = threading.Event()
@@ -333,7 +333,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
     def interrupt(number: int, frame: object) -> None:
         interrupted.set()
         if node is None or node.in_transition:
-            raise KeyboardInterrupt  # loading a network takes too long to wait for; else rclpy ends the spinning
+            raise KeyboardInterrupt  # loading a network takes too long to wait for; otherwise rclpy ends the spinning
 
     signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -347,8 +347,8 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         try:
             node = FrontEndNode()
             profile.log(node.get_logger())
-            for said in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
-                node.get_logger().warning(said)
+            for warning in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
+                node.get_logger().warning(warning)
             log_by(node.get_logger())
             if autostart:
                 for transition in (node.trigger_configure, node.trigger_activate):
@@ -361,14 +361,14 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
             rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}")
             return 2
         except Exception:
-            # A signal may hit rclpy anywhere: its C++ makes another exception of the interrupt (as it takes a message),
-            # or finds the context gone (as it makes a wait set).
+            # A signal may interrupt rclpy anywhere: its C++ turns the interrupt into another exception (while taking a
+            # message), or finds the context gone (while creating a wait set).
             if rclpy.ok() and not interrupted.is_set():
                 raise
     except KeyboardInterrupt:
         pass
     finally:
-        # `ros2 launch` may pass on a Ctrl-C that the whole process group had already: no second one may break in here.
+        # `ros2 launch` may forward a Ctrl-C that the whole process group has already received: ignore the second one.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.close()

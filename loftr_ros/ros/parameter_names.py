@@ -1,4 +1,4 @@
-"""Parameters as users write them: whole numbers for floats, and names that nothing goes by."""
+"""Parameters as users write them: whole numbers for floats, and misspelt names."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NODES_PARAMETERS = "ros__parameters"
 
 
 def whole_to_float(parameter: Parameter, default: object) -> Parameter:
-    """The same parameter, but a float where a whole number was written for one: 10 for 10.0, [0, 1] for [0.0, 1.0].
+    """Convert a whole number to a float where a float is declared: 10 to 10.0, [0, 1] to [0.0, 1.0].
 
     Args:
-        parameter: as it was given.
-        default: that it is declared with, which tells its type.
+        parameter: as given.
+        default: declared default, which defines the type.
     """
     if isinstance(default, float) and parameter.type_ == Parameter.Type.INTEGER:
         return Parameter(parameter.name, Parameter.Type.DOUBLE, float(parameter.value))
@@ -33,10 +33,10 @@ def whole_to_float(parameter: Parameter, default: object) -> Parameter:
 
 
 def accept_whole_numbers(node: Node, defaults: Mapping[str, object]) -> None:
-    """Make floats of the whole numbers that a node was started with, before its parameters are declared.
+    """Convert whole numbers among a node's start parameters to floats, before its parameters are declared.
 
-    rclpy holds each against its declared type and has no hook for it, in any distribution; what it was started with
-    stands in this attribute of Node from Humble to Rolling.
+    rclpy checks each against its declared type and has no hook for this, in any distribution. The start parameters are
+    in this attribute of Node from Humble to Rolling.
     """
     overrides: dict[str, Parameter] = getattr(node, "_parameter_overrides", {})
     for name, parameter in overrides.items():
@@ -45,11 +45,11 @@ def accept_whole_numbers(node: Node, defaults: Mapping[str, object]) -> None:
 
 
 def unknown_parameters(node: Node, qos: bool = False) -> list[str]:
-    """A sentence on each parameter that a node was started with and has not declared.
+    """One sentence per start parameter that the node has not declared.
 
     Args:
         node: all its parameters are declared by now.
-        qos: look at those of quality of service, which are declared with the topics; else at all others.
+        qos: check quality-of-service parameters, which are declared with the topics; else all others.
     """
     overrides: dict[str, Parameter] = getattr(node, "_parameter_overrides", {})
     # rclpy declares `start_type_description_service` and the like by itself.
@@ -59,7 +59,7 @@ def unknown_parameters(node: Node, qos: bool = False) -> list[str]:
 
 
 def idle_files(arguments: Sequence[str], full_name: str) -> list[str]:
-    """A sentence on each parameter file of a command line that has nothing for the node.
+    """One sentence per parameter file of a command line that has nothing for the node.
 
     Args:
         arguments: the command line.
@@ -67,7 +67,7 @@ def idle_files(arguments: Sequence[str], full_name: str) -> list[str]:
     """
     import yaml
 
-    said = []
+    warnings = []
     for flag, file in itertools.pairwise(arguments):
         if flag != "--params-file":
             continue
@@ -78,10 +78,10 @@ def idle_files(arguments: Sequence[str], full_name: str) -> list[str]:
         names = list(_node_names(content, ""))
         if names and not any(_fits(name, full_name) for name in names):
             others = ", ".join(f"'{name}'" for name in names)
-            said.append(
-                f"{file} has parameters for {others}, and none for this node, '{full_name}'; '/**' fits every node"
+            warnings.append(
+                f"{file} has parameters for {others}, but none for this node, '{full_name}'; '/**' fits every node"
             )
-    return said
+    return warnings
 
 
 def _node_names(content: object, prefix: str) -> Iterator[str]:
@@ -102,5 +102,5 @@ def _fits(pattern: str, full_name: str) -> bool:
 
 
 def all_floats(values: Iterable[Any], defaults: Mapping[str, object]) -> list[Any]:
-    """Parameters that are to be set, with floats where whole numbers were given for them."""
+    """Parameters to set, with floats in place of whole numbers."""
     return [whole_to_float(each, defaults[each.name]) if each.name in defaults else each for each in values]

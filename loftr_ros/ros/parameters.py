@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OutputParameters(Settings):
-    """What goes out, and how often."""
+    """Settings of the output."""
 
     live: ClassVar[bool] = True
 
@@ -48,7 +48,7 @@ class OutputParameters(Settings):
 
 @dataclass(frozen=True)
 class OdometryParameters(Settings):
-    """The robot's motion, for a look."""
+    """Settings of the robot's odometry, for visualisation."""
 
     odom_frame: str = setting("odom", "Frame in whose origin the robot's base begins")
     base_frame: str = setting("base_link", "Frame of the robot's base")
@@ -61,7 +61,7 @@ class OdometryParameters(Settings):
     path_length: int = setting(1000, "Poses on ~/path, at most, the newest", low=0, high=100000)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS has it as an array
+        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS gives an array
         super().__post_init__()
         if any(self.base_from_camera):
             from_seven(self.base_from_camera, "base_from_camera")
@@ -69,7 +69,7 @@ class OdometryParameters(Settings):
 
 @dataclass(frozen=True)
 class FleetParameters(Settings):
-    """Places shared with other robots over ROS 2."""
+    """Settings of sharing places with other robots over ROS 2."""
 
     share: bool = setting(
         False,
@@ -84,7 +84,7 @@ class FleetParameters(Settings):
 
 @dataclass(frozen=True)
 class RobotParameters(Settings):
-    """Who this is."""
+    """Identity of the robot."""
 
     robot_name: str = setting(
         "", "Name of the robot, by which others know its keyframes; empty for the node's namespace, or else 'robot'"
@@ -118,9 +118,9 @@ class ImuParameters(GyroscopeConfig):
 
 @dataclass(frozen=True)
 class Parameters:
-    """Everything that the node can be told."""
+    """All parameters of the node."""
 
-    # The network's settings stand at the top, since they are what a user sets first.
+    # The network's settings come first, because users set them first.
     matcher: MatcherConfig = field(default_factory=MatcherConfig, metadata=FLAT)
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig, metadata=FLAT)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
@@ -145,14 +145,14 @@ def defaults(kind: type = Parameters) -> dict[str, object]:
 
 
 def live_parameters(kind: type = Parameters) -> dict[str, bool]:
-    """Every parameter's ROS name, and whether it may change while frames come."""
+    """Every parameter's ROS name, and whether it may change at run time."""
     return {name: is_live(group, item) for name, group, item in settings_of(kind())}
 
 
 def refusal(values: Mapping[str, Any], configured: bool, kind: type = Parameters) -> str:
-    """Why parameters cannot be set; empty where they can, or are none of ours. rclpy checks types and ranges itself.
+    """Why parameters cannot be set; empty if they can, or are not ours. rclpy checks types and ranges itself.
 
-    Those that may change while frames come can always be set.
+    Live parameters can always be set.
 
     Args:
         values: by parameter name.
@@ -179,9 +179,9 @@ def refusal(values: Mapping[str, Any], configured: bool, kind: type = Parameters
 
 
 def declare(node: Node, kind: type = Parameters) -> None:
-    """Declare every parameter on a node; rclpy then holds values against type and range by itself.
+    """Declare every parameter on a node; rclpy then checks types and ranges.
 
-    Whole numbers that the node was started with are taken for floats.
+    Whole numbers among the start parameters become floats.
     """
     accept_whole_numbers(node, defaults(kind))
     for name, item in parameter_names(kind):
@@ -189,7 +189,7 @@ def declare(node: Node, kind: type = Parameters) -> None:
 
 
 def descriptor(item: dataclasses.Field[Any]) -> ParameterDescriptor:
-    """What `ros2 param describe` shows of a setting."""
+    """The description for `ros2 param describe`."""
     about = item.metadata
     unit = f" [{about['unit']}]" if about["unit"] else ""
     choices = f" (one of: {', '.join(about['choices'])})" if about["choices"] else ""
@@ -207,7 +207,7 @@ def read(node: Node) -> Parameters:
     """The node's parameters as typed settings.
 
     Raises:
-        ConfigError: one is out of its choices; the message names it.
+        ConfigError: one is not among its choices; the message names it.
     """
     return read_as(node, Parameters)
 

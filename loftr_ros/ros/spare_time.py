@@ -1,4 +1,4 @@
-"""The front end's network lent to the search for places, in the time between frames."""
+"""Shares the front end's network with the search for places, in the time between frames."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
     from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 R = TypeVar("R")
-# (width, height) of an image as the network sees it, and whether parts of it are masked.
+# (width, height) of the network's input for an image, and whether it has a mask.
 ImageKind = tuple[tuple[int, int], bool]
 
-# Intervals between frames that the next one is foretold by.
+# Number of intervals between frames used to predict the next one.
 _INTERVALS = 9
-# Frames after which work that no gap is long enough for is done between two of them.
+# Number of frames after which work that fits into no gap is done between two of them.
 _PATIENCE = 3.0
-# Of an interval, the part after which a frame that is late is waited for no longer.
+# Part of an interval by which a frame may be late before it is no longer waited for.
 _LATE = 1.5
-# Seconds without a frame after which there is no stream.
+# Seconds without a frame after which the stream counts as stopped.
 _SILENCE = 1.0
-# Seconds after a dropped frame for which more frames are taken to come than can be worked on.
+# Seconds after a dropped frame for which the front end counts as overloaded.
 _DROPPING = 1.0
-# Seconds after which it is looked again whether the other thread is busy.
-_LOOK_AGAIN = 0.01
-# Seconds that work of an unknown kind is taken to last, and how slowly what is known is forgotten.
+# Seconds between checks whether the other thread is busy.
+_POLL_PERIOD = 0.01
+# Assumed seconds of unknown work, and weight of the old estimate in an update.
 _UNKNOWN, _MEMORY = 0.1, 0.8
 
 
 class SpareTime:
-    """Foretells when there is time beside the frames.
+    """Predicts when there is time beside the frames.
 
-    Work goes into a gap that it fits in: after a frame, if it will be done before the next is due. Where more frames
-    come than are worked on, it takes the place of one: the newest is taken when it is done, so that no frame is older
-    for it. Where neither holds for some frames, it goes between two of them, and the second one is late by it.
+    Work is done in a gap that it fits into: after a frame, if it will end before the next is due. If more frames come
+    than are processed, it replaces one of them: the newest is processed afterwards, so no frame gets older. If neither
+    is possible for some frames, it runs between two of them and delays the second one.
 
     Attributes:
         max_load: part of the time, 0 to 1, that other work may take while frames come; may be changed.
     """
 
     def __init__(self) -> None:
-        """Begin without a stream, and without a bound."""
+        """Begin without a stream and without a limit."""
         self.max_load = 1.0
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
         self._interval = 0.0
@@ -58,7 +58,7 @@ class SpareTime:
         self._lasted: dict[Hashable, float] = {}
 
     def arrived(self, now: float) -> None:
-        """A frame came, at monotonic seconds; one thread calls this."""
+        """A frame came, at monotonic seconds; called from one thread."""
         if self._is_silent(now):
             self._intervals.clear()
         else:
@@ -71,45 +71,45 @@ class SpareTime:
         self._dropped = now
 
     def spent(self, kind: Hashable, seconds: float, now: float) -> None:
-        """Work of a kind was done; it comes to no more than its part of the time."""
+        """Work of a kind was done; it may take only its part of the time."""
         self._lasted[kind] = max(seconds, _MEMORY * self._lasted.get(kind, 0.0) + (1 - _MEMORY) * seconds)
         self._rest_until = now + seconds * (1 / self.max_load - 1)
 
     def wait(self, kind: Hashable, since: float, is_busy: bool, now: float) -> float:
-        """Seconds after which to ask again; 0 where work may begin.
+        """Seconds after which to ask again; 0 if work may begin.
 
         Args:
-            kind: of work, which foretells how long it takes.
-            since: when it was first asked for.
-            is_busy: whether a frame waits or is in work.
+            kind: of work, for the prediction of its duration.
+            since: time of the first request.
+            is_busy: whether a frame waits or is being processed.
             now: monotonic seconds.
         """
         if self._is_silent(now):
-            return _LOOK_AGAIN if is_busy else 0.0
+            return _POLL_PERIOD if is_busy else 0.0
         if now < self._rest_until:
             return self._rest_until - now
-        if now - self._dropped < _DROPPING or now - since > _PATIENCE * max(self._interval, _LOOK_AGAIN):
+        if now - self._dropped < _DROPPING or now - since > _PATIENCE * max(self._interval, _POLL_PERIOD):
             return 0.0
         if is_busy:
-            return _LOOK_AGAIN
+            return _POLL_PERIOD
         quiet = now - self._arrived
         if quiet + self._lasted.get(kind, _UNKNOWN) <= self._interval or quiet >= _LATE * self._interval:
             return 0.0
         return _LATE * self._interval - quiet
 
     def _is_silent(self, now: float) -> bool:
-        """Whether the last frame is so long ago that there is no stream."""
+        """Whether the last frame is too long ago for a running stream."""
         return now - self._arrived > max(_SILENCE, _PATIENCE * self._interval)
 
 
 class LentMatcher:
-    """A matcher that works on the front end's threads, when these have time; a `Matcher` for one other thread.
+    """A `Matcher` for one other thread that runs on the front end's threads when they have time.
 
-    One network then serves both, with all cores, and never against each other. Images of a size that is new to both are
-    worked on where they are asked for: building a graph for them takes seconds.
+    So one network serves both with all cores, and never in competition. Images of a size that is new to both are
+    processed on the calling thread: building a graph for them takes seconds.
 
     Attributes:
-        spare: says when there is time.
+        spare: decides when there is time.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class LentMatcher:
         matching: NewestWorker[Any],
         kinds: Collection[ImageKind],
     ) -> None:
-        """Lend.
+        """Create it.
 
         Args:
             matcher: the front end's.
-            spare: says when.
+            spare: decides when there is time.
             encoding, matching: the threads that call `Matcher.encode`, and the rest of it.
-            kinds: of images that the front end has worked on by now.
+            kinds: kinds of images that the front end has processed so far.
         """
         self._matcher, self.spare = matcher, spare
         self._encoding, self._matching = encoding, matching
@@ -182,7 +182,7 @@ class LentMatcher:
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """As of `Matcher`, on the thread that matches."""
         if features.unsmoothed is None:
-            return self._matcher.complete(features)  # which has nothing to do
+            return self._matcher.complete(features)  # which does nothing
         kind = kind_of(features)
         return self._run("complete", [kind], self._matching, lambda: self._matcher.complete(features))
 
@@ -192,7 +192,7 @@ class LentMatcher:
         return self._run("match", kinds, self._matching, lambda: self._matcher.match(keyframes, current))
 
     def geometry(self, work: Callable[[], R]) -> R:
-        """Run what comes after matching, on the thread that matches."""
+        """Run the geometry after matching, on the thread that matches."""
         return self._when_there_is_time("geometry", self._matching, work)
 
     def _run(self, stage: str, kinds: Sequence[ImageKind], worker: NewestWorker[Any], work: Callable[[], R]) -> R:
@@ -223,21 +223,21 @@ class LentMatcher:
 
 
 def kind_of(features: ImageFeatures) -> ImageKind:
-    """What decides which graphs an image needs."""
+    """The properties that decide which graphs an image needs."""
     return features.size, features.usable is not None
 
 
 def one_torch_thread_here() -> None:
-    """Let torch use no other threads than the calling one, and all others as many as before.
+    """Limit torch to the calling thread here, and keep the number of threads elsewhere.
 
-    Where two threads have others compute for them, there are more than cores; upon which all of them sleep between two
-    operations instead of spinning, and everything takes twice as long.
+    If two threads use worker threads, there are more threads than cores. All of them then sleep between two operations
+    instead of spinning, and everything takes twice as long.
     """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # What threads begin with that have not computed yet is set along with it, so another thread sets that back.
+    # This also sets the initial value for threads that have not computed yet, so another thread restores it.
     restoring = threading.Thread(target=torch.set_num_threads, args=(threads,))
     restoring.start()
     restoring.join()

@@ -1,4 +1,6 @@
-"""A frame's way through the node: on one thread, or on two so that one frame is encoded while the last is matched."""
+"""Processing stages of a frame in the node: on one thread, or on two to encode a frame while the last one is
+matched.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,12 @@ class _Encoded:
 
 
 class FrameStages:
-    """Decodes, encodes, matches and publishes; before each thread the newest frame waits.
+    """Decodes, encodes, matches and publishes; only the newest frame waits before each thread.
 
-    With two threads the first decodes and encodes. The other owns the front end's state: no other touches keyframes.
+    With two threads the first one decodes and encodes. The second one owns the front end's state and its keyframes.
 
     Attributes:
-        spare: foretells when the threads have time for what others ask of the network.
+        spare: predicts when the threads have time for other work of the network.
     """
 
     def __init__(
@@ -55,12 +57,12 @@ class FrameStages:
         """Start the threads and load the network on the one that matches.
 
         Args:
-            load: makes the front end.
-            decoder: makes frames of messages.
-            statistics, errors: count what becomes of each frame.
+            load: creates the front end.
+            decoder: converts messages to frames.
+            statistics, errors: count the outcome of each frame.
             is_alive: whether the publishers still have a context.
-            pipelined: use two threads. More frames a second get through where there are cores for both; where there
-                are not, they only slow each other down.
+            pipelined: use two threads. They process more frames per second if there are cores for both; if not, they
+                only slow each other down.
 
         Raises:
             Whatever `load` raises; the threads have then ended.
@@ -83,8 +85,8 @@ class FrameStages:
             self._matching = self._encoding
         self._threads = (self._encoding, self._matching) if pipelined else (self._encoding,)
         try:
-            # On a thread that will run it: one more thread in torch makes more OpenMP threads than there are cores,
-            # upon which they sleep between two operations instead of spinning, and everything takes twice as long.
+            # On a thread that will run it: one more thread in torch makes more OpenMP threads than cores. They then
+            # sleep between two operations instead of spinning, and everything takes twice as long.
             self.front_end = self._matching.ask(load)
         except BaseException:
             self.stop()
@@ -92,23 +94,23 @@ class FrameStages:
 
     @property
     def pending(self) -> int:
-        """Frames that wait or are in work."""
+        """Frames waiting or being processed."""
         return sum(thread.pending for thread in self._threads)
 
     def publish_by(self, outputs: Outputs) -> None:
-        """Say where the results go; before the first frame."""
+        """Set the outputs, before the first frame."""
         self._outputs = outputs
 
     def observe_by(self, observe: Callable[[FrontEndResult, EncodedFrame], None]) -> None:
-        """Say who else takes each frame's result, on the thread that matches; before the first frame."""
+        """Set a further receiver of each frame's result, on the thread that matches; before the first frame."""
         self._observe = observe
 
     def lend(self, matcher: Matcher) -> LentMatcher:
-        """The front end's network for another thread, which works on these threads when they have time."""
+        """The front end's network for another thread; it runs on these threads when they have time."""
         return LentMatcher(matcher, self.spare, self._encoding, self._matching, self._kinds)
 
     def put(self, arrival: Arrival) -> None:
-        """Take a message as the newest."""
+        """Make a message the newest."""
         self.spare.arrived(time.monotonic())
         self._encoding.put(arrival)
 
@@ -125,11 +127,11 @@ class FrameStages:
         self._matching.call(guarded)
 
     def ask(self, question: Callable[[FrontEnd], R]) -> R:
-        """Ask something of the front end on its thread, between two frames, and wait for the answer."""
+        """Run a function with the front end on its thread, between two frames, and wait for the result."""
         return self._matching.ask(lambda: question(self.front_end))
 
     def drain(self) -> None:
-        """Finish what is in work, drop what waits."""
+        """Finish the frames in progress, drop those that wait."""
         for thread in self._threads:
             thread.drain()
 
@@ -176,7 +178,7 @@ class FrameStages:
             if self._observe is not None:
                 self._observe(result, item.frame)
             self._outputs.publish_picture(result)
-        except Exception as error:  # the frame is done, and counted as that
+        except Exception as error:  # the frame is done, and counted
             self._report(error, self._errors.error)
 
     def _dropped(self, _: Any) -> None:
@@ -184,8 +186,8 @@ class FrameStages:
         self._statistics.dropped()
 
     def _report(self, error: Exception, report: Callable[[str, str, str], None]) -> None:
-        """Log and count what was raised on a thread, which must not end by it."""
+        """Log and count an exception of a thread, which must not end because of it."""
         if not self._is_alive():
-            return  # the context went away beneath the publishers: no failure
+            return  # the context was shut down before the publishers: not a failure
         kind = error_kind(error)
         report(kind, str(error) or type(error).__name__, traceback.format_exc() if kind == "internal" else "")

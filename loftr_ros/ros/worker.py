@@ -1,4 +1,4 @@
-"""One thread that works on the newest frame; what a newer one displaces is counted, never queued."""
+"""A thread that works on the newest item; replaced items are counted, never queued."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ R = TypeVar("R")
 class NewestWorker(Generic[T]):
     """A one-place slot and the thread that empties it.
 
-    `put` never blocks. Commands given by `call` run on the same thread, before the next item, so that what the
-    thread owns needs no lock.
+    `put` never blocks. Commands given by `call` run on the same thread before the next item, so the thread's own data
+    needs no lock.
     """
 
     def __init__(self, work: Callable[[T], None], on_displaced: Callable[[T], None], name: str) -> None:
         """Start the thread.
 
         Args:
-            work: called with each item that is not displaced; must not raise, for that would end the thread.
-            on_displaced: called, on the thread that puts, with each item that a newer one took the place of.
-            name: the thread's.
+            work: called with each item that is not replaced; must not raise, because that would end the thread.
+            on_displaced: called, on the thread of `put`, with each item that a newer one replaced.
+            name: of the thread.
         """
         self._work = work
         self._on_displaced = on_displaced
@@ -41,17 +41,17 @@ class NewestWorker(Generic[T]):
 
     @property
     def pending(self) -> int:
-        """Items waiting or in work."""
+        """Items waiting or in progress."""
         with self._condition:
             return int(self._slot is not None) + int(self._busy)
 
     @property
     def is_busy(self) -> bool:
-        """Whether an item waits or is in work, as it was a moment ago; takes no lock."""
+        """Whether an item was waiting or in progress a moment ago; takes no lock."""
         return self._slot is not None or self._busy
 
     def put(self, item: T) -> None:
-        """Make the item the next one to be worked on; after `stop` it counts as displaced at once."""
+        """Make the item the next one; after `stop` it counts as displaced at once."""
         with self._condition:
             if self._thread.is_stopping:
                 displaced: T | None = item
@@ -68,7 +68,7 @@ class NewestWorker(Generic[T]):
             self._condition.notify()
 
     def ask(self, question: Callable[[], R]) -> R:
-        """Run a function on the thread, as `call` does, and wait for what it returns or raises."""
+        """Run a function on the thread, as `call` does, and return its result or raise its error."""
         asked = Asked(question)
         self.call(asked)
         return asked.answer.result()
@@ -78,10 +78,10 @@ class NewestWorker(Generic[T]):
 
         Args:
             work: the function.
-            wait: asked on the thread, between two items: seconds after which to ask again, 0 for now.
+            wait: called on the thread, between two items; returns the seconds after which to ask again, 0 for now.
 
         Returns:
-            What `work` returns or raises; RuntimeError where the thread ends before.
+            What `work` returns or raises; RuntimeError if the thread ends before.
         """
         asked = Asked(work)
         with self._condition:
@@ -93,15 +93,15 @@ class NewestWorker(Generic[T]):
         return asked.answer
 
     def drain(self) -> None:
-        """Drop the item that waits, and wait until what is in work is finished."""
+        """Drop the waiting item, and wait until the one in progress is finished."""
         self._drop()
         self.ask(lambda: None)
 
     def stop(self) -> None:
-        """Finish what is in work and the commands given so far, drop the item that waits, end the thread."""
+        """Finish the item in progress and all commands given so far, drop the waiting item, end the thread."""
         self._drop()
         self._thread.stop()
-        self._drop()  # what came in between
+        self._drop()  # items that came in the meantime
         while self._spare:
             self._spare.popleft()[0].refuse("the thread has ended")
 

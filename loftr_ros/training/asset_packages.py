@@ -29,7 +29,7 @@ from loftr_ros.training.assets import (
 
 _LOG = logging.getLogger(__name__)
 
-# What is no picture of a surface: maps of normals, gloss, height and light, fonts, icons and user interfaces.
+# Files that show no surface: maps of normals, gloss, height and light, fonts, icons and user interfaces.
 _NOT_PICTURES = re.compile(
     r"(norm(al)?|_nm|_n|nrm|gloss|spec(ular)?|_s|glow|_gm|bump|height|mask|shadow|light(map)?|luma|blend|shirt|pants"
     r"|reflect)\.[a-z]+$|_(up|dn)\.[a-z]+$|/(gui|icons?|hud|fonts?|particles|gfx|doc|effects?|editor|common|pics)/",
@@ -43,11 +43,11 @@ class Package:
     """A package with usable images.
 
     Attributes:
-        name: as apt has it.
+        name: in apt.
         kind: of its images; see `assets.Asset`.
         only: a regular expression that the images' paths must match.
-        most: images to take.
-        a_series: images to take of those whose names differ in numbers only.
+        most: maximum number of images.
+        a_series: maximum number of images per series (names that differ only in numbers).
     """
 
     name: str
@@ -81,22 +81,22 @@ def fetch_assets(
     packages: Sequence[Package] = PACKAGES,
     downloads: Path | None = None,
 ) -> list[Origin]:
-    """Downloads packages by apt, and keeps their images as assets (about 2 GB to download, 1 GB kept).
+    """Download packages by apt, and keep their images as assets (about 2 GB to download, 1 GB kept).
 
     Args:
         folder: for the assets; None: the default one in the user's cache.
-        packages: which; one that apt does not know is left out with a warning.
-        downloads: keeps the packages here, and takes those that are here already; None: they are deleted.
+        packages: to download; one unknown to apt is skipped with a warning.
+        downloads: folder that keeps the downloaded packages and is used as a cache; None: they are deleted.
 
     Returns:
-        What was taken from where; the same is in `LICENCES.md` beside the images.
+        The origin of the images; the same is in `LICENCES.md` beside them.
 
     Raises:
-        AssetError: there is no apt here, nothing could be downloaded, or `folder` cannot be written.
+        AssetError: apt is missing, nothing could be downloaded, or `folder` cannot be written.
     """
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise AssetError(f"{tool} is not on this machine: give a folder of photos instead of Debian's packages")
+            raise AssetError(f"{tool} is not installed: give a folder of photos instead of Debian's packages")
     with (
         tempfile.TemporaryDirectory(prefix="loftr_ros_assets_") as scratch,
         AssetWriter(folder or default_folder()) as out,
@@ -140,7 +140,7 @@ def _run(command: list[str], folder: Path | None = None) -> str:
 
 
 def _licence(copyright_file: Path) -> str:
-    """The licences that a package's copyright file names, shortest form."""
+    """The licences named in a package's copyright file, in short form."""
     text = copyright_file.read_text(errors="replace") if copyright_file.is_file() else ""
     names = sorted({line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("License:")} - {""})
     return ", ".join(names) or f"see {copyright_file.name} of the package"
@@ -174,7 +174,7 @@ def _all_pictures(unpacked: Path) -> Iterator[tuple[str, Image]]:
 
 
 def _embedded(resources: bytes) -> Iterator[bytes]:
-    """Image files in a Qt resource file, which keeps them as they are, each after its length."""
+    """Image files in a Qt resource file, which stores them unchanged, each after its length."""
     for match in re.finditer(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP", resources, re.DOTALL):
         start = match.start()
         if start >= 4:

@@ -1,7 +1,7 @@
-"""Photos and textures to make training pairs from: gray, with mip levels, in one file that worker processes share.
+"""Photos and textures for training pairs: gray, with mip levels, in one file shared by worker processes.
 
-A folder of assets holds `images.u8` (all pixels, level by level), `index.json` (what is where) and `LICENCES.md`. The
-file is mapped, not read: many processes use one copy in memory, and nothing is decoded while training.
+A folder of assets has `images.u8` (all pixels, level by level), `index.json` (the index) and `LICENCES.md`. The file is
+memory-mapped: all processes share one copy in memory, and nothing is decoded during training.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 
 PHOTO, TEXTURE = "photo", "texture"
-HELD_OUT = 12  # one group of images in so many is for validation
+HELD_OUT = 12  # one group of images in this many is for validation
 
 _LONGER_SIDE = {PHOTO: 1024, TEXTURE: 512}
 _SHORTEST_SIDE = 96
-_LEAST_DEVIATION = 5.0  # gray levels; below, there is nothing to see
-_LAST_LEVEL = 8  # px of the shorter side at which the mip levels end
-_NEAR_COPY = 18  # differing bits of 256 up to which two images count as one
+_LEAST_DEVIATION = 5.0  # gray levels; below this, an image is empty
+_LAST_LEVEL = 8  # px of the shorter side of the last mip level
+_NEAR_COPY = 18  # differing bits of 256 up to which two images count as near copies
 _PIXELS, _INDEX, _LICENCES = "images.u8", "index.json", "LICENCES.md"
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tga", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -45,9 +45,9 @@ class Asset:
     Attributes:
         name: origin and path, as in "mate-backgrounds/usr/share/...".
         kind: "photo" (a scene) or "texture" (a surface, mostly made to be tiled).
-        validation: whether it is held out.
+        validation: whether it is held out for validation.
         offset: of its first pixel in the file.
-        sizes: (height, width) of each level, the first being the largest.
+        sizes: (height, width) of each level, the largest first.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Asset:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where images came from, for the record that is kept beside them."""
+    """Origin of images, for the record beside them."""
 
     name: str
     version: str
@@ -70,11 +70,11 @@ class Origin:
 
 @dataclass
 class AssetBank:
-    """The images of a folder, by kind and by split. It can be sent to worker processes: only the path travels.
+    """The images of a folder, by kind and by split. Sending it to worker processes sends only the path.
 
     Attributes:
         folder: with `images.u8` and `index.json`.
-        validation: whether the held-out images are used, or all others.
+        validation: whether to use the held-out images, or all others.
     """
 
     folder: Path
@@ -84,10 +84,10 @@ class AssetBank:
     _pixels: Any = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        """Reads the index.
+        """Read the index.
 
         Raises:
-            AssetError: the folder holds no assets, or none of this split.
+            AssetError: the folder has no assets, or none of this split.
         """
         self.folder = Path(self.folder)
         try:
@@ -109,7 +109,7 @@ class AssetBank:
         return {**self.__dict__, "_pixels": None}
 
     def levels(self, asset: Asset) -> list[Image]:
-        """The (H, W) uint8 mip levels of an image, each half of the one before. They are views: do not write."""
+        """The (H, W) uint8 mip levels of an image, each half of the previous. They are read-only views."""
         if self._pixels is None:
             self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "r")
         levels, start = [], asset.offset
@@ -120,22 +120,22 @@ class AssetBank:
         return levels
 
     def photo(self, rng: np.random.Generator) -> list[Image]:
-        """The levels of any photo."""
+        """The levels of a random photo."""
         return self.levels(self.photos[int(rng.integers(len(self.photos)))])
 
     def texture(self, rng: np.random.Generator) -> list[Image]:
-        """The levels of any texture."""
+        """The levels of a random texture."""
         return self.levels(self.textures[int(rng.integers(len(self.textures)))])
 
 
 class AssetWriter:
-    """Adds images to a folder of assets, which appears under its name when all went well.
+    """Adds images to a folder of assets, which gets its final name on success.
 
-    Near copies of what is there already (the same picture in another size) and images without content are left out.
+    Near copies of existing images (the same picture in another size) and images without content are skipped.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begins; nothing in `folder` changes before the context is left.
+        """Begin; `folder` does not change before the context ends.
 
         Raises:
             AssetError: the folder cannot be written.
@@ -173,7 +173,7 @@ class AssetWriter:
     def add_all(
         self, origin: Origin, kind: str, images: Iterable[tuple[str, Image]], most: int | None = None
     ) -> Origin:
-        """Adds what is usable of the named gray images, at most `most`; returns the origin with its numbers."""
+        """Add at most `most` usable images of the named gray images; returns the origin with its counts."""
         first = len(self._assets)
         for name, image in images:
             if most is not None and len(self._assets) - first >= most:
@@ -218,13 +218,13 @@ class AssetWriter:
 
 
 def held_out(name: str) -> bool:
-    """Whether an image is for validation. Names that differ in numbers only (frames, sizes) go the same way."""
+    """Whether an image is for validation. Names that differ only in numbers (frames, sizes) are in the same split."""
     group = re.sub(r"\d+", "", name)
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:4], "big") % HELD_OUT == 0
 
 
 def decode(data: bytes) -> Image | None:
-    """The (H, W) uint8 gray image in the bytes of a file; None if it is none, is see-through, or a normal map."""
+    """The (H, W) uint8 gray image in the bytes of a file; None if it is not an image, transparent, or a normal map."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:
@@ -243,7 +243,7 @@ def decode(data: bytes) -> Image | None:
         return np.asarray(pixels, np.uint8)
     if pixels.shape[2] != 3:
         return None
-    # Normal maps are bluish all over: (128, 128, 255) is "straight up".
+    # Normal maps are bluish everywhere: (128, 128, 255) is "straight up".
     blue, green, red = pixels.reshape(-1, 3)[::17].mean(axis=0)
     if blue > 200 and abs(green - 128) < 20 and abs(red - 128) < 20:
         return None
@@ -251,7 +251,7 @@ def decode(data: bytes) -> Image | None:
 
 
 def images_in(folder: Path) -> Iterator[tuple[str, Image]]:
-    """The gray images of a folder and of those in it, by their paths in it, in the order of names."""
+    """The gray images of a folder and its subfolders, with their relative paths, sorted by name."""
     for file in sorted(folder.rglob("*")):
         if is_image(file.name) and file.is_file() and not file.is_symlink():
             image = decode(file.read_bytes())
@@ -260,12 +260,12 @@ def images_in(folder: Path) -> Iterator[tuple[str, Image]]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
+    """Whether a file name is that of an image."""
     return Path(name).suffix.lower() in _SUFFIXES
 
 
 def collect_folder(photos: Path, folder: Path) -> list[Origin]:
-    """Makes the assets from a folder of anyone's photos.
+    """Make assets from a folder of photos.
 
     Raises:
         AssetError: it has no usable images, or `folder` cannot be written.
@@ -277,8 +277,8 @@ def collect_folder(photos: Path, folder: Path) -> list[Origin]:
 
 
 def default_folder() -> Path:
-    """Where assets are kept, by the XDG base directory specification; it may not be there yet."""
+    """Folder of the assets, by the XDG base directory specification; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has relative paths ignored.
+    # The specification says to ignore relative paths.
     root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
     return root / "loftr_ros" / "training"

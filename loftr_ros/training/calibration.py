@@ -1,4 +1,4 @@
-"""The last step of a training: one number that makes the predicted standard deviations true on held-out photos."""
+"""The last step of a training: a factor that calibrates the predicted standard deviations on held-out photos."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from loftr_ros.training.supervision import PairBatch
 
 
 def calibrated_weights(source: Path, target: Path, batches: Iterable[PairBatch]) -> tuple[Calibration, Calibration]:
-    """Write weights anew with the factor on the standard deviations that held-out pairs ask for.
+    """Rewrite weights with the factor on the standard deviations that fits held-out pairs.
 
     Args:
         source: a weights file of `compact`.
         target: the file to write.
-        batches: of pairs that training has not seen.
+        batches: of pairs not used in training.
 
     Returns:
         The calibration before and after.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of a network that has no such factor; nothing was matched.
+        WeightsError: the file is missing, damaged, or of a network without this factor; nothing was matched.
     """
     file = read_weights(source)
     config = recognise_file(file).config
@@ -53,7 +53,7 @@ def calibrated_weights(source: Path, target: Path, batches: Iterable[PairBatch])
 
 
 def _residuals(matcher: Matcher, batches: Iterable[PairBatch]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 2) and (N,) of all matches whose truth is known, in pixels."""
+    """(N, 2) residuals and (N,) standard deviations of all matches with a known truth, in pixels."""
     residuals, deviations = [], []
     for batch in batches:
         for pair in range(len(batch)):

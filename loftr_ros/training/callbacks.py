@@ -1,4 +1,4 @@
-"""What happens beside the steps: averaging, validation with the best state kept, checkpoints, lines for people."""
+"""Tasks beside the training steps: averaging, validation with the best state kept, checkpoints, log lines."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _logger = logging.getLogger(__name__)
 
 
 class HeldOut(Protocol):
-    """Batches by number that training never sees, the same ones every time."""
+    """Held-out batches by number, always the same ones."""
 
     def __getitem__(self, number: int) -> Any:
-        """A `PairBatch`, or what `supervision.pair_batch` makes one of."""
+        """A `PairBatch`, or input of `supervision.pair_batch`."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of batches."""
 
 
 class Averaging(lightning.Callback):
-    """Takes the weights of every step into their average; before what validates or keeps it."""
+    """Adds the weights of every step to their average, before validation and checkpoints use it."""
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,38 +48,38 @@ class Averaging(lightning.Callback):
 
 
 class Validation(lightning.Callback):
-    """Matches held-out pairs with the averaged weights, as an inference network would, and keeps the best of them.
+    """Matches held-out pairs with the averaged weights, as in inference, and keeps the best weights.
 
-    Not Lightning's own validation loop: that validates the module in training, and this the network that gets exported,
-    at steps that stay the same when a training is resumed.
+    Lightning's own validation loop is not used: it validates the module in training. This one validates the exported
+    network, at steps that stay the same when a training is resumed.
     """
 
     def __init__(self, batches: HeldOut, every_steps: int, output: Path, source: str) -> None:
-        """Say what it works with.
+        """Create it.
 
         Args:
             batches: held-out pairs by number.
-            every_steps: steps from one validation to the next.
+            every_steps: steps between validations.
             output: folder for the weights.
-            source: what the weights file says of where it is from.
+            source: description of the origin in the weights file.
         """
         self._batches, self._every_steps = batches, every_steps
         self._output, self._source = output, source
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Before the first step, to see what training brings; weights that nothing was learned by are not kept."""
+        """Validate before the first step, as a baseline; untrained weights are not kept."""
         if trainer.global_step == 0:
             self._validate(trainer, pl_module, keep=False)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Every so many steps."""
+        """Validate every `every_steps` steps."""
         if trainer.global_step % self._every_steps == 0:
             self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Once more, unless it just did; and the last state's weights."""
+        """Validate at the end, unless just done; and write the last weights."""
         if trainer.global_step % self._every_steps:
             self._validate(trainer, pl_module)
         if trainer.is_global_zero:
@@ -103,12 +103,12 @@ class Validation(lightning.Callback):
                 trainer.global_step,
             )
         better = keep and metrics["score"] > module.best_score
-        said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _logger.info(
             "step %d, %.1f min: %s%s (%.1f s)",
             trainer.global_step,
             module.seconds / 60,
-            said,
+            summary,
             ": the best so far" if better else "",
             time.monotonic() - started,
         )
@@ -120,37 +120,37 @@ class Validation(lightning.Callback):
 
 
 def export(module: TrainingModule, path: Path, source: str) -> None:
-    """Write the averaged weights as a file that a network is loaded from."""
+    """Write the averaged weights as a weights file."""
     exported: dict[str, Tensor] = module.objective.exported(module.averaged.state)
     about = f"{source}, step {module.global_step}, {module.seconds / 60:.0f} minutes"
     save_network_weights(path, exported, module.objective.config, about)
 
 
 class Checkpoints(lightning.Callback):
-    """Writes the whole state every few minutes and at the end, and its averaged weights for whoever wants to look.
+    """Writes the whole state every few minutes and at the end, and its averaged weights for inspection.
 
-    Either file is there whole or not at all.
+    Both files are written atomically.
     """
 
     def __init__(self, output: Path, minutes: float, source: str) -> None:
-        """Say where and how often, and what the weights file says of where it is from."""
+        """Set folder, interval, and the origin in the weights file."""
         self._path, self._seconds = output / CHECKPOINT, 60 * minutes
         self._weights, self._source = output / LAST, source
         self._last = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The time counts from here."""
+        """The interval starts here."""
         self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """When it is time; the first process decides for all, since all take part in writing."""
+        """Write when it is time; the first process decides for all, because all take part in writing."""
         if trainer.strategy.broadcast(time.monotonic() - self._last >= self._seconds):
             self._save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """At the end, so that a training can be made longer."""
+        """Write at the end, so that a training can be extended."""
         self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
@@ -164,21 +164,21 @@ class Checkpoints(lightning.Callback):
 
 
 class Lines(lightning.Callback):
-    """One line every so many steps where there is no progress bar to look at."""
+    """Log a line every few steps if there is no progress bar."""
 
     def __init__(self, every_steps: int) -> None:
-        """Say how often."""
+        """Set the interval."""
         self._every_steps = every_steps
         self._last = (0, time.monotonic())
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Count from where it resumes."""
+        """Count from the step of the resumed training."""
         self._last = (trainer.global_step, time.monotonic())
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line."""
+        """Log a line."""
         if trainer.global_step % self._every_steps or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, TrainingModule)
@@ -190,5 +190,5 @@ class Lines(lightning.Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("loss")
         }
-        said = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-        _logger.info("step %d, %.1f min, %.2f steps/s: %s", step, pl_module.seconds / 60, speed, said)
+        summary = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
+        _logger.info("step %d, %.1f min, %.2f steps/s: %s", step, pl_module.seconds / 60, speed, summary)

@@ -1,4 +1,4 @@
-"""What the objectives have in common: the coarse losses of dual-softmax as the settings want them, and their sum."""
+"""Parts shared by the objectives: the coarse losses of dual-softmax by the settings, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def weighed(
     distillation: DistillationConfig,
     others: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of an objective's losses as the settings weigh them.
+    """The weighted sum of an objective's losses.
 
     Args:
-        parts: () losses by their names: of those that have a weight here, what the objective has.
-        settings: weights of all but the teacher's.
+        parts: () losses by name; only those of the objective.
+        settings: weights, except the teacher's.
         distillation: weight of the teacher's.
-        others: weights of losses that no setting here is of.
+        others: weights of losses without a setting here.
 
     Returns:
         () the sum, and the losses themselves without a gradient.
@@ -54,8 +54,8 @@ def dual_softmax_losses(
     teacher: Teacher | None,
     batch: PairBatch,
 ) -> dict[str, Tensor]:
-    """The coarse losses of dual-softmax: on what should match, on what should not, and the teacher's."""
-    log_all = None  # the logarithm of the whole confidence matrix, where something needs it
+    """The coarse losses of dual-softmax: on true matches, on wrong ones, and the teacher's."""
+    log_all = None  # the logarithm of the whole confidence matrix, if needed
     if settings.negatives == "dense" or teacher is not None:
         log_all = log_confidence(tokens0, tokens1, temperature)
         log_p = log_all.gather(2, truth.partner.clamp_min(0)[..., None])[..., 0]
@@ -76,7 +76,7 @@ def dual_softmax_losses(
 def positive_loss(
     tokens0: Tensor, tokens1: Tensor, truth: CoarseTruth, temperature: float, settings: LossConfig
 ) -> Tensor:
-    """The focal loss of what should match, without the whole confidence matrix."""
+    """The focal loss of true matches, without the whole confidence matrix."""
     matched = truth.partner >= 0
     number = torch.arange(truth.partner.shape[1], device=matched.device).expand_as(truth.partner)
     log_p = log_confidence_at(tokens0, tokens1, temperature, number, truth.partner)
@@ -91,7 +91,7 @@ def negative_loss(
     temperature: float,
     settings: LossConfig,
 ) -> Tensor | None:
-    """The focal loss of what should not match: all pairs of cells, or the likeliest of cells without a partner."""
+    """The focal loss of wrong matches: all pairs of cells, or the likeliest of cells without a partner."""
     alpha, gamma = settings.focal_alpha, settings.focal_gamma
     if settings.negatives == "dense":
         assert log_all is not None

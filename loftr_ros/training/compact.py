@@ -1,4 +1,6 @@
-"""What `compact` learns by: the paper's coarse losses on regions, a choice of cells, pixels with their spread."""
+"""The objective of `compact`: the paper's coarse losses on regions, a classification of cells, pixels with their
+spread.
+"""
 
 from __future__ import annotations
 
@@ -32,23 +34,23 @@ from loftr_ros.training.supervision import (
     sample_matches,
 )
 
-# How often a region, or a cell, is asked for beside its true partner, as the stage before it will sometimes say.
+# Probability of training on a neighbour of the true region or cell, to simulate errors of the previous stage.
 _BESIDE = 0.3
-# Label of what no candidate is right for is the number of candidates; of what nothing is known about:
+# The label "no candidate is right" is the number of candidates. Label for unknown truth:
 _IGNORED = -100
 
 Grid = tuple[int, int]
 
 
 class Forward(NamedTuple):
-    """What the network makes of a batch on the way to its losses.
+    """Intermediate results of a batch for the losses.
 
     Attributes:
         raw0, raw1: (B, L, C) regions from the backbone.
         tokens0, tokens1: the same after the transformer.
         cells0, cells1: (B, Cc, H, W).
         fine0, fine1: (B, Cf, 4 H, 4 W).
-        photos: what the backbone makes of the photographs beside the pairs, none or more.
+        photos: the backbone's features of the additional photographs, if any.
     """
 
     raw0: Tensor
@@ -131,7 +133,7 @@ class CompactObjective(Objective):
         )
 
     def _maps(self, batch: PairBatch) -> CompactFeatures:
-        """The backbone's, of the first images, then of the second ones, then of single photographs if it has any."""
+        """The backbone's maps of the first images, of the second images, and of single photographs if present."""
         every = [batch.image0, batch.image1]
         if isinstance(batch, TaughtBatch):
             every.append(batch.seen)
@@ -140,7 +142,7 @@ class CompactObjective(Objective):
         return made
 
     def _cell_loss(self, made: Forward, of_regions: CoarseTruth, of_cells: CoarseTruth) -> Tensor:
-        """Cross-entropy over a cell's candidates and none of them, at a fixed number of true matches of regions."""
+        """Cross-entropy over a cell's candidates and no match, at a fixed number of true matches of regions."""
         matcher, grid0, grid1 = self.network.cell_matcher, _grid(made.cells0), _grid(made.cells1)
         region0, chosen = sample_matches(of_regions, self._losses.cell_samples)
         region1 = of_regions.partner.gather(1, region0).clamp_min(0)
@@ -160,16 +162,16 @@ class CompactObjective(Objective):
         none = torch.full_like(place, candidates.shape[1])
         unknown = ~(target.isfinite().all(dim=2) | of_cells.lonely0.flatten()[flat0]) | ~chosen.flatten()[:, None]
         label = torch.where(unknown, _IGNORED, torch.where(place >= 0, place, none))
-        # Nothing but unknowns has no mean.
+        # A batch of unknowns only has no mean.
         total = functional.cross_entropy(logits.flatten(0, 1), label.flatten(), ignore_index=_IGNORED, reduction="sum")
         return total / (~unknown).sum().clamp_min(1)
 
     def _fine_losses(self, fine0: Tensor, fine1: Tensor, truth: CoarseTruth) -> tuple[Tensor, Tensor]:
-        """What the fine stage learns by.
+        """The losses of the fine stage.
 
         The first is the negative log-likelihood of the true offsets under the predicted Laplace distribution, along
-        both axes. It cannot move the heat map's peak, over which alone the expectation is: the second one does, the
-        cross-entropy of the heat map with the true shift, which is shared by the four places around it.
+        both axes. It cannot move the heat map's peak, to which the expectation is restricted. The second one does: the
+        cross-entropy of the heat map with the true shift, distributed over the four places around it.
         """
         cell0, chosen = sample_matches(truth, self._losses.fine_samples)
         partner = truth.partner.gather(1, cell0).clamp_min(0)
@@ -202,7 +204,7 @@ def heat_entropy(log_heat: Tensor, shift: Tensor) -> Tensor:
         shift: (M, 2) true ones along columns and rows, within them.
 
     Returns:
-        (M,); at least the entropy of how a shift is shared by the places around it, bilinearly.
+        (M,); at least the entropy of the bilinear distribution of a shift over the places around it.
     """
     side = math.isqrt(log_heat.shape[1])
     place = shift + (side - 1) / 2

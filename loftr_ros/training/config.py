@@ -1,4 +1,4 @@
-"""What a training can be told: one frozen dataclass a stage. Imports no torch."""
+"""Settings of a training, one frozen dataclass per stage. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loftr_ros.matcher.config import DEFAULT_PRESET, PRESETS, EfficientConfig
 from loftr_ros.matcher.config import NetworkConfig as NetworkPreset
 from loftr_ros.settings import ConfigError, Settings, setting
 
-# EfficientLoFTR runs with published weights, and can teach; nothing here trains it.
+# EfficientLoFTR runs with published weights, and can be a teacher; it cannot be trained here.
 _TRAINED = tuple(name for name, config in PRESETS.items() if not isinstance(config, EfficientConfig))
 
 
@@ -26,7 +26,7 @@ class NetworkConfig(Settings):
 
 @dataclass(frozen=True)
 class LossConfig(Settings):
-    """Losses of the paper's section 3.5 and what they weigh."""
+    """Losses of the paper's section 3.5 and their weights."""
 
     coarse_weight: float = setting(1.0, "Weight of the coarse loss on cells with a partner", low=0.0, high=100.0)
     focal_alpha: float = setting(0.25, "Alpha of the focal loss", low=0.001, high=1.0)
@@ -70,7 +70,7 @@ class DistillationConfig(Settings):
 
 @dataclass(frozen=True)
 class PhotosConfig(Settings):
-    """Single photographs beside the pairs, on which a teacher's dense features are learned; `compact` alone does."""
+    """Single photographs beside the pairs, to learn a teacher's dense features from; only for `compact`."""
 
     teacher: str = setting("", "XFeat's published weights, a file; empty for no such teacher")
     count: int = setting(4, "Photographs of a batch, in each process", low=1, high=1024)
@@ -103,7 +103,7 @@ class OptimizerConfig(Settings):
 
 @dataclass(frozen=True)
 class BudgetConfig(Settings):
-    """How long, interruptions left out; the earlier of the two ends it."""
+    """Length of the training without interruptions; the earlier limit ends it."""
 
     max_steps: int = setting(0, "Steps; 0 for as many as fit into the minutes", low=0, high=100000000)
     max_minutes: float = setting(
@@ -117,7 +117,7 @@ class BudgetConfig(Settings):
 
 @dataclass(frozen=True)
 class ValidationConfig(Settings):
-    """Held-out pairs, matched as the network will be used, with the averaged weights."""
+    """Validation on held-out pairs, matched as in use, with the averaged weights."""
 
     every_steps: int = setting(1000, "Steps from one validation to the next", low=1, high=10000000)
     batches: int = setting(8, "Batches of held-out pairs, the same ones every time", low=1, high=10000)
@@ -125,7 +125,7 @@ class ValidationConfig(Settings):
 
 @dataclass(frozen=True)
 class MachineConfig(Settings):
-    """Where and how it runs."""
+    """Hardware and processes."""
 
     accelerator: str = setting("auto", "What computes", choices=("auto", "cpu", "cuda"))
     devices: int = setting(1, "GPUs of each machine", low=1, high=64)
@@ -147,10 +147,10 @@ class MachineConfig(Settings):
     log_every_steps: int = setting(50, "Steps between lines of the logs", low=1, high=100000)
 
 
-# The largest difficulty of made pairs: above 1 their motion gets wider, and nothing else.
+# The largest difficulty of synthetic pairs: above 1 only their motion gets wider.
 WIDEST = 1.6
 
-# Recorded sets by the names that `data.recorded` has for them: the classes in `recorded_sets`.
+# Names of the recorded sets in `data.recorded`: the classes in `recorded_sets`.
 RECORDED_SETS = {
     "scannet": "ScanNetPairs",
     "megadepth": "MegaDepthPairs",
@@ -161,7 +161,7 @@ RECORDED_SETS = {
 
 @dataclass(frozen=True)
 class MadeConfig(Settings):
-    """How often each kind of made pair comes, beside the others; 0 for never."""
+    """Relative frequency of each kind of synthetic pair; 0 for never."""
 
     homography: float = setting(0.22, "Views of a photo", low=0.0, high=1e6)
     room: float = setting(0.32, "Rendered rooms", low=0.0, high=1e6)
@@ -172,10 +172,10 @@ class MadeConfig(Settings):
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """The pairs to learn from.
+    """The training pairs.
 
-    `sizes` are (width, height), a batch having one of them. An entry of `recorded` has `set` (of RECORDED_SETS),
-    `weight` beside those of the made kinds, `held_out` where it is for validation, and its class's arguments.
+    `sizes` are (width, height), one per batch. An entry of `recorded` has `set` (of RECORDED_SETS), `weight` relative
+    to the synthetic kinds, `held_out` if it is for validation, and its class's arguments.
     """
 
     assets: str = setting("", "Folder of photos and textures; empty for that of `loftr_ros train assets`")
@@ -192,10 +192,10 @@ class DataConfig(Settings):
     recorded: tuple[Mapping[str, Any], ...] = setting((), "Recorded sets")
 
     def __post_init__(self) -> None:
-        """Check what is no single value.
+        """Check settings that are not single values.
 
         Raises:
-            ConfigError: a setting is out.
+            ConfigError: a setting is invalid.
         """
         super().__post_init__()
         if not self.sizes or not all(
@@ -212,10 +212,10 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that a training can be told.
+    """All settings of a training.
 
     Attributes:
-        network_changes: fields of the network's preset that are replaced, nested as its configuration is.
+        network_changes: replaced fields of the network's preset, nested as its configuration.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -232,7 +232,7 @@ class TrainingConfig:
     network_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what concerns several settings.
+        """Check combinations of settings.
 
         Raises:
             ConfigError: they contradict each other.
@@ -247,12 +247,12 @@ class TrainingConfig:
         """The network's preset with its changes.
 
         Raises:
-            ConfigError: a change is of a field that there is not, or of another type.
+            ConfigError: a change is of an unknown field, or of another type.
         """
         config = PRESETS[self.network.preset]
         if not self.network_changes:
             return config
-        # By way of the weights files' metadata, which checks names and types.
+        # Through the weights files' metadata, which checks names and types.
         metadata = metadata_of_config(config, "")
         changed = _merged(json.loads(metadata["config"]), self.network_changes)
         try:

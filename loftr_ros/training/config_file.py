@@ -1,4 +1,4 @@
-"""A training's settings as YAML, nested as its dataclasses are. Imports no torch."""
+"""A training's settings as YAML, nested as its dataclasses. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["ConfigError", "config_of", "content_of", "read_config", "write_confi
 
 
 def read_config(path: Path, replaced: Mapping[str, Any] | None = None) -> TrainingConfig:
-    """A training's settings.
+    """Read a training's settings.
 
     Args:
-        path: a YAML file, nested as `TrainingConfig` is; what it leaves out has its default.
-        replaced: settings by their full names, such as "optimizer.learning_rate", that count instead of the file's.
+        path: a YAML file, nested as `TrainingConfig`; missing settings have their defaults.
+        replaced: settings by their full names, such as "optimizer.learning_rate", that override the file's.
 
     Raises:
-        ConfigError: the file is missing or no YAML, names a setting that there is not, or gives one a wrong value; says
-            the file, the setting and what is expected.
+        ConfigError: the file is missing or not YAML, or has an unknown setting or a wrong value. The message names the
+            file, the setting and the expected values.
     """
     import yaml
 
@@ -33,7 +33,7 @@ def read_config(path: Path, replaced: Mapping[str, Any] | None = None) -> Traini
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}; expected settings by name")
     for name, value in (replaced or {}).items():
@@ -45,10 +45,10 @@ def read_config(path: Path, replaced: Mapping[str, Any] | None = None) -> Traini
 
 
 def config_of(content: Mapping[str, Any]) -> TrainingConfig:
-    """Settings nested as `TrainingConfig` is, as such.
+    """Convert settings nested as `TrainingConfig` to one.
 
     Raises:
-        ConfigError: a setting is not known, or has a wrong value.
+        ConfigError: a setting is unknown, or has a wrong value.
     """
     rest = dict(content)
     network = rest.get("network") or {}
@@ -70,7 +70,7 @@ def config_of(content: Mapping[str, Any]) -> TrainingConfig:
             advice = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
             raise ConfigError(f"there is no setting {name}{advice}")
         if isinstance(value, str) and isinstance(known[name], float):
-            with suppress(ValueError):  # YAML takes 1e-3, without a point, for a word
+            with suppress(ValueError):  # YAML reads 1e-3, without a point, as a string
                 flat[name] = float(value)
     parts = {}
     for item in dataclasses.fields(TrainingConfig):
@@ -80,7 +80,7 @@ def config_of(content: Mapping[str, Any]) -> TrainingConfig:
 
 
 def content_of(config: TrainingConfig) -> dict[str, Any]:
-    """What `config_of` takes, every setting in it."""
+    """Input for `config_of` with every setting."""
     content = dataclasses.asdict(config)
     changes = content.pop("network_changes")
     if changes:
@@ -89,7 +89,7 @@ def content_of(config: TrainingConfig) -> dict[str, Any]:
 
 
 def write_config(config: TrainingConfig, path: Path) -> None:
-    """Every setting as YAML, to be read by `read_config`."""
+    """Write every setting as YAML, for `read_config`."""
     import yaml
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _flattened(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in nested.items():
         if isinstance(value, dict):
             flat |= _flattened(value, f"{prefix}{name}.")
-        elif value is not None or prefix:  # a group of which nothing is said is None
+        elif value is not None or prefix:  # an empty group is None
             flat[f"{prefix}{name}"] = value
     return flat
 

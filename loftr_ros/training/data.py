@@ -1,4 +1,4 @@
-"""The batches that a training's settings ask for: made ones, recorded ones, or both."""
+"""The batches of a training: synthetic ones, recorded ones, or both."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from loftr_ros.training.photos import PhotoViews
 from loftr_ros.training.supervision import PairBatch, TaughtBatch
 from loftr_ros.training.trainer import TrainingData
 
-_ENDLESS = 10**9  # batches; more than any training sees
+_ENDLESS = 10**9  # batches; more than any training uses
 
 
 @dataclass(frozen=True)
 class KnownBatches:
-    """Batches that say of which pairs all is known: of made ones. Depth that was measured may just be missing.
+    """Batches that mark pairs with complete ground truth: the synthetic ones. Measured depth may have gaps.
 
     Attributes:
         batches: by number.
-        made: kinds of made pairs.
-        photos: photographs that each batch has beside the pairs; None for none.
+        made: kinds of synthetic pairs.
+        photos: photographs added to each batch; None for none.
     """
 
     batches: PairBatches
@@ -49,15 +49,15 @@ class KnownBatches:
 
 
 def open_data(settings: TrainingConfig) -> TrainingData:
-    """The batches to train on, and held-out ones: of photos and textures, and of recorded pairs marked so.
+    """The batches to train on, and held-out ones: of photos and textures, and of recorded sets marked so.
 
     Args:
-        settings: of the training; its seed is that of the batches to train on, the held-out ones are always the same.
+        settings: of the training; its seed applies to the training batches, the held-out ones are always the same.
 
     Raises:
-        AssetError: pairs are to be made, and there are no photos and textures.
+        AssetError: synthetic pairs are needed, and there are no photos and textures.
         RecordedError: a recorded set is missing or damaged.
-        ConfigError: an entry of `recorded` has an argument that its set has not; nothing is held out.
+        ConfigError: an entry of `recorded` has an unknown argument; nothing is held out.
     """
     config = settings.data
     weights = {name: weight for name, weight in asdict(settings.made).items() if weight > 0}

@@ -1,4 +1,4 @@
-"""Training pairs as PyTorch loads them: numbered batches, the same whatever number of processes makes them."""
+"""Training pairs as a PyTorch data set: numbered batches, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Batch(NamedTuple):
 
     Attributes:
         image0, image1: (B, 1, H, W) float32 in [0, 1].
-        warp01, warp10: (B, H, W, 2) float32, as in `Sample`: NaN where a pixel is not seen in the other image.
-        kinds: what made each pair.
+        warp01, warp10: (B, H, W, 2) float32, as in `Sample`: NaN where a pixel is not visible in the other image.
+        kinds: source of each pair.
     """
 
     image0: Tensor
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Puts samples of one size together."""
+    """Combine samples of one size."""
 
     def images(arrays: list[Any]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)[:, None]).float().div_(255)
@@ -48,12 +48,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 @dataclass(frozen=True)
 class PairBatches(Dataset[Batch]):
-    """Batch b holds the samples b·size to (b + 1)·size - 1 of a mixture; nothing else decides what is in it.
+    """Batch b has the samples b·size to (b + 1)·size - 1 of a mixture, and depends on nothing else.
 
     Attributes:
         mixture: of the pairs.
-        batch_size: pairs a batch.
-        batches: how many there are.
+        batch_size: pairs per batch.
+        batches: number of batches.
         sizes: (width, height) of the images; a batch has one of them.
     """
 

@@ -16,7 +16,7 @@ from loftr_ros.matcher.interface import ImageFeatures, Matcher
 
 Grid = tuple[int, int]
 
-# Confidences below this are as good as none; their logarithm would be.
+# Confidences below this are treated as this, because of their logarithm.
 _LEAST_CONFIDENCE = 1e-8
 
 
@@ -28,19 +28,19 @@ class ConfidentMatcher(Matcher, Protocol):
 
 
 class Teacher:
-    """Any network, whatever its cells are, seen on the cells of the network that learns.
+    """Adapts any network as teacher to the cells of the student.
 
-    What the student compares coarsely is called a cell here too, where it is a region of several of its cells. A
-    teacher with smaller cells sees the image as it is, and its confidences are summed over the cells in each of the
-    student's; one with larger cells sees the image enlarged.
+    The student's unit of coarse matching is called a cell here, even if it is a region of several of its cells. A
+    teacher with smaller cells gets the image unchanged, and its confidences are summed over the cells in each of the
+    student's; one with larger cells gets the image enlarged.
     """
 
     def __init__(self, matcher: ConfidentMatcher, student: NetworkConfig) -> None:
-        """Take a network that is ready to infer.
+        """Use a network that is ready for inference.
 
         Args:
             matcher: the teacher.
-            student: the network that learns.
+            student: the network in training.
         """
         self._matcher = matcher
         self._student = student
@@ -61,7 +61,7 @@ class Teacher:
         own = self._student.coarse_stride
         grid0, grid1 = ((-(-image.shape[2] // own), -(-image.shape[3] // own)) for image in (image0, image1))
         with torch.autocast(image0.device.type, enabled=False):
-            seen0, seen1 = self.as_seen(image0), self.as_seen(image1)
+            seen0, seen1 = self.shifted_view(image0), self.shifted_view(image1)
             pairs = []
             for one, other in zip(seen0, seen1, strict=True):
                 features = self._matcher.encode(one[0]), self._matcher.encode(other[0])
@@ -70,15 +70,16 @@ class Teacher:
                 pairs.append(pooled(confidence, grid0, grid1, self._cells).clone())
         return torch.stack(pairs)
 
-    def as_seen(self, image: Tensor) -> Tensor:
-        """Images as the teacher sees them: its cells' points fall on the student's, or evenly around them.
+    def shifted_view(self, image: Tensor) -> Tensor:
+        """Shift and resize images for the teacher, so that its cells' points are at the student's, or evenly around
+        them.
 
         Args:
             image: (B, 1, H, W).
 
         Returns:
-            (B, 1, rows * n * teacher's stride, columns * n * teacher's stride), of the student's rows and columns, and
-            n of the teacher's cells along each side of one of the student's.
+            (B, 1, rows * n * teacher's stride, columns * n * teacher's stride), with the student's rows and columns,
+            and n of the teacher's cells along each side of one of the student's.
         """
         teacher, student = self._matcher.config, self._student
         stride, own = teacher.coarse_stride, student.coarse_stride
@@ -99,10 +100,10 @@ class Teacher:
 
 
 def pooled(confidence: Tensor, grid0: Grid, grid1: Grid, cells: int) -> Tensor:
-    """Confidences in pairs of small cells as those in pairs of the large ones that they are in.
+    """Convert confidences of pairs of small cells to those of the large cells that contain them.
 
-    What a small cell gives to the small cells of a large one adds up, and a large cell gives the mean of what its small
-    ones do: where all of these match one to one within a pair of large cells, that pair has a confidence of 1.
+    Confidences of a small cell with the small cells of a large one are summed, and averaged over the small cells of the
+    other large one: if all of these match one to one within a pair of large cells, that pair has a confidence of 1.
 
     Args:
         confidence: (cells² L, cells² S), of small cells.
@@ -120,17 +121,17 @@ def pooled(confidence: Tensor, grid0: Grid, grid1: Grid, cells: int) -> Tensor:
 
 
 def soft_target_loss(log_student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far the student's idea of each cell's partner is from the teacher's.
+    """Divergence of the student's distribution over each cell's partners from the teacher's.
 
     A row of the confidence matrix to the power of 1 / temperature, divided by its sum, is a distribution over the
-    partners of a cell; the same goes for columns. The loss is the Kullback-Leibler divergence of the student's from the
-    teacher's, times the temperature squared so that its gradient keeps its size, averaged over cells by how much
-    confidence the teacher has in them at all: a teacher says nothing about cells that it finds no partner for.
+    partners of a cell; the same holds for columns. The loss is the Kullback-Leibler divergence of the student's from
+    the teacher's, times the temperature squared to preserve the gradient's size, averaged over cells with the teacher's
+    total confidence as weight: cells without a partner for the teacher do not count.
 
     Args:
         log_student: (B, L, S) logarithm of the student's confidence.
         teacher: (B, L, S) confidence.
-        temperature: above 1, what comes second and third counts more.
+        temperature: above 1, less likely partners count more.
     """
     log_teacher = teacher.clamp_min(_LEAST_CONFIDENCE).log() / temperature
     total = log_student.new_zeros(())

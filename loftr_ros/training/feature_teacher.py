@@ -1,4 +1,4 @@
-"""A teacher of dense features: what it says of the cells and regions of single photographs, without pairs or truth."""
+"""A teacher of dense features for cells and regions of single photographs, without pairs or truth."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from loftr_ros.training.xfeat import XFEAT_CHANNELS
 if TYPE_CHECKING:
     from loftr_ros.training.xfeat import XFeat
 
-# What the heads are called among the weights of a network in training.
+# Name of the heads among the weights of a network in training.
 HEADS = "feature_heads"
 _CELLS_OF_A_REGION = REGION_CELLS**2
-# Regions whose products with each other are compared.
+# Number of regions whose mutual products are compared.
 _SAMPLED = 512
 
 
 class FeatureHeads(nn.Module):
-    """From the student's features to the teacher's. Only training has them.
+    """Heads from the student's features to the teacher's, used only in training.
 
-    Cells go through two convolutions of 1x1. Regions go through one, to the features of all four of their cells: what
-    is linear keeps the products by which regions are compared.
+    Cells pass two convolutions of 1x1. Regions pass one, to the features of all four of their cells: a linear map keeps
+    the products by which regions are compared.
     """
 
     def __init__(self, cell_dim: int, region_dim: int) -> None:
@@ -39,10 +39,10 @@ class FeatureHeads(nn.Module):
 
 
 class FeatureTeacher:
-    """A network whose dense features are learned, and how much they count."""
+    """A network as teacher of dense features, with the weights of its losses."""
 
     def __init__(self, network: XFeat, settings: PhotosConfig) -> None:
-        """Take a network that is ready to infer."""
+        """Use a network that is ready for inference."""
         self._network = network
         self.weights = {
             "taught_cells": settings.cell_weight,
@@ -51,19 +51,19 @@ class FeatureTeacher:
         }
 
     def losses(self, heads: FeatureHeads, made: CompactFeatures, taught: Tensor) -> dict[str, Tensor]:
-        """How far the student's features are from the teacher's.
+        """Distance of the student's features from the teacher's.
 
-        Of cells and regions: one less the cosine between the student's features, through the heads, and the teacher's.
-        Likeness: the squared difference between the cosines of regions with each other, as the student has them
-        without heads, and as the teacher has them. It is by these that regions are matched, and heads can hide them.
+        For cells and regions: one minus the cosine between the student's features, through the heads, and the
+        teacher's. Likeness: the squared difference between the cosines of regions with each other, of the student
+        without heads and of the teacher. Matching uses these cosines, and heads could hide them.
 
         Args:
             heads: of the student.
             made: its features of (P, 1, H, W) photographs.
-            taught: (P, 1, H, W) in [0, 1], the photographs as the teacher sees them.
+            taught: (P, 1, H, W) in [0, 1], the photographs for the teacher.
 
         Returns:
-            () float32 each, by the names that `weights` has.
+            () float32 each, by the names in `weights`.
         """
         wanted = self._network(padded(taught))
         with torch.autocast(wanted.device.type, enabled=False):
@@ -78,14 +78,14 @@ class FeatureTeacher:
 
 
 def likeness_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the cosines between regions, of a random sample of those of all photographs.
+    """Mean squared difference of the cosines between regions, for a random sample of those of all photographs.
 
     Args:
         student: (P, C, h, w).
         teacher: (P, D, h, w).
 
     Returns:
-        () of the two matrices of cosines; features may be turned against each other at will.
+        () of the two matrices of cosines; it does not depend on rotations of the features.
     """
     chosen = torch.randint(teacher.shape[0] * teacher[0, 0].numel(), (_SAMPLED,), device=teacher.device)
     products = []

@@ -1,4 +1,4 @@
-"""Where the pixels of one view are in another, from depth and pose, and whether they are seen there."""
+"""Correspondence of pixels between two views, from depth and pose, with visibility."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def warp_by_depth(
 ) -> Float32:
     """The pixels of view 0 in view 1; NaN where they are outside, occluded, or without depth.
 
-    A point is seen in view 1 if the depth there, interpolated, is its own. Inverse depth is interpolated since it is
-    linear in the image on every plane, so planes need no tolerance at all, however slanted.
+    A point is visible in view 1 if the depth interpolated there is its own. Inverse depth is interpolated because it is
+    linear in the image on every plane, so planes need no tolerance, however slanted.
 
     Args:
         inverse0, inverse1: (H, W) float32, one over the depth along the optical axis; 0 is infinitely far, NaN unknown.
         K0, K1: (3, 3) pinhole matrices.
         T_1_0: (4, 4) pose of camera 0 in camera 1, in units of the depth.
-        surfaces: (H, W) uint8 number of the surface at each pixel of both views; a point is then seen only where its
-            own surface is. 0 is none: no point.
+        surfaces: (H, W) uint8 number of the surface at each pixel of both views; a point is then visible only where its
+            own surface is. 0 is no surface.
         tolerance: of the relative difference of inverse depths.
 
     Returns:
@@ -72,7 +72,7 @@ def warp_by_depth(
 
 
 def covisible(warp: Float32) -> float:
-    """The share of pixels that a warp takes into the other image."""
+    """The share of pixels that a warp maps into the other image."""
     return float(np.isfinite(warp[..., 0]).mean())
 
 
@@ -99,11 +99,11 @@ def warp_by_homography(H: Float64, size: tuple[int, int], other: tuple[int, int]
 def hide(
     warp01: Float32, warp10: Float32, hidden0: NDArray[np.bool_] | None, hidden1: NDArray[np.bool_] | None
 ) -> None:
-    """Takes pixels that something covers out of both warps, in place.
+    """Remove covered pixels from both warps, in place.
 
     Args:
         warp01, warp10: (H, W, 2) float32.
-        hidden0, hidden1: (H, W), what is covered in either image; None: nothing.
+        hidden0, hidden1: (H, W), the covered pixels of each image; None: none.
     """
     for warp, own, others in ((warp01, hidden0, hidden1), (warp10, hidden1, hidden0)):
         if own is not None:

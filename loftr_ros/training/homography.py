@@ -1,4 +1,4 @@
-"""Training pairs from photos: two cameras before one picture, strongly tilted, turned, and lit apart."""
+"""Training pairs from photos: two cameras before one picture, strongly tilted, rotated, and with different light."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _FOCAL = 1.1  # of the virtual camera, in image widths
 
 @dataclass(frozen=True)
 class HomographyPairs:
-    """Pairs of views of a photo, now and then of a texture.
+    """Pairs of views of a photo, occasionally of a texture.
 
     Attributes:
         bank: photos and textures.
-        light: how often one of the two is in other light; see `relight`.
+        light: probability that one of the two is in other light; see `relight`.
     """
 
     bank: AssetBank
     light: float = 0.0
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
-        """A pair of (width, height) images; at 1, tilts go to 60 degrees and scales from 1/2 to 2.
+        """A pair of (width, height) images; at difficulty 1, tilts go to 60 degrees and scales from 1/2 to 2.
 
         At `config.WIDEST` they go to 72 degrees and from 1/3 to 3; light and noise are those of 1.
         """
@@ -52,11 +52,11 @@ class HomographyPairs:
         levels = self.bank.photo(rng) if rng.random() < 0.8 else self.bank.texture(rng)
         rows, columns = levels[0].shape
         width, height = size
-        # The photo's pixels that one of image 0's covers: below 1 it would be enlarged, which the network sees through.
+        # The photo's pixels per pixel of image 0: below 1 it would be enlarged, which the network could detect.
         fits = min(columns / width, rows / height)
         zoom = float(np.exp(rng.uniform(np.log(min(0.8, fits)), np.log(max(fits, 0.81)))))
-        room = np.array([columns - zoom * width, rows - zoom * height]) / 2
-        centre = np.array([columns, rows]) / 2 + np.maximum(room, 0) * rng.uniform(-1, 1, 2)
+        margin = np.array([columns - zoom * width, rows - zoom * height]) / 2
+        centre = np.array([columns, rows]) / 2 + np.maximum(margin, 0) * rng.uniform(-1, 1, 2)
         flat = np.array(
             [[zoom, 0, centre[0] - zoom * width / 2], [0, zoom, centre[1] - zoom * height / 2], [0, 0, 1.0]]
         )
@@ -75,19 +75,19 @@ class HomographyPairs:
 
 
 def random_homography(rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Float64:
-    """Takes pixels of a camera straight before a plane to those of one that is tilted, turned, nearer or farther."""
+    """Maps pixels of a frontal camera before a plane to those of one that is tilted, rotated, nearer or farther."""
     width, height = size
     focal = _FOCAL * width
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
     about = rng.uniform(0, 2 * np.pi)
     tilt = min(np.radians(60) * difficulty, _LARGEST_TILT) * np.sqrt(rng.random())
-    turn = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
+    roll = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
     if rng.random() < 0.08 * difficulty:
-        turn = rng.uniform(-np.pi, np.pi)
-    R = rotation(np.array([0, 0, turn])) @ rotation(np.array([np.cos(about), np.sin(about), 0]) * tilt)
+        roll = rng.uniform(-np.pi, np.pi)
+    R = rotation(np.array([0, 0, roll])) @ rotation(np.array([np.cos(about), np.sin(about), 0]) * tilt)
     scale = np.exp(rng.uniform(-1, 1) * np.log(2) * (0.2 + 0.8 * difficulty))
     shift = rng.uniform(-1, 1, 2) * (0.05 + 0.3 * difficulty) / _FOCAL
-    # The camera turns about the middle of what it sees, then moves along and across its axis.
+    # The camera rotates about the middle of its view, then moves along and across its axis.
     middle = np.array([0, 0, 1.0])
     t = middle / scale - R @ middle + np.array([*shift, 0]) / scale
     H = K @ (R + np.outer(t, middle)) @ np.linalg.inv(K)
@@ -95,7 +95,7 @@ def random_homography(rng: np.random.Generator, size: tuple[int, int], difficult
 
 
 def view(levels: list[NDArray[np.uint8]], to_photo: Float64, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The (width, height) image whose pixels are at H p of a photo; sampled from the level that fits each pixel.
+    """The (width, height) image whose pixels are at H p of a photo, sampled from the mip level that fits each pixel.
 
     The photo continues mirrored beyond its edges.
     """

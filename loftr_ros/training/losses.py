@@ -1,4 +1,4 @@
-"""The losses of the paper's section 3.5, with gradients written by hand where that saves time and memory.
+"""The losses of the paper's section 3.5, with hand-written gradients where that saves time and memory.
 
 Everything here is fp32, whatever the autocast around it: scores divided by the temperature reach hundreds.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 from loftr_ros.matcher.coarse import BITS, scaled, scores, tiles_of
 from loftr_ros.training.supervision import CoarseTruth
 
-# Confidence at which the logarithm of what is left of it stays finite.
+# Largest confidence for a finite logarithm of its complement.
 _LARGEST_CONFIDENCE = 1 - 1e-6
 
 
 def log_confidence_at(tokens0: Tensor, tokens1: Tensor, temperature: float, cell0: Tensor, cell1: Tensor) -> Tensor:
-    """Logarithm of the dual-softmax confidence (equation 2) of chosen pairs of cells; the matrix is never kept.
+    """Logarithm of the dual-softmax confidence (equation 2) of chosen pairs of cells; the matrix is never stored.
 
     Args:
         tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer.
@@ -46,7 +46,7 @@ def log_confidence(tokens0: Tensor, tokens1: Tensor, temperature: float) -> Tens
 def log_assignment(tokens0: Tensor, tokens1: Tensor, bin_score: Tensor, iterations: int) -> Tensor:
     """Logarithm of the transport plan (equation 1), (B, L + 1, S + 1) float32, dustbins last.
 
-    `matcher.transport.assignment_matrix` is its exponential, which has no gradient where it underflows.
+    `matcher.loftr.transport.assignment_matrix` is its exponential, which has no gradient where it underflows.
     """
     with torch.autocast(tokens0.device.type, enabled=False):
         s = scores(tokens0, tokens1, 1.0)
@@ -64,31 +64,31 @@ def log_assignment(tokens0: Tensor, tokens1: Tensor, bin_score: Tensor, iteratio
 
 
 def focal(log_p: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of what should be 1, elementwise, of its logarithm: -alpha (1 - p)^gamma log p."""
+    """Focal loss of values that should be 1, elementwise, from their logarithm: -alpha (1 - p)^gamma log p."""
     return -alpha * (1 - log_p.exp()).clamp_min(0).pow(gamma) * log_p
 
 
 def focal_negative(log_p: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of what should be 0, elementwise: -alpha p^gamma log(1 - p)."""
+    """Focal loss of values that should be 0, elementwise: -alpha p^gamma log(1 - p)."""
     p = log_p.exp().clamp_max(_LARGEST_CONFIDENCE)
     return -alpha * p.pow(gamma) * torch.log1p(-p)
 
 
 def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen values; 0, with a gradient of 0, where none is chosen."""
+    """Mean of the chosen values; 0, with a gradient of 0, if none is chosen."""
     return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp_min(1)
 
 
 def hardest_wrong(tokens0: Tensor, tokens1: Tensor, lonely: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """For some cells without a partner, the cell of the other image that they are most alike.
+    """For some cells without a partner, the most similar cell of the other image.
 
     Args:
         tokens0, tokens1: (B, L, C) and (B, S, C).
-        lonely: (B, L) bool, which cells have no partner.
-        count: how many of each pair.
+        lonely: (B, L) bool, cells without a partner.
+        count: number of cells per pair.
 
     Returns:
-        (B, count) cells of image 0, and of image 1; negative where a pair has fewer.
+        (B, count) cells of image 0, and of image 1; negative if a pair has fewer.
     """
     with torch.no_grad(), torch.autocast(tokens0.device.type, enabled=False):
         key = torch.rand(lonely.shape, device=lonely.device).masked_fill(~lonely, -1.0)
@@ -99,7 +99,7 @@ def hardest_wrong(tokens0: Tensor, tokens1: Tensor, lonely: Tensor, count: int) 
 
 
 def transport_nll(log_plan: Tensor, truth: CoarseTruth) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the plan (section 3.5): of matches, and of the dustbins of what has none."""
+    """Negative log-likelihood of the plan (section 3.5): of matches, and of the dustbins of unmatched cells."""
     inner = log_plan[:, :-1].gather(2, truth.partner.clamp_min(0)[..., None])[..., 0]
     positive = mean_over(-inner, truth.partner >= 0)
     to_bins = torch.cat([log_plan[:, :-1, -1], log_plan[:, -1, :-1]], dim=1)
@@ -110,7 +110,7 @@ def fine_l2(offset: Tensor, std: Tensor, true_offset: Tensor, chosen: Tensor) ->
     """Squared distance, weighted by the inverse of the predicted standard deviation (section 3.5, the loss L_f).
 
     The weights have no gradient, or the network would lower the loss by being uncertain; they are divided by their
-    mean, so that they only say which matches count more.
+    mean, so that only their ratios matter.
 
     Args:
         offset: (..., 2) predicted.
@@ -126,11 +126,11 @@ def fine_l2(offset: Tensor, std: Tensor, true_offset: Tensor, chosen: Tensor) ->
 
 
 class _LogConfidenceAt(torch.autograd.Function):
-    """`log_confidence_at`. Scores live in tiles of rows, and are made again for the gradient: a product of matrices
-    costs less than to keep them in memory.
+    """`log_confidence_at`. Scores exist in tiles of rows, and are computed again for the gradient: a matrix product is
+    cheaper than storing them.
 
     log P_ij = 2 s_ij - r_i - c_j, with r and c the log-sum-exps of row and column. So d log P_ij / d s is 2 at the
-    entry, less the softmax of its row along the row, less that of its column along the column.
+    entry, minus the softmax of its row along the row, minus that of its column along the column.
     """
 
     @staticmethod
@@ -176,7 +176,7 @@ class _LogConfidenceAt(torch.autograd.Function):
 
 
 class _LogDualSoftmax(torch.autograd.Function):
-    """`log_confidence` of scores: keeps one matrix where autograd would keep five."""
+    """`log_confidence` of scores: stores one matrix where autograd would store five."""
 
     @staticmethod
     def forward(ctx: Any, score: Tensor) -> Tensor:

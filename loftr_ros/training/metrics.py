@@ -1,4 +1,4 @@
-"""How well a network matches pairs of known geometry: the same for any matcher, as it will be used."""
+"""Metrics of a network on pairs of known geometry: the same for any matcher, as in use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 from loftr_ros.training.supervision import NO_PARTNER, PairBatch, coarse_truth
 
-# Pixels at which matches count as right for the score, finer where it gets hard.
+# Pixel thresholds for correct matches in the score, finer where it is difficult.
 SCORE_THRESHOLDS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 
 
@@ -20,18 +20,18 @@ def pair_metrics(matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
     """Metrics of each pair of a batch.
 
     Args:
-        matcher: ready to infer.
+        matcher: ready for inference.
         batch: on the matcher's device.
 
     Returns:
         For each pair:
-        coarse_accuracy: part of the cells with a partner whose most confident partner is that one, whatever the
-        threshold (where the matcher shows its confidence); chance is 1 / cells.
-        precision: part of the matches, of which the truth is known, that are within a cell's side of it.
+        coarse_accuracy: part of the cells with a partner whose most confident partner is the true one, ignoring the
+        threshold (if the matcher has a confidence matrix); chance is 1 / cells.
+        precision: part of the matches of known truth that are within a cell's side of it.
         recall: part of the cells with a partner that have such a match.
         matches: their number.
-        median_error: of the matches that are seen in both images, in pixels; NaN without any.
-        score: F1 of precision and recall, averaged over SCORE_THRESHOLDS: what models are chosen by.
+        median_error: of the matches visible in both images, in pixels; NaN without any.
+        score: F1 of precision and recall, averaged over SCORE_THRESHOLDS; used to select models.
     """
     truth = coarse_truth(batch, matcher.config)
     coarse_partner = coarse_truth(batch, matcher.config, matcher.config.coarse_stride).partner
@@ -48,7 +48,7 @@ def pair_metrics(matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
 
 
 def mean_metrics(pairs: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over pairs of each metric, over those that have it."""
+    """The mean of each metric over the pairs that have it."""
     values: dict[str, list[float]] = {}
     for pair in pairs:
         for name, value in pair.items():
@@ -59,7 +59,7 @@ def mean_metrics(pairs: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def match_errors(matches: Matches, warp01: Tensor) -> Tensor:
-    """(N,) distances in pixels between `points1` and where `points0` truly are; NaN where that is not seen.
+    """(N,) distances in pixels between `points1` and the true positions of `points0`; NaN where those are not visible.
 
     Args:
         matches: of one pair.
@@ -70,10 +70,10 @@ def match_errors(matches: Matches, warp01: Tensor) -> Tensor:
 
 
 def match_residuals(matches: Matches, warp01: Tensor) -> Tensor:
-    """(N, 2) pixels, `points1` less where `points0` truly are; arguments and NaN as of `match_errors`."""
+    """(N, 2) pixels, `points1` minus the true position of `points0`; arguments and NaN as of `match_errors`."""
     height, width = warp01.shape[:2]
     grid = (2 * matches.points0 + 1) / torch.tensor([width, height]) - 1
-    # Not zero outside, which would be a place; a pixel that is not seen makes all that lies beside it unknown.
+    # Not zero outside, which would be a position; an invisible pixel makes everything beside it unknown.
     target = functional.grid_sample(
         warp01.permute(2, 0, 1)[None], grid[None, None], padding_mode="border", align_corners=False
     )[0, :, 0].t()
@@ -83,7 +83,7 @@ def match_residuals(matches: Matches, warp01: Tensor) -> Tensor:
 def _of_matches(matches: Matches, warp01: Tensor, complete: bool, partner: Tensor, cell_size: int) -> dict[str, float]:
     error = match_errors(matches, warp01)
     known = error.isfinite()
-    if complete:  # what is not seen in the other image is matched wrongly
+    if complete:  # a match of an invisible point is wrong
         column, row = matches.points0.round().long().unbind(dim=1)
         unseen = ~warp01[row.clamp(0, warp01.shape[0] - 1), column.clamp(0, warp01.shape[1] - 1), 0].isfinite()
         known |= unseen

@@ -1,4 +1,4 @@
-"""Which pairs a training sees: kinds by weight, difficulty rising, each sample told by the seed and its number."""
+"""The mixture of training pairs: kinds by weight, rising difficulty, each sample determined by seed and number."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _SIZE_STREAM = 0x512E
 
 
 class PairSource(Protocol):
-    """What makes pairs: rendered scenes, photos, or recorded data sets."""
+    """A source of pairs: rendered scenes, photos, or recorded data sets."""
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
-        """A pair of (width, height) images that depends on nothing but the arguments."""
+        """A pair of (width, height) images that depends only on the arguments."""
         ...
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How hard the pairs are: from `start` to `end` (both in [0, WIDEST]) over the first `samples` samples.
+    """Difficulty of the pairs: from `start` to `end` (both in [0, WIDEST]) over the first `samples` samples.
 
-    A sample's own difficulty is drawn between `floor` of that and all of it: easy pairs never vanish.
+    A sample's own difficulty is drawn between `floor` times that and all of it: easy pairs never vanish.
     """
 
     start: float = 0.3
@@ -51,7 +51,7 @@ class Curriculum:
             )
 
     def difficulty(self, index: int, rng: np.random.Generator) -> float:
-        """That of a sample."""
+        """The difficulty of a sample."""
         share = 1.0 if self.samples <= 0 else min(1.0, index / self.samples)
         hardest = self.start + (self.end - self.start) * share
         return float(hardest * rng.uniform(self.floor, 1.0))
@@ -63,10 +63,10 @@ class Mixture:
 
     Attributes:
         sources: by name.
-        weights: how often each is drawn; need not sum to 1. Only those named in `sources` may appear.
+        weights: relative frequency of each; need not sum to 1. Only names in `sources` are allowed.
         seed: of everything.
-        curriculum: how hard the samples are.
-        validation: has random numbers of its own, so that none of a training's samples is met again.
+        curriculum: difficulty of the samples.
+        validation: uses separate random numbers, so that no training sample occurs in it.
     """
 
     sources: Mapping[str, PairSource]
@@ -98,11 +98,11 @@ class Mixture:
 
 
 def made_sources(bank: AssetBank, light: float = 0.0) -> dict[str, PairSource]:
-    """All sources that need nothing but photos and textures, by the names of `WEIGHTS`.
+    """All sources that need only photos and textures, by the names of `WEIGHTS`.
 
     Args:
         bank: of these.
-        light: how often the two views of a pair are in different light.
+        light: probability that the two views of a pair are in different light.
     """
     made: dict[str, PairSource] = {HOMOGRAPHY: HomographyPairs(bank, light)}
     return made | {kind: RenderedPairs(bank, kind, light) for kind in RENDERED}

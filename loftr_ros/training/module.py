@@ -1,8 +1,8 @@
-"""A training as Lightning sees it: steps, the learning rate, the averaged weights, and all that a checkpoint holds.
+"""The training as a Lightning module: steps, the learning rate, the averaged weights, and the checkpoint's contents.
 
-Every step depends on the seed, its number and the state of the weights alone: the data are made by number, random
-numbers are seeded by number, and the learning rate is a function of how far the training is. So a resumed training goes
-on as if nothing had happened.
+Every step depends only on the seed, its number and the state of the weights: data is made by number, random numbers are
+seeded by number, and the learning rate is a function of the progress. So a resumed training continues as if it had
+never stopped.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from loftr_ros.training.config_file import content_of
 from loftr_ros.training.objective import Objective
 from loftr_ros.training.supervision import PairBatch, pair_batch
 
-# Steps in a row without a finite gradient after which a training is given up.
+# Consecutive steps without a finite gradient after which a training is aborted.
 _MOST_SKIPPED = 50
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot start or go on; the message says what to do."""
+    """A training that cannot start or continue. The message says what to do."""
 
 
 class InterruptedTrainingError(TrainingError):
-    """A training that Ctrl-C ended."""
+    """A training stopped by Ctrl-C."""
 
 
 class AveragedWeights:
-    """The exponential moving average of a network's state, its buffers included."""
+    """The exponential moving average of a network's state, including its buffers."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start with the state as it is."""
+        """Start with the current state."""
         self._decay = decay
         self._updates = 0
         self.state = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the present state; the first ones count more, or the random start would last."""
+        """Add the current state; the first ones have more weight, or the random start would persist."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         now = network.state_dict()
@@ -58,11 +58,11 @@ class AveragedWeights:
         torch._foreach_lerp_(averaged, present, 1 - decay)
 
     def checkpoint(self) -> dict[str, Any]:
-        """What `restore` takes."""
+        """State for `restore`."""
         return {"updates": self._updates, "state": self.state}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self._updates = checkpoint["updates"]
         for name, value in self.state.items():
             value.copy_(checkpoint["state"][name])
@@ -72,11 +72,11 @@ class TrainingModule(LightningModule):
     """A network, its objective and its optimizer."""
 
     def __init__(self, objective: Objective, config: TrainingConfig) -> None:
-        """Take the objective, whose network gets trained in place."""
+        """Use the objective, whose network is trained in place."""
         super().__init__()
         self.network = objective.network
         self._left_alone = freeze(self.network, config.optimizer.only.split())
-        self.objective = objective  # no module: the teacher that it may hold is not trained, nor checkpointed
+        self.objective = objective  # not a module: its teacher, if any, is neither trained nor checkpointed
         self.settings = config
         self.averaged = AveragedWeights(self.network, config.optimizer.ema_decay)
         self.best_score = -math.inf
@@ -86,19 +86,19 @@ class TrainingModule(LightningModule):
 
     @property
     def seconds(self) -> float:
-        """Time trained so far, earlier parts included."""
+        """Training time so far, including earlier parts."""
         return self._seconds_before + time.monotonic() - self._started
 
     @property
     def progress(self) -> float:
-        """Part of the budget that is used up, 0 to 1."""
+        """Used part of the budget, 0 to 1."""
         budget = self.settings.budget
         by_steps = self.global_step / budget.max_steps if budget.max_steps else 0.0
         by_time = self.seconds / 60 / budget.max_minutes if budget.max_minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, without decay for what is no matrix or kernel."""
+        """AdamW, with weight decay only for matrices and kernels."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         settings = self.settings.optimizer
         groups = [
@@ -108,16 +108,16 @@ class TrainingModule(LightningModule):
         return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
 
     def on_fit_start(self) -> None:
-        """The averaged weights go where the network is."""
+        """Move the averaged weights to the network's device."""
         self.averaged.state = {name: value.to(self.device) for name, value in self.averaged.state.items()}
         self._started = time.monotonic()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> PairBatch:
-        """Whatever the data gives, as a `PairBatch`."""
+        """Convert any batch of the data to a `PairBatch`."""
         return pair_batch(batch).to(device)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Seed the step, set its learning rate, and keep what is not trained as it is."""
+        """Seed the step, set its learning rate, and keep frozen norms in evaluation mode."""
         for norm in self._left_alone:
             norm.eval()
         torch.manual_seed(_mixed(self.settings.seed, self.global_step, self.global_rank))
@@ -139,10 +139,10 @@ class TrainingModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm; a step whose gradient is not finite changes nothing.
+        """Clip the gradient's norm; a step without a finite gradient changes nothing.
 
         Raises:
-            TrainingError: that many in a row were not.
+            TrainingError: too many consecutive steps had none.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.optimizer.gradient_clip)
@@ -160,12 +160,12 @@ class TrainingModule(LightningModule):
             parameter.grad = None
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        """End where the budget does."""
+        """Stop at the end of the budget."""
         if self.trainer.strategy.broadcast(self.progress >= 1):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What Lightning does not know of; weights, optimizer and loss scaling it writes itself."""
+        """Save the state unknown to Lightning, which writes weights, optimizer and loss scaling itself."""
         checkpoint["loftr_ros"] = {
             "averaged": self.averaged.checkpoint(),
             "best_score": self.best_score,
@@ -174,7 +174,7 @@ class TrainingModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         ours = checkpoint["loftr_ros"]
         self.averaged.restore(ours["averaged"])
         self.best_score = ours["best_score"]
@@ -182,17 +182,17 @@ class TrainingModule(LightningModule):
 
 
 def freeze(network: nn.Module, only: Sequence[str]) -> list[nn.Module]:
-    """Leave all but some parts of a network as they are.
+    """Freeze all but some parts of a network.
 
     Args:
         network: its parameters get `requires_grad`.
-        only: prefixes of the names of what is trained; empty for everything.
+        only: name prefixes of the trained parts; empty for everything.
 
     Returns:
-        The norms that must not learn statistics either.
+        The norms that must not update their statistics either.
 
     Raises:
-        TrainingError: a prefix is of nothing.
+        TrainingError: a prefix matches nothing.
     """
     names = [name for name, _ in network.named_parameters()]
     for prefix in only:
@@ -210,9 +210,9 @@ def learning_rate(settings: OptimizerConfig, step: int, progress: float) -> floa
     """Warm-up by steps, then half a cosine over the budget.
 
     Args:
-        settings: the highest rate, the warm-up's length and what is left at the end.
+        settings: the highest rate, the warm-up's length and the final fraction.
         step: from 0.
-        progress: part of the budget that is used up, 0 to 1.
+        progress: used part of the budget, 0 to 1.
     """
     warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     cosine = (1 + math.cos(math.pi * progress)) / 2
@@ -220,7 +220,7 @@ def learning_rate(settings: OptimizerConfig, step: int, progress: float) -> floa
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:
-    """One seed of three numbers, so that neighbouring ones have nothing in common."""
+    """One seed from three numbers, so that neighbouring ones are unrelated."""
     value = 0
     for number in (seed, step, rank):
         value = ((value ^ number) * 0x9E3779B97F4A7C15 + 0x7F4A7C159E3779B9) % 2**64

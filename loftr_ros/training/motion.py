@@ -1,4 +1,4 @@
-"""Second cameras: from the next frame of a video to views from far aside, as hard as asked for."""
+"""Second cameras for a pair: from the next frame of a video to a distant view, by difficulty."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from loftr_ros.training.geometry import Float32, Float64, inverse, rigid, rotation
 
-LEAST_SEEN = 0.2  # of what one camera sees, the share that the other sees too, where nothing else is said
-_GRID = 12  # px between the pixels by which the overlap of a candidate is judged
+LEAST_SEEN = 0.2  # default least share of one camera's view that the other camera must see too
+_GRID = 12  # px between the pixels used to measure a candidate's overlap
 _TRIES = 12
 
 
@@ -20,7 +20,7 @@ def second_camera(
     driving: bool = False,
     least: float = LEAST_SEEN,
 ) -> Float64 | None:
-    """T_1_0 of a camera that sees at least a share `least` of what camera 0 sees, occlusion aside.
+    """T_1_0 of a camera that sees at least a share `least` of camera 0's view, ignoring occlusion.
 
     Args:
         difficulty: in [0, `config.WIDEST`]; 0 is video, 1 goes to 60 degrees and a baseline of half the depth, the
@@ -41,7 +41,7 @@ def second_camera(
         return None
     near, middle = 1 / np.quantile(w[known], (0.95, 0.5))
     for attempt in range(_TRIES):
-        # The more tries fail, the smaller the motion.
+        # The more attempts fail, the smaller the motion.
         ease = 1 - attempt / (_TRIES + 2)
         hardest = difficulty * ease
         T = _drive(rng, hardest, near) if driving else _free(rng, hardest, near, middle)
@@ -65,11 +65,11 @@ def _free(rng: np.random.Generator, difficulty: float, near: float, middle: floa
     if kind < 0.35 - 0.2 * difficulty:  # the frames of a video
         angle = np.radians(rng.uniform(0, 4 + 8 * difficulty))
         return rigid(rotation(axis * angle), direction * near * rng.uniform(0, 0.12))
-    if kind < 0.45:  # ahead or back
+    if kind < 0.45:  # forward or backward
         step = rng.uniform(0.05, 0.15 + 0.35 * difficulty) * middle * rng.choice([-1, 1])
         angle = np.radians(rng.uniform(0, 3 + 12 * difficulty))
         return rigid(roll @ rotation(axis * angle), np.array([0, 0, step]) + direction * 0.1 * abs(step))
-    if kind < 0.75:  # around what is looked at
+    if kind < 0.75:  # around the middle of the view
         angle = np.radians(rng.uniform(5, 12 + 50 * difficulty))
         R = rotation(axis * angle)
         centre = np.array([0, 0, middle * rng.uniform(0.6, 1.1)])
@@ -81,18 +81,18 @@ def _free(rng: np.random.Generator, difficulty: float, near: float, middle: floa
 
 
 def _roll(rng: np.random.Generator, difficulty: float) -> float:
-    """About the optical axis, in radians: small, now and then large."""
+    """Roll about the optical axis, in radians: small, occasionally large."""
     if rng.random() < 0.12 * difficulty:
         return float(rng.uniform(-0.8, 0.8)) * max(1.0, difficulty)
     return float(rng.normal(0, 0.02 + 0.08 * difficulty))
 
 
 def _drive(rng: np.random.Generator, difficulty: float, near: float) -> Float64:
-    """The next position of a vehicle: ahead by up to some metres, turning, pitching a little."""
+    """The next position of a vehicle: forward by up to some metres, with some yaw and a little pitch."""
     step = rng.uniform(0.1, 0.4 + 1.2 * difficulty) * near
-    turn = rng.normal(0, np.radians(1.5 + 7 * difficulty))
-    R_0_1 = rotation(np.array([rng.normal(0, 0.01), turn, rng.normal(0, 0.008)]))
-    t_0_1 = np.array([np.sin(turn / 2) * step + rng.normal(0, 0.03) * step, rng.normal(0, 0.01) * step, step])
+    yaw = rng.normal(0, np.radians(1.5 + 7 * difficulty))
+    R_0_1 = rotation(np.array([rng.normal(0, 0.01), yaw, rng.normal(0, 0.008)]))
+    t_0_1 = np.array([np.sin(yaw / 2) * step + rng.normal(0, 0.03) * step, rng.normal(0, 0.01) * step, step])
     T = rigid(R_0_1, t_0_1)
     if rng.random() < 0.15:  # the other camera of a stereo pair
         T = rigid(rotation(rng.normal(0, 0.01, 3)), np.array([rng.uniform(-0.15, 0.15) * near, 0, 0]))

@@ -1,4 +1,4 @@
-"""What a network learns by: its losses on a batch, and its metrics. One class a family of networks."""
+"""Objectives: a network's losses on a batch, and its metrics. One class per family of networks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from loftr_ros.training.xfeat import load_xfeat
 
 
 class Objective(ABC):
-    """A network and what it learns by. The trainer knows nothing else of either.
+    """A network and its losses: all that the trainer knows about either.
 
     Attributes:
-        network: the module whose parameters are trained; heads that only training needs are among them.
-        config: the network's configuration, which goes into the exported file's metadata.
+        network: the module whose parameters are trained, including heads that only training needs.
+        config: the network's configuration, for the exported file's metadata.
     """
 
     network: nn.Module
@@ -44,7 +44,7 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to follow, and what it is made of.
+        """The total loss, and its parts.
 
         Called with the network in training mode, under the trainer's autocast, with torch's random numbers seeded by
         the step.
@@ -57,18 +57,20 @@ class Objective(ABC):
         """
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What of a state dict of `network` inference needs, by default all: the trainer writes it to the file."""
+        """The part of a state dict of `network` for inference, by default all of it, which is written to the weights
+        file.
+        """
         return dict(state)
 
     def matcher(self, state: Mapping[str, Tensor]) -> Matcher:
-        """An inference network of its own with the weights of a state dict of `network`, on the network's device."""
-        with torch.random.fork_rng(devices=[]):  # its first weights must not cost the training random numbers
+        """A separate inference network with the weights of a state dict of `network`, on the network's device."""
+        with torch.random.fork_rng(devices=[]):  # keep the training's random numbers
             network = build_network(self.config)
         network.load_state_dict(self.exported(state))
         return network.prepare(next(self.network.parameters()).device, torch.float32)
 
     def start_from(self, file: WeightsFile) -> None:
-        """Take the network's first weights from a file; parts that only training needs keep their random ones.
+        """Load the network's initial weights from a file; parts only for training keep their random ones.
 
         Raises:
             WeightsError: they are of another network, or not finite.
@@ -76,7 +78,7 @@ class Objective(ABC):
         self.network.load_state_dict(check_weights(self.config, file), strict=False)
 
     def metrics(self, matcher: Matcher, batch: PairBatch) -> list[dict[str, float]]:
-        """Metrics of each pair of a batch, `score` among them; by default those of `pair_metrics`."""
+        """Metrics of each pair of a batch, including `score`; by default those of `pair_metrics`."""
         return pair_metrics(matcher, batch)
 
 
@@ -91,7 +93,7 @@ def open_objective(
 
     Args:
         config: the network.
-        losses: what the losses weigh.
+        losses: weights of the losses.
         distillation: the teacher, if any.
         device: of the teachers; the trainer places the network itself.
         photos: the teacher of features, if any.
@@ -117,17 +119,17 @@ def open_objective(
     return make(config, losses, distillation, teacher, FeatureTeacher(load_xfeat(Path(photos.teacher), device), photos))
 
 
-# Networks with an objective of their own, by preset: module and class, which takes what LoFTRObjective takes.
+# Networks with their own objective, by preset: module and class, with the arguments of LoFTRObjective.
 OBJECTIVES: dict[str, tuple[str, str]] = {"compact": ("loftr_ros.training.compact", "CompactObjective")}
 
 
 class Forward(NamedTuple):
-    """What LoFTR makes of a batch on the way to its losses.
+    """Intermediate results of LoFTR on a batch for the losses.
 
     Attributes:
         raw0, raw1: (B, L, C) and (B, S, C), the backbone's features before position and attention.
         tokens0, tokens1: the same after the transformer.
-        fine0, fine1: (B, Cf, Hf, Wf) fine features, None where there is no fine stage.
+        fine0, fine1: (B, Cf, Hf, Wf) fine features, None without a fine stage.
     """
 
     raw0: Tensor
@@ -139,7 +141,7 @@ class Forward(NamedTuple):
 
 
 class LoFTRObjective(Objective):
-    """The paper's losses (section 3.5) for every preset that `matcher.loftr.LoFTR` runs."""
+    """The paper's losses (section 3.5) for every preset of `matcher.loftr.LoFTR`."""
 
     network: LoFTR
     config: LoFTRConfig
@@ -151,9 +153,9 @@ class LoFTRObjective(Objective):
 
         Args:
             config: the network.
-            losses: what the losses weigh.
-            distillation: how much the teacher counts.
-            teacher: a network that is asked for its confidences in every batch; or None.
+            losses: weights of the losses.
+            distillation: weight of the teacher.
+            teacher: a network that provides its confidences for every batch; or None.
         """
         self.config = config
         self.network = LoFTR(config)
@@ -212,7 +214,7 @@ class LoFTRObjective(Objective):
         return parts
 
     def _fine_loss(self, made: Forward, truth: CoarseTruth) -> Tensor:
-        """The fine stage on a fixed number of true matches of each pair."""
+        """The loss of the fine stage on a fixed number of true matches of each pair."""
         assert made.fine0 is not None and made.fine1 is not None and self.config.fine is not None
         cell0, chosen = sample_matches(truth, self._losses.fine_samples)
         cell1 = truth.partner.gather(1, cell0).clamp_min(0)

@@ -1,4 +1,4 @@
-"""What cameras and light do to an image: exposure, shadows, blur, noise, vignetting, compression, things in the way."""
+"""Effects of cameras and light on an image: exposure, shadows, blur, noise, vignetting, compression, occluders."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LEVELS = np.arange(256, dtype=np.float32) / 255
 def photograph(
     image: Image, rng: np.random.Generator, strength: float, softness: float = 0.5
 ) -> tuple[Image, NDArray[np.bool_] | None]:
-    """One camera's picture of what an ideal one would see.
+    """A real camera's picture of an ideal image.
 
     Args:
         image: (H, W) uint8.
         strength: in [0, 1], of all changes.
-        softness: standard deviation in pixels of the blur that every lens has; hides the jagged edges of rendering.
+        softness: standard deviation in pixels of the lens blur; hides the jagged edges of rendering.
 
     Returns:
-        The (H, W) uint8 image, and the (H, W) bool pixels where something else is seen than before; None: nowhere.
+        The (H, W) uint8 image, and the (H, W) bool pixels covered by something else; None: none.
     """
     hidden: NDArray[np.bool_] | None = None
     if rng.random() < 0.12 * strength:
@@ -47,10 +47,10 @@ def photograph(
 
 
 def _response(mean: float, rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
-    """The (256,) float32 curve of gray values: automatic exposure, never quite right, then gamma and contrast."""
+    """The (256,) float32 curve of gray values: imperfect automatic exposure, then gamma and contrast."""
     wanted = float(np.clip(rng.normal(0.45, 0.04 + 0.08 * strength), 0.15, 0.75))
     exposure = np.clip(wanted / max(mean, 0.01), 0.6, 3.0) ** rng.uniform(0.4, 1.0)
-    if rng.random() < 0.06 * strength:  # very dark, or nearly blown out
+    if rng.random() < 0.06 * strength:  # very dark, or nearly saturated
         exposure *= rng.choice([rng.uniform(0.15, 0.4), rng.uniform(1.5, 2.0)])
     curve = _LEVELS * np.float32(exposure)
     contrast = np.float32(np.exp(rng.normal(-0.05, 0.06 + 0.16 * strength)))
@@ -73,7 +73,7 @@ def _blurred(
         end = np.array([np.cos(angle), np.sin(angle)]) * length / 2
         a, b = ((half + sign * end) * 16 for sign in (-1, 1))
         cv2.line(kernel, tuple(int(x) for x in a), tuple(int(x) for x in b), 1.0, 1, cv2.LINE_8, 4)
-        # As seen from the middle of the exposure: the blur moves nothing.
+        # Symmetric, so that the blur does not shift the image.
         kernel = kernel + kernel[::-1, ::-1]
         picture = np.asarray(cv2.filter2D(picture, -1, kernel / kernel.sum()), np.float32)
     if rng.random() < 0.15:  # sharpened in the camera
@@ -83,7 +83,7 @@ def _blurred(
 
 
 def _illumination(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
-    """A smooth field of brightness: a gradient, a shadow's edge, vignetting. Made small, then enlarged."""
+    """A smooth field of brightness: a gradient, a shadow's edge, vignetting. Computed small, then enlarged."""
     rows, columns = 24, 32
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     y, x = y / (rows - 1) - 0.5, x / (columns - 1) - 0.5
@@ -100,7 +100,7 @@ def _illumination(shape: tuple[int, ...], rng: np.random.Generator, strength: fl
 
 
 def _add_glare(picture: NDArray[np.float32], rng: np.random.Generator) -> None:
-    """Reflections of lamps, which move with the camera: they are no part of the scene."""
+    """Reflections of lamps, which move with the camera and are not part of the scene."""
     height, width = picture.shape
     for _ in range(int(rng.integers(1, 4))):
         radius = rng.uniform(0.015, 0.12) * width
@@ -113,22 +113,22 @@ def _add_glare(picture: NDArray[np.float32], rng: np.random.Generator) -> None:
 
 
 def _add_noise(picture: NDArray[np.float32], rng: np.random.Generator, strength: float) -> None:
-    """Read-out noise, shot noise that grows with the root of brightness, now and then rows of their own level."""
+    """Read-out noise, shot noise proportional to the root of brightness, occasionally rows with their own level."""
     amount = abs(rng.normal(0, 1)) * (0.006 + 0.022 * strength)
     noise = _normal(picture.shape, rng)
-    if rng.random() < 0.3:  # what is left by a camera's own filter is coarser than a pixel
+    if rng.random() < 0.3:  # after a camera's own filter, noise is coarser than a pixel
         noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.8), np.float32) * np.float32(2.2)
     noise *= np.sqrt(np.maximum(picture, 0) * np.float32(rng.uniform(0, 1.5)) + np.float32(0.3)) * np.float32(amount)
     picture += noise
     if rng.random() < 0.15 * strength:
         rows = rng.standard_normal((picture.shape[0], 1), np.float32)
-        if rng.random() < 0.5:  # lamps flicker while the shutter rolls
+        if rng.random() < 0.5:  # flickering lamps under a rolling shutter
             rows = np.sin(np.arange(picture.shape[0], dtype=np.float32) * np.float32(rng.uniform(0.03, 0.4)))[:, None]
         picture += rows * np.float32(rng.uniform(0.004, 0.025))
 
 
 def _normal(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
-    """(H, W) float32 normal noise, a random piece of a stock: drawing it afresh would take most of the time."""
+    """(H, W) float32 normal noise, a random part of a stock: generating it each time would take most of the time."""
     count = shape[0] * shape[1]
     stock = _stock(1 << max(20, (2 * count).bit_length()))
     first = int(rng.integers(len(stock) - count))

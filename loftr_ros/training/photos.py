@@ -1,4 +1,4 @@
-"""Single photographs for a teacher of features: any part of one, at any scale, seen in two lights."""
+"""Single photographs for a teacher of features: any part of one, at any scale, in two lights."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from loftr_ros.training.homography import view
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relight import relight
 
-# How often the photograph is a texture instead: surfaces seen from straight ahead.
+# Probability of a texture instead of a photograph: surfaces seen frontally.
 _TEXTURES = 0.15
-# Largest turn of the camera about its axis, in radians.
-_TURN = 0.35
-# Strength of what the teacher's own picture goes through; the student's goes to 1.
+# Largest roll of the camera about its axis, in radians.
+_ROLL = 0.35
+# Strength of the changes to the teacher's picture; the student's goes to 1.
 _TEACHERS_STRENGTH = 0.3
 _PHOTO_STREAM = 0x9407
 
 
 class TaughtPhotos(NamedTuple):
-    """Photographs to learn a teacher's features on.
+    """Photographs for learning a teacher's features.
 
     Attributes:
-        seen: (B, 1, H, W) float32 in [0, 1], what the student sees.
-        taught: (B, 1, H, W) the same views, as the teacher sees them.
+        seen: (B, 1, H, W) float32 in [0, 1], input of the student.
+        taught: (B, 1, H, W) the same views, input of the teacher.
     """
 
     seen: Tensor
@@ -38,12 +38,12 @@ class TaughtPhotos(NamedTuple):
 
 @dataclass(frozen=True)
 class PhotoViews:
-    """Numbered batches of photographs, each told by the seed and its number.
+    """Numbered batches of photographs, each determined by the seed and its number.
 
     Attributes:
         bank: photos and textures.
-        count: views of a batch.
-        light: how often the student's picture is in other light than the teacher's.
+        count: views per batch.
+        light: probability that the student's picture is in other light than the teacher's.
         seed: of everything.
     """
 
@@ -78,13 +78,13 @@ def part_of_a_photo(rng: np.random.Generator, shape: tuple[int, ...], size: tupl
     """(3, 3) pixels of an image of (width, height) -> those of a photo: from its whole to a part at full resolution."""
     rows, columns = shape[:2]
     width, height = size
-    whole = max(columns / width, rows / height)  # beyond its edges the photo continues mirrored
+    whole = max(columns / width, rows / height)  # the photo continues mirrored beyond its edges
     fits = min(columns / width, rows / height)
     zoom = float(np.exp(rng.uniform(np.log(min(0.8, fits)), np.log(max(0.5 * (fits + whole), 0.81)))))
-    turn = rng.normal(0, 0.3) * _TURN
-    cosine, sine = zoom * np.cos(turn), zoom * np.sin(turn)
-    room = np.maximum([columns - zoom * width, rows - zoom * height], 0) / 2
-    middle = np.array([columns - 1, rows - 1]) / 2 + room * rng.uniform(-1, 1, 2)
+    roll = rng.normal(0, 0.3) * _ROLL
+    cosine, sine = zoom * np.cos(roll), zoom * np.sin(roll)
+    margin = np.maximum([columns - zoom * width, rows - zoom * height], 0) / 2
+    middle = np.array([columns - 1, rows - 1]) / 2 + margin * rng.uniform(-1, 1, 2)
     linear = np.array([[cosine, -sine], [sine, cosine]])
     matrix = np.eye(3)
     matrix[:2, :2] = linear

@@ -1,4 +1,4 @@
-"""Several views of one rendered place, as cameras of different visits would take them."""
+"""Several views of one rendered place, like those of different visits."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from loftr_ros.worlds.revisits import World
 
 Image = NDArray[np.uint8]
 
-# How often each kind of scene is drawn. Reliefs take five times as long as the others.
+# Frequency of each kind of scene. Reliefs take five times as long as the others.
 KINDS = {"room": 0.42, "street": 0.28, "clutter": 0.22, "relief": 0.08}
-# Of what the first view sees, the part that another must see too.
+# Least part of the first view that another must see too.
 _LEAST_SHARED = 0.35
-_HARDEST = 0.55  # of `second_camera`: about 40 degrees aside, and a third of the depth
+_HARDEST = 0.55  # difficulty for `second_camera`: about 40 degrees aside, and a third of the depth
 _TOO_NEAR = 0.15  # m
 
 
 def place_views(
     bank: AssetBank, rng: np.random.Generator, count: int, size: tuple[int, int] = (640, 480), kind: str | None = None
 ) -> list[Image]:
-    """Views of one random place, from aside, in other light, blurred, and by the same camera.
+    """Views of one random place, from different sides, in other light, blurred, and by the same camera.
 
     Args:
         bank: photos and textures.
-        rng: decides all.
-        count: how many views.
+        rng: source of all randomness.
+        count: number of views.
         size: (width, height) in pixels.
         kind: "room", "street", "clutter" or "relief"; None for any.
 
@@ -50,11 +50,11 @@ def place_views(
 
 
 def revisited_places(seed: int, views: int = 4) -> Iterator[list[Image]]:
-    """Views of each place of a world with revisits, of both of its tours where they share the place.
+    """Views of each place of a world with revisits, from both of its tours if both visit the place.
 
     Args:
-        seed: of the world, one of those that are for fitting descriptors.
-        views: of a place, at most.
+        seed: of the world, one of those reserved for fitting descriptors.
+        views: per place, at most.
     """
     world = World(seed)
     revisit = world.relations.is_revisit.copy()
@@ -99,6 +99,6 @@ def _attempt(
 
 
 def _is_blocked(view: View) -> bool:
-    """Whether a camera is too near to things to see anything, or sees hardly any."""
+    """Whether a camera is too near to objects, or sees hardly any."""
     inverse_depth = view.inverse_depth[::4, ::4]
     return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)

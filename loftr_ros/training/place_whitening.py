@@ -1,4 +1,4 @@
-"""The numbers of the place descriptor's pooling, learned on views of rendered places."""
+"""Learning the parameters of the place descriptor's pooling on views of rendered places."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WhiteningConfig:
-    """How the numbers are learned.
+    """Settings of the learning.
 
     Attributes:
-        channels: whose second moment is taken: the first principal components of the tokens.
+        channels: number of channels for the second moment: the first principal components of the tokens.
         dimension: of the descriptor.
-        first_places: whose tokens tell the mean and the channels.
-        components: principal components of the pooled vectors that places are told apart by.
-        shrinkage: how much of the covariance within places is taken to be the same in all directions, 0 to 1.
+        first_places: number of places used for the mean and the channels.
+        components: principal components of the pooled vectors used to discriminate places.
+        shrinkage: part of the covariance within places that is replaced by an isotropic one, 0 to 1.
     """
 
     channels: int = 48
@@ -47,9 +47,9 @@ def learn_pooling(matcher: Matcher, places: Iterable[Sequence[Image]], config: W
     """Learn from several views of each of many places.
 
     Args:
-        matcher: whose tokens are pooled.
-        places: of each at least two (H, W) uint8 views.
-        config: how.
+        matcher: source of the tokens.
+        places: at least two (H, W) uint8 views of each.
+        config: settings.
 
     Raises:
         ValueError: there are fewer places than dimensions, or a place has one view only.
@@ -81,22 +81,22 @@ def learn_pooling(matcher: Matcher, places: Iterable[Sequence[Image]], config: W
 def discriminative_projection(
     places: Sequence[Tensor], dimension: int, components: int, shrinkage: float
 ) -> tuple[Tensor, Tensor]:
-    """What tells places apart: linear discriminant analysis after a principal one.
+    """The most discriminative directions: linear discriminant analysis after a principal component analysis.
 
     Args:
-        places: of each its views' (V, M) vectors.
+        places: the (V, M) vectors of each place's views.
         dimension: D, of the result.
-        components: principal components that are kept first.
+        components: number of principal components kept first.
         shrinkage: see `WhiteningConfig`.
 
     Returns:
-        Mean (M,) and projection (D, M): directions in which views of one place vary alike, the more telling first.
+        Mean (M,) and projection (D, M): directions with equal variation within places, the most discriminative first.
     """
     vectors = torch.cat(list(places)).double()
     offset = vectors.mean(dim=0)
     vectors -= offset
     components = min(components, *vectors.shape)
-    # Of the smaller of the two products, which have the same values.
+    # Use the smaller of the two products, which have the same eigenvalues.
     if vectors.shape[0] < vectors.shape[1]:
         values, left = torch.linalg.eigh(vectors @ vectors.T)
         values, left = values[-components:], left[:, -components:]
@@ -115,13 +115,13 @@ def discriminative_projection(
 
 
 def write_pooling(path: Path, pooling: Pooling, network: str, source: str) -> None:
-    """Write the numbers, the large ones in half precision.
+    """Write the parameters, the large ones in half precision.
 
     Args:
-        path: the file; it is there whole or not at all.
+        path: the file; it is written atomically.
         pooling: with a mean.
         network: fingerprint of the network that it was learned with.
-        source: what it was learned on, for people.
+        source: description of the training data, for people.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -129,7 +129,7 @@ def write_pooling(path: Path, pooling: Pooling, network: str, source: str) -> No
     from safetensors.torch import save
 
     assert pooling.mean is not None
-    # Lengths do not matter to a descriptor of length one; half precision has no room for large ones.
+    # A descriptor of length one does not depend on the scale; half precision cannot represent large values.
     projection = pooling.projection / pooling.projection.abs().max()
     tensors = {
         "mean": pooling.mean,
@@ -151,7 +151,7 @@ def write_pooling(path: Path, pooling: Pooling, network: str, source: str) -> No
 
 
 def _principal_channels(tokens: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and the first principal components (C, c) of tokens, taken to length one."""
+    """Mean (C,) and the first principal components (C, c) of tokens normalised to length one."""
     every = functional.normalize(torch.cat(list(tokens)), dim=1).double()
     mean = every.mean(dim=0)
     every -= mean

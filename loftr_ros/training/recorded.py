@@ -1,7 +1,7 @@
-"""Training pairs from recorded RGB-D and structure-from-motion sets, in the layouts that LoFTR is trained on.
+"""Training pairs from recorded RGB-D and structure-from-motion sets, in the layouts used for LoFTR's training.
 
-A list of pairs is made once from a set's own index; images and depth are read when a pair is asked for. The truth is
-by depth and pose, checked against the depth of the other view.
+A list of pairs is made once from a set's own index; images and depth are read on demand. The truth comes from depth and
+pose, checked against the depth of the other view.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_DEPTH = 65535  # of 16-bit depth images, beside 0
 
 
 class RecordedError(Exception):
-    """A data set that is not as its layout says; the message names the file."""
+    """A data set that does not follow its layout. The message names the file."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,21 @@ class RecordedView:
     T_camera_world: Float64
 
     def resized(self, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Float32, Float64]:
-        """Image, inverse depth (NaN where unknown) and matrix of the middle part, in (width, height)."""
+        """Image, inverse depth (NaN where unknown) and matrix of the central part, resized to (width, height)."""
         rows, columns = self.image.shape
         width, height = size
         scale = max(width / columns, height / rows)
         x, y = (columns - width / scale) / 2, (rows - height / scale) / 2
         # Half-pixel correct: p' = scale · (p + 0.5 - offset) - 0.5.
         S = np.array([[scale, 0, scale * (0.5 - x) - 0.5], [0, scale, scale * (0.5 - y) - 0.5], [0, 0, 1]])
-        # Images that are made smaller are blurred first, so that no moiré is learned.
+        # Blur before downscaling, so that no aliasing is learned.
         image = self.image
         if scale < 1:
             sigma = 0.5 * np.sqrt(1 / scale**2 - 1)
             image = np.asarray(cv2.GaussianBlur(image, (0, 0), max(sigma, 1e-3)), np.uint8)
         image = np.asarray(cv2.warpAffine(image, S[:2], size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
         d = self.depth.shape
-        # Nearest: a mean of the depths of two surfaces is the depth of neither.
+        # Nearest neighbour, because the mean of two surfaces' depths is the depth of neither.
         u = ((np.arange(width) + 0.5) / scale + x) * d[1] / columns
         v = ((np.arange(height) + 0.5) / scale + y) * d[0] / rows
         depth = self.depth[np.clip(v.astype(int), 0, d[0] - 1)[:, None], np.clip(u.astype(int), 0, d[1] - 1)]
@@ -72,7 +72,7 @@ class RecordedView:
 
 
 class RecordedPairs(ABC):
-    """The pairs of a data set, any of which makes a sample.
+    """The pairs of a data set, which are sampled at random.
 
     Attributes:
         kind: of the data set, as in `Sample`.
@@ -84,7 +84,7 @@ class RecordedPairs(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many pairs there are."""
+        """Number of pairs."""
 
     @abstractmethod
     def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
@@ -95,15 +95,15 @@ class RecordedPairs(ABC):
         """
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
-        """A random pair of (width, height) images that see the same; `difficulty` in [0, 1] is of added changes only.
+        """A random pair of (width, height) images that overlap; `difficulty` in [0, 1] affects only added changes.
 
         Raises:
-            RecordedError: a file is missing or damaged, or of many pairs none overlaps.
+            RecordedError: a file is missing or damaged, or none of many pairs overlaps.
         """
         for _ in range(_TRIES):
             sample = self.pair(int(rng.integers(len(self))), size)
             if min(covisible(sample.warp01), covisible(sample.warp10)) >= _LEAST_COVISIBLE:
-                # Real pictures have their blur, noise and shadows; some more exposure and noise does no harm.
+                # Real pictures have their own blur, noise and shadows; some more exposure and noise does no harm.
                 first, second = (
                     photograph(image, rng, 0.3 * difficulty * float(rng.random()), softness=0.0)
                     if rng.random() < 0.5
@@ -113,10 +113,12 @@ class RecordedPairs(ABC):
                 if first[1] is None and second[1] is None:
                     return Sample(first[0], second[0], sample.warp01, sample.warp10, self.kind)
                 return sample
-        raise RecordedError(f"of {_TRIES} random pairs of {self.kind}, none overlaps: are depth and poses of one unit?")
+        raise RecordedError(
+            f"none of {_TRIES} random pairs of {self.kind} overlaps: do depth and poses have the same unit?"
+        )
 
     def pair(self, number: int, size: tuple[int, int]) -> Sample:
-        """A pair as it was recorded, in (width, height)."""
+        """A recorded pair, in (width, height)."""
         view0, view1 = self.views_of(number)
         image0, inverse0, K0 = view0.resized(size)
         image1, inverse1, K1 = view1.resized(size)
@@ -130,7 +132,7 @@ def read_image(file: Path) -> NDArray[np.uint8]:
     """An image as (H, W) uint8 gray."""
     image = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise RecordedError(f"{file} is missing, or no image that OpenCV can read")
+        raise RecordedError(f"{file} is missing, or OpenCV cannot read it")
     return np.asarray(image, np.uint8)
 
 
@@ -138,7 +140,7 @@ def read_depth_png(file: Path) -> Float32:
     """A 16-bit image in millimetres as (H, W) float32 metres, 0 where unknown."""
     depth = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     if depth is None or depth.dtype != np.uint16:
-        raise RecordedError(f"{file} is missing, or no 16-bit depth image")
+        raise RecordedError(f"{file} is missing, or not a 16-bit depth image")
     return np.where(depth == _NO_DEPTH, 0, depth).astype(np.float32) / np.float32(_MILLIMETRES)
 
 
@@ -153,12 +155,12 @@ def read_matrix(file: Path, rows: int, columns: int) -> Float64:
 
 
 def read_npz(file: Path) -> dict[str, Any]:
-    """All arrays of an index file. Those of the published indices are pickled objects: load only files you trust."""
+    """All arrays of an index file. Those of the published indices are pickled objects: load only trusted files."""
     try:
         with np.load(file, allow_pickle=True) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError) as error:
-        raise RecordedError(f"{file} is no npz index: {error}") from error
+        raise RecordedError(f"{file} is not an npz index: {error}") from error
 
 
 def read_pfm(file: Path) -> Float32:
@@ -169,7 +171,7 @@ def read_pfm(file: Path) -> Float32:
         raise RecordedError(f"{file} cannot be read: {error}") from error
     header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+(-?[\d.eE+-]+)\s", data)
     if header is None:
-        raise RecordedError(f"{file} is no one-channel PFM image")
+        raise RecordedError(f"{file} is not a one-channel PFM image")
     columns, rows = int(header[1]), int(header[2])
     order = "<f4" if float(header[3]) < 0 else ">f4"
     pixels = np.frombuffer(data, order, count=-1, offset=header.end())
@@ -179,6 +181,6 @@ def read_pfm(file: Path) -> Float32:
 
 
 def pairs_within(numbers: Sequence[int], gaps: Sequence[int]) -> list[tuple[int, int]]:
-    """All (i, j) places in `numbers` whose frames are one of `gaps` apart."""
+    """All pairs (i, j) of places in `numbers` whose frame numbers differ by one of `gaps`."""
     places = {number: place for place, number in enumerate(numbers)}
     return [(i, places[n + gap]) for i, n in enumerate(numbers) for gap in gaps if n + gap in places]

@@ -1,4 +1,4 @@
-"""The layouts of ScanNet, MegaDepth and BlendedMVS as LoFTR uses them, and of 7-Scenes."""
+"""The layouts of ScanNet, MegaDepth and BlendedMVS used for LoFTR, and of 7-Scenes."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from loftr_ros.training.recorded import (
 class ScanNetPairs(RecordedPairs):
     """ScanNet: `<root>/scene0000_00/{color,depth,pose}/<frame>`, depth of 640x480 in mm, poses T_world_camera.
 
-    A pair list is an npz with `name`, (N, 4) of scene, scan, and both frames, and where it has a `score`, the overlap.
+    A pair list is an npz with `name`, (N, 4) of scene, scan, and both frames, and optionally `score`, the overlap.
     """
 
     kind = "scannet"
 
     def __init__(self, root: Path, pairs: Path, intrinsics: Path | None = None, least_overlap: float = 0.4) -> None:
-        """Reads the list.
+        """Read the list.
 
         Args:
             intrinsics: npz with a (3, 3) matrix for 640x480 by scene; None: each scene's
                 `intrinsic/intrinsic_depth.txt`.
-            least_overlap: of the pairs that are used, where the list has scores.
+            least_overlap: of the used pairs, if the list has scores.
 
         Raises:
-            RecordedError: the list cannot be read, or no pair is left of it.
+            RecordedError: the list cannot be read, or no pair remains.
         """
         index = read_npz(pairs)
         if "name" not in index:
@@ -73,21 +73,21 @@ class ScanNetPairs(RecordedPairs):
             K = np.asarray(self._intrinsics[scene], np.float64)[:3, :3]
         else:
             raise RecordedError(f"the intrinsics have no entry for {scene}")
-        # The matrix is the depth's; colour covers the same view in more pixels.
+        # The matrix is the depth camera's; colour covers the same view with more pixels.
         return RecordedView(image, depth, scaled(K, depth.shape, image.shape), inverse(T_world_camera))
 
 
 class MegaDepthPairs(RecordedPairs):
-    """MegaDepth: an npz a scene with paths, matrices, poses T_camera_world and pairs; depth in HDF5 files."""
+    """MegaDepth: an npz per scene with paths, matrices, poses T_camera_world and pairs; depth in HDF5 files."""
 
     kind = "megadepth"
     tolerance = 0.1
 
     def __init__(self, root: Path, scene_info: Path, least_overlap: float = 0.1, most_overlap: float = 0.7) -> None:
-        """Reads the index of a scene, keeping the pairs whose overlap is between both bounds.
+        """Read the index of a scene, keeping the pairs with an overlap between both limits.
 
         Raises:
-            RecordedError: the index cannot be read or lacks something, or no pair is left of it.
+            RecordedError: the index cannot be read or is incomplete, or no pair remains.
         """
         index = read_npz(scene_info)
         missing = [k for k in ("image_paths", "depth_paths", "intrinsics", "poses", "pair_infos") if k not in index]
@@ -124,10 +124,10 @@ class BlendedMvsPairs(RecordedPairs):
     tolerance = 0.02
 
     def __init__(self, scene: Path, neighbours: int = 10) -> None:
-        """Reads the scene's pairs.
+        """Read the scene's pairs.
 
         Args:
-            neighbours: how many of each view's neighbours are used, the best first.
+            neighbours: number of used neighbours of each view, the best first.
 
         Raises:
             RecordedError: `cams/pair.txt` is missing or damaged.
@@ -161,7 +161,7 @@ class BlendedMvsPairs(RecordedPairs):
             T = np.array(words[start : start + 16], np.float64).reshape(4, 4)
             K = np.array(words[middle : middle + 9], np.float64).reshape(3, 3)
         except (OSError, ValueError) as error:
-            raise RecordedError(f"{file} is no camera file: {error}") from error
+            raise RecordedError(f"{file} is not a camera file: {error}") from error
         return RecordedView(image, depth, scaled(K, depth.shape, image.shape), T)
 
 
@@ -171,10 +171,10 @@ class SevenScenesPairs(RecordedPairs):
     kind = "7-scenes"
 
     def __init__(self, folder: Path, gaps: Sequence[int] = (5, 10, 20, 40)) -> None:
-        """Lists the pairs whose frame numbers are one of `gaps` apart.
+        """List the pairs whose frame numbers differ by one of `gaps`.
 
         Raises:
-            RecordedError: the folder is none of 7-Scenes, has no calibration, or no pair with such a gap.
+            RecordedError: the folder is not from 7-Scenes, has no calibration, or no pair with such a gap.
         """
         from loftr_ros.recordings.base import SourceError
         from loftr_ros.recordings.folders import recognise
@@ -207,7 +207,7 @@ class SevenScenesPairs(RecordedPairs):
 
 
 def scaled(K: Float64, size: tuple[int, ...], wanted: tuple[int, ...]) -> Float64:
-    """The matrix of a camera whose image has another (height, width)."""
+    """The matrix of a camera for another image size (height, width)."""
     sy, sx = wanted[0] / size[0], wanted[1] / size[1]
     return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]]) @ K
 

@@ -1,4 +1,4 @@
-"""Smooth and rugged relief seen from above: geometry without a single plane, found by marching along rays."""
+"""Smooth and rugged relief seen from above: geometry without planes, rendered by ray marching."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Relief:
     T_camera_world: Float64
 
     def render(self, K: Float64, size: tuple[int, int], T_camera_world: Float64) -> View:
-        """Renders it for a pinhole camera with a (width, height) image."""
+        """Render it for a pinhole camera with a (width, height) image."""
         width, height = size
         R, t = T_camera_world[:3, :3], T_camera_world[:3, 3]
         eye = (-R.T @ t).astype(np.float32)
         D = R.T @ np.linalg.inv(K)
         rays = _rays(D, np.arange(width), np.arange(height))
-        # Every other pixel is searched coarsely; the rest starts where the nearest of its neighbours hits.
+        # Every other pixel is searched coarsely; the rest starts at the nearest hit of its neighbours.
         coarse = np.ascontiguousarray(rays[:, ::2, ::2])
         start, step = self._span(eye, coarse)
         depth = np.full(coarse.shape[1:], np.inf, np.float32)
@@ -57,7 +57,7 @@ class Relief:
         low, high = self._bracket(eye, rays, low, step)
         above, below = self._above(eye, rays, low), self._above(eye, rays, high)
         for _ in range(_HALVINGS):
-            # Between a secant, which is quick, and halving, which never sticks at one end.
+            # Between the secant method, which is fast, and bisection, which never stalls at one end.
             share = np.clip(above / np.maximum(above - below, np.float32(1e-9)), 0.15, 0.85)
             middle = low + (high - low) * share
             height_there = self._above(eye, rays, middle)
@@ -73,14 +73,14 @@ class Relief:
         return View(image, inverse, hit.astype(np.uint8))
 
     def _bracket(self, eye: Float32, rays: Float32, low: Float32, step: Float32) -> tuple[Float32, Float32]:
-        """Marches on from `low`, above the relief, to the first step that is under it: depths before and after."""
+        """March from `low`, above the relief, to the first step below it: depths before and after."""
         flat, lows, steps = rays.reshape(3, -1), low.ravel().copy(), step.ravel()
         going = np.flatnonzero(self._above(eye, rays, low + step) >= 0)
         for _ in range(2 * _STEPS):
             if not len(going):
                 break
             lows[going] += steps[going]
-            # In pieces, as OpenCV's remap takes no side longer than a short integer.
+            # In pieces, because OpenCV's remap takes no side longer than a short integer.
             pieces = [going[k : k + _PIECE] for k in range(0, len(going), _PIECE)]
             heights = [self._above(eye, flat[:, p, None], (lows[p] + steps[p])[:, None])[:, 0] for p in pieces]
             going = going[np.concatenate(heights) >= 0]
@@ -88,14 +88,14 @@ class Relief:
         return low, low + step
 
     def _span(self, eye: Float32, rays: Float32) -> tuple[Float32, Float32]:
-        """Depths between which a ray can hit: where it passes the greatest height, and a step's length."""
+        """Range of depths of possible hits: from the greatest height, with a step's length."""
         down = np.minimum(rays[2], np.float32(-1e-3))
         start = np.maximum((np.float32(self.top) - eye[2]) / down, np.float32(0.02))
         end = np.minimum(-eye[2] / down, np.float32(_FARTHEST)) * np.float32(1.001)
         return start, np.maximum(end - start, np.float32(1e-4)) / np.float32(_STEPS)
 
     def _above(self, eye: Float32, rays: Float32, depth: Float32) -> Float32:
-        """How far above the relief a point of a ray is; by bilinear interpolation of the heights."""
+        """Height of a point of a ray above the relief, by bilinear interpolation of the heights."""
         scale = np.float32((_GRID - 1) / 2)
         x = (eye[0] + depth * rays[0] + np.float32(1)) * scale
         y = (eye[1] + depth * rays[1] + np.float32(1)) * scale

@@ -1,6 +1,6 @@
-"""The same view in other light, or by another kind of camera: what changes between day and night, seasons and sensors.
+"""The same view in other light, or by another kind of camera: changes between day and night, seasons and sensors.
 
-`photometric.photograph` has what one camera does to one picture; this is what differs between two visits.
+`photometric.photograph` models one camera and one picture; this module models the difference between two visits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 
 KINDS = ("night", "lamps", "shadows", "sensor", "haze")
-_SMALL = (48, 64)  # rows and columns that smooth fields are made on
+_SMALL = (48, 64)  # rows and columns of the grid of smooth fields
 
 
 def relight(image: Image, rng: np.random.Generator, kind: str = "") -> Image:
-    """A view in other light; nothing in it moves.
+    """A view in other light, with the same geometry.
 
     Args:
         image: (H, W) uint8.
@@ -33,11 +33,11 @@ def relight(image: Image, rng: np.random.Generator, kind: str = "") -> Image:
 
 
 def in_other_light(image0: Image, image1: Image, rng: np.random.Generator, often: float) -> tuple[Image, Image, bool]:
-    """Two views of one place, now and then one of them in other light.
+    """Two views of one place, sometimes one of them in other light.
 
     Args:
         image0, image1: (H, W) uint8.
-        rng: not asked for anything where `often` is 0.
+        rng: not used if `often` is 0.
         often: in [0, 1].
 
     Returns:
@@ -51,10 +51,10 @@ def in_other_light(image0: Image, image1: Image, rng: np.random.Generator, often
 
 
 def _night(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Dark, with what lamps there are: most of the view is far down, and bright places bleed into it."""
+    """Night with lamps: most of the view is dark, and bright places bloom."""
     dark = picture ** np.float32(rng.uniform(1.2, 2.6)) * np.float32(rng.uniform(0.15, 0.6))
     lit = dark * _lamps_field(picture.shape, rng, int(rng.integers(1, 5)), floor=float(rng.uniform(0.15, 0.6)))
-    if rng.random() < 0.6:  # windows and lamps of their own
+    if rng.random() < 0.6:  # additional windows and lamps
         bright = np.maximum(picture - np.float32(rng.uniform(0.6, 0.9)), 0) * np.float32(rng.uniform(0, 3))
         lit = lit + cv2.GaussianBlur(bright, (0, 0), float(rng.uniform(1, 6)))
     gain = np.float32(rng.uniform(0.25, 0.5) / max(float(lit.mean()), 0.02))  # the camera's exposure
@@ -64,13 +64,13 @@ def _night(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
 
 
 def _lamps(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Lamps instead of daylight: pools of light, the rest in the dark."""
+    """Lamps instead of daylight: pools of light in the dark."""
     field = _lamps_field(picture.shape, rng, int(rng.integers(2, 7)), floor=float(rng.uniform(0.2, 0.5)))
     return np.asarray(picture * field, np.float32)
 
 
 def _shadows(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The sun elsewhere: cast shadows with sharp or soft edges, and surfaces that are lit by how they lie."""
+    """The sun elsewhere: cast shadows with sharp or soft edges, and shading by surface orientation."""
     rows, columns = picture.shape
     mask = np.zeros((rows, columns), np.uint8)
     for _ in range(int(rng.integers(1, 6))):
@@ -80,7 +80,7 @@ def _shadows(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), float(np.exp(rng.uniform(np.log(0.6), np.log(12)))))
     shaded = picture * (1 - np.float32(rng.uniform(0.3, 0.8)) * soft)
     if rng.random() < 0.6:
-        # Where brightness rises along the light's direction a surface is taken to face it.
+        # A surface whose brightness rises along the light's direction is assumed to face it.
         smooth = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(1.0, 4.0)))
         angle = rng.uniform(0, 2 * np.pi)
         slope = cv2.Sobel(smooth, cv2.CV_32F, 1, 0) * np.cos(angle) + cv2.Sobel(smooth, cv2.CV_32F, 0, 1) * np.sin(
@@ -91,12 +91,12 @@ def _shadows(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[
 
 
 def _sensor(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Another part of the spectrum, or of the year: gray values follow another curve, that need not rise."""
+    """Another part of the spectrum, or another season: gray values follow another curve, not necessarily rising."""
     places = np.sort(rng.uniform(0, 1, int(rng.integers(2, 5))))
     places = np.concatenate([[0.0], places, [1.0]])
     values = rng.uniform(0, 1, len(places))
     kind = rng.random()
-    if kind < 0.35:  # as before, mostly
+    if kind < 0.35:  # mostly as before
         values = 0.6 * places + 0.4 * values
     elif kind < 0.55:  # negative
         values = 1 - (0.7 * places + 0.3 * values)
@@ -106,7 +106,7 @@ def _sensor(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     curve = (curve - curve.min()) / np.float32(spread) * np.float32(min(spread * 1.5, 0.95))
     levels = np.asarray(cv2.convertScaleAbs(picture, alpha=255), np.uint8)
     changed = np.take(curve.astype(np.float32), levels)
-    if rng.random() < 0.4:  # softer, as thermal cameras are
+    if rng.random() < 0.4:  # softer, like thermal cameras
         changed = cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.6, 1.8)))
     return np.asarray(changed, np.float32)
 
@@ -124,7 +124,7 @@ def _haze(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def _lamps_field(shape: tuple[int, ...], rng: np.random.Generator, lamps: int, floor: float) -> NDArray[np.float32]:
-    """Brightness of a view that lamps light, from `floor` to about 1.6."""
+    """Brightness of a view lit by lamps, from `floor` to about 1.6."""
     rows, columns = _SMALL
     v, u = np.mgrid[:rows, :columns].astype(np.float32)
     field = np.full(_SMALL, floor, np.float32)

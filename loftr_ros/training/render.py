@@ -1,8 +1,8 @@
-"""Scenes of textured quadrilaterals, tubes and ellipsoids, ray-cast with numpy in a few milliseconds a view.
+"""Scenes of textured quadrilaterals, tubes and ellipsoids, ray-cast with numpy in a few milliseconds per view.
 
-A quadrilateral's points are o + s·eu + t·ev. With M = [eu ev o] in camera coordinates and G = M⁻¹ K⁻¹, a pixel p has
-G p = (s, t, 1) / depth: three planes in the image tell inside, inverse depth and texture coordinates, without a
-division. First all surfaces are put in the z-buffer, then those seen are textured.
+A quadrilateral's points are o + s·eu + t·ev. With M = [eu ev o] in camera coordinates and G = M⁻¹ K⁻¹, a pixel p has G
+p = (s, t, 1) / depth: three planes in the image give the inside test, inverse depth and texture coordinates, without a
+division. First all surfaces are drawn into the z-buffer, then the visible ones are textured.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Round:
 
     Attributes:
         centre: (3,), in the world.
-        to_local: (3, 3), takes world offsets from the centre to where it is the unit ball, or x² + y² = 1, |z| <= 1.
+        to_local: (3, 3), maps world offsets from the centre to the frame of the unit ball, or of x² + y² = 1, |z| <= 1.
         tube: whether it is the tube.
-        surface: its look; s goes once around.
+        surface: its appearance; s goes once around.
     """
 
     centre: Float64
@@ -39,9 +39,9 @@ class Round:
 
 @dataclass
 class Scene:
-    """Faces and round things in a world whose z axis points up.
+    """Faces and round objects in a world whose z axis points up.
 
-    A face is seen from the side from which s goes to the right and t down (ev × eu points there), or from both.
+    A face is visible from the side from which s goes to the right and t down (ev × eu points there), or from both.
     """
 
     corners: list[tuple[Float64, Float64, Float64]] = field(default_factory=list)
@@ -50,13 +50,13 @@ class Scene:
     rounds: list[Round] = field(default_factory=list)
 
     def quad(self, o: Float64, eu: Float64, ev: Float64, surface: Surface, both_sides: bool = False) -> None:
-        """Adds the parallelogram from `o` along `eu` and `ev`."""
+        """Add the parallelogram from `o` along `eu` and `ev`."""
         self.corners.append((o, eu, ev))
         self.surfaces.append(surface)
         self.both_sides.append(both_sides)
 
     def box(self, centre: Float64, half: Float64, R: Float64, surfaces: list[Surface], bottom: bool = False) -> None:
-        """Adds a box with half sizes along the columns of R; `surfaces` are used in turn for its faces."""
+        """Add a box with half sizes along the columns of R; its faces use `surfaces` in rotation."""
         x, y, z = (R[:, k] * half[k] for k in range(3))
         faces = [(across, -z, n) for across, n in ((y, x), (-y, -x), (-x, y), (x, -y))] + [(y, x, z)]
         if bottom:
@@ -66,13 +66,13 @@ class Scene:
 
 
 def cross(a: Float64, b: Float64) -> Float64:
-    """The cross product of two (3,) vectors, without what numpy's does for all other shapes."""
+    """The cross product of two (3,) vectors, without the overhead of numpy's general one."""
     return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
 @dataclass(frozen=True)
 class View:
-    """What a camera sees: (H, W) uint8 gray, (H, W) float32 inverse depth, (H, W) uint8 surface (0: nothing)."""
+    """A view: (H, W) uint8 gray, (H, W) float32 inverse depth, (H, W) uint8 surface (0: nothing)."""
 
     image: NDArray[np.uint8]
     inverse_depth: Float32
@@ -80,7 +80,7 @@ class View:
 
 
 def render(scene: Scene, K: Float64, size: tuple[int, int], T_camera_world: Float64) -> View:
-    """Renders a scene of at most 254 surfaces, for a pinhole camera with a (width, height) image."""
+    """Render a scene of at most 254 surfaces, for a pinhole camera with a (width, height) image."""
     width, height = size
     canvas = _Canvas(
         np.zeros((height, width), np.uint8),
@@ -118,7 +118,7 @@ Window = tuple[int, int, int, int]
 
 
 def _windows(frames: Float64, K: Float64, size: tuple[int, int]) -> list[Window | None]:
-    """The part of the image (x0, x1, y0, y1) that holds each face; None if there is none."""
+    """The part of the image (x0, x1, y0, y1) that contains each face; None if there is none."""
     if not len(frames):
         return []
     o, eu, ev = frames[:, 0], frames[:, 1], frames[:, 2]
@@ -144,7 +144,7 @@ def _windows(frames: Float64, K: Float64, size: tuple[int, int]) -> list[Window 
 
 
 def _cut(corners: Float64) -> Float64:
-    """The corners of the part of a polygon that is before the near plane."""
+    """The corners of the part of a polygon in front of the near plane."""
     kept = []
     for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if a[2] >= NEAR:

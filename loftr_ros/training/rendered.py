@@ -1,4 +1,4 @@
-"""Training pairs from rendered scenes: two cameras, exact depth and pose, and all that cameras do to pictures."""
+"""Training pairs from rendered scenes: two cameras, exact depth and pose, and simulated camera effects."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from loftr_ros.training.sample import Sample
 from loftr_ros.training.scenes import make_stage
 
 LEAST_COVISIBLE = 0.1
-_TOO_NEAR = 0.15  # m; a camera that has so much of its view nearer stands in something
+_TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
 _SCENES = 6
 
 
 @dataclass(frozen=True)
 class CleanPair:
-    """Two views before anything was done to their pictures.
+    """Two views before photometric changes.
 
     Attributes:
-        view0, view1: what ideal cameras see.
+        view0, view1: of ideal cameras.
         K0, K1: (3, 3).
         T_1_0: (4, 4), pose of camera 0 in camera 1.
         warp01, warp10: as in `Sample`.
@@ -50,7 +50,7 @@ class RenderedPairs:
     Attributes:
         bank: photos and textures.
         kind: "room", "street", "clutter" or "relief".
-        light: how often one of the two views is in other light; see `relight`.
+        light: probability that one of the two views is in other light; see `relight`.
     """
 
     bank: AssetBank
@@ -60,7 +60,7 @@ class RenderedPairs:
     def sample(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Sample:
         """A pair of (width, height) images; `difficulty` is that of motion, light, and repeats.
 
-        Above 1, up to `config.WIDEST`, the motion alone gets wider.
+        Above 1, up to `config.WIDEST`, only the motion gets wider.
         """
         pair = self.clean(rng, size, difficulty)
         clean0, clean1, changed = in_other_light(pair.view0.image, pair.view1.image, rng, self.light)
@@ -71,7 +71,7 @@ class RenderedPairs:
         return Sample(image0, image1, pair.warp01, pair.warp10, self.kind)
 
     def clean(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> CleanPair:
-        """The pair before photometric change; at least a tenth of each view is in the other."""
+        """The pair before photometric changes; at least a tenth of each view is in the other."""
         for _ in range(_SCENES - 1):
             pair = self._attempt(rng, size, difficulty)
             if pair is not None:
@@ -113,7 +113,7 @@ class RenderedPairs:
 
 
 def _cameras(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float64, Float64]:
-    """Mostly one camera twice; now and then two kinds, or a zoom."""
+    """Mostly one camera twice; sometimes two different ones, or a zoom."""
     first = float(rng.uniform(50, 95) if rng.random() < 0.9 else rng.uniform(95, 110))
     second = float(np.clip(first * np.exp(rng.normal(0, 0.25)), 45, 110)) if rng.random() < 0.2 else first
     K0, K1 = intrinsics(size, first), intrinsics(size, second)
@@ -124,6 +124,6 @@ def _cameras(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float64, 
 
 
 def _blocked(view: View) -> bool:
-    """Whether a camera is too near to things to see anything, or sees hardly any."""
+    """Whether a camera is too near to objects, or sees hardly any."""
     inverse_depth = view.inverse_depth[::4, ::4]
     return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)

@@ -1,4 +1,4 @@
-"""Random scenes to render: rooms, streets, clutter; each with somewhere to stand and somewhere to look."""
+"""Random scenes to render: rooms, streets, clutter; each with a first camera."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage:
 
     Attributes:
         kind: "room", "street" or "clutter".
-        scene: what is there.
+        scene: its contents.
         T_camera_world: (4, 4), the first camera.
         driving: whether cameras move forward on the ground rather than freely.
     """
@@ -34,17 +34,17 @@ class Stage:
 
 
 def make_stage(bank: AssetBank, rng: np.random.Generator, hardness: float, kind: str) -> Stage:
-    """A random scene of a kind ("room", "street" or "clutter"); `hardness` in [0, 1]: see `Palette`."""
+    """A random scene of a kind ("room", "street" or "clutter"); for `hardness` in [0, 1] see `Palette`."""
     palette = Palette(bank, rng, hardness)
     return _KINDS[kind](palette, rng)
 
 
 def _walls(o: Float64, X: Float64, Y: Float64) -> tuple[tuple[Float64, Float64], ...]:
-    """Where the four walls around a floor start, and along what: seen from inside, left to right."""
+    """Start and direction of the four walls around a floor: seen from inside, left to right."""
     return ((o, Y), (o + Y, X), (o + X + Y, -Y), (o + X, -X))
 
 
-def turned(rng: np.random.Generator, tilt: float) -> Float64:
+def rotated(rng: np.random.Generator, tilt: float) -> Float64:
     """A rotation about the vertical axis by any angle, then about any axis by up to `tilt` degrees."""
     axis = rng.normal(size=3)
     lean = rotation(axis / np.linalg.norm(axis) * np.radians(tilt) * rng.random())
@@ -61,7 +61,7 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
     sizes = np.stack(
         [rng.uniform(0.1, 0.8, count), rng.uniform(0.1, 0.8, count), np.exp(rng.uniform(-2, 0.2, count))], axis=1
     )
-    # Things stand rather by the walls: the middle is where one walks.
+    # Objects are mostly near the walls, because people walk in the middle.
     angle = rng.uniform(-np.pi, np.pi, count)
     reach = rng.uniform(0.45, 1.0, count)
     spots = np.stack([np.cos(angle), np.sin(angle)], axis=1) * reach[:, None] * (half[:2] - 0.4)
@@ -100,10 +100,10 @@ def _furniture(scene: Scene, palette: Palette, rng: np.random.Generator, spot: F
     half, kind = size / 2, rng.random()
     surfaces = [palette.any(size[k % 2], size[2]) for k in range(int(rng.choice([1, 2, 5])))]
     if kind < 0.45:
-        scene.box(spot + _UP * half[2], half, turned(rng, 15) if rng.random() < 0.3 else R, surfaces)
+        scene.box(spot + _UP * half[2], half, rotated(rng, 15) if rng.random() < 0.3 else R, surfaces)
         if rng.random() < 0.5:  # something on it
             small = rng.uniform(0.04, 0.16, 3)
-            scene.box(spot + _UP * (size[2] + small[2]), small, turned(rng, 0), [palette.any(0.3, 0.3)])
+            scene.box(spot + _UP * (size[2] + small[2]), small, rotated(rng, 0), [palette.any(0.3, 0.3)])
     elif kind < 0.65:  # a table
         top = np.array([half[0] + 0.2, half[1] + 0.2, 0.03])
         height = rng.uniform(0.4, 0.8)
@@ -113,7 +113,7 @@ def _furniture(scene: Scene, palette: Palette, rng: np.random.Generator, spot: F
             across = R[:, 0] * 0.06
             scene.quad(foot - across / 2 + _UP * height / 2, across, -_UP * height, surfaces[-1], both_sides=True)
         small = rng.uniform(0.05, 0.15, 3)
-        scene.box(spot + _UP * (height + 0.03 + small[2]), small, turned(rng, 0), [palette.picture(0.2, 0.3)])
+        scene.box(spot + _UP * (height + 0.03 + small[2]), small, rotated(rng, 0), [palette.picture(0.2, 0.3)])
     elif kind < 0.8:
         radius = rng.uniform(0.06, 0.35)
         axes = np.array([radius, radius * rng.uniform(0.7, 1.3), size[2] / 2 + 0.05])
@@ -121,10 +121,10 @@ def _furniture(scene: Scene, palette: Palette, rng: np.random.Generator, spot: F
         scene.rounds.append(Round(spot + _UP * axes[2], to_local, True, palette.any(6 * radius, size[2])))
     elif kind < 0.9:
         axes = rng.uniform(0.1, 0.4, 3)
-        to_local = np.diag(1 / axes) @ turned(rng, 30).T
+        to_local = np.diag(1 / axes) @ rotated(rng, 30).T
         scene.rounds.append(Round(spot + _UP * (axes[2] + rng.uniform(0, 0.8)), to_local, False, palette.any(2, 1)))
     else:  # a slanted board
-        T = turned(rng, 70)
+        T = rotated(rng, 70)
         scene.quad(spot + _UP * rng.uniform(0, 0.4), T[:, 0] * rng.uniform(0.3, 1.2), T[:, 2] * size[2],
                    surfaces[0], both_sides=True)  # fmt: skip
 
@@ -171,7 +171,7 @@ def _street(palette: Palette, rng: np.random.Generator) -> Stage:
             scene.rounds.append(Round(spot + _UP * height, to_local, True, palette.any(1, 2 * height)))
         if kind > 0.6:  # crowns and bushes
             axes = rng.uniform(0.6, 2.2, 3)
-            to_local = np.diag(1 / axes) @ turned(rng, 20).T
+            to_local = np.diag(1 / axes) @ rotated(rng, 20).T
             crown = spot + _UP * (axes[2] * 0.8 + rng.choice([0, 3]))
             scene.rounds.append(Round(crown, to_local, False, palette.tiled(8, 6)))
     eye = np.array([rng.uniform(-0.3, 0.3) * half, 0, rng.uniform(0.5, 2.2)])
@@ -185,7 +185,7 @@ def _faint(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _surround(scene: Scene, palette: Palette, rng: np.random.Generator, far: float) -> None:
-    """Sky above, and far away all around either more of it or hills and houses."""
+    """Sky above, and far away all around either more sky or hills and houses."""
     X, Y, Z = np.diag([2 * far, 2 * far, far])
     low = np.array([-far, -far, 0.0])
     scene.quad(low + Z, X, Y, palette.sky())
@@ -200,7 +200,7 @@ def _surround(scene: Scene, palette: Palette, rng: np.random.Generator, far: flo
 
 
 def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
-    """Boxes, boards and balls at all depths and angles before walls: as much parallax as there can be."""
+    """Boxes, boards and balls at all depths and angles before walls: maximum parallax."""
     scene = Scene()
     size = np.array([3.0, 3, 3]) * rng.uniform(0.8, 2)
     X, Y, Z = np.diag(2 * size)
@@ -212,13 +212,13 @@ def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
         scene.quad(start, along, down, palette.lit(look, palette.light()))
     heap = rng.random() < 0.4  # on a table top, or in the air
     if heap:
-        T = turned(rng, 20)
+        T = rotated(rng, 20)
         scene.quad(-T[:, 0] * 2 - T[:, 1] * 2 - _UP * 0.6, T[:, 0] * 4, T[:, 1] * 4,
                    palette.lit(palette.any(4, 4), palette.light()), both_sides=True)  # fmt: skip
     for _ in range(int(rng.integers(5, 14))):
         spread = np.array([0.9, 0.9, 0.15]) if heap else np.array([1.1, 1.1, 0.9])
         centre = rng.normal(size=3) * spread - (_UP * 0.3 if heap else 0)
-        T = turned(rng, 10 if heap else 180)
+        T = rotated(rng, 10 if heap else 180)
         kind = rng.random()
         if kind < 0.5:
             half = rng.uniform(0.08, 0.45, 3)

@@ -14,8 +14,8 @@ from torch.nn import functional
 from loftr_ros.matcher.cells import cell_offset, point_offset
 from loftr_ros.matcher.config import LoFTRConfig, NetworkConfig
 
-# A cell's point between pixels takes the mean of their warps; where these are further apart than this, in pixels, an
-# edge of an object runs between them and the mean would be on neither side of it.
+# A cell's point between pixels uses the mean of their warps. If these are further apart than this, in pixels, an
+# object's edge runs between them and the mean would be on neither side of it.
 _LARGEST_SPREAD = 4.0
 
 NO_PARTNER = -1
@@ -27,10 +27,10 @@ class PairBatch:
 
     Attributes:
         image0, image1: (B, 1, H, W) float32 in [0, 1].
-        warp01: (B, H, W, 2) float32, where the pixels of image 0 are in image 1; NaN where they are not seen.
+        warp01: (B, H, W, 2) float32, positions of image 0's pixels in image 1; NaN where not visible.
         warp10: the same from image 1 to image 0.
-        complete: (B,) bool, whether NaN means that a pixel has no partner, as in made pairs. False where depth may only
-            be missing, as in recorded ones: nothing is then known of such pixels.
+        complete: (B,) bool, whether NaN means that a pixel has no partner, as in synthetic pairs. False if depth may
+            just be missing, as in recorded ones: such pixels are then unknown.
     """
 
     image0: Tensor
@@ -43,17 +43,17 @@ class PairBatch:
         return len(self.image0)
 
     def to(self, device: torch.device) -> PairBatch:
-        """On a device."""
+        """The same on a device."""
         return type(self)(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)))
 
 
 @dataclass(frozen=True)
 class TaughtBatch(PairBatch):
-    """A batch of pairs with single photographs beside it, for a teacher of features.
+    """A batch of pairs with additional single photographs, for a teacher of features.
 
     Attributes:
-        seen: (P, 1, H, W) float32 in [0, 1], photographs as the student sees them, of the size of the pairs.
-        taught: (P, 1, H, W) the same views, as the teacher sees them.
+        seen: (P, 1, H, W) float32 in [0, 1], photographs for the student, of the size of the pairs.
+        taught: (P, 1, H, W) the same views for the teacher.
     """
 
     seen: Tensor
@@ -61,12 +61,12 @@ class TaughtBatch(PairBatch):
 
 
 def pair_batch(batch: Any) -> PairBatch:
-    """What a data loader gives, a mapping or an object with these names, as a `PairBatch`.
+    """Convert the output of a data loader, a mapping or an object with these names, to a `PairBatch`.
 
-    `complete` may be missing: all pairs are then taken to be complete.
+    `complete` may be missing: then all pairs count as complete.
 
     Raises:
-        TypeError: it lacks a name.
+        TypeError: a name is missing.
     """
     if isinstance(batch, PairBatch):
         return batch
@@ -87,14 +87,14 @@ _NAMES = tuple(item.name for item in fields(PairBatch))
 
 @dataclass(frozen=True)
 class CoarseTruth:
-    """Which cells belong together.
+    """True correspondences of cells.
 
     Attributes:
-        partner: (B, L) int64, the cell of image 1 that a cell of image 0 belongs with, each the nearest of the other;
-            NO_PARTNER where there is none.
-        target: (B, L, 2) float32 pixels of image 1, where the points of image 0's cells are; NaN where not seen.
-        lonely0, lonely1: (B, L) and (B, S) bool, cells of which no pixel is seen in the other image. A cell that has
-            no partner and is not lonely is one of several that fall on one cell, or on an edge: it teaches nothing.
+        partner: (B, L) int64, the true partner in image 1 of a cell of image 0, if each is the nearest of the other;
+            NO_PARTNER without one.
+        target: (B, L, 2) float32 pixels of image 1, positions of image 0's cell points; NaN where not visible.
+        lonely0, lonely1: (B, L) and (B, S) bool, cells without any pixel visible in the other image. A cell that has no
+            partner and is not lonely shares its target with others, or is on an edge: it is not used.
         grid0, grid1: (rows, columns).
     """
 
@@ -107,12 +107,12 @@ class CoarseTruth:
 
 
 def coarse_truth(batch: PairBatch, config: NetworkConfig, stride: int | None = None) -> CoarseTruth:
-    """Ground truth for the cells of a network, at the points that its convention gives them.
+    """Ground truth for the cells of a network, at their points by its convention.
 
     Args:
         batch: of pairs.
         config: the network.
-        stride: side of the cells, in pixels, where they are not those that matches sit on.
+        stride: side of the cells, in pixels, if they are not the cells of the matches.
     """
     stride = stride or config.backbone.stride
     offset = point_offset(config, stride)
@@ -138,18 +138,18 @@ def warp_at_cells(warp: Tensor, stride: int, offset: float) -> Tensor:
     """A dense warp at the points of cells.
 
     Args:
-        warp: (B, H, W, 2) pixels, NaN where not seen.
+        warp: (B, H, W, 2) pixels, NaN where not visible.
         stride: side of a cell.
         offset: from its top-left pixel to its point.
 
     Returns:
-        (B, rows, columns, 2); NaN where the point is outside of the image or any pixel beside it is not seen.
+        (B, rows, columns, 2); NaN if the point is outside of the image or any pixel beside it is not visible.
     """
     height, width = warp.shape[1:3]
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
     first = math.floor(offset)
     beside = (first,) if first == offset else (first, first + 1)
-    # Pixels beyond the image are not seen.
+    # Pixels beyond the image are not visible.
     padded = functional.pad(warp, (0, 0, 0, columns * stride - width, 0, rows * stride - height), value=math.nan)
     around = torch.stack([padded[:, y::stride, x::stride] for y in beside for x in beside])
     if len(around) == 1:
@@ -168,12 +168,12 @@ def nearest_cell(points: Tensor, grid: tuple[int, ...], stride: int, offset: flo
 
 
 def sample_matches(truth: CoarseTruth, count: int) -> tuple[Tensor, Tensor]:
-    """Cells of image 0 with a partner, the same number of every pair, at random.
+    """Random cells of image 0 with a partner, the same number from every pair.
 
     The number is fixed since shapes that change from step to step cost a third of the speed on CPUs.
 
     Returns:
-        (B, count) int64 cells, and (B, count) bool, false where a pair has fewer: these are any cells.
+        (B, count) int64 cells, and (B, count) bool, false for arbitrary cells that fill up a pair with fewer.
     """
     key = torch.rand(truth.partner.shape, device=truth.partner.device)
     key = key.masked_fill(truth.partner < 0, -1.0)
@@ -183,7 +183,7 @@ def sample_matches(truth: CoarseTruth, count: int) -> tuple[Tensor, Tensor]:
 
 
 def fine_truth(truth: CoarseTruth, cells: Tensor, config: LoFTRConfig) -> Tensor:
-    """How far the true points are from the partner cells' points, in radii of the fine window.
+    """Offset of the true points from the partner cells' points, in radii of the fine window.
 
     Args:
         truth: of the cells.
@@ -202,6 +202,6 @@ def fine_truth(truth: CoarseTruth, cells: Tensor, config: LoFTRConfig) -> Tensor
 
 
 def _unseen(warp: Tensor, stride: int) -> Tensor:
-    """(B, H, W, 2) -> (B, L) bool: cells of which no pixel is seen."""
+    """(B, H, W, 2) -> (B, L) bool: cells without a visible pixel."""
     seen = torch.isfinite(warp[..., 0]).float()[:, None]
     return functional.max_pool2d(seen, stride, ceil_mode=True).flatten(1) == 0

@@ -1,4 +1,4 @@
-"""What the faces of rendered scenes look like: photos, tiled textures, masonry, windows, plain paint."""
+"""Appearance of the faces of rendered scenes: photos, tiled textures, masonry, windows, plain paint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Image = NDArray[np.uint8]
 
 
 class Palette:
-    """Hands out surfaces. A scene has few textures and uses each several times: repeats are what makes matching hard.
+    """Provides surfaces. A scene has few textures and uses each several times: repeats make matching hard.
 
     Args of `__init__`:
         bank: the images.
         rng: of the scene.
-        hardness: in [0, 1]; how often textures repeat, are faint, or are shared by several things.
+        hardness: in [0, 1]; how often textures repeat, are faint, or are shared by several objects.
     """
 
     def __init__(self, bank: AssetBank, rng: np.random.Generator, hardness: float) -> None:
@@ -55,7 +55,7 @@ class Palette:
         return Surface(levels, (along, up), shift, *self._tone())
 
     def tiled(self, width: float, height: float) -> Surface:
-        """A texture repeated over the face, a repeat being 0.3 to 4 m."""
+        """A texture repeated over the face, with a period of 0.3 to 4 m."""
         rng = self._rng
         levels = self._levels(bool(rng.random() < 0.15))
         size = float(np.exp(rng.uniform(np.log(0.35), np.log(4.0)))) * max(0.25, min(1.5, max(width, height) / 3))
@@ -114,7 +114,7 @@ class Palette:
         return pyramid(wall), storey * wide, storey * high
 
     def patches(self, width: float, height: float) -> Surface:
-        """Bars and rectangles of flat tones, as book spines, posters, and screens have."""
+        """Bars and rectangles of flat tones, as on book spines, posters, and screens."""
         levels, wide, high = self._again("patches", self._patches)
         return Surface(
             levels, (max(1.0, round(width / max(height, 0.1) * high / wide)), 1.0), (0.0, 0.0), *self._tone()
@@ -159,7 +159,7 @@ class Palette:
         return Surface(surface.levels, surface.repeats, surface.shift, surface.gain, surface.bias, light)
 
     def light(self, dark_spots: NDArray[np.float64] | None = None) -> Image:
-        """A (48, 48) light map: a soft lamp, darker edges, and shadows under things.
+        """A (48, 48) light map: a soft lamp, darker edges, and shadows under objects.
 
         Args:
             dark_spots: (N, 3) s, t and radius of shadows, in [0, 1].
@@ -181,7 +181,7 @@ class Palette:
     def _again(
         self, kind: str, make: Callable[[], tuple[list[Image], float, float]]
     ) -> tuple[list[Image], float, float]:
-        """A made texture with its width and height in metres: at most three of a kind a scene."""
+        """A generated texture with its width and height in metres: at most three of a kind per scene."""
         made = self._made.setdefault(kind, [])
         if len(made) < 3 and self._rng.random() < 1 / (1 + len(made)):
             made.append(make())
@@ -195,7 +195,7 @@ class Palette:
         return levels
 
     def _tone(self) -> tuple[float, float]:
-        """Gain and bias; now and then a faint one."""
+        """Gain and bias; sometimes faint ones."""
         rng = self._rng
         gain = float(rng.uniform(0.15, 0.4)) if rng.random() < 0.08 + 0.12 * self._hardness else rng.uniform(0.6, 1.2)
         return float(gain), float(rng.uniform(-15, 40) + max(0.0, 0.6 - gain) * 120)

@@ -1,4 +1,4 @@
-"""Textures on the faces of rendered scenes, from mip levels that fit what each pixel covers."""
+"""Textures on the faces of rendered scenes, from mip levels that fit each pixel's footprint."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from loftr_ros.training.geometry import Float32, Float64
 
-FARTHEST = 1e-6  # inverse depth where nothing is
-SHARPNESS = 0.4  # mip levels below what would be free of aliasing: the camera's blur comes later
+FARTHEST = 1e-6  # inverse depth where there is nothing
+SHARPNESS = 0.4  # mip levels below the alias-free one: the camera's blur comes later
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What a face looks like.
+    """Appearance of a face.
 
     Attributes:
         levels: (H, W) uint8 mip levels of the texture.
-        repeats: how often the texture fits along s and t.
+        repeats: number of repetitions along s and t.
         shift: of the texture along s and t, in textures.
         gain, bias: of its gray values.
-        light: (h, w) uint8, brightness over the face (128 is as it is), or None.
+        light: (h, w) uint8, brightness over the face (128 is neutral), or None.
     """
 
     levels: list[NDArray[np.uint8]]
@@ -35,15 +35,15 @@ class Surface:
 
 
 def mipmapped(surface: Surface, H: Float64, inverse: Float32, mine: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A face's part of the image; where it goes far into depth, its mip levels are blended.
+    """A face's part of the image; if it extends far into depth, its mip levels are blended.
 
     Args:
         H: (3, 3), from the part's pixels to those of the texture's finest level.
         inverse: (h, w) inverse depth.
-        mine: (h, w) where the face is seen.
+        mine: (h, w) where the face is visible.
     """
     low, high, _, _ = cv2.minMaxLoc(inverse, mine.view(np.uint8))
-    # A texture's pixels that an image's pixel covers: |det H| / inverse depth³; the level is half its logarithm.
+    # Texture pixels per image pixel: |det H| / inverse depth³; the level is half its logarithm.
     area = 0.5 * np.log2(max(abs(np.linalg.det(H)), 1e-30)) - SHARPNESS
     top = len(surface.levels) - 1
     finest, coarsest = (float(np.clip(area - 1.5 * np.log2(z), 0, top)) for z in (high, low))

@@ -1,4 +1,4 @@
-"""A training from its settings to its weights file, on Lightning's trainer."""
+"""A training from its settings to its weights file, by Lightning's trainer."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
-    """Batches by number: the same number gives the same batch, whatever was asked for before."""
+    """Batches by number: the same number always gives the same batch."""
 
     def __getitem__(self, number: int) -> Any:
-        """A `PairBatch`, or what `supervision.pair_batch` makes one of."""
+        """A `PairBatch`, or input of `supervision.pair_batch`."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on, without end, and what is validated on."""
+    """Endless training batches, and validation batches."""
 
     train: Batches
     held_out: HeldOut
@@ -52,21 +52,21 @@ def train(
     """Train a network, and write its weights.
 
     Args:
-        config: everything that it can be told.
+        config: all settings.
         data: the batches.
         output: folder for checkpoints, logs and weights: best.safetensors, of the averaged weights with the best score
-            on held-out pairs; last.safetensors; last.ckpt, from which it is resumed; config.yaml.
-        resume: go on from last.ckpt; start where there is none.
-        progress: a progress bar, instead of a line every so many steps.
+            on held-out pairs; last.safetensors; last.ckpt, for resuming; config.yaml.
+        resume: continue from last.ckpt; start if there is none.
+        progress: a progress bar, instead of a line every few steps.
 
     Returns:
         The last logged values by name.
 
     Raises:
-        TrainingError: the folder holds a training already, or one of another network; no gradient is finite.
+        TrainingError: the folder has a training already, or one of another network; no gradient is finite.
         InterruptedTrainingError: Ctrl-C.
-        WeightsError: weights to start from, or a teacher's, are missing or of another network.
-        DeviceError: the device or precision is not to be had.
+        WeightsError: initial weights, or a teacher's, are missing or of another network.
+        DeviceError: the device or precision is not available.
     """
     checkpoint = _checkpoint(config, output, resume)
     if checkpoint is not None and _used_up(config, checkpoint):
@@ -86,7 +86,7 @@ def train(
     callbacks: list[lightning.Callback] = [
         Averaging(),
         Validation(data.held_out, config.validation.every_steps, output, source),
-        Checkpoints(output, config.machine.checkpoint_minutes, source),  # after what it must hold
+        Checkpoints(output, config.machine.checkpoint_minutes, source),  # after the states that it must contain
     ]
     if not progress:
         callbacks.append(Lines(config.machine.log_every_steps))
@@ -98,7 +98,7 @@ def train(
             num_nodes=config.machine.nodes,
             strategy="ddp" if several else "auto",
             sync_batchnorm=several,
-            use_distributed_sampler=False,  # every process takes batches of its own by their numbers
+            use_distributed_sampler=False,  # every process selects its own batches by number
             precision=_PRECISIONS[resolve_precision(config.machine.precision, device)],  # type: ignore[arg-type]
             max_epochs=-1,
             callbacks=callbacks,
@@ -116,18 +116,18 @@ def train(
                 raise
     if trainer.interrupted:
         raise InterruptedTrainingError(
-            f"stopped at step {module.global_step}; --resume goes on from the last checkpoint"
+            f"stopped at step {module.global_step}; --resume continues from the last checkpoint"
         )
     _logger.info("step %d: %s and %s are written to %s", module.global_step, BEST, LAST, output)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def own_device(device: torch.device, devices: int) -> torch.device:
-    """The GPU of this process, where several processes have one each; whoever started them numbered them.
+    """The GPU of this process, if several processes have one each; their launcher numbered them.
 
     Args:
         device: the first GPU, or the CPU.
-        devices: GPUs of this machine that train.
+        devices: number of training GPUs of this machine.
     """
     if device.type != "cuda" or devices == 1:
         return device
@@ -136,24 +136,24 @@ def own_device(device: torch.device, devices: int) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of giving it back to the system.
+    """Make glibc keep freed memory instead of returning it to the system.
 
-    A step allocates and frees hundreds of megabytes in the same sizes as the one before; fetching them from the system
-    anew, page by page, takes a third of a training's time on a CPU. No effect with other C libraries.
+    A step allocates and frees hundreds of megabytes in the same sizes as the one before. Getting them from the system
+    again, page by page, takes a third of a training's time on a CPU. No effect with other C libraries.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**26)
     if not mallopt(mmap_threshold, 2**30):
-        mallopt(mmap_threshold, 2**25)  # the most that older ones take
+        mallopt(mmap_threshold, 2**25)  # the most that older versions accept
 
 
 class _Numbers(Sampler[int]):
-    """Batch numbers without end, from where the training is; each process every so many."""
+    """Endless batch numbers from the training's current one; each process takes every n-th."""
 
     def __init__(self, start: int, step: int) -> None:
         self._start, self._step = start, step
@@ -171,7 +171,7 @@ class _ByNumber(Dataset[Any]):
 
 
 class _Data(lightning.LightningDataModule):
-    """The loader starts at the batch that the resumed training is at, however many processes make the data."""
+    """The loader starts at the batch of the resumed training, whatever the number of data processes."""
 
     def __init__(self, batches: Batches, workers: int) -> None:
         super().__init__()
@@ -188,14 +188,14 @@ class _Data(lightning.LightningDataModule):
             num_workers=self._workers,
             prefetch_factor=4 if self._workers else None,
             worker_init_fn=_start_worker,
-            # Not a fork of this process: one that has run other libraries' threads may not survive it.
+            # Not a fork of this process, which may not survive a fork after running other libraries' threads.
             multiprocessing_context="forkserver" if self._workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
 
 def _start_worker(_: int) -> None:
-    """A process that makes data leaves the cores to the training."""
+    """A data process leaves the cores to the training."""
     torch.set_num_threads(1)
     os.nice(5)
     if importlib.util.find_spec("cv2") is not None:
@@ -205,10 +205,10 @@ def _start_worker(_: int) -> None:
 
 
 def _checkpoint(config: TrainingConfig, output: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to continue from.
 
     Raises:
-        TrainingError: there is one, and nobody said to resume it; or it is of another network.
+        TrainingError: there is one, but resume was not requested; or it is of another network.
     """
     path = output / CHECKPOINT
     if not path.is_file():
@@ -216,12 +216,12 @@ def _checkpoint(config: TrainingConfig, output: Path, resume: bool) -> Path | No
             _logger.info("%s has no %s: the training starts", output, CHECKPOINT)
         return None
     if not resume:
-        raise TrainingError(f"{output} holds a training already: --resume it, or name another --output")
+        raise TrainingError(f"{output} has a training already: continue it with --resume, or name another --output")
     try:
-        # Mapped, since only the settings are read here.
+        # Memory-mapped, because only the settings are read here.
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loftr_ros"]["config"]
-    except Exception as error:  # whatever the loader stumbles over
-        raise TrainingError(f"{path} is no checkpoint of a training ({error}); remove it to start anew") from error
+    except Exception as error:  # any error of the loader
+        raise TrainingError(f"{path} is not a checkpoint of a training ({error}); remove it to start again") from error
     before, now = _flat(held), _flat(content_of(config))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     network = [name for name in changed if name == "network.preset" or name.startswith("network.changes")]
@@ -233,7 +233,7 @@ def _checkpoint(config: TrainingConfig, output: Path, resume: bool) -> Path | No
     if bool(before.get("photos.teacher")) != bool(now.get("photos.teacher")):
         raise TrainingError(
             f"{path} was trained {'with' if before.get('photos.teacher') else 'without'} photos.teacher, whose heads "
-            f"are in the checkpoint: keep it so, or start another --output with network.initial={output / BEST}"
+            f"are in the checkpoint: keep that setting, or start another --output with network.initial={output / BEST}"
         )
     for name in changed:
         _logger.warning("%s was %r and is now %r", name, before.get(name), now.get(name))
@@ -254,14 +254,14 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _log(output: Path) -> Logger:
-    """TensorBoard's where it is installed, a table otherwise; a resumed training's goes on in the same folder."""
+    """TensorBoard's logger if installed, else a table; a resumed training continues in the same folder."""
     if importlib.util.find_spec("tensorboard") is not None:
         return TensorBoardLogger(output, name="", version="logs")
-    return CSVLogger(output, name="logs")  # a new version_N every time: it would overwrite the earlier part
+    return CSVLogger(output, name="logs")  # a new version_N each time: it would overwrite the earlier part
 
 
 class _quiet_lightning(warnings.catch_warnings):  # noqa: N801
-    """Without Lightning's advice, which does not apply: the loader has the processes that it needs."""
+    """Suppress Lightning's advice, which does not apply: the loader has enough processes."""
 
     def __enter__(self) -> Any:
         entered = super().__enter__()

@@ -18,8 +18,8 @@ XFEAT_CHANNELS = 64
 XFEAT_STRIDE = 8
 # The coarsest of its features are at 1/32 of the image.
 _SIDES = 32
-# Its kernels of three with a stride of two have a feature stand at the corner of its 8 px, where those of `compact`
-# stand at the centre, 3.5 px further. Whole pixels, so that the teacher's image is not blurred.
+# Its strided kernels of size three place a feature at the corner of its 8 px, while those of `compact` are at the
+# centre, 3.5 px further. Whole pixels, so that the teacher's image is not blurred.
 _SHIFT = 4
 # Each block's convolutions: channels, kernel, stride. Figure 3 and section 3.1 of the paper.
 _BLOCKS: dict[str, tuple[int, tuple[tuple[int, int, int], ...]]] = {
@@ -48,7 +48,7 @@ class XFeat(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> XFeat:
-        """Stays in evaluation mode: it is a teacher."""
+        """Stay in evaluation mode: it is a teacher."""
         return super().train(False)
 
     @torch.no_grad()
@@ -90,14 +90,14 @@ def load_xfeat(path: Path, device: torch.device) -> XFeat:
     try:
         state = torch.load(path.expanduser(), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise WeightsError(f"photos.teacher: {path} is not there; {_HOW_TO_GET_IT}") from error
-    except Exception as error:  # whatever the loader stumbles over
+        raise WeightsError(f"photos.teacher: {path} does not exist; {_HOW_TO_GET_IT}") from error
+    except Exception as error:  # any error of the loader
         raise WeightsError(f"photos.teacher: {path} cannot be read as PyTorch weights: {error}") from error
     wanted = network.state_dict()
     if not isinstance(state, dict) or any(
         not isinstance(state.get(name), Tensor) or state[name].shape != value.shape for name, value in wanted.items()
     ):
-        raise WeightsError(f"photos.teacher: {path} holds no weights of XFeat; {_HOW_TO_GET_IT}")
+        raise WeightsError(f"photos.teacher: {path} has no weights of XFeat; {_HOW_TO_GET_IT}")
     network.load_state_dict({name: state[name] for name in wanted})
     return network.to(device)
 

@@ -1,4 +1,4 @@
-"""Where weights come from: the catalogue of published files, the cache, and what the user says."""
+"""Finding weights: the catalogue of published files, the cache, and the user's choice."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from loftr_ros.weights.catalogue import CATALOGUE, Entry, find_entry
 __all__ = ["EMBEDDED", "VARIABLE", "WeightsError", "find_weights"]
 
 VARIABLE = "LOFTR_ROS_WEIGHTS"
-# In the package: what a robot that has never seen a network starts with.
+# In the package, for a robot without any downloads.
 EMBEDDED = {DEFAULT_PRESET: Path(__file__).parent / "compact.safetensors"}
-# Presets that run the published weights of another.
+# Presets that use the published weights of another.
 _WEIGHTS_OF = {"efficient_opt": "efficient"}
 
 
 def find_weights(network: str, given: str = "") -> Path:
-    """The weights file to use.
+    """Find the weights file to use.
 
     Args:
-        network: name of a preset, or `auto` for whatever network the file is of.
-        given: what the user said: a file, a name of the catalogue, or a preset's name for its weights in the package;
-            empty to look in the environment's LOFTR_ROS_WEIGHTS, then in the package, then in the cache for published
-            weights of the network.
+        network: name of a preset, or `auto` for the network of the file.
+        given: the user's choice: a file, a name of the catalogue, or a preset's name for its weights in the package. If
+            empty, the search order is the environment's LOFTR_ROS_WEIGHTS, the package, and the cache of published
+            weights for the network.
 
     Raises:
-        WeightsError: none is there; the message says what to do.
+        WeightsError: there is none; the message says what to do.
     """
-    said = given or os.environ.get(VARIABLE, "")
-    if said:
-        return _named(said)
+    requested = given or os.environ.get(VARIABLE, "")
+    if requested:
+        return _named(requested)
     embedded = EMBEDDED.get(DEFAULT_PRESET if network == AUTO else network)
     if embedded is not None:
         return embedded
@@ -43,22 +43,22 @@ def find_weights(network: str, given: str = "") -> Path:
             return path
     advice = f" Published ones: {_how(entries[0])}" if entries else " None are published"
     raise WeightsError(
-        f"network '{network}' comes without weights; name a weights file by `weights`, or by the environment variable "
+        f"network '{network}' comes without weights; set `weights` to a weights file, or the environment variable "
         f"{VARIABLE}.{advice}"
     )
 
 
-def _named(said: str) -> Path:
-    """A file, that in the package, or the cached file of a name of the catalogue."""
-    path = Path(said).expanduser()
+def _named(requested: str) -> Path:
+    """A file, the one in the package, or the cached file of a catalogue name."""
+    path = Path(requested).expanduser()
     if path.is_file():
         return path
-    if said in EMBEDDED:
-        return EMBEDDED[said]
-    entry = find_entry(said)
+    if requested in EMBEDDED:
+        return EMBEDDED[requested]
+    entry = find_entry(requested)
     if entry is None:
         names = ", ".join([*EMBEDDED, *(entry.name for entry in CATALOGUE)])
-        raise WeightsError(f"weights file {path} is not there; give an existing file, or one of the names {names}")
+        raise WeightsError(f"weights file {path} does not exist; give an existing file, or one of the names {names}")
     cached = entry.cached()
     if cached is None:
         raise WeightsError(f"the published weights '{entry.name}' are not on this machine yet: {_how(entry)}")

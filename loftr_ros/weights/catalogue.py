@@ -1,4 +1,4 @@
-"""The published weights: what they are, where they are, and how to know them."""
+"""The catalogue of published weights: description, addresses and digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HUGGING_FACE = "https://huggingface.co/kornia/loftr/resolve/main/"
 _CTU = "https://cmp.felk.cvut.cz/~mishkdmy/models/"
 _EFFICIENT = "https://huggingface.co/zju-community/efficientloftr"
 _LOW_END = "https://github.com/Kolkir/Coarse_LoFTR_TRT"
-# One commit's files never change.
+# Files of a commit never change.
 _LOW_END_FILES = "https://raw.githubusercontent.com/Kolkir/Coarse_LoFTR_TRT/7533d39c232e9fd17d4abafa68adfc612d0fe6a2/"
 # The folder that the README of github.com/zju3dv/LoFTR links to; Google Drive has no plain addresses of files.
 _OFFICIAL = "https://drive.google.com/drive/folders/1DOcOPZb3-5cWxLqn256AhwUVjBPifhuf"
@@ -21,15 +21,15 @@ class Entry:
     """One published weights file.
 
     Attributes:
-        name: what the user calls it.
-        network: preset that it is of.
-        file: its name in the cache, and where it is published unless that is a name that says nothing.
-        trained_on: data, and what else sets it apart.
-        page: where a person finds it.
-        urls: addresses of the file, the preferred first; empty where it has to be downloaded by hand.
-        size: in bytes, where known.
-        sha256: of the file, where known.
-        official_file: name of the authors' own file of these weights, by which they are looked for too.
+        name: the user's name for it.
+        network: its preset.
+        file: its name in the cache, and at its source unless that name is meaningless.
+        trained_on: training data, and other differences.
+        page: its web page.
+        urls: addresses of the file, the preferred first; empty if it must be downloaded by hand.
+        size: in bytes, if known.
+        sha256: of the file, if known.
+        official_file: name of the authors' own file of these weights, which is searched for too.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Entry:
     official_file: str | None = None
 
     def cache_path(self) -> Path:
-        """Where the file is, or is to be put."""
+        """Place of the file in the cache, present or not."""
         return cache_folder() / self.file
 
     def cached(self) -> Path | None:
-        """The file in the cache; None where it is not there."""
+        """The file in the cache; None if it is not there."""
         names = [self.file, *([self.official_file] if self.official_file else [])]
         return next((path for name in names if (path := cache_folder() / name).is_file()), None)
 
@@ -77,11 +77,10 @@ def _of_low_end(name: str, file: str, trained_on: str, sha256: str) -> Entry:
     )
 
 
-# Of several of one network the first is taken when nobody says which.
-#
-# The digests: those of outdoor and indoor_new are in matcher/checkpoints/recognition.py with their sources; they are
-# also those of the official outdoor_ds.ckpt and indoor_ds_new.ckpt. The low-end network's are of the files in its
-# repository at the commit above. Where none stands here, the one is compared that Hugging Face sends along with a file.
+# Among several entries of one network, the first is the default. Digests of outdoor and indoor_new are in
+# matcher/checkpoints/recognition.py with their sources; they are also those of the official outdoor_ds.ckpt and
+# indoor_ds_new.ckpt. The low-end network's are of the files in its repository at the commit above. Without a digest
+# here, the one that Hugging Face sends with a file is compared.
 CATALOGUE: tuple[Entry, ...] = (
     _of_kornia(
         "outdoor",
@@ -128,7 +127,7 @@ CATALOGUE: tuple[Entry, ...] = (
 
 
 def find_entry(name: str) -> Entry | None:
-    """The entry of a name, or of the name that the authors' file has (`outdoor_ds` is `outdoor`)."""
+    """The entry by its name, or by the authors' file name (`outdoor_ds` is `outdoor`)."""
     for entry in CATALOGUE:
         official = (entry.official_file or "").removesuffix(".ckpt")
         if name and name in (entry.name, official):
@@ -137,8 +136,8 @@ def find_entry(name: str) -> Entry | None:
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept, by the XDG base directory specification; it may not be there yet."""
+    """Folder of downloaded weights, by the XDG base directory specification; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has relative paths ignored.
+    # The specification says to ignore relative paths.
     root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
     return root / "loftr_ros" / "weights"

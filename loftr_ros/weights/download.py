@@ -1,4 +1,4 @@
-"""Getting published weights: mirrors in turn, resumed where broken off, under their name only once verified."""
+"""Download of published weights: several mirrors, resumable, renamed only after verification."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _logger = logging.getLogger(__name__)
 
 
 class _MirrorError(Exception):
-    """One mirror did not give the file; the message says why."""
+    """One mirror did not deliver the file; the message says why."""
 
 
 def get_weights(entry: Entry, output: Path | None = None, *, progress: bool = True, timeout: float = 30.0) -> Path:
-    """Download a published weights file, unless it is there already.
+    """Download a published weights file, unless it exists already.
 
-    What arrives is kept in a file `.part` beside the target, from which a later call goes on. It gets the target's
-    name once its SHA-256 (where one is published) and its contents are right.
+    Data arrives in a file `.part` beside the target, and a later call resumes from it. It is renamed to the target once
+    its SHA-256 (if one is published) and its contents are right.
 
     Args:
         entry: of the catalogue.
-        output: the file to write, or the folder to write it to; None for its place in the cache.
+        output: the file to write, or its folder; None for its place in the cache.
         progress: whether to show a progress bar.
         timeout: of connecting and of every single wait for data, in seconds.
 
@@ -43,8 +43,8 @@ def get_weights(entry: Entry, output: Path | None = None, *, progress: bool = Tr
         The file.
 
     Raises:
-        WeightsError: no mirror gave the file, it has to be downloaded by hand, or something else is in its place; says
-            which file to put where, from which addresses.
+        WeightsError: no mirror delivered the file, it must be downloaded by hand, or another file is in its place. The
+            message gives the file, its place and its addresses.
     """
     target = output or entry.cache_path()
     if target.is_dir():
@@ -53,11 +53,11 @@ def get_weights(entry: Entry, output: Path | None = None, *, progress: bool = Tr
     if there.exists():
         problem = _problem(there, entry, None)
         if problem:
-            raise WeightsError(f"{there} is there, but is not '{entry.name}': {problem}. Move it away and try again")
+            raise WeightsError(f"{there} exists, but is not '{entry.name}': {problem}. Move it away and try again")
         return there
     if not entry.urls:
         raise WeightsError(
-            f"'{entry.name}' has to be downloaded by hand: get {entry.file} from {entry.page}, and put it to {target}"
+            f"'{entry.name}' must be downloaded by hand: get {entry.file} from {entry.page}, and save it as {target}"
         )
     reasons = []
     try:
@@ -75,8 +75,8 @@ def get_weights(entry: Entry, output: Path | None = None, *, progress: bool = Tr
     except OSError as error:
         raise WeightsError(f"{target} cannot be written: {error}") from error
     raise WeightsError(
-        f"no mirror gave '{entry.name}':\n" + "\n".join(reasons) + f"\nTry again later (what has arrived is kept), or "
-        f"get {entry.file} on another machine from one of these addresses, or from {entry.page}, and put it to "
+        f"no mirror gave '{entry.name}':\n" + "\n".join(reasons) + f"\nTry again later (the partial file is kept), or "
+        f"get {entry.file} on another machine from one of these addresses, or from {entry.page}, and save it as "
         f"{target}. `loftr_ros weights check` says whether a file is right"
     )
 
@@ -85,13 +85,13 @@ def _from_mirror(url: str, entry: Entry, part: Path, progress: bool, timeout: fl
     """Complete the partial file from one mirror and verify it.
 
     Raises:
-        _MirrorError: the mirror does not answer, breaks off, or has another file.
+        _MirrorError: the mirror does not answer, disconnects, or has another file.
     """
     resumed = part.stat().st_size > 0
     digest = _fetch(url, entry, part, progress, timeout)
     problem = _problem(part, entry, digest)
     if problem and resumed:
-        # What was there from before may have been at fault.
+        # The data from before may have been wrong.
         _logger.warning("%s: %s; begins again", url, problem)
         _restart(part)
         digest = _fetch(url, entry, part, progress, timeout)
@@ -102,7 +102,7 @@ def _from_mirror(url: str, entry: Entry, part: Path, progress: bool, timeout: fl
 
 
 def _fetch(url: str, entry: Entry, part: Path, progress: bool, timeout: float) -> str | None:
-    """Download what the partial file lacks; returns the SHA-256 that the server published, if it did.
+    """Download the missing part of the file; returns the SHA-256 published by the server, if any.
 
     Raises:
         _MirrorError: see `_from_mirror`.
@@ -110,7 +110,7 @@ def _fetch(url: str, entry: Entry, part: Path, progress: bool, timeout: float) -
     from tqdm import tqdm
 
     origin = _read_origin(part)
-    # Bytes from elsewhere are only taken over where a digest will tell whether they fit.
+    # Data of another source is reused only if a digest can verify it.
     if origin.get("url") != url and entry.sha256 is None:
         _restart(part)
     have = part.stat().st_size
@@ -144,12 +144,12 @@ def _fetch(url: str, entry: Entry, part: Path, progress: bool, timeout: float) -
                 _copy(answer, file, bar)
     except urllib.error.HTTPError as error:
         with error:
-            # The partial file may be whole already: then nothing of it is left to send.
+            # The partial file may be complete already, so nothing is left to send.
             if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
                 return _published_digest(redirects.headers)
             if error.code == 416:
                 _restart(part)
-            raise _MirrorError(f"the server says {error.code} {error.reason}") from error
+            raise _MirrorError(f"the server answered {error.code} {error.reason}") from error
     except (TimeoutError, urllib.error.URLError, HTTPException, ConnectionError, ssl.SSLError) as error:
         reason = getattr(error, "reason", None) or error
         raise _MirrorError(f"{reason or type(error).__name__}{_so_far(part, None)}") from error
@@ -165,10 +165,10 @@ def _copy(answer: IO[bytes], file: IO[bytes], bar: Any) -> None:
 
 
 def _extent(status: int, headers: HTTPMessage, have: int) -> tuple[int, int | None]:
-    """Where in the file the answer begins, and how long the whole file is, if the server says.
+    """Offset of the answer in the file, and length of the whole file if the server gives it.
 
     Raises:
-        _MirrorError: the answer is not what was asked for.
+        _MirrorError: the answer does not match the request.
     """
     if status == 206:
         matched = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", ""))
@@ -182,8 +182,8 @@ def _extent(status: int, headers: HTTPMessage, have: int) -> tuple[int, int | No
 
 
 def _problem(path: Path, entry: Entry, published: str | None) -> str:
-    """What is wrong with a file as an entry's weights; empty where nothing is."""
-    # Here, since they import torch, which the command line otherwise does without.
+    """Why a file is not the weights of an entry; empty if it is."""
+    # Imported here, because it loads torch, which the command line otherwise does not need.
     from loftr_ros.matcher.checkpoints.files import check_weights, preset, read_weights, sha256_of
 
     expected = entry.sha256 or published
@@ -197,7 +197,7 @@ def _problem(path: Path, entry: Entry, published: str | None) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps the headers that they came with."""
+    """Follows redirects, and keeps their headers."""
 
     def __init__(self) -> None:
         self.headers = HTTPMessage()
@@ -211,7 +211,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _published_digest(*headers: HTTPMessage) -> str | None:
-    """The SHA-256 that Hugging Face sends along with a large file, on the way to where it lies."""
+    """The SHA-256 that Hugging Face sends with the redirect to a large file."""
     for each in headers:
         value = each.get("X-Linked-ETag", "").strip('"').lower()
         if re.fullmatch(r"[0-9a-f]{64}", value):
@@ -220,35 +220,35 @@ def _published_digest(*headers: HTTPMessage) -> str | None:
 
 
 def _strong_etag(headers: HTTPMessage) -> str:
-    """The answer's ETag; empty where it is a weak one, which does not vouch for single bytes."""
+    """The answer's ETag; empty if it is a weak one, which does not guarantee byte equality."""
     etag = headers.get("ETag", "")
     return "" if etag.startswith("W/") else etag
 
 
 @contextmanager
 def _only_one(target: Path) -> Iterator[Path]:
-    """The partial file of a target, for this process alone.
+    """The partial file of a target, locked for this process.
 
     Raises:
-        WeightsError: another one has it.
+        WeightsError: another process has it.
     """
     part = target.with_name(f"{target.name}.part")
     with part.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WeightsError(f"another download to {target} is under way") from None
+            raise WeightsError(f"another download to {target} is in progress") from None
         try:
             yield part
         finally:
-            # An empty one would tell nothing to whoever finds it.
+            # An empty file would be useless.
             if part.exists() and not part.stat().st_size:
                 part.unlink()
                 _origin_file(part).unlink(missing_ok=True)
 
 
 def _origin_file(part: Path) -> Path:
-    """Where the origin of a partial file is noted."""
+    """File that stores the origin of a partial file."""
     return part.with_name(f"{part.name}.json")
 
 

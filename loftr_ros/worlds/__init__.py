@@ -1,1 +1,1 @@
-"""Rendered truth: scenes, buildings, and walks through them, with exact poses and depth."""
+"""Rendered ground truth: scenes, buildings, and walks through them, with exact poses and depth."""

@@ -1,4 +1,4 @@
-"""Buildings to get lost in (see `floor_plan`), rendered from any pose in two lights."""
+"""Buildings with look-alike places (see `floor_plan`), rendered from any pose in two lights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loftr_ros.worlds.textures import noise, paint
 
 _LIGHT_CELL = 0.16  # m
 _EXPOSURE = 1.3
-_CANVAS = {  # m, height and width of prints that walls and floors are cut from
+_CANVAS = {  # m, height and width of the prints from which walls and floors are cut
     **dict.fromkeys(("plaster", "bricks", "stone"), (HEIGHT, 7.4)),
     **dict.fromkeys(("wood", "tiles", "ceiling"), (6.4, 7.4)),
 }
@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 class Building:
     """Eight rooms along a corridor, in two lights: with the lamps, and by day with half of them.
 
-    Building it takes some 15 s and 1 GB.
+    Creating it takes some 15 s and 1 GB.
 
     Attributes:
         zones: the rooms, then the corridor.
@@ -57,12 +57,12 @@ class Building:
                 albedo = painter.albedo(surface)
                 for kind in (0, 1):
                     lit = albedo * _light(surface, solids[number], zone, kind, albedo.shape)
-                    # A film's shoulder: what is close to a lamp keeps its texture instead of being blown out.
+                    # Compressed highlights, as on film: surfaces close to a lamp keep their texture.
                     textures[kind].append((255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8))
         self._atlases = [Atlas(part) for part in textures]
 
     def zone_at(self, position: Array) -> int:
-        """Number of the zone that a (3,) position is in, or nearest to."""
+        """Number of the zone that contains a (3,) position, or of the nearest one."""
         gaps = [np.abs(position[:2] - z.centre) - (z.high - z.low) / 2 for z in self.zones]
         return int(np.argmin([gap.max() for gap in gaps]))
 
@@ -81,15 +81,15 @@ class Building:
         Returns:
             Image (H, W) float32 in [0, 255], and depth (H, W) float32 in metres.
         """
-        seen = self._seen(matrix, size, pose)
+        visible = self._seen(matrix, size, pose)
         whole = self._rectangles
-        some = Rectangles(whole.origin[seen], whole.side_s[seen], whole.side_t[seen], whole.texel[seen])
+        some = Rectangles(whole.origin[visible], whole.side_s[visible], whole.side_t[visible], whole.texel[visible])
         atlas = copy.copy(self._atlases[light])
-        atlas.corner, atlas.size = atlas.corner[seen], atlas.size[seen]
+        atlas.corner, atlas.size = atlas.corner[visible], atlas.size[visible]
         return render(some, atlas, matrix, size, pose, supersample)
 
     def _seen(self, matrix: Array, size: tuple[int, int], pose: Array) -> NDArray[np.intp]:
-        """Rectangles that may be in view: those of the zone, and of other zones what is seen through doorways."""
+        """Rectangles that may be in view: those of the zone, and those of other zones visible through doorways."""
         r = self._rectangles
         corners = np.stack([r.origin, r.origin + r.side_s, r.origin + r.side_s + r.side_t, r.origin + r.side_t], axis=1)
         boxes = _boxes(corners, matrix, pose)
@@ -119,7 +119,9 @@ def _doorway(door: Array) -> Array:
 
 
 def _boxes(corners: Array, matrix: Array, pose: Array) -> Array:
-    """(M, 4) bounds (left, top, right, bottom) of (M, C, 3) corners in the image; all of it where some are behind."""
+    """(M, 4) bounds (left, top, right, bottom) of (M, C, 3) corners in the image; the whole image if some are
+    behind.
+    """
     local = (corners - pose[:3, 3]) @ pose[:3, :3]
     ahead = local[..., 2] > NEAR
     pixels = local @ matrix.T
@@ -132,7 +134,7 @@ def _boxes(corners: Array, matrix: Array, pose: Array) -> Array:
 
 
 class _Painter:
-    """Paints surfaces, prints once for all places where they hang."""
+    """Paints surfaces; each print is painted once for all places where it hangs."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -146,14 +148,14 @@ class _Painter:
         if not number:
             painting = paint(style, height, width, surface.texel, self._own)
         else:
-            # Walls and floors are pieces of one large print from its corner on, whatever their size.
+            # Walls and floors are cut from the corner of one large print, whatever their size.
             canvas = [round(side / surface.texel) for side in _CANVAS[style]] if surface.texel >= 0.004 else [0, 0]
             key = (surface.style, max(height, canvas[0]), max(width, canvas[1]))
             if key not in self._prints:
                 rng = np.random.default_rng([STREAM, self._seed, zlib.crc32(surface.style.encode())])
                 self._prints[key] = paint(style, key[1], key[2], surface.texel, rng)
             painting = self._prints[key][:height, :width]
-        # Stains and wear: no two of a kind are the same in every pixel.
+        # Stains and wear, so that no two surfaces of a kind are equal in every pixel.
         rows, columns = height // 4 + 2, width // 4 + 2
         stains = noise(rows, columns, 0.4 / (4 * surface.texel), 4, self._own)
         stains = np.asarray(cv2.resize(stains, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
@@ -173,7 +175,7 @@ def _light(surface: Surface, solids: list[Solid], zone: Zone, kind: int, shape: 
     count = max(2, round(length.max() / 4))
     parts = (np.arange(count) + 0.5) / count
     places = [zone.low + length * ((part, 0.5) if along else (0.5, part)) for part in parts]
-    # By day: more light from everywhere and from +x and +y, and every other lamp is off.
+    # By day: more ambient light and more from +x and +y, and every other lamp is off.
     lamps = [np.array([*place, HEIGHT - 0.25]) for place in (places if kind == 0 else places[::2])]
     day = float(kind) * (0.18 + 0.14 * normal[0] + 0.1 * normal[1])
     total = np.full(len(points), 0.44 * (1 + 0.25 * normal[2] + 0.1 * normal[0]) + day)

@@ -1,14 +1,14 @@
-"""Floor plans and furniture of buildings to get lost in: a corridor with equal doors, and rooms that look alike.
+"""Floor plans and furniture of buildings with look-alike places: a corridor with equal doors, and similar rooms.
 
-World frame: metres, z up, the corridor along x from the origin. Things come from a small stock that belongs to the
-building: the same pieces of furniture, the same doors and prints of the same posters stand in many places, and most
-rooms have a wall and a floor that are, texel by texel, those of other rooms. Twins are rooms of the same layout: the
-same size, the same kinds of walls and floor, and the same furniture at the same places within some centimetres.
+World frame: metres, z up, the corridor along x from the origin. Objects come from a small stock of the building: the
+same furniture, doors and prints of the same posters occur in many places, and most rooms have a wall and a floor that
+equal those of other rooms texel by texel. Twins are rooms of the same layout: the same size, the same kinds of walls
+and floor, and the same furniture at the same places within some centimetres.
 
-No two places are the same in every pixel, else telling them apart would be no fair question: small things, books, half
-of the pictures and the grain of most walls differ, in twins of all walls, and every surface has stains of its own.
+No two places are equal in every pixel, so they can always be told apart: small objects, books, half of the pictures and
+the grain of most walls differ, in twins the grain of all walls, and every surface has its own stains.
 
-A style with a number, such as `poster#3`, is a print that is the same wherever it hangs.
+A style with a number, such as `poster#3`, is a print that is the same everywhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WALL = 0.2  # m, thickness
 DOOR = (1.3, 2.2)  # m, width and height of an open doorway
 STREAM = 0x9E1D  # keeps the random numbers apart from those of other scenes with the same seed
 _POSTERS = ((0.5, 0.7), (0.9, 0.6), (0.7, 1.0))  # m, width and height
-_MODELS = {  # m, width, depth and height; look of the front and of the rest
+_MODELS = {  # m, width, depth and height; texture of the front and of the rest
     "bookcase": ((0.9, 0.34, 1.9), ("books", "wood#3")),
     "cupboard": ((1.1, 0.5, 0.9), ("blobs#4", "wood#3")),
     "desk": ((1.3, 0.6, 0.74), ("wood#5", "wood#5")),
@@ -87,14 +87,14 @@ def floor_plan(seed: int) -> list[Zone]:
 
 
 def furnish(zones: list[Zone], number: int, seed: int) -> Furniture:
-    """What makes up a zone and stands in it."""
+    """The solids and surfaces of a zone."""
     return _corridor(zones, seed) if number == ROOMS else _room(zones[number], number, seed)
 
 
 def _wall(things: Furniture, start: Array, along: Array, style: str, gaps: list[float]) -> None:
-    """A wall from `start` on the floor, to the right as seen from inside, with doorways at distances `gaps` from there.
+    """A wall from `start` on the floor to the right as seen from inside, with doorways at distances `gaps` from there.
 
-    All walls of one print begin with the same piece of it.
+    All walls of one print begin with the same part of it.
     """
     length = float(np.linalg.norm(along))
     unit, up = along / length, np.array([0.0, 0, 1])
@@ -126,17 +126,17 @@ def _shell(things: Furniture, low: Array, high: Array, walls: list[str], floor: 
 
 
 def _room(zone: Zone, number: int, seed: int) -> Furniture:
-    """A room's things; `layout` decides what is the same in twins, `small` what differs."""
+    """A room's objects; `layout` generates what twins share, `small` what differs."""
     layout = np.random.default_rng([STREAM, seed, 2, zone.layout])
     small = np.random.default_rng([STREAM, seed, 3, number])
     width, depth = zone.high - zone.low
     things = Furniture()
-    # In its own frame the door is in the wall at -y, and the origin in the middle.
+    # In the room's frame the door is in the wall at -y, and the origin is in the middle.
     assert zone.door is not None
     turned = zone.centre[1] < 0
     door = float(zone.door[0] - zone.centre[0]) * (-1 if turned else 1)
-    # One wall of a room, and its floor, are prints that other rooms have too; in twins that would leave too little
-    # to tell them apart by, so that theirs are only of the same kind.
+    # One wall of a room, and its floor, are prints shared with other rooms. In twins that would leave too little
+    # difference, so theirs are only of the same kind.
     kinds = [str(layout.choice(["plaster", "bricks", "stone", "plaster"])) for _ in range(4)]
     walls, floor = kinds, str(layout.choice(["wood", "tiles"]))
     if zone.layout not in {one for one, _ in TWINS}:
@@ -162,7 +162,7 @@ def _furnish_wall(
 ) -> None:
     """Furniture along one wall, at most 0.65 m deep, and pictures above it; `door` along the wall stays free.
 
-    How often `layout` is asked does not depend on `small`.
+    The number of draws from `layout` does not depend on `small`.
     """
     angle = np.radians(yaw)
     along_wall, to_wall = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
@@ -195,7 +195,7 @@ def _furnish_wall(
 
 
 def _small_things(put: Callable[..., None], small: np.random.Generator, centre: float, size: Array) -> None:
-    """What lies on a piece of furniture."""
+    """Small objects on a piece of furniture."""
     for place in (-0.3, 0.0, 0.3):
         thing = small.uniform(0.1, 0.34, 3)
         if small.random() < 0.75:
@@ -205,7 +205,7 @@ def _small_things(put: Callable[..., None], small: np.random.Generator, centre: 
 
 
 def _picture(put: Callable[..., None], small: np.random.Generator, centre: float, height: float) -> None:
-    """A poster: one of the building's stock, or one that hangs nowhere else."""
+    """A poster: one of the building's stock, or a unique one."""
     number = int(small.integers(12))
     wide, tall = _POSTERS[number % 3]
     look = f"poster#{number}" if number < 6 else "poster"
@@ -213,7 +213,7 @@ def _picture(put: Callable[..., None], small: np.random.Generator, centre: float
 
 
 def _island(things: Furniture, layout: np.random.Generator, small: np.random.Generator) -> None:
-    """A table in the middle, with things on it."""
+    """A table in the middle, with objects on it."""
     turn = float(layout.uniform(-25, 25))
     things.box((0, 0, 0.36), (1.0, 0.6, 0.72), ("collage#10", "wood#5"), turn, texel=0.003)
     for place in (-0.32, 0.0, 0.32):
@@ -279,7 +279,7 @@ def _jamb(things: Furniture, x: float, y: float) -> None:
 
 
 def _placed(things: Furniture, centre: Array, turned: bool) -> Furniture:
-    """Everything moved to its zone, turned by half a turn where the door is on the other side."""
+    """Everything moved to its zone, rotated by 180 degrees if the door is on the other side."""
     turn = np.diag([-1.0, -1.0, 1.0]) if turned else np.eye(3)
     shift = np.array([*centre, 0.0])
     placed = Furniture()

@@ -1,8 +1,8 @@
 """Exact z-buffered rendering of textured rectangles with a pinhole camera.
 
-Everything that a pixel needs is a ratio of functions that are affine in the pixel: inverse depth, and the
-texture coordinates times inverse depth. So visibility and texturing are a few array operations a
-surface, and geometry is exact to the last bits of float32.
+All values at a pixel are ratios of functions that are affine in the pixel: inverse depth, and the texture coordinates
+times inverse depth. So visibility and texturing are a few array operations per surface, and geometry is exact to the
+last bits of float32.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-NEAR = 0.05  # m, what lies closer to the camera plane than this is cut off
+NEAR = 0.05  # m, near plane: anything closer is clipped
 _LEVELS = 5  # of the mip pyramid
 _GUTTER = 1 << (_LEVELS - 1)  # texels around a texture in the atlas: one at the coarsest level
 _SCALES = (0.5 ** np.arange(_LEVELS)).astype(np.float32)
-_STRIP = 64  # rows textured at once: the arrays stay in the processor's cache
+_STRIP = 64  # rows textured at once, so that the arrays stay in the processor's cache
 _MIP_BIAS = 0.25  # levels; the footprint is an area, and surfaces are seen at a slant
 
 
@@ -95,13 +95,13 @@ class Atlas:
 
 @dataclass(frozen=True)
 class _View:
-    """What one camera sees of M rectangles: per rectangle, functions affine in (u, v, 1)."""
+    """The view of one camera of M rectangles: per rectangle, functions affine in (u, v, 1)."""
 
-    visible: NDArray[np.intp]  # rectangles that may be seen
+    visible: NDArray[np.intp]  # rectangles that may be visible
     inverse_depth: NDArray[np.float64]  # (M, 3)
     texture_u: NDArray[np.float64]  # (M, 3), texture coordinate u times inverse depth
     texture_v: NDArray[np.float64]  # (M, 3)
-    distance: NDArray[np.float64]  # (M,) of the camera from the rectangle's plane, metres
+    distance: NDArray[np.float64]  # (M,) from the camera to the rectangle's plane, metres
     edges: list[NDArray[np.float64]]  # per visible rectangle (E, 3), >= 0 inside
 
 
@@ -117,7 +117,7 @@ def _view(rectangles: Rectangles, atlas: Atlas, matrix: NDArray[np.float64], pos
         dual = side / (side * side).sum(axis=1, keepdims=True)  # the sides are perpendicular
         along = (dual @ rays) + (dual * to_camera).sum(axis=1)[:, None] * inverse_depth
         affine.append(along * atlas.size[:, axis : axis + 1] + (atlas.corner[:, axis : axis + 1] - 0.5) * inverse_depth)
-    # Corners in the order of a walk around the rectangle, in camera coordinates.
+    # Corners in order around the rectangle, in camera coordinates.
     steps = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
     world = (
         rectangles.origin[:, None]
@@ -163,7 +163,7 @@ def _visibility(
     depth_buffer = np.zeros((len(v), len(u)), np.float32)
     owner = np.full((len(v), len(u)), -1, np.int16)
     for k, lines in zip(view.visible, view.edges, strict=True):
-        # Every edge bounds the columns of each row from one side; exact, with no outline to draw.
+        # Every edge bounds the columns of each row from one side; this is exact and needs no outline.
         with np.errstate(divide="ignore", invalid="ignore"):
             bounds = -(lines[:, 1:2] * v[None, :] + lines[:, 2:3]) / lines[:, :1]
         left = np.where(lines[:, :1] > 0, bounds, -np.inf).max(axis=0) - 1e-7
@@ -207,7 +207,7 @@ def render(
         supersample: samples per pixel and axis for the image; the depth is that of the pixel's centre.
 
     Returns:
-        Image (H, W) float32 in [0, 255], and depth (H, W) float32 along z in metres, inf where nothing is.
+        Image (H, W) float32 in [0, 255], and depth (H, W) float32 along z in metres, inf where there is nothing.
     """
     width, height = size
     view = _view(rectangles, atlas, matrix, pose)

@@ -1,13 +1,13 @@
-"""Worlds in which places are seen again: walks through a building, with true poses, depth, and what views share.
+"""Worlds with revisited places: walks through a building, with true poses, depth, and the overlap of views.
 
-A walk makes two tours. The first visits five of eight rooms; the second comes back to four of them and sees the other
+A walk makes two tours. The first visits five of eight rooms. The second returns to four of them and visits the other
 three for the first time, in another order, in other light, with another exposure and on other paths: views of both
-tours are up to 2 m apart and more, and turned against each other by up to 45 degrees. Between two visits of a room lie
+tours are up to 2 m apart and more, and rotated against each other by up to 45 degrees. Between two visits of a room lie
 the corridor and other rooms. Of each pair of twins (see `floor_plan`) the first tour enters one, the second the other.
 
-Seeds of `World`, so that nothing is tuned on what is reported: 700 to 799 are reported on (without 703 and 704, which
-were looked at), 800 to 899 are for tuning thresholds, 900 to 999 for fitting descriptors. Training knows none of them:
-it renders scenes of its own, from photos.
+Seeds of `World`, so that nothing is tuned on reported results: 700 to 799 are reported (without 703 and 704, which were
+inspected), 800 to 899 are for tuning thresholds, 900 to 999 for fitting descriptors. Training uses none of them: it
+renders its own scenes from photos.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from loftr_ros.worlds.scene import NOISE, default_camera
 from loftr_ros.worlds.tours import walk
 
 REPORTED, TUNING, FITTING = range(700, 800), range(800, 900), range(900, 1000)
-RATE = 1.0  # views a second, as keyframes: steps of 0.7 m or turns of 30 degrees at most
+RATE = 1.0  # views per second, spaced like keyframes: steps of 0.7 m or rotations of 30 degrees at most
 FIRST_STAMP_NS = 1_000_000_000
-MAX_ANGLE, MAX_DISTANCE, MIN_COVISIBLE = 30.0, 2.0, 0.3  # what a revisit is, in degrees and metres
-OTHER_PLACE = 0.02  # views that share no larger part of either are of different places
-_SMALL = 10  # times smaller than the views: what covisibility is counted on
-_VERSION = 1  # of what is kept in a cache
+MAX_ANGLE, MAX_DISTANCE, MIN_COVISIBLE = 30.0, 2.0, 0.3  # definition of a revisit: degrees, metres, covisible part
+OTHER_PLACE = 0.02  # largest covisible part of two views of different places
+_SMALL = 10  # factor by which views are reduced to count covisibility
+_VERSION = 1  # of the cache's contents
 
 Array = NDArray[np.float64]
 
@@ -45,12 +45,12 @@ class View(NamedTuple):
 
 
 class Relations(NamedTuple):
-    """How all N views are related, (N, N) arrays whose first index is the first view.
+    """Relations of all N views, (N, N) arrays; the first index is the first view.
 
     Attributes:
-        angle: by which cameras are turned against each other, degrees.
-        distance: between them, metres.
-        seen: part of the first view's pixels that the second sees, by depth and with what hides it, in [0, 1].
+        angle: between the cameras' orientations, degrees.
+        distance: between the cameras, metres.
+        seen: part of the first view's pixels visible in the second, by depth and including occlusion, in [0, 1].
     """
 
     angle: Array
@@ -59,18 +59,20 @@ class Relations(NamedTuple):
 
     @property
     def covisible(self) -> Array:
-        """The smaller of the parts of either view that the other sees."""
+        """The smaller of the visible parts in both directions."""
         return np.minimum(self.seen, self.seen.T)
 
     @property
     def is_revisit(self) -> NDArray[np.bool_]:
-        """Pairs that should be found: at most 30 degrees and 2 m apart, 30 % of either view seen in the other."""
+        """Pairs that should be found: at most 30 degrees and 2 m apart, with 30 % of either view visible in the
+        other.
+        """
         near = (self.angle <= MAX_ANGLE) & (self.distance <= MAX_DISTANCE)
         return np.asarray(near & (self.covisible >= MIN_COVISIBLE))
 
     @property
     def is_other_place(self) -> NDArray[np.bool_]:
-        """Pairs that share nothing: a loop between them is false whatever its pose."""
+        """Pairs without overlap: a loop between them is false whatever its pose."""
         return np.asarray(np.maximum(self.seen, self.seen.T) <= OTHER_PLACE)
 
 
@@ -88,12 +90,12 @@ class World:
     """
 
     def __init__(self, seed: int, rate: float = RATE, cache: Path | None = None) -> None:
-        """Plans the walk.
+        """Plan the walk.
 
         Args:
-            seed: of building and walk; see this module for which are whose.
-            rate: views a second; tracking wants about 10.
-            cache: folder that rendered views are kept in, 200 MB a world; None keeps none.
+            seed: of building and walk; this module lists the uses of seeds.
+            rate: views per second; tracking needs about 10.
+            cache: folder for rendered views, 200 MB per world; None for no cache.
         """
         self.seed, self.rate = seed, rate
         self._lender: World | None = None
@@ -101,8 +103,8 @@ class World:
         self.cache = cache
         self._cache = None if cache is None else cache / f"revisits{_VERSION}_{seed}_{rate:g}"
         zones = floor_plan(seed)
-        way = walk(zones, seed, rate)
-        self.poses, self.tours = way.poses, way.tours
+        walked = walk(zones, seed, rate)
+        self.poses, self.tours = walked.poses, walked.tours
         self.stamps = [FIRST_STAMP_NS + round(k * 1e9 / rate) for k in range(len(self.poses))]
         gaps = [np.abs(self.poses[:, :2, 3] - z.centre) - (z.high - z.low) / 2 for z in zones]
         self.rooms = np.argmin([gap.max(axis=1) for gap in gaps], axis=0)
@@ -115,21 +117,22 @@ class World:
 
     @cached_property
     def building(self) -> Building:
-        """What is walked through."""
+        """The building, created on first use."""
         return Building(self.seed) if self._lender is None else self._lender.building
 
     def share(self, other: World) -> None:
-        """Uses the building of another world with the same seed.
+        """Use the building of another world with the same seed.
 
         Raises:
-            ValueError: the seed is another.
+            ValueError: the seed differs.
         """
         if other.seed != self.seed:
             raise ValueError(f"world {self.seed} cannot use the building of world {other.seed}")
         self._lender = other
 
     def render(self, pose: Array, light: int = 0, gain: float = 1.0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The view from any (4, 4) pose: (480, 640) uint8, and its depth along the optical axis in metres, float32.
+        """Render a view from any (4, 4) pose: (480, 640) uint8, and its depth along the optical axis in metres,
+        float32.
 
         Args:
             pose: T_world_camera.
@@ -139,7 +142,7 @@ class World:
         size = self.camera.width, self.camera.height
         image, depth = self.building.render(self.camera.matrix, size, pose, light)
         rng = np.random.default_rng([STREAM, self.seed, zlib.crc32(np.ascontiguousarray(pose).tobytes())])
-        # Through the camera's response, in which nothing is ever blown out (see `Building`).
+        # Through the camera's response, which never saturates (see `Building`).
         exposed = 255 * (1 - (1 - image / 255) ** gain)
         exposed += NOISE * rng.standard_normal(image.shape, dtype=np.float32)
         return np.clip(exposed + 0.5, 0, 255).astype(np.uint8), depth
@@ -157,7 +160,7 @@ class World:
         return View(image, self.poses[number], self.stamps[number])
 
     def shot(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Image and depth of the view with a number, see `render`; rendered anew."""
+        """Image and depth of a view by number, see `render`; not cached."""
         return self.render(self.poses[number], int(self.tours[number]), float(self._gains[number]))
 
     def cell_depths(self, number: int, cell: int = 8) -> NDArray[np.float32]:
@@ -166,7 +169,7 @@ class World:
         return self.building.render(small.matrix, (small.width, small.height), self.poses[number], supersample=1)[1]
 
     def views(self) -> list[View]:
-        """All views in the order of time."""
+        """All views in order of time."""
         return [self.view(number) for number in range(len(self))]
 
     def relative_pose(self, first: int, second: int) -> Array:
@@ -174,14 +177,14 @@ class World:
         return np.asarray(np.linalg.inv(self.poses[first]) @ self.poses[second])
 
     def covisibility(self, first: int, second: int) -> float:
-        """The smaller of the parts of either view's pixels that the other sees, in [0, 1]."""
+        """The smaller of the parts of either view's pixels visible in the other, in [0, 1]."""
         return float(self.relations.covisible[first, second])
 
     @cached_property
     def relations(self) -> Relations:
-        """How all pairs of views are related. Takes half a minute, once with a cache."""
-        turns = np.einsum("nik,mik->nm", self.poses[:, :3, :3], self.poses[:, :3, :3])
-        angle = np.degrees(np.arccos(np.clip((turns - 1) / 2, -1, 1)))
+        """Relations of all pairs of views. Takes half a minute, once with a cache."""
+        traces = np.einsum("nik,mik->nm", self.poses[:, :3, :3], self.poses[:, :3, :3])
+        angle = np.degrees(np.arccos(np.clip((traces - 1) / 2, -1, 1)))
         places = self.poses[:, :3, 3]
         distance = np.linalg.norm(places[:, None] - places[None], axis=2)
         file = None if self._cache is None else self._cache / "seen.npy"
@@ -206,7 +209,8 @@ class World:
             points = (
                 rays * np.where(np.isfinite(depth), depth, np.nan) @ self.poses[one, :3, :3].T + self.poses[one, :3, 3]
             )
-            # Cameras that look away from each other by more than their width of 63 degrees, and some, share nothing.
+            # Cameras whose directions differ by more than their field of view of 63 degrees, plus a margin, share
+            # nothing.
             for other in np.flatnonzero(angle[one] < 100):
                 if other != one:
                     local = points @ to_camera[other, :3, :3].T + to_camera[other, :3, 3]
@@ -218,10 +222,10 @@ class World:
         return seen
 
     def alike(self, first: int, second: int) -> str:
-        """What makes two views of different places look alike: `twins`, `corridor`, `stock`, or nothing.
+        """Why two views of different places look alike: `twins`, `corridor`, `stock`, or nothing.
 
         `twins`: in two rooms of one layout; `corridor`: both in the corridor, with its equal doors; `stock`: in two
-        other rooms, which have furniture, pictures and a wall in common.
+        other rooms, which share furniture, pictures and a wall.
         """
         rooms = {int(self.rooms[first]), int(self.rooms[second])}
         if rooms in [set(pair) for pair in TWINS]:

@@ -1,4 +1,4 @@
-"""What stands in the rendered room, and how it is lit."""
+"""Furniture and light of the rendered room."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _LIGHT_CELL = 0.08  # m, light is computed on this grid and interpolated
 _AMBIENT = 0.42
 _LAMPS = ((-2.0, -0.9), (2.1, 0.8))  # m, x and y of the lamps' centres, on the ceiling
 _LAMP_SIZE = (1.3, 0.45)  # m
-_LAMP_PARTS = ((-0.4, -0.2), (0.05, 0.35), (0.4, -0.15))  # each throws its own shadow: together a soft one
+_LAMP_PARTS = (
+    (-0.4, -0.2),
+    (0.05, 0.35),
+    (0.4, -0.15),
+)  # each part casts a shadow; together a soft one
 _LAMP_POWER = 4.5  # light of one lamp at one metre, on a surface that faces it
 
 Vector = NDArray[np.float64]
@@ -39,7 +43,7 @@ class Solid:
 class Surface:
     """One textured rectangle, see `rasterizer.Rectangles`; `style` names its texture.
 
-    `piece` (index, count): it shows that part of a texture painted over `count` surfaces side by side.
+    `piece` (index, count): it shows its part of a texture painted over `count` adjacent surfaces.
     """
 
     origin: Vector
@@ -50,8 +54,8 @@ class Surface:
     piece: tuple[int, int] = (0, 1)
 
 
-def _turn(yaw: float, tilt: float = 0.0) -> NDArray[np.float64]:
-    """Axes of a box turned by `yaw` about z, then leaning back by `tilt` about its own x, in degrees."""
+def _rotation(yaw: float, tilt: float = 0.0) -> NDArray[np.float64]:
+    """Axes of a box rotated by `yaw` about z, then tilted back by `tilt` about its own x, in degrees."""
     y, t = np.radians([yaw, tilt])
     about_z = np.array([[np.cos(y), np.sin(y), 0], [-np.sin(y), np.cos(y), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(t), np.sin(t)], [0, -np.sin(t), np.cos(t)]])
@@ -75,13 +79,13 @@ class Furniture:
         texel: float = 0.0025,
         back: bool = True,
     ) -> None:
-        """A box with faces in the order front (-y), back, left, right, top; nothing is seen from below.
+        """A box with faces in the order front (-y), back, left, right, top; there is no bottom face.
 
         Args:
             styles: one for all faces, or one for the front and one for the others.
-            back: False leaves out the back, where it stands against a wall.
+            back: False omits the back, which stands against a wall.
         """
-        axes = _turn(yaw, tilt)
+        axes = _rotation(yaw, tilt)
         solid = Solid(np.array(centre, np.float64), axes, np.array(size) / 2)
         self.solids.append(solid)
         front, other = (styles, styles) if isinstance(styles, str) else styles
@@ -115,7 +119,7 @@ class Furniture:
 
 
 def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
-    """The room and all that stands in it. A ring around the middle stays free for the camera's walk."""
+    """The room and its contents. A ring around the middle stays free for the camera's walk."""
     width, depth, height = ROOM
     room = Furniture()
     x, y, z = (np.array(axis, np.float64) for axis in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -142,12 +146,12 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
     for side_x, side_y in ((1, 1), (-1, -1), (1, -1)):
         at_x, at_y = side_x * rng.uniform(2.75, 3.0), side_y * rng.uniform(1.8, 2.0)
         room.pillar(at_x, at_y, rng.uniform(0.15, 0.2), str(rng.choice(["collage", "blobs", "stone"])))
-    # An island in the middle: a table with things on it.
+    # An island in the middle: a table with objects on it.
     turn = rng.uniform(-20, 20)
     room.box((0, 0, 0.36), (1.0, 0.6, 0.72), ("collage", "wood"), turn)
     for place in (-0.3, 0.02, 0.32):
         size = rng.uniform(0.12, 0.26, 3)
-        at = _turn(turn).T @ np.array([place, rng.uniform(-0.12, 0.12), 0.0])
+        at = _rotation(turn).T @ np.array([place, rng.uniform(-0.12, 0.12), 0.0])
         room.box(
             (at[0], at[1], 0.72 + size[2] / 2),
             tuple(size),
@@ -163,7 +167,7 @@ def furnish(rng: np.random.Generator) -> tuple[list[Solid], list[Surface]]:
 
 def _along_wall(room: Furniture, rng: np.random.Generator, yaw: float, length: float, away: float) -> None:
     """Furniture, pictures and relief along one wall, at most 0.75 m deep."""
-    axes = _turn(yaw)
+    axes = _rotation(yaw)
 
     def put(
         along: float,
@@ -199,7 +203,7 @@ def _along_wall(room: Furniture, rng: np.random.Generator, yaw: float, length: f
             lean = np.radians(tilt)
             off = 0.03 + tall / 2 * np.sin(lean)
             put(centre, off, tall / 2 * np.cos(lean) + 0.02, (wide, 0.04, tall), ("poster", "wood"), 0.0, -tilt)
-        elif kind == "relief":  # blocks that stand out from the wall by different amounts
+        elif kind == "relief":  # blocks that protrude from the wall by different amounts
             columns, rows = 4, 5
             for column in range(columns):
                 for row in range(rows):
@@ -236,7 +240,7 @@ def light(surface: Surface, solids: Sequence[Solid], height: int, width: int) ->
     normal = np.cross(surface.side_t, surface.side_s)
     normal /= np.linalg.norm(normal)
     points = surface.origin + s.reshape(-1, 1) * surface.side_s + t.reshape(-1, 1) * surface.side_t + 0.004 * normal
-    # A little more of the ambient light from above: faces of a box differ also in the shade.
+    # A little more ambient light from above, so that faces of a box differ in the shade too.
     total = np.full(len(points), _AMBIENT * (1 + 0.25 * normal[2] + 0.12 * normal[0]))
     for lamp_x, lamp_y in _LAMPS:
         for part_x, part_y in _LAMP_PARTS:
@@ -253,17 +257,17 @@ def light(surface: Surface, solids: Sequence[Solid], height: int, width: int) ->
 
 
 def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np.bool_]:
-    """Which of (N, 3) points have a box between them and the lamp."""
+    """Which of (N, 3) points have a box between themselves and the lamp."""
     blocked = np.zeros(len(points), bool)
     low, high = np.minimum(points.min(axis=0), lamp), np.maximum(points.max(axis=0), lamp)
     lowest, highest = _bounds(tuple(solids))
     for number in np.flatnonzero(((highest >= low) & (lowest <= high)).all(axis=1)):
         solid = solids[int(number)]
         start = solid.axes @ (points - solid.centre).T
-        way = (solid.axes @ (lamp - solid.centre))[:, None] - start
+        ray = (solid.axes @ (lamp - solid.centre))[:, None] - start
         half = solid.half[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            one, two = (-half - start) / way, (half - start) / way
+            one, two = (-half - start) / ray, (half - start) / ray
         enter, leave = np.minimum(one, two).max(axis=0), np.maximum(one, two).min(axis=0)
         blocked |= (np.maximum(enter, 0.0) < np.minimum(leave, 1.0)) & (leave > 1e-3)
     return blocked

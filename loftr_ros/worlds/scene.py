@@ -1,7 +1,7 @@
-"""A textured 3-D room that the project renders itself, with known camera, poses and depth.
+"""A textured 3-D room rendered by the project, with known camera, poses and depth.
 
-World frame: metres, z up, the origin on the floor in the room's middle. Nothing is read from files: shapes,
-textures and light all come from the seed.
+World frame: metres, z up, the origin on the floor in the room's middle. Nothing is read from files: shapes, textures
+and light all come from the seed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _EXPOSURE = 1.25
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a camera sees of the scene.
+    """A rendered view of the scene.
 
     Attributes:
         image: (H, W) uint8 gray.
-        depth: (H, W) float32, metres along the optical axis, of each pixel's centre; inf where nothing is.
+        depth: (H, W) float32, metres along the optical axis, of each pixel's centre; inf where there is nothing.
     """
 
     image: NDArray[np.uint8]
@@ -43,7 +43,7 @@ def default_camera(width: int = 640, height: int = 480) -> CameraModel:
 
 
 class Scene:
-    """A furnished, lit room. Building it takes about two seconds, once a seed and process."""
+    """A furnished, lit room. Building it takes about two seconds, once per seed and process."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -62,9 +62,9 @@ class Scene:
         Args:
             camera: its model (without distortion), or the (3, 3) camera matrix K for images of `size`.
             T_world_camera: (4, 4) pose of the optical frame (REP 103: x right, y down, z forward), metres.
-            size: (width, height) in pixels, where `camera` is a matrix.
+            size: (width, height) in pixels, if `camera` is a matrix.
             noise: standard deviation of the sensor's noise, in gray levels.
-            supersample: samples a pixel and axis; 1 is faster and aliases.
+            supersample: samples per pixel and axis; 1 is faster and aliases.
 
         Raises:
             ValueError: the camera has distortion, or the pose is not a finite (4, 4) matrix.
@@ -97,7 +97,7 @@ def _build(seed: int) -> tuple[tuple[Solid, ...], Rectangles, Atlas]:
             painting = paint(surface.style, height, width * pieces, surface.texel, rng)
         albedo = painting[:, piece * width : (piece + 1) * width]
         lit = albedo * light(surface, solids, height, width)
-        # A film's shoulder: what is close to a lamp keeps its texture instead of being blown out.
+        # Compressed highlights, as on film: surfaces close to a lamp keep their texture.
         textures.append((255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8))
     rectangles = Rectangles(
         np.array([s.origin for s in surfaces]),
@@ -109,11 +109,11 @@ def _build(seed: int) -> tuple[tuple[Solid, ...], Rectangles, Atlas]:
 
 
 def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]:
-    """A hand-held walk around the room's middle, at 0.5 to 1 m/s, looking about.
+    """A hand-held walk around the room's middle, at 0.5 to 1 m/s, looking around.
 
     Args:
         n: number of poses.
-        rate: poses a second.
+        rate: poses per second.
         seed: start, direction and rhythm of the walk.
 
     Returns:
@@ -129,7 +129,7 @@ def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]
         waves = [np.sin(2 * np.pi * time / period + phase) for period, phase in zip(periods, phases, strict=True)]
         return np.asarray(amplitude * np.mean(waves, axis=0))
 
-    # The walk: an ellipse that breathes, so that no two rounds are the same.
+    # The walk: an ellipse of varying size, so that no two rounds are equal.
     radius_x, radius_y = 2.25 + wave(0.2, (7.3, 11.9)), 1.5 + wave(0.12, (5.9, 9.7))
     speed = 0.75 + wave(0.2, (2.7, 4.3))
     around = np.zeros_like(time)
@@ -144,7 +144,7 @@ def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]
     position += np.stack([wave(0.006, (0.31, 0.67)) for _ in range(3)], axis=1)
 
     tangent = around + direction * np.pi / 2
-    outward = -direction * np.radians(32 + wave(34, (3.9, 6.7)))  # the gaze, off the way ahead, towards the walls
+    outward = -direction * np.radians(32 + wave(34, (3.9, 6.7)))  # the gaze, turned to the walls
     yaw = tangent + outward + np.radians(wave(0.5, (0.37, 0.71)))
     pitch = np.radians(-8 + wave(9, (3.1, 5.3)) + wave(0.45, (0.29, 0.59)))
     roll = np.radians(wave(3.5, (2.9, 4.7)) + wave(0.5, (0.33, 0.77)))

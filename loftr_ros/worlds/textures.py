@@ -1,4 +1,4 @@
-"""Procedural textures for rendered scenes: edges, blobs and letters at every scale, none of them twice."""
+"""Procedural textures for rendered scenes: edges, blobs and letters at every scale, never repeated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def paint(style: str, height: int, width: int, texel: float, rng: np.random.Gene
         (height, width) float32 albedo in [0.03, 0.97].
     """
     texture = STYLES[style](height, width, texel, rng)
-    # Dust and grain on everything: without them the flat parts of a pattern hold nothing to match.
+    # Dust and grain everywhere: without them the flat parts of a pattern have nothing to match.
     texture += 0.10 * noise(height, width, 0.25 / texel, 6, rng)
     texture += 0.09 * noise(height, width, 0.012 / texel, 3, rng)
     return np.clip(texture, 0.03, 0.97, out=texture)
@@ -68,7 +68,7 @@ def _octaves(
     for cell, amplitude in layers[len(coarse) :]:
         rows, columns = int(height / cell) + 4, int(width / (cell * stretch)) + 4
         grid = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(amplitude)
-        # A random sub-cell shift, so that the grids of the octaves do not line up.
+        # A random sub-cell shift, so that the grids of the octaves do not align.
         shift = 1 + rng.random(2)
         affine = np.array([[1 / (cell * stretch), 0, shift[0]], [0, 1 / cell, shift[1]]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -134,7 +134,7 @@ def _plaster(height: int, width: int, texel: float, rng: np.random.Generator) ->
 
 def _bricks(height: int, width: int, texel: float, rng: np.random.Generator) -> Texture:
     brick_h, brick_w, mortar = 0.075 / texel, 0.24 / texel, 0.011 / texel
-    # Ragged outlines: the pattern is looked up at slightly displaced places.
+    # Ragged outlines: the pattern is sampled at slightly displaced places.
     v = np.arange(height, dtype=np.float32)[:, None] + 1.6 * noise(height, width, 0.05 / texel, 3, rng)
     u = np.arange(width, dtype=np.float32)[None, :] + 1.6 * noise(height, width, 0.05 / texel, 3, rng)
     v = np.maximum(v, 0)
@@ -161,7 +161,7 @@ def _wood(height: int, width: int, texel: float, rng: np.random.Generator) -> Te
     shift = rng.uniform(0, plank_w, row[-1] + 1)
     column = ((np.arange(width)[None, :] + shift[row][:, None]) / plank_w).astype(np.int32)
     shades = rng.normal(0.5, 0.1, (row[-1] + 1, int(column.max()) + 1)).astype(np.float32)
-    # Year rings: contours of a field stretched along the plank, with its own phase on each.
+    # Year rings: contours of a scalar field stretched along the plank, with its own phase on each.
     field = 5 * noise(height, width, 0.10 / texel, 4, rng, stretch=6) + 25 * shades[row[:, None], column]
     texture = shades[row[:, None], column] + 0.12 * np.sin(6 * field)
     texture += 0.14 * noise(height, width, 0.02 / texel, 3, rng, stretch=8)
@@ -247,7 +247,7 @@ def _poster(height: int, width: int, texel: float, rng: np.random.Generator) -> 
     texture = np.full((height, width), rng.uniform(0.3, 0.8), np.float32) + slope
     _shapes(texture, 60, 0.6 * min(height, width), rng)
     line = rng.uniform(0.1, 0.5) * height
-    for size in (0.16, 0.09, 0.05, 0.05, 0.03, 0.03, 0.03, 0.03):  # a title, and ever smaller print
+    for size in (0.16, 0.09, 0.05, 0.05, 0.03, 0.03, 0.03, 0.03):  # a title, and print of decreasing size
         text = " ".join(_word(rng) for _ in range(int(0.2 / size) + 1))
         tall = max(size * height, 0.012 / texel)
         line += 1.5 * tall

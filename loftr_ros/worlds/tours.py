@@ -1,4 +1,4 @@
-"""Two tours through a building: where the camera goes, and where it looks."""
+"""Two tours through a building: the camera's path and direction of view."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from loftr_ros.worlds.floor_plan import ROOMS, STREAM, TWINS, Zone
 from loftr_ros.worlds.scene import look
 
-_STEP = 0.02  # m between the points that a path is made of
+_STEP = 0.02  # m between the points of a path
 _SPEED, _TURN = 0.7, 30.0  # m/s and degrees/s, at most
-_CLEAR = 1.1  # m that a round in a room keeps from the walls: furniture is up to 0.65 m deep
-_INNER = 1.2  # m that it keeps from the room's middle
+_CLEAR = 1.1  # m between the path in a room and its walls: furniture is up to 0.65 m deep
+_INNER = 1.2  # m between the path and the room's middle
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Tours:
-    """Where the camera is at N moments of equal distance.
+    """Camera poses at N equidistant moments.
 
     Attributes:
         poses: (N, 4, 4) T_world_camera, metres.
         tours: (N,) 0 for the first tour, 1 for the second.
-        visits: (N,) counts the rooms that were entered, 0 before the first.
+        visits: (N,) number of rooms entered so far.
     """
 
     poses: Array
@@ -35,7 +35,7 @@ class Tours:
 
 
 def rooms_of_tours(zones: list[Zone], seed: int) -> tuple[list[int], list[int]]:
-    """Rooms in the order of visits: five in the first tour; in the second the other three, and four once more."""
+    """Rooms in order of visit: five in the first tour; in the second the other three and four revisited ones."""
     rng = np.random.default_rng([STREAM, seed, 5])
     turns = [int(rng.integers(2)) for _ in TWINS]
     twins = [pair[turn] for pair, turn in zip(TWINS, turns, strict=True)]
@@ -48,7 +48,7 @@ def rooms_of_tours(zones: list[Zone], seed: int) -> tuple[list[int], list[int]]:
 
 
 def _order(rng: np.random.Generator, zones: list[Zone], rooms: list[int]) -> list[int]:
-    """A random order, but one of the shorter ones: most of the time belongs to rooms, not to the corridor."""
+    """A random order among the shorter ones, so that most of the time is spent in rooms, not in the corridor."""
 
     def length(order: list[int]) -> float:
         doors = [zone.door[0] for zone in (zones[room] for room in order) if zone.door is not None]
@@ -58,7 +58,7 @@ def _order(rng: np.random.Generator, zones: list[Zone], rooms: list[int]) -> lis
 
 
 def walk(zones: list[Zone], seed: int, rate: float) -> Tours:
-    """Both tours, `rate` views a second."""
+    """Both tours, `rate` views per second."""
     rng = np.random.default_rng([STREAM, seed, 6])
     habits = [_Habit.random(rng) for _ in range(ROOMS)]
     points: list[Array] = []
@@ -106,11 +106,11 @@ def walk(zones: list[Zone], seed: int, rate: float) -> Tours:
 
 @dataclass(frozen=True)
 class _Habit:
-    """How a room is gone around by both tours.
+    """How both tours go around a room.
 
     Attributes:
-        gaze: where the camera looks, from the direction away from the room's middle, radians.
-        apart: half of what both tours' gazes differ by, radians.
+        gaze: direction of view relative to the direction away from the room's middle, radians.
+        apart: half of the difference between both tours' gazes, radians.
         sizes: of the round in either tour, from 0 for the smallest to 1 for the largest.
     """
 
@@ -127,7 +127,7 @@ class _Habit:
 
 
 def _along(rng: np.random.Generator, start: Array, to: float) -> tuple[Array, Array]:
-    """The way along the corridor, looking ahead and a little to the sides, to before a door."""
+    """The path along the corridor to a door, looking forward and a little to the sides."""
     beside = rng.uniform(-0.45, 0.45)
     distance = abs(to - start[0])
     count = int(distance / _STEP) + 2

@@ -1,1 +1,1 @@
-"""Weights files: every published layout is recognised and read."""
+"""Readers for weights files in every published layout."""

@@ -1,6 +1,6 @@
-"""Published layouts of EfficientLoFTR's weights as the one that the network here has.
+"""Conversion of the published layouts of EfficientLoFTR's weights to this network's layout.
 
-That one is the authors' after their own re-parametrisation (`reparameter`). The others are their checkpoint as it was
+This layout is the authors' after their own re-parametrisation (`reparameter`). The others are their checkpoint as
 trained, with the three branches of each RepVGG block, and Hugging Face's, with the branches under other names.
 """
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# What no other network's weights have among their names.
+# Prefix that only this network's weights have.
 STEM = "backbone.layer0."
 _EPSILON = 1e-5  # of the batch norms, in both layouts
 _STATISTICS = "weight", "bias", "running_mean", "running_var"
 
-# Positions, which are computed here.
+# Positions, which are computed here instead.
 _COMPUTED = re.compile(r"rope_pos_enc|rotary_emb")
 
 _ATTENTION = {
@@ -79,9 +79,9 @@ _RENAMINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] =
 
 
 def in_our_layout(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The same weights under our names, and what was done for that, in words; empty where nothing was.
+    """The same weights under our names, and a description of the conversion; empty if there was none.
 
-    Weights of other networks, and what is incomplete, stay as they are: what is missing is told by those who load them.
+    Weights of other networks, and incomplete ones, stay unchanged; loading them reports what is missing.
     """
     renamed: dict[str, Tensor] = {}
     steps = []
@@ -110,7 +110,7 @@ def _renamed(name: str) -> str:
 
 
 def _fold(weights: dict[str, Tensor], block: str) -> bool:
-    """Replace a block's branches by the one convolution that computes the same; whether all of them are there."""
+    """Replace a block's branches by one equivalent convolution; returns whether all branches were present."""
     dense, small, identity = f"{block}rbr_dense", f"{block}rbr_1x1", f"{block}rbr_identity"
     needed = [f"{branch}.conv.weight" for branch in (dense, small)]
     needed += [f"{branch}.bn.{name}" for branch in (dense, small) for name in _STATISTICS]
@@ -132,7 +132,7 @@ def _fold(weights: dict[str, Tensor], block: str) -> bool:
             for branch, norm in branches
         ]
         weight, bias = (torch.stack(parts).sum(dim=0).float() for parts in zip(*folded, strict=True))
-    except (KeyError, RuntimeError):  # shapes that do not fit: told with the names that are left
+    except (KeyError, RuntimeError):  # shapes that do not fit: reported with the remaining names
         return False
     for name in [name for name in weights if name.startswith((f"{dense}.", f"{small}.", f"{identity}."))]:
         del weights[name]
@@ -141,6 +141,6 @@ def _fold(weights: dict[str, Tensor], block: str) -> bool:
 
 
 def _with_norm(kernel: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution's kernel (O, I, 3, 3) with the batch norm after it: kernel and bias."""
+    """Fold a batch norm into the convolution before it: kernel (O, I, 3, 3) and bias."""
     gain = weight / (variance + _EPSILON).sqrt()
     return kernel * gain[:, None, None, None], bias - mean * gain

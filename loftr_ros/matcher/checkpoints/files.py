@@ -1,4 +1,4 @@
-"""Weights files: recognised by their contents, refused with what was expected and found."""
+"""Weights files: detection of their network from the contents, with errors that say what was expected and found."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ __all__ = [
     "sha256_of",
 ]
 
-# Where published files keep their weights: Lightning's and the official LoFTR's, the low-end network's.
+# Keys under which published files store weights: Lightning's and the official LoFTR's, the low-end network's.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
-# DistributedDataParallel prefixes every name, and inside that the official Lightning module's attribute.
+# DistributedDataParallel prefixes every name, and the official Lightning module adds its attribute's name.
 _PREFIXES = ("module.", "matcher.")
 # Buffers of old files; the positional encoding is computed here.
 _COMPUTED = ("pos_encoding.",)
-# What a caller may change of a network without touching its weights.
+# Settings that a caller may change without changing the weights.
 _ADJUSTABLE = ("threshold", "border", "max_matches")
 
 _logger = logging.getLogger(__name__)
@@ -57,13 +57,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds.
+    """Contents of a weights file.
 
     Attributes:
-        path: where it is.
-        tensors: the weights on the CPU, by the names that the networks here give them.
-        layout: how the file wraps them, in words.
-        metadata: what the file says beside the weights; empty for PyTorch's.
+        path: of the file.
+        tensors: the weights on the CPU, by the names used here.
+        layout: description of how the file wraps them.
+        metadata: of the file; empty for PyTorch's.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class WeightsFile:
 
 
 def preset(network: str) -> NetworkConfig:
-    """The preset of a name.
+    """The preset of this name.
 
     Raises:
         WeightsError: there is none.
@@ -91,18 +91,18 @@ def load_network(
     *,
     coarse: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Build a network, load its weights and make it ready to infer.
+    """Build a network, load its weights and prepare it for inference.
 
     Args:
-        network: name of a preset; `auto` for the one that the file is recognised as, without a file the default one.
-        weights: a file in any published layout of this network. None for random weights, the same ones every time, to
-            measure what a network costs: they match nothing.
+        network: name of a preset; `auto` detects the file's network, or takes the default without a file.
+        weights: a file in any published layout of this network. None for random weights, always the same ones, to
+            measure a network's cost: they match nothing.
         device, dtype: where and in which precision it runs.
         coarse: replacements of `CoarseMatchingConfig`'s threshold, border and max_matches.
 
     Raises:
         WeightsError: the preset or the file is missing, the file is damaged or of another network.
-        ValueError: `coarse` names anything else.
+        ValueError: `coarse` has another field.
     """
     file = None
     if weights is None:
@@ -122,11 +122,11 @@ def load_network(
 
 
 def fingerprint_of(config: NetworkConfig, state_dict: Mapping[str, Tensor]) -> str:
-    """Names the features that a network computes: see `Matcher.fingerprint`.
+    """Identifier of the features that a network computes: see `Matcher.fingerprint`.
 
     Args:
-        config: the network; what it does with features once it has them does not count.
-        state_dict: its weights as they are in a file, not as `prepare` leaves them.
+        config: the network; stages after the features do not count.
+        state_dict: its weights as stored in a file, before `prepare`.
 
     Returns:
         16 hexadecimal digits.
@@ -141,7 +141,7 @@ def fingerprint_of(config: NetworkConfig, state_dict: Mapping[str, Tensor]) -> s
 
 
 def load_weights(model: Network, file: WeightsFile) -> None:
-    """Load a file's weights into a network as it was built, every one and nothing else.
+    """Load exactly a file's weights into a network that is not prepared yet.
 
     Raises:
         WeightsError: they are of another network, or not finite.
@@ -150,7 +150,7 @@ def load_weights(model: Network, file: WeightsFile) -> None:
 
 
 def check_weights(config: NetworkConfig, file: WeightsFile) -> dict[str, Tensor]:
-    """The weights in a file that a network takes: all of them, of its shapes, finite.
+    """The weights of a file after checking that they are complete, of the right shapes, and finite.
 
     Raises:
         WeightsError: they are of another network, or not finite.
@@ -159,8 +159,8 @@ def check_weights(config: NetworkConfig, file: WeightsFile) -> dict[str, Tensor]
     problems = _differences(config, found)
     if problems:
         try:
-            seen = recognise(file.tensors, file.metadata)
-            names = " or ".join(f"'{name}'" for name in (seen.config.name, *seen.alternatives))
+            recognised = recognise(file.tensors, file.metadata)
+            names = " or ".join(f"'{name}'" for name in (recognised.config.name, *recognised.alternatives))
             looks = f" It looks like {names}."
         except WeightsError:
             looks = ""
@@ -177,10 +177,10 @@ def check_weights(config: NetworkConfig, file: WeightsFile) -> dict[str, Tensor]
 
 
 def recognise_file(file: WeightsFile) -> Recognition:
-    """Which network a file's weights are of.
+    """Detect the network of a file's weights.
 
     Raises:
-        WeightsError: of none that is known here; says what was expected and found.
+        WeightsError: it is unknown; the message says what was expected and found.
     """
     try:
         return recognise(file.tensors, file.metadata, lambda: sha256_of(file.path))
@@ -189,21 +189,21 @@ def recognise_file(file: WeightsFile) -> Recognition:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """The named tensors in a weights file, out of whatever it wraps them in. Runs nothing that the file may hold.
+    """Read the named tensors of a weights file, whatever wraps them. Executes no code from the file.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds no weights.
+        WeightsError: the file is missing, damaged, or has no weights.
     """
     if not path.is_file():
-        raise WeightsError(f"weights file {path} is not there; set the parameter 'weights' to an existing file")
+        raise WeightsError(f"weights file {path} does not exist; set the parameter 'weights' to an existing file")
     if _is_safetensors(path):
         return _read_safetensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the loader raises whatever it stumbles over in bytes that are no weights
+    except Exception as error:  # the loader raises any kind of error on bytes that are not weights
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise WeightsError(
-                f"weights file {path} holds more than tensors: Python objects, whose loading could run anything, so it "
+                f"weights file {path} holds Python objects beside tensors. Loading them could run any code, so it "
                 "is not loaded. Save the state dict alone: torch.save(model.state_dict(), FILE)"
             ) from error
         raise _unreadable(path, "PyTorch", error) from error
@@ -233,25 +233,25 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: NetworkConfig, source: str) -> None:
-    """Write weights in our own format: one safetensors file that says which network it is of.
+    """Write weights in our own format: one safetensors file with the network in its metadata.
 
     Args:
-        path: the file; it is there whole or not at all.
-        state_dict: of a network as it was built, not of one that was prepared; untrained parts are left out.
+        path: the file; it is written atomically.
+        state_dict: of a network that is not prepared; untrained parts are left out.
         config: the network.
-        source: where the weights are from, for people.
+        source: origin of the weights, for people.
 
     Raises:
-        WeightsError: the weights are not that network's, or not finite; the file cannot be written.
+        WeightsError: the weights do not fit the network, or are not finite; the file cannot be written.
     """
     serialised = _safetensors("save")
     found = check_weights(config, WeightsFile(Path("the state dict"), dict(state_dict), "state dict", {}))
-    # A clone each: safetensors refuses tensors that share memory, and writes what lies in memory, gaps included.
+    # Clone each: safetensors refuses tensors that share memory, and writes a tensor's memory including gaps.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by save_file, whose files nobody else may read, whatever the umask.
+        # Not by save_file, whose files are unreadable to others, whatever the umask.
         part.write_bytes(serialised(tensors, metadata=metadata_of_config(config, source)))
         part.replace(path)
     except OSError as error:
@@ -271,25 +271,25 @@ def sha256_of(path: Path) -> str:
 
 
 def _choose(asked: NetworkConfig | None, file: WeightsFile) -> NetworkConfig:
-    """The network to build for a file, where the user asked for one, or left it to the file."""
+    """Choose the network to build: the one requested by the user, or the one of the file."""
     if asked is None:
         found = recognise_file(file)
         if found.doubt:
-            _logger.warning("%s: names and shapes do not tell %s", file.path, found.doubt)
+            _logger.warning("%s: names and shapes do not determine %s", file.path, found.doubt)
         return found.config
     try:
         found = recognise_file(file)
     except WeightsError:
-        return asked  # what is wrong with the file is said against the network that was asked for
+        return asked  # errors of the file are then reported against the requested network
     if found.config.name == asked.name:
-        return found.config  # our own file may have been trained with values other than the preset's
+        return found.config  # our own file may have been trained with other values than the preset's
     if not found.alternatives and asked.name not in found.also and same_weights(found.config, asked):
         _logger.warning("%s was trained as '%s'; it runs as '%s'", file.path, found.config.name, asked.name)
     return asked
 
 
 def _build(config: NetworkConfig) -> Network:
-    """A network with random weights, the same ones every time; the program's own random numbers are not touched."""
+    """A network with random weights, always the same ones; the program's own random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return build_network(config)
@@ -301,8 +301,8 @@ def _used(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _differences(config: NetworkConfig, found: Mapping[str, Tensor]) -> list[str]:
-    """In words, how weights differ from those of a network."""
-    with torch.device("meta"):  # names and shapes alone, at no cost
+    """Description of the differences between weights and a network."""
+    with torch.device("meta"):  # names and shapes only, at no cost
         expected = build_network(config).state_dict()
     missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in expected]
@@ -319,7 +319,7 @@ def _differences(config: NetworkConfig, found: Mapping[str, Tensor]) -> list[str
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is meant to be one: the format begins with the length of a JSON object and that object."""
+    """Whether a file looks like safetensors: it begins with the length of a JSON object and that object."""
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -332,9 +332,9 @@ def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
-            # A clone each: the file is mapped into memory, and may be replaced while the network lives.
+            # Clone each: the file is memory-mapped, and may be replaced while the network is in use.
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except Exception as error:  # safetensors' own kind of error, OSError, and torch's for types that it lacks
+    except Exception as error:  # safetensors' own errors, OSError, and torch's for types that it lacks
         raise _unreadable(path, "safetensors", error) from error
     if not weights:
         raise WeightsError(f"{path} is a safetensors file without a tensor; expected weights by name")
@@ -343,13 +343,13 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 
 def _in_our_layout(path: Path, weights: dict[str, Tensor], layout: str, metadata: Mapping[str, str]) -> WeightsFile:
-    """Of networks that were published in several layouts, the one that the network here has."""
+    """Convert weights to this network's layout, for networks published in several ones."""
     weights, steps = in_our_layout(weights)
     return WeightsFile(path, weights, f"{layout}, {steps}" if steps else layout, metadata)
 
 
 def _safetensors(name: str) -> Any:
-    """A function of safetensors, which is imported only for files of that kind."""
+    """A function of safetensors, imported only for such files."""
     try:
         import safetensors
         import safetensors.torch
@@ -358,7 +358,7 @@ def _safetensors(name: str) -> Any:
     return safetensors.safe_open if name == "safe_open" else getattr(safetensors.torch, name)
 
 
-# What people have saved as weights by mistake, by their first bytes.
+# Kinds of files that people save as weights by mistake, by their first bytes.
 _MISTAKEN = (
     (b"\x1f\x8b", "compressed by gzip; unpack it with `gunzip`"),
     (b"\xfd7zXZ", "compressed by xz; unpack it with `unxz`"),
@@ -377,7 +377,7 @@ _MISTAKEN = (
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> WeightsError:
-    """Why a file is no weights, by its first bytes; the loader's own words advise what is not safe."""
+    """Why a file is not weights, by its first bytes; the loader's own message recommends something unsafe."""
     with path.open("rb") as file:
         head = file.read(512)
     size = path.stat().st_size
@@ -388,8 +388,8 @@ def _unreadable(path: Path, kind: str, error: Exception) -> WeightsError:
         return WeightsError(f"weights file {path} ({size} bytes) is {what}")
     if isinstance(error, pickle.UnpicklingError) and head.startswith(b"\x80"):
         return WeightsError(
-            f"weights file {path} ({size} bytes) holds more than tensors: Python objects, whose loading could run "
-            "anything, so it is not loaded. Save the state dict alone: torch.save(model.state_dict(), FILE)"
+            f"weights file {path} ({size} bytes) holds Python objects beside tensors. Loading them could run "
+            "any code, so it is not loaded. Save the state dict alone: torch.save(model.state_dict(), FILE)"
         )
     return WeightsError(
         f"{path} ({size} bytes) is not a readable {kind} weights file: it was cut off, or is of another kind; get "

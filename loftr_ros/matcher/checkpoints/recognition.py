@@ -1,4 +1,6 @@
-"""Which network weights are of, from their names and shapes. Imports no torch, so that the command line can."""
+"""Detection of the network of weights from their names and shapes. Imports no torch, because the command line uses
+it.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 FORMAT = "loftr_ros"
 FORMAT_VERSION = 1
 
-# Of published files whose network names and shapes alone do not tell: SHA-256, and the preset they were trained as.
-# Records of several projects agree on each, for kornia's copy and for the official file of the same contents alike
+# Published files whose network is not determined by names and shapes: SHA-256, and the preset of their training.
+# Records of several projects agree on each, for kornia's copy and for the official file of the same contents
 # (outdoor_ds.ckpt: santoromarco74/project_cv, samarthputhraya/sih26166; indoor_ds_new.ckpt: bmk-solutions/BMK-Web).
 PUBLISHED_DIGESTS = {
     "21f5bec5968178e8bc8b7633441836fe5de4f47d861dd2cd7dc38e271b0479ec": "loftr",
@@ -34,14 +36,14 @@ PUBLISHED_DIGESTS = {
 }
 
 _STEM = "backbone.conv1.weight"
-# Which no other network has.
+# Only this network has it.
 _COMPACT_STEM = "backbone.stages.0.0.conv.weight"
 _EFFICIENT_STEM = "backbone.layer0."
 _BIN_SCORE = "coarse_matching.bin_score"
 _POSITION = "pos_encoding.pe"
 
 
-# Kinds of configurations by their names in the metadata; files from before there were several say nothing.
+# Kinds of configurations by their names in the metadata; older files have none.
 _FAMILIES: dict[str, type[LoFTRConfig] | type[CompactConfig] | type[EfficientConfig]] = {
     "loftr": LoFTRConfig,
     "compact": CompactConfig,
@@ -57,13 +59,13 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recognition:
-    """What weights turned out to be.
+    """Result of the detection.
 
     Attributes:
         config: the network.
-        by: what told: "contents", "metadata", "SHA-256", or "positional encoding".
-        alternatives: presets with the very same names and shapes that it may as well be; empty where all is told.
-        also: presets that run these very weights too.
+        by: the evidence: "contents", "metadata", "SHA-256", or "positional encoding".
+        alternatives: further presets with the same names and shapes; empty if the result is unique.
+        also: presets that use the same weights too.
     """
 
     config: NetworkConfig
@@ -73,18 +75,19 @@ class Recognition:
 
     @property
     def doubt(self) -> str:
-        """What cannot be told, and what to do about it; empty where all is told."""
+        """Remaining ambiguity with advice; empty if the result is unique."""
         if not self.alternatives:
             return ""
         return (
-            f"whether they were trained as '{self.config.name}' or as {_or(self.alternatives)}, which differ in what "
-            f"the weights do not hold; '{self.config.name}' is assumed: name the network if you know better"
+            f"whether they were trained as '{self.config.name}' or as {_or(self.alternatives)}, which differ in "
+            "settings that "
+            f"the weights do not contain; '{self.config.name}' is assumed. Name the network if that is wrong"
         )
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What names and shapes of weights say of their network."""
+    """Structure of a network, derived from names and shapes of its weights."""
 
     stem: int
     stages: tuple[int, ...]
@@ -101,7 +104,7 @@ class Structure:
 
 
 def structure_of_config(config: LoFTRConfig) -> Structure:
-    """What the weights of a network would say of it."""
+    """The structure of a configuration's weights."""
     return Structure(
         stem=config.backbone.initial_dim,
         stages=config.backbone.block_dims,
@@ -113,17 +116,17 @@ def structure_of_config(config: LoFTRConfig) -> Structure:
 
 
 def structure_of(weights: Mapping[str, Tensor]) -> Structure:
-    """What names and shapes of weights say of their network.
+    """Derive the structure from names and shapes of weights.
 
     Raises:
-        WeightsError: these are no LoFTR's weights.
+        WeightsError: they are not LoFTR's weights.
     """
     stem = weights.get(_STEM)
     if stem is None or stem.ndim != 4 or tuple(stem.shape[1:]) != (1, 7, 7):
         found = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in list(weights)[:3])
         at_all = "" if stem is None else f", where {_STEM} is {tuple(stem.shape)}"
         raise WeightsError(
-            f"no LoFTR's weights: expected {_STEM} of shape (channels, 1, 7, 7) among the names; "
+            f"not LoFTR's weights: expected {_STEM} of shape (channels, 1, 7, 7) among the names; "
             f"found {len(weights)} names{at_all}: {found}{' ...' if len(weights) > 3 else ''}"
         )
     stages: list[int] = []
@@ -136,7 +139,7 @@ def structure_of(weights: Mapping[str, Tensor]) -> Structure:
         stages=tuple(stages),
         coarse_layers=_count(weights, "loftr_coarse"),
         fine_layers=fine_layers,
-        # The low-end network's file has the way up too, though nothing that would use it.
+        # The low-end network's file has an unused upward path too.
         fine_level=min(up) if up and fine_layers else None,
         optimal_transport=_BIN_SCORE in weights,
     )
@@ -147,23 +150,23 @@ def recognise(
     metadata: Mapping[str, str] | None = None,
     digest: Callable[[], str] | None = None,
 ) -> Recognition:
-    """Which network weights are of.
+    """Detect the network of weights.
 
     Args:
-        weights: by the names that the networks here give them, without prefixes.
-        metadata: of the file; that of our own format says all.
-        digest: gives the file's SHA-256; called only where names and shapes do not suffice.
+        weights: by the names used here, without prefixes.
+        metadata: of the file; that of our own format is complete.
+        digest: returns the file's SHA-256; called only if names and shapes do not suffice.
 
     Raises:
-        WeightsError: they are of no network that is known here; says what was expected and found.
+        WeightsError: the network is unknown; the message says what was expected and found.
     """
     ours = config_from_metadata(metadata) if metadata and metadata.get("format") == FORMAT else None
     if _COMPACT_STEM in weights and (ours is None or isinstance(ours, CompactConfig)):
-        # Its own shapes are compared when it is loaded: there is one network of this kind.
+        # There is one network of this kind; loading compares the shapes.
         return Recognition(ours or COMPACT, "metadata" if ours else "contents")
     is_efficient = any(name.startswith(_EFFICIENT_STEM) for name in weights)
     if is_efficient and (ours is None or isinstance(ours, EfficientConfig)):
-        # The same weights serve both presets; their shapes are compared when they are loaded.
+        # Both presets use the same weights; loading compares the shapes.
         preset = ours or EFFICIENT
         also = tuple(other.name for other in (EFFICIENT, EFFICIENT_OPT) if other.name != preset.name)
         return Recognition(preset, "metadata" if ours else "contents", also=also)
@@ -184,28 +187,28 @@ def recognise(
     if len(candidates) == 1:
         return Recognition(candidates[0], "contents")
     slip = _position_slip(weights)
-    told = [config for config in candidates if config.position_slip == slip]
-    if len(told) == 1:
-        return Recognition(told[0], "positional encoding")
+    matching = [config for config in candidates if config.position_slip == slip]
+    if len(matching) == 1:
+        return Recognition(matching[0], "positional encoding")
     name = PUBLISHED_DIGESTS.get(digest()) if digest else None
-    told = [config for config in candidates if config.name == name]
-    if told:
-        return Recognition(told[0], "SHA-256")
+    matching = [config for config in candidates if config.name == name]
+    if matching:
+        return Recognition(matching[0], "SHA-256")
     first, *others = candidates
     return Recognition(first, "contents", tuple(config.name for config in others))
 
 
 def same_weights(one: NetworkConfig, other: NetworkConfig) -> bool:
-    """Whether two networks have the very same names and shapes of weights."""
+    """Whether two networks have weights of the same names and shapes."""
     if isinstance(one, EfficientConfig) and isinstance(other, EfficientConfig):
         return one.backbone == other.backbone
     if not isinstance(one, LoFTRConfig) or not isinstance(other, LoFTRConfig):
-        return False  # of different kinds, or of one of which there is one
+        return False  # of different kinds, or of a kind with only one network
     return structure_of_config(one) == structure_of_config(other)
 
 
 def metadata_of_config(config: NetworkConfig, source: str) -> dict[str, str]:
-    """What our own format says of weights, beside them."""
+    """Metadata of our own format."""
     return {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -217,7 +220,7 @@ def metadata_of_config(config: NetworkConfig, source: str) -> dict[str, str]:
 
 
 def config_from_metadata(metadata: Mapping[str, str]) -> NetworkConfig:
-    """The network that our own format names.
+    """The network named in our own format's metadata.
 
     Raises:
         WeightsError: the metadata is damaged, or of a newer version of the format.
@@ -236,10 +239,10 @@ def config_from_metadata(metadata: Mapping[str, str]) -> NetworkConfig:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """A value of JSON as what a field's annotation says.
+    """Convert a JSON value to the type of a field's annotation.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: it does not fit.
     """
     if is_dataclass(kind):
         if not isinstance(value, dict):
@@ -282,7 +285,7 @@ def _count(weights: Mapping[str, Tensor], module: str) -> int:
 
 
 def _position_slip(weights: Mapping[str, Tensor]) -> bool | None:
-    """Whether the buffer with the positional encoding that old files hold has the slip; None where there is none.
+    """Whether the positional encoding stored in old files has the slip; None if there is none.
 
     Channel 4 has the second frequency at the first column's position, 1: exp(-2) with the slip, about 0.9 without.
     """

@@ -1,7 +1,7 @@
-"""The backbone of `compact`: features of regions (1/16), of cells (1/8), and fine ones (1/2).
+"""The backbone of `compact`: features of regions (1/16), cells (1/8), and fine ones (1/2).
 
-Sides are halved by kernels of even size, so that a feature stands at the centre of the pixels that it is of: that of a
-cell of 8 px at the cell's centre, whatever the level.
+Sides are halved by kernels of even size, so that a feature is at the centre of its pixels: that of a cell of 8 px at
+the cell's centre, at each level.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CompactFeatures(NamedTuple):
 
 
 class ConvNorm(nn.Module):
-    """A convolution, its batch norm, and a ReLU where asked for."""
+    """A convolution, its batch norm, and an optional ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, relu: bool = True) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ConvNorm(nn.Module):
         return functional.relu(y, inplace=True) if self.relu else y
 
     def fold(self) -> None:
-        """Put the batch norm into the convolution."""
+        """Fold the batch norm into the convolution."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
             self.norm = nn.Identity()
@@ -67,7 +67,7 @@ class Residual(nn.Module):
         self.conv2 = ConvNorm(channels, channels, 3, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same. In inference over x itself."""
+        """(B, C, H, W) -> the same. In inference it overwrites x."""
         y = self.conv1(x)
         if isinstance(self.conv2.conv, OneDnnConv):
             return self.conv2.conv(y, "relu", x)
@@ -107,7 +107,7 @@ class CompactBackbone(nn.Module):
         self.fine_projection = nn.Conv2d(config.fine_dim, config.fine_dim, 1)
 
     def forward(self, image: Tensor) -> CompactFeatures:
-        """Everything about images.
+        """Compute all features of images.
 
         Args:
             image: (B, 1, H, W) in [0, 1], sides multiples of 16.
@@ -124,20 +124,20 @@ class CompactBackbone(nn.Module):
 
     @property
     def first_weight(self) -> Tensor:
-        """Of the convolution that sees the image."""
+        """Weight of the first convolution."""
         first = self.stages[0][0]  # type: ignore[index]
         assert isinstance(first, ConvNorm)
         return first.conv.weight
 
     def fold_batch_norm(self) -> None:
-        """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
+        """Fold the batch norms into the convolutions before them: the same function, fewer passes over memory."""
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
 
 
 def _merged(lateral: nn.Conv2d, x: Tensor, above: Tensor) -> Tensor:
-    """What comes down from the level above, and the level's own features through their convolution.
+    """Sum of the upsampled level above and the convolved features of this level.
 
     Args:
         lateral: of a 1x1 kernel.
@@ -146,13 +146,13 @@ def _merged(lateral: nn.Conv2d, x: Tensor, above: Tensor) -> Tensor:
     """
     if not isinstance(lateral, OneDnnConv) or is_traced():
         return functional.relu(lateral(x) + twice(above))
-    # The bias where there is a quarter of the places; it is the same between them.
+    # Add the bias before upsampling, on a quarter of the places; interpolation does not change it.
     biased = above if lateral.full_bias is None else above.add_(lateral.full_bias[:, None, None])
     return lateral(x, "relu", twice(biased), biased=False)
 
 
 def padded(image: Tensor) -> Tensor:
-    """(B, 1, H, W) with its last row and column repeated up to sides that are multiples of a region's."""
+    """(B, 1, H, W) with its last row and column repeated, up to sides that are multiples of a region's."""
     height, width = image.shape[-2:]
     below, beside = -height % REGION_PIXELS, -width % REGION_PIXELS
     return functional.pad(image, (0, beside, 0, below), mode="replicate") if below or beside else image

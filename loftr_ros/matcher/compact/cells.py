@@ -1,4 +1,4 @@
-"""The middle stage of `compact`: which cell of a matched region belongs to which in or around the other region."""
+"""The middle stage of `compact`: matches cells of a region with cells in and around its matched region."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from loftr_ros.matcher.coarse import Candidates
 from loftr_ros.matcher.compact.backbone import REGION_CELLS
 
-# Cells around the other region that are looked at too: the true cell may be just outside.
+# Cells around the other region that are candidates too: the true cell may be just outside.
 _AROUND = 1
 # Side of the square of candidates.
 _SIDE = REGION_CELLS + 2 * _AROUND
@@ -17,7 +17,7 @@ Grid = tuple[int, int]
 
 
 class CellMatcher(nn.Module):
-    """Softmax over the cells in and around the matched region, and over none of them."""
+    """Softmax over the cells in and around the matched region, and over no match."""
 
     def __init__(self, region_dim: int, cell_dim: int, temperature: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class CellMatcher(nn.Module):
         self.scale = 1 / (cell_dim * temperature)
 
     def vectors(self, cells: Tensor, tokens: Tensor) -> Tensor:
-        """What cells are compared by: their features, and what attention made of their region.
+        """Vectors for the comparison of cells: their features, and their region's after attention.
 
         Args:
             cells: (B, Cc, H, W) from the backbone.
@@ -47,13 +47,13 @@ class CellMatcher(nn.Module):
             return (split + context).reshape(batch, rows * columns, channels)
 
     def scores(self, vectors0: Tensor, vectors1: Tensor, cells0: Tensor, candidates: Tensor, inside: Tensor) -> Tensor:
-        """Logits of each cell's candidates, and of none of them last.
+        """Logits of each cell's candidates, and of no match last.
 
         Args:
             vectors0, vectors1: (L, Cc) and (S, Cc) of the two images.
             cells0: (N, A) cells of image 0.
             candidates: (N, K) cells of image 1, the same for all A.
-            inside: (N, K) bool, false for what is outside of the image.
+            inside: (N, K) bool, false outside of the image.
 
         Returns:
             (N, A, K + 1) fp32.
@@ -110,7 +110,7 @@ def cells_around_region(regions: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def place_around_region(cells: Tensor, regions: Tensor, grid: Grid) -> Tensor:
-    """Which of `cells_around_region` cells are: (N, A) cells and (N,) regions -> (N, A) int64, negative for none."""
+    """Index of cells within `cells_around_region`: (N, A) cells and (N,) regions -> (N, A) int64, negative for none."""
     row, column = _first_cell(regions, grid)
     down = cells // grid[1] - (row[:, None] - _AROUND)
     along = cells % grid[1] - (column[:, None] - _AROUND)

@@ -1,10 +1,10 @@
-"""The fine stage of `compact`: where in pixels, and how sure.
+"""The fine stage of `compact`: sub-pixel position of a match and its standard deviation.
 
-The fine features of a cell of image 0 are a template, turned, scaled and sheared as the matches around it say that the
-image is; its correlation with the surroundings of the matched cell of image 1 is a heat map. The match is the
-expectation (paper, section 3.4) over its peak alone, since what little there is everywhere else would draw it to the
-middle. A small perceptron reads the correlations of the template's quarters around the peak, which a plain sum forgets,
-and says what is missing and the standard deviation. All of it is fp32.
+The fine features of a cell of image 0 are a template, rotated, scaled and sheared by the motion of the matches around
+it. Its correlation with the surroundings of the matched cell of image 1 is a heat map. The match is the expectation
+(paper, section 3.4) over its peak only, since small values elsewhere would draw it to the middle. A small perceptron
+reads the correlations of the template's quarters around the peak, which a plain sum loses, and outputs a correction and
+the standard deviation. All of it is fp32.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from torch.nn import functional
 from loftr_ros.matcher.compact.local_affine import inverse
 from loftr_ros.matcher.config import CompactFineConfig
 
-# Pixels from one fine feature to the next, and fine features along a cell.
+# Pixels per fine feature, and fine features per cell side.
 FINE_PIXELS = 2
 _CELL = 4
-# Fine features along the square around a cell that its template is interpolated in.
+# Side, in fine features, of the square around a cell from which its template is interpolated.
 TEMPLATE_WINDOW = 8
 # Largest correction of the expectation, in pixels.
 _CORRECTION = 1.0
-# Shifts to each side of the peak that the expectation is over, and that the perceptron reads.
+# Shifts to each side of the peak used for the expectation, and those that the perceptron reads.
 _PEAK, _AROUND = 1, 2
-# Half-width that 68 % of a Laplace distribution's errors are within, as the normal distribution's are within one
-# standard deviation, in units of its scale.
+# Half-width that contains 68 % of a Laplace distribution's errors, as one standard deviation does for a normal
+# distribution, in units of its scale.
 ONE_SIGMA = -math.log(1 - 0.6827)
-# Matches whose windows are worked on at a time, 5 MB of them: they stay in the cache, and in memory that the allocator
-# keeps. What it takes from the system anew for each image costs more than all the products.
+# Matches processed at a time, with 5 MB of windows: they stay in the cache, and in memory that the allocator keeps. New
+# memory from the system for each image costs more than all the products.
 TILE_MATCHES = 256
 
 
 class FineMatch(NamedTuple):
-    """Of M matches.
+    """Refinement of M matches.
 
     Attributes:
         offset: (M, 2) float32 pixels (u, v) from the cell of image 1 to the match.
@@ -52,7 +52,7 @@ class FineMatch(NamedTuple):
 
 
 class CompactFine(nn.Module):
-    """See the module."""
+    """The fine stage, see the module."""
 
     def __init__(self, config: CompactFineConfig, channels: int) -> None:
         """Random weights.
@@ -87,7 +87,7 @@ class CompactFine(nn.Module):
             affine: (B, N, 2, 2) of `local_affine`.
 
         Returns:
-            Of the B N matches.
+            For the B N matches.
         """
         with torch.autocast(fine0.device.type, enabled=False):
             surroundings = Windows(fine1, cells1, (_CELL - self.window) // 2, self.window)
@@ -108,7 +108,7 @@ class CompactFine(nn.Module):
             return self._read(torch.cat(quarters))
 
     def refine(self, source: Tensor, window: Tensor, affine: Tensor) -> FineMatch:
-        """Of the matches' surroundings.
+        """Refine matches from their surroundings.
 
         Args:
             source: (M, 64, Cf) float32, the squares of `TEMPLATE_WINDOW` around the cells of image 0.
@@ -118,13 +118,13 @@ class CompactFine(nn.Module):
         return self._read(self._quarters(self._template(source, affine), window))
 
     def _template(self, source: Tensor, affine: Tensor) -> Tensor:
-        """(M, T T, Cf) what the source would look like in image 1, by bilinear interpolation."""
+        """(M, T T, Cf) the source as it would appear in image 1, by bilinear interpolation."""
         places = self._places(affine)[..., None]
         weight = (1 - (places - torch.arange(TEMPLATE_WINDOW, device=source.device)).abs()).clamp_min(0)
         return torch.bmm((weight[:, 1, :, :, None] * weight[:, 0, :, None]).flatten(2), source)
 
     def _templates(self, fine0: Tensor, cells0: Tensor, affine: Tensor) -> Tensor:
-        """The same from whole maps, by sums of four places each, which is faster where no gradient is asked for."""
+        """The same from whole maps, by sums of four places each, which is faster without gradients."""
         first = (_CELL - TEMPLATE_WINDOW) // 2
         table, corner, width = _table(fine0, cells0, first, TEMPLATE_WINDOW)
         across, down = self._places(affine).unbind(dim=1)
@@ -140,22 +140,22 @@ class CompactFine(nn.Module):
         return made.view(-1, self.config.template**2, table.shape[1])
 
     def _places(self, affine: Tensor) -> Tensor:
-        """(M, 2, T T) where a template's features are, (across, down) in the square of `TEMPLATE_WINDOW`."""
+        """(M, 2, T T) positions of a template's features, (across, down) in the square of `TEMPLATE_WINDOW`."""
         side, last = self.config.template, TEMPLATE_WINDOW - 1
         step = torch.arange(side, device=affine.device, dtype=torch.float32) - (side - 1) / 2
         steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # in image 1
-        # Short of the last one, so that there is a next one.
+        # Before the last one, so that there is a next one.
         return (inverse(affine) @ steps + last / 2).clamp(0, last - 1e-3)
 
     def _quarters(self, template: Tensor, window: Tensor, work: Tensor | None = None) -> Tensor:
         """Weighted correlation of each quarter of the template at each shift: (M, 4, shifts ** 2).
 
-        Sums of long slices: a feature's neighbour meets its like one place further in the window.
+        Sums of long slices: a shift moves all products by the same number of places in the window.
 
         Args:
             template: (M, T T, Cf) float32.
             window: as of `refine`.
-            work: (M, T T, W W) fp32 to be overwritten; without, it is made.
+            work: (M, T T, W W) fp32 to be overwritten; allocated if not given.
         """
         side, half, width = self.config.template, self.config.template // 2, self.window
         weight = self.weight.softmax(0) * (4 * self._norm)
@@ -169,7 +169,7 @@ class CompactFine(nn.Module):
         return square.flatten(1).index_select(1, shifts).unflatten(1, (4, -1))
 
     def _read(self, quarters: Tensor) -> FineMatch:
-        """What the correlation of the template's quarters, (M, 4, shifts ** 2), says."""
+        """Read the match from the correlation of the template's quarters, (M, 4, shifts ** 2)."""
         reach, side = self.config.reach, 2 * self.config.reach + 1
         log_heat = (quarters.mean(dim=1) * (4 * self.sharpness)).log_softmax(dim=1)
         peak = log_heat.argmax(dim=1)
@@ -191,11 +191,11 @@ class CompactFine(nn.Module):
         return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02, log_heat)
 
     def std(self, scale: Tensor) -> Tensor:
-        """(M,) standard deviations along an axis, in pixels: what 68 % of errors are within."""
+        """(M,) standard deviations along an axis, in pixels: bounds of 68 % of errors."""
         return scale * (ONE_SIGMA * self.config.sigma_scale)
 
     def _shifts(self, device: torch.device, count: int) -> Tensor:
-        """Places of the shifts of each quarter, among `count` for each of the quarters."""
+        """Indices of the shifts of each quarter, among `count` for each of the quarters."""
         shifts = 2 * self.config.reach + 1
         start, shift = torch.arange(2, device=device) * (self.config.template // 2), torch.arange(shifts, device=device)
         place = (start[:, None] + shift)[:, None, :, None] * self.window + (start[:, None] + shift)[None, :, None, :]
@@ -213,48 +213,48 @@ class Windows:
     """Squares of fine features at cells."""
 
     def __init__(self, fine: Tensor, cells: Tensor, first: int, side: int) -> None:
-        """Say which.
+        """Define the windows.
 
         Args:
             fine: (B, Cf, H, W).
             cells: (B, N), row-major in grids of H / 4 x W / 4.
-            first: from a cell's top-left fine feature to the window's, along both axes; negative for windows that
-                begin before it.
+            first: from a cell's top-left fine feature to the window's, along both axes; negative for windows that begin
+                before it.
             side: of the windows.
         """
         self._places, self._corner, self._width = _table(fine, cells, first, side)
         self._side = side
 
     def cut(self, start: int, count: int) -> Tensor:
-        """(count, side side, Cf) some of the B N windows, zero outside of the image; fewer where there are no more."""
+        """(count, side side, Cf) part of the B N windows, zero outside of the image; fewer at the end."""
         (places, channels), width = self._places.shape, self._width
         side, corner = self._side, self._corner[start : start + count]
         reach = torch.arange(side, device=corner.device)
         if self._places.requires_grad:
             place = (corner[:, None, None] + reach[:, None] * width + reach).flatten()
             return self._places.index_select(0, place).view(-1, side * side, channels)
-        # A window's row is one piece of memory: rows of overlapping views of it are copied as wholes.
+        # A window's row is contiguous in memory: rows of overlapping views of it are copied whole.
         pieces = self._places.as_strided((places - side + 1, side * channels), (channels, 1))
         rows = pieces.index_select(0, (corner[:, None] + reach * width).flatten())
         return rows.view(-1, side * side, channels)
 
 
 def _table(fine: Tensor, cells: Tensor, first: int, side: int) -> tuple[Tensor, Tensor, int]:
-    """Fine features one after the other, and where in them the windows begin.
+    """Fine features as a table, and the start of each window in it.
 
     Args:
         fine, cells, first, side: as of `Windows`.
 
     Returns:
-        (P, Cf) the features; with zeros around the image where a window has some.
+        (P, Cf) the features; with zeros around the image if a window needs them.
         (B N,) int64 places of the windows' first features.
-        How many places further the next row is.
+        Number of places to the next row.
     """
     batch, channels, height, width = fine.shape
     row = cells // (width // _CELL) * _CELL + first
     column = cells % (width // _CELL) * _CELL + first
     rim = max(0, -first, first + side - _CELL)
-    # Zeros around it all take a copy of it all: where it costs little to ask, only where a window has some.
+    # Zero padding needs a copy of the whole map: avoid it if the check is cheap and no window needs it.
     if rim and fine.device.type == "cpu" and cells.numel():
         lowest = min(int(row.min()), int(column.min()))
         rim = 0 if lowest >= 0 and row.max() + side <= height and column.max() + side <= width else rim

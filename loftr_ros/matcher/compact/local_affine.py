@@ -1,7 +1,7 @@
-"""How a match's surroundings are turned, scaled and sheared from one image to the other, from coarse matches alone.
+"""Local affine transform (rotation, scale, shear) around each match, from coarse matches alone.
 
-Cells' centres are off by up to half a cell, but neighbours are many: a plane through the displacements of the cells
-around a match gives the derivative of the motion to a few percent, before anything is known in pixels.
+Cells' centres are off by up to half a cell, but there are many neighbours: a plane through the displacements of the
+cells around a match gives the derivative of the motion to a few percent, before any refinement.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Cells to each side of a match that its surroundings are estimated from.
+# Radius of the neighbourhood of a match, in cells.
 _REACH = 4
-# Pull towards a mere shift, in squared cells: the variance of a cell's displacement, which is rounded to whole cells,
-# by that of the derivatives expected between two images of a stream.
+# Regularisation towards a pure shift, in squared cells: the variance of a cell's displacement, which is rounded to
+# whole cells, over that of the derivatives expected between two images of a stream.
 _STIFFNESS = 2.0
-# Residual, in cells, at which a match counts a quarter.
+# Residual, in cells, at which the weight of a match is a quarter.
 _OUTLIER = 2.0
-# Change of area beyond which an estimate is not believed.
+# Change of area beyond which an estimate is rejected.
 _LARGEST_AREA = 4.0
 
 Grid = tuple[int, int]
@@ -26,23 +26,23 @@ Grid = tuple[int, int]
 def local_affine(cells0: Tensor, cells1: Tensor, grid0: Grid, grid1: Grid, taken: Tensor | None = None) -> Tensor:
     """Derivatives of the motion at matches.
 
-    Least squares over the matches in 9 x 9 cells, twice: the second time those that disagreed count little.
+    Least squares over the matches in 9 x 9 cells, twice: the second time outliers get low weights.
 
     Args:
         cells0, cells1: (B, N) int64 matched cells, row-major in grids of (rows, columns); none of image 0 twice.
         grid0, grid1: the grids.
-        taken: (B, N) bool, false for what is no match; None where all are.
+        taken: (B, N) bool, false for entries that are not matches; None if all are.
 
     Returns:
-        (B, N, 2, 2) float32: a step (across, down) in image 0 times it, from the left, is one in image 1. The identity
-        where neighbours are few, or say that the area changes beyond belief.
+        (B, N, 2, 2) float32: maps a step (across, down) in image 0 to one in image 1. The identity if there are few
+        neighbours, or if the change of area is implausible.
     """
     moved = torch.stack([cells1 % grid1[1] - cells0 % grid0[1], cells1 // grid1[1] - cells0 // grid0[1]], dim=1)
     weight = torch.ones_like(cells0, dtype=torch.float32) if taken is None else taken.float()
     batch, cells = len(cells0), grid0[0] * grid0[1]
     layers = torch.cat([weight[:, None], moved * weight[:, None]], dim=1)  # 1, u, v
     places = cells0[:, None].expand(-1, 3, -1)
-    # Added, not set: what is no match may be at another one's cell, with nothing to add.
+    # Added, not set: an entry that is no match may be at another one's cell, and adds zero.
     made = torch.zeros(batch, 3, cells, device=cells0.device).scatter_add(2, places, layers).view(batch, 3, *grid0)
     there, motion = made[:, :1], made[:, 1:]
     plane, _ = _planes(there, motion)
@@ -58,7 +58,7 @@ def local_affine(cells0: Tensor, cells1: Tensor, grid0: Grid, grid1: Grid, taken
 
 
 def inverse(affine: Tensor) -> Tensor:
-    """(..., 2, 2) inverse matrices, in operations that every runtime has."""
+    """(..., 2, 2) inverse matrices, by operations that every runtime has."""
     a, b, c, d = affine.flatten(-2).unbind(dim=-1)
     adjugate = torch.stack([d, -b, -c, a], dim=-1)
     return (adjugate / (a * d - b * c)[..., None]).unflatten(-1, (2, 2))

@@ -1,7 +1,7 @@
 """`compact`, our own small network for streams: regions of 16 px, then cells of 8 px, then pixels.
 
-LoFTR's way from coarse to fine in three steps, made for two CPU cores: attention and dual-softmax work on regions, of
-which there are a quarter as many as cells (1,200 at 640x480), and everything after that is local.
+LoFTR's coarse-to-fine principle in three steps, made for two CPU cores: attention and dual-softmax work on regions, a
+quarter as many as cells (1,200 at 640x480), and everything after that is local.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Grid = tuple[int, int]
 
 
 class Compact(StreamingNetwork):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it."""
+    """The network. Build it by `checkpoints.files.load_network`, which also loads, folds and places it."""
 
     config: CompactConfig
 
@@ -47,9 +47,9 @@ class Compact(StreamingNetwork):
         return self.backbone.first_weight
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> Compact:
-        """Make the loaded network ready to infer: batch norms folded, channels last, on its device.
+        """Prepare the loaded network for inference: batch norms folded, channels last, on its device.
 
-        What compares cells and fine features stays in fp32: it is a hundredth of the work.
+        The comparison of cells and fine features stays in fp32: it is a hundredth of the work.
         """
         self.eval().requires_grad_(False)
         self.backbone.fold_batch_norm()
@@ -66,13 +66,13 @@ class Compact(StreamingNetwork):
 
     @torch.inference_mode()
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Everything about one image that does not depend on another: backbone, first self layer.
+        """Encode one image, independent of any other: backbone, first self layer.
 
         Args:
             image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
-                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
-                ignored pixel at either end.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
+                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
+                either end.
 
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
@@ -91,7 +91,7 @@ class Compact(StreamingNetwork):
         return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, cells=made.cells)
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
-        """Nothing was put off."""
+        """Nothing to complete."""
         return features
 
     @torch.inference_mode()
@@ -124,7 +124,7 @@ class Compact(StreamingNetwork):
 
     @torch.inference_mode()
     def matched_cells(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Candidates]:
-        """The matches of the coarse stages, of each keyframe: which cells belong together."""
+        """Matched cells of each keyframe, by the coarse stages."""
         coarse = self.config.coarse
         tokens0, tokens1, mask0, mask1 = self._attend(keyframes, current)
         found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, attended0=mask0, attended1=mask1)
@@ -174,7 +174,7 @@ class Compact(StreamingNetwork):
 
 
 def regions_of(grid: Grid) -> Grid:
-    """A grid of cells as one of regions."""
+    """Convert a grid of cells to one of regions."""
     return grid[0] // REGION_CELLS, grid[1] // REGION_CELLS
 
 

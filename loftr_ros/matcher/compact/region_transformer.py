@@ -1,8 +1,8 @@
 """Attention between the regions of two images: softmax over keys and values pooled two by two.
 
-Positions enter as rotations of queries and keys (RoFormer, arXiv 2104.09864) and only within an image, so attention
-knows how far apart two regions are and nothing else: it works at image sizes that training never saw. The logits grow
-with the logarithm of the number of keys, without which a softmax over more keys than in training is flatter.
+Positions enter as rotations of queries and keys (RoFormer, arXiv 2104.09864), only within an image. So attention
+depends only on the distance of two regions and works at image sizes not seen in training. The logits grow with the
+logarithm of the number of keys; otherwise a softmax over more keys than in training would be flatter.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn import functional
 from loftr_ros.matcher.config import RegionTransformerConfig
 from loftr_ros.matcher.loftr.attention import softmax_attention
 
-# Keys over which logits are scaled as in the Transformer.
+# Number of keys for which logits are scaled as in the Transformer.
 _KEYS = 64
 # Wavelengths of the rotations in regions, from the shortest on in powers of the ratio.
 _LONGEST = 100.0
-# Gain of a layer's update at first: training starts from the backbone's features alone.
+# Initial gain of a layer's update: training starts from the backbone's features alone.
 _FIRST_GAIN = 0.2
 
 Grid = tuple[int, int]
@@ -51,10 +51,10 @@ class RegionLayer(nn.Module):
         Args:
             x: (B, L, C) regions of a grid of (rows, columns).
             grid: of x.
-            source: (B, S, C) what is attended to.
+            source: (B, S, C) attended tokens.
             source_grid: of the source.
-            mask: (B, S) bool, false for what must not be attended to; or None.
-            rotate: whether positions count: within an image.
+            mask: (B, S) bool, false for masked tokens; or None.
+            rotate: whether positions are used, which they are within an image.
         """
         query = self._heads(self.q_proj(x))
         pooled, pooled_grid = pool(source, source_grid)
@@ -65,7 +65,7 @@ class RegionLayer(nn.Module):
         scale = attention_scale(key.shape[2], key.shape[3])
         attended = None if mask is None else pool_mask(mask, source_grid)[:, None, None]
         if query.requires_grad and query.device.type == "cpu":
-            # The fused kernel takes twice as long, there and back.
+            # The fused kernel takes twice as long, including its backward pass.
             logits = (query * scale) @ key.transpose(2, 3)
             logits = logits if attended is None else logits.masked_fill(~attended, -math.inf)
             message = logits.softmax(dim=3) @ value
@@ -81,7 +81,7 @@ class RegionLayer(nn.Module):
 
 
 class RegionTransformer(nn.Module):
-    """The stack of layers, split where a second image first comes in."""
+    """The stack of layers, split before the first one that needs a second image."""
 
     def __init__(self, channels: int, config: RegionTransformerConfig) -> None:
         super().__init__()
@@ -104,12 +104,12 @@ class RegionTransformer(nn.Module):
         mask0: Tensor | None = None,
         mask1: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The layers from the first cross layer on. Both images attend to what the other was before the layer.
+        """The layers from the first cross layer on. Both images attend to the other's state before the layer.
 
         Args:
             tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them.
             grid0, grid1: (rows, columns) of the regions.
-            mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to; or None.
+            mask0, mask1: (B, L) and (B, S) bool, false for masked tokens; or None.
         """
         if grid0 == grid1 and mask0 is None and mask1 is None:
             return self._together(tokens0, tokens1, grid0)
@@ -125,7 +125,7 @@ class RegionTransformer(nn.Module):
         return tokens0, tokens1
 
     def _together(self, tokens0: Tensor, tokens1: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Both images of every pair in one batch: products of twice as many rows."""
+        """Both images of every pair in one batch, for products of twice as many rows."""
         pairs = len(tokens0)
         tokens = torch.cat([tokens0, tokens1])
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
@@ -135,25 +135,25 @@ class RegionTransformer(nn.Module):
 
 
 def attention_scale(keys: int, channels: int) -> float:
-    """What the products of queries and keys, so many of them and so wide, are multiplied by before the softmax."""
+    """Scale of the products of queries and keys before the softmax, by number of keys and channels."""
     return math.log(max(keys, 2)) / math.log(_KEYS) / math.sqrt(channels)
 
 
 def pool(tokens: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-    """Means of two by two regions: (B, L, C) -> (B, L / 4, C) and their grid; at odd sides of what is there."""
+    """Means of two by two regions: (B, L, C) -> (B, L / 4, C) and their grid; at odd sides of the existing ones."""
     maps = tokens.transpose(1, 2).unflatten(2, grid)
     pooled = functional.avg_pool2d(maps, 2, ceil_mode=True)
     return pooled.flatten(2).transpose(1, 2), (pooled.shape[2], pooled.shape[3])
 
 
 def pool_mask(mask: Tensor, grid: Grid) -> Tensor:
-    """(B, L) bool -> (B, L / 4): whether at least one of the pooled regions takes part; where none does at all, all."""
+    """(B, L) bool -> (B, L / 4): whether any of the pooled regions takes part; if none does at all, all."""
     pooled = functional.max_pool2d(mask.float().unflatten(1, grid)[:, None], 2, ceil_mode=True).flatten(1) > 0
     return pooled | ~pooled.any(dim=1, keepdim=True)  # a softmax over nothing is not a number
 
 
 def rotated(tokens: Tensor, grid: Grid, spacing: int) -> Tensor:
-    """(B, heads, L, D) rotated by their places on a grid: half of the channels by the column, half by the row.
+    """(B, heads, L, D) rotated by their positions on a grid: half of the channels by the column, half by the row.
 
     Args:
         tokens: D a multiple of 4.
@@ -170,7 +170,7 @@ def _rotations(
     grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(L, D / 2) cosines and sines."""
-    with torch.inference_mode(False):  # training takes the same ones
+    with torch.inference_mode(False):  # shared with training
         return _make_rotations(grid, spacing, channels, device, dtype)
 
 

@@ -1,6 +1,6 @@
-"""What EfficientLoFTR is made of: the RepVGG, attention between squares of cells, and the pyramid to fine features.
+"""Layers of EfficientLoFTR: the RepVGG, attention between squares of cells, and the pyramid to fine features.
 
-Names of all parts are those of the authors' checkpoints, whose RepVGG blocks `layouts` re-parametrises.
+All parts have the names of the authors' checkpoints; `checkpoints.efficient` re-parametrises their RepVGG blocks.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from loftr_ros.matcher.loftr.backbone import smoothed_places
 
 Grid = tuple[int, int]
 
-# Of squares that take part around a cell, where there are any.
+# Least weight of the participating squares around a cell, for a division.
 LEAST_SHARE = 1e-3
 
-# Wavelengths of the rotations grow to this, in squares and in units of 2 pi.
+# Longest wavelength of the rotations, in squares and in units of 2 pi.
 _LONGEST = 10000.0
 
 
 class Maps(NamedTuple):
-    """What the backbone makes of an image.
+    """Features of an image from the backbone.
 
     Attributes:
         fine: (B, C, ceil(H / 2), ceil(W / 2)).
@@ -43,7 +43,7 @@ class Maps(NamedTuple):
 
 
 class RepVGGBlock(nn.Module):
-    """A 3x3 convolution, into which the training's three branches were folded, and a ReLU."""
+    """A 3x3 convolution, with the training's three branches folded in, and a ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class RepVGGBlock(nn.Module):
 class RepVGG(nn.Module):
     """The backbone (section 3.1).
 
-    Every kernel is centred: cell (x, y) stands on pixel (8 x, 8 y), and no side needs padding to a multiple of 8.
+    Every kernel is centred: cell (x, y) is at pixel (8 x, 8 y), and no side needs padding to a multiple of 8.
     """
 
     def __init__(self, config: EfficientBackboneConfig) -> None:
@@ -85,10 +85,10 @@ class RepVGG(nn.Module):
 
 
 class AggregatedAttention(nn.Module):
-    """One layer: squares of cells attend to squares, and each cell takes in what those around it have found.
+    """One layer: squares of cells attend to squares, and each cell receives the messages of the squares around it.
 
-    Queries are learned sums over a square, keys and values are its maxima. In half precision the tokens stay in fp32;
-    what a layer adds to them is computed in half, but for the rotations.
+    Queries are learned sums over a square, keys and values are its maxima. In half precision the tokens stay in fp32. A
+    layer's update is computed in half, except for the rotations.
     """
 
     def __init__(self, channels: int, num_heads: int, window: int) -> None:
@@ -122,10 +122,10 @@ class AggregatedAttention(nn.Module):
         Args:
             x: (B, L, C) cells of a grid of (rows, columns), fp32.
             grid: of x.
-            source: (B, S, C) what is attended to. Either may be one for all pairs.
+            source: (B, S, C) attended cells. Either may be shared by all pairs.
             source_grid: of the source.
             mask, source_mask: (B, L) and (B, S) bool, false for cells that take no part; or None.
-            spacing: from one square to the next, as positions have it; None where they do not count, between images.
+            spacing: distance of squares in units of positions; None between images, where positions are not used.
 
         Returns:
             (B, L, C) in the dtype of x.
@@ -136,8 +136,8 @@ class AggregatedAttention(nn.Module):
         query, key, value = _of_one_batch(query, key, value)
         message = softmax_attention(query, key, value, attended, query.shape[3] ** -0.5)
         message = self.merge(message.transpose(1, 2).flatten(2))
-        # The first product of the perceptron, of the message: before it is spread over the cells, of which there are 16
-        # times as many. Both are linear.
+        # The first product of the perceptron for the message, before it is spread over the cells, 16 times as many.
+        # Both operations are linear.
         first, activation, last = self.mlp
         assert isinstance(first, nn.Linear)
         own, of_message = first.weight.chunk(2, dim=1)
@@ -146,11 +146,11 @@ class AggregatedAttention(nn.Module):
         return x + update
 
     def squares(self, grid: Grid) -> Grid:
-        """Rows and columns of squares over a grid of cells; the last ones may reach beyond it."""
+        """Rows and columns of squares over a grid of cells; the last ones may extend beyond it."""
         return -(-grid[0] // self.window), -(-grid[1] // self.window)
 
     def query(self, cells: Tensor, grid: Grid, mask: Tensor | None, spacing: float | None) -> Tensor:
-        """(B, heads, squares, D) of (B, L, C) cells. What is masked, or beyond the image, adds nothing."""
+        """(B, heads, squares, D) of (B, L, C) cells. Masked cells, and those beyond the image, add nothing."""
         if mask is not None:
             cells = cells * mask[..., None]
         rows, columns = self.squares(grid)
@@ -164,7 +164,7 @@ class AggregatedAttention(nn.Module):
     def keys_and_values(
         self, source: Tensor, grid: Grid, mask: Tensor | None, spacing: float | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (B, heads, squares, D), and which squares can be attended to, (B, 1, 1, squares) bool."""
+        """Keys and values (B, heads, squares, D), and which squares are available, (B, 1, 1, squares) bool."""
         cells = source.to(self.merge.weight.dtype)
         attended = None
         if mask is not None:
@@ -172,7 +172,7 @@ class AggregatedAttention(nn.Module):
         pooled = self._maxima(cells, grid)
         if mask is not None:
             attended = self.taking_part(mask, grid)
-            pooled = pooled * attended[..., None]  # else of masked cells alone
+            pooled = pooled * attended[..., None]  # otherwise of masked cells only
             # A softmax over nothing is not a number.
             attended = (attended | ~attended.any(dim=1, keepdim=True))[:, None, None]
         pooled = self.norm1(pooled)
@@ -188,7 +188,7 @@ class AggregatedAttention(nn.Module):
     def spread(self, squares: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
         """(B, squares, C) -> (B, cells, C), bilinearly between the squares that take part.
 
-        By two small products: torch's own interpolation would turn the maps in memory, there and back.
+        By two small products: torch's own interpolation would transpose the maps in memory, and back.
         """
         rows, columns = (bilinear(side, self.window, squares.device, squares.dtype) for side in grid)
         if mask is None:
@@ -198,9 +198,9 @@ class AggregatedAttention(nn.Module):
         return spread / share.clamp_min(LEAST_SHARE)
 
     def _maxima(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """(B, L, C) -> (B, squares, C), the largest of each channel; what is beyond the image does not count.
+        """(B, L, C) -> (B, squares, C), the maximum of each channel, ignoring cells beyond the image.
 
-        By two reductions along the cells as they are kept: torch's pooling takes thirty times as long.
+        By two reductions along the stored order of cells: torch's pooling takes thirty times as long.
         """
         rows, columns = self.squares(grid)
         cells = tokens.unflatten(1, grid)
@@ -216,7 +216,7 @@ class AggregatedAttention(nn.Module):
 
 
 class AggregatedTransformer(nn.Module):
-    """The stack of layers, split where a second image first comes in (section 3.2)."""
+    """The stack of layers, split before the first one that needs a second image (section 3.2)."""
 
     def __init__(self, channels: int, stride: int, config: AggregatedTransformerConfig) -> None:
         """Random weights.
@@ -235,7 +235,7 @@ class AggregatedTransformer(nn.Module):
         )
 
     def spacing(self, grid: Grid) -> float:
-        """From one square to the next, as positions within an image of so many (rows, columns) of cells have it."""
+        """Distance of squares in units of positions, for an image of (rows, columns) of cells."""
         return min(1.0, self._position_cells / max(grid))
 
     def encode(self, tokens: Tensor, grid: Grid, mask: Tensor | None = None) -> Tensor:
@@ -253,10 +253,10 @@ class AggregatedTransformer(nn.Module):
         mask0: Tensor | None = None,
         mask1: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The layers from the first cross layer on. Image 1 attends to what image 0 has become, as published.
+        """The layers from the first cross layer on. Image 1 attends to the updated image 0, as published.
 
         Args:
-            tokens0, tokens1: (B, L, C) and (B, S, C) fp32, as `encode` returns them; either may be one for all pairs.
+            tokens0, tokens1: (B, L, C) and (B, S, C) fp32, as `encode` returns them; either may be shared by all pairs.
             grid0, grid1: (rows, columns) of the cells.
             mask0, mask1: (B, L) and (B, S) bool, false for cells that take no part; or None.
 
@@ -275,10 +275,10 @@ class AggregatedTransformer(nn.Module):
 
 
 class FinePyramid(nn.Module):
-    """From transformed cells back up to features of pixels, by those of the backbone (section 3.4).
+    """The pyramid from transformed cells up to features of pixels, with those of the backbone (section 3.4).
 
-    They depend on both images of a pair, since the cells do. What is made is at 1/2 of the image: the last step, to
-    pixels, is left to the windows around matches.
+    Its features depend on both images of a pair, since the cells do. Its output is at 1/2 of the image: the last step,
+    to pixels, is done in the windows around matches.
     """
 
     def __init__(self, config: EfficientBackboneConfig) -> None:
@@ -296,14 +296,14 @@ class FinePyramid(nn.Module):
         Args:
             cells: (B, L, C) after the transformer, row-major, of the grid that `middle` is twice as fine as.
             middle, fine: of the backbone.
-            matched: (M,) int64 cells of a single image, whose windows alone are wanted, where that costs less; None for
+            matched: (M,) int64 cells of a single image; only their windows are computed, if that costs less. None for
                 the whole map.
 
         Returns:
             (B, Cf, ceil(H / 2), ceil(W / 2)), channels last.
         """
         height, width = middle.shape[2:]
-        # Divided as the authors do against overflow in fp16; the convolutions were trained with it.
+        # Divided as by the authors, against overflow in fp16; the convolutions were trained with it.
         grid = (-(-height // 2), -(-width // 2))
         maps = _as_map(cells / math.sqrt(cells.shape[2]), grid)
         up = _plus(self.layer2_outconv, middle, _fitting(twice(self.layer3_outconv(maps)), middle))
@@ -315,7 +315,7 @@ class FinePyramid(nn.Module):
         return _smoothed(self.layer1_outconv2, up) if made is None else made
 
     def fold_batch_norm(self) -> None:
-        """Put the batch norms into the convolutions before them."""
+        """Fold the batch norms into the convolutions before them."""
         for smoothing in (self.layer2_outconv2, self.layer1_outconv2):
             first, norm = smoothing[0], smoothing[1]
             if isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -332,23 +332,24 @@ def bilinear(side: int, window: int, device: torch.device, dtype: torch.dtype) -
 
 
 def _interpolated(squares: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, squares, C) -> (B, cells, C), by what `bilinear` gives for both axes."""
+    """(B, squares, C) -> (B, cells, C), with the weights of `bilinear` for both axes."""
     channels = squares.shape[2]
     tall = rows @ squares.unflatten(1, (rows.shape[1], columns.shape[1])).flatten(2)
     return (columns @ tall.unflatten(2, (columns.shape[1], channels))).flatten(1, 2)
 
 
 def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:
-    """(B, N, C) tokens of a grid, rotated by their places: pairs of channels in turn by the row and by the column.
+    """(B, N, C) tokens of a grid, rotated by their positions: pairs of channels alternately by the row and by the
+    column.
 
-    The rotation is an fp32 island. Frequencies fall along all channels, before these are split into heads: the first
-    head sees the smallest distances, the last the largest.
+    The rotation is an fp32 island. Frequencies decrease along all channels, before these are split into heads: the
+    first head sees the smallest distances, the last the largest.
     """
     cosine, sine = _rotations(grid, spacing, tokens.shape[2], tokens.device)
     pairs = tokens.float().unflatten(2, (-1, 2))
     first, second = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=3)
-    return turned.flatten(2).to(tokens.dtype)
+    rotated = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+    return rotated.flatten(2).to(tokens.dtype)
 
 
 @lru_cache(maxsize=16)
@@ -374,7 +375,7 @@ def _as_map(tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def _of_one_batch(*tensors: Tensor) -> list[Tensor]:
-    """Those that are one for all pairs repeated, without a copy."""
+    """Expand items shared by all pairs to the batch, without a copy."""
     batch = max(len(tensor) for tensor in tensors)
     return [tensor.expand(batch, *tensor.shape[1:]) for tensor in tensors]
 
@@ -398,13 +399,13 @@ def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def _wanted(cells: Tensor, grid: Grid, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-    """What of the maps at 1/4 and 1/2 the windows around (M,) cells are made of, (Hm, Wm) and (Hf, Wf) bool."""
+    """Places of the maps at 1/4 and 1/2 needed for the windows around (M,) cells, (Hm, Wm) and (Hf, Wf) bool."""
     taken = torch.zeros(1, 1, grid[0] * grid[1], device=cells.device)
     taken[..., cells] = 1
     height, width = fine.shape[2:]
     squares = functional.interpolate(taken.unflatten(2, grid), scale_factor=4.0)[..., :height, :width]
     of_fine = functional.max_pool2d(squares, 3, 1, padding=1)
-    # Two convolutions see two places further, and what is twice as large is made of a place and one next to it.
+    # Two convolutions extend the area by two places, and upsampling uses a place and one next to it.
     around = functional.max_pool2d(of_fine, 5, 1, padding=2)
     halved = functional.max_pool2d(around, 2, ceil_mode=True)[..., : middle.shape[2], : middle.shape[3]]
     of_middle = functional.max_pool2d(halved, 3, 1, padding=1)
@@ -412,7 +413,7 @@ def _wanted(cells: Tensor, grid: Grid, middle: Tensor, fine: Tensor) -> tuple[Te
 
 
 def _plus(conv: nn.Conv2d, x: Tensor, onto: Tensor) -> Tensor:
-    """conv(x) + onto, over `onto` where nothing else needs it."""
+    """conv(x) + onto, overwriting `onto` if it is not needed any more."""
     if isinstance(conv, OneDnnConv):
         return conv(x, onto=onto)
     return onto + conv(x)

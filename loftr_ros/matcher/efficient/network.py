@@ -1,7 +1,8 @@
 """EfficientLoFTR for streams: `encode` an image once, `match` it against many.
 
-An image's part is the backbone and the first self layer. A pair's part is what both images are needed for: the other
-layers, coarse matching, and the pyramid to the fine features, which rises from cells that have seen the other image.
+Encoding covers the backbone and the first self layer. Matching covers everything that needs both images: the other
+layers, coarse matching, and the pyramid to the fine features, which starts from cells that have attended to the other
+image.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from loftr_ros.matcher.streaming import StreamingNetwork
 
 
 class EfficientLoFTR(StreamingNetwork):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+    """The network. Build it by `checkpoints.files.load_network`, which also loads, folds and places it.
 
-    The keyframe is image 0 and its cells are landmarks, so its points must not move: see `EfficientFineConfig.anchor`.
+    The keyframe is image 0 and its cells are landmarks, so its points must be fixed: see `EfficientFineConfig.anchor`.
     """
 
     config: EfficientConfig
@@ -40,11 +41,11 @@ class EfficientLoFTR(StreamingNetwork):
         """Random weights.
 
         Raises:
-            ValueError: matches that do not stand on the cells' corners, around which the refinement's windows are.
+            ValueError: matches that are not at the cells' corners, around which the refinement's windows are.
         """
         super().__init__()
         if config.coarse.point != "corner":
-            raise ValueError(f"network '{config.name}': the refinement's windows stand on the cells' corners")
+            raise ValueError(f"network '{config.name}': the refinement's windows are at the cells' corners")
         self.config = config
         self.backbone = RepVGG(config.backbone)
         self.loftr_coarse = AggregatedTransformer(
@@ -58,7 +59,7 @@ class EfficientLoFTR(StreamingNetwork):
         return self.backbone.layer0.rbr_reparam.weight
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> EfficientLoFTR:
-        """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
+        """Prepare the loaded network for inference: batch norms folded, channels last, on its device."""
         self.eval().requires_grad_(False)
         self.fine_preprocess.fold_batch_norm()
         self.first_weight.div_(255)  # see `gray_levels`
@@ -75,13 +76,13 @@ class EfficientLoFTR(StreamingNetwork):
 
     @torch.inference_mode()
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Everything about one image that does not depend on another: backbone, first self layer.
+        """Encode one image, independent of any other: backbone, first self layer.
 
         Args:
             image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
-                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
-                ignored pixel at either end.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
+                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
+                either end.
 
         Raises:
             ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
@@ -96,7 +97,7 @@ class EfficientLoFTR(StreamingNetwork):
         return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, middle=made.middle)
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
-        """Nothing was put off."""
+        """Nothing to complete."""
         return features
 
     @torch.inference_mode()
@@ -166,9 +167,9 @@ class EfficientLoFTR(StreamingNetwork):
         for image, attended, cells in zip(features, tokens, (cell0, cell1), strict=True):
             assert image.middle is not None and image.fine is not None
             if not len(cells):
-                fine.append(image.fine)  # of which nothing is taken
+                fine.append(image.fine)  # not used
                 continue
-            # A GPU is faster with the whole map than with places that differ from frame to frame.
+            # A GPU is faster with the whole map than with places that change from frame to frame.
             matched = cells if cells.device.type == "cpu" else None
             fine.append(self.fine_preprocess(attended, image.middle, image.fine, matched))
         return refine(self.config.fine, fine[0], fine[1], cell0, cell1, (features[0].grid, features[1].grid))
@@ -183,7 +184,7 @@ class EfficientLoFTR(StreamingNetwork):
         tokens0: Tensor,
         tokens1: Tensor,
     ) -> Matches:
-        """The matches of one pair in pixels, on the CPU; those that touch an ignored pixel left out."""
+        """The matches of one pair in pixels, on the CPU, without those that touch an ignored pixel."""
         fine = self.refine((keyframe, current), (tokens0, tokens1), cell0, cell1)
         points0 = points_of_cells(self.config, cell0, keyframe.grid[1])
         points1 = points_of_cells(self.config, cell1, current.grid[1])
@@ -193,10 +194,11 @@ class EfficientLoFTR(StreamingNetwork):
 
 
 def placed(config: EfficientConfig, points0: Tensor, points1: Tensor, fine: Refined) -> tuple[Tensor, Tensor]:
-    """Cells' points (M, 2) of both images -> the matches'.
+    """Points (M, 2) of cells in both images -> points of the matches.
 
-    With the anchor "cell" image 0's stay, and image 1's move back by the half pixel along each axis that the pixel of
-    image 0 is off its cell's point: between two frames of a stream the scene turns and grows by little on that way.
+    With the anchor "cell" image 0's points are fixed. Image 1's move back by half a pixel along each axis, the offset
+    of image 0's pixel from its cell's point: over that distance, rotation and scale between two frames of a stream are
+    negligible.
     """
     if config.fine.anchor == "cell":
         return points0, points1 + fine.offset1 - fine.offset0
@@ -204,7 +206,7 @@ def placed(config: EfficientConfig, points0: Tensor, points1: Tensor, fine: Refi
 
 
 def _usable(keyframes: Sequence[ImageFeatures]) -> Tensor | None:
-    """(K, L) bool; None where all cells of all take part."""
+    """(K, L) bool; None if all cells of all keyframes take part."""
     if all(keyframe.usable is None for keyframe in keyframes):
         return None
     everything = torch.ones(keyframes[0].tokens.shape[:2], dtype=torch.bool, device=keyframes[0].tokens.device)

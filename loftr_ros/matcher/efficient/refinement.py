@@ -12,30 +12,30 @@ from loftr_ros.matcher.config import EfficientFineConfig
 
 Grid = tuple[int, int]
 
-# Side of a cell in pixels, which are what is compared; of its window in image 1, which has one more all around.
+# Side of a cell in pixels, which are compared; and of its window in image 1, which has one more on each side.
 CELL = 8
 WINDOW = CELL + 2
-# What a window is made of: features at 1/2 of the image, from one before the cell's first on.
+# Windows are computed from features at 1/2 of the image, starting one before the cell's first.
 _HALF_WINDOW, _FIRST_HALF, _HALF_CELL = 6, -1, 4
-# From a cell's point to the first pixel of its own window. The pyramid takes features to be at the centres of what they
-# are of, where the backbone has them at corners: its pixel q is at q - 3.5.
+# From a cell's point to the first pixel of its own window. The pyramid assumes features at the centres of their pixels,
+# while the backbone has them at corners: its pixel q is at q - 3.5.
 _FIRST = -(CELL - 1) / 2
-# Pixels of a cell that are nearest to its point, half a pixel to each side.
+# Pixels of a cell nearest to its point, half a pixel to each side.
 _MIDDLE = (27, 28, 35, 36)
 
-# Matches that are worked on at a time on a CPU, and what batches are filled up to a multiple of: as in `fine`.
+# Matches processed at a time on a CPU, and step to which batches are filled up: as in `fine`.
 TILE_MATCHES = 256
 _BATCH_STEP = 64
 
 
 class Refined(NamedTuple):
-    """Where matches are, by their cells' points.
+    """Positions of matches relative to their cells' points.
 
     Attributes:
         offset0, offset1: (M, 2) float32, (u, v) from the point of the cell in image 0 and 1, in pixels.
         std: (M,) float32, standard deviation of `offset1` along one axis, in pixels.
         heat: (M, WINDOW, WINDOW) float32, the first stage's softmax over the window in image 1, around its cell's
-            point, for the pixel of image 0 that was taken.
+            point, for the chosen pixel of image 0.
     """
 
     offset0: Tensor
@@ -72,7 +72,7 @@ def refine(
 def windows(fine: Tensor, cells: Tensor, grid: Grid) -> Tensor:
     """Features of a cell's pixels and those around it.
 
-    The map at 1/2 is made twice as large here, around matches only: as a whole it would be the largest tensor of all.
+    The map at 1/2 is upsampled here, around matches only: as a whole it would be the largest tensor of all.
 
     Args:
         fine: (1, C, Hf, Wf), channels last.
@@ -110,7 +110,7 @@ def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Re
     middle = torch.tensor(_MIDDLE, device=scores.device)
     if config.anchor == "cell":
         likeness = likeness[:, middle]
-    # The largest of all is the largest of its row and of its column: mutual nearest neighbours.
+    # The overall maximum is the maximum of its row and of its column: mutual nearest neighbours.
     best = likeness.flatten(1).argmax(dim=1)
     pixel0, pixel1 = best // CELL**2, best % CELL**2
     if config.anchor == "cell":
@@ -118,8 +118,9 @@ def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Re
     offset0, offset1 = (_place(pixel) for pixel in (pixel0, pixel1))
 
     wanted = _picked(pixels0[..., -second:], pixel0[:, None])
-    # As published, so that the weights' offsets mean what they were trained for: around the pixel before the first
-    # stage's along both axes, since the window in image 1 begins one earlier; what is before the window is its end.
+    # As published, so that the weights' offsets keep their meaning from training: around the pixel before the first
+    # stage's along both axes, since the window in image 1 begins one earlier. Indices before the window wrap to its
+    # end.
     reach = torch.arange(3, device=scores.device) - 1
     rows = (pixel1 // CELL)[:, None] + reach
     columns = (pixel1 % CELL)[:, None] + reach
@@ -145,7 +146,7 @@ def _place(pixel: Tensor) -> Tensor:
 
 
 def _std(heat: Tensor) -> Tensor:
-    """(M,) of heat maps. Not below that of a pixel: the first stage knows whole ones."""
+    """(M,) from heat maps. Not below that of a pixel: the first stage has whole-pixel resolution."""
     places = torch.arange(WINDOW, device=heat.device).float() - (WINDOW - 1) / 2
     variance = torch.zeros_like(heat[:, 0, 0])
     for dim in (1, 2):
@@ -155,7 +156,7 @@ def _std(heat: Tensor) -> Tensor:
 
 
 def _twice(places: Tensor, size: int) -> Tensor:
-    """What makes a window of pixels of one at 1/2, along one axis.
+    """Weights that upsample a window at 1/2 to pixels, along one axis.
 
     Args:
         places: (M, _HALF_WINDOW) int64 places at 1/2, which may be outside of the map.

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 EPSILON = 1e-6
-# Above any weight that real attention gives, below the end of fp16's range: where nothing may be attended to, a query
-# is divided by EPSILON, and infinity times the products' zero is not zero.
+# Above any weight of real attention, below the end of fp16's range. If nothing may be attended to, a query is divided
+# by EPSILON; infinity times the products' zero would not be zero.
 _LARGEST_QUERY = 6e4
 
 
 class Context(NamedTuple):
-    """All that linear attention keeps of a sequence of keys and values, however long it is.
+    """Summary of a sequence of keys and values for linear attention, of a size independent of its length.
 
     Attributes:
         products: (B, heads, D, D) fp32, the sum of key times value over the tokens, divided by their number.
@@ -28,24 +28,24 @@ class Context(NamedTuple):
 
 
 def feature_map(x: Tensor) -> Tensor:
-    """The kernel elu(x) + 1 that stands in the softmax's place."""
+    """The kernel elu(x) + 1 that replaces the softmax."""
     if x.dtype == torch.bfloat16 and not x.requires_grad:
-        # The same in half the time, and small values are not rounded as parts of 1.
+        # Equivalent in half the time, and small values are not rounded as parts of 1.
         return x.clamp_max(0).exp_().add_(functional.relu(x))
     return functional.elu(x).add_(1)
 
 
 def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Context:
-    """Reduce keys and values to what queries need of them.
+    """Reduce keys and values to the sums that queries need.
 
     Both sums are divided by the number of tokens: over 4800 tokens they would leave fp16's range. They are held in
-    fp32, and so is the denominator made of them: in fp16 it can be infinite, the message then zero, and nothing
-    says so.
+    fp32, and so is the denominator made of them: in fp16 it can be infinite, and the message then silently becomes
+    zero.
 
     Args:
         key, value: (B, S, C), the channels of a head side by side, keys before the feature map.
-        heads: how many there are.
-        mask: (B, S) bool, false where a token must not be attended to; None for all.
+        heads: number of heads.
+        mask: (B, S) bool, false for masked tokens; None for none.
     """
     key = feature_map(key)
     if mask is not None:
@@ -53,8 +53,8 @@ def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
     batch, tokens, channels = key.shape
     value = value / tokens
     if tokens > channels:
-        # All channels with all: of the blocks only those on the diagonal, of one head each, are of use. Still it takes
-        # less time than a product for each head, whose tokens would have to be brought together first.
+        # Multiply all channels with all, although only the diagonal blocks, of one head each, are used. It takes less
+        # time than a product per head, which needs a transposed copy of the tokens.
         blocks = (key.transpose(1, 2) @ value).view(batch, heads, channels // heads, heads, -1)
         products = blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).float()
     else:
@@ -65,14 +65,14 @@ def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
 
 
 def summarise_projected(key: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Context:
-    """`summarise` for one head as wide as all channels, of values that are still to be projected from their tokens.
+    """`summarise` for one head with all channels, of values that are not yet projected from their tokens.
 
-    A projection of the values is linear, so it can as well be applied to the sum: once, instead of to every token.
+    A projection of the values is linear, so it can be applied to the sum: once, instead of to every token.
 
     Args:
         key: (B, S, C), before the feature map.
-        tokens: (B, S, C), what the values are projected from.
-        mask: (B, S) bool, false where a token must not be attended to; None for all.
+        tokens: (B, S, C), input of the projection to values.
+        mask: (B, S) bool, false for masked tokens; None for none.
 
     Returns:
         Products of all channels of the keys with all of the tokens, (B, 1, C, C), and the keys, (B, 1, C).
@@ -81,12 +81,12 @@ def summarise_projected(key: Tensor, tokens: Tensor, mask: Tensor | None = None)
     if mask is not None:
         key = key * mask[..., None]
     count = key.shape[1]
-    if key.dtype == torch.float16:  # whose range the sum would leave
+    if key.dtype == torch.float16:  # the sum would exceed its range
         products = (key.transpose(1, 2) @ (tokens / count)).float()
     else:
         products = (key.transpose(1, 2) @ tokens).float() / count
     if key.dtype == torch.bfloat16 and not key.requires_grad:
-        # Sums of some at a time are made in fp32 and rounded at their ends: a sum to fp32 would copy all keys first.
+        # Partial sums in fp32, rounded at their ends: one sum to fp32 would copy all keys first.
         parts = key.split(64, dim=1)
         keys = torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0, dtype=torch.float32) / count
     else:
@@ -99,8 +99,8 @@ def project_values(context: Context, weight: Tensor, heads: int) -> Context:
 
     Args:
         context: (B, 1, C, C) and (B, 1, C).
-        weight: (C, C) of the projection, fp32, a row for each channel of the values.
-        heads: how many there are.
+        weight: (C, C) of the projection, fp32, one row per channel of the values.
+        heads: number of heads.
     """
     batch, _, channels, _ = context.products.shape
     by_head = context.products.view(batch, heads, -1, channels)
@@ -108,23 +108,24 @@ def project_values(context: Context, weight: Tensor, heads: int) -> Context:
 
 
 def normalise(query: Tensor, context: Context) -> Tensor:
-    """Queries after the feature map, divided by their sum over the keys: times `context.products` they are the message.
+    """Queries after the feature map, divided by their sum over the keys. Times `context.products` they give the
+    message.
 
     The denominator is an fp32 island.
 
     Args:
         query: (B, L, C), before the feature map, the channels of a head side by side.
-        context: of the sequence that is attended to, of B or 1 sequences.
+        context: of the attended sequence, of B or 1 sequences.
 
     Returns:
-        (B, L, C) in the query's dtype. Where nothing may be attended to, it is finite, and the products are zero.
+        (B, L, C) in the query's dtype. If all tokens are masked, it is finite, and the products are zero.
     """
     heads, channels = context.keys.shape[1:]
-    # One product with a block-diagonal matrix (heads * channels, heads) in place of one for each head.
+    # One product with a block-diagonal matrix (heads * channels, heads) instead of one per head.
     blocks = torch.eye(heads, device=query.device)[:, None, :] * context.keys[..., None]
     mapped = feature_map(query)
     if query.dtype == torch.bfloat16 and not query.requires_grad:
-        # It has the range of fp32, and what the denominator is rounded by is no more than what the message is.
+        # It has the range of fp32, and the denominator's rounding error is no larger than the message's.
         share = (mapped @ blocks.flatten(1, 2).to(query.dtype)).add_(EPSILON).reciprocal_()
         mapped.view(*query.shape[:2], heads, channels).mul_(share[..., None])
         return mapped
@@ -142,7 +143,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor
     Args:
         query: (B, heads, L, D).
         key, value: (B, heads, S, D).
-        key_mask: (B, S) bool, false where a token must not be attended to; None for all.
+        key_mask: (B, S) bool, false for masked tokens; None for none.
 
     Returns:
         (B, heads, L, D) in the dtype of `value`.
@@ -154,9 +155,9 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor
 
 
 def full_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Softmax attention; arguments and result as `linear_attention`. torch never holds its weights whole.
+    """Softmax attention; arguments and result as `linear_attention`. torch never stores its weights whole.
 
-    Where every key is masked, all count alike: no result is NaN.
+    If every key is masked, all have equal weight: no result is NaN.
     """
     mask = None
     if key_mask is not None:
@@ -167,16 +168,16 @@ def full_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor |
 
 
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Softmax attention by torch's fused kernel; in the export written out, with the softmax as an fp32 island.
+    """Softmax attention by torch's fused kernel; for the export written out, with the softmax as an fp32 island.
 
-    torch's exporter writes the fused kernel's scale in fp32, and with it a message that the half-precision layers after
-    it are not defined for.
+    torch's exporter writes the fused kernel's scale in fp32. The message would then be fp32 too, for which the
+    half-precision layers after it are not defined.
 
     Args:
         query: (B, heads, L, D).
         key, value: (B, heads, S, D).
-        mask: what is added to the products of queries and keys, or as bool, what takes part; broadcast to (B, heads, L,
-            S); None for all.
+        mask: added to the products of queries and keys, or as bool, true for tokens that take part; broadcast to (B,
+            heads, L, S); None for all.
         scale: of the products.
     """
     if not torch.onnx.is_in_onnx_export():

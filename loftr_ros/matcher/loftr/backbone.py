@@ -10,13 +10,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from loftr_ros.matcher.config import BackboneConfig
 from loftr_ros.matcher.convolutions import OneDnnConv
 
-# Of the largest temporary where a whole map of fine features is made, in bytes.
+# Size of the largest temporary when a whole map of fine features is computed, in bytes.
 BAND_BYTES = 64 << 20
 
-# Places that are smoothed at a time where only some are: their neighbourhoods are 7 MB in half precision.
+# Places smoothed at a time if only some are: their neighbourhoods are 7 MB in half precision.
 TILE_PLACES = 2048
 
-# What a place costs by gathering its neighbourhood, in what it costs as one of a whole map.
+# Cost of a gathered place, relative to one of a whole map.
 _GATHERING = 2.0
 
 
@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = _conv(outputs, outputs, 3)
         self.bn2: nn.Module = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        # The published networks shortcut with a convolution exactly where the resolution changes.
+        # The published networks have a convolution in the shortcut exactly where the resolution changes.
         self.downsample: nn.Module | None = None
         if stride != 1:
             self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Image to coarse features, and to fine features where the network has a fine stage.
+    """Computes coarse features, and fine features if the network has a fine stage.
 
     Module names are those of the published checkpoints.
     """
@@ -86,17 +86,17 @@ class Backbone(nn.Module):
             self.add_module(f"layer{i}_outconv2", smooth)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Coarse features, and what `smooth` makes the fine ones of.
+        """Coarse features, and the input of `smooth` for the fine ones.
 
-        A coarse cell (x, y) stands on pixel (stride x, stride y): every kernel is centred. So a side that is no
-        multiple of the stride needs no padding; its last cells still stand inside the image.
+        A coarse cell (x, y) is at pixel (stride x, stride y): every kernel is centred. So a side that is not a multiple
+        of the stride needs no padding; its last cells are still inside the image.
 
         Args:
             image: (B, 1, H, W) in [0, 1], any size of at least one coarse cell.
 
         Returns:
-            (B, C, ceil(H / stride), ceil(W / stride)) in fp32, and None or
-            (B, Cu, ceil(H / fine_stride), ceil(W / fine_stride)).
+            (B, C, ceil(H / stride), ceil(W / stride)) in fp32, and None or (B, Cu, ceil(H / fine_stride), ceil(W /
+            fine_stride)).
         """
         fused = isinstance(self.conv1, OneDnnConv)
         x = self.conv1(image, "relu") if fused else self.relu(self.bn1(self.conv1(image)))
@@ -104,13 +104,13 @@ class Backbone(nn.Module):
         for i in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{i}")(x)
             stages.append(x)
-        # In fp32 in every precision: it is a hundredth of the work, and all that follows rests on it.
+        # In fp32 in every precision: it is a hundredth of the work, and everything after it depends on it.
         coarse = functional.conv2d(x.float(), self.projection.weight.float())
         if self.fine_level is None:
             return coarse, None
         x = coarse.to(x.dtype)
         for i in range(self.num_stages - 1, self.fine_level - 1, -1):
-            stages.pop()  # nothing needs the stage above any more
+            stages.pop()  # the stage above is not needed any more
             if i < self.num_stages - 1:
                 x = _smoothed(self._smoothing(i + 1), x)
             lateral = self.get_submodule(f"layer{i}_outconv")
@@ -120,13 +120,13 @@ class Backbone(nn.Module):
 
     @property
     def projection(self) -> nn.Conv2d:
-        """The 1x1 convolution that the coarse features come out of."""
+        """The 1x1 convolution that outputs the coarse features."""
         projection = self.get_submodule(f"layer{self.num_stages}_outconv")
         assert isinstance(projection, nn.Conv2d)
         return projection
 
     def _smoothing(self, level: int) -> nn.Sequential:
-        """The two convolutions behind the sum of a level."""
+        """The two convolutions after the sum of a level."""
         smoothing = self.get_submodule(f"layer{level}_outconv2")
         assert isinstance(smoothing, nn.Sequential)
         return smoothing
@@ -134,8 +134,8 @@ class Backbone(nn.Module):
     def smooth(self, unsmoothed: Tensor) -> Tensor:
         """The fine features, (B, Cu, Hf, Wf) -> (B, Cf, Hf, Wf).
 
-        Of a single image, without gradients, it is done in bands of rows: what is between the two convolutions is the
-        largest map of all.
+        For a single image without gradients it works in bands of rows, because the map between the two convolutions is
+        the largest of all.
         """
         assert self.fine_level is not None
         smoothing = self._smoothing(self.fine_level)
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
         fine = unsmoothed.new_empty((1, height, width, second.out_channels)).permute(0, 3, 1, 2)
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            # Two more rows on each side, of which each convolution spoils one where the image goes on.
+            # Two more rows on each side; each convolution invalidates one of them inside the image.
             first_row, end = max(0, top - 2), min(bottom + 2, height)
             band = _smoothed(smoothing, unsmoothed[:, :, first_row:end])
             fine[:, :, top:bottom] = band[:, :, top - first_row : bottom - first_row]
@@ -162,13 +162,13 @@ class Backbone(nn.Module):
             wanted: (Hf, Wf) bool.
 
         Returns:
-            As `smooth`, but filled where it is wanted and nowhere else; None where the whole map costs less.
+            As `smooth`, but computed only at wanted places; None if the whole map costs less.
         """
         assert self.fine_level is not None
         return smoothed_places(self._smoothing(self.fine_level), unsmoothed, wanted)
 
     def fold_batch_norm(self) -> None:
-        """Put the batch norms into the convolutions before them: the same function, fewer passes over memory."""
+        """Fold the batch norms into the convolutions before them: the same function, fewer passes over memory."""
         for module in list(self.modules()):
             if isinstance(module, (Backbone, ResidualBlock)):
                 for name, norm_name in (("conv1", "bn1"), ("conv2", "bn2")):
@@ -189,13 +189,13 @@ def smoothed_places(
     """Two convolutions with an activation between them, at some places of a map only.
 
     Args:
-        smoothing: convolution, what was a batch norm, activation, convolution.
+        smoothing: convolution, former batch norm, activation, convolution.
         unsmoothed: (1, I, H, W), channels last in memory.
         wanted: (H, W) bool.
-        blank: whether the places that are not wanted are to be zero; else they are anything.
+        blank: whether other places must be zero; else they are undefined.
 
     Returns:
-        (1, O, H, W), channels last; None where the whole map costs less.
+        (1, O, H, W), channels last; None if the whole map costs less.
     """
     first, _, activation, second = smoothing.children()
     assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
@@ -234,7 +234,7 @@ def _convolved(conv: nn.Conv2d, rows: Tensor, row_of: Tensor, places: Tensor, si
     Args:
         conv: its weights are channels last in memory.
         rows: (R, I) features.
-        row_of: (H * W,) int64, which of them is a place's; all neighbours of `places` must have one.
+        row_of: (H * W,) int64, row of each place; all neighbours of `places` must have one.
         places: (P,) int64, row-major.
         size: (H, W).
 
@@ -255,7 +255,7 @@ def _convolved(conv: nn.Conv2d, rows: Tensor, row_of: Tensor, places: Tensor, si
 
 
 def _twice(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Twice as large, cut to the size of the finer map: at odd sizes that has one row or column less."""
+    """Upsample by two, cut to the size of the finer map: at odd sizes that has one row or column less."""
     twice = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=True)
     if twice.shape[2:] == fine.shape[2:]:
         return twice
@@ -263,5 +263,5 @@ def _twice(coarse: Tensor, fine: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, over x where no gradient needs it."""
+    """x + y, overwriting x if no gradient needs it."""
     return x + y if x.requires_grad else x.add_(y)

@@ -15,16 +15,16 @@ from loftr_ros.matcher.loftr.attention import EPSILON
 from loftr_ros.matcher.loftr.backbone import Backbone
 from loftr_ros.matcher.loftr.transformer import EncoderLayer, LocalFeatureTransformer
 
-# Matches that are worked on at a time.
+# Matches processed at a time.
 TILE_MATCHES = 128
 
-# The number of matches changes from frame to frame, and the libraries beneath keep what they prepared for each shape
-# that they have met, for ever: batches are filled up to a multiple of this, so that there are few.
+# Batches are filled up to a multiple of this, to limit the number of shapes: the number of matches changes from frame
+# to frame, and the libraries keep their preparations for each shape forever.
 _BATCH_STEP = 64
 
 
 class FineMatches(NamedTuple):
-    """Where in their windows the matches are.
+    """Positions of the matches in their windows.
 
     Attributes:
         offset: (M, 2) float32, (u, v) from the centre of the window in image 1, in fine cells.
@@ -36,7 +36,7 @@ class FineMatches(NamedTuple):
 
 
 class FinePreprocess(nn.Module):
-    """Puts the coarse features of a match beside its fine ones. Names are those of the published checkpoints."""
+    """Adds the coarse features of a match to its fine ones. Names are those of the published checkpoints."""
 
     def __init__(self, coarse_dim: int, fine_dim: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class FinePreprocess(nn.Module):
 
     def forward(self, windows: Tensor, tokens: Tensor) -> Tensor:
         """(M, WW, Cf) fine windows and their (M, C) coarse tokens -> (M, WW, Cf)."""
-        # The projection of the concatenation, the coarse half computed once for all places of a window.
+        # The projection of the concatenation, with the coarse half computed once for all places of a window.
         fine, coarse = self.merge_feat.weight.chunk(2, dim=1)
         context = nn.functional.linear(self.down_proj(tokens.to(coarse.dtype)), coarse, self.merge_feat.bias)
         return nn.functional.linear(windows, fine) + context[:, None]
@@ -76,7 +76,7 @@ def expectation(heat: Tensor) -> FineMatches:
 
 
 class FineTransformer(LocalFeatureTransformer):
-    """The fine stage's layers, on many short sequences: the windows of side 0 and those of side 1."""
+    """The fine stage's layers, on many short sequences: the windows of image 0 and those of image 1."""
 
     def __init__(self, channels: int, config: TransformerConfig) -> None:
         super().__init__(channels, config)
@@ -84,9 +84,9 @@ class FineTransformer(LocalFeatureTransformer):
 
 
 class _WindowLayer(EncoderLayer):
-    """A layer that, for inference, attends in few and small passes.
+    """A layer for inference with few and small passes.
 
-    Not in fp16, where the denominator must be held in fp32; half of another kind has fp32's range.
+    Not in fp16, where the denominator must be fp32; bf16 has fp32's range.
     """
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class _WindowLayer(EncoderLayer):
     def _attended(self, x: Tensor, source: Tensor) -> Tensor:
         """Linear attention of (M, L, C) to (M, S, C); the same shape.
 
-        The denominator comes out of the same products: values get one more channel, which is one everywhere.
+        The same products give the denominator: values get one more channel, which is one everywhere.
         """
         batch, length, channels = x.shape
         query, key = (self._by_window(_mapped(tokens)) for tokens in (self.q_proj(x), self.k_proj(source)))
@@ -119,7 +119,7 @@ class _WindowLayer(EncoderLayer):
 
 
 def _mapped(x: Tensor) -> Tensor:
-    """`feature_map`, elu(x) + 1, by operations that are vectorised in half precision too; over x."""
+    """`feature_map`, elu(x) + 1, by operations that are vectorised in half precision too; overwrites x."""
     linear = x + 1
     return torch.maximum(linear, x.clamp_(max=0).exp_(), out=linear)
 
@@ -127,13 +127,13 @@ def _mapped(x: Tensor) -> Tensor:
 class FineMatcher:
     """Runs the fine stage on the matches of one pair, window by window, never on a whole map.
 
-    Not a module: it borrows the network's, whose names are those of the published checkpoints.
+    It is not a module: it uses the network's modules, which have the names of the published checkpoints.
     """
 
     def __init__(
         self, config: FineConfig, ratio: int, backbone: Backbone, preprocess: FinePreprocess, loftr: nn.Module
     ) -> None:
-        """Borrow the parts.
+        """Create it.
 
         Args:
             config: of the stage.
@@ -146,10 +146,10 @@ class FineMatcher:
         self._backbone, self._preprocess, self._loftr = backbone, preprocess, loftr
 
     def smoothed(self, features: ImageFeatures, cells: Tensor) -> ImageFeatures:
-        """The same with fine features in the windows around cells, perhaps nowhere else.
+        """Complete fine features in the windows around cells, perhaps nowhere else.
 
-        Windows of neighbouring cells overlap, those of different pairs too: what they cover is smoothed once, or the
-        whole map where that costs less.
+        Windows of neighbouring cells overlap, also between pairs: their union is smoothed once, or the whole map if
+        that costs less.
 
         Args:
             features: of an image.
@@ -203,7 +203,7 @@ class FineMatcher:
         return windows if inside.all() else windows * inside[..., None]
 
     def _places(self, grid: tuple[int, int], cells: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Windows around cells of a map of (height, width): row-major places, and which are inside of the image.
+        """Windows around cells of a map of (height, width): row-major places, and whether they are inside of the image.
 
         Returns:
             (M, WW) int64, those outside moved to the nearest place inside, and (M, WW) bool.

@@ -23,7 +23,7 @@ from loftr_ros.matcher.streaming import StreamingNetwork
 
 
 class LoFTR(StreamingNetwork):
-    """The network. Build it by `checkpoint.load_network`, which also loads, folds and places it.
+    """The network. Build it by `checkpoints.files.load_network`, which also loads, folds and places it.
 
     Names of its parts are those of the published checkpoints.
     """
@@ -34,7 +34,7 @@ class LoFTR(StreamingNetwork):
         """Random weights.
 
         Raises:
-            ValueError: a fine stage on cells' centres, which are no fine cells.
+            ValueError: a fine stage on cells' centres, which are not fine cells.
         """
         super().__init__()
         self.config = config
@@ -45,7 +45,7 @@ class LoFTR(StreamingNetwork):
         self._fine: FineMatcher | None = None
         if config.fine is not None:
             if config.coarse.point != "corner":
-                raise ValueError(f"network '{config.name}': the fine stage's windows stand on the cells' corners")
+                raise ValueError(f"network '{config.name}': the fine stage's windows are at the cells' corners")
             fine_dim = config.backbone.fine_dim
             self.fine_preprocess = FinePreprocess(config.backbone.coarse_dim, fine_dim)
             self.loftr_fine = FineTransformer(fine_dim, config.fine.transformer)
@@ -59,7 +59,7 @@ class LoFTR(StreamingNetwork):
         return self.backbone.conv1.weight
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> LoFTR:
-        """Make the loaded network ready to infer: batch norms folded, channels last, on its device."""
+        """Prepare the loaded network for inference: batch norms folded, channels last, on its device."""
         self.eval().requires_grad_(False)
         self.backbone.fold_batch_norm()
         # See `gray_levels`.
@@ -74,13 +74,13 @@ class LoFTR(StreamingNetwork):
 
     @torch.inference_mode()
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Everything about one image that does not depend on another: backbone, position, first self layers.
+        """Encode one image, independent of any other: backbone, position, first self layers.
 
         Args:
             image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None
-                to use all. A cell with more ignored pixels than others takes no part at all, and no match has an
-                ignored pixel at either end.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
+                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
+                either end.
 
         Returns:
             The features, on the network's device.
@@ -99,7 +99,7 @@ class LoFTR(StreamingNetwork):
 
     @torch.inference_mode()
     def complete(self, features: ImageFeatures) -> ImageFeatures:
-        """Smooth the fine features as a whole, for an image that many others will be matched with."""
+        """Smooth the fine features as a whole, for an image that will be matched with many others."""
         if features.unsmoothed is None or features.fine is not None:
             return features
         return replace(features, fine=self.backbone.smooth(features.unsmoothed), unsmoothed=None)
@@ -108,7 +108,7 @@ class LoFTR(StreamingNetwork):
     def confidence(self, features0: ImageFeatures, features1: ImageFeatures) -> Tensor:
         """The whole confidence matrix of one pair, (L, S) fp32: for pictures and tests, not for streams.
 
-        Of optimal transport it is the plan without its dustbins.
+        For optimal transport it is the plan without its dustbins.
         """
         attended = features0.usable, features1.usable
         tokens0, tokens1 = self.loftr_coarse(features0.tokens.float(), features1.tokens.float(), *attended)
@@ -174,7 +174,7 @@ class LoFTR(StreamingNetwork):
         tokens0: Tensor,
         tokens1: Tensor,
     ) -> Matches:
-        """The matches of one pair, brought to sub-pixel and to the CPU; those that touch an ignored pixel left out."""
+        """The matches of one pair with sub-pixel points, on the CPU, without those that touch an ignored pixel."""
         points0 = points_of_cells(self.config, cell0, keyframe.grid[1])
         points1 = points_of_cells(self.config, cell1, current.grid[1])
         std = torch.full_like(confidence, torch.nan)

@@ -16,8 +16,8 @@ def position_encoding(channels: int, height: int, width: int, slip: bool) -> Ten
     Args:
         channels: C, a multiple of 4.
         height, width: the grid.
-        slip: reproduce the published code's slip, which divides -ln(10000) / C by 2 with rounding down, so
-            that every frequency is a power of 1 / e. Weights trained with it need it.
+        slip: reproduce the published code's slip, which divides -ln(10000) / C by 2 with rounding down, so that every
+            frequency is a power of 1 / e. Weights trained with the slip need it.
 
     Returns:
         (C, height, width) float32.

@@ -1,7 +1,7 @@
 """The local feature transformer: self and cross layers over two token sequences (paper, section 3.2).
 
-In half precision the tokens themselves stay in fp32, and what a layer adds to them is computed in half: rounded after
-each of eight layers, they would lose as much as in all the products together.
+In half precision the tokens themselves stay in fp32, and a layer's update is computed in half. Rounding the tokens
+after each of eight layers would lose as much as all the products together.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from loftr_ros.matcher.loftr.attention import (
     summarise_projected,
 )
 
-# Tokens of all pairs together that a layer works on at a time: what it makes of them stays in the processor's cache.
+# Tokens of all pairs that a layer processes at a time: its temporaries stay in the processor's cache.
 TILE_TOKENS = 2400
 
 
 class EncoderLayer(nn.Module):
-    """One attention layer: x asks, source answers. Module names are those of the published checkpoints."""
+    """One attention layer: x queries, source answers. Module names are those of the published checkpoints."""
 
     def __init__(self, channels: int, config: TransformerConfig) -> None:
         super().__init__()
@@ -48,15 +48,15 @@ class EncoderLayer(nn.Module):
         """Update x by a message from source, computed in the weights' precision.
 
         Args:
-            x: (B, L, C) tokens, fp32 or in that precision; one sequence for all where B is 1.
-            source: (B, S, C) tokens; one sequence for all where B is 1.
-            source_mask: (B, S) bool, false for what must not be attended to, one row for all where B is 1; or None.
+            x: (B, L, C) tokens, fp32 or in that precision; B = 1 shares one sequence.
+            source: (B, S, C) tokens; B = 1 shares one sequence.
+            source_mask: (B, S) bool, false for masked tokens; B = 1 shares one row; or None.
 
         Returns:
             (B, L, C) in the dtype of x.
         """
         if source_mask is not None and len(source_mask) != len(source):
-            batch = max(len(source), len(source_mask))  # tiles of the two are cut alike
+            batch = max(len(source), len(source_mask))  # both are cut into the same tiles
             source, source_mask = source.expand(batch, -1, -1), source_mask.expand(batch, -1)
         if self.attention == "linear" and x.shape[1] > x.shape[2]:
             return self._update(x, self._summarise(source, source_mask))
@@ -65,7 +65,7 @@ class EncoderLayer(nn.Module):
             for project, tokens in ((self.q_proj, x), (self.k_proj, source), (self.v_proj, source))
         )
         attend = linear_attention if self.attention == "linear" else full_attention
-        if len(x) != len(source):  # an export traces equal ones, and their number must stay free
+        if len(x) != len(source):  # the export traces equal ones, and their number must stay variable
             batch = max(len(x), len(source))
             x = x.expand(batch, -1, -1)
             query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
@@ -92,7 +92,7 @@ class EncoderLayer(nn.Module):
         """The layer for many more tokens than channels, tile by tile.
 
         The message of a head is its query times the context's products, and `merge` follows: the two matrices are
-        multiplied once, so that a token goes through one product of size C x C for both.
+        multiplied once, so a token needs one product of size C x C for both.
         """
         heads, channels = self.num_heads, x.shape[2]
         merge = self.merge.weight.float().view(channels, heads, -1).permute(1, 2, 0)
@@ -109,14 +109,14 @@ class EncoderLayer(nn.Module):
     def _updates(
         self, x: Tensor, context: Context, merged: Tensor
     ) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
-        """Tile by tile: where it belongs in the result, its tokens, and what to add to them."""
+        """Tile by tile: position in the result, tokens, and update."""
         channels = x.shape[2]
         plain = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()
         for sequences, tokens in _tiles(x):
             part = x[sequences, tokens]
             if plain:
                 own = part.to(merged.dtype)
-            else:  # written where they stand beside the message, instead of being put together later
+            else:  # written beside the message in place, instead of concatenating later
                 wide = part.new_empty(*part.shape[:2], 2 * channels, dtype=merged.dtype)
                 own = wide[..., :channels].copy_(part)
             query = self.q_proj(own)
@@ -141,9 +141,9 @@ class EncoderLayer(nn.Module):
 
 
 class LocalFeatureTransformer(nn.Module):
-    """The stack of layers, split where a second image first comes in.
+    """The stack of layers, split before the first one that needs a second image.
 
-    The layers before the first cross layer see one image only, so they belong to encoding: a streamed image
+    The layers before the first cross layer depend on one image only, so they belong to encoding: a streamed image
     passes through them once, however many keyframes it is matched with.
     """
 
@@ -165,9 +165,8 @@ class LocalFeatureTransformer(nn.Module):
         """The layers from the first cross layer on.
 
         Args:
-            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them; either may be one for all pairs.
-            mask0, mask1: (B, L) and (B, S) bool, false for what must not be attended to, either one for all pairs; or
-                None.
+            tokens0, tokens1: (B, L, C) and (B, S, C), as `encode` returns them; either may be shared by all pairs.
+            mask0, mask1: (B, L) and (B, S) bool, false for masked tokens, either shared by all pairs; or None.
 
         Returns:
             The two sequences, both for all pairs, in the weights' precision.
@@ -177,7 +176,7 @@ class LocalFeatureTransformer(nn.Module):
                 tokens0 = layer(tokens0, tokens0, mask0)
                 tokens1 = layer(tokens1, tokens1, mask1)
             else:
-                # In the published order: image 1 attends to what image 0 has become.
+                # In the published order: image 1 attends to the updated image 0.
                 tokens0 = layer(tokens0, tokens1, mask1)
                 tokens1 = layer(tokens1, tokens0, mask0)
         dtype = next(self.parameters()).dtype
@@ -187,7 +186,7 @@ class LocalFeatureTransformer(nn.Module):
 def _tiles(tokens: Tensor) -> list[tuple[slice, slice]]:
     """Blocks of (B, L, C) of at most TILE_TOKENS tokens: some whole sequences, or a part of one.
 
-    Each lies in memory as one piece, and they follow each other there.
+    Each is contiguous in memory, and they follow each other there.
     """
     batch, length, _ = tokens.shape
     if length > TILE_TOKENS:

@@ -1,9 +1,8 @@
 """Coarse matching by optimal transport with a dustbin, in bounded memory (paper, section 3.3, equation 1).
 
-Every cell of image 0 has one unit of mass to give, every cell of image 1 takes one; what finds no partner goes into a
-dustbin that takes, and one that gives, as much as there are cells on the other side. Sinkhorn's iterations find the
-entropy-regularised plan in the log domain: log P = S + u + v, with u and v chosen in turn so that rows and columns
-have their mass.
+Every cell of image 0 gives one unit of mass, every cell of image 1 takes one. Mass without a partner goes to a dustbin
+on either side, with the mass of all cells of the other side. Sinkhorn's iterations compute the entropy-regularised plan
+in the log domain: log P = S + u + v, with u and v updated alternately so that rows and columns have their mass.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def assignment_matrix(
 ) -> Tensor:
     """The whole plan, (B, L + 1, S + 1) in fp32, dustbins last: for training, pictures, tests and exports.
 
-    `optimal_transport` finds the same matches without ever holding it.
+    `optimal_transport` finds the same matches without storing it.
 
     Args:
         tokens0, tokens1: (B, L, C) and (B, S, C) features after the transformer.
@@ -85,7 +84,7 @@ def optimal_transport(
         threshold: least confidence of a match, at least LOWEST_THRESHOLD.
         allowed0, allowed1: (B, L) and (B, S) bool: cells that may match.
         attended0, attended1: (B, L) and (B, S) bool: cells that are not masked.
-        max_matches: most matches of a pair, the most confident ones; 0 for all.
+        max_matches: maximum number of matches of a pair, the most confident ones; 0 for all.
 
     Returns:
         The matches of all pairs.
@@ -116,7 +115,7 @@ def optimal_transport(
 
 
 class Plan:
-    """The plan of one pair, held by its two potentials; scores and potentials are in bits (see `coarse.BITS`)."""
+    """The plan of one pair, stored as its two potentials; scores and potentials are in bits (see `coarse.BITS`)."""
 
     def __init__(
         self, left: Tensor, right: Tensor, alpha: Tensor, attended0: Tensor | None, attended1: Tensor | None
@@ -127,7 +126,7 @@ class Plan:
         self.u_bin = self.v_bin = left.new_zeros(())
 
     def iterate(self) -> None:
-        """Give the rows their mass, then the columns."""
+        """Update the row potentials, then the column potentials."""
         column_lse = torch.full_like(self.v, -torch.inf)
         bin_column = self.alpha + self.v_bin
         for rows, tile in tiles_of(self.left, self.right, self.attended0, self.attended1):
@@ -136,8 +135,8 @@ class Plan:
             exponential = tile.sub_(row_max[:, None]).exp2_()
             u = -(row_max + (exponential.sum(dim=1) + torch.exp2(bin_column - row_max)).log2())
             self.u[rows] = u
-            # The columns' 2 ** (S + u) is the same exponential times 2 ** (row_max + u - v). What underflows is
-            # nothing beside the dustbin, which every column shares in.
+            # The columns' 2 ** (S + u) is the same exponential times 2 ** (row_max + u - v). Underflowed terms are
+            # negligible beside the dustbin, which is in every column.
             weight = row_max + u
             highest = weight.amax()
             tile_lse = highest + (torch.exp2(weight - highest) @ exponential).log2() - self.v
@@ -149,7 +148,9 @@ class Plan:
         self.v_bin = math.log2(len(self.left)) - _log_sum_exp2(bin_column_entries)
 
     def candidates(self, threshold: float) -> Candidates:
-        """Entries above the threshold whose row and column put less into the dustbin than into their best partner."""
+        """Entries above the threshold, of rows and columns that put less mass into the dustbin than into their best
+        partner.
+        """
         to_bin = torch.exp2(self.alpha + self.u + self.v_bin)
         from_bin = torch.exp2(self.alpha + self.u_bin + self.v)
         column_best = torch.zeros_like(self.v)

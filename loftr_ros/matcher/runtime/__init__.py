@@ -1,1 +1,1 @@
-"""What runs networks besides torch: ONNX export, onnxruntime, OpenVINO."""
+"""Runtimes besides torch: ONNX export, onnxruntime, OpenVINO."""

@@ -1,7 +1,7 @@
-"""The compact network as two graphs without a decision in Python: what `export` writes as ONNX.
+"""The compact network as two graphs without Python control flow, for the ONNX export.
 
-They share every layer with `Compact`. All regions go through the stage of the cells, those without a match with
-confidence 0, so that shapes are fixed up to the very matches.
+They share every layer with `Compact`. All regions pass the stage of the cells, those without a match with confidence 0,
+so that all shapes before the final matches are fixed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CompactEncodeGraph(nn.Module):
     """One image to its regions, fine features and cells."""
 
     def __init__(self, network: Compact, grid: Grid) -> None:
-        """Borrow the layers of a prepared network, for images of so many (rows, columns) of cells."""
+        """Use the layers of a prepared network, for images of (rows, columns) of cells."""
         super().__init__()
         self.backbone, self.transformer = network.backbone, network.transformer
         self.grid, self.dtype = grid, network.dtype
@@ -50,7 +50,7 @@ class CompactMatchGraph(nn.Module):
     """Two encoded images to their matches."""
 
     def __init__(self, network: Compact, grid: Grid) -> None:
-        """Borrow the layers of a prepared network, for images of so many (rows, columns) of cells."""
+        """Use the layers of a prepared network, for images of (rows, columns) of cells."""
         super().__init__()
         self.config, self.grid = network.config, grid
         self.transformer, self.cell_matcher, self.fine = network.transformer, network.cell_matcher, network.fine
@@ -74,7 +74,8 @@ class CompactMatchGraph(nn.Module):
         Args:
             tokens0, tokens1: (1, L / 4, C).
             usable0, usable1: (1, L) bool, false for cells that take no part.
-            allowed0, allowed1: (1, L) bool, false for cells that take part and yet must not match, as at the border.
+            allowed0, allowed1: (1, L) bool, false for cells that take part but must not match, such as those at the
+                border.
             fine0, fine1: (1, Hf, Wf, Cf).
             cells0, cells1: (1, rows, columns, Cc).
 
@@ -118,7 +119,7 @@ class CompactMatchGraph(nn.Module):
         limit = self.config.coarse.max_matches
         if not 0 < limit < self.grid[0] * self.grid[1]:
             return found
-        # As many more, which are none, are there to be left out again: so there are always enough to choose from.
+        # Pad with invalid candidates that are removed again: so there are always enough to choose from.
         nothing = torch.full((limit,), -1.0, device=found.value.device)
         value = torch.cat([found.value, nothing])
         chosen = value.topk(limit, sorted=False).indices.sort().values
@@ -126,7 +127,7 @@ class CompactMatchGraph(nn.Module):
         return Candidates(found.row[chosen], found.column[chosen], found.value[chosen])
 
     def _fine(self, fine0: Tensor, fine1: Tensor, cell0: Tensor, cell1: Tensor) -> FineMatch:
-        # One match more, which is left out again: runtimes differ in what they make of empty tensors.
+        # One additional match, removed again, because runtimes differ in the handling of empty tensors.
         one = torch.zeros(1, dtype=torch.int64, device=cell0.device)
         taken = torch.cat([torch.ones_like(cell0), one])
         cell0, cell1 = torch.cat([cell0, one]), torch.cat([cell1, one])

@@ -1,6 +1,6 @@
-"""EfficientLoFTR as two graphs without a decision in Python: what `export` writes as ONNX.
+"""EfficientLoFTR as two graphs without Python control flow, for the ONNX export.
 
-They share every layer with `EfficientLoFTR`. The pyramid is in the graph that matches, since it needs both images.
+They share every layer with `EfficientLoFTR`. The pyramid is in the matching graph, since it needs both images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EfficientEncodeGraph(nn.Module):
     """One image to its tokens and the backbone's finer maps."""
 
     def __init__(self, network: EfficientLoFTR, grid: Grid) -> None:
-        """Borrow the layers of a prepared network, for images of so many (rows, columns) of cells."""
+        """Use the layers of a prepared network, for images of (rows, columns) of cells."""
         super().__init__()
         self.backbone, self.loftr_coarse = network.backbone, network.loftr_coarse
         self.grid, self.dtype = grid, network.dtype
@@ -47,7 +47,7 @@ class EfficientMatchGraph(nn.Module):
     """Two encoded images to their matches."""
 
     def __init__(self, network: EfficientLoFTR, grid: Grid) -> None:
-        """Borrow the layers of a prepared network, for images of so many (rows, columns) of cells."""
+        """Use the layers of a prepared network, for images of (rows, columns) of cells."""
         super().__init__()
         self.config, self.grid = network.config, grid
         self.loftr_coarse, self.pyramid = network.loftr_coarse, network.fine_preprocess
@@ -71,7 +71,8 @@ class EfficientMatchGraph(nn.Module):
         Args:
             tokens0, tokens1: (1, L, C).
             usable0, usable1: (1, L) bool, false for cells that take no part.
-            allowed0, allowed1: (1, L) bool, false for cells that take part and yet must not match, as at the border.
+            allowed0, allowed1: (1, L) bool, false for cells that take part but must not match, such as those at the
+                border.
             fine0, fine1: (1, H / 2, W / 2, C).
             middle0, middle1: (1, H / 4, W / 4, C).
 
@@ -113,7 +114,7 @@ class EfficientMatchGraph(nn.Module):
         return mutual, column, confidence
 
     def _refined(self, fine0: Tensor, fine1: Tensor, cell0: Tensor, cell1: Tensor) -> Refined:
-        # One match more, which is left out again: runtimes differ in what they make of empty tensors.
+        # One additional match, removed again, because runtimes differ in the handling of empty tensors.
         one = torch.zeros(1, dtype=torch.int64, device=cell0.device)
         cell0, cell1 = torch.cat([cell0, one]), torch.cat([cell1, one])
         window0 = windows(fine0, cell0, self.grid)[:, 1:-1, 1:-1]

@@ -1,4 +1,4 @@
-"""Writes a network as ONNX: `encode.onnx`, `match.onnx`, and `model.json`, which says what they are."""
+"""Export of a network to ONNX: `encode.onnx`, `match.onnx`, and the description `model.json`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from loftr_ros.matcher.runtime.export_check import DisagreementError, check_expo
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
 from loftr_ros.matcher.runtime.loftr_graph import EncodeGraph, MatchGraph
 
-# 17 has LayerNorm whole. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
+# 17 introduced LayerNorm. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
 OPSETS = range(16, 21)
 DEFAULT_OPSET = 17
-# From which on there is a scatter that keeps the largest.
+# First one with a scatter that keeps the largest value.
 COMPACT_OPSET = 18
 
 _MATCH_OUTPUTS = ("cell0", "cell1", "points0", "points1", "confidence", "std")
@@ -46,19 +46,19 @@ def export_network(
 
     Args:
         network: prepared, in float32 or float16, on the CPU or a GPU.
-        folder: made if it is not there. What is written is checked first, and there whole or not at all: model.json
-            comes last. An export that was there before stays where this one fails.
+        folder: created if missing. The export is checked first and written atomically: model.json comes last. If it
+            fails, an earlier export stays.
         width, height: of the images, in pixels; at least one cell each.
-        weights: where the weights are from, for people.
-        opset: version of ONNX's operators; 0 for the least that the network needs, but for DEFAULT_OPSET.
+        weights: origin of the weights, for people.
+        opset: version of ONNX's operators; 0 for DEFAULT_OPSET, or the least that the network needs.
 
     Returns:
-        What model.json says.
+        The contents of model.json.
 
     Raises:
-        ExportError: the size, precision or opset is not to be had; torch cannot compute the precision here, or fails
-            at the export; the package onnx or onnxruntime is missing; the graphs are not valid, or do not find what the
-            network finds (see `check_export`); the folder cannot be written.
+        ExportError: the size, precision or opset is not supported; torch cannot compute the precision here, or fails at
+            the export; the package onnx or onnxruntime is missing; the graphs are invalid, or their results differ from
+            the network's (see `check_export`); the folder cannot be written.
     """
     cell = network.cell_size
     if min(width, height) < cell:
@@ -68,7 +68,7 @@ def export_network(
     least = COMPACT_OPSET if isinstance(network, Compact) else OPSETS[0]
     opset = opset or max(least, DEFAULT_OPSET)
     if not least <= opset <= OPSETS[-1]:
-        raise ExportError(f"opset {opset} is not written; expected {least} to {OPSETS[-1]}")
+        raise ExportError(f"opset {opset} is not supported; expected {least} to {OPSETS[-1]}")
     exported = Exported(
         config=network.config,
         width=width,
@@ -112,12 +112,12 @@ def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
     image = torch.rand(1, 1, exported.height, exported.width, device=device)
     usable = torch.ones(1, grid[0] * grid[1], dtype=torch.bool, device=device)
     outputs = list(exported.encoded)
-    try:  # also makes the constants that networks keep, before the exporter would take them for something computed
+    try:  # also creates the networks' cached constants, which the exporter would otherwise treat as computed
         features = dict(zip(outputs, encode(image, usable), strict=True))
     except RuntimeError as error:
         raise _not_exported(encode, error) from error
     _export(encode, (image, usable), _part(folder / ENCODE_FILE), ["image", "usable"], outputs, (), exported.opset)
-    # A tensor each: what is given twice would become one input.
+    # Separate tensors: the same one twice would become one input.
     inputs = {}
     for name in ("tokens", "usable", "allowed", *outputs[1:]):
         for i in (0, 1):
@@ -132,7 +132,7 @@ def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
 
 
 def _graphs(network: Network, grid: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
-    """What encodes and what matches, for images of so many (rows, columns) of cells."""
+    """The encoding and the matching graph, for images of (rows, columns) of cells."""
     if isinstance(network, LoFTR):
         return EncodeGraph(network, grid), MatchGraph(network, grid)
     if isinstance(network, EfficientLoFTR):
@@ -149,7 +149,7 @@ def _export(
     by_match: Sequence[str],
     opset: int,
 ) -> None:
-    """Write one graph; the outputs `by_match` have a row for each match, of which there are any number."""
+    """Write one graph; the outputs `by_match` have one row per match, in a variable number."""
     options: dict[str, Any] = {
         "input_names": list(inputs),
         "output_names": list(outputs),
@@ -162,7 +162,7 @@ def _export(
         options["dynamo"] = False
     try:
         with warnings.catch_warnings():
-            # That shapes become constants is what is wanted here; that this exporter is the older one is known.
+            # Shapes are meant to become constants, and the exporter is deliberately the older one.
             warnings.simplefilter("ignore")
             torch.onnx.export(graph.eval(), examples, str(path), **options)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -170,7 +170,7 @@ def _export(
 
 
 def _not_exported(graph: nn.Module, error: Exception) -> ExportError:
-    """What torch says, in a line, and what to do where half precision is the cause."""
+    """torch's error in a line, with advice if half precision is the cause."""
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     advice = ""
     if "Half" in first_line:

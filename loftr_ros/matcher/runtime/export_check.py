@@ -1,4 +1,4 @@
-"""Whether exported graphs are valid, open, and find what the network itself finds: before anyone relies on them."""
+"""Check that exported graphs are valid, load, and give the network's results, before they are used."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.runtime.exported import Exported
 from loftr_ros.matcher.runtime.onnx_backend import open_graphs
 
-# By precision: how far features may be off, as a part of their size; the part of the matches that both must find; and
-# how far the points of these may be apart, in pixels, of 9 matches in 10.
+# By precision: largest relative error of features; least part of matches found by both; and largest distance of their
+# points in pixels, for 9 matches in 10.
 _LIMITS = {"float32": (1e-3, 0.97, 0.05), "float16": (0.02, 0.9, 0.1)}
-# Matches that may differ anyway: one in a few is a coin that fell the other way.
+# Number of matches that may differ anyway, by chance.
 _FEW = 2
-# Sides of the patches that the test images are made of, in pixels, and how far they are apart.
+# Sides of the patches in the test images, in pixels, and their spacing.
 _PATCHES = (4, 9, 21, 50)
 _SHIFT = (3, 6)
 
 
 class DisagreementError(RuntimeError):
-    """Graphs that are not valid, or do not compute what the network does; the message says what is wrong."""
+    """Graphs that are invalid, or do not compute the network; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the graphs and the network have in common, on a pair of made images.
+    """Agreement of graphs and network on a pair of synthetic images.
 
     Attributes:
-        matches: of the network.
-        common: of these, what the graphs find too.
-        features: how far encoded features are off at most, as a part of their size.
+        matches: number found by the network.
+        common: number of these also found by the graphs.
+        features: largest relative error of encoded features.
         distance: pixels, within which the points of 9 common matches in 10 agree; 0 without any.
     """
 
@@ -49,15 +49,15 @@ class Agreement:
 
 
 def check_export(network: Network, exported: Exported, encode: Path, match: Path) -> Agreement:
-    """Hold graphs against the ONNX standard, onnxruntime, and the network that they were written of.
+    """Check graphs with the ONNX standard, onnxruntime, and the original network.
 
     Args:
-        network: that was exported.
-        exported: what the graphs are of.
+        network: the original.
+        exported: description of the graphs.
         encode, match: the graphs' files.
 
     Raises:
-        DisagreementError: a graph is not valid, is refused by onnxruntime, or finds something else.
+        DisagreementError: a graph is invalid, is refused by onnxruntime, or has other results.
     """
     import onnx
 
@@ -79,7 +79,7 @@ def check_export(network: Network, exported: Exported, encode: Path, match: Path
 
 
 def made_images(width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Two (H, W) uint8 images with detail at several scales, of which the second is the first moved by some pixels."""
+    """Two (H, W) uint8 images with detail at several scales; the second is the first shifted by some pixels."""
     generator = torch.Generator().manual_seed(0)
     size = height + _SHIFT[0], width + _SHIFT[1]
     image = torch.zeros(1, 1, *size)
@@ -105,7 +105,7 @@ def _agreement(network: Network, graphs: Matcher, exported: Exported) -> Agreeme
         for name in exported.encoded:
             one, other = getattr(expected, name), getattr(found, name)
             if one is None or one.shape != other.shape:
-                continue  # made later, where they are needed
+                continue  # computed later, if needed
             one, other = one.float().cpu(), other.float().cpu()
             apart = float((one - other).norm() / one.norm().clamp_min(1e-9))
             if not apart <= off:
@@ -133,7 +133,7 @@ def _agreement(network: Network, graphs: Matcher, exported: Exported) -> Agreeme
 
 
 def _common(one: Matches, other: Matches) -> tuple[int, float]:
-    """Matches of the same cells of image 0, and pixels within which 9 in 10 of their points are together."""
+    """Number of matches of the same cells of image 0, and distance in pixels that 9 in 10 of their points keep."""
     here, there = torch.isin(one.cell, other.cell), torch.isin(other.cell, one.cell)
     apart = (one.points1[here].float() - other.points1[there].float()).norm(dim=1)
     return int(here.sum()), float(apart.quantile(0.9)) if len(apart) else 0.0
@@ -147,7 +147,7 @@ def _mask(exported: Exported) -> Tensor:
 
 
 def _name(path: Path) -> str:
-    """The graph's name, whatever its file is called before it is known to be good."""
+    """The graph's name, independent of its temporary file name."""
     return "encode.onnx" if "encode" in path.name else "match.onnx"
 
 

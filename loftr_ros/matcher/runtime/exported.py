@@ -1,4 +1,4 @@
-"""What `loftr_ros export` writes beside its graphs: model.json, which says what they are. Imports no torch."""
+"""model.json, the description that `loftr_ros export` writes beside its graphs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Exported:
 
     Attributes:
         config: the network; its coarse threshold and max_matches are those in the graphs.
-        width, height: of the images that it takes, in pixels.
+        width, height: of its images, in pixels.
         precision: of its features, `float32` or `float16`.
         opset: of ONNX's operators.
-        weights: where the weights are from, for people.
+        weights: origin of the weights, for people.
         loftr_ros_version, torch_version: that wrote it.
-        fingerprint: the network's, see `Matcher.fingerprint`; empty in files from before there was one.
+        fingerprint: the network's, see `Matcher.fingerprint`; empty in older files.
     """
 
     config: NetworkConfig
@@ -44,14 +44,14 @@ class Exported:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of cells, those that fill up the last regions included."""
+        """(rows, columns) of cells, including those that complete the last regions."""
         stride = self.config.coarse_stride
         cells = stride // self.config.backbone.stride
         return -(-self.height // stride) * cells, -(-self.width // stride) * cells
 
     @property
     def encoded(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what `encode` gives; maps have their channels last."""
+        """Names and shapes of the outputs of `encode`; maps have their channels last."""
         config, (rows, columns) = self.config, self.grid
         if isinstance(config, CompactConfig):
             side = config.backbone.stride // _COMPACT_FINE_STRIDE
@@ -76,7 +76,7 @@ class Exported:
 
     @property
     def command(self) -> str:
-        """What exports the like of it, but for the weights."""
+        """The command that repeats the export, without the weights."""
         return f"loftr_ros export --network {self.config.name} --width {self.width} --height {self.height}"
 
 
@@ -106,7 +106,7 @@ def read_model(folder: Path) -> Exported:
     """
     again = "export again: loftr_ros export --output FOLDER"
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is no folder; this backend takes the folder that `loftr_ros export` wrote")
+        raise WeightsError(f"{folder} is not a folder; this backend needs the folder written by `loftr_ros export`")
     missing = [name for name in (MODEL_FILE, ENCODE_FILE, MATCH_FILE) if not (folder / name).is_file()]
     if missing:
         raise WeightsError(f"{folder} lacks {', '.join(missing)}; {again}")
@@ -126,7 +126,7 @@ def read_model(folder: Path) -> Exported:
     try:
         network = content["network"]
         metadata = {"format_version": network["config_version"], "config": json.dumps(network["config"])}
-        if "family" in network:  # files from before there were two say nothing
+        if "family" in network:  # older files, from when there was only one kind, have no entry
             metadata["family"] = network["family"]
         config = config_from_metadata(metadata)
         return Exported(

@@ -1,4 +1,4 @@
-"""An exported network behind the same contract as `LoFTR`, whatever runs its graphs."""
+"""An exported network with the `Matcher` interface, for any runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ADJUSTABLE = ("threshold", "border", "max_matches")
 
 
 class Session(Protocol):
-    """A graph that a runtime has opened. Several threads may run it at a time."""
+    """A graph opened by a runtime. Several threads may run it at the same time."""
 
     @property
     def path(self) -> Path:
@@ -35,23 +35,23 @@ class Session(Protocol):
     def run(
         self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None, names: Sequence[str] = ()
     ) -> list[Any]:
-        """Compute into the given `outputs`, or else what `names` says, of any shape, as numpy arrays on the CPU.
+        """Compute into the given `outputs`; other results, listed in `names`, are returned as numpy arrays on the CPU.
 
         Inputs that the graph does not have are left out.
         """
 
 
 def read_adjusted(folder: Path, coarse: Mapping[str, Any] | None) -> Exported:
-    """What model.json says, with replacements that can be made after the export.
+    """Read model.json, with replacements of settings that are possible after the export.
 
     Args:
-        folder: that `loftr_ros export` wrote.
-        coarse: replacements of `CoarseMatchingConfig`'s threshold and max_matches, which can only let fewer matches
-            pass than were exported, and border.
+        folder: written by `loftr_ros export`.
+        coarse: replacements of `CoarseMatchingConfig`'s threshold and max_matches, which can only be stricter than
+            exported, and border.
 
     Raises:
-        WeightsError: a file is missing, damaged or of another version; `coarse` asks for what is not in the graph.
-        ValueError: `coarse` names anything else.
+        WeightsError: a file is missing, damaged or of another version; `coarse` asks for more than the graph has.
+        ValueError: `coarse` has another field.
     """
     exported = read_model(folder)
     adjusted = replace(exported.config, coarse=_replaced(exported.config.coarse, coarse or {}, exported))
@@ -59,18 +59,18 @@ def read_adjusted(folder: Path, coarse: Mapping[str, Any] | None) -> Exported:
 
 
 class ExportedMatcher:
-    """An exported network: keeps the `Matcher` protocol for images of the exported size."""
+    """An exported network with the `Matcher` interface, for images of the exported size."""
 
     def __init__(self, exported: Exported, encode: Session, match: Session, device: torch.device, backend: str) -> None:
-        """Put opened graphs together.
+        """Combine opened graphs.
 
         Args:
-            exported: what they are of.
+            exported: their description.
             encode, match: on `device`, where the features then are.
-            backend: whose sessions they are.
+            backend: the sessions' backend.
 
         Raises:
-            WeightsError: they are not those that `exported` is of.
+            WeightsError: they do not fit `exported`.
         """
         for session, name, expected in (
             (encode, "image", [1, 1, exported.height, exported.width]),
@@ -90,7 +90,7 @@ class ExportedMatcher:
 
     @property
     def fingerprint(self) -> str:
-        """See `Matcher.fingerprint`; empty where the export does not say."""
+        """See `Matcher.fingerprint`; empty if the export has none."""
         return self._exported.fingerprint
 
     @property
@@ -105,27 +105,27 @@ class ExportedMatcher:
 
     @property
     def cell_offset(self) -> float:
-        """From a cell's top-left pixel to its point, by the convention that the weights were trained with."""
+        """From a cell's top-left pixel to its point, by the convention of the weights' training."""
         return cell_offset(self.config)
 
     @property
     def fixed_size(self) -> tuple[int, int]:
-        """(width, height) that the network was exported for."""
+        """(width, height) of the exported network's images."""
         return self._exported.width, self._exported.height
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
+        """Device of the features."""
         return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the features are kept in."""
+        """Dtype of the features."""
         return self._dtype
 
     @torch.inference_mode()
     def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """As `LoFTR.encode`, of images of the exported size; the fine features come complete.
+        """As `LoFTR.encode`, of images of the exported size; the fine features are complete.
 
         Raises:
             ValueError: the image is not (H, W) or of another size than exported; the mask is not of its size.
@@ -161,7 +161,7 @@ class ExportedMatcher:
         )
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
-        """Nothing was put off."""
+        """Nothing to complete."""
         return features
 
     @torch.inference_mode()
@@ -189,14 +189,14 @@ class ExportedMatcher:
         for i, features in enumerate((keyframe, current)):
             for name in self._exported.encoded:
                 tensor = getattr(features, name)
-                # The graph has channels last in shape, as they are in memory: no copy.
+                # The graph has the shape with channels last, as in memory: no copy.
                 inputs[f"{name}{i}"] = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
         names = ("cell0", "points0", "points1", "confidence", "std")
         found = Matches(*(torch.from_numpy(array) for array in self._match.run(inputs, names=names)))
         return without_ignored(self._restricted(found), keyframe, current)
 
     def _restricted(self, matches: Matches) -> Matches:
-        """What passes a threshold and cap that are stricter than the graph's."""
+        """Apply a threshold and limit stricter than the graph's."""
         limit = self.config.coarse.max_matches
         keep = (matches.confidence > self.config.coarse.threshold).nonzero()[:, 0]
         if 0 < limit < len(keep):
@@ -210,7 +210,7 @@ class ExportedMatcher:
         return self._all_cells if cells is None else cells
 
     def _in_grid(self, cells: Tensor | None) -> Tensor | None:
-        """(1, L) bool cells of the image as those of the grid, where cells that fill it up take no part."""
+        """(1, L) bool cells of the image extended to the grid, where additional cells take no part."""
         if cells is None:
             return None
         (rows, columns), cell = self._exported.grid, self.cell_size
@@ -220,7 +220,7 @@ class ExportedMatcher:
 
 
 def _replaced(coarse: CoarseMatchingConfig, wanted: Mapping[str, Any], exported: Exported) -> CoarseMatchingConfig:
-    """Coarse matching with replacements that can be made after the export."""
+    """Coarse matching with replacements that are possible after the export."""
     unknown = [name for name in wanted if name not in _ADJUSTABLE]
     if unknown:
         raise ValueError(f"coarse matching: {', '.join(unknown)} cannot be replaced; only {', '.join(_ADJUSTABLE)} can")
@@ -228,7 +228,7 @@ def _replaced(coarse: CoarseMatchingConfig, wanted: Mapping[str, Any], exported:
     if replaced.threshold < coarse.threshold:
         raise WeightsError(
             f"threshold {replaced.threshold:g} is below {coarse.threshold:g}, with which the network was exported: "
-            f"what is less confident is not in its output. Export again: {exported.command} --threshold "
+            f"less confident matches are not in its output. Export again: {exported.command} --threshold "
             f"{replaced.threshold:g}"
         )
     if coarse.max_matches and not 0 < replaced.max_matches <= coarse.max_matches:

@@ -1,7 +1,7 @@
-"""The network as two graphs without a decision in Python: what `export` writes as ONNX.
+"""The network as two graphs without Python control flow, for the ONNX export.
 
-They share every layer with `LoFTR`. What differs is written here: coarse matching and the gathering of windows, which
-there look at the data to save work. Shapes are fixed but for the number of matches.
+They share every layer with `LoFTR`. Only coarse matching and the gathering of windows are written again, because there
+they depend on the data to save work. All shapes are fixed except the number of matches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EncodeGraph(nn.Module):
     """One image to its tokens and its whole map of fine features."""
 
     def __init__(self, network: LoFTR, grid: tuple[int, int]) -> None:
-        """Borrow the layers of a prepared network, for images of so many (rows, columns) of cells."""
+        """Use the layers of a prepared network, for images of (rows, columns) of cells."""
         super().__init__()
         self.backbone, self.loftr_coarse = network.backbone, network.loftr_coarse
         config = network.config
@@ -57,7 +57,7 @@ class MatchGraph(nn.Module):
     """Two encoded images to their matches."""
 
     def __init__(self, network: LoFTR, grid: tuple[int, int]) -> None:
-        """Borrow the layers of a prepared network, for images of so many (rows, columns) of cells."""
+        """Use the layers of a prepared network, for images of (rows, columns) of cells."""
         super().__init__()
         self.config, self.grid = network.config, grid
         self.loftr_coarse = network.loftr_coarse
@@ -87,7 +87,8 @@ class MatchGraph(nn.Module):
         Args:
             tokens0, tokens1: (1, L, C).
             usable0, usable1: (1, L) bool, false for cells that take no part.
-            allowed0, allowed1: (1, L) bool, false for cells that take part and yet must not match, as at the border.
+            allowed0, allowed1: (1, L) bool, false for cells that take part but must not match, such as those at the
+                border.
             fine0, fine1: (1, Hf, Wf, Cf), with a fine stage.
 
         Returns:
@@ -131,13 +132,13 @@ class MatchGraph(nn.Module):
 
 
 class DualSoftmax(nn.Module):
-    """Log-confidence by equation 2: twice the score, less the log-sum-exps of its row and of its column."""
+    """Log-confidence by equation 2: twice the score, minus the log-sum-exps of its row and of its column."""
 
     def forward(self, left: Tensor, right: Tensor, tiles: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
         """Two passes over tiles of the scores `left @ right`: the sums, then the best entries.
 
         Returns:
-            (L,) the rows' best log-confidence, (L,) where it is, (S,) the columns' best log-confidence.
+            (L,) the rows' best log-confidence, (L,) its column, (S,) the columns' best log-confidence.
         """
         row_lse, column_lse = [], []
         for rows in tiles:
@@ -151,8 +152,8 @@ class DualSoftmax(nn.Module):
 class _OptimalTransport(nn.Module):
     """Log of the transport plan by Sinkhorn's iterations (equation 1), with a dustbin on either side.
 
-    An iteration is one pass over tiles of the scores, and two follow: one finds the cells that rather go into the
-    dustbin, the other the best entries among the others.
+    An iteration is one pass over tiles of the scores, and two follow: one finds the cells that prefer the dustbin, the
+    other the best entries among the rest.
     """
 
     def __init__(self, bin_score: Tensor, iterations: int) -> None:
@@ -196,7 +197,7 @@ class _FineStage(nn.Module):
         self, cell0: Tensor, cell1: Tensor, tokens0: Tensor, tokens1: Tensor, fine0: Tensor, fine1: Tensor
     ) -> FineMatches:
         """As `FineMatcher`, on fine features with their channels last in shape."""
-        # One match more, which is left out again: runtimes differ in what they make of empty tensors.
+        # One additional match, removed again, because runtimes differ in the handling of empty tensors.
         one = torch.zeros(1, dtype=torch.int64, device=cell0.device)
         cell0, cell1 = torch.cat([cell0, one]), torch.cat([cell1, one])
         places = self.columns, self.ratio, -(self.window // 2), self.window
@@ -212,7 +213,7 @@ def windows(fine: Tensor, cells: Tensor, columns: int, ratio: int, first: int, s
 
     Args:
         fine: (1, Hf, Wf, Cf).
-        cells: (M,), of a grid so many `columns` wide.
+        cells: (M,), of a grid with `columns` columns.
         ratio: fine features along a cell.
         first: from a cell's top-left fine feature to the window's, along both axes.
         side: of the windows.
@@ -242,8 +243,8 @@ def mutual_best(
         threshold: least confidence.
 
     Returns:
-        (L,) bool, whether a row's best entry is above the threshold and its column's best too; (L,) int64 where it
-        is; (L,) float32, its confidence.
+        (L,) bool, whether a row's best entry is above the threshold and its column's best too; (L,) int64, its column;
+        (L,) float32, its confidence.
     """
     left, right = with_masks(left, right, usable0, usable1)
     best, column, column_best = matching(left, right.t(), tiles_of_rows(len(left), len(right)))
@@ -253,7 +254,7 @@ def mutual_best(
 
 
 def with_masks(left: Tensor, right: Tensor, usable0: Tensor, usable1: Tensor) -> tuple[Tensor, Tensor]:
-    """(L, C) and (S, C) features with two more channels, by which what is masked has a score far below any other.
+    """(L, C) and (S, C) features with two more channels, which give masked tokens a score far below any other.
 
     So no pass over the scores is needed for it.
     """
@@ -274,8 +275,8 @@ def best_entries(
     """The largest entries of left @ right + of_rows[:, None] + of_columns, in tiles of rows.
 
     Returns:
-        (L,) the largest of each row, (L,) int64 where it is, (S,) the largest of each column: of the very same
-        values, so that mutual best entries can be told by equality.
+        (L,) the largest of each row, (L,) int64 its column, (S,) the largest of each column. Both are from the same
+        values, so equality identifies mutual best entries.
     """
     values, where, columns = [], [], []
     for rows in tiles:
@@ -288,7 +289,7 @@ def best_entries(
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
-    """log(sum(exp(x))), in steps of its own: not every runtime's operator for the whole is safe from overflow."""
+    """log(sum(exp(x))), in separate steps: some runtimes' combined operator can overflow."""
     largest = x.amax(dim=dim, keepdim=True)
     return (largest + (x - largest).exp().sum(dim=dim, keepdim=True).log()).squeeze(dim)
 

@@ -16,7 +16,7 @@ from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, Exported
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher, read_adjusted
 
 CPU = torch.device("cpu")
-# These compute on a GPU whose memory torch and onnxruntime can share.
+# These use a GPU whose memory torch and onnxruntime can share.
 _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _NUMPY_TYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
@@ -32,21 +32,21 @@ def load_onnx(
     threads: int = 0,
     coarse: Mapping[str, Any] | None = None,
 ) -> ExportedMatcher:
-    """Open what `loftr_ros export` wrote.
+    """Open a network exported by `loftr_ros export`.
 
     Args:
         path: the folder.
-        providers: execution providers of onnxruntime, the preferred first; what one does not know goes to the next,
-            and at last to the CPU's.
+        providers: execution providers of onnxruntime, the preferred first; operators that one does not support go to
+            the next, and finally to the CPU's.
         device: the GPU of CUDA's and TensorRT's providers, where the features then stay too; with `cpu` they come back
             to the CPU after each call. Other providers ignore it.
         threads: of the CPU's provider; 0 for as many as there are cores.
         coarse: as of `read_adjusted`.
 
     Raises:
-        WeightsError: a file is missing, damaged or of another version; `coarse` asks for what is not in the graph.
+        WeightsError: a file is missing, damaged or of another version; `coarse` asks for more than the graph has.
         DeviceError: onnxruntime is not installed; a provider is not available or does not start.
-        ValueError: `coarse` names anything else.
+        ValueError: `coarse` has another field.
     """
     exported = read_adjusted(path, coarse)
     return open_graphs(exported, path / ENCODE_FILE, path / MATCH_FILE, providers, device, threads)
@@ -63,7 +63,7 @@ def open_graphs(
     """Open two graphs.
 
     Args:
-        exported: what they are of.
+        exported: their description.
         encode, match: their files.
         providers, device, threads: as of `load_onnx`.
 
@@ -80,9 +80,9 @@ def open_graphs(
 
 
 class _Session:
-    """A graph that works on torch's memory: what goes in and what has a known shape is not copied.
+    """A graph that uses torch's memory: inputs, and outputs of known shapes, are not copied.
 
-    Several threads may run it at a time.
+    Several threads may run it at the same time.
     """
 
     def __init__(
@@ -107,16 +107,16 @@ class _Session:
                 f"{', '.join(available)}"
             )
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; what else it says is for people who write graphs
+        options.log_severity_level = 3  # errors only; other messages are for authors of graphs
         options.intra_op_num_threads = threads
-        # Threads that wait for work in a loop would take the cores from torch's, and from the other graph's.
+        # Threads that spin while waiting would take the cores from torch's, and from the other graph's.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its own kinds of error have no common base but this
+        except Exception as error:  # the only common base of its own errors
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WeightsError(f"{path} cannot be opened by onnxruntime: {first_line}; export it again") from error
-        # A provider whose libraries are missing is left out without an error.
+        # A provider with missing libraries is omitted without an error.
         absent = [name for name, _ in providers if name not in self._session.get_providers()]
         if absent:
             raise DeviceError(
@@ -130,9 +130,11 @@ class _Session:
     def run(
         self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None, names: Sequence[str] = ()
     ) -> list[Any]:
-        """Compute into the given `outputs`, or else what `names` says, of any shape, as numpy arrays on the CPU."""
+        """Compute into the given `outputs`; other results, listed in `names`, are returned as numpy arrays on the
+        CPU.
+        """
         binding = self._session.io_binding()
-        # Held until it has run: onnxruntime is given addresses only.
+        # Kept alive until it has run: onnxruntime receives addresses only.
         held = {name: tensor.contiguous() for name, tensor in inputs.items() if name in self.inputs}
         for name, tensor in held.items():
             binding.bind_input(name, *_memory(tensor))
@@ -141,7 +143,7 @@ class _Session:
         for name in names:
             binding.bind_output(name, "cpu")
         on_gpu = self._device.type == "cuda"
-        if on_gpu:  # what torch was told to compute is there before onnxruntime reads it
+        if on_gpu:  # wait for torch's kernels before onnxruntime reads their results
             torch.cuda.current_stream(self._device).synchronize()
         self._session.run_with_iobinding(binding)
         if on_gpu:
@@ -150,6 +152,6 @@ class _Session:
 
 
 def _memory(tensor: Tensor) -> tuple[str, int, Any, list[int], int]:
-    """Where a tensor is and what, as onnxruntime's binding takes it."""
+    """Address and layout of a tensor for onnxruntime's binding."""
     device = tensor.device
     return device.type, device.index or 0, _NUMPY_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr()

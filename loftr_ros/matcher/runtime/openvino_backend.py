@@ -20,18 +20,18 @@ _CPU = torch.device("cpu")
 def load_openvino(
     path: Path, precision: torch.dtype, threads: int = 0, coarse: Mapping[str, Any] | None = None
 ) -> ExportedMatcher:
-    """Open what `loftr_ros export` wrote.
+    """Open a network exported by `loftr_ros export`.
 
     Args:
         path: the folder.
-        precision: that images are encoded in. Matches are made in fp32, which their scores need.
+        precision: of the encoding. Matching is in fp32, which its scores need.
         threads: 0 for as many as there are cores.
         coarse: as of `read_adjusted`.
 
     Raises:
-        WeightsError: a file is missing, damaged or of another version; `coarse` asks for what is not in the graph.
-        DeviceError: OpenVINO is not installed, or does not compute the precision here.
-        ValueError: `coarse` names anything else.
+        WeightsError: a file is missing, damaged or of another version; `coarse` asks for more than the graph has.
+        DeviceError: OpenVINO is not installed, or does not support the precision here.
+        ValueError: `coarse` has another field.
     """
     exported = read_adjusted(path, coarse)
     encode = _Session(path / ENCODE_FILE, Runtime(precision, threads))

@@ -1,6 +1,6 @@
 """`compact` with its backbone and its attention run by OpenVINO, from the weights, without an export.
 
-These two are nearly all of its work, and have fixed shapes. What depends on the matches stays torch's.
+These two are nearly all of its work, and have fixed shapes. torch computes everything that depends on the matches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loftr_ros.matcher.compact.region_transformer import RegionTransformer
 from loftr_ros.matcher.convolutions import round_weights
 from loftr_ros.matcher.runtime.openvino_runtime import Graph, Runtime
 
-# Graphs that are kept, each for one size of images.
+# Maximum number of cached graphs, each for one image size.
 _KEPT = 12
 
 Grid = tuple[int, int]
@@ -33,15 +33,15 @@ _logger = logging.getLogger(__name__)
 def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Compact:
     """The same network, run by OpenVINO.
 
-    A graph is built when images of a new size come: some seconds, which the warm-up spends.
+    A graph is built for each new image size, which takes some seconds; the warm-up does it in advance.
 
     Args:
-        network: prepared, in float32, on the CPU; given up.
-        precision: that OpenVINO computes in, and that features are kept in.
+        network: prepared, in float32, on the CPU; must not be used afterwards.
+        precision: of OpenVINO's computation and of the features.
         threads: 0 for as many as there are cores.
 
     Raises:
-        DeviceError: OpenVINO is not installed, or does not compute the precision here.
+        DeviceError: OpenVINO is not installed, or does not support the precision here.
     """
     graphs = _Graphs(Runtime(precision, threads))
     if precision != torch.float32:
@@ -57,7 +57,7 @@ def is_compiled(network: Compact) -> bool:
 
 
 class _Graphs:
-    """Graphs by what they are for, built when they are first asked for."""
+    """Cached graphs by key, built on first use."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -71,11 +71,11 @@ class _Graphs:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        # Without the lock: another thread's graphs are there, and its images do not wait for this one.
+        # Without the lock, so that another thread with existing graphs does not wait for this one.
         start = time.monotonic()
-        if name == "backbone":  # what an image of a new size asks for first; the others follow
+        if name == "backbone":  # the first graph that a new image needs; the others follow
             height, width = examples[0].shape[-2:]
-            _logger.info("OpenVINO builds graphs for images of %dx%d px: they wait for some seconds", width, height)
+            _logger.info("OpenVINO builds graphs for images of %dx%d px, which takes some seconds", width, height)
         graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
         _logger.debug("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
         with self._lock:
@@ -86,19 +86,19 @@ class _Graphs:
 
 
 def _converted(module: nn.Module, examples: tuple[Tensor, ...], kept: torch.dtype) -> Any:
-    """OpenVINO's model of a module. What is floating point goes in and comes out in the precision that is kept."""
+    """OpenVINO's model of a module. Floating-point inputs and outputs have the precision of the features."""
     import openvino
     from openvino.frontend import FrontEndManager
 
-    # Not by openvino.convert_model, which tells its maker of each use.
+    # Not by openvino.convert_model, which reports each use to its vendor.
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that shapes become constants is what is wanted here
-        # As fp32, outside of inference: tracing is a thing of training's tensors.
+        warnings.simplefilter("ignore")  # shapes are meant to become constants
+        # As fp32, outside of inference mode: tracing needs normal tensors.
         plain = tuple(torch.zeros(e.shape, dtype=e.dtype if e.dtype == torch.bool else torch.float32) for e in examples)
-        module.eval()(*plain)  # makes the constants that networks keep
-        # The decoder would trace it by itself, and run it three times more to check.
+        module.eval()(*plain)  # creates the networks' cached constants
+        # The decoder would trace by itself, and run the module three more times to check.
         traced = torch.jit.trace(module, plain, check_trace=False)
         decoder = TorchScriptPythonDecoder(traced, example_input=plain)
         front_end = FrontEndManager().load_by_framework("pytorch")
@@ -108,7 +108,7 @@ def _converted(module: nn.Module, examples: tuple[Tensor, ...], kept: torch.dtyp
     model.reshape({i: list(example.shape) for i, example in enumerate(examples)})
     shaped = openvino.preprocess.PrePostProcessor(model)
     for i, example in enumerate(examples):
-        # Whole gray levels, masks and features: each as torch has it.
+        # Whole gray levels, masks and features: each in torch's type.
         kind = openvino.Type.boolean if example.dtype == torch.bool else outer
         shaped.input(i).tensor().set_element_type(kind)
     for i in range(len(model.outputs)):
@@ -117,12 +117,12 @@ def _converted(module: nn.Module, examples: tuple[Tensor, ...], kept: torch.dtyp
 
 
 class _CompiledBackbone(nn.Module):
-    """In `CompactBackbone`'s place."""
+    """Replaces `CompactBackbone`."""
 
     def __init__(self, backbone: CompactBackbone, graphs: _Graphs) -> None:
         super().__init__()
         self._module, self._graphs = _Maps(backbone), graphs
-        # Which says where, and in what, features are.
+        # Defines device and dtype of the features.
         self.register_buffer("first_weight", torch.empty(0, dtype=graphs.runtime.precision), persistent=False)
         dims = backbone.region_projection, backbone.cell_projection, backbone.fine_projection
         self._channels = [layer.out_channels for layer in dims]
@@ -140,7 +140,7 @@ class _CompiledBackbone(nn.Module):
 
 
 class _CompiledTransformer(nn.Module):
-    """In `RegionTransformer`'s place."""
+    """Replaces `RegionTransformer`."""
 
     def __init__(self, transformer: RegionTransformer, graphs: _Graphs) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _CompiledTransformer(nn.Module):
         mask0: Tensor | None = None,
         mask1: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `RegionTransformer.forward`, pair by pair: further keyframes then need no other graph."""
+        """As `RegionTransformer.forward`, pair by pair, so that more keyframes need no other graph."""
         if self._transformer.num_leading_self == len(self._transformer.layers):
             return tokens0, tokens1
         inputs = [tokens0, tokens1]
@@ -181,7 +181,7 @@ class _CompiledTransformer(nn.Module):
 
 
 class _Maps(nn.Module):
-    """The backbone with channels last in shape, as they are in memory."""
+    """The backbone with the shape channels last, as in memory."""
 
     def __init__(self, backbone: CompactBackbone) -> None:
         super().__init__()

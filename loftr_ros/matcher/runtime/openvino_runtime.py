@@ -1,4 +1,4 @@
-"""OpenVINO on torch's memory: what every graph that it runs here has in common."""
+"""OpenVINO on torch's memory, shared by all graphs that it runs here."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def openvino_module() -> Any:
 
 
 class Runtime:
-    """OpenVINO's CPU, in one precision."""
+    """OpenVINO's CPU device, in one precision."""
 
     def __init__(self, precision: torch.dtype, threads: int) -> None:
         """Start it.
 
         Args:
-            precision: that graphs compute in; what goes in and comes out has its own.
+            precision: of the graphs' computation; inputs and outputs have their own.
             threads: 0 for as many as there are cores.
 
         Raises:
-            DeviceError: OpenVINO is not installed, or does not compute the precision on this processor.
+            DeviceError: OpenVINO is not installed, or does not support the precision on this processor.
         """
         self._openvino = openvino_module()
         self.core = self._openvino.Core()
@@ -52,7 +52,7 @@ class Runtime:
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            # Each graph would pin its threads to the first cores, though another graph or torch works there.
+            # Each graph would pin its threads to the first cores, even if another graph or torch works there.
             "ENABLE_CPU_PINNING": False,
         }
         if threads:
@@ -78,14 +78,14 @@ class Graph:
 
         Args:
             inputs: by name or number, of the graph's types and shapes.
-            outputs: where results of known shapes go, by name or number.
-            names: of results that are wanted as numpy arrays, of any shape.
+            outputs: buffers for results of known shapes, by name or number.
+            names: of further results, of any shape, returned as numpy arrays.
         """
         try:
             request = self._free.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
-        held = [tensor.contiguous() for tensor in inputs.values()]  # until it has run: it is given addresses only
+        held = [tensor.contiguous() for tensor in inputs.values()]  # kept alive while it runs
         for name, tensor in zip(inputs, held, strict=True):
             request.set_tensor(self._compiled.input(name), self._shared(tensor))
         for name, tensor in (outputs or {}).items():
@@ -96,7 +96,7 @@ class Graph:
         return found
 
     def _shared(self, tensor: Tensor) -> Any:
-        """A tensor of OpenVINO's in torch's memory."""
+        """An OpenVINO tensor in torch's memory."""
         if tensor.dtype in self._types:  # numpy does not have it
             bits = tensor.view(torch.int16).numpy()
             return self._openvino.Tensor(bits, list(tensor.shape), self._types[tensor.dtype])

@@ -1,1 +1,1 @@
-"""What comes in: subscriptions, pairing by stamps, accounting for every image."""
+"""Input: subscriptions, pairing by stamp, and a count for every image."""

@@ -1,4 +1,4 @@
-"""Angular velocities from `imu`, and where the gyroscope is mounted: by a parameter, or by tf2."""
+"""Angular velocities from `imu`, and the gyroscope's mounting: from a parameter, or from tf2."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from loftr_ros.geometry.se3 import from_quaternion
 from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.parameters import ImuParameters
 
-# Seconds after the first sample that a transform is waited for: static ones are there at once, or never.
+# Seconds after the first sample to wait for a transform: static ones are there at once, or never.
 PATIENCE = 5.0
 
 
 class ImuInput:
-    """Subscribes to `imu`, best effort, and gives the samples to a gyroscope.
+    """Subscribes to `imu`, best effort, and passes the samples to a gyroscope.
 
-    Samples that come before the mounting is known are kept too: what is integrated later has them.
+    Samples before the mounting is known are kept too, for later integration.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class ImuInput:
         """Subscribe.
 
         Args:
-            node: whose.
+            node: the owner.
             parameters: of the IMU.
-            gyroscope: takes the samples; its mounting is set here.
+            gyroscope: receives the samples; its mounting is set here.
             camera_frame: optical frame of the images; empty before the first.
         """
         self._node, self._gyroscope = node, gyroscope
@@ -64,7 +64,7 @@ class ImuInput:
 
     @property
     def state(self) -> str:
-        """As the status has it."""
+        """The state for the status message."""
         if self._heard is None:
             return ""
         return self._gyroscope.state.name if time.monotonic() - self._heard < 1 else "SILENT"
@@ -76,7 +76,7 @@ class ImuInput:
 
     def _on_sample(self, message: Imu) -> None:
         if message.angular_velocity_covariance[0] == -1:  # sensor_msgs: there is no such measurement
-            self._say("the messages on imu have no angular velocity (covariance -1): they are not used")
+            self._warn_once("the messages on imu have no angular velocity (covariance -1): they are not used")
             return
         self._heard = time.monotonic()
         rate = message.angular_velocity
@@ -86,7 +86,7 @@ class ImuInput:
         if self._gyroscope.state is GyroscopeState.CONTRADICTS:
             mounting = self._gyroscope.mounting()
             seems = f" Its axes seem to be mounted otherwise: {mounting}." if mounting else ""
-            self._say(
+            self._warn_once(
                 f"the gyroscope contradicts the images and is not used until it agrees again.{seems} Check "
                 f"imu.camera_from_imu, or the transform from {message.header.frame_id}, and its stamps"
             )
@@ -99,22 +99,22 @@ class ImuInput:
         from tf2_ros import TransformException
 
         try:
-            turn = self._buffer.lookup_transform(self._camera_frame(), imu_frame, Time()).transform.rotation
+            orientation = self._buffer.lookup_transform(self._camera_frame(), imu_frame, Time()).transform.rotation
         except TransformException as error:
             return self._same_axes(imu_frame, str(error)) if now - self._since > PATIENCE else None
         self._stop_listening()
-        return from_quaternion(np.zeros(3), (turn.x, turn.y, turn.z, turn.w))[:3, :3]
+        return from_quaternion(np.zeros(3), (orientation.x, orientation.y, orientation.z, orientation.w))[:3, :3]
 
     def _same_axes(self, imu_frame: str, why: str) -> NDArray[np.float64]:
         self._stop_listening()
-        self._say(
+        self._warn_once(
             f"no transform from {imu_frame} to {self._camera_frame()} ({why}); the gyroscope's axes are taken for the "
             "camera's, and used if they agree with the images. Publish the transform, or set imu.camera_from_imu"
         )
         return np.eye(3)
 
-    def _say(self, words: str) -> None:
-        """A warning, once as long as it stays the same."""
+    def _warn_once(self, words: str) -> None:
+        """Warn, once for each different text."""
         if words != self._said:
             self._said = words
             self._node.get_logger().warning(words)

@@ -1,4 +1,4 @@
-"""Images and what belongs to them as they come in: subscribed, paired, accounted for."""
+"""Subscriptions to images and the messages that belong to them, with pairing and counting."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from loftr_ros.ros.parameters import InputParameters
 
 __all__ = ["Arrival", "FrameDecoder", "ImageInput"]
 
-# Images that the middleware keeps. It is the slot before inference that lets the newest win; with one kept here, images
-# would be lost without being counted whenever the executor is late: these are a third of a second at 30 Hz.
+# Queue depth of the middleware. The slot before inference lets the newest image win. With a depth of one, images would
+# be lost uncounted whenever the executor is late; these are a third of a second at 30 Hz.
 IMAGES_KEPT = 10
-# Seconds without any image after which the log says which topics there are, and after which it says so again.
+# Seconds without any image after which the log lists the published topics, and after which it repeats that.
 SILENCE = 5.0
 SILENCE_AGAIN = 60.0
 
 
 class ImageInput:
-    """Subscriptions to one camera, and to the right or depth camera beside it.
+    """Subscriptions to one camera, and to a right or depth camera beside it.
 
-    Every image that reaches the node is handed on by `on_arrival`, refused, or counted as one without a partner.
+    Every image that reaches the node is passed to `on_arrival`, refused, or counted as unpaired.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class ImageInput:
         """Subscribe.
 
         Args:
-            node: who subscribes.
-            parameters: transport, how calibrations come, and how messages are paired.
-            mode: of `ScaleConfig`: what comes beside the image.
-            statistics: counts what is received.
-            on_arrival: called with each image that has all that belongs to it.
-            errors: is told of what is lost, refused, or does not come.
+            node: the owner of the subscriptions.
+            parameters: transport, source of calibrations, and pairing.
+            mode: of `ScaleConfig`; decides which topics are paired with the image.
+            statistics: counts received messages.
+            on_arrival: called with each complete image.
+            errors: reports lost, refused and missing messages.
         """
         self._node = node
         self._parameters = parameters
@@ -66,7 +66,7 @@ class ImageInput:
         self._topics = InputTopics(node, self._lost)
         self._by_arrival = parameters.stamps == "arrival"
         self._pairing: Pairing | None = None
-        # Calibrations that are not paired, and the newest of each by its field.
+        # Calibrations that are not paired, and the newest message of each by its field.
         self._remembered: list[Partner] = []
         self._latest: dict[str, CameraInfo] = {}
         self._subscriptions: list[Any] = []
@@ -76,10 +76,10 @@ class ImageInput:
         self._timer: Any = None
         try:
             self._subscribe()
-        except Exception:  # a QoS override that is none
+        except Exception:  # an invalid QoS override
             self.close()
             raise
-        # Not by the node's clock: with use_sim_time it may stand still.
+        # Not the node's clock: with use_sim_time it may stand still.
         self._timer = node.create_timer(1.0, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _subscribe(self) -> None:
@@ -108,8 +108,8 @@ class ImageInput:
     def _pair(self, image: Partner, partners: list[Partner]) -> None:
         sources: list[Any] = []
         for each in (image, *partners):
-            # All topics are taken from in turns. In a burst an image's partners must not be overwritten before its turn
-            # comes, so more of them are kept; but no image must be given up while its partners are still queued.
+            # The executor serves topics in turn. In a burst an image's partners must not be overwritten before their
+            # turn, so more of them are kept; but no image may be given up while its partners are still queued.
             more = min(self._parameters.queue_size - 1, IMAGES_KEPT)
             kept = IMAGES_KEPT if each is image else IMAGES_KEPT + more
             source = self._topics.counting(
@@ -126,19 +126,19 @@ class ImageInput:
             self._errors.frame_failed,
             self._errors.unpaired,
             self._topics,
-            # A single camera's calibration has the image's own stamp, if that is what counts.
+            # If stamps decide, a single camera's calibration has the image's exact stamp.
             approximate=self._by_arrival or (self._mode != MONO and self._parameters.sync == "approximate"),
         )
 
     def _listen(self, topic: Partner, callback: Callable[[Any], object], options: dict[str, Any]) -> None:
         subscribe = partial(self._node.create_subscription, topic.kind, topic.topic, callback, **options)
-        # A calibration of which only the newest counts may be lost.
+        # Losses of a calibration do not matter if only the newest counts.
         counts = topic is self._image
         self._subscriptions.append(self._topics.counting(topic, subscribe) if counts else subscribe())
 
     @property
     def pending(self) -> int:
-        """Images that wait for what belongs to them."""
+        """Images that wait for their partners."""
         return 0 if self._pairing is None else self._pairing.pending
 
     @property
@@ -147,7 +147,7 @@ class ImageInput:
         return str(self._subscriptions[0].topic_name)
 
     def close(self) -> None:
-        """Unsubscribe; images still waiting are dropped, and counted as that."""
+        """Unsubscribe; drop and count the images still waiting."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
@@ -158,7 +158,7 @@ class ImageInput:
             self._pairing.close()
 
     def _watch(self) -> None:
-        """Once a second: give up what waits too long, and say so where no image comes at all."""
+        """Called once a second: give up images that wait too long, and report a silent topic."""
         if self._pairing is not None:
             self._pairing.expire()
         assert self._image is not None
@@ -172,8 +172,8 @@ class ImageInput:
             if publishers
             else "Start the driver, or remap the topic (image:= of the launch file). "
         )
-        topic, others = self._topics.describe([self._image]), self._topics.there_are(self._image)
-        self._errors.warn(f"no image came on {topic} so far. {why}{others}")
+        topic, others = self._topics.describe([self._image]), self._topics.published_topics(self._image)
+        self._errors.warn(f"no image received on {topic} so far. {why}{others}")
 
     def _lost(self, topic: str, number: int) -> None:
         self._statistics.lost(number)
@@ -194,9 +194,9 @@ class ImageInput:
             otherwise = ", or set the parameter input.camera_info to 'none' (no poses)" if self._mode == MONO else ""
             self._errors.frame_failed(
                 "camera_info",
-                f"no CameraInfo came yet on {self._topics.describe(missing)}. Publish the calibration{otherwise}. "
-                f"Where it was published once, before the node came, set qos_overrides.{self._topics.name(missing[0])}"
-                f".subscription.durability to transient_local. {self._topics.there_are(missing[0])}",
+                f"no CameraInfo received yet on {self._topics.describe(missing)}. Publish the calibration{otherwise}. "
+                f"If it was published once, before the node started, set qos_overrides.{self._topics.name(missing[0])}"
+                f".subscription.durability to transient_local. {self._topics.published_topics(missing[0])}",
             )
             return
         fields = {"camera_info": None} | self._latest | partners
@@ -204,7 +204,7 @@ class ImageInput:
 
 
 class _StampedByArrival(LocalFilter):
-    """A source whose messages get the time of their arrival as their stamp, by the node's clock."""
+    """A message source that replaces each stamp by the time of arrival on the node's clock."""
 
     def __init__(self, node: Node, source: Any) -> None:
         super().__init__()
@@ -220,9 +220,9 @@ def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:
     """Best effort, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it.
 
     Args:
-        depth: messages kept.
-        durability: whether that can be changed too: a calibration that was published once, before the node came, is
-            had by `transient_local`, with which others cannot be heard.
+        depth: queue depth.
+        durability: whether durability can be overridden too. A calibration published once, before the node started,
+            needs `transient_local`, which in turn cannot receive from volatile publishers.
     """
     kinds = [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY]
     kinds += [QoSPolicyKind.DURABILITY] if durability else []

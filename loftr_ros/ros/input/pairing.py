@@ -1,4 +1,4 @@
-"""Images and what belongs to them, paired by their stamps; what becomes of every image is accounted for."""
+"""Pairs images with their companions by stamp, and accounts for every image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.output.statistics import Severity, Statistics
 from loftr_ros.ros.parameters import InputParameters
 
-# Images in a row that are older than the newest: a stray is not worth forgetting what waits, a jump back in time is.
+# Consecutive images older than the newest that mean a jump back in time. Fewer are strays, and the waiting messages are
+# kept.
 JUMP_AFTER = 3
-# Seconds that an image waits for its partners at most, where no newer images come to push it out.
+# Maximum seconds that an image waits for its partners if no newer images push it out.
 WAIT = 3.0
-# Seconds that a loss, or a message without an image, counts for when the cause of a missing partner is looked for.
+# Seconds for which a loss, or a message without an image, counts as the cause of a missing partner.
 RECENT = 10.0
 
 TRANSPORT_CURE = (
-    "Start its driver with the profile that gives images room (docs/transport.md), or make the topic reliable at both "
+    "Start its driver with the profile for large messages (docs/transport.md), or make the topic reliable at both "
     "ends (qos_overrides.<topic>.subscription.reliability)"
 )
 
@@ -32,11 +33,11 @@ class Partner:
     """A topic of which each image needs a message.
 
     Attributes:
-        field: of `Arrival`, where the message goes to.
+        field: field of `Arrival` for the message.
         kind: of the message.
         topic: relative to the node's namespace.
-        error: the kind under which its lack is counted.
-        name: for people.
+        error: kind of the error that counts a missing message.
+        name: for messages to people.
     """
 
     field: str
@@ -47,7 +48,7 @@ class Partner:
 
 
 class Topics(Protocol):
-    """Who publishes partners; see `InputTopics`."""
+    """Information about the partners' topics; see `InputTopics`."""
 
     knows_losses: bool
 
@@ -55,25 +56,25 @@ class Topics(Protocol):
     def name(self, topic: Partner) -> str: ...
     def publishers(self, topic: Partner) -> int: ...
     def lost_within(self, topic: Partner, seconds: float) -> bool: ...
-    def there_are(self, topic: Partner) -> str: ...
+    def published_topics(self, topic: Partner) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """A message that waits, and the monotonic seconds at which it came."""
+    """A waiting message, and the monotonic seconds of its arrival."""
 
     message: Any
     since: float
 
 
 @dataclass
-class _Heard:
-    """What has come on a partner's topic.
+class _PartnerQueue:
+    """Messages received on a partner's topic.
 
     Attributes:
-        waiting: messages that wait for their image, by their stamps.
+        waiting: messages that wait for their image, by stamp.
         stamp: of the newest.
-        unused_at: when a message was last given up for want of an image.
+        unused_at: time when a message was last discarded without an image.
     """
 
     waiting: dict[int, _Held] = field(default_factory=dict)
@@ -82,9 +83,9 @@ class _Heard:
 
 
 class Pairing:
-    """A synchronizer that loses no image without a word.
+    """A synchronizer that reports every image it drops.
 
-    Every image is handed on with its partners, refused, or counted as one that got no partner.
+    Every image is passed on with its partners, refused, or counted as unpaired.
     """
 
     def __init__(
@@ -100,18 +101,18 @@ class Pairing:
         approximate: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen.
+        """Connect to the filters.
 
         Args:
             images: the images' subscriber, or another filter.
-            partners: what belongs to the images, and the subscriber of each; at least one.
-            parameters: how many wait, and within what time.
-            statistics: counts what is received.
-            on_paired: called with an image, its partners by their fields, and the monotonic seconds at which it came.
-            on_refused: called with kind and message for each image whose stamp cannot be paired by.
-            on_unpaired: called with kind, message, number and severity for images that will not get their partners.
-            topics: tells of the partners' topics.
-            approximate: pair what is within `slop`, rather than what has the same stamp.
+            partners: the topics that belong to the images, and the subscriber of each; at least one.
+            parameters: queue size and slop.
+            statistics: counts received messages.
+            on_paired: called with an image, its partners by field, and the monotonic seconds of its arrival.
+            on_refused: called with kind and message for each image with an unusable stamp.
+            on_unpaired: called with kind, message, number and severity for images that stay without partners.
+            topics: information about the partners' topics.
+            approximate: pair stamps within `slop`, instead of equal stamps.
             clock: monotonic seconds.
         """
         self._partners = [partner for partner, _ in partners]
@@ -124,16 +125,15 @@ class Pairing:
         self._clock = clock
         self._slop = parameters.slop if approximate else 0.0
         self._slop_ns = round(self._slop * 1e9)
-        # Images that wait for their partners, by their stamps: what the synchronizer holds too, and lets go of without
-        # a word.
+        # Images that wait for their partners, by stamp. The synchronizer holds them too, but drops them silently.
         self._waiting: dict[int, _Held] = {}
-        self._heard = {partner.field: _Heard() for partner in self._partners}
+        self._partner_queues = {partner.field: _PartnerQueue() for partner in self._partners}
         self._newest = self._behind = self._pairs = 0
         self._paired_at = float("-inf")
         self._renew()
         images.registerCallback(self._wait)
         for number, (partner, source) in enumerate(partners, 1):
-            source.registerCallback(self._hear, self._heard[partner.field], number)
+            source.registerCallback(self._on_message, self._partner_queues[partner.field], number)
 
     @property
     def pending(self) -> int:
@@ -141,28 +141,28 @@ class Pairing:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Images still waiting are dropped, and counted as that."""
+        """Drop and count the images still waiting."""
         self._statistics.dropped(len(self._waiting))
         self._waiting = {}
 
     def expire(self) -> None:
-        """Give up what has waited too long: call it about once a second, on the thread that messages come on.
+        """Give up images that have waited too long. Call it about once a second, on the thread that receives messages.
 
-        It is what newer images push out otherwise; but when they end, or their stamps are strays, nothing newer comes.
+        Newer images normally push them out. But if images end, or stamps are strays, nothing newer comes.
         """
         limit = self._clock() - WAIT
         if late := [stamp for stamp, held in self._waiting.items() if held.since < limit]:
             is_dead = self._clock() - self._paired_at > 2 * WAIT
             self._report(late, max(late), Severity.NONE_COMES if is_dead else Severity.LOSS)
-        for heard in self._heard.values():
-            # Stamps of a clock that was ahead would fill the queue for ever, which takes nothing older then.
-            if self._forget(heard.waiting, [stamp for stamp, held in heard.waiting.items() if held.since < limit]):
-                heard.unused_at = self._clock()
+        for queue in self._partner_queues.values():
+            # Stamps of a clock that was ahead would fill the queue for good, and a full queue refuses anything older.
+            if self._forget(queue.waiting, [stamp for stamp, held in queue.waiting.items() if held.since < limit]):
+                queue.unused_at = self._clock()
 
     def _renew(self) -> None:
-        """A new synchronizer, which holds what still waits and nothing else.
+        """Create a new synchronizer that holds only what still waits.
 
-        message_filters lets nobody take messages out of its queues, and takes nothing older than what is in a full one.
+        message_filters offers no removal from its queues, and a full queue refuses anything older.
         """
         self._is_stale = False
         self._inlets = [SimpleFilter() for _ in range(len(self._partners) + 1)]
@@ -172,50 +172,50 @@ class Pairing:
             else TimeSynchronizer(self._inlets, self._queue_size)
         )
         synchronizer.registerCallback(self._paired)
-        for inlet, waiting in zip(self._inlets[1:], self._heard.values(), strict=True):
+        for inlet, waiting in zip(self._inlets[1:], self._partner_queues.values(), strict=True):
             for held in list(waiting.waiting.values()):
                 inlet.signalMessage(held.message)
         for held in list(self._waiting.values()):
             self._inlets[0].signalMessage(held.message)
 
     def _forget(self, waiting: dict[int, _Held], stamps: Iterable[int]) -> int:
-        """Let go of what waits in vain; returns how much did."""
+        """Discard waiting messages; returns how many."""
         count = sum(waiting.pop(stamp, None) is not None for stamp in list(stamps))
         self._is_stale |= count > 0
         return count
 
     def _pass_on(self, inlet: int, message: Any) -> None:
         if self._is_stale:
-            self._renew()  # with this message, which waits by now
+            self._renew()  # including this message, which waits by now
         else:
             self._inlets[inlet].signalMessage(message)
 
-    def _hear(self, message: Any, heard: _Heard, inlet: int) -> None:
+    def _on_message(self, message: Any, queue: _PartnerQueue, inlet: int) -> None:
         stamp = to_nanoseconds(message.header.stamp)
-        heard.waiting[stamp] = _Held(message, self._clock())
-        heard.stamp = stamp
-        while len(heard.waiting) > self._queue_size:
-            del heard.waiting[min(heard.waiting)]  # as the synchronizer does
-            heard.unused_at = self._clock()
+        queue.waiting[stamp] = _Held(message, self._clock())
+        queue.stamp = stamp
+        while len(queue.waiting) > self._queue_size:
+            del queue.waiting[min(queue.waiting)]  # same policy as the synchronizer
+            queue.unused_at = self._clock()
         self._pass_on(inlet, message)
 
     def _wait(self, image: Image | CompressedImage) -> None:
         self._statistics.received(image.header.frame_id)
         stamp = to_nanoseconds(image.header.stamp)
         if stamp in self._waiting:
-            what = f"the stamp {stamp / 1e9:.3f}" if stamp else "a stamp of zero, which in ROS means none"
+            what = f"the stamp {stamp / 1e9:.3f}" if stamp else "a stamp of zero, which in ROS means no stamp"
             self._on_refused(
                 "time",
-                f"two images with {what}: do two nodes publish the topic? Of a driver whose stamps cannot be mended, "
-                "take the time of arrival: set the parameter input.stamps to 'arrival'",
+                f"two images with {what}: do two nodes publish the topic? If the driver's stamps cannot be fixed, "
+                "use the time of arrival: set the parameter input.stamps to 'arrival'",
             )
         self._behind = self._behind + 1 if stamp < self._newest else 0
         self._newest = max(stamp, self._newest)
         if self._behind >= JUMP_AFTER:
-            # Time went back. A full queue takes nothing older than what is in it, and would let no pair come about.
+            # Time went back. A full queue refuses anything older, so no pair would ever be complete.
             limit = stamp + self._slop_ns
-            for heard in self._heard.values():
-                self._forget(heard.waiting, [other for other in heard.waiting if other > limit])
+            for queue in self._partner_queues.values():
+                self._forget(queue.waiting, [other for other in queue.waiting if other > limit])
             self._is_stale = True
             if ahead := [other for other in self._waiting if other > limit]:
                 self._report(ahead, max(ahead), Severity.LOSS)
@@ -229,37 +229,37 @@ class Pairing:
         stamp = to_nanoseconds(image.header.stamp)
         held = self._waiting.pop(stamp, None)
         if held is None or held.message is not image:
-            return  # it was given up, and counted as that, before its partners came
-        # A topic keeps its order: what has not come for an older image will not come any more, and a newer image has
-        # taken its place. It may be lost in a burst, or be of the first images, before all topics are connected.
+            return  # it was given up and counted before its partners came
+        # A topic keeps its order: a message missing for an older image will not come any more, and a newer image has
+        # taken its place. It may be lost in a burst, or be one of the first images, before all topics are connected.
         if older := [other for other in self._waiting if other < stamp]:
             self._report(older, max(older), Severity.LOSS if self._pairs else Severity.USUAL)
-        for heard, message in zip(self._heard.values(), messages, strict=True):
+        for queue, message in zip(self._partner_queues.values(), messages, strict=True):
             taken = to_nanoseconds(message.header.stamp)
-            heard.waiting.pop(taken, None)
-            if self._forget(heard.waiting, [other for other in heard.waiting if other < taken]):
-                heard.unused_at = self._clock()
+            queue.waiting.pop(taken, None)
+            if self._forget(queue.waiting, [other for other in queue.waiting if other < taken]):
+                queue.unused_at = self._clock()
         self._pairs += 1
         self._paired_at = self._clock()
         fields = {partner.field: message for partner, message in zip(self._partners, messages, strict=True)}
         self._on_paired(image, fields, held.since)
 
     def _give_up(self, stamp: int, newest: int) -> None:
-        """Report an image that the synchronizer pushes out; `newest` is the stamp of the image that just came."""
+        """Report an image that the synchronizer pushes out; `newest` is the stamp of the newly received image."""
         if stamp == newest:
             del self._waiting[stamp]
             missing = self._missing(stamp)
             names = "CameraInfo" if missing[0].kind is CameraInfo else missing[0].name
             self._on_refused(
                 "time",
-                f"image stamp {stamp / 1e9:.3f} is older than all that wait for their {names}; "
-                "check the driver's clock, or whether a recording was started again",
+                f"image stamp {stamp / 1e9:.3f} is older than all images that wait for their {names}; "
+                "check the driver's clock, or whether a recording was restarted",
             )
             return
         self._report([stamp], stamp, Severity.NONE_COMES)
 
     def _report(self, stamps: Sequence[int], stamp: int, severity: Severity) -> None:
-        """Take images from those that wait and say why, by the example of one of them."""
+        """Remove images from the waiting ones and report the reason, using one of them as the example."""
         missing = self._missing(stamp)
         partner = missing[0]
         why, by_design = self._why(partner, stamp)
@@ -267,13 +267,17 @@ class Pairing:
             severity = Severity.BY_DESIGN
         names = "CameraInfo" if partner.kind is CameraInfo else partner.name
         when = f"within {self._slop:g} s of" if self._slop_ns else "with"
-        said = f"no {names} {when} the image's stamp {stamp / 1e9:.3f} came on {self._topics.describe(missing)}. {why}"
+        report = (
+            f"no {names} {when} the image's stamp {stamp / 1e9:.3f} received on {self._topics.describe(missing)}. {why}"
+        )
         self._forget(self._waiting, stamps)
-        self._on_unpaired(partner.error, said, len(stamps), severity)
+        self._on_unpaired(partner.error, report, len(stamps), severity)
 
     def _missing(self, stamp: int) -> list[Partner]:
-        """The topics to blame: those that have nothing for any image that waits, else those without for this one."""
-        queues = [(partner, self._heard[partner.field].waiting) for partner in self._partners]
+        """The topics to report: those without a message for any waiting image, else those without one for this
+        image.
+        """
+        queues = [(partner, self._partner_queues[partner.field].waiting) for partner in self._partners]
 
         def lacking(stamps: Sequence[int]) -> list[Partner]:
             return [
@@ -285,8 +289,8 @@ class Pairing:
         return lacking([stamp, *self._waiting]) or lacking([stamp]) or self._partners
 
     def _why(self, partner: Partner, stamp: int) -> tuple[str, bool]:
-        """Why a partner did not come, with what to do; and whether that is no loss."""
-        heard, topics = self._heard[partner.field], self._topics
+        """Reason for a missing partner with advice, and whether it is normal."""
+        queue, topics = self._partner_queues[partner.field], self._topics
         is_info = partner.kind is CameraInfo
         otherwise = ""
         if is_info:
@@ -294,29 +298,29 @@ class Pairing:
             otherwise += " or 'none' (no poses)" if len(self._partners) == 1 else ""
         by_design = False
         if topics.lost_within(partner, RECENT):
-            why = f"The middleware lost messages of it on their way here. {TRANSPORT_CURE}"
-        elif not topics.publishers(partner) and heard.stamp is not None:
+            why = f"The middleware lost messages of it in transport. {TRANSPORT_CURE}"
+        elif not topics.publishers(partner) and queue.stamp is not None:
             why = "Its publisher has gone"
         elif not topics.publishers(partner):
-            why = f"Nobody publishes it: remap it to the topic that is. {topics.there_are(partner)}"
-        elif heard.stamp is None and is_info:
+            why = f"It has no publisher: remap it to a published topic. {topics.published_topics(partner)}"
+        elif queue.stamp is None and is_info:
             why = (
-                "It has a publisher, but not one message of it came: was it published once, before the node came? "
+                "It has a publisher, but no message was received: was it published once, before the node started? "
                 "Then set the parameter input.camera_info to 'latest', and "
                 f"qos_overrides.{topics.name(partner)}.subscription.durability to transient_local"
             )
-        elif heard.stamp is None:
+        elif queue.stamp is None:
             why = (
-                "It has a publisher, but not one message of it came: the middleware loses a large one for which it has "
-                f"no room. {TRANSPORT_CURE}"
+                "It has a publisher, but no message was received: the middleware loses messages that are too large for "
+                f"its buffers. {TRANSPORT_CURE}"
             )
-        elif self._pairs and topics.knows_losses and self._clock() - heard.unused_at > RECENT:
+        elif self._pairs and topics.knows_losses and self._clock() - queue.unused_at > RECENT:
             by_design = True
             why = "It is published less often than the image: none of its messages was lost, and each had its image"
         elif self._pairs:
-            why = "Others had theirs: single messages are lost, late, or stamped otherwise"
+            why = "Other images were paired: single messages are lost, late, or have another stamp"
         else:
-            why = f"Its newest stamp is {(heard.stamp - stamp) / 1e9:+.3f} s from there. " + self._cure_of_stamps(
+            why = f"Its newest stamp is {(queue.stamp - stamp) / 1e9:+.3f} s from there. " + self._cure_of_stamps(
                 is_info
             )
         return why + ("" if "'latest'" in why else otherwise), by_design
@@ -325,5 +329,5 @@ class Pairing:
         if is_info:
             return "Publish the calibration with each image's stamp"
         if self._slop_ns:
-            return "Where stamps are further apart than that, raise input.slop"
-        return "Where each camera stamps by itself, set the parameter input.sync to 'approximate'"
+            return "If stamps are further apart than that, raise input.slop"
+        return "If each camera has its own clock, set the parameter input.sync to 'approximate'"

@@ -1,14 +1,14 @@
-"""Pairs messages by their stamps: message_filters where it is installed, else classes of the same API and semantics.
+"""Pairs messages by stamp: message_filters if it is installed, else classes of the same API and semantics.
 
-A ROS installation has message_filters, PyPI does not. `Subscriber`, `TimeSynchronizer` and
-`ApproximateTimeSynchronizer` are message_filters' own where it can be imported; ours can always be had by their names
-with a leading `Local`. One test holds both to the same contract. What is worth knowing of that contract:
+A ROS installation has message_filters, PyPI has not. `Subscriber`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`
+are those of message_filters if it can be imported; ours are always available under their names with a leading `Local`.
+One test holds both to the same contract. Important points of that contract:
 
 - A message whose partner never comes is never delivered; it waits until `queue_size` younger ones push it out.
-- "Younger" is by stamp, not by arrival: once a queue is full, a message older than all in it is dropped at once. After
-  a jump back in time a synchronizer with unpaired messages is therefore deaf, and has to be made anew.
-- A message is delivered once at most: one CameraInfo does not serve two images.
-- Sets are delivered as they become complete, which may be out of their stamps' order.
+- "Younger" is by stamp, not by arrival: if a queue is full, a message older than all in it is dropped at once. So after
+  a jump back in time a synchronizer with unpaired messages receives nothing, and must be recreated.
+- A message is delivered at most once: one CameraInfo does not serve two images.
+- Sets are delivered as they become complete, which may be out of order by stamp.
 - Callbacks run under the synchronizer's lock, one at a time; a callback must not feed the synchronizer that calls it.
 """
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 class LocalFilter:
-    """Something that gives messages to whoever registered for them: message_filters.SimpleFilter."""
+    """A source of messages for registered callbacks: message_filters.SimpleFilter."""
 
     def __init__(self) -> None:
         self.callbacks: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
     def registerCallback(self, callback: Callable[..., None], *args: Any) -> int:  # noqa: N802 (message_filters' name)
-        """Call `callback(*messages, *args)` for every output from now on; returns the connection's number."""
+        """Register `callback(*messages, *args)` for every output from now on; returns the connection's number."""
         connection = len(self.callbacks)
         self.callbacks[connection] = (callback, args)
         return connection
 
     def signalMessage(self, *messages: Any) -> None:  # noqa: N802 (message_filters' name)
-        """Give one output to every callback, in the order in which they registered."""
+        """Send one output to every callback, in order of registration."""
         for callback, args in tuple(self.callbacks.values()):
             callback(*messages, *args)
 
@@ -45,7 +45,7 @@ class LocalSubscriber(LocalFilter):
     """A subscription as a filter's source: message_filters.Subscriber.
 
     Attributes:
-        sub: the rclpy subscription, to be given to `node.destroy_subscription` when it is no longer wanted.
+        sub: the rclpy subscription, for `node.destroy_subscription`.
     """
 
     def __init__(self, node: Node, msg_type: type, topic: str, **kwargs: Any) -> None:
@@ -57,23 +57,23 @@ class LocalSubscriber(LocalFilter):
         self.sub = node.create_subscription(msg_type, topic, self.callback, **kwargs)
 
     def callback(self, message: Any) -> None:
-        """What the subscription calls."""
+        """Callback of the subscription."""
         self.signalMessage(message)
 
     def getTopic(self) -> str:  # noqa: N802 (message_filters' name)
-        """The topic as it was given, before remapping."""
+        """The topic as given, before remapping."""
         return self.topic
 
 
 class LocalTimeSynchronizer(LocalFilter):
-    """Delivers sets of messages, one a filter, whose stamps are equal: message_filters.TimeSynchronizer.
+    """Delivers sets of messages with equal stamps, one per filter: message_filters.TimeSynchronizer.
 
     Attributes:
-        queues: waiting messages by their stamp in ns, one dictionary a filter.
+        queues: waiting messages by their stamp in ns, one dictionary per filter.
     """
 
     def __init__(self, fs: Sequence[Any], queue_size: int) -> None:
-        """Listen to the filters `fs`, and let at most `queue_size` messages of each wait for their partners."""
+        """Connect to the filters `fs`; at most `queue_size` messages of each wait for their partners."""
         super().__init__()
         self.queue_size = queue_size
         self.lock = threading.Lock()
@@ -84,7 +84,7 @@ class LocalTimeSynchronizer(LocalFilter):
         ]
 
     def add(self, msg: Any, my_queue: dict[int, Any], my_queue_index: int | None = None) -> None:
-        """Take in one filter's message, and deliver what it completes. Safe to call from any thread.
+        """Add one filter's message, and deliver the set that it completes. Safe to call from any thread.
 
         Raises:
             AttributeError: the message has no header with a stamp.
@@ -101,7 +101,7 @@ class LocalTimeSynchronizer(LocalFilter):
             del queue[min(queue)]
 
     def _deliver(self, stamps: Sequence[int]) -> None:
-        # Out of the queues first: a callback that raises must not leave the set there to be delivered again.
+        # Remove them first: if a callback raises, the set must not stay to be delivered again.
         self.signalMessage(*[queue.pop(stamp) for queue, stamp in zip(self.queues, stamps, strict=True)])
 
 
@@ -109,22 +109,22 @@ class LocalApproximateTimeSynchronizer(LocalTimeSynchronizer):
     """Delivers sets whose stamps lie within `slop` of each other: message_filters.ApproximateTimeSynchronizer."""
 
     def __init__(self, fs: Sequence[Any], queue_size: int, slop: float, allow_headerless: bool = False) -> None:
-        """Listen to the filters `fs`.
+        """Connect to the filters `fs`.
 
         Args:
             fs: the filters.
-            queue_size: messages of each filter that may wait for their partners.
-            slop: s, what the stamps of a set differ by is less than this (so 0 pairs nothing, not even equal stamps).
-            allow_headerless: take messages without a stamp too, as of the time at which they arrive; otherwise they are
-                dropped with a warning.
+            queue_size: maximum number of waiting messages per filter.
+            slop: s; stamps of a set differ by less than this (so 0 pairs nothing, not even equal stamps).
+            allow_headerless: accept messages without a stamp, using their time of arrival; otherwise they are dropped
+                with a warning.
         """
-        # Before the filters may call: they do so from other threads.
+        # Set this before the filters can call, which they do from other threads.
         self.slop_ns = round(slop * 1e9)
         self.allow_headerless = allow_headerless
         super().__init__(fs, queue_size)
 
     def add(self, msg: Any, my_queue: dict[int, Any], my_queue_index: int | None = None) -> None:
-        """Take in one filter's message, and deliver the closest set that it completes. Safe to call from any thread."""
+        """Add one filter's message, and deliver the closest set that it completes. Safe to call from any thread."""
         if hasattr(msg, "header") and hasattr(msg.header, "stamp"):
             stamp = stamp_ns(msg.header.stamp)
         elif self.allow_headerless:
@@ -137,7 +137,7 @@ class LocalApproximateTimeSynchronizer(LocalTimeSynchronizer):
             if stamp not in my_queue:  # older than all of a full queue
                 return
             candidates = [
-                # In its own queue, the new message alone: all others there were looked at when they came.
+                # In its own queue only the new message: all others were checked when they came.
                 [stamp] if queue is my_queue else self._within_slop(queue, stamp)
                 for queue in self.queues
             ]
@@ -147,7 +147,7 @@ class LocalApproximateTimeSynchronizer(LocalTimeSynchronizer):
                     return
 
     def _within_slop(self, queue: dict[int, Any], stamp: int) -> list[int]:
-        """Stamps of a queue that are near enough to this one, the nearest first."""
+        """Stamps of a queue within the slop of this one, the nearest first."""
         near = [other for other in queue if abs(other - stamp) <= self.slop_ns]
         return sorted(near, key=lambda other: abs(other - stamp))
 

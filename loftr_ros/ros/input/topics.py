@@ -1,4 +1,4 @@
-"""What is known of the topics that come in: who publishes them, what was lost on the way, and which ones there are."""
+"""Information about input topics: publishers, transport losses, and published alternatives."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-_SHOWN = 8  # topics of a list, at most
+_SHOWN = 8  # maximum topics in a list
 _TYPES = {Image: "sensor_msgs/msg/Image", CompressedImage: "sensor_msgs/msg/CompressedImage",
           CameraInfo: "sensor_msgs/msg/CameraInfo"}  # fmt: skip
 
 
 class Topic(Protocol):
-    """A topic that messages of one kind come on."""
+    """A topic with messages of one kind."""
 
     @property
     def kind(self) -> type:
@@ -28,18 +28,18 @@ class Topic(Protocol):
 
 
 class InputTopics:
-    """Asks the ROS graph about topics, and remembers what the middleware says was lost of each.
+    """Queries the ROS graph about topics, and records the losses that the middleware reports.
 
     Attributes:
-        knows_losses: whether the middleware tells of what it loses.
+        knows_losses: whether the middleware reports losses.
     """
 
     def __init__(self, node: Node, on_lost: Callable[[str, int], None]) -> None:
-        """Begin with nothing lost.
+        """Begin with no losses.
 
         Args:
-            node: whose subscriptions they are.
-            on_lost: called with a topic's resolved name and how many of its messages were lost just now.
+            node: the owner of the subscriptions.
+            on_lost: called with a topic's resolved name and the number of messages just lost.
         """
         self._node = node
         self._on_lost = on_lost
@@ -47,7 +47,7 @@ class InputTopics:
         self.knows_losses = True
 
     def describe(self, topics: Iterable[Topic]) -> str:
-        """Their resolved names, and how many publish there: none, where a remapping was forgotten."""
+        """Their resolved names, and the number of publishers: none if a remapping was forgotten."""
         return " and ".join(f"{self.name(each)} (publishers: {self.publishers(each)})" for each in topics)
 
     def name(self, topic: Topic) -> str:
@@ -55,21 +55,23 @@ class InputTopics:
         return str(self._node.resolve_topic_name(topic.topic))
 
     def publishers(self, topic: Topic) -> int:
-        """How many nodes publish it."""
+        """Number of publishers."""
         return int(self._node.count_publishers(self.name(topic)))
 
     def lost_within(self, topic: Topic, seconds: float) -> bool:
         """Whether the middleware lost a message of it in the last seconds."""
         return time.monotonic() - self._lost_at.get(self.name(topic), float("-inf")) <= seconds
 
-    def there_are(self, topic: Topic) -> str:
-        """The published topics of a topic's kind as a sentence, the most alike first; what else its name stands for."""
+    def published_topics(self, topic: Topic) -> str:
+        """The published topics of the same type as a sentence, the most similar names first; and other types of this
+        name.
+        """
         name = self.name(topic)
         graph = dict(self._node.get_topic_names_and_types())
         wanted = _TYPES[topic.kind]
-        said = ""
+        hint = ""
         if others := [kind for kind in graph.get(name, []) if kind != wanted]:
-            said = f"{name} is of type {', '.join(others)}, not {wanted}. "
+            hint = f"{name} is of type {', '.join(others)}, not {wanted}. "
         kinds = (wanted,) if topic.kind is CameraInfo else (_TYPES[Image], _TYPES[CompressedImage])
         found = [
             f"{other} ({kind.rpartition('/')[2]})"
@@ -79,12 +81,12 @@ class InputTopics:
         ]
         what = "CameraInfo topics" if topic.kind is CameraInfo else "image topics"
         if not found:
-            return f"{said}No {what} are published: is the driver running, and is ROS_DOMAIN_ID the same?"
+            return f"{hint}No {what} are published: is the driver running, and is ROS_DOMAIN_ID the same?"
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        return f"{said}The {what} that are published: {', '.join(found[:_SHOWN])}{more}"
+        return f"{hint}The {what} that are published: {', '.join(found[:_SHOWN])}{more}"
 
     def counting(self, topic: Topic, subscribe: Callable[..., Any]) -> Any:
-        """What `subscribe` makes, with an event handler that counts what the middleware loses where it can tell.
+        """Call `subscribe` with an event handler that counts the middleware's losses, if it supports that.
 
         Args:
             topic: of the subscription.

@@ -1,1 +1,1 @@
-"""What goes out: messages, publishers, odometry, diagnostics."""
+"""Output: messages, publishers, odometry, diagnostics."""

@@ -1,4 +1,4 @@
-"""From a camera's trajectory to the motion of the robot that carries it: poses, velocities and what they are worth."""
+"""Converts a camera's trajectory to the motion of the robot's base: poses, velocities and covariances."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Fix:
-    """A place of the camera at a time.
+    """Location of the camera at a time.
 
     Attributes:
         stamp_ns: of the image.
         location: of its camera.
-        start: location of the keyframe that it was found by; the same where it is a trajectory's first.
+        start: location of the keyframe that located it; the same for a trajectory's first frame.
     """
 
     stamp_ns: int
@@ -46,14 +46,14 @@ class Twist:
 
 
 def forward_camera() -> Array:
-    """(4, 4) T_base_camera of a camera in the base's origin that looks ahead; both frames' axes are REP 103's."""
+    """(4, 4) T_base_camera of a camera at the base's origin that looks forward; both frames use the axes of REP 103."""
     matrix = np.eye(4)
     matrix[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
     return matrix
 
 
 def base_pose(camera: Array, base_from_camera: Array) -> Array:
-    """The base's pose in a frame that it begins in the origin of.
+    """The base's pose in a frame at the base's initial pose.
 
     Args:
         camera: (4, 4) T_world_camera, the world being the optical axes of the first camera.
@@ -74,20 +74,20 @@ def base_covariance(covariance: Array, base: Array, base_from_camera: Array) -> 
         base: (4, 4) T_odom_base.
         base_from_camera: (4, 4) T_base_camera.
     """
-    turn = base_from_camera[:3, :3]
-    carry = np.zeros((6, 6))
-    carry[:3, :3] = carry[3:, 3:] = turn
-    # The base is away from the camera by this arm, in odom's axes: where the camera is turned, the base swings round.
-    carry[:3, 3:] = skew(base[:3, :3] @ base_from_camera[:3, 3]) @ turn
-    result: Array = carry @ covariance @ carry.T
+    rotate = base_from_camera[:3, :3]
+    transfer = np.zeros((6, 6))
+    transfer[:3, :3] = transfer[3:, 3:] = rotate
+    # Lever arm from the camera to the base, in odom's axes: a rotation of the camera moves the base.
+    transfer[:3, 3:] = skew(base[:3, :3] @ base_from_camera[:3, 3]) @ rotate
+    result: Array = transfer @ covariance @ transfer.T
     return (result + result.T) / 2
 
 
 def base_twist(before: Fix, now: Fix, base_from_camera: Array) -> Twist:
-    """The steady motion that leads from one place to the next; zero, with a variance of 1e6, where nothing does.
+    """The steady motion from one location to the next; zero, with a variance of 1e6, if they are not connected.
 
-    The covariance is an upper bound: two places found by the same keyframe err alike by the errors of its depths, and
-    these are counted twice.
+    The covariance is an upper bound: two locations by the same keyframe share the errors of its depths, which are
+    counted twice.
     """
     seconds = (now.stamp_ns - before.stamp_ns) / 1e9
     if seconds <= 0 or before.location.segment != now.location.segment:
@@ -102,7 +102,7 @@ def base_twist(before: Fix, now: Fix, base_from_camera: Array) -> Twist:
 
 
 def _along(translation: Array, angle: Array) -> Array:
-    """(3,) way along the arc of a steady motion that ends at a translation, turned by a rotation vector."""
+    """(3,) displacement along the arc of a steady motion with the given final translation and rotation vector."""
     cross, size = skew(angle), float(np.linalg.norm(angle))
     factor = 1 / 12 if size < 1e-4 else (1 - size / 2 / math.tan(size / 2)) / size**2
     result: Array = translation - cross @ translation / 2 + factor * cross @ cross @ translation
@@ -110,7 +110,7 @@ def _along(translation: Array, angle: Array) -> Array:
 
 
 def _spread_between(before: Fix, now: Fix) -> tuple[Array, Array]:
-    """(6, 6) covariances of two places, without what moves both of them as one."""
+    """(6, 6) covariances of two locations, without the error common to both."""
     start = now.start
     if np.array_equal(before.start.pose, start.pose):
         return _spread_since(before.location, start), _spread_since(now.location, start)
@@ -120,8 +120,8 @@ def _spread_between(before: Fix, now: Fix) -> tuple[Array, Array]:
 
 
 def _spread_since(location: Location, start: Location) -> Array:
-    """(6, 6) what a location's covariance has more than that of the place it was found from: see `Location.moved`."""
-    carry = np.eye(6)
-    carry[:3, 3:] = -skew(location.pose[:3, 3] - start.pose[:3, 3])
-    result: Array = location.covariance - carry @ start.covariance @ carry.T
+    """(6, 6) covariance of a location beyond that of the location it was found from: see `Location.moved`."""
+    transfer = np.eye(6)
+    transfer[:3, 3:] = -skew(location.pose[:3, 3] - start.pose[:3, 3])
+    result: Array = location.covariance - transfer @ start.covariance @ transfer.T
     return result

@@ -1,4 +1,4 @@
-"""Where the camera sits on the robot: by a parameter, by tf2, or ahead by default."""
+"""Pose of the camera on the robot: from a parameter, from tf2, or forward-looking by default."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from loftr_ros.geometry.se3 import from_quaternion, from_seven
 from loftr_ros.ros.output.base_motion import forward_camera
 from loftr_ros.ros.parameters import OdometryParameters
 
-# Seconds after the first image that a transform is waited for: static ones are there at once, or never.
+# Seconds after the first image to wait for a transform: static ones are there at once, or never.
 PATIENCE = 2.0
 
 
 class CameraMount:
-    """T_base_camera of each optical frame that images come from."""
+    """T_base_camera of each optical frame."""
 
     def __init__(self, node: Node, parameters: OdometryParameters) -> None:
-        """Take the parameter, or listen to tf where tf2_ros is installed."""
+        """Use the parameter, or listen to tf if tf2_ros is installed."""
         self._node = node
         self._base = parameters.base_frame
         given = parameters.base_from_camera
@@ -63,7 +63,7 @@ class CameraMount:
     def _look_up(self, frame_id: str) -> NDArray[np.float64] | None:
         logger = self._node.get_logger()
         if importlib.util.find_spec("tf2_ros") is None:
-            logger.info(f"odometry: tf2_ros is not installed; takes {frame_id} to look ahead from {self._base}")
+            logger.info(f"odometry: tf2_ros is not installed; assumes that {frame_id} looks forward from {self._base}")
             return forward_camera()
         from tf2_ros import TransformException
 
@@ -76,9 +76,12 @@ class CameraMount:
             if time.monotonic() < until:
                 return None
             logger.warning(
-                f"odometry: no transform from {frame_id} to {self._base} after {PATIENCE:.0f} s ({error}); takes the "
-                f"camera to look ahead from {self._base}. Publish it, or set odometry.base_from_camera"
+                f"odometry: no transform from {frame_id} to {self._base} after {PATIENCE:.0f} s ({error}); assumes "
+                "that the "
+                f"camera looks forward from {self._base}. Publish the transform, or set odometry.base_from_camera"
             )
             return forward_camera()
-        at, turn = found.translation, found.rotation
-        return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
+        translation, rotation = found.translation, found.rotation
+        return from_quaternion(
+            (translation.x, translation.y, translation.z), (rotation.x, rotation.y, rotation.z, rotation.w)
+        )

@@ -1,4 +1,4 @@
-"""Results to messages; arrays are filled in one copy, never element by element."""
+"""Converts results to messages. Arrays are filled in one copy, never element by element."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 
 _TYPE_CODES = {"uint8": "B", "uint32": "I", "uint64": "Q", "float32": "f", "float64": "d"}
 
-# What the smallest eigenvalue of a covariance is at least, in m^2 and rad^2: filters take zero for perfect, and fail on
-# what cannot be inverted.
+# Lower bound of a covariance's smallest eigenvalue, in m^2 and rad^2: filters take zero for perfect, and fail on
+# singular matrices.
 LEAST_VARIANCE = 1e-9
 
-# One landmark of the cloud, packed.
+# Packed layout of one landmark in the cloud.
 _LANDMARK_TYPES = dict(x="<f4", y="<f4", z="<f4", keyframe_id="<u4", id="<u4", confidence="<f4", std="<f4")
 _LANDMARK = np.dtype(list(_LANDMARK_TYPES.items()))
 _LANDMARK_FIELDS = [
@@ -41,8 +41,8 @@ _LANDMARK_FIELDS = [
 ]
 
 
-class SeenImage(Protocol):
-    """Whose image it is, and when it was seen: a frame, or a keyframe of an archive."""
+class SourceImage(Protocol):
+    """The source of an image: a frame, or a keyframe of an archive."""
 
     @property
     def stamp_ns(self) -> int:
@@ -58,7 +58,7 @@ class SeenImage(Protocol):
 
 
 def to_time(stamp_ns: int) -> Time:
-    """Nanoseconds since the epoch as a message."""
+    """Nanoseconds since the epoch to a message."""
     return Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000)
 
 
@@ -67,13 +67,13 @@ def to_nanoseconds(stamp: Time) -> int:
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
-def to_header(frame: SeenImage) -> Header:
+def to_header(frame: SourceImage) -> Header:
     """Stamp and optical frame of the image."""
     return Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
 
 
 def to_array(values: NDArray[Any]) -> array.array[Any]:
-    """A primitive message array of an ndarray of the same type, in one copy."""
+    """A primitive message array from an ndarray of the same type, in one copy."""
     result: array.array[Any] = array.array(_TYPE_CODES[values.dtype.name])
     result.frombytes(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)
     return result
@@ -89,7 +89,7 @@ def to_pose(matrix: NDArray[np.float64]) -> Pose:
 def to_covariance(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """A (6, 6) covariance as the 36 numbers of a message, row by row.
 
-    It is made wider where it says that something is exact (see LEAST_VARIANCE), and 1e6 where it is not finite.
+    Zero variances are raised (see LEAST_VARIANCE), and 1e6 replaces non-finite ones.
     """
     if not np.isfinite(matrix).all():
         return (UNKNOWN_VARIANCE * np.eye(6)).reshape(36)
@@ -104,7 +104,7 @@ def to_pose_with_covariance(pose: NDArray[np.float64], covariance: NDArray[np.fl
 
 
 def to_estimated_pose(pose: EstimatedPose) -> PoseWithCovariance:
-    """A relative pose; the length of a unit vector is not known, which its variance along itself says."""
+    """A relative pose. If its length is unknown, the variance along the unit vector says so."""
     covariance = pose.covariance
     if pose.has_direction and not pose.scale_known:
         covariance = covariance.copy()
@@ -113,7 +113,7 @@ def to_estimated_pose(pose: EstimatedPose) -> PoseWithCovariance:
 
 
 def unknown_pose() -> PoseWithCovariance:
-    """A pose of which nothing is known: the identity, with a variance of 1e6."""
+    """An unknown pose: the identity, with a variance of 1e6."""
     return to_pose_with_covariance(np.eye(4), UNKNOWN_VARIANCE * np.eye(6))
 
 
@@ -123,14 +123,14 @@ def correspondences_message(match: KeyframeMatch, current: Frame) -> Corresponde
 
 
 def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
-    """The pose relative to one keyframe, and what it is worth."""
+    """The pose relative to one keyframe, with its quality."""
     return pose_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
 
 
 def matches_message(
-    keyframe_id: int, keyframe: SeenImage, current: SeenImage, found: results.Correspondences, pose: EstimatedPose
+    keyframe_id: int, keyframe: SourceImage, current: SourceImage, found: results.Correspondences, pose: EstimatedPose
 ) -> Correspondences:
-    """Matches of two images; the pose says which are inliers."""
+    """Matches of two images; the pose provides the inlier flags."""
     return Correspondences(
         header=to_header(current),
         keyframe_id=keyframe_id,
@@ -150,9 +150,9 @@ def matches_message(
 
 
 def pose_message(
-    keyframe_id: int, keyframe: SeenImage, current: SeenImage, found: results.Correspondences, pose: EstimatedPose
+    keyframe_id: int, keyframe: SourceImage, current: SourceImage, found: results.Correspondences, pose: EstimatedPose
 ) -> RelativePose:
-    """The pose of one image relative to another, of its matches with it."""
+    """The pose of one image relative to another, from their matches."""
     num_matches, num_inliers = len(found), int(pose.inliers.sum())
     return RelativePose(
         header=to_header(current),
@@ -171,7 +171,7 @@ def pose_message(
 
 
 def tracks_message(match: KeyframeMatch, current: Frame) -> Tracks:
-    """The inliers of the match with one keyframe, as a back end takes them."""
+    """The inliers of the match with one keyframe, in the form that back ends need."""
     keep = match.pose.inliers
     found = match.correspondences[keep]
     rays: NDArray[np.floating] = np.full((len(found), 2), np.nan)
@@ -199,7 +199,7 @@ def tracks_message(match: KeyframeMatch, current: Frame) -> Tracks:
 
 
 def landmarks_message(match: KeyframeMatch, current: Frame, location: Location | None) -> PointCloud2:
-    """The inliers of the match with one keyframe whose depth is known, as points in the current camera's frame.
+    """The inliers of known depth in the match with one keyframe, as points in the current camera's frame.
 
     Args:
         match: with the keyframe.
@@ -212,8 +212,8 @@ def landmarks_message(match: KeyframeMatch, current: Frame, location: Location |
         keep = match.pose.inliers & np.isfinite(std)
         T_current_keyframe = between(location.pose, start.pose)
         cloud = np.empty(int(keep.sum()), _LANDMARK)
-        seen = points[keep] @ T_current_keyframe[:3, :3].T + T_current_keyframe[:3, 3]
-        cloud["x"], cloud["y"], cloud["z"] = seen.T
+        in_current = points[keep] @ T_current_keyframe[:3, :3].T + T_current_keyframe[:3, 3]
+        cloud["x"], cloud["y"], cloud["z"] = in_current.T
         landmark = match.landmark[keep]
         cloud["keyframe_id"], cloud["id"] = landmark >> np.uint64(32), landmark & np.uint64(0xFFFFFFFF)
         cloud["confidence"], cloud["std"] = match.correspondences.confidence[keep], std[keep]
@@ -231,7 +231,7 @@ def landmarks_message(match: KeyframeMatch, current: Frame, location: Location |
 
 
 def track_links_message(links: tracks.TrackLinks, current: Frame) -> TrackLinks:
-    """Which tracks of the keyframe that `current` became go on with older ones."""
+    """Tracks of the keyframe made of `current` that continue older ones."""
     return TrackLinks(
         header=to_header(current),
         old_keyframe_id=links.old_keyframe,
@@ -243,7 +243,7 @@ def track_links_message(links: tracks.TrackLinks, current: Frame) -> TrackLinks:
 
 
 def segments_joined_message(join: SegmentJoin, current: Frame) -> SegmentsJoined:
-    """Two segments of the trajectory are one, by `current`."""
+    """Two segments of the trajectory were joined at `current`."""
     return SegmentsJoined(
         header=to_header(current),
         old_segment=join.old,
@@ -254,7 +254,7 @@ def segments_joined_message(join: SegmentJoin, current: Frame) -> SegmentsJoined
 
 
 def keyframe_message(event: KeyframeEvent, current: Frame | None) -> Keyframe:
-    """A keyframe came or went; `current` is the frame at which it did, None where none was at hand."""
+    """A keyframe was added or removed; `current` is the frame at that time, None if there was none."""
     frame, location, link = event.keyframe.frame, event.keyframe.location, event.keyframe.link
     return Keyframe(
         header=to_header(current or frame),

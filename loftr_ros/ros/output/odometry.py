@@ -1,4 +1,4 @@
-"""Odometry, path and transform of the robot's base, to look at where the front end thinks that it is."""
+"""Odometry, path and transform of the robot's base, for visualisation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from loftr_ros.settings import ConfigError
 if TYPE_CHECKING:  # imports torch, which the node loads when it is configured
     from loftr_ros.frontend.pipeline import FrontEndResult
 
-# Poses that wait for where the camera is on the robot, at most: those of the first seconds.
+# Maximum number of poses that wait for the camera's mount: those of the first seconds.
 _KEPT = 1000
 
 # Seconds between two warnings of a broken trajectory: a camera in the dark is lost with every frame.
@@ -42,7 +42,7 @@ _SILENCE = 5.0
 
 @dataclass(frozen=True)
 class _Step:
-    """A frame's place, that of the frame before, and whether the trajectory was broken since its begin."""
+    """A frame's location, that of the frame before, and whether the trajectory has been broken."""
 
     fix: Fix
     before: Fix
@@ -50,20 +50,20 @@ class _Step:
 
 
 class OdometryOutput:
-    """Publishes the base's motion; goes through the trajectory frame by frame, whoever looks."""
+    """Publishes the base's motion; follows the trajectory even without subscribers."""
 
     def __init__(
         self, node: LifecycleNode, parameters: OdometryParameters, publisher: Callable[[type, str], Any]
     ) -> None:
-        """Make the publishers.
+        """Create the publishers.
 
         Args:
-            node: who publishes.
+            node: the owner.
             parameters: frames, and what to publish.
-            publisher: makes one of a message type and a topic; who gave it takes them away again.
+            publisher: creates one for a message type and a topic; its owner destroys it.
 
         Raises:
-            ConfigError: there is no tf2_msgs to publish a transform with.
+            ConfigError: tf2_msgs is missing and a transform shall be published.
         """
         self._parameters = parameters
         self._logger = node.get_logger()
@@ -78,20 +78,20 @@ class OdometryOutput:
         self.restart()
 
     def restart(self) -> None:
-        """The trajectory begins anew, in the origin."""
+        """Begin a new trajectory at the origin."""
         self._last: Fix | None = None
         self._first_segment: int | None = None
         self._poses.clear()
         self._waiting.clear()
 
     def close(self) -> None:
-        """Stop listening to tf; the publishers are taken away by who made them."""
+        """Stop listening to tf; the owner destroys the publishers."""
         self._mount.close()
 
     def publish(self, result: FrontEndResult) -> None:
-        """Odometry and transform, where the frame's place is known; the pose is kept for the path.
+        """Publish odometry and transform if the frame's location is known, and keep the pose for the path.
 
-        While tf has not said where the camera is on the robot, they wait, and are published then with their own stamps.
+        Until tf has provided the camera's mount, they wait. They are published later with their own stamps.
         """
         fix = _fix_of(result)
         if fix is None:
@@ -121,7 +121,7 @@ class OdometryOutput:
             return
         covariance = base_covariance(fix.location.covariance, base, base_from_camera)
         if step.is_broken:
-            covariance += UNKNOWN_VARIANCE * np.eye(6)  # nothing is known of one segment's place in another
+            covariance += UNKNOWN_VARIANCE * np.eye(6)  # the relative pose of two segments is unknown
         twist = base_twist(step.before, fix, base_from_camera)
         self._odometry.publish(
             Odometry(
@@ -133,20 +133,20 @@ class OdometryOutput:
         )
 
     def publish_path(self) -> None:
-        """The newest poses, only while someone looks."""
+        """Publish the newest poses, only if there are subscribers."""
         if self._poses and self._path.get_subscription_count():
             self._path.publish(Path(header=self._poses[-1].header, poses=list(self._poses)))
 
     def _tf_message(self, stamped: PoseStamped) -> Any:
-        at, turn = stamped.pose.position, stamped.pose.orientation
+        position, orientation = stamped.pose.position, stamped.pose.orientation
         return _tf_message()(
             transforms=[
                 TransformStamped(
                     header=stamped.header,
                     child_frame_id=self._parameters.base_frame,
                     transform=Transform(
-                        translation=Vector3(x=at.x, y=at.y, z=at.z),
-                        rotation=Quaternion(x=turn.x, y=turn.y, z=turn.z, w=turn.w),
+                        translation=Vector3(x=position.x, y=position.y, z=position.z),
+                        rotation=Quaternion(x=orientation.x, y=orientation.y, z=orientation.z, w=orientation.w),
                     ),
                 )
             ]
@@ -165,14 +165,14 @@ class OdometryOutput:
         times = "" if self._breaks == 1 else f" ({self._breaks} times since the last such line)"
         self._breaks = 0
         self._logger.warning(
-            f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose leads to "
-            "this image from those before it, and its place has been tracked by itself. Its poses begin at the last "
-            "known place, with a covariance that says that it is not known"
+            f"segment {now} of the trajectory begins at {result.frame.stamp_ns / 1e9:.3f} s{times}: no pose links "
+            "this image to those before it, and its place has been tracked separately. Its poses begin at the last "
+            "known place, with a covariance that marks them as unknown"
         )
 
 
 def _tf_message() -> Any:
-    """The type of what goes out on /tf.
+    """The type of messages on /tf.
 
     Raises:
         ConfigError: it is not installed.
@@ -181,21 +181,21 @@ def _tf_message() -> Any:
         from tf2_msgs.msg import TFMessage
     except ImportError as error:
         raise ConfigError(
-            "parameter odometry.publish_tf is true, but tf2_msgs is not installed; a ROS installation has it, PyPI's "
-            "wheels of ROS have not"
+            "parameter odometry.publish_tf is true, but tf2_msgs is not installed; a ROS installation includes it, "
+            "PyPI's wheels of ROS do not"
         ) from error
     return TFMessage
 
 
 def _fix_of(result: FrontEndResult) -> Fix | None:
-    """Where a frame's camera is; None where it is not known, or would only be made up."""
+    """Location of a frame's camera; None if it is unknown or only assumed."""
     frame = result.frame
     if frame.camera is None:
         return None
     if result.location is not None:
         return Fix(frame.stamp_ns, result.location, result.matches[0].keyframe.location or result.location)
     for event in result.events:
-        # The first of a trajectory, which nothing led to.
+        # The first keyframe of a trajectory, which has no predecessor.
         if event.added and event.keyframe.frame is frame and event.keyframe.location is not None:
             return Fix(frame.stamp_ns, event.keyframe.location, event.keyframe.location)
     return None

@@ -48,13 +48,13 @@ class Outputs:
             self._landmarks = self.publisher(PointCloud2, "~/landmarks")
             self._matches_image = self.publisher(Image, "~/matches_image")
             self._odometry = OdometryOutput(node, odometry, self.publisher)
-        except Exception:  # a QoS override that is none
+        except Exception:  # an invalid QoS override
             self.close()
             raise
 
     def publisher(self, kind: type, topic: str) -> Any:
-        """Reliable, the last 10; `qos_overrides.<topic>.publisher.*` changes it."""
-        # A profile for each: rclpy writes the overrides into the one that it is given.
+        """Create a publisher: reliable, depth 10; `qos_overrides.<topic>.publisher.*` changes it."""
+        # A new profile for each: rclpy writes the overrides into it.
         publisher = self._node.create_lifecycle_publisher(
             kind,
             topic,
@@ -65,7 +65,7 @@ class Outputs:
         return publisher
 
     def close(self) -> None:
-        """Take the topics away."""
+        """Destroy the publishers."""
         if self._odometry is not None:
             self._odometry.close()
         for publisher in self._publishers:
@@ -73,12 +73,12 @@ class Outputs:
         self._publishers = []
 
     def publish(self, result: FrontEndResult) -> None:
-        """Everything but what is for the eye."""
+        """Publish everything except visualisation."""
         assert self._odometry is not None
         for match in result.matches:
             self._correspondences.publish(correspondences_message(match, result.frame))
             self._relative_pose.publish(relative_pose_message(match, result.frame))
-        # Only while someone listens: the pixels' rays take their time.
+        # Only with subscribers, because the rays of the pixels take time.
         if result.matches and self._tracks.get_subscription_count():
             self._tracks.publish(tracks_message(result.matches[0], result.frame))
         if result.matches and self._landmarks.get_subscription_count():
@@ -89,13 +89,13 @@ class Outputs:
             self._segments_joined.publish(segments_joined_message(result.joined, result.frame))
             self._node.get_logger().info(
                 f"segments {result.joined.old} and {result.joined.new} of the trajectory are one: "
-                f"it goes on in segment {result.joined.old} (see ~/segments_joined)"
+                f"it continues in segment {result.joined.old} (see ~/segments_joined)"
             )
         self.publish_events(result.events, result.frame)
         self._odometry.publish(result)
 
     def publish_events(self, events: tuple[KeyframeEvent, ...], current: Frame | None) -> None:
-        """Keyframes that came and went."""
+        """Publish the keyframes added and removed."""
         assert self._odometry is not None
         for event in events:
             self._keyframe.publish(keyframe_message(event, current))
@@ -103,7 +103,7 @@ class Outputs:
             self._odometry.restart()
 
     def publish_picture(self, result: FrontEndResult) -> None:
-        """What is for the eye, only while someone looks: the path, and the matches with the reference keyframe."""
+        """Publish visualisations, only with subscribers: the path, and the matches with the reference keyframe."""
         assert self._odometry is not None
         self._odometry.publish_path()
         if not result.matches or not self._matches_image.get_subscription_count():

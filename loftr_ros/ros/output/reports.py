@@ -1,4 +1,4 @@
-"""Status and diagnostics, and log lines that do not repeat themselves."""
+"""Status, diagnostics, and log lines with limited repetition."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class MotionState:
-    """What the status says of the trajectory; see msg/FrontEndStatus for the fields."""
+    """The trajectory's part of the status; see msg/FrontEndStatus for the fields."""
 
     mode: str = ""
     scale_known: bool = False
@@ -52,7 +52,7 @@ class MotionState:
 
 
 def motion_state(front_end: FrontEnd) -> MotionState:
-    """The trajectory as it is now; may be called from another thread than the front end's."""
+    """The current state of the trajectory; may be called from another thread than the front end's."""
     trajectory, reference = front_end.localizer.trajectory, front_end.buffer.reference
     last, depth = trajectory.last, reference.depth if reference else None
     return MotionState(
@@ -68,7 +68,7 @@ def motion_state(front_end: FrontEnd) -> MotionState:
 
 @dataclass(frozen=True)
 class PlacesState:
-    """What the status says of the archive of keyframes and of loops; see msg/FrontEndStatus for the fields."""
+    """The status of archive and loop search; see msg/FrontEndStatus for the fields."""
 
     archived_keyframes: int = 0
     archive_bytes: int = 0
@@ -81,7 +81,7 @@ class PlacesState:
 
 @dataclass(frozen=True)
 class GyroscopeReport:
-    """What the status says of a gyroscope; see the message."""
+    """The gyroscope's part of the status; see msg/FrontEndStatus for the fields."""
 
     gyroscope: str = ""
     gyroscope_bias_std: float = 0.0
@@ -89,17 +89,17 @@ class GyroscopeReport:
 
 @dataclass(frozen=True)
 class FrontEndState:
-    """What the status says beyond the counters.
+    """The status beyond the counters.
 
     Attributes:
         lifecycle: the node's state.
         failure: why its last transition failed; empty if it did not.
         waiting: images that wait for their calibration; `pending` counts them too.
-        topic: that of the images, where the node is subscribed.
-        matched_keyframes, image_scale: what an image is given, to stay inside the latency.
-        motion: what is known of the trajectory.
-        places: the archive of keyframes and the loops found.
-        gyroscope: what is known of it.
+        topic: of the images, if the node is subscribed.
+        matched_keyframes, image_scale: effort per image, chosen to stay inside the latency.
+        motion: state of the trajectory.
+        places: state of archive and loop search.
+        gyroscope: its state.
     """
 
     lifecycle: str
@@ -121,7 +121,7 @@ class FrontEndState:
 
 
 def error_kind(error: Exception) -> str:
-    """The kind under which an error is counted; `internal` for one that nobody foresaw."""
+    """The kind under which an error is counted; `internal` for an unexpected one."""
     if isinstance(error, ImageError):
         return error.kind
     if isinstance(error, CameraError):
@@ -134,7 +134,7 @@ def error_kind(error: Exception) -> str:
         return error.kind
     if isinstance(error, BackEndError):
         return "back_end"
-    # Here, since they import torch.
+    # Imported here, because it loads torch.
     from loftr_ros.frontend.stream import FrameRefusedError
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
@@ -147,7 +147,7 @@ def error_kind(error: Exception) -> str:
 
 
 class ErrorLog:
-    """Logs and counts errors: the first of a kind at once, then one line a period with how many were left out.
+    """Logs and counts errors: the first of a kind at once, then one line per period with the number of omitted ones.
 
     Any thread may call it.
 
@@ -164,12 +164,12 @@ class ErrorLog:
         self._left_out: dict[str, int] = {}
 
     def frame_failed(self, kind: str, message: str, details: str = "") -> None:
-        """A frame was refused; `details` are for the log alone."""
+        """A frame was refused; `details` go to the log only."""
         self._statistics.failed(kind, message)
         self._log(kind, message, details)
 
     def unpaired(self, kind: str, message: str, number: int, severity: Severity) -> None:
-        """Images did not get what belongs to them: an error where none does, a warning where single ones do not."""
+        """Images stay without their partners: an error if all do, a warning if single ones do."""
         if severity in (Severity.USUAL, Severity.BY_DESIGN):
             self._statistics.unpaired(number)
             if severity is Severity.BY_DESIGN:
@@ -182,25 +182,25 @@ class ErrorLog:
             self._log(kind, message, "", warn_of=f"single images without {kind}")
 
     def lost(self, topic: str, number: int, cure: str) -> None:
-        """The middleware lost messages of a topic on their way here."""
+        """The middleware lost messages of a topic in transport."""
         what = f"{number} message{'s' if number > 1 else ''} of {topic}"
-        self._log("transport", f"the middleware lost {what} on the way here. {cure}", "", warn_of=f"loss of {topic}")
+        self._log("transport", f"the middleware lost {what} in transport. {cure}", "", warn_of=f"loss of {topic}")
 
     def warn(self, message: str) -> None:
-        """Something that is no error of the node's; whoever calls sees to it that it is not said too often."""
+        """Log something that is not the node's error; the caller limits the repetition."""
         self._logger.warning(message)
 
     def error(self, kind: str, message: str, details: str = "", always: bool = False) -> None:
-        """Something else went wrong; `details` are for the log alone, `always` logs what else would be left out."""
+        """Another error; `details` go to the log only, `always` logs even if the line would be omitted."""
         self._statistics.error(kind, message)
         self._log(kind, message, details, always)
 
     def count(self, kind: str, message: str) -> None:
-        """Something was refused that whoever calls has told of in the log."""
+        """Count a refusal that the caller has already logged."""
         self._statistics.error(kind, message)
 
     def _log(self, kind: str, message: str, details: str, always: bool = False, warn_of: str = "") -> None:
-        """Log an error, or a warning of what `warn_of` names; each of these is silent for itself."""
+        """Log an error, or a warning about `warn_of`; each of these is limited separately."""
         key = warn_of or kind
         with self._lock:
             now = time.monotonic()
@@ -211,7 +211,7 @@ class ErrorLog:
             left_out = self._left_out.pop(key, 0)
         more = f" ({left_out} more of this kind before)" if left_out else ""
         line = f"[{kind}] {message}{more}" + (f"\n{details}" if details else "")
-        # On two lines: rclpy wants one severity of every place that logs.
+        # Separate calls: rclpy requires one severity per logging call site.
         if warn_of:
             self._logger.warning(line)
         else:
@@ -219,10 +219,10 @@ class ErrorLog:
 
 
 class Reporter:
-    """Publishes ~/status and /diagnostics once a period, whatever state the node is in.
+    """Publishes ~/status and /diagnostics once per period, in any state of the node.
 
     Attributes:
-        hardware_id: what /diagnostics calls the hardware; empty for the machine and the network's device.
+        hardware_id: in /diagnostics; empty for the machine and the network's device.
     """
 
     def __init__(
@@ -233,14 +233,14 @@ class Reporter:
         state: Callable[[], FrontEndState],
         hardware_id: str = "",
     ) -> None:
-        """Begin.
+        """Start the timer.
 
         Args:
-            node: who publishes.
+            node: the owner.
             statistics: the counters.
             period: seconds between two reports.
-            state: what else is told.
-            hardware_id: of the camera; empty for the machine and the device that the network runs on.
+            state: returns the rest of the status.
+            hardware_id: of the camera; empty for the machine and the network's device.
         """
         self.hardware_id = hardware_id
         self._node = node
@@ -249,11 +249,11 @@ class Reporter:
         self._previous = statistics.snapshot()
         self._status = node.create_publisher(FrontEndStatus, "~/status", QoSProfile(depth=10))
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
-        # Not by the node's clock: with use_sim_time it would fall silent just when /clock is what is missing.
+        # Not the node's clock: with use_sim_time it would fall silent just when /clock is missing.
         self._timer = node.create_timer(period, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def set_period(self, period: float) -> None:
-        """Publish once in this many seconds from now on."""
+        """Set the seconds between two reports."""
         self._timer.timer_period_ns = round(period * 1e9)
 
     def publish(self) -> None:
@@ -352,7 +352,7 @@ class Reporter:
         return message
 
     def _verdict(self, state: FrontEndState, now: Snapshot) -> tuple[bytes, str]:
-        """Level and summary, by what happened since the last message."""
+        """Level and summary, from the changes since the last message."""
         before = self._previous
         new_errors = sum(now.errors.values()) - sum(before.errors.values())
         if state.failure:
@@ -393,14 +393,17 @@ class Reporter:
         if state.waiting:
             return (
                 DiagnosticStatus.WARN,
-                f"{state.waiting} images wait for what comes with them (CameraInfo, right or depth image)",
+                f"{state.waiting} images wait for their partners (CameraInfo, right or depth image)",
             )
         if now.received > before.received:
-            return DiagnosticStatus.WARN, "images came, but none was processed since the last report"
+            return DiagnosticStatus.WARN, "images were received, but none was processed since the last report"
         publishers = self._node.count_publishers(state.topic)
-        return DiagnosticStatus.WARN, f"no image came on {state.topic} since the last report (publishers: {publishers})"
+        return (
+            DiagnosticStatus.WARN,
+            f"no image received on {state.topic} since the last report (publishers: {publishers})",
+        )
 
 
 def _machine(device: str) -> str:
-    """The computer, and what of it the network runs on, once that is known."""
+    """The computer, and the network's device once known."""
     return f"{socket.gethostname()} {device}".rstrip()

@@ -1,4 +1,4 @@
-"""What became of every frame, how long it took, and what went wrong: counted under one lock."""
+"""Counters of frames, latencies and errors, under one lock."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# From a message's receipt to its results' publication, in order. Those in the middle are the front end's; written out,
-# because importing them would load torch before the node is up.
+# Stages from a message's receipt to its results' publication, in order. Those in the middle are the front end's. They
+# are repeated here, because importing them would load torch before the node is up.
 STAGES = ("wait", "decode", "encode", "match", "refine", "geometry", "keyframe", "publish", "total")
 
-# Seconds that the rate is taken over; and after so many, and so many times the usual time between two frames, none is
-# expected to come any more.
+# Seconds over which the rate is measured. After this many seconds and this many typical intervals, no more frames are
+# expected.
 _RATE_SECONDS = 5.0
 _RATE_PATIENCE = 3.0
 
 
 class Severity(enum.Enum):
-    """How bad it is that images got no partner."""
+    """Severity of unpaired images."""
 
     USUAL = "at the start, before all topics are connected"
     BY_DESIGN = "the partner is published less often than the image"
@@ -37,15 +37,15 @@ class Snapshot:
     Attributes:
         received, decoded, dropped, failed, processed: frames.
         unpaired: frames whose CameraInfo, right or depth image did not come.
-        lost: messages of all inputs that the middleware says were lost on their way.
-        unmatched: of those processed, frames that had too few matches with every keyframe.
-        useless: of those processed, frames that show nothing that could be matched.
-        located: of those processed, frames whose place in the trajectory is known.
+        lost: messages of all inputs that the middleware reported as lost.
+        unmatched: processed frames with too few matches with every keyframe.
+        useless: processed frames with nothing to match.
+        located: processed frames with a known location in the trajectory.
         errors: failures by kind.
-        last_error: the newest in words.
+        last_error: the newest message.
         latency_median, latency_p99: seconds, one entry for each of STAGES; NaN before the first frame.
-        window: frames that the latencies are taken over.
-        rate: frames processed a second, over the last seconds; it falls to 0 when no more come.
+        window: number of frames of the latencies.
+        rate: processed frames per second, over the last seconds; it falls to 0 when no more come.
         last_frame_id: optical frame of the newest image.
     """
 
@@ -79,11 +79,11 @@ class Statistics:
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
-        # Latencies by stage, and the monotonic second at which the frame was done.
+        # Latencies by stage, and the monotonic seconds of the frame's end.
         self._finished: deque[tuple[tuple[float, ...], float]] = deque(maxlen=window)
 
     def set_window(self, window: int) -> None:
-        """Take latencies and rate over this many frames; those already counted stay."""
+        """Use this many frames for latencies and rate; counted frames stay."""
         with self._lock:
             self._finished = deque(self._finished, maxlen=window)
 
@@ -99,35 +99,35 @@ class Statistics:
             self._last_frame_id = frame_id
 
     def decoded(self) -> None:
-        """It was decoded."""
+        """A message was decoded."""
         with self._lock:
             self._decoded += 1
 
     def dropped(self, number: int = 1) -> None:
-        """A newer frame took its place."""
+        """A newer frame replaced it."""
         with self._lock:
             self._dropped += number
 
     def unpaired(self, number: int, kind: str = "", message: str = "") -> None:
-        """What belongs to `number` frames did not come: an error of a kind, or none."""
+        """Partners of `number` frames did not come: an error of a kind, or none."""
         with self._lock:
             self._unpaired += number
             if kind:
                 self._count_error(kind, message, number)
 
     def lost(self, number: int) -> None:
-        """The middleware says that messages of an input were lost on their way."""
+        """The middleware reported lost messages of an input."""
         with self._lock:
             self._lost += number
 
     def failed(self, kind: str, message: str) -> None:
-        """It was refused."""
+        """A frame was refused."""
         with self._lock:
             self._failed += 1
             self._count_error(kind, message)
 
     def error(self, kind: str, message: str) -> None:
-        """Something went wrong that is not a frame's fault."""
+        """An error that is not caused by a frame."""
         with self._lock:
             self._count_error(kind, message)
 
@@ -139,14 +139,14 @@ class Statistics:
         useless: bool = False,
         located: bool = False,
     ) -> None:
-        """Its results were published.
+        """Results of a frame were published.
 
         Args:
-            latencies: seconds by stage; those not named took no time.
+            latencies: seconds by stage; missing stages took no time.
             now: monotonic seconds.
-            unmatched: there were keyframes, and too few matches with each of them.
-            useless: the frame shows nothing that could be matched.
-            located: its place in the trajectory is known.
+            unmatched: there were keyframes, and each had too few matches.
+            useless: the frame has nothing to match.
+            located: its location in the trajectory is known.
         """
         with self._lock:
             self._processed += 1
@@ -156,7 +156,7 @@ class Statistics:
             self._finished.append((tuple(latencies.get(stage, 0.0) for stage in STAGES), now))
 
     def snapshot(self, now: float | None = None) -> Snapshot:
-        """All counters, as of one moment.
+        """All counters at one moment.
 
         Args:
             now: monotonic seconds; None for the clock's.
@@ -196,13 +196,13 @@ class Statistics:
 
 
 def _rate(ends: list[float], now: float) -> float:
-    """Frames a second.
+    """Frames per second.
 
-    Over the last seconds, or between the last two frames where they come more seldom; no higher than the silence since
-    the last one allows, and 0 once that lasts.
+    Measured over the last seconds, or between the last two frames if they are rarer. It is limited by the time since
+    the last frame, and 0 after a long silence.
 
     Args:
-        ends: when each of the newest frames was done, in seconds, the oldest first.
+        ends: completion times of the newest frames in seconds, the oldest first.
         now: seconds.
     """
     recent = [end for end in ends if now - end <= _RATE_SECONDS]

@@ -1,1 +1,1 @@
-"""The archive, the search for loops, and sharing places with other robots, in the node."""
+"""Archive, loop search, and sharing places with other robots, in the node."""

@@ -1,4 +1,4 @@
-"""Places and loops to messages."""
+"""Converts places and loops to messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 
 
 def loop_closure_message(closure: detector.LoopClosure) -> LoopClosure:
-    """A keyframe at a place seen before."""
+    """Message of a loop closure."""
     found, matched = closure.found, closure.keyframe
     own_unit = found.own_unit if found.own_unit is not None and not found.pose.scale_known else None
     return LoopClosure(
@@ -56,7 +56,7 @@ def loop_closure_message(closure: detector.LoopClosure) -> LoopClosure:
 
 
 def place_message(place: query.Place) -> Place:
-    """A keyframe that an image was compared with."""
+    """Message of a keyframe compared with an image."""
     keyframe, found, map_pose = place.keyframe, place.found, place.map_pose
     message = Place(
         robot=keyframe.name.robot,
@@ -84,16 +84,16 @@ def place_message(place: query.Place) -> Place:
 
 
 def fill_match(response: MatchKeyframes.Response, matched: query.MatchedKeyframes) -> None:
-    """Put two matched keyframes into the answer of `~/match_keyframes`, as if the second were the current image."""
+    """Fill the response of `~/match_keyframes` with two matched keyframes, the second as the current image."""
     found, other = matched.found, matched.other
-    told = found.keyframe.name.id, found.keyframe, matched.image, found.correspondences, found.pose
-    response.correspondences, response.relative_pose = matches_message(*told), pose_message(*told)
+    fields = found.keyframe.name.id, found.keyframe, matched.image, found.correspondences, found.pose
+    response.correspondences, response.relative_pose = matches_message(*fields), pose_message(*fields)
     response.session, response.segment = found.keyframe.session, found.keyframe.segment
     response.other_session, response.other_segment = other.session, other.segment
 
 
 def no_match() -> RelativePose:
-    """What is told of two keyframes that could not be matched: nothing."""
+    """Empty result for two keyframes that could not be matched."""
     return RelativePose(
         status=RelativePose.TOO_FEW_MATCHES, pose=unknown_pose(), scale_reason=RelativePose.SCALE_NO_POSE
     )

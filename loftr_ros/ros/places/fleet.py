@@ -1,11 +1,11 @@
-"""Places shared with other robots over ROS 2: keyframes announced to all, their images sent to who asks.
+"""Places shared with other robots over ROS 2: keyframes are announced to all, images are sent on request.
 
-Three threads meet here. The executor's only takes and hands on. The recognition thread, which owns the archive, stores
-what others announce, and waits for images that it asked others for. A thread of the fleet's own answers what others ask
-and sends announcements out: two robots that ask each other at the same time would wait for each other for ever if the
-answers came from the threads that wait.
+Three threads meet here. The executor's thread only receives and forwards. The recognition thread, which owns the
+archive, stores the announcements of others, and waits for images requested from them. A third thread answers requests
+and publishes announcements: if the waiting threads had to answer too, two robots that ask each other at the same time
+would wait for ever.
 
-Nothing here looks at a robot's clock but to tell whether two stamps of one keyframe are the same.
+Clocks of other robots are not used, except to compare two stamps of one keyframe.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from loftr_ros.ros.places.keyframe_messages import check_names, from_announcemen
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
     from loftr_ros.places.recognition import PlaceRecognition
 
-# Announcements that are kept for robots that come later; docs/fleet.md says what they take.
+# Announcements kept for robots that join later; docs/fleet.md gives their size.
 KEPT = 2000
 # Announcements of others that may wait to be stored.
 _LONGEST_QUEUE = 10_000
-# Names of robots and keyframes are kept in memory; a peer that makes up new ones must not fill it.
-_MOST_ROBOTS, _MOST_SEEN = 256, 100_000
-# Keyframes that are stored in one go: a commit takes as long for one as for all of them.
+# Limits of the names in memory: a peer that invents new ones must not fill it.
+_MOST_ROBOTS, _MAX_KNOWN = 256, 100_000
+# Keyframes stored in one commit, which takes as long for one as for all of them.
 _BATCH = 64
-# Up to so many keyframes are looked for in the archive one by one, more of them by a list of all.
+# Up to this many keyframes are looked up in the archive individually, more of them by a list of all.
 _FEW = 8
 
 
 class Fleet:
-    """Announces this robot's keyframes, stores those that others announce, and exchanges images on demand."""
+    """Announces this robot's keyframes, stores those announced by others, and exchanges images on demand."""
 
     def __init__(
         self,
@@ -56,21 +56,22 @@ class Fleet:
         on_error: Callable[[Exception], None],
         on_refused: Callable[[str, str], None] = lambda kind, reason: None,
     ) -> None:
-        """Begin to listen; what the archive has of this robot is announced once the node is active.
+        """Start listening. Archived keyframes of this robot are announced once the node is active.
 
         Args:
-            node: whose topics and service they are.
+            node: the owner of topics and service.
             recognition: the thread that owns the archive.
             robot: this robot's name.
             space: of this robot's descriptors.
             topic: of the announcements, the same for all robots.
             fetch_timeout: seconds that another robot has to send a keyframe.
-            on_error: called, on any thread, with what fails.
-            on_refused: called, on any thread, with a word for counting and the reason, for each keyframe that is
-                ignored; the log tells of it once a robot.
+            on_error: called with each error, on any thread.
+            on_refused: called, on any thread, with a word for counting and the reason, for each ignored keyframe; the
+                log reports it once per robot.
 
         Raises:
-            InvalidTopicNameException, InvalidQosOverridesError: the topic's name, or an override of its QoS, is none.
+            InvalidTopicNameException, InvalidQosOverridesError: the topic's name, or an override of its QoS, is
+                invalid.
         """
         self._node, self._recognition = node, recognition
         self._archive = recognition.detector.archive
@@ -79,10 +80,10 @@ class Fleet:
         self._lock = threading.Lock()
         self._closing = False
         self._waiting: deque[KeyframeMessage] = deque()
-        self._seen: dict[KeyframeName, int] = {}  # other robots' keyframes and their stamps
+        self._known_stamps: dict[KeyframeName, int] = {}  # stamps of other robots' keyframes
         self._nodes: dict[str, str] = {}  # by robot, as last announced
         self._warned: set[tuple[str, str]] = set()
-        # Apart from the node's other callbacks, which must not wait until a request is answered.
+        # Separate from the node's other callbacks, which must not wait for the answer to a request.
         group = ReentrantCallbackGroup()
         self._requests = Requests(node, group, fetch_timeout)
         self._subscription = node.create_subscription(
@@ -97,12 +98,12 @@ class Fleet:
             self._outgoing = Outgoing(
                 node, group, self._archive, robot, space, topic, _profile(), _overridable(), on_error
             )
-        except Exception:  # a QoS override that is none
+        except Exception:  # an invalid QoS override
             node.destroy_subscription(self._subscription)
             raise
 
     def announce(self, keyframe: ArchivedKeyframe) -> None:
-        """Tell all robots of a keyframe, as soon as the node is active; never blocks.
+        """Announce a keyframe to all robots, as soon as the node is active; never blocks.
 
         Raises:
             PlacesError: it does not fit into a message.
@@ -110,13 +111,13 @@ class Fleet:
         self._outgoing.announce(keyframe)
 
     def fetch(self, keyframe: ArchivedKeyframe) -> ArchivedKeyframe | None:
-        """Ask another robot for the image of one of its keyframes, and keep it; on the recognition thread.
+        """Request the image of a keyframe from its robot, and store it; on the recognition thread.
 
         Args:
             keyframe: as announced.
 
         Returns:
-            It with image and depths; None where its robot is not there, did not answer lately, or has it no more.
+            It with image and depths; None if its robot is not running, has not answered lately, or has dropped it.
         """
         name = keyframe.name
         node = self._nodes.get(name.robot)
@@ -134,12 +135,12 @@ class Fleet:
         if not self._archive.is_read_only:
             try:
                 self._archive.add(fetched)
-            except PlacesError as error:  # it serves once all the same
+            except PlacesError as error:  # it can still be used once
                 self._on_error(error)
         return fetched
 
     def close(self) -> None:
-        """Take topics and services away; who waits for an answer does not get it. Nothing is called afterwards."""
+        """Destroy topics and services; pending requests get no answer. Nothing is called afterwards."""
         with self._lock:
             self._closing = True
         self._requests.close()
@@ -147,43 +148,45 @@ class Fleet:
         self._node.destroy_subscription(self._subscription)
 
     def _on_announcement(self, message: KeyframeMessage) -> None:
-        """On the executor's thread: nothing is read or written here."""
+        """Runs on the executor's thread, so it must not access the archive."""
         try:
-            check_names(message)  # before anything of it is remembered
+            check_names(message)  # before anything of it is stored
         except PlacesError as error:
             self._on_error(error)
             return
         name, stamp = KeyframeName(message.robot, int(message.keyframe_id)), to_nanoseconds(message.header.stamp)
         if message.robot == self._robot and self._outgoing.has_announced(message):
-            return  # what this robot said itself
+            return  # this robot's own announcement
         if (refusal := self._refusal(message)) is not None:
             kind, robot, reason = refusal
             self._warn_once(kind, robot, reason)
             self._on_refused(kind, reason)
             return
         self._nodes[name.robot] = message.node
-        if self._archive.is_read_only or self._seen.get(name) == stamp:
+        if self._archive.is_read_only or self._known_stamps.get(name) == stamp:
             return
         with self._lock:
             if self._closing or len(self._waiting) >= _LONGEST_QUEUE:
-                return  # as if lost on the way: it comes again when its robot does
-            if len(self._seen) >= _MOST_SEEN:  # what is forgotten is looked up in the archive
-                self._seen.pop(next(iter(self._seen)))
-            self._seen[name] = stamp
+                return  # ignored; it is repeated when its robot restarts
+            if len(self._known_stamps) >= _MAX_KNOWN:  # forgotten ones are looked up in the archive
+                self._known_stamps.pop(next(iter(self._known_stamps)))
+            self._known_stamps[name] = stamp
             self._waiting.append(message)
             is_first = len(self._waiting) == 1
         if is_first:
             self._recognition.submit(self._store)
 
     def _refusal(self, message: KeyframeMessage) -> tuple[str, str, str] | None:
-        """Why a keyframe is ignored: a word for counting, whose it is said of, and the reason. None if it is not."""
+        """Why a keyframe is ignored: a word for counting, the robot to report, and the reason. None if it is
+        accepted.
+        """
         robot, known = message.robot, self._nodes.get(message.robot)
         if robot == self._robot:
             return (
                 "keyframe_name",
                 robot,
-                f"another robot is called '{robot}' as this one is, with its node {message.node}; its keyframes "
-                "are ignored. Give each robot a robot_name of its own",
+                f"another robot has the same name '{robot}' as this one, with its node {message.node}; its keyframes "
+                "are ignored. Give each robot its own robot_name",
             )
         if message.descriptor_space != self._space:
             return (
@@ -196,15 +199,15 @@ class Fleet:
             return (
                 "keyframe_name",
                 robot,
-                f"robot '{robot}' runs its node under the name of this one, {message.node}, and cannot be asked for "
-                "images; its keyframes are ignored. Give each robot a namespace of its own",
+                f"the node of robot '{robot}' has the same name as this one, {message.node}, so images cannot be "
+                "requested from it; its keyframes are ignored. Give each robot its own namespace",
             )
-        if known is not None and known != message.node and self._is_there(known):
+        if known is not None and known != message.node and self._is_running(known):
             return (
                 "keyframe_name",
                 robot,
-                f"robot '{robot}' is that of {known}, which is there, and {message.node} announces keyframes under its "
-                "name too; those are ignored. Give each robot a robot_name of its own",
+                f"the name '{robot}' belongs to the robot of {known}, which is running, but {message.node} uses it "
+                "too; keyframes of the latter are ignored. Give each robot its own robot_name",
             )
         if known is None and len(self._nodes) >= _MOST_ROBOTS:
             return (
@@ -214,12 +217,12 @@ class Fleet:
             )
         return None
 
-    def _is_there(self, node: str) -> bool:
+    def _is_running(self, node: str) -> bool:
         there = self._node.get_node_names_and_namespaces()
         return node in (f"{namespace.rstrip('/')}/{name}" for name, namespace in there)
 
     def _store(self) -> None:
-        """Put some of the waiting announcements into the archive; on the recognition thread."""
+        """Store some of the waiting announcements in the archive; on the recognition thread."""
         with self._lock:
             if self._closing:
                 return
@@ -236,17 +239,17 @@ class Fleet:
             self._archive.add_all(self._not_archived(list(keyframes.values())))
         except Exception as error:
             self._on_error(error)
-            for name in keyframes:  # tried again when they are announced again
-                self._seen.pop(name, None)
+            for name in keyframes:  # retried when they are announced again
+                self._known_stamps.pop(name, None)
         with self._lock:
             for _ in batch:
                 self._waiting.popleft()
             more = bool(self._waiting)
         if more:
-            self._recognition.submit(self._store)  # not at once: the thread's own keyframes come in between
+            self._recognition.submit(self._store)  # not at once, so that the thread's own keyframes come in between
 
     def _check_dimension(self, keyframe: ArchivedKeyframe) -> None:
-        """One of another dimension must not cost the others of its batch.
+        """Check each keyframe's dimension, so that a wrong one does not fail the whole batch.
 
         Raises:
             PlacesError: it is of another dimension than the archive's.
@@ -258,9 +261,9 @@ class Fleet:
             )
 
     def _not_archived(self, keyframes: list[ArchivedKeyframe]) -> list[ArchivedKeyframe]:
-        """Those to be stored.
+        """The keyframes that are not stored yet.
 
-        What is there must stay: it may have its image already, and in a common database it is its robot's own.
+        Existing ones must stay: they may have their image already, and in a shared database they belong to their robot.
         """
         robots = {keyframe.name.robot for keyframe in keyframes}
         if len(keyframes) > _FEW:
@@ -270,10 +273,14 @@ class Fleet:
         fresh = [keyframe for keyframe in keyframes if keyframe.name not in there]
         for robot in robots:
             again = [keyframe for keyframe in keyframes if keyframe.name in there and keyframe.name.robot == robot]
-            # One tells of all: a robot that lost its archive counts anew from one on.
+            # One is enough to decide: a robot that lost its archive restarts its numbering at one.
             stored = self._archive.get(again[-1].name) if again else None
             if stored is not None and stored.stamp_ns != again[-1].stamp_ns:
-                self._warn_once("anew", robot, f"robot '{robot}' counts its keyframes anew; its old ones are replaced")
+                self._warn_once(
+                    "anew",
+                    robot,
+                    f"robot '{robot}' restarted its keyframe numbers; old keyframes are replaced",
+                )
                 fresh += again
         return fresh
 

@@ -1,4 +1,4 @@
-"""What a robot tells the others: its keyframes, announced to all, and their images, sent to who asks."""
+"""Data sent to other robots: keyframes announced to all, and images on request."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from loftr_ros.ros.places.keyframe_messages import announcement, fill_answer
 from loftr_ros.srv import GetKeyframe
 from loftr_ros.threads import Task, WorkThread
 
-# Announcements a second, so that a thousand of them from earlier runs do not hold up a radio.
+# Announcements per second. The limit keeps a thousand of them from earlier runs from blocking a radio link.
 _RATE = 100.0
 # Requests that may wait to be answered.
 _MOST_REQUESTS = 32
-# Seconds between two looks at whether the node is active, while something waits to be said: rclpy tells nobody.
-_LOOK = 0.2
+# Seconds between checks whether the node is active, while messages wait: rclpy sends no notification.
+_POLL_PERIOD = 0.2
 
 
 class Outgoing:
-    """Publishes announcements and answers `~/get_keyframe`, on a thread of its own.
+    """Publishes announcements and answers `~/get_keyframe`, on its own thread.
 
-    Neither the recognition thread, which may itself wait for another robot's answer, nor the executor, which images
-    come through, has to do with reading the archive here.
+    So neither the recognition thread, which may itself wait for another robot's answer, nor the executor, which
+    receives images, has to read the archive for this.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Outgoing:
         overridable: Any,
         on_error: Callable[[Exception], None],
     ) -> None:
-        """Begin; what the archive has of this robot is announced once the node is active.
+        """Start the thread. Archived keyframes of this robot are announced once the node is active.
 
         Args:
-            node: whose topic and service they are.
-            group: of callbacks that may run beside all others.
+            node: the owner of topic and service.
+            group: of callbacks that may run in parallel to all others.
             archive: only read here.
             robot: this robot's name.
             space: of its descriptors.
             topic: of the announcements.
-            profile, overridable: its quality of service. As many announcements as it keeps are made of the past.
-            on_error: called, on the thread, with what fails.
+            profile, overridable: its quality of service. Its depth limits the announcements of earlier keyframes.
+            on_error: called with each error, on the thread.
         """
         self._node, self._archive, self._on_error = node, archive, on_error
         self._robot, self._space = robot, space
@@ -66,7 +66,7 @@ class Outgoing:
         self._announcements: deque[KeyframeMessage] = deque()
         self._requests: deque[Callable[[], None]] = deque()
         self._announced: OrderedDict[int, int] = OrderedDict()  # ids and their stamps
-        self._awaited = 0  # answers; of the executor's thread
+        self._awaited = 0  # answers; used by the executor's thread only
         self._publisher = node.create_lifecycle_publisher(
             KeyframeMessage, topic, profile, qos_overriding_options=overridable
         )
@@ -79,7 +79,7 @@ class Outgoing:
         self._thread.start()
 
     def announce(self, keyframe: ArchivedKeyframe) -> None:
-        """Tell all robots of a keyframe, as soon as the node is active; never blocks.
+        """Announce a keyframe to all robots, as soon as the node is active; never blocks.
 
         Raises:
             PlacesError: it does not fit into a message.
@@ -91,13 +91,13 @@ class Outgoing:
             self._condition.notify()
 
     def has_announced(self, message: KeyframeMessage) -> bool:
-        """Whether an announcement is of here."""
+        """Whether an announcement came from here."""
         with self._condition:
             stamp = self._announced.get(message.keyframe_id)
         return bool(message.node == self._own_node) and stamp == to_nanoseconds(message.header.stamp)
 
     def close(self) -> None:
-        """End the thread; take topic and service away. Who waits for an answer is told that there is none."""
+        """End the thread; destroy topic and service. Pending requests get a negative answer."""
         self._thread.stop()
         self._node.destroy_lifecycle_publisher(self._publisher)
         if not self._awaited:
@@ -105,14 +105,14 @@ class Outgoing:
 
     async def _on_request(self, request: GetKeyframe.Request, response: GetKeyframe.Response) -> GetKeyframe.Response:
         executor = self._node.executor
-        response.keyframe.link = unknown_pose()  # until it is filled, if it is
+        response.keyframe.link = unknown_pose()  # until it is filled
         name = KeyframeName(request.robot or self._robot, int(request.keyframe_id))
         done = Future()
 
         def answer() -> None:
             self._answer(name, response)
             done.set_result(True)
-            # Up to Kilted at least, a future that is done does not wake the executor that awaits it.
+            # Up to Kilted at least, a completed future does not wake the executor that awaits it.
             if self._node.context.ok():
                 executor.wake()
 
@@ -128,7 +128,7 @@ class Outgoing:
         await done
         self._awaited -= 1
         if self._is_closing() and not self._awaited:
-            # A task for after this one, in which rclpy sends the answer yet.
+            # In a later task: rclpy still sends the answer within this one.
             executor.create_task(self._node.destroy_service, self._service)
         return response
 
@@ -139,7 +139,7 @@ class Outgoing:
         try:
             keyframe = self._archive.get(name)
             if keyframe is None:
-                response.message = f"keyframe {name} is not, or no longer, in the archive"
+                response.message = f"keyframe {name} is not in the archive (any more)"
             else:
                 fill_answer(response, keyframe, self._space, self._own_node)
         except PlacesError as error:
@@ -149,7 +149,7 @@ class Outgoing:
             self._on_error(error)
 
     def _next(self) -> Task | float | None:
-        """A request first, since somebody waits; all of these are answered even at the end."""
+        """Requests first, because somebody waits; all of these are answered even at the end."""
         if self._has_past:
             self._has_past = False
             return self._announce_past
@@ -158,7 +158,7 @@ class Outgoing:
         if self._is_closing() or not self._announcements:
             return None
         if not self._publisher.is_activated:
-            return _LOOK
+            return _POLL_PERIOD
         now = time.monotonic()
         if now < self._quiet_until:
             return self._quiet_until - now
@@ -171,7 +171,7 @@ class Outgoing:
     def _announce_past(self) -> None:
         """Announce the newest keyframes of earlier runs, the oldest of them first, before any new one.
 
-        DDS keeps the last ones that were said for robots that come later, and these must be the newest.
+        DDS keeps the last messages for robots that join later, and these must be the newest keyframes.
         """
         messages: list[KeyframeMessage] = []
         for keyframe in self._archive.descriptors(self._archive.names(self._robot)[-self._kept :]):

@@ -1,4 +1,4 @@
-"""Asking other robots for keyframes: with patience once, and none for who does not answer."""
+"""Requests to other robots for keyframes, with a pause for robots that do not answer."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from rclpy.node import Node
 from loftr_ros.places.keyframe import KeyframeName
 from loftr_ros.srv import GetKeyframe
 
-# Seconds in which a robot that did not answer is not asked again: at first, and at most after it failed many times.
+# Seconds before a robot that did not answer is asked again: after the first failure, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
-# Seconds in which a keyframe is not asked for again that its robot could not send.
+# Seconds before a keyframe is requested again that its robot could not send.
 REFUSED_FOR = 60.0
 _MOST_REFUSED = 1000
-# Seconds between two looks whether a service has come up: rclpy tells nobody.
-_LOOK = 0.02
+# Seconds between checks whether a service has come up: rclpy sends no notification.
+_POLL_PERIOD = 0.02
 
 
 @dataclass
 class _Pause:
-    """For how long a robot is left alone, and until when."""
+    """Length of the pause for a robot, and its end."""
 
     seconds: float
     until: float
 
 
 class Requests:
-    """Calls the service `~/get_keyframe` of other robots' nodes, for one thread, which waits; the executor spins on."""
+    """Calls the service `~/get_keyframe` of other robots' nodes, from one waiting thread while the executor spins."""
 
     def __init__(self, node: Node, group: CallbackGroup, timeout: float) -> None:
-        """Begin.
+        """Create it.
 
         Args:
-            node: whose clients they are.
-            group: of callbacks that may run beside all others.
+            node: the owner of the clients.
+            group: of callbacks that may run in parallel to all others.
             timeout: seconds that a robot has to answer.
         """
         self._node, self._group, self._timeout = node, group, timeout
@@ -50,15 +50,14 @@ class Requests:
         self._refused: OrderedDict[KeyframeName, float] = OrderedDict()  # until when
 
     def get(self, name: KeyframeName, node: str) -> GetKeyframe.Response | None:
-        """Ask a node for a keyframe and wait for the answer.
+        """Request a keyframe from a node and wait for the answer.
 
         Args:
             name: of the keyframe.
             node: fully qualified name of the node that has it.
 
         Returns:
-            A successful answer; None where none came in time, where the node refused, or where it did so lately and is
-            left alone.
+            A successful answer; None if none came in time, the node refused, or a pause is in effect.
         """
         now = time.monotonic()
         pause = self._pauses.get(name.robot)
@@ -76,14 +75,14 @@ class Requests:
         return response
 
     def refuse(self, name: KeyframeName) -> None:
-        """Do not ask for a keyframe again for a while: what came was of no use."""
+        """Do not request a keyframe again for a while, because the received one was unusable."""
         self._refused[name] = time.monotonic() + REFUSED_FOR
         self._refused.move_to_end(name)
         if len(self._refused) > _MOST_REFUSED:
             self._refused.popitem(last=False)
 
     def close(self) -> None:
-        """Let who waits go, and take the clients away; `get` returns None from now on."""
+        """Release waiting threads and destroy the clients; `get` returns None from now on."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -115,7 +114,7 @@ class Requests:
             while not client.service_is_ready():
                 if self._closing or time.monotonic() >= end:
                     return None
-                self._condition.wait(_LOOK)
+                self._condition.wait(_POLL_PERIOD)
         future = client.call_async(request)
         future.add_done_callback(self._wake)
         with self._condition:
@@ -137,4 +136,4 @@ class Requests:
         seconds = FIRST_PAUSE if before is None else min(2 * before.seconds, LONGEST_PAUSE)
         self._pauses[robot] = _Pause(seconds, time.monotonic() + seconds)
         if before is None:
-            self._node.get_logger().info(f"fleet: robot '{robot}' ({node}) does not answer; is left alone for a while")
+            self._node.get_logger().info(f"fleet: robot '{robot}' ({node}) does not answer; it is paused for a while")

@@ -1,4 +1,4 @@
-"""Archived keyframes to the messages that robots exchange, and back; arrays are filled in one copy."""
+"""Converts archived keyframes to the messages that robots exchange, and back. Arrays are filled in one copy."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from loftr_ros.ros.output.messages import (
 )
 from loftr_ros.srv import GetKeyframe
 
-# As the messages say.
+# Limits stated in the message definitions.
 MAX_IMAGE_BYTES = 4 * 1024 * 1024
 MAX_CELLS = 262144
 MAX_DESCRIPTOR = 1024
 MAX_ROBOT_NAME = 128
 _MAX_NAME = 256  # of a node, a frame, and a distortion model
-_FARTHEST = 1e12  # that a pose's numbers go
+_FARTHEST = 1e12  # upper limit of a pose's numbers
 
 _NODE_NAME = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
 _HALF = np.finfo(np.float16)
-# What a rotation's quaternion may differ from length one by.
+# Tolerance for the length of a rotation's quaternion.
 _UNIT = 0.01
 
 
 def announcement(keyframe: ArchivedKeyframe, space: str, node: str) -> KeyframeMessage:
-    """What all robots are told of a keyframe.
+    """The announcement of a keyframe to all robots.
 
     Args:
         keyframe: one of this robot's.
@@ -55,8 +55,8 @@ def announcement(keyframe: ArchivedKeyframe, space: str, node: str) -> KeyframeM
     if len(keyframe.descriptor) > MAX_DESCRIPTOR:
         raise PlacesError(
             "keyframe_too_large",
-            f"the descriptor of keyframe {keyframe.name} has {len(keyframe.descriptor)} numbers; a message takes "
-            f"{MAX_DESCRIPTOR}",
+            f"the descriptor of keyframe {keyframe.name} has {len(keyframe.descriptor)} numbers; the limit of a "
+            f"message is {MAX_DESCRIPTOR}",
         )
     link, camera = keyframe.link, keyframe.camera
     message = KeyframeMessage(
@@ -90,7 +90,7 @@ def from_announcement(message: KeyframeMessage, space: str) -> ArchivedKeyframe:
     """The keyframe of an announcement, without image and depth.
 
     Raises:
-        PlacesError: the message holds no keyframe (`keyframe_invalid`), or one whose descriptor is of another space
+        PlacesError: the message has no valid keyframe (`keyframe_invalid`), or one of another descriptor space
             (`keyframe_space`).
     """
     check_names(message)
@@ -119,7 +119,7 @@ def from_announcement(message: KeyframeMessage, space: str) -> ArchivedKeyframe:
 
 
 def check_names(message: KeyframeMessage) -> None:
-    """Makes sure that an announcement's names are some, and short: they are remembered, logged and become files' names.
+    """Check that an announcement's names are valid and short: they are remembered, logged and used as file names.
 
     Raises:
         PlacesError: they are not (`keyframe_invalid`).
@@ -130,19 +130,19 @@ def check_names(message: KeyframeMessage) -> None:
         raise _invalid(name, "it names no robot")
     if len(robot) > MAX_ROBOT_NAME or not robot.isprintable():
         why = f"its robot's name has {len(robot)} characters"
-        raise _invalid(KeyframeName(ascii(robot[:20]), name.id), f"{why}; up to {MAX_ROBOT_NAME} that can be printed")
+        raise _invalid(KeyframeName(ascii(robot[:20]), name.id), f"{why}; expected {MAX_ROBOT_NAME} printable ones")
     if len(node) > _MAX_NAME or not _NODE_NAME.fullmatch(node):
-        raise _invalid(name, f"{node[:40]!a} is no node's name")
+        raise _invalid(name, f"{node[:40]!a} is not a node's name")
     for text in (message.header.frame_id, message.distortion_model):
         if len(text) > _MAX_NAME:
-            raise _invalid(name, f"it names something by {len(text)} characters; expected {_MAX_NAME} at most")
+            raise _invalid(name, f"one of its names has {len(text)} characters; expected {_MAX_NAME} at most")
 
 
 def fill_answer(response: GetKeyframe.Response, keyframe: ArchivedKeyframe, space: str, node: str) -> None:
-    """Put a keyframe with its image and depths into the answer of `~/get_keyframe`.
+    """Fill the response of `~/get_keyframe` with a keyframe, its image and depths.
 
     Args:
-        response: what to fill; left as it is where this raises.
+        response: to fill; unchanged if this raises.
         keyframe: with its image.
         space: of its descriptor.
         node: fully qualified name of this node.
@@ -152,37 +152,37 @@ def fill_answer(response: GetKeyframe.Response, keyframe: ArchivedKeyframe, spac
     """
     name, depth = keyframe.name, keyframe.depth
     if not keyframe.image:
-        raise PlacesError("image_missing", f"keyframe {name} is here without its image")
+        raise PlacesError("image_missing", f"keyframe {name} has no image here")
     if len(keyframe.image) > MAX_IMAGE_BYTES:
         raise PlacesError(
             "keyframe_too_large",
-            f"the image of keyframe {name} has {len(keyframe.image)} bytes; a message takes {MAX_IMAGE_BYTES}. Lower "
-            "archive.jpeg_quality, or the camera's resolution",
+            f"the image of keyframe {name} has {len(keyframe.image)} bytes; the limit of a message is "
+            f"{MAX_IMAGE_BYTES}. Lower archive.jpeg_quality, or the camera's resolution",
         )
     response.keyframe = announcement(keyframe, space, node)
     response.image = to_array(np.frombuffer(keyframe.image, np.uint8))
     if depth is not None and len(depth.inverse) <= MAX_CELLS:
         response.grid_rows, response.grid_columns = keyframe.grid
         response.inverse_depth = _to_bits(depth.inverse)
-        # Never zero: what is certain beyond measure would outweigh everything else.
+        # Never zero, because an exact value would outweigh everything else.
         std = np.maximum(np.sqrt(depth.variance), float(_HALF.smallest_subnormal))
         response.inverse_depth_std = _to_bits(np.where(depth.known, std, np.nan))
     response.success = True
 
 
 def from_answer(response: GetKeyframe.Response, space: str) -> ArchivedKeyframe:
-    """The keyframe, with image and depths, of a successful answer of `~/get_keyframe`.
+    """The keyframe of a successful response of `~/get_keyframe`, with image and depths.
 
     Raises:
         PlacesError: as `from_announcement`, or the image cannot be read (`image_missing`, `image_damaged`).
     """
-    told = from_announcement(response.keyframe, space)
+    announced = from_announcement(response.keyframe, space)
     if len(response.image) > MAX_IMAGE_BYTES or int(response.grid_rows) * int(response.grid_columns) > MAX_CELLS:
-        raise _invalid(told.name, f"its image has {len(response.image)} bytes, or it has too many cells")
+        raise _invalid(announced.name, f"its image has {len(response.image)} bytes, or it has too many cells")
     rows, columns = int(response.grid_rows), int(response.grid_columns)
     sizes = {len(response.inverse_depth), len(response.inverse_depth_std)}
     if sizes != {rows * columns}:
-        raise _invalid(told.name, f"{rows}x{columns} cells came with {sorted(sizes)} depths")
+        raise _invalid(announced.name, f"{rows}x{columns} cells came with {sorted(sizes)} depths")
     depth = None
     if rows * columns:
         inverse, std = _from_bits(response.inverse_depth), _from_bits(response.inverse_depth_std)
@@ -192,18 +192,18 @@ def from_answer(response: GetKeyframe.Response, space: str) -> ArchivedKeyframe:
             np.where(known, std**2, np.inf),
             bool(response.keyframe.is_metric),
         )
-    keyframe = replace(told, image=bytes(response.image), depth=depth, grid=(rows, columns))
-    keyframe.to_frame()  # the archive must not take what cannot be read
+    keyframe = replace(announced, image=bytes(response.image), depth=depth, grid=(rows, columns))
+    keyframe.to_frame()  # the archive must not store unreadable images
     return keyframe
 
 
 def _is_metric(keyframe: ArchivedKeyframe) -> bool:
-    told = (keyframe.link, keyframe.depth)
-    return any(each is not None and each.is_metric for each in told)
+    parts = (keyframe.link, keyframe.depth)
+    return any(each is not None and each.is_metric for each in parts)
 
 
 def _to_bits(values: NDArray[np.floating]) -> array.array[int]:
-    """Numbers as the bits of the nearest half-precision ones; the largest of these where they are larger."""
+    """Bits of the nearest half-precision numbers; larger numbers become the largest one."""
     half = np.clip(values, -float(_HALF.max), float(_HALF.max)).astype(np.float16)
     bits = array.array("H")
     bits.frombytes(half.view(np.uint8).data)
@@ -218,7 +218,7 @@ def _descriptor(message: KeyframeMessage, name: KeyframeName) -> NDArray[np.floa
     values = _from_bits(message.descriptor)
     length = float(np.linalg.norm(values))
     if not np.isfinite(length) or abs(length - 1) > _UNIT:
-        raise _invalid(name, f"its descriptor of {len(values)} numbers has length {length:.3g}; expected one")
+        raise _invalid(name, f"its descriptor of {len(values)} numbers has length {length:.3g}; expected 1")
     return (values / length).astype(np.float32)
 
 
@@ -241,16 +241,19 @@ def _link(message: KeyframeMessage, name: KeyframeName) -> ChainLink | None:
         raise _invalid(name, "the covariance of its link is not finite")
     least, *_, most = np.linalg.eigvalsh((covariance + covariance.T) / 2)
     if least < -1e-6 * most or np.abs(covariance - covariance.T).max() > 1e-6 * most:
-        raise _invalid(name, "the covariance of its link is none: it is not symmetric, or has negative eigenvalues")
+        raise _invalid(name, "the covariance of its link is invalid: it is not symmetric, or has negative eigenvalues")
     return ChainLink(int(message.link_previous), _matrix(message.link.pose, name), covariance, bool(message.is_metric))
 
 
 def _matrix(pose: Pose, name: KeyframeName) -> NDArray[np.float64]:
-    """(4, 4) of a pose message."""
-    turn, at = pose.orientation, pose.position
-    quaternion, position = np.array([turn.x, turn.y, turn.z, turn.w]), np.array([at.x, at.y, at.z])
+    """(4, 4) matrix of a pose message."""
+    orientation, at = pose.orientation, pose.position
+    quaternion, position = (
+        np.array([orientation.x, orientation.y, orientation.z, orientation.w]),
+        np.array([at.x, at.y, at.z]),
+    )
     if not (np.abs(position) < _FARTHEST).all() or not abs(np.linalg.norm(quaternion) - 1) < _UNIT:
-        raise _invalid(name, f"one of its poses is none: {_in_words(pose)}")
+        raise _invalid(name, f"one of its poses is invalid: {_in_words(pose)}")
     return from_quaternion(position, quaternion)
 
 
@@ -262,4 +265,4 @@ def _in_words(pose: Pose) -> str:
 
 
 def _invalid(name: KeyframeName, why: str) -> PlacesError:
-    return PlacesError("keyframe_invalid", f"what was sent as keyframe {name} is none: {why}")
+    return PlacesError("keyframe_invalid", f"the data sent as keyframe {name} is invalid: {why}")

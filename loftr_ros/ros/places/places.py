@@ -1,4 +1,4 @@
-"""The archive of keyframes and the search for loops in the node: beside the front end, never in its way."""
+"""Archive and loop search in the node, beside the front end and without blocking it."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 
 
 def robot_name(node: LifecycleNode, given: str) -> str:
-    """What the robot is called: as the parameter says, else by the node's namespace, else `robot`."""
+    """The robot's name: from the parameter, else from the node's namespace, else `robot`."""
     return given or node.get_namespace().strip("/") or "robot"
 
 
 class Places:
-    """Opens the archive, hands results to the thread that searches it, publishes the loops that it finds.
+    """Opens the archive, passes results to the thread that searches it, and publishes the loops found.
 
     Attributes:
         robot: name of the robot.
         recognition: the thread.
-        descriptor: of the network's features; all threads may use it.
-        observer: what takes keyframes from the front end's results, on the front end's thread.
+        descriptor: of the network's features; any thread may use it.
+        observer: extracts keyframes from the front end's results, on the front end's thread.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class Places:
         publisher: Callable[[type, str], Any],
         errors: ErrorLog,
     ) -> None:
-        """Open the archive and start the thread; the front end's keyframes are numbered on from those in the archive.
+        """Open the archive and start the thread. The front end continues the keyframe numbers of the archive.
 
         Args:
-            node: whose.
+            node: the owner.
             parameters: the node's; `archive.uri` is not empty.
             front_end: the node's, before its first frame.
             lent: the front end's network, lent by threads that outlive this.
             call: runs a command on the front end, between two frames.
-            publisher: makes a lifecycle publisher of a message type and a topic; who gave it takes it away again.
-            errors: where failures are logged and counted.
+            publisher: creates a lifecycle publisher for a message type and a topic; its owner destroys it.
+            errors: logs and counts failures.
 
         Raises:
-            PlacesError: the archive cannot be had.
+            PlacesError: the archive cannot be opened.
         """
         from loftr_ros.places.descriptor import PlaceDescriptor
         from loftr_ros.places.recognition import PlaceRecognition
@@ -106,22 +106,22 @@ class Places:
             raise
         node.get_logger().info(
             f"archive {parameters.archive.uri}: {len(archive)} keyframes, {archive.size_bytes / 1e6:.1f} MB"
-            + (" (read only: nothing new is kept)" if archive.is_read_only else "")
+            + (" (read-only: new keyframes are not stored)" if archive.is_read_only else "")
             + f"; this robot is '{self.robot}', its next keyframe number {front_end.buffer.next_id}"
         )
 
     def observe(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
-        """Take a frame's result and features, on the front end's thread; never blocks."""
+        """Process a frame's result and features, on the front end's thread; never blocks."""
         self.recognition.put(*self.observer.observe(result, encoded), encoded)
 
     def restart(self) -> None:
-        """The front end was reset: what comes is another stream."""
+        """The front end was reset; a new stream begins."""
         finished = self.observer.restart()
         if finished is not None:
             self.recognition.archive(finished)
 
     def reconfigure(self, parameters: Parameters) -> None:
-        """Go by other live parameters."""
+        """Use other live parameters."""
         detector = self.recognition.detector
         detector.config = parameters.loop
         detector.verifier.pairs.config = parameters.front_end
@@ -135,13 +135,13 @@ class Places:
             self.recognition.archive(last)
         fleet, self._fleet = self._fleet, None
         if fleet is not None:
-            fleet.close()  # first: the thread may be waiting for another robot
+            fleet.close()  # first, because the thread may be waiting for another robot
         self.recognition.stop()
         self.recognition.detector.archive.close()
 
     @property
     def state(self) -> PlacesState:
-        """For the status."""
+        """The state for the status message."""
         counts = self.recognition.counts
         return PlacesState(
             archived_keyframes=counts.held,
@@ -154,7 +154,7 @@ class Places:
         )
 
     def _load(self, parameters: Parameters, descriptor: PlaceDescriptor, lent: LentMatcher) -> LoopDetector:
-        """On the thread, which all of it belongs to."""
+        """Runs on the thread that will own all of it."""
         from loftr_ros.places.detector import LoopDetector
         from loftr_ros.places.verification import Verifier
 
@@ -165,7 +165,7 @@ class Places:
         return LoopDetector(self._open(parameters.archive, descriptor), verifier, parameters.loop, fetch)
 
     def _open(self, wanted: ArchiveConfig, descriptor: PlaceDescriptor) -> Archive:
-        """The archive; where nothing can be written, for reading alone."""
+        """Open the archive, read-only if it is not writable."""
         from loftr_ros.places.archive import Archive
         from loftr_ros.places.keyframe import PlacesError
 
@@ -175,7 +175,7 @@ class Places:
             if error.kind != "archive_read_only":
                 raise
             archive = Archive.open(wanted.uri, descriptor.space, descriptor.dimension, read_only=True)
-            self._errors.error(error.kind, f"{error}. Places are found in it, and nothing new is kept", always=True)
+            self._errors.error(error.kind, f"{error}. It is searched, but new keyframes are not stored", always=True)
             return archive
 
     def _fetch(self, keyframe: ArchivedKeyframe) -> ArchivedKeyframe | None:
@@ -185,7 +185,7 @@ class Places:
         self._closures.publish(loop_closure_message(closure))
 
     def _on_known(self, keyframe: ArchivedKeyframe) -> None:
-        """The front end is lost, and the archive knows the place: it tries that keyframe with its next frames."""
+        """The front end is lost, and the archive knows the place: recall that keyframe for the next frames."""
 
         def recall(front_end: FrontEnd, outputs: Outputs) -> None:
             if front_end.recall(keyframe.name.id, keyframe.to_frame(), keyframe.depth, keyframe.grid):
@@ -199,7 +199,7 @@ class Places:
 
     def _on_error(self, error: Exception) -> None:
         if not self._is_alive():
-            return  # the context went away beneath the publishers: no failure
+            return  # the context was shut down before the publishers: not a failure
         kind = error_kind(error)
         self._errors.error(kind, str(error) or type(error).__name__, _details(error) if kind == "internal" else "")
 

@@ -1,7 +1,7 @@
-"""Services of the archive: save, load, match two keyframes, ask where an image was taken.
+"""Services of the archive: save, load, match two keyframes, localise an image.
 
-The work is done on the thread that owns the archive. The executor, which images come through, only takes the request
-and sends the answer.
+The work is done on the thread that owns the archive. The executor, which receives images, only accepts the request and
+sends the response.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered as it is; the message says what to change."""
+    """An invalid request. The message says what to change."""
 
 
 class PlaceServices:
-    """The services, from the node's start to its end; without an archive their answer says why there is none."""
+    """The services, for the node's whole life. Without an archive their response says why there is none."""
 
     def __init__(self, node: LifecycleNode, places: Callable[[], Places | None]) -> None:
-        """Offer the services.
+        """Create the services.
 
         Args:
-            node: whose; its parameters are declared.
-            places: the archive as it is now; None without one. Called on the executor's thread.
+            node: the owner; its parameters are declared.
+            places: returns the current archive; None without one. Called on the executor's thread.
         """
         self._node = node
         self._places = places
-        # Apart from the node's other callbacks, which must not wait until a request is answered.
+        # Separate from the node's other callbacks, which must not wait for the answer to a request.
         group = ReentrantCallbackGroup()
         self._services = [
             node.create_service(kind, name, self._callback(kind.Response, work), callback_group=group)
@@ -62,13 +62,13 @@ class PlaceServices:
         ]
 
     def close(self) -> None:
-        """Take the services away; not while one of them is at work."""
+        """Destroy the services; not while one of them is working."""
         for service in self._services:
             self._node.destroy_service(service)
         self._services = []
 
     def _callback(self, kind: type, work: Callable[[Places, Any, Any], None]) -> Callable[[Any, Any], Any]:
-        """What rclpy is to call: it awaits only what says itself that it is a coroutine."""
+        """The callback for rclpy, which awaits only declared coroutines."""
 
         async def callback(request: Any, _: Any) -> Any:
             return await self._answer(kind, work, request)
@@ -76,12 +76,12 @@ class PlaceServices:
         return callback
 
     async def _answer(self, kind: type, work: Callable[[Places, Any, Any], None], request: Any) -> Any:
-        """Have a request answered on the thread of the archive, while the executor goes on.
+        """Answer a request on the thread of the archive, while the executor continues.
 
         Args:
             kind: of the response.
-            work: fills a response; what it raises is the answer then.
-            request: whatever the service takes.
+            work: fills a response; an exception becomes the response's message.
+            request: of the service.
         """
         places, executor = self._places(), self._node.executor
         if places is None:
@@ -92,7 +92,7 @@ class PlaceServices:
 
         def wake(_: Any) -> None:
             done.set_result(None)
-            # Up to Kilted at least, a future that is done does not wake the executor that awaits it.
+            # Up to Kilted at least, a completed future does not wake the executor that awaits it.
             if self._node.context.ok():
                 executor.wake()
 
@@ -122,7 +122,7 @@ class PlaceServices:
         uri, descriptor = _place(request.uri, "uri"), places.descriptor
         archive, session = places.recognition.detector.archive, places.observer.session
         response.num_keyframes = take_over(archive, uri, places.robot, session, descriptor.space, descriptor.dimension)
-        response.message = f"{response.num_keyframes} keyframes taken over from '{uri}'; there are {len(archive)} now"
+        response.message = f"{response.num_keyframes} keyframes imported from '{uri}'; now there are {len(archive)}"
 
     def _match(self, places: Places, request: MatchKeyframes.Request, response: MatchKeyframes.Response) -> None:
         matched = _queries(places).match(
@@ -138,11 +138,11 @@ class PlaceServices:
 
 
 def asked_frame(request: Query.Request, parameters: InputParameters) -> Frame:
-    """The image that a request asks about, as the node would decode one of its camera's.
+    """The image of a request, decoded like the node's camera images.
 
     Args:
         request: with one image, and with its calibration or zeros.
-        parameters: what the node's images are. The mask is used where the image has its size.
+        parameters: the node's input parameters. The mask is used if the image has its size.
 
     Raises:
         RequestError: there is no image, or there are two.
@@ -164,12 +164,12 @@ def _the_image(request: Query.Request) -> Image | CompressedImage:
     has_compressed = bool(len(compressed.data) or compressed.format)
     if has_raw == has_compressed:
         how = "both image and compressed_image hold one" if has_raw else "neither image nor compressed_image holds one"
-        raise RequestError(f"one image is asked for, and {how}; fill one of them and leave the other empty")
+        raise RequestError(f"expected one image, but {how}; fill one of them and leave the other empty")
     return raw if has_raw else compressed
 
 
 def _refusal(kind: type, message: str) -> Any:
-    """A response that says why there is none; it claims nothing of what it should have told."""
+    """A response with the reason of a failure and no results."""
     response = kind(message=message)
     if isinstance(response, MatchKeyframes.Response):
         response.relative_pose = no_match()
@@ -183,7 +183,7 @@ def _without_archive(uri: str) -> str:
 
 
 def _place(uri: str, field: str) -> str:
-    """Where an archive is, in full, so that the answer tells it."""
+    """The absolute place of an archive, for the response."""
     if not uri:
         raise RequestError(f"{field} is empty; name a folder, or s3://bucket/folder")
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())

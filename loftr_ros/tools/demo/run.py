@@ -20,7 +20,7 @@ from loftr_ros.frontend.matcher_settings import RANDOM
 from loftr_ros.matcher.checkpoints.files import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.recordings import SourceError
-from loftr_ros.ros.transport import Room, provide_profile
+from loftr_ros.ros.transport import SharedMemory, provide_profile
 from loftr_ros.tools.demo.processes import Child, DemoError, own_domain, wait_until
 from loftr_ros.tools.demo.sequence import Sequence, prepare
 from loftr_ros.tools.params_file import ParamsFileError, node_parameters
@@ -229,7 +229,7 @@ def _weights(settings: Settings) -> str:
     return str(find_weights(network, settings.weights).resolve())
 
 
-def _environment(domain: int) -> tuple[dict[str, str], Room]:
+def _environment(domain: int) -> tuple[dict[str, str], SharedMemory]:
     """The children's environment, of which discovery range and profile are this process's too."""
     # What the demo sends is for this machine only; and on one without a network, DDS has nothing else.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

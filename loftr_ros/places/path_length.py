@@ -1,4 +1,4 @@
-"""How far a trajectory has come since its keyframes."""
+"""Path length of a trajectory since its keyframes."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from loftr_ros.places.view import View
 
 
 @dataclass(frozen=True)
-class Since:
-    """What lies between a keyframe and an image of one trajectory.
+class PathSince:
+    """Path between a keyframe and an image of one trajectory.
 
     Attributes:
-        way: length of the path, in the trajectory's unit.
-        keyframes: on it.
-        scale_std: standard deviation of the logarithm of what the unit has changed by.
+        path_length: in the trajectory's unit.
+        keyframes: number of keyframes on it.
+        scale_std: standard deviation of the logarithm of the unit's change.
     """
 
-    way: float
+    path_length: float
     keyframes: int
     scale_std: float
 
 
-class Way:
-    """Remembers the keyframes of the session that goes on.
+class PathLength:
+    """Path lengths at the keyframes of the current session.
 
     Attributes:
         robot: name of the robot; empty before the first keyframe.
     """
 
     def __init__(self) -> None:
-        """Begin without a session."""
+        """Create it without a session."""
         self.robot = ""
         self._session = 0
-        # Of each keyframe the id; the length of the way to it, and the variance of the unit's logarithm there.
+        # Per keyframe: its id, the path length up to it, and the variance of the unit's logarithm there.
         self._ids: list[int] = []
-        self._come: list[tuple[float, float]] = []
+        self._travelled: list[tuple[float, float]] = []
 
     def note(self, view: View) -> None:
-        """Remember how far the trajectory had come at a keyframe."""
+        """Record the path length at a keyframe."""
         assert view.name is not None
         if (view.name.robot, view.session) != (self.robot, self._session):
-            self.robot, self._session, self._ids, self._come = view.name.robot, view.session, [], []
+            self.robot, self._session, self._ids, self._travelled = view.name.robot, view.session, [], []
         self._ids.append(view.name.id)
-        self._come.append((view.way, _scale_variance(view.location)))
+        self._travelled.append((view.path_length, _scale_variance(view.location)))
 
     def is_on(self, view: View, keyframe: ArchivedKeyframe) -> bool:
-        """Whether a keyframe is of the trajectory that an image is of."""
+        """Whether a keyframe belongs to the trajectory of an image."""
         here = self.robot, self._session, view.segment
         return (keyframe.name.robot, keyframe.session, keyframe.segment) == here and view.session == self._session
 
-    def since(self, view: View, keyframe: ArchivedKeyframe) -> Since | None:
-        """What lies between a keyframe of the same trajectory and an image; None for others' keyframes."""
+    def since(self, view: View, keyframe: ArchivedKeyframe) -> PathSince | None:
+        """The path from a keyframe of the same trajectory to an image; None for other keyframes."""
         if not self.is_on(view, keyframe):
             return None
         at = max(bisect.bisect_right(self._ids, keyframe.name.id) - 1, 0)  # some keyframes were not searched for
-        way, variance = self._come[at]
+        path_length, variance = self._travelled[at]
         doubt = float(np.sqrt(max(_scale_variance(view.location) - variance, 0.0)))
-        return Since(view.way - way, len(self._ids) - at, doubt)
+        return PathSince(view.path_length - path_length, len(self._ids) - at, doubt)
 
 
 def _scale_variance(location: Location | None) -> float:

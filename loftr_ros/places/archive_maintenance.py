@@ -1,4 +1,6 @@
-"""Keeps an archive small and quick: joins its table's pieces, cleans up, indexes, and drops keyframes at its bound."""
+"""Maintenance of an archive: compacts its table, deletes old versions, builds the index, and enforces the size
+limit.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +15,42 @@ from datetime import timedelta
 from typing import Any
 
 from loftr_ros.places.archive_drop import drop
-from loftr_ros.places.archive_files import IMAGES, Files, told
+from loftr_ros.places.archive_files import IMAGES, Files, reported_errors
 from loftr_ros.places.keyframe import PlacesError
 
 _log = logging.getLogger(__name__)
 
-# Older versions that are kept, for readers that have just begun; the default, for whoever stands still, is 7 days.
+# Older versions are kept this long for readers that have just begun. LanceDB's default is 7 days.
 _KEPT = timedelta(seconds=10)
-# Upkeep begins at this part of the bound, and drops to the lower one.
-_FULL, _ROOMY = 0.97, 0.9
-# Rows from which on an index finds faster than a look at all of them; see `docs/archive.md`.
+# Dropping starts at the first part of the size limit and stops at the second.
+_HIGH_WATER, _LOW_WATER = 0.97, 0.9
+# Number of rows from which an index is faster than a full scan; see `docs/archive.md`.
 INDEXED_FROM = 20_000
-# Of the index: parts that are looked through, and how many times the asked number is compared exactly.
+# Parameters of the index: number of probed partitions, and factor of candidates that are compared exactly.
 _PROBES, _REFINED = 40, 4
-# A process that died while it held the turn holds it for so long.
-_TURN_NS = 300 * 10**9
-# Age from which on a file without a row is one that was left behind by a crash, not one that is about to get its row.
+# A process that died while it held the lease keeps it for this long.
+_LEASE_NS = 300 * 10**9
+# An older file without a row was left behind by a crash. A younger one may still get its row.
 _LEFT_BEHIND_S = 3600.0
-# What a row takes beside its file, about, counted twice like the table.
+# Approximate size of a row without its file; counted twice, like the table.
 _ROW_BYTES = 4000
 
 
-class Upkeep:
-    """What an archive does beside adding and searching, in a thread of its own, one process at a time."""
+class Maintenance:
+    """Background maintenance of an archive, in its own thread; only one process at a time runs it."""
 
-    def __init__(self, uri: str, table: Any, turns: Any, files: Files, max_size_mb: float, writing: Any) -> None:
-        """Begin with nothing to do.
+    def __init__(self, uri: str, table: Any, leases: Any, files: Files, max_size_mb: float, writing: Any) -> None:
+        """Create an idle maintenance.
 
         Args:
             uri: the archive's, for messages.
             table: of the keyframes.
-            turns: a table of one row, which says whose turn it is among all processes; None to do nothing, ever.
+            leases: a table with one row that names the process in charge; None to disable maintenance.
             files: the archive's.
-            max_size_mb: bound of its size.
-            writing: lock that is held while rows are written.
+            max_size_mb: size limit.
+            writing: lock held while rows are written.
         """
-        self._uri, self._table, self._turns, self._files = uri, table, turns, files
+        self._uri, self._table, self._leases, self._files = uri, table, leases, files
         self._folder = f"{table.name}.lance"
         self._max_bytes = max_size_mb * 1e6
         self._writing = writing
@@ -56,43 +58,45 @@ class Upkeep:
         self._thread: threading.Thread | None = None
         self._working, self._dropping = threading.Lock(), threading.Lock()
         self._swept = self._closed = False
-        if turns is not None:
+        if leases is not None:
             self._pieces = table.stats()["fragment_stats"]["num_fragments"]
             self._threshold = _pieces_for(len(table))
             self._bytes = self._lasting()
 
     def added(self, payload: int, rows: int) -> None:
-        """Told by the archive after each commit; waits only where much more is added than can be dropped."""
+        """Called by the archive after each commit. Blocks only if keyframes come much faster than they can be
+        dropped.
+        """
         self._pieces += 1
         self._bytes += payload + rows * _ROW_BYTES
-        if self._pieces >= self._threshold or (self._bytes > _FULL * self._max_bytes and self._pieces >= 8):
+        if self._pieces >= self._threshold or (self._bytes > _HIGH_WATER * self._max_bytes and self._pieces >= 8):
             self._start()
         if self._bytes > self._max_bytes:
             self._wait()
 
     def tuned(self, query: Any) -> Any:
-        """A search with the parameters that fit the index; without an index they change nothing."""
+        """Set the index parameters of a search. Without an index they have no effect."""
         return query.nprobes(_PROBES).refine_factor(_REFINED)
 
     def measure(self) -> int:
-        """Bytes of table and files, older versions of the table included."""
+        """Bytes of table and files, including older versions of the table."""
         return self._payload() + self._files.size(self._folder)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is dropped inside."""
+        """Context in which nothing is dropped."""
         with self._dropping:
             yield
 
     def close(self) -> None:
-        """Wait until it is done."""
+        """Wait until the maintenance is done."""
         self._closed = True
         self._wait()
 
     def _start(self) -> None:
         if not self._closed and (self._thread is None or not self._thread.is_alive()):
             self._pieces = 0
-            self._thread = threading.Thread(target=self._run, name="archive-upkeep", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="archive-maintenance", daemon=True)
             self._thread.start()
 
     def _wait(self) -> None:
@@ -100,19 +104,19 @@ class Upkeep:
             self._thread.join()
 
     def run(self) -> None:
-        """Do all that is to be done, unless another process is at it."""
-        with self._working, told(self._uri, "cleaning up"):
-            if self._take_turn():
+        """Run the maintenance, unless another process does."""
+        with self._working, reported_errors(self._uri, "cleaning up"):
+            if self._acquire_lease():
                 try:
                     self._work()
                 finally:
-                    self._give_turn()
+                    self._release_lease()
 
     def _run(self) -> None:
         try:
             self.run()
         except PlacesError as error:
-            # Without upkeep the archive is slower and larger, and whole; the next time may do it.
+            # Without maintenance the archive is slower and larger, but intact. The next run may succeed.
             _log.warning("%s", error)
 
     def _work(self) -> None:
@@ -121,9 +125,9 @@ class Upkeep:
             self._sweep()
         self._tidy()
         size = self._lasting()
-        if size > _FULL * self._max_bytes and self._dropping.acquire(blocking=False):
+        if size > _HIGH_WATER * self._max_bytes and self._dropping.acquire(blocking=False):
             try:
-                drop(self._table, self._files, int(size - _ROOMY * self._max_bytes), self._writing)
+                drop(self._table, self._files, int(size - _LOW_WATER * self._max_bytes), self._writing)
             finally:
                 self._dropping.release()
             self._tidy()
@@ -142,40 +146,44 @@ class Upkeep:
         return sum(int(column.to_numpy().sum()) for column in sizes.columns)
 
     def _lasting(self) -> int:
-        """Bytes that are not given back by themselves: images, and the table twice, since it is written anew beside."""
+        """Bytes that cleaning up will not free: images, and the table twice, because compaction writes a second
+        copy.
+        """
         return self._payload() + 2 * int(self._table.stats()["total_bytes"])
 
     def _tidy(self) -> None:
-        """Join the table's pieces, take new rows into the index, and forget older versions."""
+        """Compact the table, add new rows to the index, and delete older versions."""
         try:
             self._table.optimize(cleanup_older_than=_KEPT)
         except (OSError, RuntimeError) as error:
-            # Rows were changed in between; the next time does it.
+            # Rows changed in the meantime; the next run compacts them.
             if "conflict" not in str(error).lower():
                 raise
-        self._turns.optimize(cleanup_older_than=_KEPT)
+        self._leases.optimize(cleanup_older_than=_KEPT)
 
     def _sweep(self) -> None:
-        """Delete files that a process had written when it died before it wrote their rows."""
+        """Delete files of processes that died before they wrote the rows."""
         left = self._files.older(IMAGES, _LEFT_BEHIND_S)
         rows = self._table.search().select(["file"]).to_arrow()
         self._files.delete(set(left) - set(rows["file"].to_pylist()))
 
-    def _take_turn(self) -> bool:
-        """Whether no other process is at it; LanceDB lets only one of several writers change a row."""
+    def _acquire_lease(self) -> bool:
+        """Acquire the lease. Returns False if another process holds it; LanceDB lets only one of several writers change
+        a row.
+        """
         now = time.time_ns()
         with suppress(RuntimeError):
             free = f"holder = '' OR until_ns < {now}"
-            taken = self._turns.update(where=free, values={"holder": self._me, "until_ns": now + _TURN_NS})
+            taken = self._leases.update(where=free, values={"holder": self._me, "until_ns": now + _LEASE_NS})
             return bool(taken.rows_updated)
         return False
 
-    def _give_turn(self) -> None:
-        # Where this fails the turn ends by itself.
+    def _release_lease(self) -> None:
+        # If this fails, the lease expires by itself.
         with suppress(OSError, RuntimeError):
-            self._turns.update(where=f"holder = '{self._me}'", values={"holder": ""})
+            self._leases.update(where=f"holder = '{self._me}'", values={"holder": ""})
 
 
 def _pieces_for(rows: int) -> int:
-    """Commits after which pieces are joined: each makes a search slower, and joining writes the whole table anew."""
+    """Number of commits between compactions: each commit slows searches down, and compaction rewrites the table."""
     return max(32, math.isqrt(rows))
