@@ -45,7 +45,7 @@ class NoiseConfig(Settings):
     )
     rotation: float = setting(0.3, "Angle by which a measured pose may be wrong", unit="deg", low=0.001, high=90.0)
     scale: float = setting(
-        0.01,
+        0.03,
         "Part by which a single camera's unit of length may change from one keyframe to the next",
         low=1e-4,
         high=1.0,
