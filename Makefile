@@ -25,7 +25,7 @@ PIP_QUIET := $(shell test -t 2 || echo -q)
 SOURCE ?=
 ARGS ?=
 
-.PHONY: help demo test lint style types pytest install clean dist check-dist
+.PHONY: help demo test lint style types pytest install reference docs clean dist check-dist
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,8 @@ help:
 	@echo "make demo ARGS='--network loftr --weights FILE' (or any other option of loftr_ros demo)"
 	@echo "make test             linters, types and tests (ARGS='-k name' for pytest, ARGS=--long for the long ones too)"
 	@echo "make lint             linters and types alone"
+	@echo "make docs             build the documentation's site in build/site; fails on a wrong link"
+	@echo "make reference        write config/front_end.yaml and docs/reference from the declarations in the code"
 	@echo "make install          bring $(notdir $(VENV)) up to date with this tree"
 	@echo "make dist             source distribution and wheel, in dist/"
 	@echo "make check-dist       install the source distribution into a fresh environment, and try what is there"
@@ -104,6 +106,20 @@ $(STAMP): setup.py cmake/build_backend.py
 	$(BIN)/pip install $(PIP_QUIET) -r $(VENV)/build-requirements.txt
 	@echo "4 of 4, this package with what it and its tests need (torch is the largest)"
 	$(BIN)/pip install $(PIP_QUIET) --no-build-isolation '.[test]'
+	@touch $@
+
+reference: install
+	$(BIN)/python docs/tools/reference.py
+
+# mkdocs reads the tree and imports nothing of it.
+docs: $(VENV)/.loftr_ros-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in build/site/index.html"
+
+$(VENV)/.loftr_ros-docs: $(STAMP)
+	$(BIN)/python -c 'from importlib.metadata import requires; print(*(each.split(";")[0] for each in requires("loftr_ros") \
+	    if each.endswith("extra == \"docs\"")), sep="\n")' > $(VENV)/docs-requirements.txt
+	$(BIN)/pip install $(PIP_QUIET) -r $(VENV)/docs-requirements.txt
 	@touch $@
 
 # XFeat, ALIKED and LightGlue need torchvision, and a torch that goes with it: an environment of their own. The two

@@ -28,6 +28,7 @@ REQUIREMENTS = [
 # What a robot can do without; loftr_ros/extras.py says what to install where one is missing.
 EXTRAS = {
     "backend": ["gtsam>=4.3"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings-python>=1.12"],
     # The archive of keyframes, for loops: 350 MB.
     "archive": ["lancedb>=0.40,<1", "pyarrow>=16"],
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],

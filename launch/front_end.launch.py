@@ -34,13 +34,13 @@ ARGUMENTS = [
     (
         "mode",
         "",
-        "Where lengths come from: mono (nowhere), stereo (the right image), rgbd (the depth image). "
+        "Source of metric scale: mono has none, stereo uses the right image, rgbd uses the depth image. "
         "Not given: as in params_file.",
     ),
     (
         "image",
         "",
-        "Topic of the camera's images, of the left one's of a stereo pair. Not given: `image` in the node's namespace, "
+        "Topic of the camera's images; of the left camera in stereo. Not given: `image` in the node's namespace, "
         "`image_raw` with camera_names.",
     ),
     (
@@ -58,13 +58,13 @@ ARGUMENTS = [
     (
         "rectified",
         "",
-        "true: the images were rectified (image_rect), and P of the CameraInfo is their camera. "
+        "true: the images are rectified (image_rect), and P of the CameraInfo is their camera. "
         "Not given: as in params_file.",
     ),
     (
         "camera_names",
         "",
-        "Cameras to start a node for, each in a namespace of its name below `namespace`, for example [front,rear]. "
+        "Names of cameras, for example [front,rear]. Each gets a node in a namespace of its name below `namespace`. "
         "Topics are then relative to it. Not given: one node.",
     ),
     (
@@ -83,27 +83,31 @@ ARGUMENTS = [
     (
         "archive",
         "",
-        "Folder of the archive of keyframes, or the address of a fleet's common one: places are found again. "
+        "Folder of the keyframe archive, or address of a shared one; switches loop closure on. "
         "Not given: as in params_file, which has none.",
     ),
     (
         "robot_name",
         "",
-        "Name of the robot, by which others know its keyframes; with camera_names the camera's name is put after it. "
+        "Name of the robot in archives and towards other robots; with camera_names the camera's name is appended. "
         "Not given: as in params_file, else the namespace.",
     ),
     (
         "share_places",
         "",
-        "true: announce archived keyframes to other robots and take theirs. Not given: as in params_file.",
+        "true: announce archived keyframes to other robots and store theirs. Not given: as in params_file.",
     ),
     ("network", "", "Preset of the network, for example loftr. Not given: as in params_file."),
-    ("weights", "", "File of the network's weights. Not given: as in params_file."),
+    (
+        "weights",
+        "",
+        "Weights file of the network, or a name of `loftr_ros weights list`. Not given: as in params_file.",
+    ),
     ("device", "", "auto, cpu, cuda, cuda:1, ... Not given: as in params_file."),
     ("precision", "", "auto, float32, bfloat16 or float16. Not given: as in params_file."),
     ("use_sim_time", "", "true: take the time from /clock (simulation, bag). Not given: as in params_file."),
-    ("log_level", "info", "Least severe message that the node logs: debug, info, warn, error or fatal."),
-    ("autostart", "true", "true: configure and activate the node. false: leave that to you or to a lifecycle manager."),
+    ("log_level", "info", "Lowest level of messages that the node logs: debug, info, warn, error or fatal."),
+    ("autostart", "true", "true: configure and activate the node. false: you or a lifecycle manager do that."),
 ]
 # Arguments of camera drivers' launch files that look like ours, and reach a launch that includes both.
 OF_DRIVERS = ("camera_model", "camera_name", "camera_namespace")

@@ -5,16 +5,17 @@ from __future__ import annotations
 GROUPS = {
     "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export half_precision "
     "loftr matcher openvino parity ring weights",
-    "front_end": "budget camera cell_depth covariance keyframes local_affine localization mask match_metrics "
+    "front_end": "budget camera cell_depth covariance gyroscope keyframes local_affine localization mask match_metrics "
     "metric_pose pipeline recovery refinement relative_pose sparse_front_end stereo_calibration stream trust",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "
     "text_formats video view",
     "places": "archive archive_files back_end loops place_conversion place_descriptor place_detector place_query "
     "revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
-    "node": "back_end_node decoding images messages node node_archive node_depth node_places odometry_output pairing "
+    "node": "back_end_node decoding images messages node node_archive node_depth node_imu node_places odometry_output pairing "
     "parameters spare_time statistics synchronizer worker",
-    "programs": "benchmarks demo dist example_nodes examples launch packaging player public_face transport wording",
+    "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
+    "wording",
     "evaluation": "metrics scene visualization",
     "training": "place_training training training_data training_photos",
 }

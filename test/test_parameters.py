@@ -78,9 +78,8 @@ def test_above_each_parameter_in_the_config_file_stands_what_it_means_with_unit_
         for choice in about["choices"]:
             assert choice in comment, name
         if about["low"] is not None:
-            assert (
-                f"({about['low']:g} to {about['high']:g}" in comment or f"({about['low']} to {about['high']}" in comment
-            )
+            low, high = (int(end) if float(end).is_integer() else end for end in (about["low"], about["high"]))
+            assert f"({low} to {high}" in comment, name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,8 +173,10 @@ def test_every_setting_of_every_stage_is_a_parameter() -> None:
 
 
 def test_the_manual_has_every_parameter_with_its_default_and_meaning() -> None:
-    manual = (FILE.parents[1] / "docs" / "node.md").read_text().splitlines()
+    manual = (FILE.parents[1] / "docs" / "reference" / "parameters.md").read_text().splitlines()
     for name, item in NAMES.items():
-        default = f'"{item.default}"' if isinstance(item.default, str) else str(item.default)
+        value = list(item.default) if isinstance(item.default, tuple) else item.default
+        default = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+        default = f'"{item.default}"' if isinstance(item.default, str) else default
         rows = [row for row in manual if row.startswith(f"| `{name}` | `{default}` |")]
         assert len(rows) == 1 and item.metadata["description"] in rows[0], name

@@ -30,7 +30,7 @@ from loftr_ros.cli.options import (
 
 
 def demo(
-    source: Annotated[str, typer.Argument(help="What to play; by default a scene that is rendered.")] = "rendered",
+    source: Annotated[str, typer.Argument(help="Recording to play; by default a rendered scene.")] = "rendered",
     output: Output = Path("demo"),
     start: Start = 0,
     step: Step = 1,
@@ -44,8 +44,8 @@ def demo(
     precision: Precision = "",
     params_file: ParamsFile = None,
     quiet: Quiet = False,
-    rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
-    hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
+    rate: Annotated[float, typer.Option(help="Playback speed; 2 is twice as fast as the stamps.")] = 1.0,
+    hz: Annotated[float | None, typer.Option(help="Fixed frame rate instead of the stamps.")] = None,
     frames: Frames = None,
     stop: Stop = None,
     mode: Mode = "",

@@ -16,7 +16,7 @@ def doctor(
     params_file: ParamsFile = None,
     node: NodeName = "",
 ) -> None:
-    """Say what the node would run on and with on this machine, each with a verdict; tries it out."""
+    """Try out what the node would use on this machine, and print a verdict per line."""
     from loftr_ros.tools.doctor import FAILS, NOTE, examine, lines
 
     values = parameters(params_file, node) | named(network=network, weights=weights)

@@ -25,18 +25,18 @@ if TYPE_CHECKING:  # it imports torch, which the command line loads when it is n
 
 
 def explain(
-    image_a: Annotated[Path, typer.Argument(metavar="A", help="Image whose points are asked about.")],
-    image_b: Annotated[Path, typer.Argument(metavar="B", help="Image that they are matched with.")],
+    image_a: Annotated[Path, typer.Argument(metavar="A", help="Image with the points to explain.")],
+    image_b: Annotated[Path, typer.Argument(metavar="B", help="Image to match with.")],
     network: Annotated[
         str,
         typer.Option(
-            help="Preset of the network, or auto for the one that the weights are of.",
+            help="Preset of the network; auto for the network of the weights.",
         ),
     ] = "",
     weights: Annotated[
         str,
         typer.Option(
-            help="Weights file of that network, a name of `weights list`, or `random`.",
+            help="Weights file, a name of `weights list`, or `random`.",
             show_default="the first found",
         ),
     ] = "",
@@ -44,19 +44,19 @@ def explain(
         list[str] | None,
         typer.Option(
             metavar="U,V",
-            help="Pixel of A to look into; may be given again.",
+            help="Pixel of A to explain; repeatable.",
             show_default="three confident matches",
         ),
     ] = None,
     layer: Annotated[
         list[int] | None,
         typer.Option(
-            help="Coarse layer to show, from 0; may be given again.",
+            help="Coarse layer to show, from 0; repeatable.",
             show_default="the first and last self and cross layers",
         ),
     ] = None,
     head: Annotated[int | None, typer.Option(help="Attention head to show.", show_default="the mean of all")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("explain"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")] = Path("explain"),
     device: Device = "",
     precision: Precision = "",
     params_file: ParamsFile = None,

@@ -13,30 +13,24 @@ _RANDOM = "random"
 
 
 def export(
-    network: Annotated[
-        str, typer.Option(help="Preset of the network, or auto for the one that the weights are of.")
-    ] = "auto",
+    network: Annotated[str, typer.Option(help="Preset of the network; auto for the network of the weights.")] = "auto",
     weights: Annotated[
         str,
-        typer.Option(
-            help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
-        ),
+        typer.Option(help="Weights file, a name of `weights list`, or `random`.", show_default="the first found"),
     ] = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write to.", show_default="NETWORK_WIDTHxHEIGHT")
+        Path | None, typer.Option("--output", "-o", help="Output folder.", show_default="NETWORK_WIDTHxHEIGHT")
     ] = None,
     width: Annotated[int, typer.Option(help="Width of the images, in pixels.")] = 640,
     height: Annotated[int, typer.Option(help="Height of the images, in pixels.")] = 480,
     precision: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     threshold: Annotated[
-        float | None, typer.Option(help="Least confidence of a match, 0 to 1.", show_default="the network's")
+        float | None, typer.Option(help="Minimum confidence of a match, 0 to 1.", show_default="the network's")
     ] = None,
     max_matches: Annotated[
-        int | None, typer.Option(help="Matches of a pair, at most; 0 for all.", show_default="the network's")
+        int | None, typer.Option(help="Maximum number of matches of a pair; 0 for all.", show_default="the network's")
     ] = None,
-    opset: Annotated[
-        int, typer.Option(help="Version of ONNX's operators.", show_default="17, or 18 where it is needed")
-    ] = 0,
+    opset: Annotated[int, typer.Option(help="Version of ONNX's operators.", show_default="17, or 18 if needed")] = 0,
 ) -> None:
     """Write a network as ONNX, for images of one size: encode.onnx, match.onnx and model.json."""
     import torch

@@ -38,7 +38,7 @@ from loftr_ros.tools.opening import open_offline
 
 Sources = Annotated[
     list[str],
-    typer.Argument(help="Recordings, each as for `run`; a robot of its own unless --robot says otherwise."),
+    typer.Argument(help="Recordings, as for `run`; each is a robot of its own, unless --robot names it."),
 ]
 
 
@@ -49,18 +49,21 @@ def loops(
         str,
         typer.Option(
             metavar="URI",
-            help="Archive of keyframes: a folder or s3://bucket/folder; what is in it already is searched too.",
+            help="Archive of keyframes, a folder or s3://bucket/folder; its content is searched too.",
             show_default="`archive` in the output folder",
         ),
     ] = "",
     robot: Annotated[
         list[str] | None,
-        typer.Option(help="Name of a source's robot, once a source in their order.", show_default="the source's name"),
+        typer.Option(
+            help="Name of a recording's robot; give one for each recording, in their order.",
+            show_default="the source's name",
+        ),
     ] = None,
     min_age: Annotated[
         float | None,
         typer.Option(
-            help="Seconds since which a robot must have gone on to recognise a place (parameter loop.min_age).",
+            help="Minimum age in seconds of a robot's own keyframes in the search (parameter loop.min_age).",
             show_default="20, or as in --params-file",
         ),
     ] = None,

@@ -18,12 +18,10 @@ SourceArgument = Annotated[
     ),
 ]
 Start = Annotated[int, typer.Option(help="First frame.")]
-Stop = Annotated[int | None, typer.Option(help="Frame to stop before.", show_default="the end")]
-Frames = Annotated[int | None, typer.Option(help="Frames to take, at most.", show_default="all")]
-Step = Annotated[int, typer.Option(help="Take every n-th frame.")]
-FrameRate = Annotated[
-    float | None, typer.Option(help="Frames a second that stamps are made with, where the source has none.")
-]
+Stop = Annotated[int | None, typer.Option(help="First frame that is left out.", show_default="the end")]
+Frames = Annotated[int | None, typer.Option(help="Maximum number of frames.", show_default="all")]
+Step = Annotated[int, typer.Option(help="Use every n-th frame.")]
+FrameRate = Annotated[float | None, typer.Option(help="Frame rate for made-up stamps, if the recording has none.")]
 Topic = Annotated[str | None, typer.Option(help="Image topic of a bag that has several.")]
 RightTopic = Annotated[
     str | None, typer.Option(help="Right image topic of a bag, for --mode stereo.", show_default="by its name")
@@ -31,35 +29,29 @@ RightTopic = Annotated[
 DepthTopic = Annotated[
     str | None, typer.Option(help="Depth image topic of a bag, for --mode rgbd.", show_default="by its name")
 ]
-Camera = Annotated[Path | None, typer.Option(help="Calibration (camera_calibration YAML) instead of the source's own.")]
-Network = Annotated[str, typer.Option(help="Preset of the network; empty for what the parameters say.")]
+Camera = Annotated[Path | None, typer.Option(help="Calibration file instead of the recording's own.")]
+Network = Annotated[str, typer.Option(help="Preset of the network; empty for the parameter's value.")]
 Weights = Annotated[
     str,
-    typer.Option(
-        help="Weights file of that network, a name of `weights list`, or `random`.", show_default="the first found"
-    ),
+    typer.Option(help="Weights file, a name of `weights list`, or `random`.", show_default="the first found"),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for what the parameters say.")]
-Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for what the parameters say.")]
-ParamsFile = Annotated[Path | None, typer.Option(help="Parameters, as for the node (see config/front_end.yaml).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for the parameter's value.")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for the parameter's value.")]
+ParamsFile = Annotated[Path | None, typer.Option(help="Parameter file of the node (see config/front_end.yaml).")]
 NodeName = Annotated[
     str,
     typer.Option(
         "--node",
         metavar="/NS/NAME",
-        help="Node whose parameters to take from --params-file.",
+        help="Name of the node in --params-file.",
         show_default="/loftr_front_end",
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
-Mode = Annotated[
-    str, typer.Option(help="mono, stereo or rgbd: what the source must have; empty for what the parameters say.")
-]
-Archive = Annotated[
-    str, typer.Option(help="Folder or address of an archive of keyframes, in which places are found again.")
-]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
+Mode = Annotated[str, typer.Option(help="mono, stereo or rgbd; empty for the parameter's value.")]
+Archive = Annotated[str, typer.Option(help="Folder or address of a keyframe archive; switches loop closure on.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size that is 0 where pixels are to be ignored.")]
+Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size; pixels that are 0 in it are ignored.")]
 
 
 def parameters(path: Path | None, node: str = "") -> dict[str, Any]:

@@ -36,16 +36,20 @@ def play(
     right_topic: RightTopic = None,
     depth_topic: DepthTopic = None,
     camera: Camera = None,
-    transport: Annotated[str, typer.Option(help="raw, or compressed: JPEG and PNG files then pass unchanged.")] = "raw",
-    color: Annotated[bool, typer.Option("--color", help="Publish colour where the source has it.")] = False,
-    rate: Annotated[float, typer.Option(help="How many times faster than the stamps say.")] = 1.0,
-    hz: Annotated[float | None, typer.Option(help="Frames a second, whatever the stamps say.")] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end; stamps go on.")] = False,
+    transport: Annotated[
+        str, typer.Option(help="raw or compressed; compressed passes JPEG and PNG files unchanged.")
+    ] = "raw",
+    color: Annotated[bool, typer.Option("--color", help="Publish colour, if the recording has it.")] = False,
+    rate: Annotated[float, typer.Option(help="Playback speed; 2 is twice as fast as the stamps.")] = 1.0,
+    hz: Annotated[float | None, typer.Option(help="Fixed frame rate instead of the stamps.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Repeat from the start; stamps continue.")] = False,
     duration: Annotated[float | None, typer.Option(help="Seconds to play.", show_default="to the end")] = None,
-    now: Annotated[bool, typer.Option("--now", help="Stamp with the present time.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stamp with the current time.")] = False,
     clock: Annotated[bool, typer.Option("--clock", help="Publish the stamps on /clock, for use_sim_time.")] = False,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for a subscriber; 0 begins at once.")] = 30.0,
-    best_effort: Annotated[bool, typer.Option("--best-effort", help="Publish as sensors do.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a subscriber; 0 starts at once.")] = 30.0,
+    best_effort: Annotated[
+        bool, typer.Option("--best-effort", help="Publish with best effort, as sensors do.")
+    ] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of the topics image and camera_info.")] = "",
     mode: Mode = "",
     quiet: Quiet = False,

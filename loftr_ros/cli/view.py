@@ -59,9 +59,7 @@ def view(
     ] = None,
     connect: Annotated[
         str,
-        typer.Option(
-            metavar="ADDRESS", help="Show in a viewer that runs already: HOST, HOST:PORT or URL.", show_default=False
-        ),
+        typer.Option(metavar="ADDRESS", help="Show in a running viewer: HOST, HOST:PORT or URL.", show_default=False),
     ] = "",
     quiet: Quiet = False,
 ) -> None:

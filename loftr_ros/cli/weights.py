@@ -51,7 +51,7 @@ def get(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Download published weights and verify them; goes on where an earlier download broke off."""
+    """Download published weights and verify them; an interrupted download is continued."""
     from loftr_ros.weights import WeightsError
     from loftr_ros.weights.catalogue import CATALOGUE, find_entry
     from loftr_ros.weights.download import get_weights
@@ -67,7 +67,7 @@ def get(
 
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="A weights file in any layout.", show_default=False)]) -> None:
-    """Say what a weights file holds, and whether it is whole."""
+    """Show the content of a weights file, and check it."""
     import torch
 
     from loftr_ros.matcher.checkpoints.files import check_weights, read_weights, recognise_file, sha256_of
@@ -105,10 +105,10 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A weights file in any layout.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write (safetensors).", show_default=False)],
     network: Annotated[
-        str, typer.Option(help="Preset that the weights are of, where they do not tell.", show_default="recognised")
+        str, typer.Option(help="Preset of the weights, if the file does not name it.", show_default="recognised")
     ] = "auto",
 ) -> None:
-    """Rewrite weights in our own format: safe to read, nothing but the weights in it, and its network named."""
+    """Rewrite weights in the project's own format: safetensors, the weights alone, with the network's name."""
     from loftr_ros.matcher.checkpoints.files import (
         check_weights,
         preset,

@@ -11,11 +11,11 @@ from loftr_ros.settings import FLAT, Settings, setting
 
 @dataclass(frozen=True)
 class ImageConfig(Settings):
-    """Input size of the network."""
+    """Resolution of the network's input image."""
 
     max_side: int = setting(
         960,
-        "Longer side of what the network sees; larger images are shrunk to it",
+        "Longer side of the image that the network gets; larger images are shrunk to it",
         unit="px",
         low=64,
         high=8192,
@@ -28,47 +28,58 @@ class RefineConfig(Settings):
 
     live: ClassVar[bool] = True
 
-    window: int = setting(17, "Side of the patch that is tracked", unit="px", low=5, high=63)
-    levels: int = setting(1, "Pyramid levels above the image that the network sees", low=0, high=6)
-    iterations: int = setting(10, "Iterations per level, at most", low=1, high=100)
+    window: int = setting(17, "Side of the tracked patch", unit="px", low=5, high=63)
+    levels: int = setting(1, "Number of pyramid levels above the network's input image", low=0, high=6)
+    iterations: int = setting(10, "Maximum number of iterations per level", low=1, high=100)
     max_forward_backward: float = setting(
-        0.5, "Distance between a keyframe point and where tracking there and back ends", unit="px", low=0.01, high=10.0
+        0.5,
+        "Maximum distance between a keyframe point and the point that tracking there and back returns",
+        unit="px",
+        low=0.01,
+        high=10.0,
     )
 
 
 @dataclass(frozen=True)
 class KeyframeConfig(Settings):
-    """Policies that add and drop keyframes."""
+    """Selection of keyframes, and their buffer."""
 
     live: ClassVar[bool] = True
 
-    capacity: int = setting(10, "Keyframes held, at most", low=1, high=1000, live=False)
-    max_matched: int = setting(1, "Keyframes matched with each frame, at most (K)", low=1, high=16)
+    capacity: int = setting(10, "Maximum number of keyframes in the buffer", low=1, high=1000, live=False)
+    max_matched: int = setting(1, "Maximum number of keyframes that each frame is matched with (K)", low=1, high=16)
     min_coverage: float = setting(
-        0.4, "Part of the image that inliers must cover; below it a new keyframe comes", low=0.0, high=1.0
+        0.4, "Minimum share of the image that inliers cover; below it the frame becomes a keyframe", low=0.0, high=1.0
     )
     min_explained: float = setting(
         0.7,
-        "Part of what both images should show that inliers must cover; below it a new keyframe comes",
+        "Minimum share of the predicted common view that inliers cover; below it the frame becomes a keyframe",
         low=0.0,
         high=1.0,
     )
     max_parallax: float = setting(
-        0.05, "Median parallax, as a part of the image's width; above it a new keyframe comes", low=0.001, high=1.0
+        0.05,
+        "Maximum median parallax as a fraction of the image width; above it the frame becomes a keyframe",
+        low=0.001,
+        high=1.0,
     )
     max_rotation: float = setting(
-        20.0, "Angle to the reference keyframe; above it a new keyframe comes", unit="deg", low=0.1, high=180.0
+        20.0,
+        "Maximum angle to the reference keyframe; above it the frame becomes a keyframe",
+        unit="deg",
+        low=0.1,
+        high=180.0,
     )
     max_age: float = setting(
         10.0,
-        "Age of the reference keyframe; above it a new keyframe comes; 0 for never",
+        "Maximum age of the reference keyframe; above it the frame becomes a keyframe; 0 for no limit",
         unit="s",
         low=0.0,
         high=86400.0,
     )
     max_link: float = setting(
         1.5,
-        "Distance between the points of two keyframes' cells up to which they are linked as one landmark",
+        "Maximum distance between the points of two keyframes' cells that are linked as one landmark",
         unit="px",
         low=0.0,
         high=100.0,
@@ -77,23 +88,23 @@ class KeyframeConfig(Settings):
 
 @dataclass(frozen=True)
 class RecoveryConfig(Settings):
-    """Recovery when nothing matches."""
+    """Recovery after frames that match no keyframe."""
 
     live: ClassVar[bool] = True
 
     patience: int = setting(
-        3, "Frames in a row that may fail to be located before the camera counts as lost", low=0, high=1000
+        3, "Number of consecutive frames that may fail to be located before the camera counts as lost", low=0, high=1000
     )
     max_tried: int = setting(
         1,
-        "Further keyframes that a frame is tried with, one after the other, where the reference does not match; twice "
-        "as many from the second such frame on",
+        "Number of further keyframes tried in turn when the reference does not match; doubled from the second "
+        "failed frame on",
         low=0,
         high=1000,
     )
     confirmations: int = setting(
         3,
-        "Frames in a row for which a new place must be tracked by itself before a segment begins there",
+        "Number of consecutive frames that must track a new place before a new segment begins there",
         low=1,
         high=1000,
     )
@@ -104,26 +115,26 @@ MONO, STEREO, RGBD = "mono", "stereo", "rgbd"
 
 @dataclass(frozen=True)
 class ScaleConfig(Settings):
-    """Source of the translations' length."""
+    """Source of metric scale."""
 
     mode: str = setting(
         MONO,
-        "mono knows no scale; stereo takes it from a second camera beside the first, rgbd from a depth image "
-        "registered to the image",
+        "Source of metric scale: mono has none, stereo uses a second camera, rgbd uses a depth image registered "
+        "to the image",
         choices=(MONO, STEREO, RGBD),
     )
 
 
 @dataclass(frozen=True)
 class LatencyConfig(Settings):
-    """Limit of a frame's latency."""
+    """Time limit of a frame."""
 
     live: ClassVar[bool] = True
 
     max_latency_ms: float = setting(
         0.0,
-        "Time for a frame, from its decoded image to its poses, that 95 of 100 keep: by matching fewer keyframes, then "
-        "a smaller image; 0 for no limit",
+        "Time limit for 95 of 100 frames, from decoded image to poses; the front end matches fewer keyframes, "
+        "then shrinks the image; 0 for no limit",
         unit="ms",
         low=0.0,
         high=10000.0,

@@ -36,27 +36,23 @@ _MOUNT_BETTER = 0.2
 
 @dataclass(frozen=True)
 class GyroscopeConfig(Settings):
-    """Noise model of a gyroscope."""
+    """Noise of a gyroscope."""
 
     live: ClassVar[bool] = True
 
     noise_density: float = setting(
         0.002,
-        "Noise of the angular velocity over the square root of the bandwidth",
+        "Noise density of the angular velocity",
         unit="rad/s/sqrt(Hz)",
         low=1e-6,
         high=1.0,
     )
-    bias_walk: float = setting(
-        0.0005, "Random walk of the bias per square root of a second", unit="rad/s/sqrt(s)", low=0.0, high=1.0
-    )
-    bias_std: float = setting(
-        0.05, "Standard deviation of the bias before anything is known of it", unit="rad/s", low=0.0, high=10.0
-    )
-    scale_std: float = setting(0.01, "Standard deviation of the scale, as a part of it", low=0.0, high=1.0)
+    bias_walk: float = setting(0.0005, "Random walk of the bias", unit="rad/s/sqrt(s)", low=0.0, high=1.0)
+    bias_std: float = setting(0.05, "Standard deviation of the bias at the start", unit="rad/s", low=0.0, high=10.0)
+    scale_std: float = setting(0.01, "Standard deviation of the scale, as a fraction of it", low=0.0, high=1.0)
     time_std: float = setting(
         0.003,
-        "Standard deviation of the time between the gyroscope's and the images' stamps",
+        "Standard deviation of the time offset between the gyroscope's and the images' stamps",
         unit="s",
         low=0.0,
         high=1.0,

@@ -18,41 +18,45 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class MatcherConfig(Settings):
-    """Choice of the network and its runtime."""
+    """Network, weights and runtime."""
 
     network: str = setting(
-        AUTO, f"Preset of the network: {', '.join(PRESETS)}; auto is the one that the weights are of, compact without"
+        AUTO, f"Network preset: {', '.join(PRESETS)}; auto for the network of the weights, or compact without weights"
     )
     weights: str = setting(
         "",
-        "Weights file of that network, or a name of `loftr_ros weights list`; empty for those in the package (compact) "
-        "or else the first found; random for weights that match nothing; with backend onnx or openvino what "
-        "`loftr_ros export` wrote",
+        "Weights file of the network, or a name of `loftr_ros weights list`; empty for the packaged weights "
+        "(compact) or else the first found; random for untrained weights; for backend onnx or openvino the output"
+        " of `loftr_ros export`",
     )
-    device: str = setting("auto", "auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N")
+    device: str = setting(
+        "auto", "Device of the network: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N"
+    )
     precision: str = setting(
         "auto",
-        "auto is float16 on CUDA, bfloat16 on CPUs that have it in hardware, float32 elsewhere",
+        "Floating-point precision of the network: auto for float16 on CUDA, bfloat16 on CPUs with hardware "
+        "support, float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     backend: str = setting(
         "auto",
-        "What runs the network: torch (PyTorch), onnx (onnxruntime, an exported one), openvino (an exported one, or "
-        "compact by its weights); auto is openvino for compact on a CPU where it is installed, else torch",
+        "Runtime of the network: torch (PyTorch), onnx (onnxruntime with an export), openvino (with an export, or"
+        " with the weights of compact); auto for openvino if it is installed and compact runs on a CPU, else "
+        "torch",
         choices=("auto", "torch", "onnx", "openvino"),
     )
     onnx_providers: str = setting(
         "",
-        "Execution providers of backend onnx, the preferred first, with commas between; empty for CUDA's where device "
-        "is a GPU, else the CPU's",
+        "Execution providers of backend onnx in order of preference, separated by commas; empty for CUDA's if "
+        "device is a GPU, else the CPU's",
     )
     threads: int = setting(
-        0, "CPU threads of the network; 0 for all cores, or half of them when pipelined", low=0, high=256
+        0, "Number of CPU threads of the network; 0 for all cores, or half of them if pipelined", low=0, high=256
     )
     pipelined: str = setting(
         "auto",
-        "always encodes a frame while the one before it is matched: more frames a second where there are cores for "
-        "both; auto does so from four cores on",
+        "Whether a frame is encoded while the previous one is matched, for a higher frame rate on enough cores; "
+        "auto for always from four cores on",
         choices=("auto", "always", "never"),
     )
     warm_up_width: int = setting(
@@ -74,12 +78,17 @@ class MatcherConfig(Settings):
 
 @dataclass(frozen=True)
 class MatchingConfig(Settings):
-    """Selection of the network's coarse matches."""
+    """Selection among the network's coarse matches."""
 
-    threshold: float = setting(0.0, "Least confidence of a match; 0 for the preset's", low=0.0, high=1.0)
-    border: int = setting(-1, "Cells at the rim of the image that never match; -1 for the preset's", low=-1, high=100)
+    threshold: float = setting(0.0, "Minimum confidence of a match; 0 for the preset's value", low=0.0, high=1.0)
+    border: int = setting(
+        -1, "Number of cells at the image border that never match; -1 for the preset's value", low=-1, high=100
+    )
     max_matches: int = setting(
-        0, "Matches with a keyframe, at most, the most confident ones; 0 for the preset's", low=0, high=100000
+        0,
+        "Maximum number of matches with a keyframe, the most confident ones; 0 for the preset's value",
+        low=0,
+        high=100000,
     )
 
     @property

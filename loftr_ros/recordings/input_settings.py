@@ -11,61 +11,63 @@ from loftr_ros.settings import ConfigError, Settings, setting
 
 @dataclass(frozen=True)
 class InputParameters(Settings):
-    """Settings of the input."""
+    """Input images and calibrations."""
 
     image_transport: str = setting(
         "raw",
-        "raw subscribes to sensor_msgs/Image on `image`, compressed to sensor_msgs/CompressedImage on "
-        "`image/compressed`",
+        "Type of the image topics: raw for sensor_msgs/Image on `image`, compressed for "
+        "sensor_msgs/CompressedImage on `image/compressed`",
         choices=("raw", "compressed"),
     )
     camera_info: str = setting(
         "synchronized",
-        "synchronized pairs each image with the CameraInfo of its stamp; latest takes the newest CameraInfo, for "
-        "drivers that publish it seldom; none does without poses",
+        "Source of the calibration: synchronized for the CameraInfo with the image's stamp, latest for the newest"
+        " CameraInfo (for drivers that publish it rarely), none for no calibration and no poses",
         choices=("synchronized", "latest", "none"),
     )
     rectified: bool = setting(
         False,
-        "Whether the images were rectified (image_rect): their camera is then P of the CameraInfo, without distortion, "
-        "rather than K and D",
+        "Whether images are rectified (image_rect); the camera is then P of the CameraInfo without distortion, "
+        "instead of K and D",
     )
     left_from_right: tuple[float, ...] = setting(
         (0.0,) * 7,
-        "Where the right camera stands in the left one's optical frame: x y z in metres and the quaternion x y z w; "
-        "zeros take it from R and P of the CameraInfos",
+        "Pose of the right camera in the left camera's optical frame: x y z in metres, quaternion x y z w; zeros "
+        "for R and P of the CameraInfos",
     )
     sync: str = setting(
         "exact",
-        "exact pairs an image with the right image or depth image of its own stamp, approximate with one within "
-        "`input.slop`",
+        "Pairing of an image with the right image or depth image: exact for equal stamps, approximate for stamps "
+        "within `input.slop`",
         choices=("exact", "approximate"),
     )
     slop: float = setting(
         0.01,
-        "Time that the stamps of what approximate pairs may differ by, less than half of the time between two images",
+        "Maximum difference between the stamps of an approximate pair; keep it below half of the time between two"
+        " images",
         unit="s",
         low=0.0001,
         high=10.0,
     )
     stamps: str = setting(
         "message",
-        "message takes the stamps of the messages, arrival the time at which each came, for drivers that stamp with "
-        "zero or repeat their stamps; pairs are then those within `input.slop`",
+        "Source of the stamps: message for the messages' own, arrival for the time of arrival, for drivers whose "
+        "stamps are zero or repeat; pairs are then those within `input.slop`",
         choices=("message", "arrival"),
     )
-    queue_size: int = setting(10, "Images and CameraInfos that wait for their partner, at most", low=1, high=1000)
+    queue_size: int = setting(
+        10, "Maximum number of images and CameraInfos that wait for their partner", low=1, high=1000
+    )
     white_level: int = setting(
         65535,
-        "Value of 16-bit images that counts as white (4095 for a 12-bit sensor); 0 stretches each image by its own "
-        "range",
+        "Value of white in 16-bit images (4095 for a 12-bit sensor); 0 stretches each image by its own range",
         low=0,
         high=65535,
     )
     mask: str = setting(
         "",
-        "Image file of the camera's size that is 0 where pixels are to be ignored, as the robot's own body; empty for "
-        "none",
+        "Image file of the camera's size; pixels that are 0 in it are ignored, such as the robot's own body; "
+        "empty for no mask",
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OutputParameters(Settings):
-    """Settings of the output."""
+    """Output topics, status and log."""
 
     live: ClassVar[bool] = True
 
@@ -33,32 +33,34 @@ class OutputParameters(Settings):
         1.0, "Time between two messages on ~/status and /diagnostics", unit="s", low=0.1, high=3600.0
     )
     status_window: int = setting(
-        300, "Frames that the status's latencies are taken over", low=1, high=100000, live=False
+        300, "Number of frames in the latency statistics of ~/status", low=1, high=100000, live=False
     )
     error_period: float = setting(
-        5.0, "Time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
+        5.0, "Minimum time between two log lines of the same kind of error", unit="s", low=0.0, high=3600.0
     )
-    max_lines: int = setting(150, "Matches drawn on ~/matches_image, at most", low=1, high=100000)
+    max_lines: int = setting(150, "Maximum number of matches drawn on ~/matches_image", low=1, high=100000)
     hardware_id: str = setting(
         "",
-        "Identity of the camera, such as its serial number, which /diagnostics gives as hardware_id; empty for the "
-        "machine's host name and the device that the network runs on",
+        "Identity of the camera in /diagnostics (hardware_id), such as its serial number; empty for the machine's"
+        " host name and the network's device",
     )
 
 
 @dataclass(frozen=True)
 class OdometryParameters(Settings):
-    """Settings of the robot's odometry, for visualisation."""
+    """Odometry, path and transform."""
 
-    odom_frame: str = setting("odom", "Frame in whose origin the robot's base begins")
+    odom_frame: str = setting("odom", "Fixed frame of the odometry; the robot's base begins in its origin")
     base_frame: str = setting("base_link", "Frame of the robot's base")
     base_from_camera: tuple[float, ...] = setting(
         (0.0,) * 7,
-        "Where the camera's optical frame is in the base's: x y z in metres and the quaternion x y z w; zeros ask tf2, "
-        "where it is installed, and where it does not know take the camera to look ahead from the base's origin",
+        "Pose of the camera's optical frame in the base frame: x y z in metres, quaternion x y z w; zeros ask "
+        "tf2; without an answer the camera looks ahead from the base's origin",
     )
-    publish_tf: bool = setting(False, "Whether to publish the transform from the odometry's frame to the base's on /tf")
-    path_length: int = setting(1000, "Poses on ~/path, at most, the newest", low=0, high=100000)
+    publish_tf: bool = setting(
+        False, "Whether to publish the transform from `odometry.odom_frame` to `odometry.base_frame` on /tf"
+    )
+    path_length: int = setting(1000, "Maximum number of poses on ~/path, the newest ones", low=0, high=100000)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS gives an array
@@ -69,16 +71,16 @@ class OdometryParameters(Settings):
 
 @dataclass(frozen=True)
 class FleetParameters(Settings):
-    """Settings of sharing places with other robots over ROS 2."""
+    """Exchange of keyframes with other robots over ROS 2."""
 
     share: bool = setting(
         False,
-        "Whether to announce archived keyframes to other robots, take theirs, and exchange images where places agree; "
-        "needs an archive",
+        "Whether to announce archived keyframes to other robots, store theirs, and exchange images of common "
+        "places; needs an archive",
     )
     topic: str = setting("/loftr_places/keyframes", "Topic of the announcements, the same for all robots")
     fetch_timeout: float = setting(
-        2.0, "Time that another robot has to send a keyframe's image", unit="s", low=0.1, high=60.0
+        2.0, "Time limit for another robot to send a keyframe's image", unit="s", low=0.1, high=60.0
     )
 
 
@@ -87,7 +89,7 @@ class RobotParameters(Settings):
     """Identity of the robot."""
 
     robot_name: str = setting(
-        "", "Name of the robot, by which others know its keyframes; empty for the node's namespace, or else 'robot'"
+        "", "Name of the robot in archives and towards other robots; empty for the node's namespace, or else 'robot'"
     )
 
 

@@ -20,8 +20,8 @@ _TRAINED = tuple(name for name, config in PRESETS.items() if not isinstance(conf
 class NetworkConfig(Settings):
     """The network that is trained; `changes` in the file replaces fields of its preset."""
 
-    preset: str = setting(DEFAULT_PRESET, "Preset of the network", choices=_TRAINED)
-    initial: str = setting("", "Weights to start from, a file of this network; empty for random ones")
+    preset: str = setting(DEFAULT_PRESET, "Preset of the trained network", choices=_TRAINED)
+    initial: str = setting("", "Weights file of this network to start from; empty for random weights")
 
 
 @dataclass(frozen=True)
@@ -33,54 +33,64 @@ class LossConfig(Settings):
     focal_gamma: float = setting(2.0, "Gamma of the focal loss; 0 for plain cross-entropy", low=0.0, high=10.0)
     negatives: str = setting(
         "hardest",
-        "What dual-softmax pushes down: the likeliest partner of cells that have none, every wrong pair of cells, "
-        "or nothing. Optimal transport has its dustbins instead",
+        "Wrong pairs that dual-softmax learns from: hardest for the most likely partner of each cell without one,"
+        " dense for every wrong pair, none for no pair. Optimal transport uses its dustbins instead",
         choices=("hardest", "dense", "none"),
     )
     no_partner_weight: float = setting(
-        1.0, "Weight of the loss on what must not match (of the dustbins with optimal transport)", low=0.0, high=100.0
+        1.0,
+        "Weight of the loss on cells without a partner (of the dustbins with optimal transport)",
+        low=0.0,
+        high=100.0,
     )
-    no_partner_samples: int = setting(64, "Cells without a partner taken from each image of a pair", low=1, high=10000)
+    no_partner_samples: int = setting(
+        64, "Number of cells without a partner that are taken from each image of a pair", low=1, high=10000
+    )
     feature_weight: float = setting(
         0.0, "Weight of the coarse loss on the backbone's features before attention", low=0.0, high=100.0
     )
     cell_weight: float = setting(
-        1.0, "Weight of the loss on the cells of a region, in networks that match regions first", low=0.0, high=100.0
+        1.0, "Weight of the loss on the cells of a region, for networks that match regions first", low=0.0, high=100.0
     )
-    cell_samples: int = setting(64, "Matched regions taken from each pair for that loss", low=1, high=10000)
+    cell_samples: int = setting(64, "Number of matched regions per pair in the cell loss", low=1, high=10000)
     fine_weight: float = setting(1.0, "Weight of the fine loss", low=0.0, high=100.0)
     heat_weight: float = setting(
         1.0,
-        "Weight of the loss on the fine stage's heat map, in networks that take its peak alone",
+        "Weight of the loss on the fine stage's heat map, for networks that use its peak alone",
         low=0.0,
         high=100.0,
     )
-    fine_samples: int = setting(100, "Matches taken from each pair for the fine loss", low=1, high=10000)
+    fine_samples: int = setting(100, "Number of matches per pair in the fine loss", low=1, high=10000)
 
 
 @dataclass(frozen=True)
 class DistillationConfig(Settings):
-    """A trained network as teacher."""
+    """Distillation from a trained network."""
 
     teacher: str = setting("", "Weights file of the teacher, or a name of `loftr_ros weights list`; empty for none")
-    teacher_network: str = setting("", "Preset of the teacher; empty for what its file says")
+    teacher_network: str = setting("", "Preset of the teacher; empty for the preset that its file names")
     weight: float = setting(0.5, "Weight of the teacher's soft targets beside the ground truth", low=0.0, high=100.0)
-    temperature: float = setting(2.0, "Softens both confidences; 1 leaves them as they are", low=0.1, high=20.0)
+    temperature: float = setting(
+        2.0, "Temperature that softens both confidences; 1 leaves them unchanged", low=0.1, high=20.0
+    )
 
 
 @dataclass(frozen=True)
 class PhotosConfig(Settings):
     """Single photographs beside the pairs, to learn a teacher's dense features from; only for `compact`."""
 
-    teacher: str = setting("", "XFeat's published weights, a file; empty for no such teacher")
-    count: int = setting(4, "Photographs of a batch, in each process", low=1, high=1024)
+    teacher: str = setting("", "File of XFeat's published weights; empty for no such teacher")
+    count: int = setting(4, "Number of photographs per batch, in each process", low=1, high=1024)
     light: float = setting(
-        0.4, "How often the student sees a photograph in other light than the teacher", low=0.0, high=1.0
+        0.4, "Probability that the student sees a photograph in other light than the teacher", low=0.0, high=1.0
     )
     cell_weight: float = setting(1.0, "Weight of the teacher's features on cells of 8 px", low=0.0, high=100.0)
-    region_weight: float = setting(1.0, "Weight of them on regions of 16 px", low=0.0, high=100.0)
+    region_weight: float = setting(1.0, "Weight of the teacher's features on regions of 16 px", low=0.0, high=100.0)
     likeness_weight: float = setting(
-        10.0, "Weight of how alike the teacher finds regions, by which they are matched", low=0.0, high=1000.0
+        10.0,
+        "Weight of the similarity between regions as the teacher computes it; regions are matched by it",
+        low=0.0,
+        high=1000.0,
     )
 
 
@@ -88,27 +98,30 @@ class PhotosConfig(Settings):
 class OptimizerConfig(Settings):
     """AdamW, warm-up, then a cosine over the steps or minutes of the budget."""
 
-    learning_rate: float = setting(1e-3, "Highest learning rate", low=1e-7, high=1.0)
-    weight_decay: float = setting(0.01, "Of matrices and kernels; biases and norms have none", low=0.0, high=1.0)
-    warmup_steps: int = setting(200, "Steps that the learning rate takes to rise", low=0, high=1000000)
-    final_fraction: float = setting(0.01, "What is left of the learning rate at the end", low=0.0, high=1.0)
-    gradient_clip: float = setting(1.0, "Largest norm of the gradient", low=0.001, high=1000.0)
+    learning_rate: float = setting(1e-3, "Maximum learning rate", low=1e-7, high=1.0)
+    weight_decay: float = setting(
+        0.01, "Weight decay of matrices and kernels; biases and norms have none", low=0.0, high=1.0
+    )
+    warmup_steps: int = setting(200, "Number of steps in which the learning rate rises", low=0, high=1000000)
+    final_fraction: float = setting(0.01, "Learning rate at the end as a fraction of the maximum", low=0.0, high=1.0)
+    gradient_clip: float = setting(1.0, "Maximum norm of the gradient", low=0.001, high=1000.0)
     ema_decay: float = setting(
-        0.999, "Decay of the moving average of the weights, which is validated and exported", low=0.0, high=0.999999
+        0.999,
+        "Decay of the moving average of the weights; the averaged weights are validated and exported",
+        low=0.0,
+        high=0.999999,
     )
-    only: str = setting(
-        "", "Beginnings of the names of the weights that are trained, with spaces between; empty for all of them"
-    )
+    only: str = setting("", "Prefixes of the names of the trained weights, separated by spaces; empty for all weights")
 
 
 @dataclass(frozen=True)
 class BudgetConfig(Settings):
-    """Length of the training without interruptions; the earlier limit ends it."""
+    """Length of the training without interruptions; the first limit ends it."""
 
-    max_steps: int = setting(0, "Steps; 0 for as many as fit into the minutes", low=0, high=100000000)
+    max_steps: int = setting(0, "Maximum number of steps; 0 for as many as fit into the minutes", low=0, high=100000000)
     max_minutes: float = setting(
         0.0,
-        "Minutes, of all resumed parts together; 0 for as many as the steps take",
+        "Maximum time of all resumed parts together; 0 for as long as the steps take",
         unit="min",
         low=0.0,
         high=100000.0,
@@ -117,34 +130,36 @@ class BudgetConfig(Settings):
 
 @dataclass(frozen=True)
 class ValidationConfig(Settings):
-    """Validation on held-out pairs, matched as in use, with the averaged weights."""
+    """Validation on held-out pairs with the averaged weights."""
 
-    every_steps: int = setting(1000, "Steps from one validation to the next", low=1, high=10000000)
-    batches: int = setting(8, "Batches of held-out pairs, the same ones every time", low=1, high=10000)
+    every_steps: int = setting(1000, "Number of steps between two validations", low=1, high=10000000)
+    batches: int = setting(8, "Number of batches of held-out pairs, the same ones every time", low=1, high=10000)
 
 
 @dataclass(frozen=True)
 class MachineConfig(Settings):
-    """Hardware and processes."""
+    """Devices, precision and processes."""
 
-    accelerator: str = setting("auto", "What computes", choices=("auto", "cpu", "cuda"))
-    devices: int = setting(1, "GPUs of each machine", low=1, high=64)
-    nodes: int = setting(1, "Machines", low=1, high=1024)
+    accelerator: str = setting("auto", "Device of the training", choices=("auto", "cpu", "cuda"))
+    devices: int = setting(1, "Number of GPUs of each machine", low=1, high=64)
+    nodes: int = setting(1, "Number of machines", low=1, high=1024)
     precision: str = setting(
         "auto",
-        "Of the autocast; auto for float16 on GPUs, bfloat16 on processors that have it, else float32",
+        "Precision of the autocast; auto for float16 on GPUs, bfloat16 on processors that have it, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = setting(0, "Threads of torch; 0 for as many as there are cores", low=0, high=1024)
-    workers: int = setting(1, "Processes that make the data; 0 to make it in the training's own", low=0, high=256)
+    threads: int = setting(0, "Number of torch's threads; 0 for the number of cores", low=0, high=1024)
+    workers: int = setting(
+        1, "Number of processes that make the data; 0 to make it in the training's own process", low=0, high=256
+    )
     checkpoint_minutes: float = setting(
         3.0,
-        "Time between checkpoints: what is lost at most when the process is killed",
+        "Time between two checkpoints: a killed process loses at most this much",
         unit="min",
         low=0.0,
         high=600.0,
     )
-    log_every_steps: int = setting(50, "Steps between lines of the logs", low=1, high=100000)
+    log_every_steps: int = setting(50, "Number of steps between two lines of the logs", low=1, high=100000)
 
 
 # The largest difficulty of synthetic pairs: above 1 only their motion gets wider.
@@ -161,13 +176,13 @@ RECORDED_SETS = {
 
 @dataclass(frozen=True)
 class MadeConfig(Settings):
-    """Relative frequency of each kind of synthetic pair; 0 for never."""
+    """Kinds of made pairs and their weights in the mixture; 0 leaves a kind out."""
 
-    homography: float = setting(0.22, "Views of a photo", low=0.0, high=1e6)
-    room: float = setting(0.32, "Rendered rooms", low=0.0, high=1e6)
-    clutter: float = setting(0.22, "Rendered objects close by", low=0.0, high=1e6)
-    street: float = setting(0.16, "Rendered streets", low=0.0, high=1e6)
-    relief: float = setting(0.08, "Rendered relief", low=0.0, high=1e6)
+    homography: float = setting(0.22, "Weight of views of a photo", low=0.0, high=1e6)
+    room: float = setting(0.32, "Weight of rendered rooms", low=0.0, high=1e6)
+    clutter: float = setting(0.22, "Weight of rendered objects close to the camera", low=0.0, high=1e6)
+    street: float = setting(0.16, "Weight of rendered streets", low=0.0, high=1e6)
+    relief: float = setting(0.08, "Weight of rendered reliefs", low=0.0, high=1e6)
 
 
 @dataclass(frozen=True)
@@ -178,17 +193,24 @@ class DataConfig(Settings):
     to the synthetic kinds, `held_out` if it is for validation, and its class's arguments.
     """
 
-    assets: str = setting("", "Folder of photos and textures; empty for that of `loftr_ros train assets`")
-    batch_size: int = setting(4, "Pairs of a batch, in each process", low=1, high=1024)
-    sizes: tuple[tuple[int, int], ...] = setting(((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images")
-    start_difficulty: float = setting(0.3, "How hard the hardest pairs are at first", low=0.0, high=WIDEST)
-    end_difficulty: float = setting(
-        1.0, "How hard they are at last; above 1 motion alone gets wider: 90 degrees, scale 3", low=0.0, high=WIDEST
+    assets: str = setting("", "Folder of photos and textures; empty for the folder of `loftr_ros train assets`")
+    batch_size: int = setting(4, "Number of pairs per batch, in each process", low=1, high=1024)
+    sizes: tuple[tuple[int, int], ...] = setting(
+        ((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images (width, height); each batch has one of them"
     )
-    rising_samples: int = setting(50000, "Pairs over which that rises", low=0, high=10**9)
-    least_part: float = setting(0.25, "How hard the easiest pairs are, as a part of the hardest", low=0.0, high=1.0)
-    light: float = setting(0.0, "How often the two views of a made pair are in different light", low=0.0, high=1.0)
-    held_out_difficulty: float = setting(0.7, "How hard held-out pairs are", low=0.0, high=WIDEST)
+    start_difficulty: float = setting(0.3, "Difficulty of the hardest pairs at the start", low=0.0, high=WIDEST)
+    end_difficulty: float = setting(
+        1.0,
+        "Difficulty of the hardest pairs at the end; above 1 only the motion gets wider: 90 degrees, scale 3",
+        low=0.0,
+        high=WIDEST,
+    )
+    rising_samples: int = setting(50000, "Number of pairs over which the difficulty rises", low=0, high=10**9)
+    least_part: float = setting(0.25, "Difficulty of the easiest pairs as a fraction of the hardest", low=0.0, high=1.0)
+    light: float = setting(
+        0.0, "Probability that the two views of a made pair are in different light", low=0.0, high=1.0
+    )
+    held_out_difficulty: float = setting(0.7, "Difficulty of held-out pairs", low=0.0, high=WIDEST)
     recorded: tuple[Mapping[str, Any], ...] = setting((), "Recorded sets")
 
     def __post_init__(self) -> None:
