@@ -27,6 +27,7 @@ REQUIREMENTS = [
 ]
 # What a robot can do without; loftr_ros/extras.py says what to install where one is missing.
 EXTRAS = {
+    "backend": ["gtsam>=4.3"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings-python>=1.12"],
     # The archive of keyframes, for loops: 350 MB.
     "archive": ["lancedb>=0.40,<1", "pyarrow>=16"],
@@ -43,6 +44,7 @@ EXTRAS = {
     "view": ["rerun-sdk>=0.23"],  # 0.23 is the newest that works with numpy 1.26
     "test": [
         "av>=10",
+        "gtsam>=4.3",
         "h5py>=3",
         "hypothesis>=6.40",
         "import-linter>=2.0",

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 # Each extra of setup.py that a robot can do without, with what pip installs for it.
 _PACKAGES = {
     "archive": "'lancedb>=0.40,<1' pyarrow",
+    "backend": "'gtsam>=4.3'",
     "plot": "matplotlib",
     "video": "av",
 }

@@ -9,10 +9,11 @@ GROUPS = {
     "metric_pose pipeline recovery refinement relative_pose sparse_front_end stereo_calibration stream trust",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "
     "text_formats video view",
-    "places": "archive archive_files loops place_conversion place_descriptor place_detector place_query revisits",
+    "places": "archive archive_files back_end loops place_conversion place_descriptor place_detector place_query "
+    "revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
-    "node": "decoding images messages node node_archive node_depth node_imu node_places odometry_output pairing "
-    "parameters spare_time statistics synchronizer worker",
+    "node": "back_end_node decoding images messages node node_archive node_depth node_imu node_places odometry_output "
+    "pairing parameters spare_time statistics synchronizer worker",
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
     "evaluation": "metrics scene visualization",

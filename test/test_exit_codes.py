@@ -136,6 +136,9 @@ ELSEWHERE = {
     ("node", "Ctrl-C"): "test_node.py",
     ("node", "it cannot be configured"): "test_node.py",
     ("node", "a wrong parameter"): "test_node.py",
+    ("back-end", "Ctrl-C"): "test_back_end_node.py",
+    ("back-end", "it cannot be configured"): "test_back_end_node.py",
+    ("back-end", "a wrong parameter"): "test_back_end_node.py",
 }
 
 

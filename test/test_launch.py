@@ -473,6 +473,61 @@ def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tm
         launched.process.wait()
 
 
+BACK_END = """#!{python}
+import json, signal, sys
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+
+class StandIn(LifecycleNode):
+    def __init__(self):
+        super().__init__("stand_in")
+        for name in ("front_ends", "robots", "map_file"):
+            self.declare_parameter(name, "default")
+
+    def on_activate(self, state):
+        names = ("front_ends", "robots", "map_file", "use_sim_time")
+        values = {{name: self.get_parameter(name).value for name in names}}
+        values["name"] = self.get_fully_qualified_name()
+        print("BACK END", json.dumps(values), flush=True)
+        return super().on_activate(state)
+
+rclpy.init()
+try:
+    rclpy.spin(StandIn())
+except (KeyboardInterrupt, ExternalShutdownException):
+    pass
+"""
+
+
+def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
+    folder = LAUNCH_FILE.parents[1]
+    prefix = tmp_path / "prefix"
+    share = prefix / "share" / "loftr_ros"
+    (share / "launch" / "slam.launch.py").write_text((folder / "launch" / "slam.launch.py").read_text())
+    (share / "config" / "back_end.yaml").write_text('/**:\n  ros__parameters:\n    robots: "of the file"\n')
+    executable = prefix / "lib" / "loftr_ros" / "back_end"
+    executable.write_text(BACK_END.format(python=sys.executable))
+    executable.chmod(0o755)
+    arguments = ("namespace:=left", "map_file:=/a/map.npz", "use_sim_time:=true", "device:=cpu")
+    launched = launch(*arguments, file=("loftr_ros", "slam.launch.py"))
+    launched.wait_for("BACK END")
+    found = json.loads(re.search(r"BACK END (\{.*\})", launched.said)[1])
+    assert found == {
+        "front_ends": "loftr_front_end",
+        "robots": "of the file",
+        "map_file": "/a/map.npz",
+        "use_sim_time": True,
+        "name": "/left/loftr_back_end",
+    }
+    launched.wait_for("ACTIVATED")
+    values = launched.started_with()
+    assert (values["device"], values["archive.uri"]) == ("cpu", "~/.ros/loftr_ros/places")
+    assert (values["name"], values["use_sim_time"]) == ("/left/loftr_front_end", True)
+    launched.wait_for("/left/loftr_back_end is active")
+    assert launched.interrupt() == 0, launched.said
+
+
 EXAMPLES = LAUNCH_FILE.parents[1] / "examples"
 # Stands in for a camera driver's launch file: says what it was given.
 DRIVER = """

@@ -32,6 +32,7 @@ ROSDEP_KEYS = {
 # Optional, only for tests or mypy, or (safetensors) described in docs/install.md.
 WITHOUT_ROSDEP_KEY = {
     "av",
+    "gtsam",  # has one, of the C++ library
     "import-linter",
     "kornia",
     "lancedb",
@@ -46,7 +47,7 @@ WITHOUT_ROSDEP_KEY = {
 }
 OPTIONAL = {"h5py", "matplotlib", "onnxruntime"}  # the code reports it if missing
 # The distributions on PyPI lack these, and the code works without them.
-WITHOUT_WHEEL = {"cv_bridge", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
+WITHOUT_WHEEL = {"cv_bridge", "gtsam", "launch", "launch_ros", "message_filters", "tf2_msgs", "tf2_ros_py"}
 # ROS packages of modules with other names.
 ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
 # PyPI's names of modules with other names.
@@ -169,8 +170,11 @@ def test_every_service_is_installed_as_class_and_in_the_ament_index(prefix: Path
     "file",
     [
         "launch/front_end.launch.py",
+        "launch/slam.launch.py",
         "launch/with_image_proc.launch.py",
         "config/front_end.yaml",
+        "config/back_end.yaml",
+        "config/slam.rviz",
         "config/front_end.rviz",
         "config/fleet_policy.xml",
         "config/foxglove_layout.json",
@@ -270,7 +274,7 @@ def test_a_dockerfile_copies_what_is_there_runs_valid_shell_and_installs_every_r
             done = subprocess.run(["sh", "-n", "-c", rest], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     asked = package_xml_dependencies("depend", "exec_depend", "buildtool_depend")
-    asked -= python_dependencies("depend", "exec_depend")
+    asked -= python_dependencies("depend", "exec_depend") | {"gtsam"}  # PyPI has its Python module
     apt = {
         name.replace("-", "_") for _, rest in given for name in re.findall(r"ros-\$\{ROS_DISTRO\}-([a-z0-9-]+)", rest)
     }

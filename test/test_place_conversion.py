@@ -67,6 +67,20 @@ def test_a_loop_names_both_keyframes_with_the_pose_from_the_newer_to_the_older()
     assert (message.num_matches, message.num_inliers, message.confirmations) == (4, 3, 3)
     assert message.coverage == pytest.approx(0.4) and message.similarity == 0.875
     assert message.score == pytest.approx(0.4 * 0.75)
+    assert not message.own_unit_known and message.own_unit_pose.covariance[0] == 1e6
+
+
+def test_a_single_cameras_loop_has_its_length_in_the_trajectorys_unit_where_that_is_known() -> None:
+    found = verification()
+    direction = np.array([0.6, 0.8, 0])
+    single = dataclasses.replace(found.pose, scale_known=False, translation=direction)
+    own_unit = dataclasses.replace(single, translation=0.25 * direction)
+    found = dataclasses.replace(found, pose=single, own_unit=own_unit)
+    message = loop_closure_message(LoopClosure(KeyframeName("ada", 7), 9, "ada_camera", found, 0.875, 3, 6, 4))
+    assert (message.scale_known, message.own_unit_known) == (False, True)
+    position = message.own_unit_pose.pose.position
+    assert (position.x, position.y, position.z) == pytest.approx((0.15, 0.2, 0))
+    assert message.own_unit_pose.covariance.tolist() == COVARIANCE.ravel().tolist()
 
 
 def test_a_place_has_a_pose_in_the_map_only_where_it_is_verified_in_metres() -> None:

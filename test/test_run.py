@@ -24,6 +24,7 @@ from loftr_ros.frontend.config import FrontEndConfig, ScaleConfig
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.recordings import Source, SourceError, SourceFrame, open_source
+from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.run import run
 from loftr_ros.wording import plain
 
@@ -84,6 +85,29 @@ def test_the_trajectory_of_a_run_is_the_odometry_s_in_metres_where_depth_is_know
     assert "14 of 14 frames located, a path of 0.6" in text and "ATE 0.0" in text and "without scale" in text
     assert "scale 1.0" in text or "scale 0.9" in text
     assert not report.missing and not (tmp_path / "out" / "partial.txt").exists()
+
+
+def test_a_run_that_is_optimised_without_loops_is_the_odometry(tmp_path: Path) -> None:
+    pytest.importorskip("gtsam")
+    from loftr_ros.backend.back_end import BackEnd
+    from loftr_ros.tools.optimise import Optimisation
+
+    front, optimisation, odometry = front_end("rgbd"), Optimisation(BackEnd()), dict[int, Any]()
+    with open_source(recording(tmp_path / "in", [4.0 * k for k in range(10)], "rgbd")) as source:
+        for frame in source:
+            encoded = front.encode(FrameReader().read(frame, "rgbd"))
+            result = front.process_encoded(encoded)
+            optimisation.add(result, encoded)
+            found = result.place
+            assert found is not None
+            odometry[frame.stamp_ns] = found.pose
+    optimisation.finish()
+    said = optimisation.write(tmp_path, odometry, odometry, True)
+    poses, groups, metric = optimisation.poses()
+    np.testing.assert_allclose(poses, list(odometry.values()), atol=1e-6)
+    assert not groups.any() and metric
+    assert all((tmp_path / name).exists() for name in ("optimised.tum", "graph.g2o", "map.ply", "map.npz"))
+    assert "0 of 0 loops believed" in said[0] and "ATE 0.000 m" in said[1]
 
 
 def test_a_camera_that_loses_its_way_leaves_its_segments_in_files_of_their_own(tmp_path: Path) -> None:

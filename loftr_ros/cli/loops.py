@@ -83,10 +83,15 @@ def loops(
     params_file: ParamsFile = None,
     node: NodeName = "",
     mask: Mask = None,
+    optimise: Annotated[
+        bool,
+        typer.Option("--optimise", help="Solve the pose graph, too: optimised.g2o, .csv and .png (needs GTSAM)."),
+    ] = False,
     mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Find the loops in recordings and between them, without ROS: pose graph (g2o), tables, pictures."""
+    from loftr_ros.backend.measurements import BackEndError
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
@@ -137,8 +142,9 @@ def loops(
                 jpeg_quality=kept.jpeg_quality,
                 reader=reader,
                 progress=not quiet,
+                optimise=optimise,
             )
-    except (ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
+    except (BackEndError, ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
         fail(error)
     finish(report.lines(), report.missing, f"written to {output}", report.interrupted)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loftr_ros.cli.back_end import back_end
 from loftr_ros.cli.demo import demo
 from loftr_ros.cli.doctor import doctor
 from loftr_ros.cli.errors import Commands
@@ -33,6 +34,7 @@ PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command()(demo)
 app.command(context_settings=PASSING)(node)
 app.command(context_settings=PASSING)(play)
+app.command("back-end", context_settings=PASSING)(back_end)
 for command in (run, view, explain, loops, doctor, export):
     app.command()(command)
 app.add_typer(weights_app, name="weights")

@@ -56,15 +56,25 @@ def run(
     node: NodeName = "",
     mask: Mask = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
+    optimise: Annotated[
+        bool,
+        typer.Option(
+            "--optimise",
+            help="Search for loops and optimise the keyframes: a second trajectory, graph, map (needs GTSAM).",
+        ),
+    ] = False,
     mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Run the front end over a recording without ROS: trajectory, relative poses, correspondences, pictures."""
+    from loftr_ros.backend.measurements import BackEndError
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
+    from loftr_ros.places.config import LoopConfig
+    from loftr_ros.places.keyframe import PlacesError
     from loftr_ros.recordings import SourceError, open_source
-    from loftr_ros.settings import ConfigError
+    from loftr_ros.settings import ConfigError, with_values
     from loftr_ros.tools.run import run as run_offline
 
     values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
@@ -83,9 +93,18 @@ def run(
             depth_topic=depth_topic,
             camera=camera,
         ) as opened:
-            report = run_offline(opened, front_end, output, reader=reader, parquet=parquet, progress=not quiet)
+            report = run_offline(
+                opened,
+                front_end,
+                output,
+                reader=reader,
+                parquet=parquet,
+                progress=not quiet,
+                optimise=optimise,
+                loop=with_values(LoopConfig(), values, "loop."),
+            )
     except ImportError as error:
         fail(f"{error}: install loftr_ros[parquet]" if parquet else error)
-    except (ConfigError, DeviceError, MaskError, SourceError, WeightsError) as error:
+    except (BackEndError, ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
         fail(error)
     finish(report.lines(), report.missing, f"written to {output}", report.progress.interrupted)

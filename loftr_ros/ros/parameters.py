@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
@@ -19,6 +19,8 @@ from loftr_ros.recordings.input_settings import InputParameters as InputParamete
 from loftr_ros.recordings.stereo_calibration import pose_of
 from loftr_ros.ros.parameter_names import accept_whole_numbers
 from loftr_ros.settings import FLAT, ConfigError, Settings, is_live, setting, settings_of, with_values
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,22 +136,22 @@ class Parameters:
     fleet: FleetParameters = field(default_factory=FleetParameters)
 
 
-def parameter_names() -> list[tuple[str, dataclasses.Field[Any]]]:
-    """Every parameter's ROS name and the field it is declared from."""
-    return [(name, item) for name, _, item in settings_of(Parameters())]
+def parameter_names(kind: type = Parameters) -> list[tuple[str, dataclasses.Field[Any]]]:
+    """Every parameter's ROS name and the field it is declared from, of one node's parameters."""
+    return [(name, item) for name, _, item in settings_of(kind())]
 
 
-def defaults() -> dict[str, object]:
+def defaults(kind: type = Parameters) -> dict[str, object]:
     """Every parameter's ROS name and default."""
-    return {name: item.default for name, item in parameter_names()}
+    return {name: item.default for name, item in parameter_names(kind)}
 
 
-def live_parameters() -> dict[str, bool]:
+def live_parameters(kind: type = Parameters) -> dict[str, bool]:
     """Every parameter's ROS name, and whether it may change at run time."""
-    return {name: is_live(group, item) for name, group, item in settings_of(Parameters())}
+    return {name: is_live(group, item) for name, group, item in settings_of(kind())}
 
 
-def refusal(values: Mapping[str, Any], configured: bool) -> str:
+def refusal(values: Mapping[str, Any], configured: bool, kind: type = Parameters) -> str:
     """Why parameters cannot be set; empty if they can, or are not ours. rclpy checks types and ranges itself.
 
     Live parameters can always be set.
@@ -157,10 +159,11 @@ def refusal(values: Mapping[str, Any], configured: bool) -> str:
     Args:
         values: by parameter name.
         configured: whether the node has read its parameters already.
+        kind: the node's parameters.
     """
-    fields = dict(parameter_names())
+    fields = dict(parameter_names(kind))
     ours = {name: value for name, value in values.items() if name in fields}
-    live = live_parameters()
+    live = live_parameters(kind)
     if configured and (fixed := [name for name in ours if not live[name]]):
         return f"{', '.join(fixed)}: read when the node is configured; clean it up, set, and configure it again"
     choices = {name: fields[name].metadata["choices"] for name in ours}
@@ -177,13 +180,13 @@ def refusal(values: Mapping[str, Any], configured: bool) -> str:
     return "; ".join(reasons)
 
 
-def declare(node: Node) -> None:
+def declare(node: Node, kind: type = Parameters) -> None:
     """Declare every parameter on a node; rclpy then checks types and ranges.
 
     Whole numbers among the start parameters become floats.
     """
-    accept_whole_numbers(node, defaults())
-    for name, item in parameter_names():
+    accept_whole_numbers(node, defaults(kind))
+    for name, item in parameter_names(kind):
         node.declare_parameter(name, item.default, descriptor(item))
 
 
@@ -208,8 +211,13 @@ def read(node: Node) -> Parameters:
     Raises:
         ConfigError: one is not among its choices; the message names it.
     """
-    values = {name: node.get_parameter(name).value for name, _ in parameter_names()}
+    return read_as(node, Parameters)
+
+
+def read_as(node: Node, kind: type[T]) -> T:
+    """As `read`, of another node's parameters."""
+    values = {name: node.get_parameter(name).value for name, _ in parameter_names(kind)}
     try:
-        return with_values(Parameters(), values)
+        return with_values(kind(), values)
     except ConfigError as error:
         raise ConfigError(f"parameter {error}") from error

@@ -27,6 +27,7 @@ _PACKAGES = (
     ("rosbags", "rosbags", ""),
     ("PyAV", "av", "video"),
     ("lancedb", "lancedb", "archive"),
+    ("gtsam", "gtsam", "backend"),
     ("matplotlib", "matplotlib", "plot"),
     ("openvino", "openvino", "openvino"),
     ("onnxruntime", "onnxruntime", "onnx"),

@@ -89,6 +89,7 @@ class Report:
         truth_is_metric: whether all of it is in metres.
         known_before: keyframes that the archive had at the beginning.
         min_age: seconds since which a robot must have gone on to recognise a place.
+        back_end: what the back end made of the graph, for people.
     """
 
     recordings: list[RecordingReport] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Report:
     truth_is_metric: bool = True
     known_before: int = 0
     min_age: float = 0.0
+    back_end: list[str] = field(default_factory=list)
 
     @property
     def interrupted(self) -> bool:
@@ -152,7 +154,7 @@ class Report:
             scores = [loop.score for loop in loops]
             text.append(f"  {len(loops)} {where}, scores {min(scores):.2f} to {max(scores):.2f}")
             text += [f"    {line}" for line in self._against_truth(loops)]
-        return text
+        return text + self.back_end
 
     def _against_truth(self, loops: Sequence[Loop]) -> Iterator[str]:
         errors = [found for found in map(self.errors, loops) if found is not None]

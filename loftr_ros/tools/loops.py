@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loftr_ros.backend.factors import require_gtsam
 from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
@@ -28,6 +29,7 @@ from loftr_ros.places.view import NewKeyframe, compressed
 from loftr_ros.recordings import Source, SourceError
 from loftr_ros.recordings.progress import MARKER, write_marker
 from loftr_ros.recordings.reading import FrameReader
+from loftr_ros.tools.loop_optimisation import write_optimised
 from loftr_ros.tools.loop_report import BestLoops, RecordingReport, Report, write_keyframes, write_loops
 
 _FIRST_FRAMES = 200  # of a recording, among which its first keyframe is
@@ -58,6 +60,7 @@ def find_loops(
     jpeg_quality: int = ArchiveConfig().jpeg_quality,
     reader: FrameReader | None = None,
     progress: bool = True,
+    optimise: bool = False,
 ) -> Report:
     """Look for loops within recordings, between them, and with what an archive knows already.
 
@@ -77,8 +80,10 @@ def find_loops(
         jpeg_quality: of images in the archive that do not come as JPEG.
         reader: makes frames by the node's parameters; None for its defaults.
         progress: show a progress bar.
+        optimise: solve the graph, too, and write `optimised.g2o`, `optimised.csv` and `optimised.png`; needs GTSAM.
 
     Raises:
+        BackEndError: GTSAM is missing, or cannot solve the graph.
         SourceError: a source has not what the front end's mode needs, not a single frame of it could be read, or it is
             in the archive already.
         PlacesError: the archive cannot be read or written.
@@ -86,6 +91,8 @@ def find_loops(
     for recording in recordings:
         recording.source.require(front_end.config.scale.mode)
     output.mkdir(parents=True, exist_ok=True)
+    if optimise:
+        require_gtsam()  # before the work, not after it
     job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
     if (output / MARKER).exists() and len(archive):
         job.resumes = True
@@ -104,6 +111,8 @@ def find_loops(
     elif not reason:
         plot_loops(output / "loops.png", graph)
     job.pictures.write(output, archive)
+    if optimise:
+        report.back_end = write_optimised(output, report)
     write_marker(output, report.missing)
     return report
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,17 @@ from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.geometry.se3 import quaternion_of
+from loftr_ros.places.config import LoopConfig
 from loftr_ros.recordings import Source, SourceError
 from loftr_ros.recordings.progress import Progress, first_reasons, write_marker
 from loftr_ros.recordings.reading import FrameReader
 
+if TYPE_CHECKING:  # these need GTSAM and an archive
+    from loftr_ros.tools.optimise import Optimisation
+
 _ROW_GROUP = 1 << 20
 _WRITTEN = ("trajectory.tum", "trajectory.png", "matches.png", "correspondences.npz", "correspondences.parquet",
-            "partial.txt")  # fmt: skip
+            "partial.txt", "graph.g2o", "map.ply", "map.npz", "optimised.png")  # fmt: skip
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Report:
         warnings: what is to be said of the recording's stamps.
         notes: what people should know of how the source was read.
         progress: how far it came.
+        back_end: what the back end found, for people.
     """
 
     frames: int = 0
@@ -61,6 +66,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
+    back_end: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people."""
@@ -79,6 +85,7 @@ class Report:
                 f"{found['direction_deg']['median']:.2f} deg (medians, to the reference keyframe), AUC@5/10/20 {auc} "
                 f"({found['tiny_baseline']} of {found['pairs']} pairs left out, too close together for a direction)"
             )
+        text += self.back_end
         text += [f"note: {note}" for note in self.notes]
         return text
 
@@ -96,6 +103,8 @@ def run(
     reader: FrameReader | None = None,
     parquet: bool = False,
     progress: bool = True,
+    optimise: bool = False,
+    loop: LoopConfig | None = None,
 ) -> Report:
     """Feed every frame of a source to the front end and write what it finds.
 
@@ -110,12 +119,17 @@ def run(
         reader: makes frames by the node's parameters; None for its defaults.
         parquet: write the correspondences as Parquet instead of NumPy's archive; needs pyarrow.
         progress: show a progress bar.
+        optimise: also search for loops, optimise all keyframes, and write `optimised.tum`, `graph.g2o`, `map.ply`,
+            `map.npz` and `optimised.png`; needs GTSAM.
+        loop: when a place is believed; None for the defaults.
 
     Returns:
         A summary.
 
     Raises:
         SourceError: the source has not what the front end's mode needs, or not a single frame could be read.
+        BackEndError: GTSAM is missing, or cannot solve the graph.
+        PlacesError: there is no archive to be had to search in.
     """
     if parquet:
         import pyarrow  # noqa: F401  (told before the work, not after it)
@@ -125,10 +139,13 @@ def run(
     for old in _WRITTEN:  # a picture of another run would be taken for this one's
         (output / old).unlink(missing_ok=True)
     report, picture = Report(), _BestPicture()
+    back = _open_back_end(front_end, loop or LoopConfig()) if optimise else None
     gyroscope = None if source.imu is None else Gyroscope(camera_from_imu=source.imu.camera_from_imu)
     front_end.use_gyroscope(gyroscope)
     sample = 0
     with ExitStack() as files:
+        if back is not None and back.search is not None:
+            files.callback(back.search.close)
         columns = _Columns(output, files)
         file = files.enter_context((output / "relative_poses.csv").open("w", newline=""))
         poses = csv.writer(file)
@@ -139,7 +156,9 @@ def run(
                 if source.imu is not None and gyroscope is not None:
                     sample = source.imu.until(frame.stamp_ns, sample, gyroscope)
                 try:
-                    result = front_end.process(reader.read(frame, mode))
+                    image = reader.read(frame, mode)
+                    encoded = front_end.encode(image) if back is not None else None
+                    result = front_end.process(image) if encoded is None else front_end.process_encoded(encoded)
                 except (FrameRefusedError, MaskError, SourceError) as error:
                     report.refused.append(str(error))
                     continue
@@ -153,11 +172,17 @@ def run(
                 picture.offer(result)
                 report.trajectory.add(result)
                 _summarise(report, result)
+                if back is not None and encoded is not None:
+                    back.add(result, encoded)
         if not report.frames and not report.progress.interrupted:
             raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
         columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     report.trajectory.write(output)
+    if back is not None:
+        back.finish()
+        odometry = dict(zip(report.trajectory.stamps, report.trajectory.poses, strict=True))
+        report.back_end = back.write(output, report.truth, odometry, report.truth_is_metric)
     report.notes += source.notes
     if gyroscope is not None:
         report.notes.append(f"gyroscope: {gyroscope.state.value}. {gyroscope.mounting()}".rstrip())
@@ -167,6 +192,14 @@ def run(
         _plot(output / "trajectory.png", report, source.name)
     write_marker(output, report.missing)
     return report
+
+
+def _open_back_end(front_end: FrontEnd, loop: LoopConfig) -> Optimisation:
+    from loftr_ros.backend.back_end import BackEnd
+    from loftr_ros.tools.optimise import LoopSearch, Optimisation
+
+    back_end = BackEnd()  # first: it says at once where GTSAM is missing
+    return Optimisation(back_end, LoopSearch(front_end, loop))
 
 
 def _summarise(report: Report, result: FrontEndResult) -> None:

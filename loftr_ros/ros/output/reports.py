@@ -16,6 +16,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.geometry.camera import CameraError
@@ -131,6 +132,8 @@ def error_kind(error: Exception) -> str:
         return "mask"
     if isinstance(error, PlacesError):
         return error.kind
+    if isinstance(error, BackEndError):
+        return "back_end"
     # Imported here, because it loads torch.
     from loftr_ros.frontend.stream import FrameRefusedError
     from loftr_ros.matcher.checkpoints.files import WeightsError

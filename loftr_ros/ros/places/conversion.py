@@ -12,6 +12,7 @@ from loftr_ros.ros.output.messages import (
     pose_message,
     to_estimated_pose,
     to_pose,
+    to_pose_with_covariance,
     to_time,
     unknown_pose,
 )
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
 def loop_closure_message(closure: detector.LoopClosure) -> LoopClosure:
     """Message of a loop closure."""
     found, matched = closure.found, closure.keyframe
+    own_unit = found.own_unit if found.own_unit is not None and not found.pose.scale_known else None
     return LoopClosure(
         header=Header(stamp=to_time(closure.stamp_ns), frame_id=closure.frame_id),
         robot=closure.current.robot,
@@ -40,6 +42,10 @@ def loop_closure_message(closure: detector.LoopClosure) -> LoopClosure:
         pose=to_estimated_pose(found.pose),
         scale_known=found.pose.scale_known,
         scale_reason=int(found.pose.scale_reason),
+        own_unit_known=own_unit is not None,
+        own_unit_pose=unknown_pose()
+        if own_unit is None
+        else to_pose_with_covariance(own_unit.matrix, own_unit.covariance),
         num_matches=len(found.correspondences),
         num_inliers=found.num_inliers,
         coverage=found.coverage,

@@ -1,0 +1,299 @@
+"""The back end: trajectories before and after it, with false loops put in, and what it costs as the map grows.
+
+Each recording goes through the front end once; what it says is given to back ends with other settings and other loops.
+Errors are over all located frames, aligned without scale in metric modes, with scale for one camera. `loops` says how
+many loops are believed, of how many; `false` how many of those that were put in on purpose.
+
+    .venv/bin/python benchmarks/back_end.py [--data ../shared/data] [--sets sevenscenes:rgbd revisits:700:rgbd]
+    .venv/bin/python benchmarks/back_end.py --growth 100 1000 10000
+
+With `--keep FOLDER` what the front end said is kept there, and taken from there the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import platform
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.backend.back_end import BackEnd
+from loftr_ros.backend.config import BackEndConfig
+from loftr_ros.backend.measurements import (
+    KeyframeKey,
+    KeyframeMeasurement,
+    Length,
+    LoopMeasurement,
+    PoseMeasurement,
+)
+from loftr_ros.evaluation.trajectory_errors import trajectory_errors
+from loftr_ros.geometry.se3 import between, rotation_matrix
+from loftr_ros.settings import with_values
+
+Array = NDArray[np.float64]
+
+SETS = ("sevenscenes:rgbd", "sevenscenes:mono", "kitti06_stereo:stereo", "revisits:700:rgbd", "revisits:701:mono")
+# Front ends look at several keyframes here, as a map is worth it; loops within short recordings are wanted.
+SETTINGS = {"keyframe.max_matched": 3}
+SHORT = {"loop.min_age": 2.0}
+FALSE_PART = 0.2
+ORDERS = 5
+
+
+@dataclass
+class Said:
+    """What a front end said of a recording, in order; it is given to back ends as a `BackEnd` itself.
+
+    Attributes:
+        calls: names of a back end's methods, and what they were given.
+        steps: of each located frame the stamp, its keyframe, and (4, 4) T_keyframe_frame in the keyframe's unit.
+        odometry: (4, 4) by stamp.
+        truth: (4, 4) by stamp.
+        metric: whether lengths are in metres.
+    """
+
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    steps: list[tuple[int, KeyframeKey, Array]] = field(default_factory=list)
+    odometry: dict[int, Array] = field(default_factory=dict)
+    truth: dict[int, Array] = field(default_factory=dict)
+    metric: bool = True
+
+    @property
+    def loops(self) -> list[LoopMeasurement]:
+        """Those that were found."""
+        return [given for name, given in self.calls if name == "add_loop"]
+
+    def back_end(self, config: BackEndConfig, loops: list[LoopMeasurement]) -> BackEnd:
+        """One that was told all of it, with other loops."""
+        back_end = BackEnd(config)
+        for name, given in self.calls:
+            if name != "add_loop":
+                getattr(back_end, name)(given)
+        for loop in loops:
+            back_end.add_loop(loop)
+        back_end.optimise()
+        return back_end
+
+
+def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
+    """Run the front end over a recording."""
+    from loftr_ros.places.config import LoopConfig
+    from loftr_ros.recordings import open_source
+    from loftr_ros.tools.opening import open_offline
+    from loftr_ros.tools.optimise import LoopSearch, Optimisation
+
+    values = {"mode": mode, **SETTINGS, **(SHORT if not name.startswith("revisits") else {}), **extra}
+    front_end, reader = open_offline(values, "", "", None)
+    said = Said(metric=mode != "mono")
+
+    class Recorder(BackEnd):
+        """Notes what it is told, and takes it."""
+
+        def add_image(self, image: Any) -> None:
+            said.calls.append(("add_image", image))
+            super().add_image(image)
+
+        def add_keyframe(self, keyframe: Any) -> bool:
+            said.calls.append(("add_keyframe", keyframe))
+            return super().add_keyframe(keyframe)
+
+        def add_loop(self, loop: Any) -> None:
+            said.calls.append(("add_loop", loop))
+            super().add_loop(loop)
+
+    optimisation = Optimisation(Recorder(), LoopSearch(front_end, with_values(LoopConfig(), values, "loop.")))
+    with open_source(name if name.startswith("revisits") else str(data / name)) as source:
+        for frame in source:
+            encoded = front_end.encode(reader.read(frame, mode))
+            result = front_end.process_encoded(encoded)
+            optimisation.add(result, encoded)
+            if frame.pose is not None:
+                said.truth[frame.stamp_ns] = frame.pose
+            if result.location is not None:
+                said.odometry[frame.stamp_ns] = result.location.pose
+    said.steps = [(stamp, *where) for stamp, where in zip(optimisation.stamps, optimisation.steps, strict=True)]
+    if optimisation.search is not None:
+        optimisation.search.close()
+    return said
+
+
+def errors(said: Said, back_end: BackEnd | None) -> tuple[float, float]:
+    """ATE in metres and drift in percent, of the frames in the largest part of the map; None for the odometry."""
+    stamps, poses, groups = [], [], []
+    for stamp, key, step in said.steps:
+        if stamp not in said.truth or stamp not in said.odometry:
+            continue
+        place = None if back_end is None else back_end.place(key)
+        stamps.append(stamp)
+        groups.append(0 if place is None else place.group)
+        poses.append(said.odometry[stamp] if place is None else place.camera.moved(step).pose)
+    largest = np.array(groups) == np.bincount(groups).argmax()
+    true = np.array([said.truth[stamp] for stamp in stamps])
+    found = trajectory_errors(np.array(poses)[largest], true[largest], not said.metric)
+    return (float("nan"), float("nan")) if found is None else (found.ate, found.drift)
+
+
+def false_loops(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
+    """Between keyframes far apart in time, with the pose of a right loop: as look-alikes are."""
+    random, loops = np.random.default_rng(seed), said.loops
+    keys = [given.key for name, given in said.calls if name == "add_keyframe"]
+    found: list[LoopMeasurement] = []
+    while len(found) < number:
+        older, newer = sorted(random.integers(0, len(keys), 2))
+        if newer - older > len(keys) / 5:
+            like = loops[random.integers(len(loops))]
+            found.append(LoopMeasurement(keys[older], keys[newer], like.measured, like.score))
+    return found
+
+
+def recording(name: str, said: Said, config: BackEndConfig) -> None:
+    """Print a recording's rows."""
+    loops = said.loops
+    plain = said.back_end(config, [])
+    whole = said.back_end(config, loops)
+    rows = [("odometry", errors(said, None), ""), ("window alone", errors(said, plain), "")]
+    counts = whole.counts
+    rows.append(("back end", errors(said, whole), f"{counts.believed} of {counts.loops}"))
+    if loops:
+        number = max(1, round(FALSE_PART / (1 - FALSE_PART) * len(loops)))
+        rows.append(_with_false(said, config, whole, f"{number} false loops put in",
+                                [false_loops(said, number, seed) for seed in range(ORDERS)]))  # fmt: skip
+    rows.append(_with_false(said, config, whole, "a look-alike of 10 in a row",
+                            [look_alike(said, 10, seed) for seed in range(ORDERS)]))  # fmt: skip
+    print(f"{name}: {len(said.steps)} frames located, {whole.counts.keyframes} keyframes, "
+          f"{whole.counts.groups} parts, {'with' if not said.metric else 'without'} scale")  # fmt: skip
+    for label, (ate, drift), more in rows:
+        print(f"  {label:26s} ATE {ate:8.4f} m  drift {drift:6.2f} %  {more}")
+
+
+def _with_false(
+    said: Said, config: BackEndConfig, whole: BackEnd, label: str, orders: list[list[LoopMeasurement]]
+) -> tuple[str, tuple[float, float], str]:
+    """A row: with false loops beside those that were found, several times."""
+    ates, drifts, kept, lost = [], [], 0, 0
+    for wrong in orders:
+        back_end = said.back_end(config, [*said.loops, *wrong])
+        pairs = {frozenset((each.older, each.newer)) for each in wrong}
+        keys = [vertex.key for vertex in back_end.graph.vertices]
+        flags = [
+            (believed, frozenset((keys[loop.older], keys[loop.newer])) in pairs)
+            for loop, believed in zip(back_end.graph.loops, back_end.believed(), strict=True)
+        ]
+        kept += sum(believed and is_false for believed, is_false in flags)
+        lost += whole.counts.believed - sum(believed and not is_false for believed, is_false in flags)
+        ate, drift = errors(said, back_end)
+        ates.append(ate)
+        drifts.append(drift)
+    number = sum(map(len, orders))
+    said_of_it = f"{kept} of {number} false kept, {lost} right ones lost, ATE +- {np.std(ates):.4f}"
+    return label, (float(np.mean(ates)), float(np.mean(drifts))), said_of_it
+
+
+def look_alike(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
+    """A stretch of keyframes that is taken for another one, by loops that agree with one another."""
+    random = np.random.default_rng(seed)
+    given = [each for name, each in said.calls if name == "add_keyframe"]
+    given = [each for each in given if each.stamp_ns in said.odometry]
+    number = min(number, len(given) // 4)
+    first = int(random.integers(0, len(given) // 2 - number + 1))
+    second = int(random.integers(len(given) // 2, len(given) - number + 1))
+    poses = [said.odometry[each.stamp_ns] for each in given]
+    onto = poses[first] @ np.linalg.inv(poses[second])
+    length = Length.METRES if said.metric else Length.OWN_UNIT
+    found = []
+    for k in range(number):
+        pose = np.linalg.inv(poses[first + k]) @ onto @ poses[second + k]
+        measured = PoseMeasurement(pose, np.diag(np.repeat([1e-4, 1e-5], 3)), length)
+        found.append(LoopMeasurement(given[first + k].key, given[second + k].key, measured, 0.9))
+    return found
+
+
+def growth(sizes: list[int], config: BackEndConfig) -> None:
+    """Print what a keyframe costs on walks of several rounds, with a loop for every fifth keyframe.
+
+    Every second loop leads to the round before, the others to the first one.
+    """
+    print("keyframes  loops  add, ms a keyframe  solve, s  solve, ms a keyframe  memory, kB a keyframe  ATE, m")
+    for size in sizes:
+        random, lap = np.random.default_rng(0), 100
+        truth = []
+        for k in range(size):
+            angle, pose = 2 * np.pi * k / lap, np.eye(4)
+            pose[:3, :3] = rotation_matrix([0, -angle, 0])
+            pose[:3, 3] = [5 * np.cos(angle), 0.1 * np.sin(3 * angle), 5 * np.sin(angle)]
+            truth.append(pose)
+
+        def measured(first: int, second: int, poses: list[Array] = truth, random: Any = random) -> PoseMeasurement:
+            pose = between(poses[first], poses[second])
+            pose[:3, 3] += 0.01 * random.normal(size=3)
+            pose[:3, :3] = rotation_matrix(0.002 * random.normal(size=3)) @ pose[:3, :3]
+            return PoseMeasurement(pose, np.diag(np.repeat([1e-4, 4e-6], 3)))
+
+        before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        back_end = BackEnd(config)
+        for k in range(size):
+            previous = None if k == 0 else KeyframeKey("robot", k)
+            link = None if k == 0 else measured(k - 1, k)
+            back_end.add_keyframe(KeyframeMeasurement(KeyframeKey("robot", k + 1), k, "camera", previous, link, True))
+        added = time.process_time() - begun
+        for newer in range(lap // 2, size, 5):
+            # To the round before, or to the first one.
+            older = newer % lap if newer % 10 and newer >= lap else max(newer - lap, newer // 2 - lap // 4, 0)
+            back_end.add_loop(
+                LoopMeasurement(
+                    KeyframeKey("robot", older + 1), KeyframeKey("robot", newer + 1), measured(older, newer)
+                )
+            )
+        begun = time.process_time()
+        back_end.optimise()
+        solved = time.process_time() - begun
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        places = np.array([place.camera.pose for _, place in back_end.places()])
+        found = trajectory_errors(places, np.array(truth), False)
+        print(f"{size:9d} {len(back_end.graph.loops):6d} {1e3 * added / size:19.2f} {solved:9.2f} "
+              f"{1e3 * solved / size:21.2f} {memory / size:22.1f} {found.ate if found else np.nan:7.3f}")  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="*", default=SETS, help="folder of --data or revisits:SEED, a colon, the mode")
+    parser.add_argument("--growth", nargs="*", type=int, help="number of keyframes; no recordings then")
+    parser.add_argument("--keep", type=Path, help="folder to keep in what the front end said")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the back end")
+    parser.add_argument("--front-end", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the front end")
+    arguments = parser.parse_args()
+    config, extra = with_values(BackEndConfig(), _values(arguments.set)), _values(arguments.front_end)
+    print(f"{platform.processor() or platform.machine()}, settings {arguments.set or 'as by default'}")
+    if arguments.growth is not None:
+        growth(arguments.growth or [100, 1000, 10000], config)
+        return
+    for entry in arguments.sets:
+        name, _, mode = entry.rpartition(":")
+        kept = None if arguments.keep is None else arguments.keep / f"{entry.replace(':', '_')}.pickle"
+        if kept is not None and kept.exists():
+            said = pickle.loads(kept.read_bytes())
+        else:
+            said = listen(name, mode, arguments.data, extra)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_bytes(pickle.dumps(said))
+        recording(entry, said, config)
+
+
+def _values(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    return {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in given)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""The back end: takes what a front end finds keyframe by keyframe, and knows where all keyframes are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loftr_ros.backend.config import BackEndConfig
+from loftr_ros.backend.factors import Camera, composed, inverted, widened
+from loftr_ros.backend.graph import Graph, Solution, Vertex
+from loftr_ros.backend.measurements import (
+    BackEndError,
+    ImageMeasurement,
+    KeyframeKey,
+    KeyframeMeasurement,
+    Landmarks,
+    LoopMeasurement,
+    PoseMeasurement,
+)
+from loftr_ros.backend.solving import solve
+from loftr_ros.backend.window import Window
+from loftr_ros.geometry.se3 import skew
+
+Array = NDArray[np.float64]
+
+# Images that wait for the next keyframe, at most: every second one goes where there are more.
+_WAITING = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a keyframe is.
+
+    Attributes:
+        camera: pose and unit in the map's frame.
+        group: number of the trajectory whose first camera the map's frame is: keyframes of different groups have no
+            common frame.
+        is_metric: whether the map's unit is a metre.
+    """
+
+    camera: Camera
+    group: int
+    is_metric: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the back end holds.
+
+    Attributes:
+        keyframes, trajectories, loops: how many.
+        groups: of trajectories that have a common frame.
+        believed: loops that take part.
+        waiting: loops of which a keyframe has not come.
+        broken: links between keyframes that are rejected.
+        restarts: how often the window began anew since GTSAM could not solve it.
+        landmarks: held.
+    """
+
+    keyframes: int
+    trajectories: int
+    groups: int
+    loops: int
+    believed: int
+    waiting: int
+    broken: int
+    restarts: int
+    landmarks: int
+
+
+class BackEnd:
+    """Smooths the last keyframes of each robot as they come, and solves the graph of all when asked to.
+
+    Not thread-safe. `optimise` works on a copy that `snapshot` takes, so that another thread may do it.
+
+    Attributes:
+        config: settings; may be replaced at any time.
+        graph: keyframes, links and loops.
+        solution: of the graph as it was when it was last solved; None before.
+        landmarks: of the keyframes, by name.
+        is_solved: whether nothing that could change the solution has come since.
+    """
+
+    def __init__(self, config: BackEndConfig | None = None) -> None:
+        """Begin with nothing.
+
+        Raises:
+            BackEndError: GTSAM is not installed.
+        """
+        self.config = config or BackEndConfig()
+        self.graph = Graph()
+        self.solution: Solution | None = None
+        self.landmarks: dict[KeyframeKey, Landmarks] = {}
+        self.is_solved = True
+        self._windows: dict[str, Window] = {
+            "": Window(self.config)
+        }  # made here so that a missing GTSAM is told at once
+        self._images: dict[str, list[ImageMeasurement]] = {}
+        self._early: list[LoopMeasurement] = []
+        self._covariances: dict[int, Array] = {}  # of keyframes since the last solution
+        self._cameras: list[Camera] = []  # in the frame of each trajectory, or of the solution where there is one
+
+    # --- what comes in ---
+
+    def add_image(self, image: ImageMeasurement) -> None:
+        """Take an image's poses relative to keyframes; it counts once the next keyframe comes."""
+        waiting = self._images.setdefault(image.robot, [])
+        waiting.append(image)
+        if len(waiting) > _WAITING:
+            del waiting[::2]
+
+    def add_keyframe(self, keyframe: KeyframeMeasurement) -> bool:
+        """Take a keyframe, after the images up to it.
+
+        Returns:
+            Whether it is new.
+        """
+        if keyframe.key in self.graph.numbers:
+            return False
+        vertex = self.graph.add(keyframe)
+        images = self._images.pop(keyframe.key.robot, [])
+        later = [each for each in images if each.stamp_ns > keyframe.stamp_ns]
+        if later:
+            self._images[keyframe.key.robot] = later
+        images = [each for each in images if each.stamp_ns <= keyframe.stamp_ns]
+        self._smooth(vertex, images)
+        self._revisits(vertex, images)
+        if self._early:
+            early, self._early = self._early, []
+            for loop in early:
+                self.add_loop(loop)
+        return True
+
+    def add_loop(self, loop: LoopMeasurement) -> None:
+        """Take a loop; one of which a keyframe is not known yet waits for it."""
+        if loop.older not in self.graph.numbers or loop.newer not in self.graph.numbers:
+            self._early.append(loop)
+            del self._early[:-1000]
+            return
+        if self.graph.add_loop(loop):
+            self.is_solved = False
+
+    def add_landmarks(self, key: KeyframeKey, landmarks: Landmarks) -> None:
+        """Keep points that a keyframe shows: of those that are known already, too, the best."""
+        most = self.config.map.landmarks
+        if not most or not len(landmarks):
+            return
+        found = landmarks.best(most)
+        before = self.landmarks.get(key)
+        if before is not None:
+            new = ~np.isin(before.track_id, found.track_id)
+            found = Landmarks(
+                np.concatenate([found.points, before.points[new]]),
+                np.concatenate([found.std, before.std[new]]),
+                np.concatenate([found.track_id, before.track_id[new]]),
+            ).best(most)
+        self.landmarks[key] = found
+
+    # --- what is made of it ---
+
+    def snapshot(self) -> tuple[Graph, BackEndConfig, Solution | None]:
+        """What `solve` takes, as it is now: for another thread."""
+        copy = Graph()
+        copy.vertices = [replace(each) for each in self.graph.vertices]
+        copy.trajectories = [replace(each, vertices=list(each.vertices)) for each in self.graph.trajectories]
+        copy.loops = list(self.graph.loops)
+        copy.numbers = dict(self.graph.numbers)
+        self.is_solved = True
+        return copy, self.config, self.solution
+
+    def take(self, solution: Solution) -> None:
+        """Go by what `solve` found of a snapshot; what has come since is put behind it."""
+        self.solution = solution
+        self._cameras = []
+        self._covariances.clear()
+
+    def optimise(self) -> None:
+        """Solve the graph now.
+
+        Raises:
+            BackEndError: GTSAM cannot.
+        """
+        self.take(solve(*self.snapshot()))
+
+    def place(self, key: KeyframeKey) -> Place | None:
+        """Where a keyframe is; None where there is no such keyframe."""
+        number = self.graph.numbers.get(key)
+        if number is None:
+            return None
+        self._extend()
+        trajectory = self.graph.vertices[number].trajectory
+        group = self._group(trajectory)
+        return Place(self._cameras[number], group, self._is_metric(group))
+
+    def covariance(self, key: KeyframeKey) -> Array | None:
+        """(6, 6) of a keyframe's (translation, rotation vector) about the map's axes, seen from the map's first camera.
+
+        Returns:
+            None where there is no such keyframe, or nobody knows: of keyframes before the newest ones.
+        """
+        number = self.graph.numbers.get(key)
+        if number is None:
+            return None
+        way, at = list[Vertex](), self.graph.vertices[number]
+        known = {} if self.solution is None else self.solution.covariances
+        ends = {self.graph.vertices[end].trajectory: end for end in known}
+        known = {**known, **self._covariances}
+        while at.number not in known and at.previous is not None:
+            if at.number < ends.get(at.trajectory, -1):
+                return None
+            way.append(at)
+            at = self.graph.vertices[at.previous]
+        if at.number not in known and self._group(at.trajectory) != at.trajectory:
+            return None
+        total = known.get(at.number, np.zeros((6, 6)))
+        self._extend()
+        for vertex in reversed(way):
+            assert vertex.previous is not None and vertex.link is not None
+            link, camera = widened(vertex.link, self.config.noise), self._cameras[vertex.previous]
+            turn = camera.pose[:3, :3]
+            arm, add = np.eye(6), np.zeros((6, 6))
+            arm[:3, 3:] = -skew(camera.scale * turn @ link.pose[:3, 3])
+            add[:3, :3], add[3:, 3:] = camera.scale * turn, turn
+            total = arm @ total @ arm.T + add @ link.covariance @ add.T
+            self._covariances[vertex.number] = total = np.asarray((total + total.T) / 2)
+        return total
+
+    def places(self) -> Iterator[tuple[Vertex, Place]]:
+        """All keyframes, in the order that they came in."""
+        self._extend()
+        metric: dict[int, bool] = {}
+        for vertex, camera in zip(self.graph.vertices, self._cameras, strict=True):
+            group = self._group(vertex.trajectory)
+            if group not in metric:
+                metric[group] = self._is_metric(group)
+            yield vertex, Place(camera, group, metric[group])
+
+    def odometry(self) -> list[Camera]:
+        """The keyframes where the links alone lead to, each in its trajectory's frame and unit."""
+        return self.graph.chained(None)
+
+    def believed(self) -> list[bool]:
+        """Of the graph's loops: whether each takes part; those that came since the last solution do not."""
+        known = [] if self.solution is None else self.solution.believed
+        return [*known, *([False] * (len(self.graph.loops) - len(known)))]
+
+    def cloud(self) -> Iterator[tuple[Vertex, int, Array, Landmarks]]:
+        """For each keyframe with landmarks: its vertex, group, (N, 3) points in the map, and the landmarks."""
+        for vertex, place in self.places():
+            landmarks = self.landmarks.get(vertex.key)
+            if landmarks is not None and len(landmarks):
+                yield vertex, place.group, place.camera.points(landmarks.points), landmarks
+
+    @property
+    def counts(self) -> Counts:
+        """For a status."""
+        groups = {self._group(each.number) for each in self.graph.trajectories}
+        return Counts(
+            len(self.graph.vertices),
+            len(self.graph.trajectories),
+            len(groups),
+            len(self.graph.loops),
+            sum(self.believed()),
+            len(self._early),
+            0 if self.solution is None else len(self.solution.broken),
+            sum(each.restarts for each in self._windows.values()),
+            sum(len(each) for each in self.landmarks.values()),
+        )
+
+    def restore(self, graph: Graph, solution: Solution | None, landmarks: dict[KeyframeKey, Landmarks]) -> None:
+        """Go on from a map that was saved.
+
+        Raises:
+            BackEndError: keyframes have come already.
+        """
+        if self.graph.vertices:
+            raise BackEndError("a map can only be loaded before the first keyframe")
+        self.graph, self.solution, self.landmarks = graph, solution, landmarks
+        self._cameras = []
+
+    # --- the rest ---
+
+    def _smooth(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
+        window = self._windows.setdefault(vertex.key.robot, Window(self.config))
+        window.config = self.config
+        previous = None if vertex.previous is None else self.graph.vertices[vertex.previous]
+        first = len(self.graph.vertices)
+        for number, pose in window.add(vertex, previous, images):
+            link = self.graph.vertices[number].link
+            assert link is not None
+            # The covariance stays that of one measurement: poses relative to one keyframe share its depths' errors.
+            self.graph.smooth(number, PoseMeasurement(pose, link.covariance, link.length))
+            first = min(first, number)
+        del self._cameras[first:]
+        for number in [each for each in self._covariances if each >= first]:
+            del self._covariances[number]
+
+    def _revisits(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
+        """Poses relative to keyframes that are out of the window, or of another trajectory, are loops."""
+        window = self._windows[vertex.key.robot]
+        for image in images:
+            for key, pose in image.poses.items():
+                if key in window or key not in self.graph.numbers or not pose.has_length:
+                    continue
+                if image.stamp_ns == vertex.stamp_ns:
+                    if self.graph.numbers[key] != vertex.previous:
+                        self.add_loop(LoopMeasurement(key, vertex.key, pose))
+                    continue
+                number = self.graph.numbers[key]
+                others = [
+                    (other, measured)
+                    for other, measured in image.poses.items()
+                    if measured.has_length
+                    and other in self.graph.numbers
+                    and self._trajectory(other) != self.graph.vertices[number].trajectory
+                ]
+                # An image that shows keyframes of two trajectories tells where one is in the other.
+                for other, measured in others[:1]:
+                    back = composed(widened(pose, self.config.noise), inverted(measured))
+                    if number < self.graph.numbers[other]:
+                        self.add_loop(LoopMeasurement(key, other, back))
+
+    def _trajectory(self, key: KeyframeKey) -> int:
+        return self.graph.vertices[self.graph.numbers[key]].trajectory
+
+    def _extend(self) -> None:
+        """Cameras of the keyframes that have come since, by their links."""
+        known = 0 if self.solution is None else len(self.solution.cameras)
+        if len(self._cameras) < known:
+            assert self.solution is not None
+            self._cameras = list(self.solution.cameras)
+        for vertex in self.graph.vertices[len(self._cameras) :]:
+            if vertex.previous is None or vertex.link is None:
+                self._cameras.append(Camera(np.eye(4)))
+            else:
+                self._cameras.append(self._cameras[vertex.previous].moved(vertex.link.pose))
+
+    def _group(self, trajectory: int) -> int:
+        """A trajectory that came since the last solution is a group of its own."""
+        if self.solution is not None and trajectory < len(self.solution.groups):
+            return self.solution.groups[trajectory]
+        return trajectory
+
+    def _is_metric(self, group: int) -> bool:
+        if self.solution is not None and group in self.solution.metric:
+            return True
+        return self.graph.trajectories[group].is_metric

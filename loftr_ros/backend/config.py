@@ -1,0 +1,109 @@
+"""Settings of the back end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from loftr_ros.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class WindowConfig(Settings):
+    """Smoothing of the last keyframes."""
+
+    live: ClassVar[bool] = True
+
+    keyframes: int = setting(10, "Keyframes that are smoothed together, the newest", low=2, high=200, live=False)
+    frames: int = setting(
+        8,
+        "Images between two keyframes that are smoothed with them, at most: those that were matched with several "
+        "keyframes (keyframe.max_matched of the front end); 0 for none",
+        low=0,
+        high=200,
+    )
+
+
+@dataclass(frozen=True)
+class NoiseConfig(Settings):
+    """What measured poses may be wrong by, beside what their covariances say: errors that many matches share."""
+
+    live: ClassVar[bool] = True
+
+    translation: float = setting(
+        0.05,
+        "Part of the distance between two keyframes by which their measured pose may be wrong",
+        low=0.0,
+        high=10.0,
+    )
+    translation_least: float = setting(
+        0.01,
+        "The same, added to it: in metres, or in the own unit of a single camera",
+        unit="m",
+        low=1e-4,
+        high=10.0,
+    )
+    rotation: float = setting(0.3, "Angle by which a measured pose may be wrong", unit="deg", low=0.001, high=90.0)
+    scale: float = setting(
+        0.03,
+        "Part by which a single camera's unit of length may change from one keyframe to the next",
+        low=1e-4,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class LoopsConfig(Settings):
+    """When a loop is believed."""
+
+    live: ClassVar[bool] = True
+
+    inlier_probability: float = setting(
+        0.99,
+        "Part of the right loops that are kept where their errors are as stated: the larger, the more wrong ones stay",
+        low=0.5,
+        high=0.999999,
+    )
+    max_deviation: float = setting(
+        5.0,
+        "Standard deviations, by `noise`, by which a loop may contradict the steps between its two keyframes: one that "
+        "contradicts them by more is a look-alike's, however many agree with it",
+        low=1.0,
+        high=1000.0,
+    )
+    odometry_cost: float = setting(
+        20.0,
+        "Rejected loops that must agree on a correction to rather reject one step from keyframe to keyframe",
+        low=1.0,
+        high=1000.0,
+    )
+    agreeing: int = setting(
+        3,
+        "Loops that must agree before two trajectories are joined: of two robots, two runs, or before and after the "
+        "camera was lost",
+        low=1,
+        high=100,
+    )
+    max_disagreement: float = setting(
+        0.2, "How far two of these may disagree on where one trajectory is in the other", unit="m", low=0.0, high=100.0
+    )
+    max_turn_disagreement: float = setting(
+        5.0, "The same of the angle, and of the ratio of two units of length in percent", unit="deg", low=0.1, high=90.0
+    )
+
+
+@dataclass(frozen=True)
+class MapConfig(Settings):
+    """What is kept of the scene."""
+
+    landmarks: int = setting(200, "Landmarks that are kept of each keyframe, at most", low=0, high=100000, live=True)
+
+
+@dataclass(frozen=True)
+class BackEndConfig:
+    """Everything that the back end can be told."""
+
+    window: WindowConfig = field(default_factory=WindowConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    loops: LoopsConfig = field(default_factory=LoopsConfig)
+    map: MapConfig = field(default_factory=MapConfig)

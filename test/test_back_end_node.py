@@ -1,0 +1,425 @@
+"""The back end's node: what it makes of the front end's messages, and what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from known_graphs import Measured, Noise, circles, key
+
+if importlib.util.find_spec("rclpy") is None or importlib.util.find_spec("gtsam") is None:
+    pytest.skip("needs rclpy and GTSAM", allow_module_level=True)
+
+import yaml
+from geometry_msgs.msg import PoseWithCovariance
+from loftr_ros.msg import Keyframe, LoopClosure, RelativePose, Tracks
+from nav_msgs.msg import Odometry
+from std_msgs.msg import Header
+
+from loftr_ros.backend.back_end import BackEnd
+from loftr_ros.backend.measurements import Landmarks, Length, PoseMeasurement
+from loftr_ros.geometry.se3 import between
+from loftr_ros.ros.back_end_input import RobotInput, loop_of
+from loftr_ros.ros.back_end_output import MapFrame, MapOutput, graph_message, landmarks_message, path_message
+from loftr_ros.ros.back_end_parameters import BackEndParameters
+from loftr_ros.ros.back_end_work import BackEndWork
+from loftr_ros.ros.output.base_motion import base_pose, forward_camera
+from loftr_ros.ros.output.messages import to_array, to_pose, to_pose_with_covariance, to_time
+from loftr_ros.ros.parameters import parameter_names, refusal
+from loftr_ros.settings import ConfigError, with_values
+
+LAP = 30
+FILE = Path(__file__).resolve().parents[1] / "config" / "back_end.yaml"
+
+
+def pose_message(measured: PoseMeasurement) -> PoseWithCovariance:
+    return to_pose_with_covariance(measured.pose, measured.covariance)
+
+
+class FrontEnd:
+    """Says what a front end would say of a known walk."""
+
+    def __init__(self, count: int = 70, metric: bool = True, seed: int = 0) -> None:
+        self.measured = Measured(circles(count, LAP), seed=seed, metric=metric)
+        self.odometry = np.eye(4)
+        self.metric = metric
+
+    def header(self, k: int) -> Header:
+        return Header(stamp=to_time(k * 10**9), frame_id="camera")
+
+    def keyframe(self, k: int, begins: bool = False) -> Keyframe:
+        message = Keyframe(header=self.header(k), id=k + 1, stamp=to_time(k * 10**9), frame_id="camera")
+        message.event, message.scale_known = Keyframe.ADDED, self.metric
+        if k and not begins:
+            link = self.measured.pose(k - 1, k)
+            self.odometry = self.odometry @ link.pose
+            message.previous_known, message.previous_id, message.previous_pose = True, k, pose_message(link)
+        return message
+
+    def odometry_at(self, k: int, broken: bool = False) -> Odometry:
+        message = Odometry(header=Header(stamp=to_time(k * 10**9), frame_id="odom"), child_frame_id="base_link")
+        message.pose.pose = to_pose(base_pose(self.odometry, forward_camera()))
+        message.pose.covariance = ((1e6 if broken else 0.01) * np.eye(6)).reshape(36)
+        return message
+
+    def relative_pose(self, keyframe: int, k: int) -> RelativePose:
+        return RelativePose(
+            header=self.header(k), keyframe_id=keyframe + 1, status=RelativePose.OK, scale_known=self.metric,
+            pose=pose_message(self.measured.pose(keyframe, k)),
+        )  # fmt: skip
+
+    def loop(self, older: int, newer: int) -> LoopClosure:
+        return LoopClosure(
+            header=self.header(newer), robot="robot", keyframe_id=newer + 1, matched_robot="robot",
+            matched_keyframe_id=older + 1, status=RelativePose.OK, scale_known=self.metric, score=0.8,
+            pose=pose_message(self.measured.pose(older, newer)),
+        )  # fmt: skip
+
+    def tracks(self, k: int) -> Tracks:
+        points = np.array([[0, 0, 2], [0.5, 0, 3]], np.float32)
+        return Tracks(
+            header=self.header(k), keyframe_id=k + 1, track_id=to_array(np.arange(2, dtype=np.uint32)),
+            points=to_array(points.ravel()), point_std=to_array(np.full(2, 0.01, np.float32)),
+        )  # fmt: skip
+
+    def messages(self, k: int, begins: bool = False) -> list[Any]:
+        """All that is said of an image that becomes a keyframe."""
+        found: list[Any] = [self.relative_pose(k - 1, k)] if k and not begins else []
+        found += [self.keyframe(k, begins), self.odometry_at(k, begins), self.tracks(k)]
+        return found
+
+    def base(self, k: int) -> Any:
+        """(4, 4) where the base truly is, where it began."""
+        return base_pose(between(self.measured.truth[0], self.measured.truth[k]), forward_camera())
+
+
+class FakeOutput:
+    """Collects what is published."""
+
+    def __init__(self) -> None:
+        self.transforms: list[Any] = []
+        self.poses: list[Any] = []
+        self.maps = 0
+
+    def transform(self, message: Any) -> None:
+        self.transforms.append(message)
+
+    def pose(self, message: Any) -> None:
+        self.poses.append(message)
+
+    def publish_map(self, back_end: Any, frame: Any, group: int) -> None:
+        self.maps += 1
+
+
+class Working:
+    """A back end at work, without a node."""
+
+    def __init__(self, **values: Any) -> None:
+        self.output, self.said, self.failed = FakeOutput(), list[str](), list[str]()
+        logger = SimpleNamespace(info=self.said.append)
+        node: Any = SimpleNamespace(get_logger=lambda: logger, context=SimpleNamespace(ok=lambda: True))
+        mount: Any = SimpleNamespace(of=lambda frame_id: forward_camera())
+        parameters = with_values(BackEndParameters(), {"output.optimise_period": 0.0, **values})
+        self.work = BackEndWork(
+            node, parameters, ["robot"], self.output, mount,  # type: ignore[arg-type]
+            lambda error, details: self.failed.append(f"{error}{details}"),
+        )  # fmt: skip
+
+    def __enter__(self) -> Working:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.work.close()
+
+    def put(self, *messages: Any) -> None:
+        for message in messages:
+            self.work.put("robot", message)
+
+    def until(self, condition: Any, seconds: float = 40.0) -> None:
+        until = time.monotonic() + seconds
+        while not condition(self.work.state):
+            assert time.monotonic() < until, (self.work.state, self.said, self.failed)
+            time.sleep(0.01)
+
+
+def matrix_of(message: Any) -> Any:
+    from loftr_ros.geometry.se3 import from_quaternion
+
+    at, turn = message.transform.translation, message.transform.rotation
+    return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
+
+
+def test_map_to_odom_takes_out_what_the_odometry_has_drifted_by(tmp_path: Path) -> None:
+    front_end = FrontEnd(61)
+    with Working(map_file=str(tmp_path / "map.npz"), map_save_period=0.0) as back:
+        for k in range(60):
+            back.put(*front_end.messages(k))
+            if k >= LAP + 5 and k % 3 == 0:
+                back.put(front_end.loop(k - LAP - 1, k))
+        back.until(lambda state: state.counts.believed >= 8 and state.counts.keyframes == 60 and not state.is_solving)
+        last = front_end.odometry_at(59)
+        sent = len(back.output.transforms)
+        back.put(last)
+        back.until(lambda _: len(back.output.transforms) > sent)
+        found = back.output.transforms[-1]
+        assert (found.header.frame_id, found.child_frame_id) == ("map", "odom")
+        assert found.header.stamp == to_time(59 * 10**9 + 10**8), "the stamp is the image's, and the tolerance"
+        corrected = matrix_of(found) @ base_pose(front_end.odometry, forward_camera())
+        drifted = base_pose(front_end.odometry, forward_camera())
+        true = front_end.base(59)
+        assert np.linalg.norm(corrected[:3, 3] - true[:3, 3]) < 0.7 * np.linalg.norm(drifted[:3, 3] - true[:3, 3])
+        covariance = np.asarray(back.output.poses[-1].pose.covariance).reshape(6, 6)
+        assert np.linalg.eigvalsh(covariance)[0] > 0 and back.output.maps and not back.failed
+        assert back.work.state.counts.landmarks >= 100
+    with Working(map_file=str(tmp_path / "map.npz")) as again:
+        assert again.work.state.counts.keyframes == 60
+        again.put(*front_end.messages(60))
+        again.until(lambda state: state.counts.keyframes == 61)
+        assert again.work.state.counts.groups == 1, "the same front end goes on: so does the map"
+
+
+def test_before_loops_lead_to_the_map_nothing_is_said_of_where_it_is() -> None:
+    front_end = FrontEnd(50)
+    with Working() as back:
+        for k in range(34):
+            back.put(*front_end.messages(k))
+        back.until(lambda state: state.localized["robot"] and state.counts.keyframes == 34)
+        for k in range(34, 44):
+            back.put(*front_end.messages(k, begins=k == 34))
+        back.until(lambda state: state.counts.keyframes == 44)
+        back.until(lambda state: not state.localized["robot"])
+        sent, poses = len(back.output.transforms), len(back.output.poses)
+        back.put(front_end.odometry_at(43, broken=True), front_end.odometry_at(43))
+        for older, newer in ((3, 35), (5, 37)):
+            back.put(front_end.loop(older, newer))
+        back.until(lambda state: state.counts.loops == 2 and not state.is_solving)
+        assert len(back.output.transforms) == sent and len(back.output.poses) == poses
+        back.put(front_end.relative_pose(5, 44), front_end.odometry_at(44))
+        back.until(lambda _: len(back.output.transforms) == sent + 1)  # a keyframe of the map has located the image
+        found = matrix_of(back.output.transforms[-1]) @ base_pose(front_end.odometry, forward_camera())
+        assert np.linalg.norm(found[:3, 3] - front_end.base(44)[:3, 3]) < 0.15
+        back.put(front_end.loop(8, 40))
+        back.until(lambda state: state.localized["robot"])
+        assert any("is localized" in line for line in back.said)
+
+
+def test_the_map_is_published_in_the_base_s_axes_of_its_first_keyframe() -> None:
+    pytest.importorskip("visualization_msgs")
+    measured, back_end = Measured(circles(40, LAP), Noise(1e-6, 1e-7)), BackEnd()
+    for k in range(40):
+        back_end.add_keyframe(measured.keyframe(k, begins=k == 37))
+    points = np.array([[0, 0, 2], [1, 0, 3]], np.float32)
+    for k in (6, 38):
+        back_end.add_landmarks(key(k), Landmarks(points, np.full(2, 0.1, np.float32), np.arange(2, dtype=np.uint32)))
+    back_end.add_loop(measured.loop(2, 33))
+    back_end.add_loop(measured.false_loop(1, 30))
+    back_end.optimise()
+    mounted = forward_camera()
+    mounted[:3, 3] = [0.2, 0, 0.5]
+    frame = MapFrame("map", mounted)
+    path = path_message(back_end, frame, 0)
+    assert path.header.frame_id == "map" and len(path.poses) == 37, "nothing leads to the last three keyframes"
+    true = base_pose(between(measured.truth[0], measured.truth[20]), mounted)
+    at = path.poses[20].pose.position
+    np.testing.assert_allclose([at.x, at.y, at.z], true[:3, 3], atol=1e-3)
+    cloud = landmarks_message(back_end, frame, 0)
+    found = np.frombuffer(bytes(cloud.data), "<f4").reshape(cloud.width, -1)[:, :3]
+    camera = mounted @ between(measured.truth[0], measured.truth[6])
+    np.testing.assert_allclose(found, points @ camera[:3, :3].T + camera[:3, 3], atol=1e-3)
+    shown = {marker.ns: len(marker.points) for marker in graph_message(back_end, frame, 0).markers[1:]}
+    assert shown == {"keyframes robot": 37, "links robot": 72, "loops": 2, "loops rejected": 2}
+
+
+def test_what_rviz_shows_of_the_map_is_published() -> None:
+    topics: list[str] = []
+    MapOutput(lambda kind, topic: topics.append(topic), True, topics.append)
+    shown = re.findall("/loftr_back_end/([a-z_]+)", FILE.with_name("slam.rviz").read_text())
+    assert len(set(shown)) == 4 and {f"~/{name}" for name in shown} <= set(topics)
+
+
+def test_messages_that_are_broken_are_counted_and_the_next_ones_go_on() -> None:
+    front_end = FrontEnd(10)
+    with Working() as back:
+        bad = front_end.keyframe(1)
+        bad.previous_pose.pose.orientation.w = float("nan")
+        worse = front_end.loop(0, 1)
+        worse.pose.pose.position.x = float("inf")
+        back.put(*front_end.messages(0), bad, worse)
+        for k in range(2, 5):
+            back.put(*front_end.messages(k))
+        back.until(lambda state: state.counts.keyframes >= 4)
+        assert len(back.failed) == 2 and all("not finite" in each for each in back.failed)
+
+
+def test_where_too_many_messages_wait_the_oldest_go_and_are_counted() -> None:
+    with Working(queue_size=10) as back:
+        with back.work._condition:  # the thread waits for it
+            for _ in range(25):
+                back.work._queue.append(("robot", FrontEnd(2).odometry_at(0)))
+            back.work.put("robot", FrontEnd(2).odometry_at(0))
+        back.until(lambda state: state.dropped == 1)
+
+
+def test_a_front_end_that_begins_its_numbers_anew_has_other_keyframes() -> None:
+    source, front_end = RobotInput("robot"), FrontEnd(10)
+    names = []
+    for k in range(3):
+        source.add_keyframe(front_end.keyframe(k))
+        source.add_odometry(front_end.odometry_at(k + 1))
+        names += [keyframe.key for _, keyframe, _ in source.ready()]
+    other = front_end.keyframe(0)
+    other.stamp = other.header.stamp = to_time(100 * 10**9)
+    source.add_keyframe(other)
+    source.add_odometry(front_end.odometry_at(101))
+    names += [keyframe.key for _, keyframe, _ in source.ready()]
+    assert len(set(names)) == 4 and names[:3] == [key(0), key(1), key(2)]
+
+
+def test_a_keyframe_waits_for_the_poses_of_its_own_image() -> None:
+    source, front_end = RobotInput("robot"), FrontEnd(10)
+    for k in range(3):
+        source.add_keyframe(front_end.keyframe(k))
+        list(source.ready())
+    source.add_relative_pose(front_end.relative_pose(0, 2))
+    assert source.is_waiting
+    source.add_relative_pose(front_end.relative_pose(2, 3))
+    found = list(source.ready())[-1]
+    assert found[1].key == key(2) and [set(image.poses) for image in found[0]] == [{key(0)}]
+
+
+def test_what_is_known_of_a_pose_arrives_as_it_was_said() -> None:
+    front_end = FrontEnd(10)
+    loop = front_end.loop(1, 5)
+    found = loop_of(loop)
+    assert found is not None and found.measured.length is Length.METRES
+    assert (found.older, found.newer) == (key(1), key(5))
+    loop.scale_known = False
+    loop.own_unit_known, loop.own_unit_pose = True, front_end.loop(2, 5).pose
+    assert loop_of(loop).measured.length is Length.OWN_UNIT  # type: ignore[union-attr]
+    loop.own_unit_known = False
+    assert loop_of(loop).measured.length is Length.DIRECTION  # type: ignore[union-attr]
+    loop.pose.pose.position.x = loop.pose.pose.position.y = loop.pose.pose.position.z = 0.0
+    assert loop_of(loop).measured.length is Length.NONE  # type: ignore[union-attr]
+    loop.status = RelativePose.DOUBTFUL
+    assert loop_of(loop) is None
+
+
+def test_the_config_file_has_every_parameter_with_what_it_means() -> None:
+    text, written = FILE.read_text(), dict[str, Any]()
+    for name, value in yaml.safe_load(text)["/**"]["ros__parameters"].items():
+        group = {f"{name}.{own}": each for own, each in value.items()} if isinstance(value, dict) else {name: value}
+        written |= {own: tuple(each) if isinstance(each, list) else each for own, each in group.items()}
+    declared = {name: item.default for name, item in parameter_names(BackEndParameters)}
+    assert written == declared and list(written) == list(declared)
+    joined = " ".join(line.strip().removeprefix("# ") for line in text.splitlines() if line.strip().startswith("#"))
+    for name, item in parameter_names(BackEndParameters):
+        assert item.metadata["description"] in joined and item.metadata["unit"] in joined, name
+
+
+def test_parameters_that_contradict_each_other_are_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="robots has 1 names and front_ends 2"):
+        with_values(BackEndParameters(), {"front_ends": "a, b", "robots": "one"})
+    with pytest.raises(ConfigError, match="base_from_camera"):
+        with_values(BackEndParameters(), {"base_from_camera": (1.0,) * 7})
+    assert "read when the node is configured" in refusal({"map_file": "x"}, True, BackEndParameters)
+    assert not refusal({"loops.agreeing": 2}, True, BackEndParameters)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("parameter", "code", "words"),
+    [("map_file:='{}/a.npz'", 1, "a.npz is no map"), ("front_ends:=''", 2, "front_ends is empty")],
+)
+def test_a_node_that_cannot_begin_says_why_and_ends(
+    parameter: str, code: int, words: str, tmp_path: Path, ros_domain: int
+) -> None:
+    (tmp_path / "a.npz").write_bytes(b"something else")
+    program = "import sys; from loftr_ros.ros.back_end_node import main; sys.exit(main(autostart=True))"
+    command = [sys.executable, "-c", program, "--ros-args", "-p", parameter.format(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map(
+    tmp_path: Path, ros_domain: int
+) -> None:
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticStatus
+    from geometry_msgs.msg import TransformStamped
+    from nav_msgs.msg import Path as PathMessage
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import PointCloud2
+
+    code = "import sys; from loftr_ros.ros.back_end_node import main; sys.exit(main(autostart=True))"
+    environment = os.environ | {"ROS_DOMAIN_ID": str(ros_domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    environment |= {"ROS_LOG_DIR": str(tmp_path / "log")}
+    arguments = ["--ros-args", "-p", f"map_file:='{tmp_path / 'map.npz'}'", "-p", "output.map_period:=0.1"]
+    log = tmp_path / "said"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=tmp_path,
+        )
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    node = rclpy.create_node("fake_front_end", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    got: dict[type, list[Any]] = {}
+    for kind, topic in ((TransformStamped, "map_to_odom"), (PathMessage, "path"), (PointCloud2, "landmarks"),
+                        (DiagnosticStatus, "status")):  # fmt: skip
+        received = got.setdefault(kind, [])
+        node.create_subscription(kind, f"/loftr_back_end/{topic}", received.append, 100)
+    topics = {Keyframe: "keyframe", RelativePose: "relative_pose", Tracks: "tracks", LoopClosure: "loop_closures",
+              Odometry: "odometry"}  # fmt: skip
+    publishers = {
+        kind: node.create_publisher(kind, f"/loftr_front_end/{topic}", QoSProfile(depth=1000))
+        for kind, topic in topics.items()
+    }
+
+    def until(condition: Any, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end and process.poll() is None, log.read_text()
+            executor.spin_once(timeout_sec=0.02)
+
+    try:
+        until(lambda: all(each.get_subscription_count() for each in publishers.values()))
+        front_end = FrontEnd(50)
+        for k in range(50):
+            for message in front_end.messages(k):
+                publishers[type(message)].publish(message)
+            if k > LAP + 4:
+                publishers[LoopClosure].publish(front_end.loop(k - LAP - 1, k))
+            executor.spin_once(timeout_sec=0.01)
+        until(lambda: got[DiagnosticStatus] and "localized" in got[DiagnosticStatus][-1].message)
+        until(lambda: got[PathMessage] and len(got[PathMessage][-1].poses) == 50)
+        until(lambda: got[PointCloud2] and got[PointCloud2][-1].width >= 90)
+        publishers[Odometry].publish(front_end.odometry_at(49))
+        until(lambda: got[TransformStamped])
+        values = {pair.key: pair.value for pair in got[DiagnosticStatus][-1].values}
+        assert values["robot robot"] == "localized" and values["messages dropped"] == "0"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0, log.read_text()
+        assert (tmp_path / "map.npz").exists() and "Traceback" not in log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
