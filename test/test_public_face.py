@@ -164,7 +164,7 @@ def test_a_blank_image_has_no_matches_and_arrays_of_the_right_shapes(matcher: Ma
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"weights": "nowhere.pt"}, loftr_ros.WeightsError, "nowhere.pt is not there"),
+        ({"weights": "nowhere.pt"}, loftr_ros.WeightsError, "nowhere.pt does not exist"),
         ({"network": "superglue"}, loftr_ros.WeightsError, "superglue"),
         ({"device": "gpu"}, loftr_ros.DeviceError, "gpu"),
         ({"precision": "int8"}, loftr_ros.ConfigError, "precision is 'int8'; expected one of auto, float32"),
