@@ -30,10 +30,10 @@ from std_msgs.msg import Header
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.measurements import Landmarks, Length, PoseMeasurement
 from loftr_ros.geometry.se3 import between
-from loftr_ros.ros.back_end_input import RobotInput, loop_of
-from loftr_ros.ros.back_end_output import MapFrame, MapOutput, graph_message, landmarks_message, path_message
-from loftr_ros.ros.back_end_parameters import BackEndParameters
-from loftr_ros.ros.back_end_work import BackEndWork
+from loftr_ros.ros.back_end.input import RobotInput, loop_of
+from loftr_ros.ros.back_end.output import MapFrame, MapOutput, graph_message, landmarks_message, path_message
+from loftr_ros.ros.back_end.parameters import BackEndParameters
+from loftr_ros.ros.back_end.work import BackEndWork
 from loftr_ros.ros.output.base_motion import base_pose, forward_camera
 from loftr_ros.ros.output.messages import to_array, to_pose, to_pose_with_covariance, to_time
 from loftr_ros.ros.parameters import parameter_names, refusal
@@ -345,7 +345,7 @@ def test_a_node_that_cannot_begin_says_why_and_ends(
     parameter: str, code: int, words: str, tmp_path: Path, ros_domain: int
 ) -> None:
     (tmp_path / "a.npz").write_bytes(b"something else")
-    program = "import sys; from loftr_ros.ros.back_end_node import main; sys.exit(main(autostart=True))"
+    program = "import sys; from loftr_ros.ros.back_end.node import main; sys.exit(main(autostart=True))"
     command = [sys.executable, "-c", program, "--ros-args", "-p", parameter.format(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
     assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
@@ -362,7 +362,7 @@ def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import PointCloud2
 
-    code = "import sys; from loftr_ros.ros.back_end_node import main; sys.exit(main(autostart=True))"
+    code = "import sys; from loftr_ros.ros.back_end.node import main; sys.exit(main(autostart=True))"
     environment = os.environ | {"ROS_DOMAIN_ID": str(ros_domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     environment |= {"ROS_LOG_DIR": str(tmp_path / "log")}
     arguments = ["--ros-args", "-p", f"map_file:='{tmp_path / 'map.npz'}'", "-p", "output.map_period:=0.1"]

@@ -15,7 +15,7 @@ def back_end(
     params_file: ParamsFile = None,
 ) -> None:
     """Run the back end's node without `ros2 launch` and bring it to active. ROS arguments go through (`--ros-args`)."""
-    from loftr_ros.ros.back_end_node import main as run_node
+    from loftr_ros.ros.back_end.node import main as run_node
 
     arguments = ["loftr_ros", "--ros-args"]
     if params_file is not None:

@@ -21,9 +21,9 @@ from loftr_ros.backend.solver_process import SolverProcess
 from loftr_ros.backend.storage import load_map, save_map
 from loftr_ros.geometry.se3 import inverse
 from loftr_ros.msg import Keyframe, LoopClosure, RelativePose, Tracks
-from loftr_ros.ros.back_end_input import OdometryFix, RobotInput, loop_of
-from loftr_ros.ros.back_end_output import MapFrame, MapOutput, pose_message, transform_message
-from loftr_ros.ros.back_end_parameters import BackEndParameters
+from loftr_ros.ros.back_end.input import OdometryFix, RobotInput, loop_of
+from loftr_ros.ros.back_end.output import MapFrame, MapOutput, pose_message, transform_message
+from loftr_ros.ros.back_end.parameters import BackEndParameters
 from loftr_ros.ros.output.base_motion import base_covariance
 from loftr_ros.ros.output.camera_mount import CameraMount
 from loftr_ros.ros.output.messages import to_time

@@ -22,10 +22,10 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_srvs.srv import Trigger
 
 from loftr_ros.backend.measurements import BackEndError
-from loftr_ros.ros.back_end_input import TOPICS, robot_of, topic_of
-from loftr_ros.ros.back_end_output import MapOutput
-from loftr_ros.ros.back_end_parameters import BackEndParameters
-from loftr_ros.ros.back_end_work import BackEndWork, WorkState
+from loftr_ros.ros.back_end.input import TOPICS, robot_of, topic_of
+from loftr_ros.ros.back_end.output import MapOutput
+from loftr_ros.ros.back_end.parameters import BackEndParameters
+from loftr_ros.ros.back_end.work import BackEndWork, WorkState
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.logs import log_by
 from loftr_ros.ros.output.camera_mount import CameraMount
