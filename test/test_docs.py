@@ -316,7 +316,7 @@ def test_each_nodes_page_has_every_topic_and_service_of_its_own() -> None:
     """Of those that the code creates, and no other."""
     files = sorted((ROOT / "loftr_ros" / "ros").rglob("*.py"))
     for page, ours in (("node.md", False), ("back_end.md", True)):
-        of_the_node = [path for path in files if path.name.startswith("back_end") is ours]
+        of_the_node = [path for path in files if (path.parent.name == "back_end") is ours]
         code = "".join(path.read_text(encoding="utf-8") for path in of_the_node)
         made = set(re.findall(r"\(\s*\w+, \"(~/\w+)\"", code))
         rows = set(re.findall(r"^\|.*?$", text_of(DOCS / page), re.M))

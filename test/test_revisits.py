@@ -233,7 +233,7 @@ def test_a_pair_is_verified_once_also_by_the_next_run_but_anew_for_another_netwo
     archived = SimpleNamespace(name=KeyframeName("robot", 7))
     frame = SimpleNamespace(stamp_ns=5, size=(640, 480))
     for fingerprint, expected in (("one", 1), ("one", 1), ("other", 2)):
-        front_end = SimpleNamespace(matcher=SimpleNamespace(fingerprint=fingerprint))
+        front_end = SimpleNamespace(matcher=SimpleNamespace(fingerprint=fingerprint), pairs=None)
         verifier = module.RememberingVerifier(front_end.pairs)
         verifier.memory = module.Memory(tmp_path, 700, front_end, SimpleNamespace(space="s"))
         for _ in range(2):

@@ -37,7 +37,7 @@ def test_a_place_that_is_given_back_is_the_next_ones_memory() -> None:
 def test_a_full_ring_refuses_and_keeps_what_it_has() -> None:
     ring = FeatureRing(1)
     kept = ring.keep(features(1))
-    with pytest.raises(ValueError, match="all 1 places"):
+    with pytest.raises(ValueError, match="all 1 slots"):
         ring.keep(features(2))
     assert torch.equal(kept.tokens, features(1).tokens)
 
