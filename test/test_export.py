@@ -192,7 +192,7 @@ def test_an_export_of_the_compact_network_is_recognised_and_needs_a_later_opset(
     matcher = opened(compact_folder)
     assert matcher.config == compact().config and matcher.has_fine_stage and matcher.cell_size == 8
     assert json.loads((compact_folder / MODEL_FILE).read_text())["opset"] == 18
-    with pytest.raises(ExportError, match="opset 17 is not written; expected 18 to 20"):
+    with pytest.raises(ExportError, match="opset 17 is not supported; expected 18 to 20"):
         export_network(compact(), tmp_path / "export", WIDTH, HEIGHT, weights="random", opset=17)
 
 
@@ -408,7 +408,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     folder, model = tmp_path / "export", random_lite()
     with pytest.raises(ExportError, match="at least a cell, 16 px"):
         export_network(model, folder, 640, 8, weights="random")
-    with pytest.raises(ExportError, match="opset 9 is not written"):
+    with pytest.raises(ExportError, match="opset 9 is not supported"):
         export_network(model, folder, WIDTH, HEIGHT, weights="random", opset=9)
     half = load_network("coarse_lite", None, CPU, torch.bfloat16)
     with pytest.raises(ExportError, match="precision bfloat16 is not exported"):
@@ -578,4 +578,4 @@ def test_the_command_line_exports_what_the_factory_opens(tmp_path: Path) -> None
 def test_the_command_line_refuses_in_a_line(tmp_path: Path) -> None:
     refused = export_by_command(tmp_path, "--opset", "9")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("loftr_ros: opset 9 is not written") and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("loftr_ros: opset 9 is not supported") and refused.stderr.count("\n") == 1

@@ -492,7 +492,7 @@ def test_of_several_cameras_in_a_file_one_must_be_named(tmp_path: Path) -> None:
     [
         ("", "empty or no mapping"),
         ("hello", "no mapping"),
-        ("a: 1\n", "holds no calibration; expected what ROS"),
+        ("a: 1\n", "holds no calibration; expected the output of ROS"),
         ("<html></html>", "is a web page"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (FILES["camera_calibration"].replace("400.0", "no"), "no usable calibration"),
