@@ -50,7 +50,7 @@ demo: install
 COMPUTING := $(wildcard $(addprefix test/test_,compact.py coarse.py efficient*.py loftr.py parity.py half_precision.py \
     openvino.py export.py explain.py training*.py place_training.py place_descriptor.py place_detector.py place_query.py loops.py \
     matcher.py checkpoint.py covariance.py metric_pose.py relative_pose.py embedded_weights.py recovery.py \
-    localization.py pipeline.py trust.py fuzz.py text_formats.py exit_codes.py public_face.py examples.py))
+    localization.py pipeline.py trust.py fuzz.py exit_codes.py))
 
 test: style
 ifeq ($(ARGS),)
