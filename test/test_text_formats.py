@@ -256,7 +256,7 @@ def test_times_that_are_equal_or_of_no_camera_are_refused_on_opening_with_what_w
         "timestamp,filename\n{0},{0}.png\n{1},{1}.png\n",
         "\ufeff#timestamp [ns],filename\n{0},{0}.png\n{1},{1}.png\n",
         "#timestamp\r\n{0},{0}.png\r\n{1},{1}.png\r\n",
-        "{0},data/{0}.png\n{1},/home/me/mav0/cam0/data/{1}.png\n",
+        "{0},data/{0}.png\n{1},/elsewhere/mav0/cam0/data/{1}.png\n",
         "{0};C:\\data\\{0}.png\n{1};{1}.png\n",
         "{0} {0}.png\n{1} {1}.png\n",
         '"{0}","{0}.png"\n"{1}","{1}.png"\n\n\n',

@@ -122,6 +122,7 @@ class Gyroscope:
         self._pairs: deque[tuple[Array, Array]] = deque(maxlen=_MOUNT_PAIRS)
         self._is_wrong, self._is_checked = False, False
         self._refused_at = 0
+        self._mounting: str | None = None  # not looked for since the last pair
 
     @property
     def bias_std(self) -> float:
@@ -177,26 +178,23 @@ class Gyroscope:
         integrated, found = rotation_vector(rotated.rotation), rotation_vector(rotation)
         if np.linalg.norm(found) > _MOUNT_ROTATION or np.linalg.norm(integrated) > _MOUNT_ROTATION:
             self._pairs.append((integrated, found))
+            self._mounting = None
         agrees = not rotated.contradicts(rotation, covariance)
-        self._agreed, self._contradicted = (self._agreed + 1, 0) if agrees else (0, self._contradicted + 1)
-        if self._contradicted >= _PATIENCE:
-            self._is_wrong = True
-        elif self._agreed >= _PATIENCE:
-            self._is_wrong, self._is_checked = False, True
+        self._count(agrees)
         if agrees:
             # The bias adds this rotation, about the axes at the end, and in the sensor's.
             seconds = (end_ns - start_ns) / 1e9
             off = mount.T @ rotation_vector(rotation.T @ rotated.rotation)
             noise = mount.T @ (covariance + rotation_noise(self.config, integrated, seconds)) @ mount
-            self._measured(off / seconds, noise / seconds**2, end_ns)
+            with self._lock:
+                self._measure_bias(off / seconds, noise / seconds**2, end_ns)
         return agrees
 
     def refused(self, stamp_ns: int) -> None:
         """A pose that is good by itself was refused because it contradicts the gyroscope, which may be wrong."""
         if stamp_ns != self._refused_at:
             self._refused_at = stamp_ns
-            self._agreed, self._contradicted = 0, self._contradicted + 1
-            self._is_wrong |= self._contradicted >= _PATIENCE
+            self._count(False)
 
     def mounting(self) -> str:
         """The apparent mounting of the axes if it differs from the given one; empty if it does not, or is
@@ -204,6 +202,11 @@ class Gyroscope:
         """
         if not self._is_wrong or len(self._pairs) < _MOUNT_PAIRS or self.camera_from_imu is None:
             return ""
+        if self._mounting is None:
+            self._mounting = self._find_mounting(self.camera_from_imu)
+        return self._mounting
+
+    def _find_mounting(self, camera_from_imu: Array) -> str:
         integrated, found = (np.array(each) for each in zip(*self._pairs, strict=True))
         if np.linalg.svd(found)[1][1] < 3 * _MOUNT_ROTATION:
             return ""  # about one axis only
@@ -212,7 +215,7 @@ class Gyroscope:
         if left[best] > _MOUNT_BETTER * float(((integrated - found) ** 2).sum()):
             return ""
         words = []
-        for name, row in zip("xyz", _MOUNTS[best] @ self.camera_from_imu, strict=True):
+        for name, row in zip("xyz", _MOUNTS[best] @ camera_from_imu, strict=True):
             axis = int(np.argmax(np.abs(row)))
             words.append(f"{name} of the camera is {'-' if row[axis] < 0 else ''}{'xyz'[axis]} of the gyroscope")
         return ", ".join(words)
@@ -253,14 +256,21 @@ class Gyroscope:
         since = max(stamp_ns - self._bias_at, 0) / 1e9
         return np.asarray(self._bias_covariance + np.eye(3) * self.config.bias_walk**2 * since)
 
-    def _measured(self, off: Array, covariance: Array, stamp_ns: int) -> None:
-        """Kalman update: the bias is larger by `off`."""
-        with self._lock:
-            before = self._bias_at_time(stamp_ns)
-            gain = before @ np.linalg.inv(before + covariance)
-            self.bias = self.bias + gain @ off
-            self._bias_covariance = (np.eye(3) - gain) @ before
-            self._bias_at = stamp_ns
+    def _count(self, agrees: bool) -> None:
+        """Trust the gyroscope, or call it wrong, after enough comparisons in a row."""
+        self._agreed, self._contradicted = (self._agreed + 1, 0) if agrees else (0, self._contradicted + 1)
+        if self._contradicted >= _PATIENCE:
+            self._is_wrong = True
+        elif self._agreed >= _PATIENCE:
+            self._is_wrong, self._is_checked = False, True
+
+    def _measure_bias(self, off: Array, covariance: Array, stamp_ns: int) -> None:
+        """Kalman update with the lock held: the bias is larger by `off`."""
+        before = self._bias_at_time(stamp_ns)
+        gain = before @ np.linalg.inv(before + covariance)
+        self.bias = self.bias + gain @ off
+        self._bias_covariance = (np.eye(3) - gain) @ before
+        self._bias_at = stamp_ns
 
     def _detect_standstill(self, stamp_ns: int) -> None:
         """With the lock held: small rates without scatter are the bias."""
@@ -273,11 +283,7 @@ class Gyroscope:
         if np.abs(mean).max() > _LARGEST_BIAS or (np.abs(mean - self.bias) > np.maximum(known, 1e-4)).any():
             return
         noise = np.diag(recent.var(axis=0) * _STILL_PART**2 + _STILL_LEAST**2)
-        before = self._bias_at_time(stamp_ns)
-        gain = before @ np.linalg.inv(before + noise)
-        self.bias = self.bias + gain @ (mean - self.bias)
-        self._bias_covariance = (np.eye(3) - gain) @ before
-        self._bias_at = stamp_ns
+        self._measure_bias(mean - self.bias, noise, stamp_ns)
 
 
 class _Samples:

@@ -128,11 +128,15 @@ class Localizer:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
             pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
-                by_depth = self._judged(Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, current)
+                by_depth = self._judged(
+                    Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, since_last, current
+                )
                 if not pose.has_rotation or by_depth.is_trusted:
                     return by_depth
         two_views = pose_by_two_views(keyframe.encoded, matches, rays, self._config.geometry, why)
-        by_two = self._judged(Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, current)
+        by_two = self._judged(
+            Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, since_last, current
+        )
         if by_depth is None or pose is None:
             return by_two
         # Depths are noisier than matches, so fewer inliers agree. If the two-view pose agrees with them, it is right.
@@ -202,30 +206,35 @@ class Localizer:
         last_ns, last = self._motion.last
         if last.segment == location.segment and 0 < stamp_ns - last_ns <= _LEARNING_GAP:
             rotation = last.pose[:3, :3].T @ location.pose[:3, :3]
-            variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
-            self.gyroscope.matched(last_ns, stamp_ns, rotation, variance * np.eye(3))
+            self.gyroscope.matched(last_ns, stamp_ns, rotation, _rotation_covariance(pose))
 
-    def _agrees_with_gyroscope(self, located: Located, stamp_ns: int) -> bool | None:
+    @staticmethod
+    def _agrees_with_gyroscope(located: Located, since_last: tuple[Location, IntegratedRotation] | None) -> bool | None:
         """Whether the rotation agrees with the gyroscope's; None if the gyroscope is not informative."""
-        since_last, place = self.since_last(stamp_ns), located.match.keyframe.location
+        place = located.match.keyframe.location
         if since_last is None or place is None or place.segment != since_last[0].segment:
             return None
         last, rotated = since_last
         pose = located.match.pose
         rotation = last.pose[:3, :3].T @ place.pose[:3, :3] @ pose.rotation
-        variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
-        if rotated.contradicts(rotation, variance * np.eye(3)):
+        if rotated.contradicts(rotation, _rotation_covariance(pose)):
             return False
         return True if rotated.std < _INFORMATIVE_STD else None
 
-    def _judged(self, located: Located, expected: Expected | None, current: EncodedFrame) -> Located:
+    def _judged(
+        self,
+        located: Located,
+        expected: Expected | None,
+        since_last: tuple[Location, IntegratedRotation] | None,
+        current: EncodedFrame,
+    ) -> Located:
         """Accept or reject a pose: by itself, or by the predicted motion; never against a healthy gyroscope.
 
         A rejected pose is DOUBTFUL.
         """
         if not located.match.pose.has_rotation:
             return replace(located, is_trusted=False)
-        agrees = self._agrees_with_gyroscope(located, current.frame.stamp_ns)
+        agrees = self._agrees_with_gyroscope(located, since_last)
         judged = self._judged_by_images(located, expected, bool(agrees), current)
         if agrees is not False or not judged.is_believed:
             return judged
@@ -400,6 +409,12 @@ class Localizer:
         return TrackLinks(
             match.keyframe.id, keyframe.id, found.track_id[chosen], cell[chosen].astype(np.uint32), distance[chosen]
         )
+
+
+def _rotation_covariance(pose: RelativePose) -> NDArray[np.float64]:
+    """(3, 3) of the rotation between two frames, each located as well as this pose; the same about every axis."""
+    variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
+    return variance * np.eye(3)
 
 
 def _typical_depth(keyframe: Keyframe) -> float:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.time import Time
 from sensor_msgs.msg import Imu
 
 from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeState
 from loftr_ros.geometry.se3 import from_quaternion
+from loftr_ros.ros.input.inputs import input_options
 from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.parameters import ImuParameters
 
 # Seconds after the first sample to wait for a transform: static ones are there at once, or never.
 PATIENCE = 5.0
+# Samples that may wait: half a second of a fast sensor.
+_DEPTH = 100
 
 
 class ImuInput:
@@ -57,10 +57,9 @@ class ImuInput:
 
             self._buffer = Buffer()
             self._listener = TransformListener(self._buffer, node)
-        profile = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
-        kinds = [QoSPolicyKind.DEPTH, QoSPolicyKind.HISTORY, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY]
-        subscribe = partial(node.create_subscription, Imu, "imu", self._on_sample, profile)
-        self._subscription = subscribe(qos_overriding_options=QoSOverridingOptions(kinds))
+        self._subscription = node.create_subscription(
+            Imu, "imu", self._on_sample, **input_options(_DEPTH, durability=True)
+        )
 
     @property
     def state(self) -> str:

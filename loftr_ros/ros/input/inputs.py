@@ -99,11 +99,11 @@ class ImageInput:
         if paired:
             self._pair(image, paired)
         else:
-            self._listen(image, self._unpaired, _input_options(IMAGES_KEPT))
+            self._listen(image, self._unpaired, input_options(IMAGES_KEPT))
         if parameters.camera_info == "latest":
             self._remembered = infos
             for info in infos:
-                self._listen(info, partial(self._remember, info.field), _input_options(1, True))
+                self._listen(info, partial(self._remember, info.field), input_options(1, True))
 
     def _pair(self, image: Partner, partners: list[Partner]) -> None:
         sources: list[Any] = []
@@ -113,7 +113,7 @@ class ImageInput:
             more = min(self._parameters.queue_size - 1, IMAGES_KEPT)
             kept = IMAGES_KEPT if each is image else IMAGES_KEPT + more
             source = self._topics.counting(
-                each, partial(Subscriber, self._node, each.kind, each.topic, **_input_options(kept))
+                each, partial(Subscriber, self._node, each.kind, each.topic, **input_options(kept))
             )
             self._subscriptions.append(source.sub)
             sources.append(_StampedByArrival(self._node, source) if self._by_arrival else source)
@@ -216,7 +216,7 @@ class _StampedByArrival(LocalFilter):
         self.signalMessage(message)
 
 
-def _input_options(depth: int, durability: bool = False) -> dict[str, Any]:
+def input_options(depth: int, durability: bool = False) -> dict[str, Any]:
     """Best effort, as sensors publish; `qos_overrides.<topic>.subscription.*` changes it.
 
     Args:
