@@ -184,9 +184,7 @@ class FrontEnd:
         self.recovery.missed()
         return located, None
 
-    def _match_quickly(
-        self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer
-    ) -> list[Located] | None:
+    def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
 
         The reason is in `_full_match`.
@@ -438,9 +436,7 @@ class FrontEnd:
             return None
         return self.localizer.go_on(keyframe, depth, best, location)
 
-    def _reason_for_keyframe(
-        self, located: Located, coverage: float, current: EncodedFrame
-    ) -> KeyframeReason | None:
+    def _reason_for_keyframe(self, located: Located, coverage: float, current: EncodedFrame) -> KeyframeReason | None:
         """Why a located frame should become a keyframe; None if it should not."""
         keyframe = located.match.keyframe
         reason = reason_for_keyframe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -516,14 +517,14 @@ class _Solver:
         if rough is None or (self._off_plane(rough, inliers) < _ROUGH_PLANE * self.config.threshold).sum() < least:
             return [], nothing
         every = slice(None, None, max(len(self.x0) // _SEARCHED, 1))
-        homography, _ = cv2.findHomography(
+        homography: NDArray[Any] | None = cv2.findHomography(
             np.ascontiguousarray(self.u1[every]),
             np.ascontiguousarray(self.u0[every]),
             cv2.USAC_MAGSAC,
             self.config.threshold,
             maxIters=200,
             confidence=0.999,
-        )
+        )[0]
         if homography is None:
             return [], nothing
         on_plane = self._off_plane(homography, slice(None)) < self.config.threshold
@@ -541,7 +542,7 @@ class _Solver:
                 poses.append((rotation, t))
         return poses, on_plane
 
-    def _off_plane(self, homography: Array, some: Flags | slice) -> Array:
+    def _off_plane(self, homography: NDArray[Any], some: Flags | slice) -> Array:
         """Distances in pixels from where a homography moves matches; infinite or NaN at the plane's horizon."""
         moved = self.u1[some] @ homography[:, :2].T + homography[:, 2]
         with np.errstate(divide="ignore", invalid="ignore"):
