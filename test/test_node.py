@@ -106,18 +106,22 @@ def counts(status: FrontEndStatus) -> dict[str, int]:
     return dict(zip(status.error_kinds, status.error_counts, strict=True))
 
 
-def test_no_attribute_of_the_node_hides_one_of_rclpys():
+def test_no_attribute_of_the_nodes_hides_one_of_rclpys():
     from rclpy.lifecycle import LifecycleNode
 
+    from loftr_ros.ros.back_end.node import BackEndNode
+    from loftr_ros.ros.lifecycle import SettingsNode
     from loftr_ros.ros.node import FrontEndNode
 
-    transitions = {name for name in vars(FrontEndNode) if name.startswith("on_")}
-    hidden = {name for name in vars(FrontEndNode) if hasattr(LifecycleNode, name) and not name.startswith("__")}
+    classes = (SettingsNode, FrontEndNode, BackEndNode)
+    own = {name for each in classes for name in vars(each)}
+    transitions = {f"on_{name}" for name in ("configure", "activate", "deactivate", "cleanup", "shutdown", "error")}
+    hidden = {name for name in own if hasattr(LifecycleNode, name) and not name.startswith("__")}
     assert hidden == transitions | {"set_parameters", "set_parameters_atomically"}
     context = rclpy.Context()
     context.init(args=None, domain_id=101)
     bare = LifecycleNode("bare", context=context)
-    assigned = set(FrontEndNode.__init__.__code__.co_names) & set(vars(bare))
+    assigned = {name for each in classes for name in each.__init__.__code__.co_names} & set(vars(bare))
     bare.destroy_node()
     context.try_shutdown()
     assert not assigned
