@@ -324,7 +324,7 @@ def test_a_point_without_a_match_says_why(shared_data: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [COARSE_LITE, pytest.param(LOFTR, marks=pytest.mark.long), LOFTR_OT, COMPACT],
+    [*(pytest.param(config, marks=pytest.mark.long) for config in (COARSE_LITE, LOFTR, LOFTR_OT)), COMPACT],
     ids=lambda config: config.name,
 )
 def test_pictures_and_table_are_written_for_every_network_even_without_a_match(

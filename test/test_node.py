@@ -25,7 +25,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from loftr_ros.msg import Correspondences, FrontEndStatus, Keyframe, RelativePose
-from node_process import NAME, PATIENCE, Client, NodeProcess, camera_info, image_message, nanoseconds
+from node_process import NAME, PATIENCE, Client, Lasting, NodeProcess, camera_info, image_message, nanoseconds
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -67,29 +67,39 @@ def footage() -> Footage:
 
 
 @pytest.fixture(scope="module")
-def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
+def running(footage, tmp_path_factory) -> Iterator[Lasting]:
     """One active node and its client, for all tests that leave it active with its original parameters."""
-    folder = tmp_path_factory.mktemp("node")
-    with NodeProcess(folder, QUIET) as process, Client(process.domain) as client:
+
+    def start(process: NodeProcess, client: Client) -> None:
         assert client.transition("configure", "activate"), process.said
         client.connect(lambda: footage.frame(0, client.stamp()))
-        yield SimpleNamespace(process=process, client=client, parameters=client.parameters())
+
+    lasting = Lasting(tmp_path_factory.mktemp("node"), QUIET, start)
+    lasting.parameters = lasting.client.parameters()
+    yield lasting
+    lasting.close()
 
 
-@pytest.fixture
-def node(running, footage) -> Iterator[SimpleNamespace]:
+def ready(running: Lasting, footage: Footage) -> SimpleNamespace:
     """The running node without keyframes, and a function that sends it the footage's next frame."""
+    # What an earlier test left behind when it failed must not make this one fail.
+    running.revive()
     client, number = running.client, iter(range(10_000))
 
     def next_frame(seconds: float = 0.1) -> tuple[Image, CameraInfo]:
         return footage.frame(next(number), client.stamp(seconds))
 
-    # What an earlier test left behind when it failed must not make this one fail.
     if client.bring_back(running.parameters):
         client.connect(next_frame)
     assert client.trigger("reset").success
-    yield SimpleNamespace(process=running.process, client=client, next_frame=next_frame)
-    assert running.process.process.poll() is None, running.process.said
+    return SimpleNamespace(process=running.process, client=client, next_frame=next_frame)
+
+
+@pytest.fixture
+def node(running, footage) -> Iterator[SimpleNamespace]:
+    each = ready(running, footage)
+    yield each
+    assert each.process.process.poll() is None, each.process.said
 
 
 def adds_up(status: FrontEndStatus) -> bool:
@@ -125,6 +135,24 @@ def test_no_attribute_of_the_nodes_hides_one_of_rclpys():
     bare.destroy_node()
     context.try_shutdown()
     assert not assigned
+
+
+@pytest.mark.kilted
+@pytest.mark.parametrize(
+    "breaks",
+    ["is unconfigured with another parameter", pytest.param("is dead", marks=pytest.mark.long)],
+)
+def test_a_node_that_a_test_broke_serves_the_next_test(running, footage, breaks):
+    before = ready(running, footage)
+    if breaks == "is dead":
+        before.process.process.kill()
+        before.process.exit_code()
+    else:
+        before.client.unconfigure()
+        assert before.client.set(keyframe__capacity=3)[0]
+    after = ready(running, footage)
+    after.client.process(*after.next_frame())
+    assert after.client.parameters() == running.parameters
 
 
 # --- good frames ---
@@ -872,9 +900,11 @@ def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
     ("parameters", "words"),
     [
         ({"keyframe.capacity": 0}, "keyframe.capacity"),
-        ({"geometry.threshold": -1.0}, "geometry.threshold"),
-        ({"output.status_period": "often"}, "output.status_period"),
-        ({"input.camera_info": "sometimes"}, "expected one of synchronized, latest, none"),
+        pytest.param({"geometry.threshold": -1.0}, "geometry.threshold", marks=pytest.mark.long),
+        pytest.param({"output.status_period": "often"}, "output.status_period", marks=pytest.mark.long),
+        pytest.param(
+            {"input.camera_info": "sometimes"}, "expected one of synchronized, latest, none", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it(tmp_path, parameters, words):
@@ -908,7 +938,7 @@ def test_whole_numbers_are_floats_and_misspelt_names_are_told_of_with_the_neares
         assert process.stop(signal.SIGINT) == 0, process.said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_signal_ends_the_node_with_exit_code_0_while_frames_stream_in(footage, tmp_path, number):
     parameters = QUIET | {"input.queue_size": 50}
     with NodeProcess(tmp_path, parameters, autostart=True) as process, Client(process.domain) as client:

@@ -479,7 +479,13 @@ def tiny(config: NetworkConfig) -> NetworkConfig:
 
 @pytest.mark.parametrize(
     ("student", "teacher"),
-    [(COMPACT, LOFTR), (COMPACT, COARSE_LITE), (COMPACT, COMPACT), (COARSE_LITE, COMPACT), (COARSE_LITE, LOFTR)],
+    [
+        pytest.param(COMPACT, LOFTR, marks=pytest.mark.long),
+        (COMPACT, COARSE_LITE),
+        (COMPACT, COMPACT),
+        (COARSE_LITE, COMPACT),
+        (COARSE_LITE, LOFTR),
+    ],
     ids=lambda config: config.name,
 )
 def test_soft_targets_alone_draw_a_network_to_its_teacher_which_stays_as_it_is(

@@ -1,4 +1,4 @@
-"""The command line `loftr_ros loops`: places that recordings show more than once."""
+"""`loftr_ros loops`: places that recordings show more than once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loftr_ros.cli.options import (
 
 Sources = Annotated[
     list[str],
-    typer.Argument(help="Recordings, as for `run`; each is a robot of its own, unless --robot names it."),
+    typer.Argument(help="Recordings, as for `run`; each is a separate robot, unless --robot names it."),
 ]
 
 
@@ -54,7 +54,7 @@ def loops(
     ] = None,
     optimise: Annotated[
         bool,
-        typer.Option("--optimise", help="Solve the pose graph, too: optimised.g2o, .csv and .png (needs GTSAM)."),
+        typer.Option("--optimise", help="Also solve the pose graph: optimised.g2o, .csv and .png (needs GTSAM)."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -72,7 +72,7 @@ def loops(
     from loftr_ros.tools.loops import Recording, find_loops
 
     if robot and len(robot) != len(sources):
-        fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
+        fail(f"{len(sources)} sources and {len(robot)} times --robot: name one robot for each source, or none")
     robots = robot or robot_names(sources)
     values = front_end_options.values
     if min_age is not None:
@@ -84,7 +84,7 @@ def loops(
             opened = [stack.enter_context(reading.open(source)) for source in sources]
             front_end, reader = front_end_options.open()
             for each in opened:
-                each.require(front_end.config.scale.mode)  # before an archive is made
+                each.require(front_end.config.scale.mode)  # before an archive is created
             descriptor = PlaceDescriptor.of(front_end.matcher)
             uri = archive or kept.uri or str(output / "archive")
             store = stack.enter_context(
@@ -108,7 +108,7 @@ def loops(
 
 
 def robot_names(sources: list[str]) -> list[str]:
-    """A name for each source's robot, by the source's: no two are the same."""
+    """A different robot name for each source, derived from the source's name."""
     names: list[str] = []
     for source in sources:
         path = Path(source).expanduser()

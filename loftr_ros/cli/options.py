@@ -131,7 +131,7 @@ class FrontEndOptions:
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Show typer the options of a command one by one, where a parameter is one of the dataclasses above."""
-    groups = {name: kind for name, kind in get_type_hints(command).items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(command).items() if is_dataclass(kind)}
     hints = get_type_hints(command, include_extras=True)
     shown: list[inspect.Parameter] = []
 

@@ -1,4 +1,4 @@
-"""The command line `loftr_ros play`: a source as camera topics."""
+"""`loftr_ros play`: a source as camera topics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def play(
     mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
-    """Publish a source as camera topics, with its stamps and intrinsics. ROS arguments go through."""
+    """Publish a source as camera topics, with its stamps and intrinsics. ROS arguments are passed on."""
     from loftr_ros.recordings import SourceError
     from loftr_ros.tools.player.player import PlayError
     from loftr_ros.tools.player.player import play as play_source

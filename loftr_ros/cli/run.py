@@ -1,4 +1,4 @@
-"""The command line `loftr_ros run`: the front end over a recording, without ROS."""
+"""`loftr_ros run`: the front end over a recording, without ROS."""
 
 from __future__ import annotations
 

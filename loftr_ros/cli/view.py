@@ -1,4 +1,4 @@
-"""The command line `loftr_ros view`: a recording through the front end, in the rerun viewer."""
+"""`loftr_ros view`: shows a recording and the front end's results in the rerun viewer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def view(
             try:
                 shown = show(opened, front_end, ViewLog(rerun, stream), reader=reader, progress=not quiet)
             finally:
-                stream.disconnect()  # a file is whole only after it
+                stream.disconnect()  # this completes a file
     except (ConfigError, DeviceError, MaskError, SourceError, ViewError, WeightsError) as error:
         fail(error)
     finish(shown.lines(), shown.missing, f"written to {save}" if save else "shown", shown.progress.interrupted)

@@ -45,7 +45,8 @@ class SettingsNode(LifecycleNode, Generic[P]):
         errors: logs and counts them.
         lifecycle: name of the state.
         failure: why the last transition failed; empty if it did not.
-        interruptible: whether a signal may break off what the node is doing: a transition that loads something.
+        interruptible: whether a signal may interrupt what the node is doing: a transition that loads something.
+        interrupted: set by that signal.
     """
 
     def __init__(self, name: str, kind: type[P], **kwargs: object) -> None:
@@ -64,6 +65,7 @@ class SettingsNode(LifecycleNode, Generic[P]):
         self.lifecycle = "unconfigured"
         self.failure = ""
         self.interruptible = False
+        self.interrupted = threading.Event()
         self.add_on_set_parameters_callback(self._on_set_parameters)
         # Humble has no post-set callback; there parameters take effect as soon as they are accepted.
         self._acts_after = hasattr(self, "add_post_set_parameters_callback")
@@ -160,6 +162,8 @@ class SettingsNode(LifecycleNode, Generic[P]):
         try:
             work()
         except Exception as error:
+            if self.interrupted.is_set():  # an import in C makes another exception of the interrupt
+                raise KeyboardInterrupt from error
             kind = error_kind(error)
             self.failure = f"{name} failed: {error}"
             self.errors.error(kind, self.failure, traceback.format_exc() if kind == "internal" else "", always=True)
@@ -229,6 +233,7 @@ def run_node(
     try:
         try:
             node = make()
+            node.interrupted = interrupted
             for warning in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
                 node.get_logger().warning(warning)
             log_by(node.get_logger())
