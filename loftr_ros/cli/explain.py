@@ -101,7 +101,7 @@ def table(explanation: PairExplanation) -> Sequence[str]:
     view_a, view_b = explanation.views
     lines = [f"{view_a.name} -> {view_b.name}: {explanation.count} ({explanation.network})"]
     if not len(explanation.confidence):
-        lines.append("no matches; below are the attention and the best cell all the same")
+        lines.append("nothing matches; below are the attention and the best cell all the same")
     header = ("POINT", "IN A", "CELL IN A", "BEST CELL IN B", "CONFIDENCE", "IN B", "STD", "VERDICT")
     rows = [header]
     for number, point in enumerate(explanation.points, start=1):
