@@ -75,18 +75,23 @@ ROS_TESTS = $(shell grep -lE '(rclpy|loftr_ros\.(msg|srv|ros)|node_process)\b' t
 test-kilted: kilted
 	ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" $(KILTED)/bin/python $(BIN)/pytest $(ARGS) $(ROS_TESTS)
 
-.PHONY: kilted
-kilted: install $(KILTED)/.stamp
-	@ROS_DISTRO=kilted flock build/.lock-kilted $(KILTED)/bin/python cmake/build_backend.py
+.PHONY: kilted kilted-environment
+kilted: install kilted-environment
+	@ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" flock build/.lock-kilted $(KILTED)/bin/python cmake/build_backend.py
 
-# Last the other environment's packages: pip must not count them as installed here.
+# It does not wait for the first environment: both can be made at once.
+kilted-environment: $(KILTED)/.stamp
+
 $(KILTED)/.stamp: cmake/build_backend.py
-	$(BIN)/python -m venv --clear --without-pip $(KILTED)
-	cd cmake && ROS_DISTRO=kilted $(BIN)/python -c 'from build_backend import *; print(*get_requires_for_build_wheel(), sep="\n")' \
-	    > $(KILTED)/requirements.txt
-	$(BIN)/pip --python $(KILTED)/bin/python install $(PIP_QUIET) -r $(KILTED)/requirements.txt
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))' \
-	    > $$($(KILTED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/zz_first_environment.pth
+	@echo "Installing ROS 2 Kilted into $(notdir $(KILTED))"
+	@$(PYTHON) -m venv --clear $(KILTED)
+	@$(KILTED)/bin/pip install $(PIP_QUIET) 'setuptools>=70,<85'
+	@cd cmake && ROS_DISTRO=kilted $(KILTED)/bin/python -c \
+	    'import build_backend; print(*build_backend.get_requires_for_build_wheel(), sep="\n")' > $(KILTED)/requirements.txt
+	@$(KILTED)/bin/pip install $(PIP_QUIET) -r $(KILTED)/requirements.txt
+	@mkdir -p build && ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" flock build/.lock-kilted $(KILTED)/bin/python cmake/build_backend.py
+	@$(KILTED)/bin/python -c 'from sysconfig import get_path; import pathlib, sys; pathlib.Path(get_path("platlib"), \
+	    "zz_first_environment.pth").write_text(get_path("platlib", vars={"platbase": sys.argv[1]}))' $(VENV)
 	@touch $@
 
 lint: style types

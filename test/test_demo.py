@@ -180,7 +180,7 @@ def test_a_demo_tells_what_was_lost_on_the_way_from_what_there_was_no_time_for()
     said = report(PoseStatus.OK, frames_unpaired=9, frames_received=10, messages_lost=7)
     assert "--hz" not in said
     assert "1 images did not reach the node, 9 came without their partner" in said
-    assert "lost 7 messages" in said and "docs/transport.md" in said
+    assert "reports 7 lost messages" in said and "docs/transport.md" in said
     assert "lost" not in report(PoseStatus.OK)
 
 

@@ -116,6 +116,7 @@ def counts(status: FrontEndStatus) -> dict[str, int]:
     return dict(zip(status.error_kinds, status.error_counts, strict=True))
 
 
+@pytest.mark.kilted
 def test_no_attribute_of_the_nodes_hides_one_of_rclpys():
     from rclpy.lifecycle import LifecycleNode
 
@@ -158,6 +159,7 @@ def test_a_node_that_a_test_broke_serves_the_next_test(running, footage, breaks)
 # --- good frames ---
 
 
+@pytest.mark.kilted
 def test_each_frame_gets_correspondences_and_a_pose_that_carry_the_images_stamp_and_frame(node):
     client = node.client
     client.process(*node.next_frame())
@@ -240,6 +242,7 @@ def test_keyframe_ids_are_never_used_twice(node):
     assert len(added) == len(set(added))
 
 
+@pytest.mark.kilted
 def test_the_status_accounts_for_every_frame_and_tells_what_runs_where(node, footage):
     client = node.client
     before = client.status()
@@ -571,6 +574,7 @@ def test_keyframes_survive_a_pause(node):
     client.wait(lambda: held in {pose.keyframe_id for pose in client.poses[seen:]}, "a match with the old keyframe")
 
 
+@pytest.mark.kilted
 def test_cycles_leave_no_threads_subscriptions_or_publishers_behind(node, footage):
     client = node.client
 
@@ -601,6 +605,7 @@ def test_cycles_leave_no_threads_subscriptions_or_publishers_behind(node, footag
     assert threads[-1] <= threads[0]
 
 
+@pytest.mark.kilted
 def test_a_parameter_that_may_change_while_frames_come_holds_from_the_next_frame_on(node):
     client = node.client
     client.process(*node.next_frame())
@@ -614,6 +619,7 @@ def test_a_parameter_that_may_change_while_frames_come_holds_from_the_next_frame
     assert client.set(keyframe__max_age=10.0) == (True, "")
 
 
+@pytest.mark.kilted
 def test_other_parameters_can_be_set_only_while_the_node_is_unconfigured_and_then_are_checked(node, footage):
     client = node.client
     ok, reason = client.set(keyframe__capacity=3)
@@ -896,6 +902,7 @@ def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
         assert "Traceback" not in process.said
 
 
+@pytest.mark.kilted
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
@@ -914,6 +921,7 @@ def test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it(tmp_path,
         assert "Traceback" not in process.said
 
 
+@pytest.mark.kilted
 def test_whole_numbers_are_floats_and_misspelt_names_are_told_of_with_the_nearest_one(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -956,6 +964,7 @@ def test_autostart_that_fails_ends_the_node_with_exit_code_1(tmp_path):
         assert "Traceback" not in process.said
 
 
+@pytest.mark.kilted
 def test_remapped_in_a_namespace_by_sim_time_with_other_qos_it_works_and_shuts_down(footage, tmp_path):
     from builtin_interfaces.msg import Time
     from rosgraph_msgs.msg import Clock

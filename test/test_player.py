@@ -213,7 +213,7 @@ def test_a_damaged_frame_is_left_out_and_counted(folder, listener):
 def test_a_source_of_damaged_frames_alone_is_an_error_and_never_an_endless_loop(folder, listener, loop):
     for file in folder.iterdir():
         file.write_bytes(b"\x89PNG")
-    with pytest.raises(SourceError, match="^none of|^no frame"):
+    with pytest.raises(SourceError, match=r"^none of|^no frame"):
         play_quietly(open_source(folder, rate=100), loop=loop)
 
 

@@ -39,7 +39,7 @@ def list_weights() -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo(f"\nloftr_ros weights get NAME downloads published weights to {cache_folder()}")
+    typer.echo(f"\nPublished weights are kept in {cache_folder()}; download them with: weights get NAME")
 
 
 @app.command()
