@@ -286,8 +286,8 @@ class Optimisation:
         ]
         if len(names) > 1:
             text.append(
-                f"  {len(names)} parts without a loop between them: optimised.tum is the longest, optimised_1.tum and so "
-                "on are the others, each in its own frame"
+                f"  {len(names)} parts without a loop between them: optimised.tum is the longest, optimised_1.tum and "
+                "so on are the others, each in its own frame"
             )
         stamps = [stamp for stamp, keep in zip(self.stamps, main, strict=True) if keep and stamp in truth]
         if len(stamps) > 2:
