@@ -605,6 +605,7 @@ def test_settings_come_from_yaml_and_go_back_to_it_unchanged(tmp_path: Path) -> 
         ({"budget": {"max_steps": 0}}, "budget.max_steps and budget.max_minutes are both 0"),
         ({"seed": -1}, "seed is -1"),
         ({"data": 3}, "there is no setting data"),
+        ({"optmizer": {}}, "there is no setting optmizer; did you mean optimizer"),
         ({"data": {"sizes": [[640, "x"]]}}, "data.sizes is .*expected pairs of width and height"),
         ({"data": {"recorded": [{"set": "kitti"}]}}, "recorded: set is 'kitti'; expected one of scannet"),
     ],
