@@ -12,8 +12,8 @@ GROUPS = {
     "places": "archive archive_files back_end loops place_conversion place_descriptor place_detector place_query "
     "revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
-    "node": "back_end_node decoding images messages node node_archive node_depth node_imu node_places odometry_output "
-    "pairing parameters spare_time statistics synchronizer worker",
+    "node": "back_end_node decoding images messages moving_masks node node_archive node_depth node_imu node_places "
+    "odometry_output pairing parameters spare_time statistics synchronizer worker",
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
     "evaluation": "metrics scene visualization",

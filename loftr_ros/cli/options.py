@@ -29,6 +29,13 @@ RightTopic = Annotated[
 DepthTopic = Annotated[
     str | None, typer.Option(help="Depth image topic of a bag, for --mode rgbd.", show_default="by its name")
 ]
+MaskTopic = Annotated[str | None, typer.Option(help="Mask topic of a bag: masks of what moves.", show_default="none")]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of masks of what moves, named like the images, or by the frames' numbers.", show_default="none"
+    ),
+]
 Camera = Annotated[Path | None, typer.Option(help="Calibration file instead of the recording's own.")]
 Network = Annotated[str, typer.Option(help="Preset of the network; empty for the parameter's value.")]
 Weights = Annotated[

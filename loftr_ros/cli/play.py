@@ -12,6 +12,8 @@ from loftr_ros.cli.options import (
     DepthTopic,
     FrameRate,
     Frames,
+    Masks,
+    MaskTopic,
     Mode,
     Quiet,
     RightTopic,
@@ -35,6 +37,8 @@ def play(
     topic: Topic = None,
     right_topic: RightTopic = None,
     depth_topic: DepthTopic = None,
+    mask_topic: MaskTopic = None,
+    masks: Masks = None,
     camera: Camera = None,
     transport: Annotated[
         str, typer.Option(help="raw or compressed; compressed passes JPEG and PNG files unchanged.")
@@ -70,6 +74,8 @@ def play(
             topic=topic,
             right_topic=right_topic,
             depth_topic=depth_topic,
+            mask_topic=mask_topic,
+            masks=masks,
             camera=camera,
         ) as opened:
             report = play_source(

@@ -15,6 +15,8 @@ from loftr_ros.cli.options import (
     FrameRate,
     Frames,
     Mask,
+    Masks,
+    MaskTopic,
     Mode,
     Network,
     NodeName,
@@ -47,6 +49,8 @@ def run(
     topic: Topic = None,
     right_topic: RightTopic = None,
     depth_topic: DepthTopic = None,
+    mask_topic: MaskTopic = None,
+    masks: Masks = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
@@ -91,6 +95,8 @@ def run(
             topic=topic,
             right_topic=right_topic,
             depth_topic=depth_topic,
+            mask_topic=mask_topic,
+            masks=masks,
             camera=camera,
         ) as opened:
             report = run_offline(

@@ -15,6 +15,8 @@ from loftr_ros.cli.options import (
     FrameRate,
     Frames,
     Mask,
+    Masks,
+    MaskTopic,
     Mode,
     Network,
     NodeName,
@@ -45,6 +47,8 @@ def view(
     topic: Topic = None,
     right_topic: RightTopic = None,
     depth_topic: DepthTopic = None,
+    mask_topic: MaskTopic = None,
+    masks: Masks = None,
     camera: Camera = None,
     network: Network = "",
     weights: Weights = "",
@@ -87,6 +91,8 @@ def view(
             topic=topic,
             right_topic=right_topic,
             depth_topic=depth_topic,
+            mask_topic=mask_topic,
+            masks=masks,
             camera=camera,
         ) as opened:
             opened.require(front_end.config.scale.mode)  # before a window opens

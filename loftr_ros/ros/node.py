@@ -109,7 +109,7 @@ class FrontEndNode(LifecycleNode):
         self._reporter.hardware_id = output.hardware_id
         self._stages = FrameStages(
             lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger()),
-            FrameDecoder(parameters.input, usable),
+            FrameDecoder(parameters.input, usable, lambda reason: self.errors.error("mask", reason)),
             self.statistics,
             self.errors,
             self.context.ok,

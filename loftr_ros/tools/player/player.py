@@ -76,7 +76,8 @@ def play(
 
     With the mode `stereo` the right images go out too, on `right/image` and `right/camera_info`; with `rgbd` the depth
     images, on `depth/image` and `depth/camera_info`. What need not change passes unchanged, see `source_messages`. All
-    messages of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`.
+    messages of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`. Masks that a
+    source has go out on `mask`.
 
     Args:
         source: see `loftr_ros.recordings.open_source`; it is not closed.
@@ -119,7 +120,8 @@ def play(
         reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=depth, reliability=reliability)
         compressed = image_transport == COMPRESSED
-        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos)
+        masks = source.has_masks
+        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos, masks=masks)
         return _Player(node, topics).run(
             source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress
         )
