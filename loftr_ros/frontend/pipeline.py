@@ -24,6 +24,7 @@ from loftr_ros.frontend.keyframes import (
     reason_for_keyframe,
 )
 from loftr_ros.frontend.localization import Localizer, Located
+from loftr_ros.frontend.moving import MovingThings
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality
@@ -70,6 +71,7 @@ class FrontEnd:
         self._forced = False
         self.localizer = Localizer(self.config)
         self.recovery = Recovery(self.config.recovery)
+        self.moving = MovingThings(self.config.moving)
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
@@ -112,6 +114,7 @@ class FrontEnd:
         if best is not None:
             with timer("geometry"):
                 best, location = self.localizer.follow(best, frame.stamp_ns)
+                best = self.moving.flagged(best, current)
             located = [best, *(each for each in located if each.match.keyframe is not best.match.keyframe)]
         joined = None
         if best is not None and location is not None and len(self.buffer.segments()) > 1:
@@ -119,6 +122,8 @@ class FrontEnd:
             located[0] = best
         with timer("keyframe"):
             links = self._update_keyframes(current, located, best, location, timer)
+            if best is not None and links is not None and self.buffer.reference is not None:
+                self.moving.add_keyframe(self.buffer.reference)
         self._remember_evicted()
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
@@ -260,6 +265,7 @@ class FrontEnd:
         self._stream.reset()
         self.localizer.reset()
         self.recovery.reset()
+        self.moving.reset()
         self._evicted.clear()
         self._forced = False
         self.buffer.clear(reason)
@@ -277,6 +283,7 @@ class FrontEnd:
         self.config = self.pairs.config = config
         self.buffer.config = config.keyframe
         self.recovery.config = config.recovery
+        self.moving.config = config.moving
         self.localizer.reconfigure(config)
         if "max_latency_ms" in differing or "keyframe.max_matched" in differing:
             self._budget = LatencyBudget(config.latency.max_latency_ms / 1e3, config.keyframe.max_matched)
