@@ -32,6 +32,7 @@ from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import StreamGuard, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
+from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import rotation_vector
 from loftr_ros.geometry.two_view import PoseStatus, without_pose
 from loftr_ros.matcher.interface import Matcher
@@ -164,7 +165,7 @@ class FrontEnd:
             for keyframe in chosen:
                 self.recovery.tried(keyframe)
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
-            for keyframe in self.recovery.others(rest, self.localizer.trajectory.last, current):
+            for keyframe in self.recovery.others(rest, self.localizer.looking(current.frame.stamp_ns), current):
                 found = self._match([keyframe], current, timer)[0]
                 if found.is_believed:
                     best = found
@@ -237,6 +238,14 @@ class FrontEnd:
             gyroscope: its samples may be added by another thread; None for none.
         """
         self.localizer.gyroscope = gyroscope
+
+    def use_odometry(self, odometry: WheelOdometry | None) -> None:
+        """Use another odometry's motions to predict and to check poses, once it has agreed with some.
+
+        Args:
+            odometry: its poses may be added by another thread; None for none.
+        """
+        self.localizer.odometry = odometry
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.

@@ -19,9 +19,11 @@ from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.mask import read_mask
+from loftr_ros.frontend.wheel_odometry import WheelConfig, WheelOdometry
 from loftr_ros.recordings.frame_decoder import FrameDecoder
 from loftr_ros.ros.input.imu import ImuInput
 from loftr_ros.ros.input.inputs import ImageInput
+from loftr_ros.ros.input.wheel_odometry import WheelInput
 from loftr_ros.ros.lifecycle import reported
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.logs import log_by
@@ -82,6 +84,8 @@ class FrontEndNode(LifecycleNode):
         self._places: Places | None = None
         self._gyroscope: Gyroscope | None = None
         self._imu: ImuInput | None = None
+        self._wheel = WheelOdometry()
+        self._wheel_input: WheelInput | None = None
         self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
@@ -123,6 +127,11 @@ class FrontEndNode(LifecycleNode):
         self._stages.publish_by(self._outputs)
         self._gyroscope = Gyroscope(parameters.imu) if parameters.imu.enabled else None
         self._stages.front_end.use_gyroscope(self._gyroscope)
+        odometry = parameters.odometry
+        self._wheel = WheelOdometry(
+            WheelConfig(odometry.prior_drift, odometry.prior_turn_drift, odometry.prior_time_std)
+        )
+        self._stages.front_end.use_odometry(self._wheel)
         self._places = self._open_places(parameters)
         if self._places is not None:
             self._stages.observe_by(self._places.observe)
@@ -138,6 +147,7 @@ class FrontEndNode(LifecycleNode):
         self._input = ImageInput(self, parameters.input, mode, self.statistics, self._stages.put, self.errors)
         if self._gyroscope is not None:
             self._imu = ImuInput(self, parameters.imu, self._gyroscope, lambda: self.statistics.last_frame_id)
+        self._wheel_input = WheelInput(self, parameters.odometry, self._wheel, lambda: self.statistics.last_frame_id)
         self._lifecycle = "active"
         for warning in unknown_parameters(self, qos=True):
             self.get_logger().warning(warning)
@@ -264,6 +274,9 @@ class FrontEndNode(LifecycleNode):
         if self._imu is not None:
             self._imu.close()
             self._imu = None
+        if self._wheel_input is not None:
+            self._wheel_input.close()
+            self._wheel_input = None
         if self._stages is not None:
             self._stages.drain()
 
@@ -313,6 +326,7 @@ class FrontEndNode(LifecycleNode):
             image_scale=front_end.effort.scale,
             motion=motion_state(front_end),
             gyroscope=self._gyroscope_state(),
+            odometry_prior="" if self._wheel_input is None else self._wheel_input.state,
             places=self._places.state if self._places is not None else PlacesState(),
         )
 
