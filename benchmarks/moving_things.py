@@ -97,7 +97,8 @@ class Counts:
             f"{name}: {self.located} of {self.frames} located, rotation {np.median(self.turns):.3f} deg; "
             f"{self.matches} matches, {self.truly} truly moving, {self.wrong_matches} wrong; "
             f"flagged {self.flagged}, precision {100 * right / max(self.flagged, 1):.1f} %, "
-            f"recall {100 * self.found / max(self.truly, 1):.1f} %; inliers on what moves {self.on_box} of {self.landmarks}"
+            f"recall {100 * self.found / max(self.truly, 1):.1f} %; "
+            f"inliers on what moves {self.on_box} of {self.landmarks}"
         )
 
 

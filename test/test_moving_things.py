@@ -175,7 +175,7 @@ def test_the_offset_is_zero_for_every_depth_of_a_point_that_stands_still_and_the
     aside = np.column_stack([-along[:, 1], along[:, 0]]) / np.linalg.norm(along, axis=1)[:, None]
     off = scene_offset(rays0, rays1 + 0.01 * aside, pose, low, high)
     assert np.linalg.norm(off, axis=1) == pytest.approx(np.full(3, 0.01), rel=1e-6)
-    measured = scene_offset(rays0, rays1 + [[0.05, 0.0]], pose, 1 / depth, 1 / depth)
+    measured = scene_offset(rays0, rays1 + np.array([0.05, 0.0]), pose, 1 / depth, 1 / depth)
     assert measured == pytest.approx(np.tile([0.05, 0.0], (3, 1)), abs=1e-9)
 
 

@@ -285,7 +285,7 @@ def _groups(
 
 
 def _places(rays0: Array, pose: Array, low: Array, high: Array) -> Array:
-    """(N, P, 2) rays in image 1 of points that stand still, at inverse depths from `low` to `high`; see `scene_offset`."""
+    """(N, P, 2) rays in image 1 of points that stand still, at inverse depths from `low` to `high`."""
     inverse = low + (high - low) * np.linspace(0, 1, _PLACES)[:, None]
     point = (homogeneous(rays0) @ pose[:3, :3])[None] - inverse[..., None] * (pose[:3, 3] @ pose[:3, :3])
     return np.asarray(point[..., :2] / np.maximum(point[..., 2:], 0.05)).transpose(1, 0, 2)
