@@ -210,9 +210,7 @@ if importlib.util.find_spec("rclpy") is not None:
                 message.header.stamp = image.header.stamp
                 x, y, z = poses[number][:3, 3].tolist()
                 qx, qy, qz, qw = Rotation.from_matrix(poses[number][:3, :3]).as_quat().tolist()
-                message.pose.pose = Pose(
-                    position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw)
-                )
+                message.pose.pose = Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
                 publisher.publish(message)
                 return image, camera_info(image, camera.matrix[0, 0])
 
