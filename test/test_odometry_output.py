@@ -23,6 +23,7 @@ from node_process import NAME, Client, NodeProcess, camera_info, image_message, 
 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.results import Orientation
 from loftr_ros.geometry.se3 import from_seven, skew
 from loftr_ros.ros.output import camera_mount
 from loftr_ros.ros.output.base_motion import (
@@ -268,6 +269,7 @@ def found(stamp: float, matrix: np.ndarray | None, segment: int = 0, first: bool
         location=None if first else location,
         matches=() if first else (SimpleNamespace(keyframe=keyframe),),
         events=(event,) if first else (),
+        orientation=None,
     )
 
 
@@ -315,6 +317,32 @@ def test_a_frame_whose_place_is_not_known_gets_no_odometry() -> None:
     assert node.sent["~/odometry"] == []
 
 
+def test_while_nothing_matches_the_orientation_goes_on_and_the_position_is_said_to_be_unknown() -> None:
+    node = FakeNode()
+    each = output(node)
+    each.publish(found(1.0, pose((0, -0.2, 0), (0, 0, 1.0))))
+    dark = found(1.5, None)
+    each.publish(dark)  # nothing knows the orientation
+    for seconds, turn, std in ((2.0, 0.4, 0.01), (3.0, 0.9, 0.03)):
+        dark = found(seconds, None)
+        axes = Rotation.from_rotvec([0, -turn, 0]).as_matrix()
+        dark.orientation = Orientation(axes, np.diag([1.0, 4.0, 1.0]) * std**2, 0)
+        each.publish(dark)
+    assert len(node.sent["~/odometry"]) == 1, "a frozen position must not look like one that was measured"
+    first, second = node.sent["~/orientation"]
+    assert (first.header.frame_id, first.header.stamp.sec) == ("odom", 2)
+    turn = second.pose.pose.orientation
+    assert Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_rotvec() == pytest.approx([0, 0, 0.9])
+    variances = [np.diag(each.pose.covariance.reshape(6, 6)) for each in (first, second)]
+    assert variances[1] == pytest.approx([1e6] * 3 + [0.03**2] * 2 + [4 * 0.03**2])
+    assert (variances[1][3:] > variances[0][3:]).all()
+    assert second.pose.pose.position.x == pytest.approx(1)
+    other = found(4.0, None)
+    other.orientation = Orientation(np.eye(3), 1e-4 * np.eye(3), 1)
+    each.publish(other)  # of another segment than the last place
+    assert len(node.sent["~/orientation"]) == 2
+
+
 def test_nothing_is_published_while_nobody_looks_but_the_path_remembers() -> None:
     node = FakeNode()
     each = output(node)
@@ -322,7 +350,7 @@ def test_nothing_is_published_while_nobody_looks_but_the_path_remembers() -> Non
     for number in range(3):
         each.publish(found(number, pose(translation=(0, 0, number))))
         each.publish_path()
-    assert node.sent == {"~/odometry": [], "~/path": []}
+    assert node.sent == {"~/odometry": [], "~/path": [], "~/orientation": []}
     node.looking = 1
     each.publish_path()
     (path,) = node.sent["~/path"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -214,7 +215,7 @@ class WheelOdometry:
             return None
         # Along the path, so that a turn to and fro does not look precise.
         path = [start, *inside, end]
-        steps = [between(a, b) for a, b in zip(path, path[1:], strict=False)]
+        steps = [between(a, b) for a, b in itertools.pairwise(path)]
         way = sum(float(np.linalg.norm(step[:3, 3])) for step in steps)
         turn = sum(float(np.linalg.norm(rotation_vector(step[:3, :3]))) for step in steps)
         seconds = max((end_ns - start_ns) / 1e9, 1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def expose(
     bands = shutter.bands if shutter.readout else 1
     edges = np.linspace(0, camera.height, bands + 1).astype(int)
     total = np.zeros((camera.height, camera.width), np.float32)
-    for top, bottom in zip(edges, edges[1:], strict=False):
+    for top, bottom in itertools.pairwise(edges):
         begun = start + shutter.readout * (top + bottom) / 2 / camera.height
         first, last = motion(begun), motion(begun + shutter.exposure)
         turned = float(np.linalg.norm(rotation_vector(between(first, last)[:3, :3])))

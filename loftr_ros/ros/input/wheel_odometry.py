@@ -119,8 +119,8 @@ class WheelInput:
         if self._wheel.jumps != self._jumps:
             self._jumps = self._wheel.jumps
             self._warn_once(
-                "the odometry prior jumped, or its stamps went back: motions over the jump are not used. A prior must be "
-                "smooth: take the odometry itself, not a pose corrected by a map"
+                "the odometry prior jumped, or its stamps went back: motions over the jump are not used. A prior must "
+                "be smooth: take the odometry itself, not a pose corrected by a map"
             )
         if self._wheel.state is GyroscopeState.CONTRADICTS:
             mounting = self._wheel.mounting()
