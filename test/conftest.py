@@ -34,6 +34,7 @@ SIBLINGS = (
     "test_node_depth.py::test_images_whose_companion_does_not_come_are_reported_with_its_topic[rgbd",
     "test_node_depth.py::test_images_whose_companion_does_not_come_are_reported_with_its_topic[stereo-/right/camera_info",
     "test_moving_things.py::test_a_still_scene_with_wrong_matches_and_look_alikes_has_no_flag[rgbd]",
+    "test_moving_things.py::test_a_keyframe_keeps_no_landmark_on_what_moves",
     "test_node_depth.py::test_with_masks_no_match_is_on_what_moves_and_a_bad_or_missing_mask_costs_no_frame[mono]",
     "test_node_depth.py::test_with_masks_no_match_is_on_what_moves_and_a_bad_or_missing_mask_costs_no_frame[stereo]",
     "test_node.py::test_a_signal_ends_the_node_with_exit_code_0_while_frames_stream_in[2]",
