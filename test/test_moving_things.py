@@ -144,11 +144,12 @@ def landmarks_on_the_box(enabled: bool) -> int:
     return count
 
 
+@pytest.mark.long
 def test_a_keyframe_keeps_no_landmark_on_what_moves() -> None:
     assert landmarks_on_the_box(True) < 0.5 * landmarks_on_the_box(False)
 
 
-@pytest.mark.parametrize("mode", ["mono", "rgbd"])
+@pytest.mark.parametrize("mode", ["mono", pytest.param("rgbd", marks=pytest.mark.long)])
 def test_a_still_scene_with_wrong_matches_and_look_alikes_has_no_flag(mode: str) -> None:
     for shifted in (0.0, 40.0):
         results = run(mode, moving=False, shifted=shifted)

@@ -24,7 +24,9 @@ from node_process import NAME, Client, NodeProcess, camera_info, image_message, 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.results import Orientation
+from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import from_seven, skew
+from loftr_ros.ros.input.wheel_odometry import WheelInput
 from loftr_ros.ros.output import camera_mount
 from loftr_ros.ros.output.base_motion import (
     Fix,
@@ -493,7 +495,7 @@ class FakeTf:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[tuple[str, str], tuple[float, ...]] = {}
-        self.listeners = 0
+        self.listeners, self.stamp = 0, 0
         module = ModuleType("tf2_ros")
         module.__spec__ = SimpleNamespace()
         module.TransformException = LookupError
@@ -515,7 +517,8 @@ class FakeTf:
         x, y, z, *turn = self.known[target, source]
         at = SimpleNamespace(x=x, y=y, z=z)
         rotation = SimpleNamespace(**dict(zip("xyzw", turn, strict=True)))
-        return SimpleNamespace(transform=SimpleNamespace(translation=at, rotation=rotation))
+        header = SimpleNamespace(stamp=SimpleNamespace(sec=self.stamp // SECOND, nanosec=self.stamp % SECOND))
+        return SimpleNamespace(header=header, transform=SimpleNamespace(translation=at, rotation=rotation))
 
 
 def test_tf_is_asked_until_it_knows_and_then_no_longer_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,7 +566,7 @@ def test_a_given_transform_is_taken_and_tf_left_alone(monkeypatch: pytest.Monkey
 
 
 def test_without_tf2_the_camera_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera_mount.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     node = FakeNode()
     assert CameraMount(node, OdometryParameters()).of("cam") == pytest.approx(forward_camera())
     assert len(node.logged) == 1
@@ -652,3 +655,42 @@ def test_tracks_links_odometry_path_and_transform_of_a_rendered_walk_come_over_d
         first = client.wait(lambda: [m for m in got["odometry"] if nanoseconds(m.header.stamp) == stamp], "a new begin")
         assert first[0].pose.pose.position.x == 0
         assert "broken" not in process.said
+
+
+# --- another odometry on tf ---
+
+
+def test_another_odometry_is_read_from_tf_and_a_missing_frame_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tf, node, timers = FakeTf(monkeypatch), FakeNode(), []
+    node.create_subscription = lambda *_, **__: None
+    node.create_timer = lambda period, callback, clock: timers.append(callback)
+    node.destroy_subscription = node.destroy_timer = lambda _: None
+    wheel = WheelOdometry()
+    each = WheelInput(
+        node, OdometryParameters(base_from_camera=AHEAD, prior_frame="odom_wheels"), wheel, lambda: "camera"
+    )
+    (look_up,) = timers
+    for _ in range(3):
+        look_up()
+    assert each.state == "" and len(node.logged) == 1 and "to odom_wheels (odometry.prior_frame)" in node.logged[0]
+    camera_in_base, true = pose_of_seven(AHEAD), []
+    for number in range(40):
+        turned = Rotation.from_rotvec([0, 0, 0.03 * number]).as_quat().tolist()
+        tf.stamp = 10 * SECOND + number * SECOND // 20
+        tf.known["odom_wheels", "base_link"] = (0.05 * number, 0.0, 0.0, *turned)
+        look_up()
+        look_up()  # the same transform again
+        true.append((tf.stamp, pose_of_seven(tf.known["odom_wheels", "base_link"]) @ camera_in_base))
+        if number >= 4:
+            (before, first), (now, second) = true[-5], true[-1]
+            wheel.matched(before, now, np.linalg.inv(first) @ second, 1e-6 * np.eye(6), True)
+    assert each.state == "HEALTHY"
+    motion = wheel.motion_between(true[10][0], true[30][0])
+    assert motion is not None and motion.pose == pytest.approx(np.linalg.inv(true[10][1]) @ true[30][1], abs=1e-9)
+    each.close()
+    assert tf.listeners == 0
+
+
+def test_the_node_s_own_frame_is_refused_as_another_odometry() -> None:
+    with pytest.raises(ConfigError, match="which this node publishes itself"):
+        OdometryParameters(publish_tf=True, odom_frame="odom", prior_frame="odom")
