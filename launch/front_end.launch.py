@@ -56,6 +56,12 @@ ARGUMENTS = [
     ),
     ("depth_image", "", "Topic of depth images registered to the image (mode rgbd). Not given: `depth/image`."),
     (
+        "mask",
+        "",
+        "Topic of masks of moving things (mono8), with the images' stamps unless params_file sets input.mask_topic. "
+        "Not given: as in params_file.",
+    ),
+    (
         "rectified",
         "",
         "true: the images are rectified (image_rect), and P of the CameraInfo is their camera. "
@@ -111,7 +117,7 @@ ARGUMENTS = [
 ]
 # Arguments of camera drivers' launch files that look like ours, and reach a launch that includes both.
 OF_DRIVERS = ("camera_model", "camera_name", "camera_namespace")
-TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_image")
+TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_image", "mask")
 CHOICES = {
     "mode": ["", "mono", "stereo", "rgbd"],
     "rectified": ["", "true", "false"],
@@ -249,6 +255,8 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
         if not file.is_file():
             raise FileNotFoundError(f"params_file: there is no file {file}")
         sources.insert(0, str(file))
+    if arguments["mask"]:  # before the file, which may say more of them
+        sources.insert(0, {"input.mask_topic": ParameterValue("synchronized", value_type=str)})
     return sources
 
 
@@ -256,7 +264,8 @@ def remappings(arguments: dict[str, str]) -> list[tuple[str, str]]:
     """From the node's topic names to the camera's; a topic that was not given keeps its name."""
     rules = camera_topics(arguments["image"], arguments["camera_info"], "")
     rules += camera_topics(arguments["right_image"], arguments["right_camera_info"], "right/")
-    return rules + ([("depth/image", arguments["depth_image"])] if arguments["depth_image"] else [])
+    beside = {"depth/image": arguments["depth_image"], "mask": arguments["mask"]}
+    return rules + [(ours, topic) for ours, topic in beside.items() if topic]
 
 
 def camera_topics(image: str, camera_info: str, ours: str) -> list[tuple[str, str]]:

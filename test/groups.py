@@ -6,18 +6,18 @@ GROUPS = {
     "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export half_precision "
     "loftr matcher openvino parity ring weights",
     "front_end": "budget camera cell_depth covariance gyroscope keyframes local_affine localization mask match_metrics "
-    "metric_pose pipeline quick_matching recovery refinement relative_pose small_motion sparse_front_end "
-    "stereo_calibration stream trust",
+    "metric_pose moving_things pipeline quick_matching recovery refinement relative_pose small_motion "
+    "sparse_front_end stereo_calibration stream trust wheel_odometry",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "
     "text_formats video view",
     "places": "archive archive_files back_end loops place_conversion place_descriptor place_detector place_query "
     "revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
-    "node": "back_end_node decoding images messages node node_archive node_depth node_imu node_places odometry_output "
-    "pairing parameters spare_time statistics synchronizer worker",
+    "node": "back_end_node decoding images messages moving_masks node node_archive node_depth node_imu node_places "
+    "odometry_output pairing parameters spare_time statistics synchronizer worker",
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
-    "evaluation": "metrics scene visualization",
+    "evaluation": "metrics scene shutter visualization",
     "training": "place_training training training_data training_photos",
 }
 """Names of a group's files, without `test_` and `.py`."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_world import WorldMatcher, frame, walk
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeConfig, GyroscopeState
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.settings import with_values
 
 Array = NDArray[np.float64]
 PERIOD = 5_000_000  # ns
@@ -185,3 +191,35 @@ def test_a_real_drone_turns_as_its_gyroscope_says(shared_data: Path, millisecond
     assert len(errors) > 200
     assert np.percentile(errors, 95) < most
     assert np.mean(within) > 0.95
+
+
+def test_the_orientation_goes_on_through_a_long_blackout_with_a_covariance_that_grows() -> None:
+    poses = walk(60)
+    gyroscope = Gyroscope(camera_from_imu=np.eye(3))
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "rgbd", "depth.max_depth": 20.0}))
+    front_end.use_gyroscope(gyroscope)
+    rate = Rotation.from_matrix(poses[29][:3, :3].T @ poses[30][:3, :3]).as_rotvec() * 10
+    last = frame(poses, 29, depth=True)
+    dark = replace(last, image=np.zeros_like(last.image))
+    stds, count = [], 0
+    stamp = 10**9
+    for number in range(180):  # 15 s of darkness: longer than samples are kept
+        seen = number if number < 30 else None
+        picture = dark if seen is None else frame(poses, number, depth=True)
+        turned = (
+            rate
+            if number > 29
+            else Rotation.from_matrix(poses[max(number - 1, 0)][:3, :3].T @ poses[number][:3, :3]).as_rotvec() * 10
+        )
+        stamp = 10**9 + number * 10**8
+        for part in range(1, 21):
+            gyroscope.add(stamp - 10**8 + part * PERIOD, turned)
+        result = front_end.process(replace(picture, stamp_ns=stamp))
+        if seen is None:
+            assert result.orientation is not None, f"nothing after {(number - 29) / 10} s"
+            stds.append(float(np.sqrt(np.trace(result.orientation.covariance) / 3)))
+            true = poses[0][:3, :3].T @ poses[29][:3, :3] @ Rotation.from_rotvec(rate * (number - 29) / 10).as_matrix()
+            count += degrees_off(result.orientation.rotation, true) < max(3 * np.degrees(stds[-1]), 1)
+            assert not result.events
+    assert len(stds) == 150 and count == 150
+    assert all(later > before for before, later in itertools.pairwise(stds))

@@ -450,7 +450,8 @@ class FakeNode:
 
 
 def result() -> SimpleNamespace:
-    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), location=None, joined=None)
+    nothing = {"location": None, "joined": None, "orientation": None}
+    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), **nothing)
 
 
 def outputs_of(node: FakeNode) -> Outputs:
@@ -502,7 +503,7 @@ def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.Mo
 def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_override_does_not_reach_the_next() -> None:
     node = FakeNode()
     outputs_of(node)
-    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 10
+    assert len({id(publisher.profile) for publisher in node.alive}) == len(node.alive) == 11
 
 
 def values_of(tree: object) -> list[str]:

@@ -34,7 +34,7 @@ SETTINGS = {
     "mode": "stereo",
 }
 # Several images at once exceed a busy machine's socket buffers at best effort, and no test is about that.
-TOPICS = ("/image", "/image/compressed", "/right/image", "/right/image/compressed", "/depth/image")
+TOPICS = ("/image", "/image/compressed", "/right/image", "/right/image/compressed", "/depth/image", "/mask")
 SETTINGS |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in TOPICS}
 WIDTH, HEIGHT = 320, 240
 Frame = tuple[Any, dict[str, Any]]
@@ -48,7 +48,7 @@ class PairClient(Client):
         super().__init__(domain)
         kinds = {"image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo}
         topics = {f"/right/{name}": kind for name, kind in kinds.items()}
-        topics |= {"/camera_info": CameraInfo, "/depth/image": Image}
+        topics |= {"/camera_info": CameraInfo, "/depth/image": Image, "/mask": Image}
         self._beside = {topic: self.node.create_publisher(kind, topic, 10) for topic, kind in topics.items()}
 
     def send(self, image: Image | CompressedImage, beside: dict[str, Any]) -> None:
@@ -81,11 +81,27 @@ class Rig:
 
     Attributes:
         number: frame number of the footage by stamp.
+        hidden: first and last masked column, with the border, by stamp.
     """
 
     def __init__(self, process: NodeProcess, client: PairClient, footage: Footage) -> None:
         self.process, self.client, self.footage = process, client, footage
         self.number: dict[int, int] = {}
+        self.hidden: dict[int, tuple[int, int]] = {}
+
+    def mono(self, number: int) -> Frame:
+        """An image and its calibration."""
+        image, info = self._image(number)
+        return image, {"/camera_info": info}
+
+    def masked(self, frame: Frame) -> Frame:
+        """The same with a mask of a third of the image, which moves by 20 px each frame."""
+        image, beside = frame
+        start = 40 + 20 * (self.number[nanoseconds(image.header.stamp)] % 8)
+        mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+        mask[:, start : start + WIDTH // 3] = 0
+        self.hidden[nanoseconds(image.header.stamp)] = start - 4, start + WIDTH // 3 + 4
+        return image, beside | {"/mask": image_message(mask, nanoseconds(image.header.stamp))}
 
     def stereo(self, number: int, late: float = 0.0) -> Frame:
         """Both images and calibrations; the right ones stamped `late` seconds after the left ones."""
@@ -164,6 +180,7 @@ def in_mode(running: Lasting, mode: str, **parameters: Any) -> Rig:
         "input__camera_info": "synchronized",
         "input__image_transport": "raw",
         "input__left_from_right": [0.0] * 7,
+        "input__mask_topic": "none",
     }
     wanted = defaults | {"mode": mode} | parameters
     # What an earlier test left behind when it failed must not fail this one.
@@ -177,6 +194,7 @@ def in_mode(running: Lasting, mode: str, **parameters: Any) -> Rig:
         good = {
             "stereo": lambda: jpegs(rig.stereo(0)) if transport == "compressed" else rig.stereo(0),
             "rgbd": lambda: rig.rgbd(0),
+            "mono": lambda: rig.mono(0),
         }
         client.connect(good[mode])
     return rig
@@ -442,6 +460,54 @@ def test_a_depth_image_gives_poses_in_metres(running, encoding) -> None:
     before = rig.client.status()
     assert rig.walk(lambda number: rig.rgbd(number, encoding)) == pytest.approx(1, abs=0.05)
     assert rig.client.status().frames_failed == before.frames_failed
+
+
+# --- masks of what moves ---
+
+
+def _of_another_encoding(mask: Image) -> None:
+    mask.encoding = "rgb8"
+
+
+def _of_another_size(mask: Image) -> None:
+    mask.height //= 2
+
+
+@pytest.mark.parametrize("mode", [*(pytest.param(each, marks=pytest.mark.long) for each in ("mono", "stereo")), "rgbd"])
+def test_with_masks_no_match_is_on_what_moves_and_a_bad_or_missing_mask_costs_no_frame(running, mode) -> None:
+    rig = in_mode(running, mode, input__mask_topic="synchronized")
+    client, good = rig.client, {"mono": rig.mono, "stereo": rig.stereo, "rgbd": rig.rgbd}[mode]
+    before = client.status()
+    assert client.trigger("reset").success
+    for number in (0, 0, 1, 2):  # the first connects the mask
+        stamp = client.process(*rig.masked(good(number)))
+    keyframes = set()
+    for number in range(3, 6):
+        stamp = client.process(*rig.masked(good(number)))
+        found = client.wait(
+            lambda stamp=stamp: [c for c in client.correspondences if nanoseconds(c.header.stamp) == stamp], "matches"
+        )[0]
+        keyframes.add(nanoseconds(found.keyframe_stamp))
+        sides = [(found.keyframe_points, nanoseconds(found.keyframe_stamp)), (found.current_points, stamp)]
+        for points, at in sides:
+            column, (first, last) = np.asarray(points)[::2], rig.hidden[at]
+            assert len(column) > 50 and ((column < first) | (column > last - 1)).all()
+    after = client.status()
+    assert after.frames_failed == before.frames_failed and adds_up(after)
+    for spoil, words in (
+        (_of_another_encoding, "mask of encoding 'rgb8'"),
+        (_of_another_size, "the mask is of 320x120"),
+    ):
+        image, beside = rig.masked(good(5))
+        spoil(beside["/mask"])
+        client.process(image, beside)
+        assert words in client.status(lambda status, words=words: words in status.last_error).last_error
+    client.process(*rig.masked(good(5)))
+    client.process(*good(5))  # without a mask
+    last = client.status(lambda status: "no mask for the image" in status.last_error)
+    assert "/mask (publishers: 1)" in last.last_error and "the newest mask is used" in last.last_error
+    assert last.frames_failed == before.frames_failed and adds_up(last)
+    assert "Traceback" not in rig.process.said
 
 
 # --- parameters ---

@@ -23,7 +23,10 @@ from node_process import NAME, Client, NodeProcess, camera_info, image_message, 
 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.results import Orientation
+from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import from_seven, skew
+from loftr_ros.ros.input.wheel_odometry import WheelInput
 from loftr_ros.ros.output import camera_mount
 from loftr_ros.ros.output.base_motion import (
     Fix,
@@ -268,6 +271,7 @@ def found(stamp: float, matrix: np.ndarray | None, segment: int = 0, first: bool
         location=None if first else location,
         matches=() if first else (SimpleNamespace(keyframe=keyframe),),
         events=(event,) if first else (),
+        orientation=None,
     )
 
 
@@ -315,6 +319,32 @@ def test_a_frame_whose_place_is_not_known_gets_no_odometry() -> None:
     assert node.sent["~/odometry"] == []
 
 
+def test_while_nothing_matches_the_orientation_goes_on_and_the_position_is_said_to_be_unknown() -> None:
+    node = FakeNode()
+    each = output(node)
+    each.publish(found(1.0, pose((0, -0.2, 0), (0, 0, 1.0))))
+    dark = found(1.5, None)
+    each.publish(dark)  # nothing knows the orientation
+    for seconds, turn, std in ((2.0, 0.4, 0.01), (3.0, 0.9, 0.03)):
+        dark = found(seconds, None)
+        axes = Rotation.from_rotvec([0, -turn, 0]).as_matrix()
+        dark.orientation = Orientation(axes, np.diag([1.0, 4.0, 1.0]) * std**2, 0)
+        each.publish(dark)
+    assert len(node.sent["~/odometry"]) == 1, "a frozen position must not look like one that was measured"
+    first, second = node.sent["~/orientation"]
+    assert (first.header.frame_id, first.header.stamp.sec) == ("odom", 2)
+    turn = second.pose.pose.orientation
+    assert Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_rotvec() == pytest.approx([0, 0, 0.9])
+    variances = [np.diag(each.pose.covariance.reshape(6, 6)) for each in (first, second)]
+    assert variances[1] == pytest.approx([1e6] * 3 + [0.03**2] * 2 + [4 * 0.03**2])
+    assert (variances[1][3:] > variances[0][3:]).all()
+    assert second.pose.pose.position.x == pytest.approx(1)
+    other = found(4.0, None)
+    other.orientation = Orientation(np.eye(3), 1e-4 * np.eye(3), 1)
+    each.publish(other)  # of another segment than the last place
+    assert len(node.sent["~/orientation"]) == 2
+
+
 def test_nothing_is_published_while_nobody_looks_but_the_path_remembers() -> None:
     node = FakeNode()
     each = output(node)
@@ -322,7 +352,7 @@ def test_nothing_is_published_while_nobody_looks_but_the_path_remembers() -> Non
     for number in range(3):
         each.publish(found(number, pose(translation=(0, 0, number))))
         each.publish_path()
-    assert node.sent == {"~/odometry": [], "~/path": []}
+    assert node.sent == {"~/odometry": [], "~/path": [], "~/orientation": []}
     node.looking = 1
     each.publish_path()
     (path,) = node.sent["~/path"]
@@ -465,7 +495,7 @@ class FakeTf:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[tuple[str, str], tuple[float, ...]] = {}
-        self.listeners = 0
+        self.listeners, self.stamp = 0, 0
         module = ModuleType("tf2_ros")
         module.__spec__ = SimpleNamespace()
         module.TransformException = LookupError
@@ -487,7 +517,8 @@ class FakeTf:
         x, y, z, *turn = self.known[target, source]
         at = SimpleNamespace(x=x, y=y, z=z)
         rotation = SimpleNamespace(**dict(zip("xyzw", turn, strict=True)))
-        return SimpleNamespace(transform=SimpleNamespace(translation=at, rotation=rotation))
+        header = SimpleNamespace(stamp=SimpleNamespace(sec=self.stamp // SECOND, nanosec=self.stamp % SECOND))
+        return SimpleNamespace(header=header, transform=SimpleNamespace(translation=at, rotation=rotation))
 
 
 def test_tf_is_asked_until_it_knows_and_then_no_longer_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -624,3 +655,42 @@ def test_tracks_links_odometry_path_and_transform_of_a_rendered_walk_come_over_d
         first = client.wait(lambda: [m for m in got["odometry"] if nanoseconds(m.header.stamp) == stamp], "a new begin")
         assert first[0].pose.pose.position.x == 0
         assert "broken" not in process.said
+
+
+# --- another odometry on tf ---
+
+
+def test_another_odometry_is_read_from_tf_and_a_missing_frame_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tf, node, timers = FakeTf(monkeypatch), FakeNode(), []
+    node.create_subscription = lambda *_, **__: None
+    node.create_timer = lambda period, callback, clock: timers.append(callback)
+    node.destroy_subscription = node.destroy_timer = lambda _: None
+    wheel = WheelOdometry()
+    each = WheelInput(
+        node, OdometryParameters(base_from_camera=AHEAD, prior_frame="odom_wheels"), wheel, lambda: "camera"
+    )
+    (look_up,) = timers
+    for _ in range(3):
+        look_up()
+    assert each.state == "" and len(node.logged) == 1 and "to odom_wheels (odometry.prior_frame)" in node.logged[0]
+    camera_in_base, true = pose_of_seven(AHEAD), []
+    for number in range(40):
+        turned = Rotation.from_rotvec([0, 0, 0.03 * number]).as_quat().tolist()
+        tf.stamp = 10 * SECOND + number * SECOND // 20
+        tf.known["odom_wheels", "base_link"] = (0.05 * number, 0.0, 0.0, *turned)
+        look_up()
+        look_up()  # the same transform again
+        true.append((tf.stamp, pose_of_seven(tf.known["odom_wheels", "base_link"]) @ camera_in_base))
+        if number >= 4:
+            (before, first), (now, second) = true[-5], true[-1]
+            wheel.matched(before, now, np.linalg.inv(first) @ second, 1e-6 * np.eye(6), True)
+    assert each.state == "HEALTHY"
+    motion = wheel.motion_between(true[10][0], true[30][0])
+    assert motion is not None and motion.pose == pytest.approx(np.linalg.inv(true[10][1]) @ true[30][1], abs=1e-9)
+    each.close()
+    assert tf.listeners == 0
+
+
+def test_the_node_s_own_frame_is_refused_as_another_odometry() -> None:
+    with pytest.raises(ConfigError, match="which this node publishes itself"):
+        OdometryParameters(publish_tf=True, odom_frame="odom", prior_frame="odom")

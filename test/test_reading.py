@@ -173,6 +173,7 @@ def test_every_option_of_a_recording_reaches_it(command: str, tmp_path: Path, mo
 
     monkeypatch.setattr("loftr_ros.recordings.open_source", opened)
     options = {"start": 3, "stop": 20, "step": 2, "topic": "/a", "right_topic": "/b", "depth_topic": "/c"}
+    options |= {"mask_topic": "/d", "masks": Path("masks")}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     flags += ["--frame-rate", "7", "--camera", "camera.yaml"]
     if command != "play":

@@ -38,6 +38,13 @@ RightTopic = Annotated[
 DepthTopic = Annotated[
     str | None, typer.Option(help="Depth image topic of a bag, for --mode rgbd.", show_default="by its name")
 ]
+MaskTopic = Annotated[str | None, typer.Option(help="Mask topic of a bag: masks of what moves.", show_default="none")]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of masks of what moves, named like the images, or by the frames' numbers.", show_default="none"
+    ),
+]
 Camera = Annotated[Path | None, typer.Option(help="Calibration file instead of the recording's own.")]
 Network = Annotated[str, typer.Option(help="Preset of the network; empty for the parameter's value.")]
 Weights = Annotated[
@@ -75,6 +82,8 @@ class RecordingOptions:
     topic: Topic = None
     right_topic: RightTopic = None
     depth_topic: DepthTopic = None
+    mask_topic: MaskTopic = None
+    masks: Masks = None
     camera: Camera = None
 
     def open(self, source: str) -> Source:
@@ -94,6 +103,8 @@ class RecordingOptions:
             topic=self.topic,
             right_topic=self.right_topic,
             depth_topic=self.depth_topic,
+            mask_topic=self.mask_topic,
+            masks=self.masks,
             camera=self.camera,
         )
 

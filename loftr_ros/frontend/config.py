@@ -149,6 +149,26 @@ class ScaleConfig(Settings):
 
 
 @dataclass(frozen=True)
+class MovingConfig(Settings):
+    """Matches on moving things, found by geometry."""
+
+    live: ClassVar[bool] = True
+
+    enabled: bool = setting(
+        True,
+        "Whether to look for matches that move together against the scene; they are flagged, are no inliers, and keep "
+        "no landmark",
+    )
+    min_offset: float = setting(
+        3.0,
+        "Minimum distance of a moving match from where a point that stands still could be seen",
+        unit="px",
+        low=0.5,
+        high=100.0,
+    )
+
+
+@dataclass(frozen=True)
 class LatencyConfig(Settings):
     """Time limit of a frame."""
 
@@ -175,5 +195,6 @@ class FrontEndConfig:
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     keyframe: KeyframeConfig = field(default_factory=KeyframeConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    moving: MovingConfig = field(default_factory=MovingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)

@@ -68,6 +68,7 @@ class Frame:
         usable: (H, W) bool, false for raw pixels to ignore (the robot's own body, moving objects); None to use all.
         depth: registered to `image`, if there is a depth camera.
         right: of a stereo pair, of which `image` is the left one.
+        camera_number: of the camera in a rig; 0 with a single camera or a stereo pair.
         compressed: the JPEG that `image` was decoded from, for storage; None for other inputs.
     """
 
@@ -79,6 +80,7 @@ class Frame:
     depth: DepthImage | None = None
     right: RightImage | None = None
     compressed: memoryview | None = None
+    camera_number: int = 0
 
     @property
     def size(self) -> tuple[int, int]:

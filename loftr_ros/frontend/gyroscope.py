@@ -208,17 +208,7 @@ class Gyroscope:
 
     def _find_mounting(self, camera_from_imu: Array) -> str:
         integrated, found = (np.array(each) for each in zip(*self._pairs, strict=True))
-        if np.linalg.svd(found)[1][1] < 3 * _MOUNT_ROTATION:
-            return ""  # about one axis only
-        left = [float(((integrated @ mount.T - found) ** 2).sum()) for mount in _MOUNTS]
-        best = int(np.argmin(left))
-        if left[best] > _MOUNT_BETTER * float(((integrated - found) ** 2).sum()):
-            return ""
-        words = []
-        for name, row in zip("xyz", _MOUNTS[best] @ camera_from_imu, strict=True):
-            axis = int(np.argmax(np.abs(row)))
-            words.append(f"{name} of the camera is {'-' if row[axis] < 0 else ''}{'xyz'[axis]} of the gyroscope")
-        return ", ".join(words)
+        return seeming_mounting(integrated, found, camera_from_imu, 3 * _MOUNT_ROTATION, "the gyroscope")
 
     def _integrated(self, start_ns: int, end_ns: int) -> IntegratedRotation | None:
         mount = self.camera_from_imu
@@ -332,6 +322,30 @@ def rotation_noise(config: GyroscopeConfig, vector: Array, seconds: float) -> Ar
     """
     angle = float(np.linalg.norm(vector))
     return np.eye(3) * (config.noise_density**2 * seconds + (config.scale_std * angle) ** 2)
+
+
+def seeming_mounting(given: Array, found: Array, camera_from_sensor: Array, spread: float, sensor: str) -> str:
+    """Which axes of a sensor seem to be which of the camera's, in words; empty if the given ones are right or it is
+    undetermined.
+
+    Args:
+        given: (N, 3) vectors of the sensor, about the camera's axes by the given mounting.
+        found: (N, 3) the same by matching.
+        camera_from_sensor: (3, 3) the given mounting.
+        spread: least second singular value of `found`: vectors along one line tell nothing.
+        sensor: its name.
+    """
+    if np.linalg.svd(found)[1][1] < spread:
+        return ""
+    left = [float(((given @ mount.T - found) ** 2).sum()) for mount in _MOUNTS]
+    best = int(np.argmin(left))
+    if left[best] > _MOUNT_BETTER * float(((given - found) ** 2).sum()):
+        return ""
+    words = []
+    for name, row in zip("xyz", _MOUNTS[best] @ camera_from_sensor, strict=True):
+        axis = int(np.argmax(np.abs(row)))
+        words.append(f"{name} of the camera is {'-' if row[axis] < 0 else ''}{'xyz'[axis]} of {sensor}")
+    return ", ".join(words)
 
 
 def _exponentials(vectors: Array) -> Array:

@@ -30,8 +30,9 @@ from loftr_ros.frontend.relative_pose import (
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays, Orientation
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
 from loftr_ros.frontend.trust import explained_back, explained_part
+from loftr_ros.frontend.wheel_odometry import OdometryMotion, WheelOdometry
 from loftr_ros.geometry.epipolar import homogeneous
-from loftr_ros.geometry.se3 import rotation_degrees
+from loftr_ros.geometry.se3 import between, rotation_degrees
 from loftr_ros.geometry.two_view import (
     UNKNOWN_VARIANCE,
     PoseStatus,
@@ -98,6 +99,8 @@ class Localizer:
         self._measured_ns = 0
         self._segments = 0
         self.gyroscope: Gyroscope | None = None
+        self.odometry: WheelOdometry | None = None
+        self._oriented: tuple[int, Orientation] | None = None
 
     @property
     def segment(self) -> int:
@@ -132,7 +135,8 @@ class Localizer:
             nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
         since_last = self.since_last(current.frame.stamp_ns)
-        expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None)
+        moved = self.moved_since_last(current.frame.stamp_ns)
+        expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None, moved)
         start = _relative(keyframe, expected) if is_close else None
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
@@ -217,24 +221,63 @@ class Localizer:
         rotated = self.gyroscope.rotation_between(last_ns, stamp_ns)
         return None if rotated is None else (last, rotated)
 
+    def moved_since_last(self, stamp_ns: int) -> OdometryMotion | None:
+        """The camera's motion since its last location by another odometry; None if unknown."""
+        if self.odometry is None or self._motion.last is None:
+            return None
+        return self.odometry.motion_between(self._motion.last[0], stamp_ns)
+
     def orientation(self, stamp_ns: int) -> Orientation | None:
         """The camera's orientation by the gyroscope since its last location; None if unknown."""
-        since_last = self.since_last(stamp_ns)
+        since_last, moved = self.since_last(stamp_ns), self.moved_since_last(stamp_ns)
+        if since_last is None and moved is not None and self._motion.last is not None:
+            since_last = self._motion.last[1], moved.rotated
         if since_last is None:
-            return None
+            return self._continued(stamp_ns)
         last, rotated = since_last
         axes = last.pose[:3, :3]
         covariance = last.covariance[3:, 3:] + axes @ rotated.covariance @ axes.T
-        return Orientation(axes @ rotated.rotation, covariance, last.segment)
+        self._oriented = stamp_ns, Orientation(axes @ rotated.rotation, covariance, last.segment)
+        return self._oriented[1]
+
+    def _continued(self, stamp_ns: int) -> Orientation | None:
+        """The last orientation of a blackout, rotated on: samples since the last location are not kept for ever."""
+        if self.gyroscope is None or self._oriented is None or self._motion.last is None:
+            return None
+        before_ns, before = self._oriented
+        if before_ns <= self._motion.last[0] or before.segment != self._motion.last[1].segment:
+            return None
+        rotated = self.gyroscope.rotation_between(before_ns, stamp_ns)
+        if rotated is None:
+            return None
+        # An error of the bias is the same in both parts, so the standard deviations add.
+        std = float(np.sqrt(np.trace(before.covariance) / 3)) + rotated.std
+        found = Orientation(before.rotation @ rotated.rotation, np.eye(3) * std**2, before.segment)
+        self._oriented = stamp_ns, found
+        return found
+
+    def looking(self, stamp_ns: int) -> Location | None:
+        """The last location, turned to the orientation at a time if that is known."""
+        last, found = self._trajectory.last, self.orientation(stamp_ns)
+        if last is None or found is None or found.segment != last.segment:
+            return last
+        pose = last.pose.copy()
+        pose[:3, :3] = found.rotation
+        return replace(last, pose=pose)
 
     def _learn_bias(self, stamp_ns: int, location: Location, pose: RelativePose) -> None:
         """Compare the gyroscope with the rotation since the last located frame."""
-        if self.gyroscope is None or self._motion.last is None:
+        if self._motion.last is None:
             return
         last_ns, last = self._motion.last
-        if last.segment == location.segment and 0 < stamp_ns - last_ns <= _LEARNING_GAP:
-            rotation = last.pose[:3, :3].T @ location.pose[:3, :3]
-            self.gyroscope.matched(last_ns, stamp_ns, rotation, _rotation_covariance(pose))
+        if last.segment != location.segment or not 0 < stamp_ns - last_ns <= _LEARNING_GAP:
+            return
+        moved = between(last.pose, location.pose)
+        if self.gyroscope is not None:
+            self.gyroscope.matched(last_ns, stamp_ns, moved[:3, :3], _rotation_covariance(pose))
+        if self.odometry is not None:
+            is_metric = location.is_metric and pose.scale_known
+            self.odometry.matched(last_ns, stamp_ns, moved, _motion_covariance(pose), is_metric)
 
     @staticmethod
     def _agrees_with_gyroscope(located: Located, since_last: tuple[Location, IntegratedRotation] | None) -> bool | None:
@@ -248,6 +291,19 @@ class Localizer:
         if rotated.contradicts(rotation, _rotation_covariance(pose)):
             return False
         return True if rotated.std < _INFORMATIVE_STD else None
+
+    def _agrees_with_odometry(self, located: Located, stamp_ns: int) -> bool | None:
+        """Whether the motion agrees with another odometry's; None if that is not informative."""
+        moved, place = self.moved_since_last(stamp_ns), located.match.keyframe.location
+        if moved is None or place is None or self._motion.last is None:
+            return None
+        last, pose = self._motion.last[1], located.match.pose
+        if place.segment != last.segment:
+            return None
+        found = between(last.pose, place.pose @ pose.matrix)
+        if moved.contradicts(found, _motion_covariance(pose), last.is_metric and pose.scale_known):
+            return False
+        return True if moved.turn_std < _INFORMATIVE_STD else None
 
     def _judged(
         self,
@@ -263,11 +319,14 @@ class Localizer:
         if not located.match.pose.has_rotation:
             return replace(located, is_trusted=False)
         agrees = self._agrees_with_gyroscope(located, since_last)
-        judged = self._judged_by_images(located, expected, bool(agrees), current)
-        if agrees is not False or not judged.is_believed:
+        follows = self._agrees_with_odometry(located, current.frame.stamp_ns)
+        judged = self._judged_by_images(located, expected, bool(agrees) or bool(follows), current)
+        if (agrees is not False and follows is not False) or not judged.is_believed:
             return judged
-        if judged.is_trusted and self.gyroscope is not None:
+        if judged.is_trusted and agrees is False and self.gyroscope is not None:
             self.gyroscope.refused(current.frame.stamp_ns)
+        if judged.is_trusted and follows is False and self.odometry is not None:
+            self.odometry.refused(current.frame.stamp_ns)
         refused = replace(judged.match, pose=doubtful(judged.match.pose))
         return replace(judged, match=refused, pose=None, is_trusted=False)
 
@@ -462,6 +521,14 @@ def _rotation_covariance(pose: RelativePose) -> NDArray[np.float64]:
     """(3, 3) of the rotation between two frames, each located as well as this pose; the same about every axis."""
     variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
     return variance * np.eye(3)
+
+
+def _motion_covariance(pose: RelativePose) -> NDArray[np.float64]:
+    """(6, 6) of the motion between two frames, each located as well as this pose; the same along every axis."""
+    covariance = np.zeros((6, 6))
+    covariance[:3, :3] = np.eye(3) * (2 * float(np.trace(pose.covariance[:3, :3])) / 3)
+    covariance[3:, 3:] = _rotation_covariance(pose)
+    return covariance
 
 
 def _typical_depth(keyframe: Keyframe) -> float:

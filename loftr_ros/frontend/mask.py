@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,14 +47,43 @@ def read_mask(path: Path) -> Mask:
         image = None
     if image is None:
         raise MaskError(f"mask {path} ({len(data)} bytes) is not an image; use a PNG with 0 for pixels to ignore")
-    usable = np.asarray(image != 0, dtype=np.bool_)
-    if usable.ndim == 3:
-        colors = usable[..., :3] if usable.shape[2] >= 3 else usable[..., :1]
-        opaque = usable[..., -1] if usable.shape[2] in (2, 4) else np.True_
-        usable = np.asarray(colors.any(axis=2) & opaque, np.bool_)
+    usable = nonzero(image)
     if not usable.any():
         raise MaskError(f"mask {path} ignores every pixel; it must be 0 only for pixels to ignore")
     return usable
+
+
+def nonzero(image: NDArray[Any]) -> Mask:
+    """(H, W) bool: which pixels of an image file are not black, and not transparent.
+
+    Args:
+        image: (H, W) or (H, W, C) as OpenCV reads it unchanged.
+    """
+    found = np.asarray(image != 0, dtype=np.bool_)
+    if found.ndim == 2:
+        return found
+    colors = found[..., :3] if found.shape[2] >= 3 else found[..., :1]
+    opaque = found[..., -1] if found.shape[2] in (2, 4) else np.True_
+    return np.asarray(colors.any(axis=2) & opaque, np.bool_)
+
+
+def with_moving(usable: Mask | None, moving: Mask, dilation: int) -> Mask:
+    """A mask that also ignores what moves.
+
+    Args:
+        usable: (H, W) bool of the camera; None if all pixels are usable.
+        moving: (H, W) bool, true for pixels to ignore in one image.
+        dilation: px by which `moving` is made larger, since the edges of segmentations are rough.
+
+    Raises:
+        MaskError: the two differ in size.
+    """
+    if usable is not None and usable.shape != moving.shape:
+        raise MaskError("the camera's mask and the image's own mask differ in size")
+    if dilation:
+        kernel = np.ones((2 * dilation + 1, 2 * dilation + 1), np.uint8)
+        moving = cv2.dilate(moving.astype(np.uint8), kernel) != 0
+    return np.asarray(~moving if usable is None else usable & ~moving, np.bool_)
 
 
 def check_mask(usable: Mask, image: NDArray[np.uint8]) -> None:

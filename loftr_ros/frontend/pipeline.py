@@ -25,6 +25,7 @@ from loftr_ros.frontend.keyframes import (
     reason_for_keyframe,
 )
 from loftr_ros.frontend.localization import Localizer, Located
+from loftr_ros.frontend.moving import MovingThings
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality
@@ -33,6 +34,7 @@ from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import StreamGuard, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
+from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import rotation_vector
 from loftr_ros.geometry.two_view import PoseStatus, without_pose
 from loftr_ros.matcher.interface import Matcher, QuickMatcher
@@ -72,6 +74,7 @@ class FrontEnd:
         self._forced = False
         self.localizer = Localizer(self.config)
         self.recovery = Recovery(self.config.recovery)
+        self.moving = MovingThings(self.config.moving)
         self._quick = QuickMatching(self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher))
         self._full_match = FullMatch.UNEXPECTED
         self._until_other = 0
@@ -116,6 +119,7 @@ class FrontEnd:
         if best is not None:
             with timer("geometry"):
                 best, location = self.localizer.follow(best, frame.stamp_ns)
+                best = self.moving.flagged(best, current)
             located = [best, *(each for each in located if each.match.keyframe is not best.match.keyframe)]
         joined = None
         if best is not None and location is not None and len(self.buffer.segments()) > 1:
@@ -123,6 +127,8 @@ class FrontEnd:
             located[0] = best
         with timer("keyframe"):
             links = self._update_keyframes(current, located, best, location, timer)
+            if best is not None and links is not None and self.buffer.reference is not None:
+                self.moving.add_keyframe(self.buffer.reference)
         is_keyframe = any(event.added for event in self.buffer.pending_events)
         self._quick.record(self._full_match, len(timer.runs) > len(located), is_keyframe)
         self._remember_evicted()
@@ -167,7 +173,7 @@ class FrontEnd:
             for keyframe in chosen:
                 self.recovery.tried(keyframe)
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
-            for keyframe in self.recovery.others(rest, self.localizer.trajectory.last, current):
+            for keyframe in self.recovery.others(rest, self.localizer.looking(current.frame.stamp_ns), current):
                 found = self._match([keyframe], current, timer)[0]
                 if found.is_believed:
                     best = found
@@ -271,6 +277,14 @@ class FrontEnd:
         """
         self.localizer.gyroscope = gyroscope
 
+    def use_odometry(self, odometry: WheelOdometry | None) -> None:
+        """Use another odometry's motions to predict and to check poses, once it has agreed with some.
+
+        Args:
+            odometry: its poses may be added by another thread; None for none.
+        """
+        self.localizer.odometry = odometry
+
     def warm_up(self, size: tuple[int, int]) -> None:
         """Run the network once on an image of `size` (width, height) and against every number of keyframes.
 
@@ -298,6 +312,7 @@ class FrontEnd:
         self._stream.reset()
         self.localizer.reset()
         self.recovery.reset()
+        self.moving.reset()
         self._evicted.clear()
         self._forced = False
         self.buffer.clear(reason)
@@ -315,6 +330,7 @@ class FrontEnd:
         self.config = self.pairs.config = config
         self.buffer.config = config.keyframe
         self.recovery.config = config.recovery
+        self.moving.config = config.moving
         self._quick.config = config.tracking
         self.localizer.reconfigure(config)
         if "max_latency_ms" in differing or "keyframe.max_matched" in differing:

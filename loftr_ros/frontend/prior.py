@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.gyroscope import IntegratedRotation
 from loftr_ros.frontend.odometry import Location
+from loftr_ros.frontend.wheel_odometry import OdometryMotion
 from loftr_ros.geometry.se3 import rotation_matrix, rotation_vector
 
 Array = NDArray[np.float64]
@@ -109,12 +110,15 @@ class ConstantVelocity:
         rotated = location.pose[:3, :3] @ before[1].pose[:3, :3].T
         self._angular_velocity = rotation_vector(rotated) / seconds
 
-    def expected(self, stamp_ns: int, rotated: IntegratedRotation | None = None) -> Expected | None:
+    def expected(
+        self, stamp_ns: int, rotated: IntegratedRotation | None = None, moved: OdometryMotion | None = None
+    ) -> Expected | None:
         """Predict the pose at a time; None if nothing is known, or for too long.
 
         Args:
             stamp_ns: of the frame.
             rotated: rotation since the last located frame, by a gyroscope; None without one.
+            moved: motion since then, by another odometry; its length is used in a metric trajectory only.
         """
         if self._last is None:
             return None
@@ -137,6 +141,10 @@ class ConstantVelocity:
             pose[:3, :3] = rotation_matrix(self._angular_velocity * seconds) @ pose[:3, :3]
             position_std += _VELOCITY_PART * float(np.linalg.norm(self._velocity)) * seconds
             rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._angular_velocity)) * seconds
+        if moved is not None and last.is_metric:
+            pose, position_std, rotation_std = last.pose @ moved.pose, moved.step_std + 0.005, moved.turn_std + 0.002
+        elif moved is not None and rotated is None:
+            rotated = moved.rotated
         if rotated is not None:
             pose[:3, :3] = last.pose[:3, :3] @ rotated.rotation
             rotation_std = rotated.std + 0.002

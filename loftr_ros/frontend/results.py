@@ -80,11 +80,13 @@ class KeyframeMatch:
         keyframe: the keyframe.
         correspondences: matches with it.
         pose: of the current camera relative to it.
+        moving: (N,) bool, matches on things that move against the scene; None if that was not looked for.
     """
 
     keyframe: Keyframe
     correspondences: Correspondences
     pose: RelativePose
+    moving: NDArray[np.bool_] | None = None
 
     @property
     def landmark(self) -> NDArray[np.uint64]:

@@ -33,7 +33,8 @@ def open_source(uri: str | Path, **options: Any) -> Source:
         uri: a folder (KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, a rosbag2, or any images), a file (.mcap, .db3, .bag,
             or a video), or `rendered`, `rendered:room?seed=1&frames=60&rate=30&width=640&height=480`, or `revisits`,
             `revisits:700?rate=10`.
-        options: the fields of `SourceOptions`: start, stop, step, rate, topic, right_topic, depth_topic, camera.
+        options: the fields of `SourceOptions`: start, stop, step, rate, topic, right_topic, depth_topic, mask_topic,
+            masks, camera.
 
     Raises:
         SourceError: there is no readable source, or an option does not fit it.
@@ -48,6 +49,8 @@ def open_source(uri: str | Path, **options: Any) -> Source:
     if not path.exists():
         head, _, query = text.partition("?")
         kind, _, name = head.partition(":")
+        if chosen.masks is not None and kind in ("rendered", "revisits"):
+            raise SourceError(f"{text} is not a folder or a video: the option `masks` has no meaning for it")
         if kind == "rendered":
             from loftr_ros.recordings.rendered import RenderedSource
 
@@ -59,10 +62,12 @@ def open_source(uri: str | Path, **options: Any) -> Source:
         raise SourceError(f"{text} does not exist; expected a folder, a video, a bag, `rendered` or `revisits`")
     path = _bag_in(path)
     is_bag = (path / "metadata.yaml").is_file() if path.is_dir() else _is_bag(path)
-    for name in ("topic", "right_topic", "depth_topic"):
+    for name in ("topic", "right_topic", "depth_topic", "mask_topic"):
         if getattr(chosen, name) is not None and not is_bag:
             raise SourceError(f"{text} is not a bag: the option `{name}` has no meaning for it")
     if is_bag:
+        if chosen.masks is not None:
+            raise SourceError(f"{text} is a bag: its masks come from a topic, with --mask-topic (`mask_topic`)")
         from loftr_ros.recordings.bag import BagSource
 
         return BagSource(path, chosen, camera)
@@ -85,6 +90,8 @@ def open_recording(
     topic: str | None = None,
     right_topic: str | None = None,
     depth_topic: str | None = None,
+    mask_topic: str | None = None,
+    masks: str | Path | None = None,
     camera: str | Path | CameraModel | None = None,
 ) -> Source:
     """Open a recording, whose kind is recognised by its contents; iterating over it gives its frames in time order.
@@ -101,6 +108,8 @@ def open_recording(
             has none, its usual rate.
         topic: image topic of a bag that has several.
         right_topic, depth_topic: of a bag, where their names do not tell.
+        mask_topic: of a bag, with masks of what moves.
+        masks: folder of such masks beside images or a video; a mask has its image's name, or the frame's number.
         camera: calibration instead of the recording's own: a camera, or a file that `load_camera` reads.
 
     Raises:
@@ -115,6 +124,8 @@ def open_recording(
         topic=topic,
         right_topic=right_topic,
         depth_topic=depth_topic,
+        mask_topic=mask_topic,
+        masks=masks,
         camera=camera,
     )
 

@@ -75,7 +75,7 @@ class _Waiting:
 class BagSource(Source):
     """The messages of one image topic, in recording order, with the stamps of their headers.
 
-    Right and depth images come with them: those of the same stamp, or the nearest within 10 ms.
+    Right and depth images, and masks, come with them: those of the same stamp, or the nearest within 10 ms.
     """
 
     def __init__(self, path: Path, options: SourceOptions, camera: CameraModel | None = None) -> None:
@@ -119,12 +119,12 @@ class BagSource(Source):
             f"  {c.topic} ({c.msgtype}, {c.msgcount} messages)" for c in sorted(connections, key=lambda c: c.topic)
         )
         options = self._options
-        for wanted in (options.topic, options.right_topic, options.depth_topic):
+        for wanted in (options.topic, options.right_topic, options.depth_topic, options.mask_topic):
             if wanted is not None and wanted not in images:
                 raise SourceError(f"{path} has no images on '{wanted}'. Its topics are:\n{listed}")
         topic = options.topic
         if topic is None:
-            others = {options.right_topic, options.depth_topic}
+            others = {options.right_topic, options.depth_topic, options.mask_topic}
             left = [each for each in images if each not in others and not is_depth(each)]
             left = [each for each in left if not any(partner(other) == each for other in images)]
             left = left if left or len(images) != 1 else list(images)
@@ -140,6 +140,8 @@ class BagSource(Source):
         self._stream = self._topic(topic)
         self._right = self._topic(right) if right is not None else None
         self._depth = self._topic(depth) if depth is not None else None
+        self._mask = self._topic(options.mask_topic) if options.mask_topic is not None else None
+        self.has_masks = self._mask is not None
         self._tf = [c for c in connections if c.msgtype == _TF and c.topic.endswith("tf_static")]
         self._too_many_depths = [] if depth is not None else depths
 
@@ -180,7 +182,7 @@ class BagSource(Source):
 
     @property
     def _streams(self) -> list[_Stream]:
-        return [stream for stream in (self._stream, self._right, self._depth) if stream is not None]
+        return [stream for stream in (self._stream, self._right, self._depth, self._mask) if stream is not None]
 
     def _stereo_problem(self) -> str:
         """Why the right topic cannot be used; empty if it can, and then its camera's pose is known."""
@@ -318,9 +320,12 @@ class BagSource(Source):
         if self._depth is not None and (found := self._partner(self._depth, head)) is not None:
             message = self._deserialize(found.raw, found.connection)
             depth = BagDepth(message, self._depth.is_compressed, self._registration, self._depth.topic)
+        mask = None
+        if self._mask is not None and (found := self._partner(self._mask, head)) is not None:
+            mask = BagImage(self._deserialize(found.raw, found.connection), self._mask.is_compressed)
         stamp = head.stamp if own is None else own
         frame_id = str(head.message.header.frame_id)
-        return SourceFrame(head.index, stamp, frame_id, image, head.camera, right=right, depth=depth)
+        return SourceFrame(head.index, stamp, frame_id, image, head.camera, right=right, depth=depth, mask=mask)
 
     def _partner(self, stream: _Stream, head: _Waiting) -> _Recent | None:
         """The matching message of another topic for an image; older ones are discarded."""

@@ -9,14 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.frontend.mask import nonzero
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.recordings.bag_depth import BagDepth
-from loftr_ros.recordings.companions import COME_WITH, NO_COMPANIONS, DepthFile, RightView, check_mode
+from loftr_ros.recordings.companions import COME_WITH, NO_COMPANIONS, DepthFile, ImageFile, RightView, check_mode
 from loftr_ros.recordings.images import (
     BagImage,
     EncodedImage,
@@ -26,6 +28,7 @@ from loftr_ros.recordings.images import (
     decode_color,
     decode_gray,
     gray_pixels,
+    read_pixels,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class SourceFrame:
         metric: whether the translation of `pose` is in metres.
         right: right image of a stereo pair, of which `image` is the left one; None without.
         depth: registered to `image`; None without.
+        mask: of what moves in `image`; None without.
     """
 
     index: int
@@ -60,6 +64,7 @@ class SourceFrame:
     metric: bool = False
     right: RightView | None = None
     depth: DepthFile | BagDepth | DepthImage | None = None
+    mask: Image | ImageFile | None = None
 
     def decode(self) -> NDArray[np.uint8]:
         """The (H, W) uint8 gray image, decoded by the node's code, so that both use the same pixels.
@@ -123,6 +128,21 @@ class SourceFrame:
             size = self.camera.width, self.camera.height
         return self.depth if isinstance(self.depth, DepthImage) else self.depth.decode(size)
 
+    def read_mask(self) -> PixelImage | BagImage | None:
+        """The mask: a bag's own raw message, or mono8 that is 0 where a file is black or transparent; None without.
+
+        Raises:
+            SourceError: it is damaged.
+        """
+        mask = self.mask
+        if mask is None or isinstance(mask, PixelImage):
+            return mask
+        if isinstance(mask, BagImage):
+            return mask if not mask.compressed else PixelImage(decode_gray(mask, f"mask of {self.which}"))
+        file = mask.read() if isinstance(mask, ImageFile) else mask
+        marked = nonzero(read_pixels(file, cv2.IMREAD_UNCHANGED))
+        return PixelImage(marked.astype(np.uint8) * np.uint8(255))
+
     def to_frame(self, mode: str = MONO) -> Frame:
         """The frame as input of the front end, with the node's default parameters; `FrameReader` takes others.
 
@@ -154,6 +174,8 @@ class SourceOptions:
             usual rate if it has none.
         topic: image topic of a bag that has several.
         right_topic, depth_topic: of a bag, if their names are ambiguous.
+        mask_topic: of a bag, with masks of what moves.
+        masks: folder of masks of what moves, for other recordings; a mask has its image's name, or the frame's number.
         camera: replaces the source's own calibration: a ROS `camera_calibration` YAML file, or a model.
     """
 
@@ -164,6 +186,8 @@ class SourceOptions:
     topic: str | None = None
     right_topic: str | None = None
     depth_topic: str | None = None
+    mask_topic: str | None = None
+    masks: str | Path | None = None
     camera: str | Path | CameraModel | None = None
 
     def __post_init__(self) -> None:
@@ -209,6 +233,7 @@ class Source(ABC):
         lacks: by mode of the front end (`stereo`, `rgbd`), why the source does not support it; supported modes are
             absent. In a recording with gaps, single frames may still lack their partner.
         imu: samples of a gyroscope beside the camera; None without.
+        has_masks: whether frames come with masks of what moves.
     """
 
     name: str
@@ -220,6 +245,7 @@ class Source(ABC):
     cost: str = ""
     lacks: Mapping[str, str] = NO_COMPANIONS
     imu: ImuSamples | None = None
+    has_masks: bool = False
 
     @property
     def notes(self) -> Sequence[str]:

@@ -85,6 +85,7 @@ ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
 
 # REP 118: depth along the optical axis, and metres per unit.
 _DEPTHS = {"16UC1": (_Layout(1, 2), 0.001), "32FC1": (_Layout(1, 4, kind="f"), 1.0)}
+_MASKS = ("mono8", "8UC1", "mono16", "16UC1")
 # Value that 16-bit sensors write, beside zero, for missing depth; as a depth it would be 65.5 m.
 _DEPTH_HOLE = 65535
 
@@ -177,6 +178,31 @@ def decode_depth(message: Any) -> DepthImage:
     layout, unit = _DEPTHS[encoding]
     values = _samples(message, layout, f"{message.width}x{message.height} depth image of encoding '{encoding}'")
     return DepthImage(values, unit, _DEPTH_HOLE if layout.kind == "u" else None)
+
+
+def decode_mask(message: Any) -> NDArray[np.bool_]:
+    """Which pixels of a mask are not zero, in a `sensor_msgs/Image`-like message of one channel.
+
+    Args:
+        message: as in `decode_image`; mono8, 8UC1, mono16 or 16UC1 (labels).
+
+    Returns:
+        (height, width) bool.
+
+    Raises:
+        ImageError: the message has no such image.
+    """
+    encoding = str(message.encoding)
+    if encoding not in _MASKS:
+        raise ImageError(
+            "mask",
+            f"mask of encoding '{encoding}'; expected {', '.join(_MASKS)}: is the topic a mask, or a picture of it?",
+        )
+    layout = _LAYOUTS[encoding]
+    try:
+        return np.asarray(_samples(message, layout, f"{message.width}x{message.height} mask of '{encoding}'") != 0)
+    except ImageError as error:
+        raise ImageError("mask", str(error)) from error
 
 
 def decode_compressed(message: Any, white_level: int = FULL_RANGE) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from loftr_ros.recordings.files import (
     numbers_of,
 )
 from loftr_ros.recordings.imu import ImuSamples, euroc_imu
+from loftr_ros.recordings.mask_folder import MaskFolder
 from loftr_ros.recordings.pairing import (
     Companions,
     body_camera,
@@ -97,6 +98,13 @@ class FolderSource(Source):
                 f"the names in {path} are not times: stamps are generated at {listing.rate:g} frames per second "
                 "(--frame-rate)"
             )
+        self._masks = None if options.masks is None else MaskFolder(options.masks)
+        if self._masks is not None:
+            self.has_masks = True
+            files = [listing.files[index] for index in self._indices]
+            found = sum(self._masks.find(0, file) is not None for file in files)
+            if note := self._masks.note(found, len(files), f"{files[0].stem}.png"):
+                listing.notes.append(note)
         listing.notes.extend(ignored_properties(listing.files[self._indices[0]]))
         self.length = len(self._indices)
         self.rate = (options.rate or listing.rate) / options.step
@@ -138,6 +146,7 @@ class FolderSource(Source):
                 listing.metric,
                 None if right is None else right[index],
                 None if depth is None else depth[index],
+                None if self._masks is None else self._masks.find(index, file),
             )
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
+from loftr_ros.frontend.image_files import ImageError
+from loftr_ros.frontend.mask import MaskError, check_mask, with_moving
 from loftr_ros.geometry.camera import CameraError, CameraModel
-from loftr_ros.recordings.decoding import decode_compressed, decode_depth, decode_image
+from loftr_ros.recordings.decoding import decode_compressed, decode_depth, decode_image, decode_mask
 from loftr_ros.recordings.input_settings import InputParameters
 from loftr_ros.recordings.stereo_calibration import left_from_right, pose_of, rectified_camera
 
@@ -39,6 +41,7 @@ class Arrival:
         right, right_info: image and calibration of the right camera, in mode `stereo`.
         depth: registered to the image, in mode `rgbd`; a message, or decoded already.
         left_from_right: (4, 4) T_left_right if a recording provides it otherwise than by the calibrations' R and P.
+        mask: of what moves in the image; None without.
     """
 
     image: Image | CompressedImage
@@ -48,22 +51,32 @@ class Arrival:
     right_info: CameraInfo | None = None
     depth: Image | DepthImage | None = None
     left_from_right: NDArray[np.float64] | None = None
+    mask: Image | None = None
 
 
 class FrameDecoder:
     """Converts messages to frames. It remembers the last calibrations, so that unchanged ones cost nothing."""
 
-    def __init__(self, parameters: InputParameters, mask: NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: InputParameters,
+        mask: NDArray[np.bool_] | None = None,
+        on_mask_error: Callable[[str], None] | None = None,
+    ) -> None:
         """Create it without a calibration.
 
         Args:
             parameters: interpretation of the images, and the right camera's pose.
             mask: (H, W) bool, false for pixels to ignore in every image; None for none.
+            on_mask_error: called with the reason if an image's own mask is unusable; the image is then used without
+                it. None raises the error instead.
         """
         self._white_level = parameters.white_level
         self._rectified = parameters.rectified
         self._extrinsic = pose_of(parameters.left_from_right)
         self._mask = mask
+        self._on_mask_error = on_mask_error
+        self._mask_ignores, self._mask_dilation = parameters.mask_ignores, parameters.mask_dilation
         self._camera: _Remembered[CameraModel] = _Remembered()
         self._right_camera: _Remembered[CameraModel] = _Remembered()
         self._left_from_right: _Remembered[NDArray[np.float64]] = _Remembered()
@@ -76,6 +89,7 @@ class FrameDecoder:
         Raises:
             ImageError: an image cannot be decoded.
             CameraError: a calibration is unusable, or of another image size.
+            MaskError: the image's own mask is unusable, and there is no `on_mask_error`.
         """
         message = arrival.image
         image = self._gray(message)
@@ -87,7 +101,19 @@ class FrameDecoder:
         if depth is not None and not isinstance(depth, DepthImage):
             depth = decode_depth(depth)
         right = None if arrival.right is None else self._right_of(arrival)
-        return Frame(image, stamp, message.header.frame_id, camera, self._mask, depth, right, _jpeg_of(message))
+        usable = self._mask if arrival.mask is None else self._usable(arrival.mask, image)
+        return Frame(image, stamp, message.header.frame_id, camera, usable, depth, right, _jpeg_of(message))
+
+    def _usable(self, message: Image, image: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        try:
+            marked = decode_mask(message)
+            check_mask(marked, image)
+            return with_moving(self._mask, marked if self._mask_ignores == "nonzero" else ~marked, self._mask_dilation)
+        except (ImageError, MaskError) as error:
+            if self._on_mask_error is None:
+                raise MaskError(str(error)) from error
+            self._on_mask_error(f"{error}. The image is used without it")
+            return self._mask
 
     def _right_of(self, arrival: Arrival) -> RightImage:
         message, left_info, right_info = arrival.right, arrival.camera_info, arrival.right_info

@@ -69,6 +69,35 @@ class InputParameters(Settings):
         "Image file of the camera's size; pixels that are 0 in it are ignored, such as the robot's own body; "
         "empty for no mask",
     )
+    mask_topic: str = setting(
+        "none",
+        "Masks of moving things on `mask` (mono8, of the image's size): none; synchronized for the mask with the "
+        "image's stamp (`input.sync`); latest for the newest one, of detectors slower than the camera",
+        choices=("none", "synchronized", "latest"),
+    )
+    mask_ignores: str = setting(
+        "zero",
+        "Pixels to ignore in the masks of `mask`: zero as in `input.mask`, or nonzero for detectors that mark what "
+        "moves",
+        choices=("zero", "nonzero"),
+    )
+    mask_dilation: int = setting(
+        4, "Width of a border to ignore around the masked pixels of `mask`", unit="px", low=0, high=500
+    )
+    mask_wait: float = setting(
+        0.2,
+        "Maximum time that an image waits for its mask; without one it is processed with the newest mask",
+        unit="s",
+        low=0.0,
+        high=2.0,
+    )
+    mask_age: float = setting(
+        0.5,
+        "Maximum difference in time between an image and another image's mask that is used for it",
+        unit="s",
+        low=0.0,
+        high=10.0,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "left_from_right", tuple(self.left_from_right))  # of ROS's array
@@ -82,10 +111,15 @@ class InputParameters(Settings):
             mode: of `ScaleConfig`.
 
         Raises:
-            ConfigError: the mode needs calibrations, and none are subscribed to.
+            ConfigError: the mode needs calibrations, and none are subscribed to; or masks cannot be paired.
         """
         if mode != MONO and self.camera_info == "none":
             raise ConfigError(
                 f"mode is '{mode}' and input.camera_info is 'none'; depth needs the cameras' calibrations: set "
                 "input.camera_info to 'synchronized' or 'latest', or mode to 'mono'"
+            )
+        if self.stamps == "arrival" and self.mask_topic == "synchronized":
+            raise ConfigError(
+                "input.stamps is 'arrival' and input.mask_topic is 'synchronized'; a mask arrives later than its "
+                "image, so its time of arrival does not tell which image is its own: set input.mask_topic to 'latest'"
             )

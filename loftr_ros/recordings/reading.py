@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.image_files import ImageError
+from loftr_ros.frontend.mask import MaskError
 from loftr_ros.geometry.camera import NO_DISTORTION, CameraError, CameraModel
 from loftr_ros.recordings.base import SourceFrame
 from loftr_ros.recordings.companions import check_mode
@@ -52,7 +53,7 @@ class FrameReader:
         arrival = self._arrival(frame, mode)
         try:
             read = self._decode(arrival)
-        except ImageError as error:
+        except (ImageError, MaskError) as error:
             raise SourceError(f"{frame.which}: {error}") from error
         except CameraError as error:
             hint = "" if isinstance(frame.image, BagImage) else "; or give its calibration with the option `camera`"
@@ -88,7 +89,9 @@ class FrameReader:
             left_from_right = None if view.by_info else view.left_from_right
         elif mode == RGBD:
             depth = frame.decode_depth(None if frame.camera is not None else _size(image))
-        return Arrival(image, info, 0.0, right, right_info, depth, left_from_right)
+        mask = frame.read_mask()
+        message = None if mask is None else _message(mask, frame)
+        return Arrival(image, info, 0.0, right, right_info, depth, left_from_right, message)
 
     def _info(self, frame: SourceFrame, side: str) -> Any:
         """The CameraInfo that the node would receive."""

@@ -26,6 +26,7 @@ from loftr_ros.recordings.base import (
     SourceFrame,
     SourceOptions,
 )
+from loftr_ros.recordings.mask_folder import MaskFolder
 from loftr_ros.text_files import what_it_is
 
 _SMALL_STEP_NS = 1000  # after the frame before, if the container gives both one time
@@ -60,6 +61,8 @@ class VideoSource(Source):
             size = int(stream.codec_context.width), int(stream.codec_context.height)
         self.rate = (options.rate or float(self._rate)) / options.step
         self.length = len(options.indices(self._claimed)) if self._claimed > 0 else None
+        self._masks = None if options.masks is None else MaskFolder(options.masks)
+        self.has_masks = self._masks is not None
         if self.length == 0:
             raise SourceError(f"{path} has {self._claimed} frames; start {options.start} is after the last")
         if camera is not None and (camera.width, camera.height) != size:
@@ -134,7 +137,8 @@ class VideoSource(Source):
                 except (ValueError, OSError, MemoryError) as error:  # of a layout that cannot be converted
                     decoder.note_failure(error)
                     continue
-                yield SourceFrame(index, stamp if own is None else own, FRAME_ID, image, self.camera)
+                mask = None if self._masks is None else self._masks.find(index)
+                yield SourceFrame(index, stamp if own is None else own, FRAME_ID, image, self.camera, mask=mask)
         self._sum_up(decoder, index + 1, repeated, stopped, last)
         if index < 0:
             why = decoder.first_error or decoder.first_complaint

@@ -12,9 +12,11 @@ from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.mask import read_mask
+from loftr_ros.frontend.wheel_odometry import WheelConfig, WheelOdometry
 from loftr_ros.recordings.frame_decoder import FrameDecoder
 from loftr_ros.ros.input.imu import ImuInput
 from loftr_ros.ros.input.inputs import ImageInput
+from loftr_ros.ros.input.wheel_odometry import WheelInput
 from loftr_ros.ros.lifecycle import SettingsNode, run_node
 from loftr_ros.ros.loading import load_front_end
 from loftr_ros.ros.output.outputs import Outputs
@@ -64,6 +66,8 @@ class FrontEndNode(SettingsNode[Parameters]):
         self._places: Places | None = None
         self._gyroscope: Gyroscope | None = None
         self._imu: ImuInput | None = None
+        self._wheel = WheelOdometry()
+        self._wheel_input: WheelInput | None = None
         self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
@@ -85,7 +89,7 @@ class FrontEndNode(SettingsNode[Parameters]):
         self._reporter.hardware_id = output.hardware_id
         self._stages = FrameStages(
             lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger()),
-            FrameDecoder(parameters.input, usable),
+            FrameDecoder(parameters.input, usable, lambda reason: self.errors.error("mask", reason)),
             self.statistics,
             self.errors,
             self.context.ok,
@@ -95,6 +99,11 @@ class FrontEndNode(SettingsNode[Parameters]):
         self._stages.publish_by(self._outputs)
         self._gyroscope = Gyroscope(parameters.imu) if parameters.imu.enabled else None
         self._stages.front_end.use_gyroscope(self._gyroscope)
+        odometry = parameters.odometry
+        self._wheel = WheelOdometry(
+            WheelConfig(odometry.prior_drift, odometry.prior_turn_drift, odometry.prior_time_std)
+        )
+        self._stages.front_end.use_odometry(self._wheel)
         self._places = self._open_places(parameters)
         if self._places is not None:
             self._stages.observe_by(self._places.observe)
@@ -107,6 +116,7 @@ class FrontEndNode(SettingsNode[Parameters]):
         self._input = ImageInput(self, parameters.input, mode, self.statistics, self._stages.put, self.errors)
         if self._gyroscope is not None:
             self._imu = ImuInput(self, parameters.imu, self._gyroscope, lambda: self.statistics.last_frame_id)
+        self._wheel_input = WheelInput(self, parameters.odometry, self._wheel, lambda: self.statistics.last_frame_id)
         self.get_logger().info(f"waiting for images on {self._input.topic} (mode: {mode}, camera_info: {camera_info})")
 
     def _deactivate(self) -> None:
@@ -202,6 +212,9 @@ class FrontEndNode(SettingsNode[Parameters]):
         if self._imu is not None:
             self._imu.close()
             self._imu = None
+        if self._wheel_input is not None:
+            self._wheel_input.close()
+            self._wheel_input = None
         if self._stages is not None:
             self._stages.drain()
 
@@ -235,6 +248,7 @@ class FrontEndNode(SettingsNode[Parameters]):
             image_scale=front_end.effort.scale,
             motion=motion_state(front_end),
             gyroscope=self._gyroscope_state(),
+            odometry_prior="" if self._wheel_input is None else self._wheel_input.state,
             places=self._places.state if self._places is not None else PlacesState(),
         )
 

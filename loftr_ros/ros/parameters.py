@@ -61,12 +61,41 @@ class OdometryParameters(Settings):
         False, "Whether to publish the transform from `odometry.odom_frame` to `odometry.base_frame` on /tf"
     )
     path_length: int = setting(1000, "Maximum number of poses on ~/path, the newest ones", low=0, high=100000)
+    prior_frame: str = setting(
+        "",
+        "Fixed frame of another odometry on tf, such as that of the wheels; its motions are expected, and poses that "
+        "contradict them are doubtful; empty for the topic `prior_odometry` alone",
+    )
+    prior_drift: float = setting(
+        0.05,
+        "Standard deviation of the other odometry's position, as a fraction of the distance travelled",
+        low=0.0,
+        high=1.0,
+    )
+    prior_turn_drift: float = setting(
+        0.05,
+        "Standard deviation of the other odometry's rotation, as a fraction of the angle turned",
+        low=0.0,
+        high=1.0,
+    )
+    prior_time_std: float = setting(
+        0.01,
+        "Standard deviation of the time between the other odometry's stamps and the images'",
+        unit="s",
+        low=0.0,
+        high=1.0,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS gives an array
         super().__post_init__()
         if any(self.base_from_camera):
             from_seven(self.base_from_camera, "base_from_camera")
+        if self.prior_frame and self.publish_tf and self.prior_frame == self.odom_frame:
+            raise ConfigError(
+                f"odometry.prior_frame is '{self.prior_frame}', which this node publishes itself: it would check its "
+                "poses by themselves. Name the frame of another odometry, or set odometry.publish_tf to false"
+            )
 
 
 @dataclass(frozen=True)

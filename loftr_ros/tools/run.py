@@ -266,6 +266,7 @@ class _Columns:
         "confidence": np.float32,
         "current_std": np.float32,
         "inlier": np.bool_,
+        "moving": np.bool_,
     }
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
@@ -287,6 +288,7 @@ class _Columns:
                 "confidence": found.confidence,
                 "current_std": found.std,
                 "inlier": match.pose.inliers,
+                "moving": np.zeros(count, np.bool_) if match.moving is None else match.moving,
             }
             for name, values in rows.items():
                 self._files[name].write(np.ascontiguousarray(values, self._TYPES[name]).tobytes())

@@ -7,6 +7,7 @@ and light all come from the seed.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from loftr_ros.geometry.camera import NO_DISTORTION, CameraModel
 from loftr_ros.worlds.rasterizer import Atlas, Rectangles, render
-from loftr_ros.worlds.room import ROOM, Solid, furnish, light
+from loftr_ros.worlds.room import ROOM, Solid, Surface, furnish, light
 from loftr_ros.worlds.textures import paint
 
 NOISE = 1.5  # gray levels, standard deviation of the sensor's noise
@@ -88,6 +89,19 @@ class Scene:
 def _build(seed: int) -> tuple[tuple[Solid, ...], Rectangles, Atlas]:
     rng = np.random.default_rng(seed)
     solids, surfaces = furnish(rng)
+    return tuple(solids), *textured(surfaces, solids, rng)
+
+
+def textured(
+    surfaces: Sequence[Surface], solids: Sequence[Solid], rng: np.random.Generator
+) -> tuple[Rectangles, Atlas]:
+    """Paint and light surfaces.
+
+    Args:
+        surfaces: to paint.
+        solids: that cast shadows.
+        rng: the only source of randomness.
+    """
     textures = []
     for surface in surfaces:
         lengths = [float(np.linalg.norm(side)) for side in (surface.side_t, surface.side_s)]
@@ -105,7 +119,7 @@ def _build(seed: int) -> tuple[tuple[Solid, ...], Rectangles, Atlas]:
         np.array([s.side_t for s in surfaces]),
         np.array([s.texel for s in surfaces]),
     )
-    return tuple(solids), rectangles, Atlas(textures)
+    return rectangles, Atlas(textures)
 
 
 def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.recordings.frame_decoder import Arrival, FrameDecoder
+from loftr_ros.ros.input.masks import MASK, MaskPairing
 from loftr_ros.ros.input.pairing import TRANSPORT_CURE, Pairing, Partner
 from loftr_ros.ros.input.synchronizer import LocalFilter, Subscriber
 from loftr_ros.ros.input.topics import InputTopics
@@ -66,6 +67,7 @@ class ImageInput:
         self._topics = InputTopics(node, self._lost)
         self._by_arrival = parameters.stamps == "arrival"
         self._pairing: Pairing | None = None
+        self._masks: MaskPairing | None = None
         # Calibrations that are not paired, and the newest message of each by its field.
         self._remembered: list[Partner] = []
         self._latest: dict[str, CameraInfo] = {}
@@ -74,6 +76,7 @@ class ImageInput:
         self._received_before = statistics.snapshot().received
         self._silent_at = time.monotonic() + SILENCE
         self._timer: Any = None
+        self._mask_timer: Any = None
         try:
             self._subscribe()
         except Exception:  # an invalid QoS override
@@ -104,6 +107,23 @@ class ImageInput:
             self._remembered = infos
             for info in infos:
                 self._listen(info, partial(self._remember, info.field), input_options(1, True))
+        if parameters.mask_topic != "none":
+            self._add_masks()
+
+    def _add_masks(self) -> None:
+        """Subscribe to `mask`; every image goes by way of the masks."""
+        parameters = self._parameters
+        masks = MaskPairing(parameters, self._on_arrival, partial(self._errors.error, "mask"), self._topics)
+        subscribe = partial(Subscriber, self._node, MASK.kind, MASK.topic, **input_options(IMAGES_KEPT))
+        source = self._topics.counting(MASK, subscribe)
+        self._subscriptions.append(source.sub)
+        (_StampedByArrival(self._node, source) if self._by_arrival else source).registerCallback(masks.add_mask)
+        if parameters.mask_topic == "synchronized":
+            period = max(parameters.mask_wait / 4, 0.01)
+            self._mask_timer = self._node.create_timer(
+                period, masks.expire, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            )
+        self._masks, self._on_arrival = masks, masks.add_image
 
     def _pair(self, image: Partner, partners: list[Partner]) -> None:
         sources: list[Any] = []
@@ -138,8 +158,9 @@ class ImageInput:
 
     @property
     def pending(self) -> int:
-        """Images that wait for their partners."""
-        return 0 if self._pairing is None else self._pairing.pending
+        """Images that wait for their partners or masks."""
+        waiting = 0 if self._pairing is None else self._pairing.pending
+        return waiting + (0 if self._masks is None else self._masks.pending)
 
     @property
     def topic(self) -> str:
@@ -148,14 +169,17 @@ class ImageInput:
 
     def close(self) -> None:
         """Unsubscribe; drop and count the images still waiting."""
-        if self._timer is not None:
-            self._node.destroy_timer(self._timer)
-            self._timer = None
+        for timer in (self._timer, self._mask_timer):
+            if timer is not None:
+                self._node.destroy_timer(timer)
+        self._timer = self._mask_timer = None
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
         if self._pairing is not None:
             self._pairing.close()
+        if self._masks is not None:
+            self._statistics.dropped(self._masks.close())
 
     def _watch(self) -> None:
         """Called once a second: give up images that wait too long, and report a silent topic."""

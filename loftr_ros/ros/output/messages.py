@@ -119,12 +119,18 @@ def unknown_pose() -> PoseWithCovariance:
 
 def correspondences_message(match: KeyframeMatch, current: Frame) -> Correspondences:
     """Matches with one keyframe."""
-    return matches_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
+    message = matches_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
+    message.camera, message.keyframe_camera = current.camera_number, match.keyframe.frame.camera_number
+    if match.moving is not None:
+        message.moving = to_array(match.moving.astype(np.uint8))
+    return message
 
 
 def relative_pose_message(match: KeyframeMatch, current: Frame) -> RelativePose:
     """The pose relative to one keyframe, with its quality."""
-    return pose_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
+    message = pose_message(match.keyframe.id, match.keyframe.frame, current, match.correspondences, match.pose)
+    message.camera, message.keyframe_camera = current.camera_number, match.keyframe.frame.camera_number
+    return message
 
 
 def matches_message(
@@ -146,6 +152,7 @@ def matches_message(
         confidence=to_array(found.confidence),
         current_std=to_array(found.std),
         inlier=to_array(pose.inliers.astype(np.uint8)),
+        moving=to_array(np.zeros(len(found), np.uint8)),
     )
 
 
@@ -185,6 +192,8 @@ def tracks_message(match: KeyframeMatch, current: Frame) -> Tracks:
         keyframe_id=keyframe.id,
         keyframe_stamp=to_time(keyframe.frame.stamp_ns),
         keyframe_frame_id=keyframe.frame.frame_id,
+        camera=current.camera_number,
+        keyframe_camera=keyframe.frame.camera_number,
         track_id=to_array(found.track_id),
         landmark_id=to_array(match.landmark[keep]),
         pixels=to_array(found.current_points),
@@ -236,6 +245,7 @@ def track_links_message(links: tracks.TrackLinks, current: Frame) -> TrackLinks:
         header=to_header(current),
         old_keyframe_id=links.old_keyframe,
         new_keyframe_id=links.new_keyframe,
+        camera=current.camera_number,
         old_track_id=to_array(links.old_track),
         new_track_id=to_array(links.new_track),
         distance=to_array(links.distance),
@@ -261,6 +271,7 @@ def keyframe_message(event: KeyframeEvent, current: Frame | None) -> Keyframe:
         id=event.keyframe.id,
         stamp=to_time(frame.stamp_ns),
         frame_id=frame.frame_id,
+        camera=frame.camera_number,
         event=Keyframe.ADDED if event.added else Keyframe.REMOVED,
         reason=int(event.reason),
         num_keyframes=event.num_keyframes,

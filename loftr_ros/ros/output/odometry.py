@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from geometry_msgs.msg import (
     PoseStamped,
+    PoseWithCovarianceStamped,
     Quaternion,
     Transform,
     TransformStamped,
@@ -69,6 +70,7 @@ class OdometryOutput:
         self._logger = node.get_logger()
         self._odometry = publisher(Odometry, "~/odometry")
         self._path = publisher(Path, "~/path")
+        self._orientation = publisher(PoseWithCovarianceStamped, "~/orientation")
         self._tf = publisher(_tf_message(), "/tf") if parameters.publish_tf else None
         self._mount = CameraMount(node, parameters)
         self._poses: deque[PoseStamped] = deque(maxlen=parameters.path_length)
@@ -95,6 +97,7 @@ class OdometryOutput:
         """
         fix = _fix_of(result)
         if fix is None:
+            self._publish_orientation(result)
             return
         before, self._last = self._last, fix
         segment = fix.location.segment
@@ -108,6 +111,26 @@ class OdometryOutput:
             return
         while self._waiting:
             self._send(self._waiting.popleft(), base_from_camera)
+
+    def _publish_orientation(self, result: FrontEndResult) -> None:
+        """Publish the base's orientation of a frame without a location, if a gyroscope or another odometry knows it."""
+        found, last = result.orientation, self._last
+        if found is None or last is None or last.location.segment != found.segment:
+            return
+        base_from_camera = self._mount.of(result.frame.frame_id)
+        if base_from_camera is None or not self._orientation.get_subscription_count():
+            return
+        camera = last.location.pose.copy()
+        camera[:3, :3] = found.rotation
+        base = base_pose(camera, base_from_camera)
+        base[:3, 3] = base_pose(last.location.pose, base_from_camera)[:3, 3]
+        covariance = UNKNOWN_VARIANCE * np.eye(6)
+        if found.segment == self._first_segment:
+            axes = base_from_camera[:3, :3]
+            covariance[3:, 3:] = axes @ found.covariance @ axes.T
+        header = Header(stamp=to_time(result.frame.stamp_ns), frame_id=self._parameters.odom_frame)
+        pose = to_pose_with_covariance(base, covariance)
+        self._orientation.publish(PoseWithCovarianceStamped(header=header, pose=pose))
 
     def _send(self, step: _Step, base_from_camera: NDArray[np.float64]) -> None:
         fix = step.fix

@@ -101,6 +101,7 @@ class FrontEndState:
         motion: state of the trajectory.
         places: state of archive and loop search.
         gyroscope: its state.
+        odometry_prior: state of the other odometry.
     """
 
     lifecycle: str
@@ -119,6 +120,7 @@ class FrontEndState:
     motion: MotionState = MotionState()
     places: PlacesState = PlacesState()
     gyroscope: GyroscopeReport = GyroscopeReport()
+    odometry_prior: str = ""
 
 
 def error_kind(error: Exception) -> str:
@@ -300,6 +302,7 @@ class Reporter:
             **dataclasses.asdict(state.motion),
             **dataclasses.asdict(state.places),
             **dataclasses.asdict(state.gyroscope),
+            odometry_prior=state.odometry_prior,
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
         message.header.frame_id = now.last_frame_id

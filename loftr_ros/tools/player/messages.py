@@ -107,8 +107,23 @@ def depth_messages(frame: SourceFrame) -> tuple[Image, CameraInfo | None]:
     return message, None if frame.camera is None else camera_info_message(header, frame.camera)
 
 
+def mask_message(frame: SourceFrame) -> Image | None:
+    """The mask with the frame's stamp; None if the frame has none.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    header, mask = Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id), frame.read_mask()
+    if mask is None or isinstance(mask, BagImage):
+        return None if mask is None else _same_image(header, mask)
+    return _pixels(header, mask)
+
+
 def _to_raw(header: Header, frame: SourceFrame, color: bool) -> Image:
-    image = PixelImage(frame.decode_color() if color else frame.decode_all_bits())
+    return _pixels(header, PixelImage(frame.decode_color() if color else frame.decode_all_bits()))
+
+
+def _pixels(header: Header, image: PixelImage) -> Image:
     pixels = np.ascontiguousarray(image.pixels)
     return Image(
         header=header,

@@ -76,7 +76,8 @@ def play(
 
     The mode `stereo` adds the right images, on `right/image` and `right/camera_info`; `rgbd` adds the depth images, on
     `depth/image` and `depth/camera_info`. Data passes unchanged where possible, see `player/messages.py`. All messages
-    of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`.
+    of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`. A source's masks of what
+    moves go out on `mask`.
 
     Args:
         source: see `loftr_ros.recordings.open_source`; it is not closed.
@@ -118,7 +119,8 @@ def play(
         reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=depth, reliability=reliability)
         compressed = image_transport == COMPRESSED
-        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos)
+        masks = source.has_masks
+        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos, masks=masks)
         return _Player(node, topics).run(
             source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress
         )

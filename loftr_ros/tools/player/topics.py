@@ -18,7 +18,7 @@ from loftr_ros.frontend.config import RGBD, STEREO
 from loftr_ros.geometry.se3 import quaternion_of
 from loftr_ros.recordings import PixelImage, SourceError, SourceFrame
 from loftr_ros.ros.output.messages import to_time
-from loftr_ros.tools.player.messages import depth_messages, frame_messages, right_messages
+from loftr_ros.tools.player.messages import depth_messages, frame_messages, mask_message, right_messages
 
 _READ_WITHIN = 0.5  # s for a busy reader to take the last image
 
@@ -37,7 +37,16 @@ class Topics:
     """Publishers of `image` and `camera_info`, the same two in `right/` or `depth/`, and `/clock`."""
 
     def __init__(
-        self, node: Node, mode: str, *, compressed: bool, color: bool, now: bool, clock: bool, qos: QoSProfile
+        self,
+        node: Node,
+        mode: str,
+        *,
+        compressed: bool,
+        color: bool,
+        now: bool,
+        clock: bool,
+        qos: QoSProfile,
+        masks: bool = False,
     ) -> None:
         """Create the publishers.
 
@@ -49,6 +58,7 @@ class Topics:
             now: stamp with the wall clock.
             clock: publish each frame's stamp on `/clock`.
             qos: of all publishers except the clock's.
+            masks: also publish masks of what moves on `mask`.
         """
         self._node, self._mode, self._compressed, self._color, self._now = node, mode, compressed, color, now
         kind, name = (CompressedImage, "image/compressed") if compressed else (Image, "image")
@@ -66,6 +76,7 @@ class Topics:
                 node.create_publisher(Image, "depth/image", qos),
                 node.create_publisher(CameraInfo, "depth/camera_info", qos),
             ]
+        self._mask = node.create_publisher(Image, "mask", qos) if masks else None
         self._clock = None
         if clock:
             from rosgraph_msgs.msg import Clock
@@ -86,6 +97,7 @@ class Topics:
         """Wait until all topics have a subscriber, but at most `seconds`: some subscribers do not use all."""
         # Without a calibration nothing is published on camera_info.
         others = [self._info, *self._companions] if with_camera else self._companions[:1]
+        others += [] if self._mask is None else [self._mask]
         end = time.monotonic() + seconds
         while any(publisher.get_subscription_count() == 0 for publisher in others) and time.monotonic() < end:
             time.sleep(0.01)
@@ -131,7 +143,8 @@ class Topics:
             self._warn_of_extrinsics(frame)
         elif self._mode == RGBD:
             beside = depth_messages(frame)
-        pairs = [(self._info, info), *zip(self._companions, beside, strict=True), (self._image, image)]
+        mask = (self._mask, None if self._mask is None else mask_message(frame))
+        pairs = [(self._info, info), *zip(self._companions, beside, strict=True), mask, (self._image, image)]
         return [(publisher, message) for publisher, message in pairs if message is not None]
 
     def _warn_of_extrinsics(self, frame: SourceFrame) -> None:
@@ -167,6 +180,6 @@ class Topics:
         ends with the node too.
         """
         end = time.monotonic() + seconds
-        for publisher in (self._image, self._info, *self._companions):
+        for publisher in (self._image, self._info, *self._companions, *([self._mask] if self._mask else [])):
             publisher.wait_for_all_acked(Duration(seconds=max(end - time.monotonic(), 0.0)))
         time.sleep(_READ_WITHIN)
