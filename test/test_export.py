@@ -34,7 +34,7 @@ from loftr_ros.matcher.loftr import transformer
 from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.ring import FeatureRing
-from loftr_ros.matcher.runtime import export, loftr_graph, onnx_backend
+from loftr_ros.matcher.runtime import export, graphs, onnx_backend
 from loftr_ros.matcher.runtime.export import ExportError, export_network
 from loftr_ros.matcher.runtime.export_check import Agreement, DisagreementError, check_export
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, read_model
@@ -54,7 +54,7 @@ PROGRAM = Path(sys.executable).parent / "loftr_ros"
 def small_tiles() -> Iterator[None]:
     """So that images of this size need several tiles too, the last of another size than the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loftr_graph, "TILE_SCORES", 40_000)
+        patch.setattr(graphs, "TILE_SCORES", 40_000)
         patch.setattr(transformer, "TILE_TOKENS", 125)
         yield
 
@@ -466,7 +466,7 @@ def test_what_the_checker_refuses_is_not_written_and_an_older_export_stays(
 
 
 def test_graphs_that_find_something_else_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mirrored(loftr_graph.EncodeGraph):
+    class Mirrored(graphs.EncodeGraph):
         def forward(self, image: Tensor, usable: Tensor) -> tuple[Tensor, ...]:
             return super().forward(image.flip(3), usable)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +15,11 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 # x86: AVX512-BF16 and AMX; Arm: the bf16 extension.
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context without autocast, which training uses."""
+    return torch.autocast(device.type, enabled=False) if torch.is_grad_enabled() else nullcontext()
 
 
 class DeviceError(RuntimeError):

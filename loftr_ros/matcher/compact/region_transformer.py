@@ -8,13 +8,14 @@ logarithm of the number of keys; otherwise a softmax over more keys than in trai
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from loftr_ros.matcher.config import RegionTransformerConfig
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.fixed import is_fixed
 from loftr_ros.matcher.loftr.attention import softmax_attention
 
 # Number of keys for which logits are scaled as in the Transformer.
@@ -111,8 +112,9 @@ class RegionTransformer(nn.Module):
             grid0, grid1: (rows, columns) of the regions.
             mask0, mask1: (B, L) and (B, S) bool, false for masked tokens; or None.
         """
-        if grid0 == grid1 and mask0 is None and mask1 is None:
-            return self._together(tokens0, tokens1, grid0)
+        if grid0 == grid1 and (mask0 is None) == (mask1 is None) and (mask0 is None or is_fixed()):
+            masks = None if mask0 is None or mask1 is None else torch.cat([mask0, mask1])
+            return self._together(tokens0, tokens1, grid0, masks)
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
             if kind == "self":
                 tokens0 = layer(tokens0, grid0, tokens0, grid0, mask0, rotate=True)
@@ -124,14 +126,19 @@ class RegionTransformer(nn.Module):
                 )
         return tokens0, tokens1
 
-    def _together(self, tokens0: Tensor, tokens1: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _together(self, tokens0: Tensor, tokens1: Tensor, grid: Grid, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Both images of every pair in one batch, for products of twice as many rows."""
         pairs = len(tokens0)
         tokens = torch.cat([tokens0, tokens1])
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
-            source = tokens if kind == "self" else tokens.roll(pairs, dims=0)
-            tokens = layer(tokens, grid, source, grid, None, rotate=kind == "self")
+            source, mask = (tokens, masks) if kind == "self" else (_swapped(tokens, pairs), _swapped(masks, pairs))
+            tokens = layer(tokens, grid, source, grid, mask, rotate=kind == "self")
         return tokens[:pairs], tokens[pairs:]
+
+
+def _swapped(both: Tensor | None, pairs: int) -> Tensor | None:
+    """The second half first."""
+    return None if both is None else both.roll(pairs, dims=0)
 
 
 def attention_scale(keys: int, channels: int) -> float:
@@ -165,18 +172,11 @@ def rotated(tokens: Tensor, grid: Grid, spacing: int) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
 
 
-@lru_cache(maxsize=32)
+@made_once
 def _rotations(
     grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(L, D / 2) cosines and sines."""
-    with torch.inference_mode(False):  # shared with training
-        return _make_rotations(grid, spacing, channels, device, dtype)
-
-
-def _make_rotations(
-    grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
     count = channels // 4
     wavelength = 4 * (_LONGEST / 4) ** (torch.arange(count) / max(count - 1, 1))
     row, column = (torch.arange(side) * spacing + (spacing - 1) / 2 for side in grid)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.config import FineConfig, TransformerConfig
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.fixed import Rows, is_fixed, picked, windows
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.loftr.attention import EPSILON
 from loftr_ros.matcher.loftr.backbone import Backbone
@@ -67,12 +69,18 @@ def heat_map(windows0: Tensor, windows1: Tensor) -> Tensor:
 
 def expectation(heat: Tensor) -> FineMatches:
     """Mean and standard deviation of heat maps (M, WW)."""
-    side = math.isqrt(int(heat.shape[1]))
-    axis = torch.arange(side, device=heat.device, dtype=torch.float32) - side // 2
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+    grid, square = _grid(math.isqrt(int(heat.shape[1])), heat.device)
     offset = heat @ grid
-    variance = heat @ grid.square() - offset.square()
+    variance = heat @ square - offset.square()
     return FineMatches(offset, variance.clamp_min(0).mean(dim=1).sqrt())
+
+
+@made_once
+def _grid(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(side side, 2) float32, (u, v) of the places of a window from its centre, and their squares."""
+    axis = torch.arange(side, dtype=torch.float32) - side // 2
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+    return grid.to(device), grid.square().to(device)
 
 
 class FineTransformer(LocalFeatureTransformer):
@@ -91,7 +99,7 @@ class _WindowLayer(EncoderLayer):
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         dtype = self.merge.weight.dtype
-        special = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or dtype == torch.float16
+        special = torch.is_grad_enabled() or is_fixed() or dtype == torch.float16
         if special or self.attention != "linear" or source_mask is not None or x.shape[0] != source.shape[0]:
             return super().forward(x, source, source_mask)
         x, source = x.to(dtype), source.to(dtype)
@@ -192,6 +200,24 @@ class FineMatcher:
             parts.append(expectation(heat_map(*self._loftr(*windows.chunk(2)))))
         offset, std = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
         return FineMatches(offset, std)
+
+    def fixed(
+        self, keyframes: ImageFeatures, current: ImageFeatures, rows: Rows, tokens0: Tensor, tokens1: Tensor
+    ) -> FineMatches:
+        """Sub-pixel offsets of the matches of B pairs, (B R, 2) and (B R,), as a fixed program.
+
+        Args:
+            keyframes, current: of B images and of one.
+            rows: matched cells.
+            tokens0, tokens1: (B, L, C) and (B, S, C) coarse features after the transformer.
+        """
+        made = []
+        for features, cells, tokens in ((keyframes, rows.cell0, tokens0), (current, rows.cell1, tokens1)):
+            assert features.fine is not None
+            cut = windows(features.fine, cells, features.grid, -(self._window // 2), self._window, self._ratio)
+            made.append(self._preprocess(cut, picked(tokens, cells).flatten(0, 1)))
+        both = self._loftr.encode(torch.cat(made))
+        return expectation(heat_map(*self._loftr(*both.chunk(2))))
 
     def _windows(self, features: ImageFeatures, cells: Tensor) -> Tensor:
         """(M, WW, Cf) fine features around cells, zero outside of the image."""
