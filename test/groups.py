@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 GROUPS = {
-    "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export half_precision "
+    "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export fixed_program "
+    "gpu_faults half_precision "
     "loftr matcher openvino parity ring weights",
     "front_end": "budget camera cell_depth covariance gyroscope keyframes local_affine localization mask match_metrics "
     "metric_pose pipeline recovery refinement relative_pose sparse_front_end stereo_calibration stream trust",

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,11 +25,12 @@ GPU = torch.device("meta")
 N = TypeVar("N", bound=nn.Module)
 
 # Operations without a kernel.
-_FREE = frozenset(
-    """alias as_strided chunk detach diagonal empty empty_like empty_strided expand is_same_size lift_fresh narrow
-    new_empty new_empty_strided permute _reshape_alias scalar_tensor select set_ slice split split_with_sizes squeeze t transpose unbind
-    unflatten unfold unsqueeze view view_as_complex view_as_real _unsafe_view""".split()  # noqa: SIM905
-)
+_FREE = (  # noqa: SIM905
+    "_reshape_alias _unsafe_view alias as_strided chunk detach diagonal empty empty_like empty_strided "
+    "expand is_same_size lift_fresh narrow new_empty new_empty_strided permute scalar_tensor select set_ "
+    "slice split split_with_sizes squeeze t transpose unbind unflatten unfold unsqueeze view "
+    "view_as_complex view_as_real "
+).split()
 # Kernels that torch's CUDA sources launch for one operation, where there is more than one.
 _KERNELS = {"sort": 3, "argsort": 3, "topk": 4, "cumsum": 2, "median": 3, "embedding_bag": 2, "logsumexp": 6}
 
@@ -107,12 +107,13 @@ class PretendedDevice:
     Attributes:
         device: of its tensors, the pretended GPU or the CPU.
         waits, copies: number of waits of the host, and of copies between it and the GPU.
+        emptied: number of times that unused memory was given back.
         gpu_seconds: what two marks are apart.
     """
 
     def __init__(self, device: torch.device = GPU, gpu_seconds: float = 0.0) -> None:
         self.device, self.gpu_seconds = device, gpu_seconds
-        self.waits = self.copies = 0
+        self.waits = self.copies = self.emptied = 0
 
     @contextmanager
     def queue(self) -> Iterator[None]:
@@ -143,7 +144,10 @@ class PretendedDevice:
 
     def fetch(self, buffer: Tensor, mark: None) -> NDArray[Any]:
         self.waits += 1
-        return np.array(buffer)
+        return buffer.numpy()
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
 
     def seconds(self, first: None, last: None) -> float:
         return self.gpu_seconds

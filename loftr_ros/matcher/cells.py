@@ -34,6 +34,11 @@ def in_grid(cells: Tensor, shape: tuple[int, int], grid: tuple[int, int]) -> Ten
     return functional.pad(cells.view(1, *shape), (0, grid[1] - shape[1], 0, grid[0] - shape[0])).flatten(1)
 
 
+def sides(maps: Tensor) -> tuple[int, int]:
+    """(H, W) of (B, C, H, W), as constants where a graph is traced."""
+    return int(maps.shape[2]), int(maps.shape[3])
+
+
 def usable_cells(usable: Tensor, cell_size: int) -> Tensor:
     """(H, W) bool pixels -> (1, L) bool: cells of which at least half of the pixels are usable."""
     part = functional.avg_pool2d(usable[None].float(), cell_size, ceil_mode=True)

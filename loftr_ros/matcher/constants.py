@@ -31,12 +31,19 @@ def made_once(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def get(*args: P.args, **kwargs: P.kwargs) -> R:
-        made = make(*args)
+        made = make(*map(_plain, args))
         for held in getattr(_local, "held", ()):
             held.append(made)
         return made
 
     return get
+
+
+def _plain(argument: Any) -> Any:
+    """Sizes as numbers: where a graph is traced, they are tensors."""
+    if isinstance(argument, tuple):
+        return tuple(map(_plain, argument))
+    return int(argument) if isinstance(argument, torch.Tensor) else argument
 
 
 @contextmanager

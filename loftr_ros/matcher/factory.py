@@ -15,8 +15,9 @@ from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision
+from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision, why_no_gpu
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
+from loftr_ros.matcher.runtime.gpu import CudaDevice, GpuMatcher
 
 _CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 BACKENDS = ("auto", "torch", "onnx", "openvino")
@@ -64,6 +65,8 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = resolve_device(spec.device)
+    if spec.device == "auto" and (problem := why_no_gpu()):
+        _logger.warning("the CPU computes, although there is a GPU: %s", problem)
     if spec.backend == "onnx":
         return _open_onnx(spec, device)
     if spec.backend == "openvino":
@@ -75,7 +78,7 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
             return _open_openvino(replace(spec, network=network.config.name), device)
         except DeviceError as error:
             _logger.warning("torch runs the network, because OpenVINO cannot: %s", error)
-    return network
+    return GpuMatcher(network, CudaDevice(device)) if device.type == "cuda" else network
 
 
 def backend_of(matcher: Matcher) -> str:

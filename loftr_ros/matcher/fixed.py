@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import indices
+from loftr_ros.matcher.cells import cell_offset, indices
 from loftr_ros.matcher.coarse import LOWEST_THRESHOLD, NEVER, scaled, score_confidence
-from loftr_ros.matcher.config import CoarseMatchingConfig
+from loftr_ros.matcher.config import CoarseMatchingConfig, NetworkConfig
 from loftr_ros.matcher.constants import made_once
 
 Grid = tuple[int, int]
@@ -177,7 +177,15 @@ def picked(features: Tensor, cells: Tensor) -> Tensor:
 
 
 def windows(
-    fine: Tensor, cells: Tensor, grid: Grid, first: int, side: int, ratio: int, *, blank: bool = True
+    fine: Tensor,
+    cells: Tensor,
+    grid: Grid,
+    first: int,
+    side: int,
+    ratio: int,
+    dtype: torch.dtype,
+    *,
+    blank: bool = True,
 ) -> Tensor:
     """Squares of fine features at cells.
 
@@ -188,33 +196,37 @@ def windows(
         first: from a cell's top-left fine feature to the window's, along both axes.
         side: of the windows.
         ratio: fine features along a cell's side.
+        dtype: of the result.
         blank: whether features outside of the image are zero; else they are the nearest ones inside.
 
     Returns:
         (K R, side side, C).
     """
     batch, channels, height, width = (int(length) for length in fine.shape)
-    places, inside = window_places(grid, (height, width), first, side, ratio, fine.device)
+    places, inside = window_places(grid, (height, width), first, side, ratio, fine.device, dtype)
     place, cells = places[cells], cells.flatten()
     if batch > 1:
         place = place + indices(batch, fine.device)[:, None, None] * (height * width)
     cut = fine.permute(0, 2, 3, 1).reshape(-1, channels)[place.flatten()].view(-1, side * side, channels)
-    return cut if inside is None or not blank else cut * inside[cells][..., None].to(cut.dtype)
+    return cut.to(dtype) if inside is None or not blank else cut * inside[cells][..., None]
 
 
 @made_once
 def window_places(
-    grid: Grid, size: Grid, first: int, side: int, ratio: int, device: torch.device
+    grid: Grid, size: Grid, first: int, side: int, ratio: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """(L, side side) int64 places of each cell's window in a map of (height, width), and whether they are inside; None
-    if all are.
+    """(L, side side) int64 places of each cell's window in a map of (height, width), and 1 for those inside, else 0;
+    None if all are.
     """
     reach = torch.arange(side) + first
     rows, columns = ((torch.arange(count) * ratio)[:, None] + reach for count in grid)
     place = rows.clamp(0, size[0] - 1)[:, None, :, None] * size[1] + columns.clamp(0, size[1] - 1)[None, :, None]
     inside = ((rows >= 0) & (rows < size[0]))[:, None, :, None] & ((columns >= 0) & (columns < size[1]))[None, :, None]
     shape = grid[0] * grid[1], side * side
-    return place.reshape(shape).to(device), None if inside.all() else inside.reshape(shape).to(device)
+    is_inside = first >= 0 and all(
+        (n - 1) * ratio + first + side <= length for n, length in zip(grid, size, strict=True)
+    )
+    return place.reshape(shape).to(device), None if is_inside else inside.reshape(shape).to(device, dtype)
 
 
 def _tiles(rows: int, columns: int) -> list[slice]:
@@ -244,6 +256,17 @@ def _added(
     if len(lefts) == 1:
         return left, right
     return torch.cat(lefts, dim=2), torch.cat(rights, dim=2)
+
+
+def points(config: NetworkConfig, cells: Tensor, grid: Grid) -> Tensor:
+    """(B, R) cells of a grid of (rows, columns) -> (B, R, 2) float32 pixels (u, v)."""
+    return _points(grid, config.backbone.stride, cell_offset(config), cells.device)[cells]
+
+
+@made_once
+def _points(grid: Grid, stride: int, offset: float, device: torch.device) -> Tensor:
+    row, column = torch.meshgrid(*(torch.arange(side) * float(stride) + offset for side in grid), indexing="ij")
+    return torch.stack([column, row], dim=2).flatten(0, 1).to(device)
 
 
 @made_once

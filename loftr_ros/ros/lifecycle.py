@@ -38,7 +38,8 @@ def reported(method: Transition[NodeT]) -> Transition[NodeT]:
         self.in_transition = True
         try:
             result = method(self, state)
-            self.failure = ""
+            if result == TransitionCallbackReturn.SUCCESS:
+                self.failure = ""
         except Exception as error:
             kind = error_kind(error)
             self.failure = f"{method.__name__.removeprefix('on_')} failed: {error}"

@@ -15,6 +15,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.gyroscope import Gyroscope
@@ -82,6 +83,9 @@ class FrontEndNode(LifecycleNode):
         self._places: Places | None = None
         self._gyroscope: Gyroscope | None = None
         self._imu: ImuInput | None = None
+        self.gpu_lost = Future()
+        self._losing = self.create_guard_condition(self._lose_gpu)
+        self._lost_message = ""
         self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
@@ -121,6 +125,11 @@ class FrontEndNode(LifecycleNode):
             self._end("unconfigured")
             raise
         self._stages.publish_by(self._outputs)
+        self._stages.gpu_lost_by(self._on_gpu_lost)
+        from loftr_ros.matcher.precision import why_no_gpu  # loads torch, which has been loaded now
+
+        if parameters.matcher.device == "auto" and (problem := why_no_gpu()):
+            self.errors.count("device", f"the CPU computes, although there is a GPU: {problem}")
         self._gyroscope = Gyroscope(parameters.imu) if parameters.imu.enabled else None
         self._stages.front_end.use_gyroscope(self._gyroscope)
         self._places = self._open_places(parameters)
@@ -149,6 +158,9 @@ class FrontEndNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe; finish the frames in progress, keep the keyframes."""
         self._stop()
+        if self._lost_message:
+            self.failure = self._lost_message
+            return TransitionCallbackReturn.ERROR
         self._lifecycle = "inactive"
         return super().on_deactivate(state)
 
@@ -164,12 +176,30 @@ class FrontEndNode(LifecycleNode):
 
     @reported
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Return to unconfigured, from where configure may be tried again."""
-        return self._end("unconfigured")
+        """Return to unconfigured, from where configure may be tried again; without a GPU only a new process can."""
+        if not self._lost_message:
+            return self._end("unconfigured")
+        self._end("finalized")
+        self.gpu_lost.set_result(self._lost_message)
+        return TransitionCallbackReturn.FAILURE
 
     def close(self) -> None:
         """End the threads, in any state; the node cannot be used afterwards."""
         self._end_threads()
+
+    # --- a lost GPU ---
+
+    def _on_gpu_lost(self, message: str) -> None:
+        """Called on a thread of the stages, which the transition will end."""
+        if not self._lost_message:
+            self._lost_message = message
+            self._losing.trigger()
+
+    def _lose_gpu(self) -> None:
+        """Go to the error state: by a transition, since a lifecycle node has no other way there."""
+        self.errors.error("gpu", self._lost_message, always=True)
+        if self._lifecycle == "active":
+            self.trigger_deactivate()
 
     # --- services and parameters ---
 
@@ -325,7 +355,8 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         autostart: become active without a launch file.
 
     Returns:
-        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed.
+        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed, or if the GPU
+        was lost.
     """
     node: FrontEndNode | None = None
     interrupted = threading.Event()
@@ -354,7 +385,9 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
                 for transition in (node.trigger_configure, node.trigger_activate):
                     if transition() != TransitionCallbackReturn.SUCCESS:
                         return 1
-            rclpy.spin(node)
+            rclpy.spin_until_future_complete(node, node.gpu_lost)
+            if node.gpu_lost.done():
+                return 1
         except (ParameterException, ConfigError) as error:
             if node is not None:
                 raise

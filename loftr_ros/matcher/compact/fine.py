@@ -174,7 +174,7 @@ class CompactFine(nn.Module):
 
     def _read(self, quarters: Tensor) -> FineMatch:
         """Read the match from the correlation of the template's quarters, (M, 4, shifts ** 2)."""
-        log_heat = (quarters.mean(dim=1) * (4 * self.sharpness)).log_softmax(dim=1)
+        log_heat = (quarters.sum(dim=1) * self.sharpness).log_softmax(dim=1)
         peak = log_heat.argmax(dim=1)
         tables = _peaks(self.config.reach, peak.device)
         place = tables.places[peak]
@@ -184,7 +184,7 @@ class CompactFine(nn.Module):
         around = quarters.gather(2, place[:, None].expand(-1, 4, -1))
         around = around - around[:, :, len(tables.shifts) // 2].mean(dim=1)[:, None, None]
         said = self.said(self.read(torch.cat([around.flatten(1), mass], dim=1)))
-        offset = FINE_PIXELS * expected + _CORRECTION * torch.tanh(said[:, :2])
+        offset = torch.add(expected, torch.tanh(said[:, :2]), alpha=_CORRECTION)
         return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02, log_heat)
 
     def std(self, scale: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class CompactFine(nn.Module):
             affine: (B R, 2, 2) of `local_affine`.
         """
         source, around = (
-            windows(fine, cells, grid, (_CELL - side) // 2, side, _CELL).float()
+            windows(fine, cells, grid, (_CELL - side) // 2, side, _CELL, torch.float32)
             for fine, cells, grid, side in (
                 (fine0, rows.cell0, grids[0], TEMPLATE_WINDOW),
                 (fine1, rows.cell1, grids[1], self.window),
@@ -220,8 +220,8 @@ class _Peaks(NamedTuple):
     Attributes:
         places: (P, A) int64, moved inside.
         near: (P, A) float32, 1 for those of the expectation that are inside, else 0.
-        middle: (P, 2) float32, the peak's shift (u, v).
-        shifts: (A, 2) float32, from the peak.
+        middle: (P, 2) float32, the peak's shift (u, v), in pixels.
+        shifts: (A, 2) float32, from the peak, in pixels.
     """
 
     places: Tensor
@@ -240,8 +240,8 @@ def _peaks(reach: int, device: torch.device) -> _Peaks:
     near = ((steps.abs() <= _PEAK)[:, None] & (steps.abs() <= _PEAK)).flatten()
     inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)).flatten(1)
     shifts = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], dim=1)
-    middle = torch.stack([column, row], dim=1) - reach
-    tables = place, (inside & near).float(), middle.float(), shifts.float()
+    middle = FINE_PIXELS * (torch.stack([column, row], dim=1) - reach)
+    tables = place, (inside & near).float(), middle.float(), (FINE_PIXELS * shifts).float()
     return _Peaks(*(table.to(device) for table in tables))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import Candidates, confidence_matrix, dual_softmax, most_confident
 from loftr_ros.matcher.compact.backbone import REGION_CELLS, CompactBackbone, padded
 from loftr_ros.matcher.compact.cells import CellMatcher
@@ -21,7 +21,7 @@ from loftr_ros.matcher.compact.local_affine import local_affine
 from loftr_ros.matcher.compact.region_transformer import RegionTransformer
 from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
-from loftr_ros.matcher.fixed import FixedMatches, mutual_best, ranked
+from loftr_ros.matcher.fixed import FixedMatches, mutual_best, points, ranked
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.streaming import StreamingNetwork
 
@@ -67,7 +67,7 @@ class Compact(StreamingNetwork):
 
     def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
         """See `StreamingNetwork.encode_pixels`: backbone, first self layer."""
-        height, width = pixels.shape[2:]
+        height, width = sides(pixels)
         grid = self.config.grid(height, width)
         made = self.backbone(padded(pixels).contiguous(memory_format=torch.channels_last))
         tokens = made.regions.flatten(2).transpose(1, 2).contiguous()
@@ -120,7 +120,7 @@ class Compact(StreamingNetwork):
         tokens0, tokens1 = self.transformer(keyframes.tokens, tokens1, *regions, *masks)
         best = mutual_best(tokens0, tokens1, coarse, *masks)
         vectors0 = self.cell_matcher.vectors(keyframes.cells, tokens0)
-        vectors1 = self.cell_matcher.vectors(current.cells, tokens1)
+        vectors1 = self.cell_matcher.vectors(current.cells.expand(batch, -1, -1, -1), tokens1)
         found = self.cell_matcher.fixed(vectors0, vectors1, *grids, best, coarse.threshold)
         allowed = allowed0.expand(batch, -1).gather(1, found.cell0) & allowed1.expand(batch, -1).gather(1, found.cell1)
         rows = ranked(found.cell1, torch.where(allowed, found.confidence, 0.0), coarse.max_matches)
@@ -128,8 +128,7 @@ class Compact(StreamingNetwork):
         affine = local_affine(rows.cell0, rows.cell1, *grids, rows.confidence > 0).flatten(0, 1)
         fine = self.fine.fixed(keyframes.fine, current.fine, rows, grids, affine)
         points0, points1 = (
-            points_of_cells(self.config, cells, grid[1])
-            for cells, grid in zip((rows.cell0, rows.cell1), grids, strict=True)
+            points(self.config, cells, grid) for cells, grid in zip((rows.cell0, rows.cell1), grids, strict=True)
         )
         points1 = points1 + fine.offset.view(points1.shape)
         std = self.fine.std(fine.scale).view(rows.confidence.shape)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from loftr_ros.matcher.config import RegionTransformerConfig
 from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.convolutions import is_traced
 from loftr_ros.matcher.fixed import is_fixed
 from loftr_ros.matcher.loftr.attention import softmax_attention
 
@@ -34,6 +35,7 @@ class RegionLayer(nn.Module):
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self._turning: tuple[Tensor, ...] | None = None
         self.q_proj = nn.Linear(channels, channels, bias=False)
         self.kv_proj = nn.Linear(channels, 2 * channels, bias=False)
         self.merge = nn.Linear(channels, channels, bias=False)
@@ -57,10 +59,17 @@ class RegionLayer(nn.Module):
             mask: (B, S) bool, false for masked tokens; or None.
             rotate: whether positions are used, which they are within an image.
         """
-        query = self._heads(self.q_proj(x))
         pooled, pooled_grid = pool(source, source_grid)
-        key, value = (self._heads(part) for part in self.kv_proj(pooled).chunk(2, dim=2))
-        if rotate:
+        turned_weights = is_fixed() and not is_traced()
+        if rotate and turned_weights:
+            query, turned = self._projected(x, 0)
+            query = turned_by_position(query, turned, grid, 1)
+            key, turned, value = self._projected(pooled, 1)
+            key = turned_by_position(key, turned, pooled_grid, 2)
+        else:
+            query = self._heads(self.q_proj(x))
+            key, value = (self._heads(part) for part in self.kv_proj(pooled).chunk(2, dim=2))
+        if rotate and not turned_weights:
             query = rotated(query, grid, 1)
             key = rotated(key, pooled_grid, 2)
         scale = attention_scale(key.shape[2], key.shape[3])
@@ -75,6 +84,23 @@ class RegionLayer(nn.Module):
         message = self.norm1(self.merge(message.transpose(1, 2).reshape(x.shape)))
         update: Tensor = self.norm2(self.mlp(torch.cat([x, message.to(x.dtype)], dim=2)))
         return x + update
+
+    def _projected(self, tokens: Tensor, end: int) -> tuple[Tensor, ...]:
+        """Queries (end 0), or keys and values (1), where queries and keys are followed by their quarter turns."""
+        if self._turning is None or self._turning[0].device != tokens.device:
+            self._turning = tuple(
+                torch.cat([weight[:channels], self._quarter_turn(weight[:channels]), weight[channels:]]).detach()
+                for weight, channels in (
+                    (w, self.q_proj.out_features) for w in (self.q_proj.weight, self.kv_proj.weight)
+                )
+            )
+        made = functional.linear(tokens, self._turning[end])
+        return tuple(self._heads(part) for part in made.split(self.q_proj.out_features, dim=2))
+
+    def _quarter_turn(self, weight: Tensor) -> Tensor:
+        """(C, C) weights of a projection whose result is `rotated` by a right angle."""
+        first, second = weight.unflatten(0, (self.num_heads, 2, -1)).unbind(dim=1)
+        return torch.stack([-second, first], dim=1).flatten(0, 2)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, L, C) -> (B, heads, L, C / heads), a view."""
@@ -170,6 +196,20 @@ def rotated(tokens: Tensor, grid: Grid, spacing: int) -> Tensor:
     cosine, sine = _rotations(grid, spacing, tokens.shape[3], tokens.device, tokens.dtype)
     first, second = tokens.chunk(2, dim=3)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+
+
+def turned_by_position(tokens: Tensor, turned: Tensor, grid: Grid, spacing: int) -> Tensor:
+    """As `rotated`, of tokens and their rotations by a right angle."""
+    cosine, sine = _rotations_of_all(grid, spacing, tokens.shape[3], tokens.device, tokens.dtype)
+    return torch.addcmul(tokens * cosine, turned, sine)
+
+
+@made_once
+def _rotations_of_all(
+    grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """(L, D) cosines and sines."""
+    return tuple(part.repeat(1, 2) for part in _rotations(grid, spacing, channels, device, dtype))
 
 
 @made_once

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import (
     CoarseMatches,
     best_scores,
@@ -25,7 +25,7 @@ from loftr_ros.matcher.config import EfficientConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
 from loftr_ros.matcher.efficient.layers import AggregatedTransformer, FinePyramid, RepVGG
 from loftr_ros.matcher.efficient.refinement import Refined, compare, refine, windows
-from loftr_ros.matcher.fixed import FixedMatches, most_confident, mutual_best
+from loftr_ros.matcher.fixed import FixedMatches, most_confident, mutual_best, points
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.streaming import StreamingNetwork
 
@@ -78,10 +78,10 @@ class EfficientLoFTR(StreamingNetwork):
     def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
         """See `StreamingNetwork.encode_pixels`: backbone, first self layer."""
         made = self.backbone(pixels)
-        grid = (made.coarse.shape[2], made.coarse.shape[3])
+        grid, (height, width) = sides(made.coarse), sides(pixels)
         tokens = made.coarse.flatten(2).transpose(1, 2).float()
         tokens = self.loftr_coarse.encode(tokens, grid, cells).to(self.dtype)
-        return ImageFeatures(tokens, made.fine, grid, (pixels.shape[3], pixels.shape[2]), cells, middle=made.middle)
+        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, middle=made.middle)
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """Nothing to complete."""
@@ -145,8 +145,8 @@ class EfficientLoFTR(StreamingNetwork):
         window0 = windows(made[0], rows.cell0, grids[0])[:, 1:-1, 1:-1]
         fine = compare(self.config.fine, window0, windows(made[1], rows.cell1, grids[1]))
         fine = Refined(*(part.unflatten(0, (batch, -1)) for part in fine))
-        points0 = points_of_cells(self.config, rows.cell0, grids[0][1])
-        points1 = points_of_cells(self.config, rows.cell1, grids[1][1])
+        points0 = points(self.config, rows.cell0, grids[0])
+        points1 = points(self.config, rows.cell1, grids[1])
         points0, points1 = placed(self.config, points0, points1, fine)
         return FixedMatches(rows.cell0, rows.cell1, points0, points1, rows.confidence, fine.std)
 

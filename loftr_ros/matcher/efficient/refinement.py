@@ -85,12 +85,12 @@ def windows(fine: Tensor, cells: Tensor, grid: Grid) -> Tensor:
     """
     channels, height, width = (int(length) for length in fine.shape[1:])
     cut = cells if cells.ndim == 2 else cells[None]
-    halves = fixed.windows(fine, cut, grid, _FIRST_HALF, _HALF_WINDOW, _HALF_CELL, blank=False).float()
+    halves = fixed.windows(fine, cut, grid, _FIRST_HALF, _HALF_WINDOW, _HALF_CELL, torch.float32, blank=False)
     halves = halves.view(-1, _HALF_WINDOW, _HALF_WINDOW * channels)
-    rows, columns = (_twice(count, size, cells.device) for count, size in zip(grid, (height, width), strict=True))
+    rows, columns = _twice(grid, (height, width), cells.device)
     place = cells.flatten()
-    tall = (rows[place // grid[1]] @ halves).view(-1, WINDOW, _HALF_WINDOW, channels)
-    return columns[place % grid[1]][:, None] @ tall
+    tall = (rows[place] @ halves).view(-1, WINDOW, _HALF_WINDOW, channels)
+    return columns[place][:, None] @ tall
 
 
 def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Refined:
@@ -135,22 +135,26 @@ def _picked(features: Tensor, places: Tensor) -> Tensor:
 
 
 @made_once
-def _twice(count: int, size: int, device: torch.device) -> Tensor:
-    """Weights that upsample windows at 1/2 to pixels, along one axis.
+def _twice(grid: Grid, size: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights that upsample the windows of cells at 1/2 to pixels, along rows and along columns.
 
     Args:
-        count: number of cells along the axis.
-        size: of the map along it.
-        device: of the result.
+        grid: (rows, columns) of cells.
+        size: (height, width) of the map.
+        device: of the results.
 
     Returns:
-        (count, WINDOW, _HALF_WINDOW) float32: bilinear weights, none for pixels outside of the image.
+        Two of (L, WINDOW, _HALF_WINDOW) float32: bilinear weights, none for pixels outside of the image.
     """
     pixel = torch.arange(WINDOW)
     weights = (1 - (pixel[:, None] / 2 + 0.25 - torch.arange(_HALF_WINDOW)).abs()).clamp_min(0)
-    first = 2 * (torch.arange(count) * _HALF_CELL + _FIRST_HALF)[:, None] + 1  # of the window: one before the cell's
-    inside = (first + pixel >= 0) & (first + pixel < 2 * size)
-    return (weights * inside[..., None]).to(device)
+    by_axis = []
+    for count, side in zip(grid, size, strict=True):
+        first = 2 * (torch.arange(count) * _HALF_CELL + _FIRST_HALF)[:, None] + 1  # one before the cell's first
+        inside = (first + pixel >= 0) & (first + pixel < 2 * side)
+        by_axis.append(weights * inside[..., None])
+    rows, columns = by_axis
+    return rows.repeat_interleave(grid[1], dim=0).to(device), columns.repeat(grid[0], 1, 1).to(device)
 
 
 @made_once

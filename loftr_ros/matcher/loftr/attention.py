@@ -63,7 +63,7 @@ def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
     else:
         by_head = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (key, value))
         products = (next(by_head).transpose(2, 3) @ next(by_head)).float()
-    keys = key.sum(dim=1, dtype=torch.float32) / tokens
+    keys = key.mean(dim=1, dtype=torch.float32)
     return Context(products, keys.view(batch, heads, -1))
 
 
@@ -93,7 +93,7 @@ def summarise_projected(key: Tensor, tokens: Tensor, mask: Tensor | None = None)
         parts = key.split(64, dim=1)
         keys = torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0, dtype=torch.float32) / count
     else:
-        keys = key.sum(dim=1, dtype=torch.float32) / count
+        keys = key.mean(dim=1, dtype=torch.float32)
     return Context(products[:, None], keys[:, None])
 
 
@@ -123,7 +123,7 @@ def normalise(query: Tensor, context: Context) -> Tensor:
     Returns:
         (B, L, C) in the query's dtype. If all tokens are masked, it is finite, and the products are zero.
     """
-    heads, channels = context.keys.shape[1:]
+    heads, channels = map(int, context.keys.shape[1:])
     # One product with a block-diagonal matrix (heads * channels, heads) instead of one per head.
     blocks = _eye(heads, query.device)[:, None, :] * context.keys[..., None]
     mapped = feature_map(query)

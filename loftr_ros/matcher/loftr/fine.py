@@ -214,7 +214,15 @@ class FineMatcher:
         made = []
         for features, cells, tokens in ((keyframes, rows.cell0, tokens0), (current, rows.cell1, tokens1)):
             assert features.fine is not None
-            cut = windows(features.fine, cells, features.grid, -(self._window // 2), self._window, self._ratio)
+            cut = windows(
+                features.fine,
+                cells,
+                features.grid,
+                -(self._window // 2),
+                self._window,
+                self._ratio,
+                features.fine.dtype,
+            )
             made.append(self._preprocess(cut, picked(tokens, cells).flatten(0, 1)))
         both = self._loftr.encode(torch.cat(made))
         return expectation(heat_map(*self._loftr(*both.chunk(2))))

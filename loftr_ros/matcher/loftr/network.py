@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.constants import made_once
 from loftr_ros.matcher.convolutions import biases_of, round_weights, use_onednn
-from loftr_ros.matcher.fixed import FixedMatches, is_fixed, most_confident, mutual_best
+from loftr_ros.matcher.fixed import FixedMatches, is_fixed, most_confident, mutual_best, points
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.loftr.backbone import Backbone
 from loftr_ros.matcher.loftr.fine import FineMatcher, FinePreprocess, FineTransformer
@@ -21,6 +21,9 @@ from loftr_ros.matcher.loftr.position import position_encoding
 from loftr_ros.matcher.loftr.transformer import LocalFeatureTransformer
 from loftr_ros.matcher.loftr.transport import assignment_matrix, optimal_transport
 from loftr_ros.matcher.streaming import StreamingNetwork
+
+# Channels up to which a transformer is in fp32 on GPUs.
+_NARROW = 64
 
 
 class LoFTR(StreamingNetwork):
@@ -68,6 +71,8 @@ class LoFTR(StreamingNetwork):
         if dtype != torch.float32:
             round_weights(self.backbone, dtype)
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if dtype == torch.float16 and self.config.coarse_dim <= _NARROW:
+            self.loftr_coarse.float()  # casts would take longer than they save
         self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
         use_onednn(self.backbone, biases)
         return self
@@ -75,13 +80,13 @@ class LoFTR(StreamingNetwork):
     def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
         """See `StreamingNetwork.encode_pixels`: backbone, position, first self layers."""
         coarse, unsmoothed = self.backbone(pixels)
-        grid = (coarse.shape[2], coarse.shape[3])
+        grid, (height, width) = sides(coarse), sides(pixels)
         tokens = (coarse + self._position(grid)).flatten(2).transpose(1, 2).contiguous()
         tokens = self.loftr_coarse.encode(tokens, cells).to(self.dtype)
         fine = None
         if is_fixed() and unsmoothed is not None:
             fine, unsmoothed = self.backbone.smooth(unsmoothed), None
-        return ImageFeatures(tokens, fine, grid, (pixels.shape[3], pixels.shape[2]), cells, unsmoothed=unsmoothed)
+        return ImageFeatures(tokens, fine, grid, (width, height), cells, unsmoothed=unsmoothed)
 
     @torch.inference_mode()
     def complete(self, features: ImageFeatures) -> ImageFeatures:
@@ -138,8 +143,8 @@ class LoFTR(StreamingNetwork):
         bin_score = self.coarse_matching.bin_score if coarse.method == "optimal_transport" else None
         best = mutual_best(tokens0, tokens1, coarse, *masks, bin_score)
         rows = most_confident(best, allowed0, allowed1, coarse.max_matches)
-        points0 = points_of_cells(self.config, rows.cell0, keyframes.grid[1])
-        points1 = points_of_cells(self.config, rows.cell1, current.grid[1])
+        points0 = points(self.config, rows.cell0, keyframes.grid)
+        points1 = points(self.config, rows.cell1, current.grid)
         std = torch.full_like(rows.confidence, torch.nan)
         if self._fine is not None:
             fine = self._fine.fixed(keyframes, current, rows, tokens0, tokens1)

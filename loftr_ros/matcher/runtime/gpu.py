@@ -19,6 +19,7 @@ from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.cells import allowed_cells, cells_taking_part, in_grid, on_usable
 from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.constants import holding
+from loftr_ros.matcher.faults import is_lost, is_out_of_memory
 from loftr_ros.matcher.fixed import fixed_program
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
@@ -62,6 +63,9 @@ class Device(Protocol):
     def seconds(self, first: Any, last: Any) -> float:
         """Between two marks that the queue has reached."""
 
+    def empty_cache(self) -> None:
+        """Give memory that is not used back to the GPU."""
+
 
 class CudaDevice:
     """CUDA, with a stream of its own."""
@@ -99,7 +103,7 @@ class CudaDevice:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     captured = program()
             except RuntimeError as error:
-                if is_fault(error):
+                if is_out_of_memory(error) or is_lost(error):
                     raise
                 _logger.warning("launched one by one, because this program cannot be captured: %s", error)
             else:
@@ -139,6 +143,10 @@ class CudaDevice:
     def seconds(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
         """See `Device`."""
         return first.elapsed_time(last) / 1e3
+
+    def empty_cache(self) -> None:
+        """See `Device`."""
+        torch.cuda.empty_cache()
 
 
 class _Program(NamedTuple):
@@ -241,7 +249,7 @@ class GpuMatcher:
                 name: None if mask is None else self._upload(name, mask, self._place(mask))
                 for name, mask in (("usable", given.get("usable")), ("pixels", usable))
             }
-            return ImageFeatures(grid=grid, size=(image.shape[1], image.shape[0]), **own, **masks)
+            return ImageFeatures(grid=grid, size=(image.shape[1], image.shape[0]), **own, **masks)  # type: ignore[arg-type]
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """Nothing to complete."""
@@ -266,6 +274,7 @@ class GpuMatcher:
             self._programs.clear()
             self._uploads.clear()
             self._results.clear()
+        self._queue.empty_cache()
 
     def _match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         """Match with keyframes of equal size."""
@@ -384,11 +393,6 @@ class GpuMatcher:
         return torch.ones(shape, dtype=torch.bool, device=self._queue.device)
 
 
-def is_fault(error: BaseException) -> bool:
-    """Whether an error is the GPU's: memory that ran out, or a lost context."""
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
-
-
 def _layout(value: Tensor | list[Tensor]) -> tuple[Hashable, ...]:
     """What a program's memory depends on."""
     if isinstance(value, list):
@@ -398,7 +402,7 @@ def _layout(value: Tensor | list[Tensor]) -> tuple[Hashable, ...]:
 
 def _unpacked(rows: NDArray[np.float32]) -> Matches:
     """(R, 7) rows of cell, points, confidence and standard deviation -> the used ones, ordered by cell."""
-    used = rows[rows[:, 5] > 0]
-    used = torch.from_numpy(used[np.argsort(used[:, 0], kind="stable")])
+    rows = rows[rows[:, 5] > 0]
+    used = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
     cell, points0, points1, confidence, std = used.split((1, 2, 2, 1, 1), dim=1)
     return Matches(cell[:, 0].long(), points0.clone(), points1.clone(), confidence[:, 0].clone(), std[:, 0].clone())

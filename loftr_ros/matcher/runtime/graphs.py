@@ -12,6 +12,8 @@ from loftr_ros.matcher.interface import ImageFeatures
 # are unrolled in the graph, so smaller ones make it long: 640x480 has 6 of them, 1280x960 has 93.
 TILE_SCORES = 4_000_000
 
+_FEATURES = ("tokens", "fine", "cells", "middle", "usable")
+
 
 class EncodeGraph(nn.Module):
     """One image to its features."""
@@ -69,18 +71,20 @@ class MatchGraph(nn.Module):
         """
         names = ("tokens", "usable", "allowed", *self.names[1:])
         named = {name: inputs[2 * i : 2 * i + 2] for i, name in enumerate(names)}
+        allowed = named.pop("allowed")
         keyframe, current = (
             ImageFeatures(
                 grid=self.grid,
                 size=self.size,
-                **{
-                    name: pair[i].permute(0, 3, 1, 2) if pair[i].ndim == 4 else pair[i]
-                    for name, pair in named.items()
-                    if name != "allowed"
-                },
+                **{name: _channels_first(named[name][i]) if name in named else None for name in _FEATURES},  # type: ignore[arg-type]
             )
             for i in (0, 1)
         )
         with fixed_program(TILE_SCORES, drop_unused=not self.fixed):
-            found = self.network.match_fixed(keyframe, current, *named["allowed"])
+            found = self.network.match_fixed(keyframe, current, *allowed)
         return tuple(part[0] for part in found)
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    """Maps as in `ImageFeatures`; other tensors as they are."""
+    return features.permute(0, 3, 1, 2) if features.ndim == 4 else features
