@@ -5,7 +5,7 @@ from __future__ import annotations
 GROUPS = {
     "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export fixed_program "
     "gpu_faults half_precision "
-    "loftr matcher openvino parity ring weights",
+    "loftr matcher openvino parity ring tensorrt weights",
     "front_end": "budget camera cell_depth covariance gyroscope keyframes local_affine localization mask match_metrics "
     "metric_pose pipeline recovery refinement relative_pose sparse_front_end stereo_calibration stream trust",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "

@@ -37,7 +37,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     wanted = parameters.matcher
     cores = os.cpu_count() or 1
     threads = wanted.threads or max(1, cores // (2 if wanted.is_pipelined else 1))
-    spec = matcher_spec(wanted, parameters.matching)
+    spec = matcher_spec(wanted, parameters.matching, parameters.tensorrt)
     matcher = open_matcher(replace(spec, threads=threads))
     front_end = FrontEnd(matcher, parameters.front_end, first_keyframe_id)
     size = (wanted.warm_up_width, wanted.warm_up_height)

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.build import Network
+from loftr_ros.matcher.config import AUTO
+from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.precision import precision_name
-from loftr_ros.matcher.runtime.export_check import DisagreementError, check_export
+from loftr_ros.matcher.runtime.export_check import DisagreementError, check_export, made_images
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
 from loftr_ros.matcher.runtime.graphs import EncodeGraph, MatchGraph
+from loftr_ros.matcher.runtime.tensorrt import TensorRTConfig
 
 # 17 introduced LayerNorm. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
 OPSETS = range(16, 21)
@@ -97,6 +100,24 @@ def export_network(
             with suppress(OSError):
                 _part(folder / name).unlink(missing_ok=True)
     return exported
+
+
+def build_engines(folder: Path, engine_cache: str) -> None:
+    """Build TensorRT's engines of an export for this machine, and run them once.
+
+    Args:
+        folder: of `export_network`, with `fixed`.
+        engine_cache: as of `TensorRTConfig`.
+
+    Raises:
+        DeviceError: TensorRT's provider cannot be had here.
+        WeightsError: it refuses the graphs.
+    """
+    spec = MatcherSpec(AUTO, folder, backend="tensorrt", tensorrt=TensorRTConfig(engine_cache))
+    matcher = open_matcher(spec)
+    assert matcher.fixed_size is not None
+    keyframe, current = (matcher.encode(image) for image in made_images(*matcher.fixed_size))
+    matcher.match([keyframe], current)
 
 
 @torch.no_grad()
