@@ -21,7 +21,7 @@ from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.constants import holding
 from loftr_ros.matcher.faults import is_lost, is_out_of_memory
 from loftr_ros.matcher.fixed import fixed_program
-from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 # Maximum number of programs, each for one image size, number of keyframes, and presence of masks.
 _KEPT = 32
@@ -391,6 +391,11 @@ class GpuMatcher:
         rows, columns = features.grid
         shape = (1, features.size[1], features.size[0]) if name == "pixels" else (1, rows * columns)
         return torch.ones(shape, dtype=torch.bool, device=self._queue.device)
+
+
+def plain(matcher: Matcher) -> Matcher:
+    """The network that a `GpuMatcher` runs, whose layers can be observed; other matchers as they are."""
+    return matcher.network if isinstance(matcher, GpuMatcher) else matcher
 
 
 def _layout(value: Tensor | list[Tensor]) -> tuple[Hashable, ...]:
