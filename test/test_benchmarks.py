@@ -320,6 +320,7 @@ def test_the_benchmark_of_a_gpu_ends_with_the_reason_where_there_is_none(
     assert capsys.readouterr().err == f"gpu.py needs a CUDA device: torch {torch.__version__} sees none\n"
 
 
+@pytest.mark.long
 def test_the_benchmark_of_a_gpu_compares_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu
     import torch

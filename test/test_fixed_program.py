@@ -142,6 +142,7 @@ def test_the_fixed_program_finds_the_same_with_masks_blank_images_and_several_ke
     preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fixed, "TILE_SCORES", 50_000)  # several tiles
+    monkeypatch.setattr(fixed, "MOST_ROWS", 400)  # the fine stage pair by pair
     images = rendered_pair(WIDTH, HEIGHT)
     model, mask = network(preset), corner_mask(HEIGHT, WIDTH)
     matcher = on_gpu(model)

@@ -171,6 +171,13 @@ def ranked(column: Tensor, confidence: Tensor, limit: int) -> Rows:
     return Rows(*(part[:, used.nonzero()[:, 0]] for part in rows))
 
 
+def pair_groups(rows: Rows) -> list[slice]:
+    """Pairs whose rows pass the fine stage together: MOST_ROWS at a time, with half a gigabyte of windows."""
+    batch, count = rows.confidence.shape
+    together = max(1, MOST_ROWS // count)
+    return [slice(start, min(start + together, batch)) for start in range(0, batch, together)]
+
+
 def picked(features: Tensor, cells: Tensor) -> Tensor:
     """(B, L, C) features of (B, R) cells -> (B, R, C)."""
     return features.gather(1, cells[..., None].expand(-1, -1, features.shape[2]))

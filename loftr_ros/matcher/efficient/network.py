@@ -25,7 +25,7 @@ from loftr_ros.matcher.config import EfficientConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
 from loftr_ros.matcher.efficient.layers import AggregatedTransformer, FinePyramid, RepVGG
 from loftr_ros.matcher.efficient.refinement import Refined, compare, refine, windows
-from loftr_ros.matcher.fixed import FixedMatches, most_confident, mutual_best, points
+from loftr_ros.matcher.fixed import FixedMatches, most_confident, mutual_best, pair_groups, points
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.streaming import StreamingNetwork
 
@@ -137,13 +137,18 @@ class EfficientLoFTR(StreamingNetwork):
         rows = most_confident(
             mutual_best(tokens0, tokens1.expand(batch, -1, -1), coarse, *masks), allowed0, allowed1, coarse.max_matches
         )
-        made = []
-        for features, tokens in ((keyframes, tokens0), (current, tokens1)):
-            assert features.middle is not None and features.fine is not None
-            maps = (tensor.expand(len(tokens), -1, -1, -1) for tensor in (features.middle, features.fine))
-            made.append(self.fine_preprocess(tokens, *maps))
-        window0 = windows(made[0], rows.cell0, grids[0])[:, 1:-1, 1:-1]
-        fine = compare(self.config.fine, window0, windows(made[1], rows.cell1, grids[1]))
+        parts = []
+        for group in pair_groups(rows):
+            made = []
+            for features, tokens, which, cells in (
+                (keyframes, tokens0[group], group, rows.cell0[group]),
+                (current, tokens1.expand(batch, -1, -1)[group], slice(None), rows.cell1[group]),
+            ):
+                assert features.middle is not None and features.fine is not None
+                maps = (part[which].expand(len(tokens), -1, -1, -1) for part in (features.middle, features.fine))
+                made.append(windows(self.fine_preprocess(tokens, *maps), cells, features.grid))
+            parts.append(compare(self.config.fine, made[0][:, 1:-1, 1:-1], made[1]))
+        fine = parts[0] if len(parts) == 1 else Refined(*map(torch.cat, zip(*parts, strict=True)))
         fine = Refined(*(part.unflatten(0, (batch, -1)) for part in fine))
         points0 = points(self.config, rows.cell0, grids[0])
         points1 = points(self.config, rows.cell1, grids[1])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loftr_ros.matcher.config import FineConfig, TransformerConfig
 from loftr_ros.matcher.constants import made_once
-from loftr_ros.matcher.fixed import Rows, is_fixed, picked, windows
+from loftr_ros.matcher.fixed import Rows, is_fixed, pair_groups, picked, windows
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.loftr.attention import EPSILON
 from loftr_ros.matcher.loftr.backbone import Backbone
@@ -211,21 +211,19 @@ class FineMatcher:
             rows: matched cells.
             tokens0, tokens1: (B, L, C) and (B, S, C) coarse features after the transformer.
         """
-        made = []
-        for features, cells, tokens in ((keyframes, rows.cell0, tokens0), (current, rows.cell1, tokens1)):
-            assert features.fine is not None
-            cut = windows(
-                features.fine,
-                cells,
-                features.grid,
-                -(self._window // 2),
-                self._window,
-                self._ratio,
-                features.fine.dtype,
-            )
-            made.append(self._preprocess(cut, picked(tokens, cells).flatten(0, 1)))
-        both = self._loftr.encode(torch.cat(made))
-        return expectation(heat_map(*self._loftr(*both.chunk(2))))
+        assert keyframes.fine is not None and current.fine is not None
+        first, side, parts = -(self._window // 2), self._window, []
+        for group in pair_groups(rows):
+            made = []
+            for fine, grid, cells, tokens in (
+                (keyframes.fine[group], keyframes.grid, rows.cell0[group], tokens0[group]),
+                (current.fine, current.grid, rows.cell1[group], tokens1[group]),
+            ):
+                cut = windows(fine, cells, grid, first, side, self._ratio, fine.dtype)
+                made.append(self._preprocess(cut, picked(tokens, cells).flatten(0, 1)))
+            both = self._loftr.encode(torch.cat(made))
+            parts.append(expectation(heat_map(*self._loftr(*both.chunk(2)))))
+        return parts[0] if len(parts) == 1 else FineMatches(*map(torch.cat, zip(*parts, strict=True)))
 
     def _windows(self, features: ImageFeatures, cells: Tensor) -> Tensor:
         """(M, WW, Cf) fine features around cells, zero outside of the image."""
