@@ -93,6 +93,8 @@ def node(running, footage) -> Iterator[SimpleNamespace]:
 
 
 def adds_up(status: FrontEndStatus) -> bool:
+    matched = status.frames_quick + sum(status.full_match_counts)
+    assert matched <= status.frames_processed - status.frames_useless
     return status.frames_received == (
         status.frames_processed
         + status.frames_dropped
@@ -218,6 +220,8 @@ def test_the_status_accounts_for_every_frame_and_tells_what_runs_where(node, foo
     assert status.frames_received == before.frames_received + 3
     assert status.frames_decoded >= status.frames_processed > 0
     assert (status.network, status.header.frame_id) == ("compact", "camera")
+    assert len(status.full_match_reasons) == len(status.full_match_counts)
+    assert status.frames_quick + sum(status.full_match_counts) > 0
     assert status.device in ("cpu", "cuda:0") and status.precision in ("float32", "bfloat16", "float16")
     assert len(status.stages) == len(status.latency_median) == len(status.latency_p99)
     latency = dict(zip(status.stages, status.latency_median, strict=True))

@@ -51,6 +51,13 @@ def test_frames_that_match_no_keyframe_are_counted_among_those_processed() -> No
     assert (found.processed, found.unmatched) == (3, 2)
 
 
+def test_frames_are_counted_by_why_they_were_matched_in_full() -> None:
+    statistics = Statistics(10)
+    for how in ("", "UNEXPECTED", "NOT", "NOT", "DOUBT"):
+        statistics.processed({}, 1.0, full_match=how)
+    assert dict(statistics.snapshot(2.0).full_matches) == {"UNEXPECTED": 1, "NOT": 2, "DOUBT": 1}
+
+
 def test_errors_are_counted_by_kind_and_only_failed_frames_as_frames() -> None:
     statistics = Statistics(10)
     statistics.failed("time", "back")

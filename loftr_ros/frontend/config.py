@@ -110,6 +110,29 @@ class RecoveryConfig(Settings):
     )
 
 
+@dataclass(frozen=True)
+class TrackingConfig(Settings):
+    """Matching of frames that are expected close to a keyframe."""
+
+    live: ClassVar[bool] = True
+
+    quick: bool = setting(
+        True,
+        "Whether a tracked frame is first matched without attention and with fewer matches, and in full only if "
+        "that result leaves a doubt; of networks that can (compact)",
+    )
+    full_period: int = setting(
+        10, "Maximum number of consecutive frames without a full match", unit="frames", low=0, high=100000
+    )
+    max_matches: int = setting(
+        1000,
+        "Maximum number of matches of a frame that is not matched in full, spread over the image; cells that the "
+        "frame before matched come first, so that tracks go on",
+        low=100,
+        high=100000,
+    )
+
+
 MONO, STEREO, RGBD = "mono", "stereo", "rgbd"
 
 
@@ -152,4 +175,5 @@ class FrontEndConfig:
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     keyframe: KeyframeConfig = field(default_factory=KeyframeConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)

@@ -122,6 +122,7 @@ class Keyframe:
         location: of its camera; None if unknown so far.
         last_compared: stamp in nanoseconds of the last frame of another segment that it was matched with.
         link: to the keyframe that it was located by; None for the first of a segment.
+        followed: (L,) bool, cells that the last frame located by it matched; None before.
     """
 
     id: int
@@ -134,6 +135,7 @@ class Keyframe:
     location: Location | None = None
     last_compared: int = 0
     link: ChainLink | None = None
+    followed: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.landmarks):
@@ -142,6 +144,11 @@ class Keyframe:
     @property
     def frame(self) -> Frame:
         return self.encoded.frame
+
+    def follow(self, cells: NDArray[np.integer]) -> None:
+        """Remember the cells that a frame located by this keyframe matches."""
+        self.followed = np.zeros(len(self.landmarks), np.bool_)
+        self.followed[cells] = True
 
 
 @dataclass(frozen=True)

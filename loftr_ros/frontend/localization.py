@@ -122,18 +122,21 @@ class Localizer:
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
         since_last = self.since_last(current.frame.stamp_ns)
         expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None)
+        start = _relative(keyframe, expected)
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
-            pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells)
+            pose = pose_by_depth(
+                keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells, start
+            )
             if pose is not None:
                 by_depth = self._judged(
                     Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, since_last, current
                 )
                 if not pose.has_rotation or by_depth.is_trusted:
                     return by_depth
-        two_views = pose_by_two_views(keyframe.encoded, matches, rays, self._config.geometry, why)
+        two_views = pose_by_two_views(keyframe.encoded, matches, rays, self._config.geometry, why, start)
         by_two = self._judged(
             Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, since_last, current
         )
@@ -180,6 +183,10 @@ class Localizer:
         if pose is not None and not located.is_trusted:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
+
+    def is_expecting(self, stamp_ns: int) -> bool:
+        """Whether the camera's pose at a time can be predicted."""
+        return self._motion.expected(stamp_ns) is not None
 
     def since_last(self, stamp_ns: int) -> tuple[Location, IntegratedRotation] | None:
         """The last location, and the camera's rotation since by the gyroscope; None if either is unknown."""
@@ -302,7 +309,8 @@ class Localizer:
         least = self._config.depth.min_cells
         if keyframe.depth is None or keyframe.depth.known.sum() < least:
             return replace(located.match.pose, translation=np.zeros(3))
-        pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, least)
+        start = self._own.with_length(keyframe.depth, matches, rays, located.match.pose)
+        pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, least, start)
         return pose if pose is not None and pose.has_rotation else None
 
     def _carried(self, pose: RelativePose, start: Location, stamp_ns: int) -> RelativePose:
@@ -409,6 +417,15 @@ class Localizer:
         return TrackLinks(
             match.keyframe.id, keyframe.id, found.track_id[chosen], cell[chosen].astype(np.uint32), distance[chosen]
         )
+
+
+def _relative(keyframe: Keyframe, expected: Expected | None) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Expected rotation and translation of the camera relative to a keyframe; None if unknown."""
+    place = keyframe.location
+    if expected is None or place is None or place.segment != expected.segment:
+        return None
+    axes = place.pose[:3, :3].T
+    return axes @ expected.pose[:3, :3], axes @ (expected.pose[:3, 3] - place.pose[:3, 3])
 
 
 def _rotation_covariance(pose: RelativePose) -> NDArray[np.float64]:

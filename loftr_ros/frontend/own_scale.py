@@ -28,6 +28,8 @@ Array = NDArray[np.float64]
 _FARTHER = 1.15
 # Relative error of a transferred depth, because a cell's point and its source may lie on a slanted surface.
 _SLANT = 0.05
+# Depths used for the first guess of a length; up to twice as many.
+_RATIOS = 200
 # Grid of image parts with independent errors of depth, and cells needed in a part.
 _PARTS = (4, 3)
 _LEAST = 5
@@ -69,11 +71,35 @@ class OwnScale:
             return None
         if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
             return self._begin(keyframe, matches, pose, rays)
-        found = pose_by_depth(keyframe.depth, matches, rays, self._geometry, self._config.min_cells)
+        found = pose_by_depth(
+            keyframe.depth,
+            matches,
+            rays,
+            self._geometry,
+            self._config.min_cells,
+            self.with_length(keyframe.depth, matches, rays, pose),
+        )
         if found is None or not found.has_rotation:
             return None
         self._refine(keyframe, matches, found, rays)
         return found
+
+    def with_length(
+        self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose
+    ) -> tuple[Array, Array] | None:
+        """Rotation and translation of a two-view pose in the unit of known depths: the median of the ratios of them to
+        the triangulated ones. None if there are too few.
+        """
+        if not pose.has_direction:
+            return pose.rotation, pose.translation
+        some = np.flatnonzero(pose.inliers & depth.known[matches.track_id])
+        some = some[:: max(len(some) // _RATIOS, 1)]
+        found = triangulate(
+            rays.keyframe[some], rays.current[some], pose.rotation, pose.translation, np.ones(len(some)), 1.0
+        )
+        ratio = found.inverse / depth.inverse[matches.track_id[some]]
+        ratio = ratio[np.isfinite(ratio)]
+        return (pose.rotation, pose.translation * float(np.median(ratio))) if len(ratio) else None
 
     def transfer_depth(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose, new: EncodedFrame

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
@@ -27,6 +28,7 @@ from loftr_ros.frontend.localization import Localizer, Located
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality
+from loftr_ros.frontend.quick import FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -34,7 +36,7 @@ from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.geometry.se3 import rotation_vector
 from loftr_ros.geometry.two_view import PoseStatus, without_pose
 from loftr_ros.matcher.faults import is_out_of_memory
-from loftr_ros.matcher.interface import Matcher, release_memory, waited_for_encoding
+from loftr_ros.matcher.interface import Matcher, QuickMatcher, release_memory, waited_for_encoding
 from loftr_ros.settings import ConfigError, changed
 
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
@@ -71,6 +73,8 @@ class FrontEnd:
         self._forced = False
         self.localizer = Localizer(self.config)
         self.recovery = Recovery(self.config.recovery)
+        self._quick = QuickMatching(self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher))
+        self._full_match = FullMatch.UNEXPECTED
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
@@ -125,6 +129,8 @@ class FrontEnd:
             located[0] = best
         with timer("keyframe"):
             links = self._update_keyframes(current, located, best, location, timer)
+        is_keyframe = any(event.added for event in self.buffer.pending_events)
+        self._quick.record(self._full_match, len(timer.runs) > len(located), is_keyframe)
         self._remember_evicted()
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
@@ -141,6 +147,7 @@ class FrontEnd:
             current.quality,
             joined,
             self.localizer.orientation(frame.stamp_ns) if location is None else None,
+            self._full_match,
         )
 
     def _locate(self, current: EncodedFrame, timer: _Timer) -> tuple[list[Located], Located | None]:
@@ -151,6 +158,7 @@ class FrontEnd:
             is none.
         """
         reference = self.buffer.reference
+        self._full_match = FullMatch.UNEXPECTED
         if reference is None:
             return [], None
         if current.quality != FrameQuality.USABLE:
@@ -158,10 +166,10 @@ class FrontEnd:
             self.recovery.not_found()
             self.recovery.missed()
             return [Located(KeyframeMatch(reference, Correspondences.none(), nothing), None, None)], None
-        located = self._match(self.buffer.choose(self._budget.effort.keyframes), current, timer)
+        chosen = self.buffer.choose(self._budget.effort.keyframes)
+        located = self._match_quickly(chosen, current, timer) or self._match(chosen, current, timer)
         best = next((each for each in located if each.is_believed), None)
         if best is None:
-            chosen = [each.match.keyframe for each in located]
             for keyframe in chosen:
                 self.recovery.tried(keyframe)
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
@@ -177,15 +185,42 @@ class FrontEnd:
             self.recovery.located(best.is_trusted)
             if best.is_trusted:
                 self.buffer.consider(None)
+            best.match.keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
             return located, best
         self.recovery.missed()
         return located, None
 
-    def _match(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located]:
+    def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
+        """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
+
+        The reason is in `_full_match`.
+        """
+        is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
+        self._full_match = self._quick.why_not(is_tracked and self.localizer.is_expecting(current.frame.stamp_ns))
+        if self._full_match != FullMatch.NOT:
+            return None
+        located = self._match(keyframes, current, timer, quickly=True)
+        best = next((each for each in located if each.is_believed), None)
+        if best is None or not best.is_sure:
+            self._full_match = FullMatch.DOUBT
+        elif self._reason_for_keyframe(best, self._coverage(best, current), current) is not None:
+            self._full_match = FullMatch.KEYFRAME
+        else:
+            return located
+        return None
+
+    def _match(
+        self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer, quickly: bool = False
+    ) -> list[Located]:
         """Locate the frame relative to each of the keyframes."""
         timer.runs += keyframes
+        features = [keyframe.encoded.features for keyframe in keyframes]
         with timer("match"):
-            found = self.matcher.match([keyframe.encoded.features for keyframe in keyframes], current.features)
+            if quickly and isinstance(self.matcher, QuickMatcher):
+                first = [None if k.followed is None else torch.from_numpy(k.followed) for k in keyframes]
+                found = self.matcher.match_quickly(features, current.features, self.config.tracking.max_matches, first)
+            else:
+                found = self.matcher.match(features, current.features)
         timer.move(waited_for_encoding(self.matcher), "match", "encode")
         with timer("refine"):
             correspondences = [
@@ -284,6 +319,7 @@ class FrontEnd:
         self.config = self.pairs.config = config
         self.buffer.config = config.keyframe
         self.recovery.config = config.recovery
+        self._quick.config = config.tracking
         self.localizer.reconfigure(config)
         if "max_latency_ms" in differing or "keyframe.max_matched" in differing:
             self._budget = LatencyBudget(config.latency.max_latency_ms / 1e3, config.keyframe.max_matched)
@@ -421,17 +457,7 @@ class FrontEnd:
             current = self.encode(current.frame)
         else:
             chosen = next((each for each in located if each.match.keyframe is reference), best)
-            coverage = covered[chosen.match.keyframe.id]
-            reason = reason_for_keyframe(
-                chosen.match.keyframe,
-                coverage,
-                chosen.match.pose,
-                current.frame,
-                self.config.keyframe,
-                chosen.explained,
-            )
-            if chosen.explained >= _WAITS and current.sharpness * SHARPER < chosen.match.keyframe.encoded.sharpness:
-                reason = None  # blurred: a sharper frame may follow in time
+            reason = self._reason_for_keyframe(chosen, covered[chosen.match.keyframe.id], current)
         if reason is None:
             return None
         complete = replace(current, features=self.matcher.complete(current.features))
@@ -444,6 +470,16 @@ class FrontEnd:
             self.recovery.located()
             return None
         return self.localizer.go_on(keyframe, depth, best, location)
+
+    def _reason_for_keyframe(self, located: Located, coverage: float, current: EncodedFrame) -> KeyframeReason | None:
+        """Why a located frame should become a keyframe; None if it should not."""
+        keyframe = located.match.keyframe
+        reason = reason_for_keyframe(
+            keyframe, coverage, located.match.pose, current.frame, self.config.keyframe, located.explained
+        )
+        if located.explained >= _WAITS and current.sharpness * SHARPER < keyframe.encoded.sharpness:
+            return None  # blurred: a sharper frame may follow in time
+        return reason
 
     def _coverage(self, located: Located, current: EncodedFrame) -> float:
         """Part of the frame that the inliers of an accepted match cover, 0 to 1."""

@@ -21,6 +21,8 @@ from loftr_ros.geometry.two_view import (
     without_pose,
 )
 
+Array = NDArray[np.float64]
+
 
 def matched_rays(keyframe: EncodedFrame, current: EncodedFrame, matches: Correspondences) -> MatchedRays | None:
     """Rays of the matches; None if one of the cameras is not calibrated."""
@@ -39,7 +41,12 @@ def pose_without_calibration(matches: Correspondences, geometry: GeometryConfig)
 
 
 def pose_by_two_views(
-    keyframe: EncodedFrame, matches: Correspondences, rays: MatchedRays, geometry: GeometryConfig, why: ScaleReason
+    keyframe: EncodedFrame,
+    matches: Correspondences,
+    rays: MatchedRays,
+    geometry: GeometryConfig,
+    why: ScaleReason,
+    expected: tuple[Array, Array] | None = None,
 ) -> RelativePose:
     """The two-view pose, with a translation of unit length.
 
@@ -49,16 +56,28 @@ def pose_by_two_views(
         rays: of the matches.
         geometry: settings.
         why: reason for the unknown length.
+        expected: rotation and translation by the previous motion; None if unknown.
     """
     assert keyframe.frame.camera is not None
     pose = estimate_relative_pose(
-        rays.keyframe, rays.current, keyframe.frame.camera.focal_length, geometry, matches.std, rays.view_area
+        rays.keyframe,
+        rays.current,
+        keyframe.frame.camera.focal_length,
+        geometry,
+        matches.std,
+        rays.view_area,
+        expected,
     )
     return replace(pose, without_length=why)
 
 
 def pose_by_depth(
-    depth: CellDepth | None, matches: Correspondences, rays: MatchedRays, geometry: GeometryConfig, min_cells: int
+    depth: CellDepth | None,
+    matches: Correspondences,
+    rays: MatchedRays,
+    geometry: GeometryConfig,
+    min_cells: int,
+    expected: tuple[Array, Array] | None = None,
 ) -> RelativePose | None:
     """The current camera's pose in the unit of a keyframe's depths; None if too few depths are known or agree.
 
@@ -68,6 +87,7 @@ def pose_by_depth(
         rays: of the matches.
         geometry: settings.
         min_cells: least inliers of known depth for a length.
+        expected: rotation and translation by the previous motion or by two views; None if unknown.
     """
     if depth is None:
         return None
@@ -82,6 +102,7 @@ def pose_by_depth(
         geometry,
         min_cells,
         rays.view_area,
+        expected,
     )
 
 

@@ -6,7 +6,8 @@ frame, and (rotation, translation) is T_keyframe_current: X0 = rotation X1 + tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,12 @@ from loftr_ros.geometry.se3 import rotation_matrix, skew
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+# Matrices of the cross products with the three axes.
+_GENERATORS = np.stack([skew(axis) for axis in np.eye(3)])
 # Normalised units: more than the width of any image except a fisheye's.
 MAX_RESIDUAL = 4.0
+# Matches used by `fit_rotation` before its last steps, and the number of these.
+_ROUGH_MATCHES, _LAST_STEPS = 300, 3
 # Number of matches used for the influence of shared errors on the pose; more are not needed.
 COMMON_MATCHES = 150
 # Pixels: upper limit of the median standard deviation of matches in a sharp image, lower limit in a blurred one, and
@@ -35,14 +40,18 @@ class RefinedPose:
 
     Attributes:
         rotation, translation: (3, 3) and unit (3,).
-        covariance: (6, 6) of (translation, rotation vector) in keyframe axes, first order.
         cost: mean robust cost, to compare poses of the same matches.
     """
 
     rotation: Array
     translation: Array
-    covariance: Array
     cost: float
+    _problem: _SampsonProblem = field(repr=False)
+
+    @cached_property
+    def covariance(self) -> Array:
+        """(6, 6) of (translation, rotation vector) in keyframe axes, first order."""
+        return self._problem.covariance(self.rotation, self.translation)
 
 
 @dataclass(frozen=True)
@@ -191,11 +200,11 @@ def refine_pose(
         relative_std: (N,) standard deviations of the matches relative to a typical one; None if all are equal.
 
     Returns:
-        The refined pose and its covariance.
+        The refined pose.
     """
     problem = _SampsonProblem(p0, p1, threshold / 2, relative_std)
-    (rotation, translation), cost = minimise(problem, (rotation, translation), iterations)
-    return RefinedPose(rotation, translation, problem.covariance(rotation, translation), cost)
+    best, cost = minimise(problem, problem.at(rotation, translation), iterations)
+    return RefinedPose(best.rotation, best.translation, cost, problem)
 
 
 def common_covariance(
@@ -219,7 +228,7 @@ def common_covariance(
     # Evaluated together: each is so small that the calls would take longer than the sums.
     before, now = (homogeneous(np.concatenate(image)) for image in zip(*rays, strict=True))
     problem = _SampsonProblem(before, now, scale, None)
-    residual, jacobian, tangent = problem.linearised(rotation, translation)
+    residual, jacobian, tangent = problem.linearised(problem.at(rotation, translation))
     weighted = jacobian * (1 / (1 + (residual / scale) ** 2))[:, None]
     count = len(rays[0][0])
     hessian = weighted[:count].T @ jacobian[:count]
@@ -241,16 +250,21 @@ def fit_rotation(p0: Array, p1: Array, scale: float) -> Array:
     """
     unit0 = p0 / np.linalg.norm(p0, axis=1, keepdims=True)
     unit1 = p1 / np.linalg.norm(p1, axis=1, keepdims=True)
-    weight = np.ones(len(unit0))
-    rotation = np.eye(3)
-    width = max(64 * scale, 0.2)
-    for _ in range(12):
-        u, _, vt = np.linalg.svd((unit0 * weight[:, None]).T @ unit1)
-        rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
-        squared = ((unit0 - unit1 @ rotation.T) ** 2).sum(axis=1)
-        width = max(width / 2, scale)
-        weight = 1 / (1 + squared / width**2) ** 2
+    widths = np.maximum(max(64 * scale, 0.2) / 2.0 ** np.arange(1, 12), scale)
+    # While the scale shrinks, every n-th match is enough.
+    few = slice(None, None, max(len(unit0) // _ROUGH_MATCHES, 1))
+    rotation = _kabsch(unit0[few], unit1[few], 1.0)
+    for step, width in enumerate(widths):
+        some = few if step < len(widths) - _LAST_STEPS else slice(None)
+        squared = ((unit0[some] - unit1[some] @ rotation.T) ** 2).sum(axis=1)
+        rotation = _kabsch(unit0[some], unit1[some], (1 / (1 + squared / width**2) ** 2)[:, None])
     return rotation
+
+
+def _kabsch(unit0: Array, unit1: Array, weight: Array | float) -> Array:
+    """The rotation that maps unit1 to unit0 in the weighted least squares sense."""
+    u, _, vt = np.linalg.svd((unit0 * weight).T @ unit1)
+    return np.asarray(u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt)
 
 
 def rotation_covariance(p0: Array, p1: Array, rotation: Array, scale: float) -> Array:
@@ -304,6 +318,24 @@ def _sampson_denominator(p0: Array, p1: Array, essential: Array) -> Array:
     return np.asarray(np.sqrt((line0**2).sum(axis=1) + (line1**2).sum(axis=1) + 1e-18))
 
 
+@dataclass(frozen=True, eq=False)
+class _Constraint:
+    """The epipolar constraint of fixed rays at one pose.
+
+    Attributes:
+        rotation, translation: the pose.
+        essential: (3, 3).
+        denominator: (N,) length of the constraint's gradient in the four image coordinates.
+        residual: (N,) Sampson error, signed.
+    """
+
+    rotation: Array
+    translation: Array
+    essential: Array
+    denominator: Array
+    residual: Array
+
+
 class _SampsonProblem:
     """The Sampson error of fixed rays as a function of the pose.
 
@@ -319,49 +351,45 @@ class _SampsonProblem:
         squares = [(p[:, :, None] * p[:, None, :]).reshape(-1, 9) for p in (p0, p1)]
         self._squares = np.hstack(squares)
 
-    def _denominator(self, essential: Array) -> Array:
-        """(N,) divisor of the constraint: its gradient's length in the four image coordinates."""
-        return np.asarray(np.sqrt(self._squares @ _gradient_form(essential, essential) + 1e-18))
-
-    def cost(self, pose: tuple[Array, Array]) -> float:
-        """Mean Cauchy cost at a rotation and translation."""
-        rotation, translation = pose
+    def at(self, rotation: Array, translation: Array) -> _Constraint:
+        """The constraint at a pose."""
         essential = skew(translation) @ rotation
-        residual = self._products @ essential.ravel() / (self._denominator(essential) * self._std)
-        return float(np.mean(np.log1p((residual / self._scale) ** 2)))
-
-    def linearised(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array]:
-        """Residuals (N,), their Jacobian (N, 5), and the tangent basis (3, 2) of the translation."""
-        across = skew(translation)
-        essential = across @ rotation
-        tangent = _tangent_basis(translation)
-        derivatives = [skew(direction) @ rotation for direction in tangent.T]
-        derivatives += [across @ skew(axis) @ rotation for axis in np.eye(3)]
-        denominator = self._denominator(essential)
+        denominator = np.sqrt(self._squares @ _gradient_forms(essential, essential[None])[0] + 1e-18)
         residual = self._products @ essential.ravel() / denominator
-        jacobian = self._products @ np.stack(derivatives).reshape(5, 9).T
+        return _Constraint(rotation, translation, essential, denominator, residual)
+
+    def cost(self, at: _Constraint) -> float:
+        """Mean Cauchy cost."""
+        return float(np.log1p((at.residual / (self._std * self._scale)) ** 2).mean())
+
+    def linearised(self, at: _Constraint) -> tuple[Array, Array, Array]:
+        """Residuals (N,), their Jacobian (N, 5), and the tangent basis (3, 2) of the translation."""
+        tangent = _tangent_basis(at.translation)
+        sideways = (tangent.T @ _GENERATORS.reshape(3, 9)).reshape(2, 3, 3)
+        derivatives = np.concatenate([sideways, skew(at.translation) @ _GENERATORS]) @ at.rotation
+        jacobian = self._products @ derivatives.reshape(5, 9).T
         # The gradient's length depends on the pose too. Ignoring that would let noise shift the minimum, by as much as
         # its scatter with hundreds of matches.
-        forms = np.stack([_gradient_form(essential, derivative) for derivative in derivatives])
-        jacobian -= (residual / denominator)[:, None] * (self._squares @ forms.T)
-        jacobian /= (denominator * self._std)[:, None]
-        return residual / self._std, jacobian, tangent
+        jacobian -= (at.residual / at.denominator)[:, None] * (
+            self._squares @ _gradient_forms(at.essential, derivatives).T
+        )
+        jacobian /= (at.denominator * self._std)[:, None]
+        return at.residual / self._std, jacobian, tangent
 
-    def normal_equations(self, pose: tuple[Array, Array]) -> tuple[Array, Array]:
+    def normal_equations(self, at: _Constraint) -> tuple[Array, Array]:
         """Hessian (5, 5) and gradient (5,), by two directions across the translation and the rotation vector."""
-        residual, jacobian, _ = self.linearised(*pose)
+        residual, jacobian, _ = self.linearised(at)
         weighted = jacobian * (1 / (1 + (residual / self._scale) ** 2))[:, None]
         return weighted.T @ jacobian, weighted.T @ residual
 
-    def moved(self, pose: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
+    def moved(self, at: _Constraint, step: Array) -> _Constraint:
         """The pose after a step (5,), with the rotation perturbed from the left and the translation renormalised."""
-        rotation, translation = pose
-        translation = translation + _tangent_basis(translation) @ step[:2]
-        return rotation_matrix(step[2:]) @ rotation, translation / np.linalg.norm(translation)
+        translation = at.translation + _tangent_basis(at.translation) @ step[:2]
+        return self.at(rotation_matrix(step[2:]) @ at.rotation, translation / np.linalg.norm(translation))
 
     def covariance(self, rotation: Array, translation: Array) -> Array:
         """(6, 6) of (translation, rotation vector) at the minimum, first order."""
-        residual, jacobian, tangent = self.linearised(rotation, translation)
+        residual, jacobian, tangent = self.linearised(self.at(rotation, translation))
         variance = m_estimate_variance(
             (residual / self._scale) ** 2, np.ones(len(residual)), 5, squared_scale=self._scale**2
         )
@@ -371,10 +399,13 @@ class _SampsonProblem:
         return np.asarray((covariance + covariance.T) / 2)
 
 
-def _gradient_form(first: Array, second: Array) -> Array:
-    """(18,) coefficients of the product of the two constraints' gradients, by products of p0's and p1's coordinates."""
-    by_p1, by_p0 = first[:, :2] @ second[:, :2].T, first[:2].T @ second[:2]
-    return np.concatenate([by_p1.ravel(), by_p0.ravel()])
+def _gradient_forms(first: Array, others: Array) -> Array:
+    """(K, 18) coefficients of the products of a constraint's gradient and K others', by products of p0's and p1's
+    coordinates.
+    """
+    by_p1 = first[:, :2] @ others[:, :, :2].transpose(0, 2, 1)
+    by_p0 = first[:2].T @ others[:, :2]
+    return np.concatenate([by_p1.reshape(-1, 9), by_p0.reshape(-1, 9)], axis=1)
 
 
 def cut_off_noise(distance: Array, threshold: float) -> float:

@@ -29,6 +29,12 @@ from loftr_ros.geometry.two_view import PoseStatus, RelativePose, is_concentrate
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+# Maximum number of matches used to compute a pose, see `two_view`.
+_USED = 1000
+# Maximum number of matches used to refine the result of a search, or an expected pose.
+_ROUGH = 300
+# Part of the matches of known depth that an expected pose must explain, once refined, to take the place of a search.
+_EXPLAINED = 0.6
 # Largest relative uncertainty of a cell's depth for the search.
 _SEARCH_PRECISION = 0.2
 # Largest number of cells used in the search.
@@ -70,7 +76,7 @@ def metric_relative_pose(
     geometry: GeometryConfig,
     min_cells: int,
     view_area: float | None = None,
-    start: tuple[Array, Array] | None = None,
+    expected: tuple[Array, Array] | None = None,
 ) -> RelativePose | None:
     """The relative pose in the unit of the keyframe's depths, if enough of them are known.
 
@@ -83,7 +89,7 @@ def metric_relative_pose(
         geometry: thresholds.
         min_cells: least inliers of known depth for a known length.
         view_area: as in `estimate_relative_pose`.
-        start: as in `estimate_metric_pose`.
+        expected: as in `estimate_metric_pose`.
 
     Returns:
         The pose with one inlier flag per match and `scale_known`; without a pose if there are too few matches; None if
@@ -94,9 +100,12 @@ def metric_relative_pose(
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
     known = np.where(np.isfinite(std), np.asarray(std, np.float64), geometry.threshold / 2)
     known = np.maximum(known, _LEAST_STD)
-    matches = DepthMatches(rays_keyframe, rays_current, inverse, variance, known / focal_length)[usable]
-    found = estimate_metric_pose(matches, focal_length, geometry, start)
-    if found is None or found.depth_inliers < min_cells:
+    every = DepthMatches(rays_keyframe, rays_current, inverse, variance, known / focal_length)[usable]
+    # Matches are ordered by cell: every n-th of them is spread like all of them.
+    step = -(-len(every) // _USED)
+    matches = every[np.arange(0, len(every), step)] if step > 1 else every
+    found = estimate_metric_pose(matches, focal_length, geometry, expected)
+    if found is None or found.depth_inliers * step < min_cells:
         return None
     threshold = geometry.threshold / focal_length
 
@@ -108,7 +117,9 @@ def metric_relative_pose(
     if not is_significant(matches.rays_keyframe, matches.rays_current, found.inliers, agree, focal_length, least):
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
     inliers = usable.copy()
-    inliers[usable] = found.inliers
+    inliers[usable] = (
+        found.inliers if step == 1 else DepthProblem(every).distance(found.rotation, found.translation) < threshold
+    )
     concentrated = is_concentrated(rays_keyframe[inliers], view_area, geometry)
     return RelativePose(
         PoseStatus.CONCENTRATED if concentrated else PoseStatus.OK,
@@ -122,7 +133,7 @@ def metric_relative_pose(
 
 
 def estimate_metric_pose(
-    matches: DepthMatches, focal_length: float, config: GeometryConfig, start: tuple[Array, Array] | None = None
+    matches: DepthMatches, focal_length: float, config: GeometryConfig, expected: tuple[Array, Array] | None = None
 ) -> MetricPose | None:
     """The current camera's pose in the keyframe's frame, in the unit of the depths.
 
@@ -132,22 +143,25 @@ def estimate_metric_pose(
         matches: with finite rays.
         focal_length: pixels of the current image.
         config: thresholds.
-        start: rotation and translation that replace the search, if known well.
+        expected: rotation and translation by the previous motion or by two views; if it explains the matches, it
+            replaces the search.
 
     Returns:
         The pose; None if too few matches agree on one.
     """
     problem = DepthProblem(matches)
-    found = start or _search(matches, focal_length, config)
+    threshold = config.threshold / focal_length
+    found = _expected_pose(matches, threshold, expected) or _search(matches, focal_length, config)
     if found is None:
         return None
-    threshold = config.threshold / focal_length
     # The search used few points, so its inliers are only approximate; the first refinement is coarse.
     distance = problem.distance(*found)
     rough = distance < 2 * threshold
     if rough.sum() < config.min_inliers:
         return None
-    rotation, translation = DepthProblem(matches[rough]).minimised(*found, iterations=2)
+    some = np.flatnonzero(rough)
+    some = some[:: -(-len(some) // _ROUGH)]
+    rotation, translation = DepthProblem(matches[some]).minimised(*found, iterations=2)
     distance = problem.distance(rotation, translation)
     # Include all of the noise: a threshold that cuts off part of it makes the pose scatter more than the residuals
     # show.
@@ -200,6 +214,18 @@ def _common_covariance(matches: DepthMatches, rotation: Array, translation: Arra
     pulls = gradients[:, 1:] - gradients[:, :1]
     steps = COMMON_FACTOR * np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(6), pulls)
     return np.asarray(steps @ steps.T)
+
+
+def _expected_pose(
+    matches: DepthMatches, threshold: float, expected: tuple[Array, Array] | None
+) -> tuple[Array, Array] | None:
+    """The expected pose refined on some matches of known depth; None if it explains too few of them."""
+    known = np.flatnonzero(np.isfinite(matches.inverse))
+    if expected is None or not len(known):
+        return None
+    some = DepthProblem(matches[known[:: -(-len(known) // _ROUGH)]])
+    pose = some.minimised(*expected, iterations=5)
+    return pose if np.mean(some.distance(*pose) < 2 * threshold) > _EXPLAINED else None
 
 
 def _search(matches: DepthMatches, focal_length: float, config: GeometryConfig) -> tuple[Array, Array] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,9 +38,16 @@ Flags = NDArray[np.bool_]
 UNKNOWN_VARIANCE = 1e6
 
 
-# Matches used to search for an essential matrix; up to twice as many. All of them give no better result (120 rendered
-# pairs: median and 90 % of the errors of rotation and direction are the same).
+# Maximum number of matches used to compute a pose. Neighbours share their errors, so that more add little.
+_USED = 1000
+# Matches used to search for an essential matrix or a homography; up to twice as many. All of them give no better result
+# (120 rendered pairs: median and 90 % of the errors of rotation and direction are the same).
 _SEARCHED = 600
+# Maximum number of matches used to refine the poses between which is to be chosen.
+_COMPARED = 300
+# Part of the matches that the expected pose must explain, once refined, to take the place of a search. The scale of the
+# robust kernel in thresholds, while it is refined: the expected pose may be some pixels off.
+_EXPLAINED, _EXPECTED_KERNEL = 0.7, 6.0
 # Distance in thresholds from a least-squares homography within which a match supports a plane.
 _ROUGH_PLANE = 5.0
 # Largest ratio between a match's standard deviation and the median.
@@ -57,8 +65,8 @@ _RIVAL_COST = 30.0
 # Least distance of a rival pose in radians.
 _RIVAL_DISTANCE = 0.05
 # Parallax in thresholds below which the direction may have several minima, of which the search finds any. Others are
-# searched from starts tilted by so many radians, with some of the matches.
-_FEW_PARALLAX, _TILT, _TILTED_MATCHES = 8.0, 0.6, 300
+# searched from starts tilted by so many radians.
+_FEW_PARALLAX, _TILT = 8.0, 0.6
 # Standard deviation of the direction, in radians and by these matches alone, below which there are no others.
 _SURE_DIRECTION = 0.01
 # Cost of a match that meets behind a camera: the robust kernel's cost at two thresholds.
@@ -203,6 +211,7 @@ def estimate_relative_pose(
     config: GeometryConfig,
     std: NDArray[np.floating] | None = None,
     view_area: float | None = None,
+    expected: tuple[Array, Array] | None = None,
 ) -> RelativePose:
     """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
 
@@ -216,6 +225,7 @@ def estimate_relative_pose(
             unknown.
         view_area: `ray_area` of all usable points of the keyframe; None if unknown, and then CONCENTRATED is not
             reported.
+        expected: rotation and translation by the previous motion; if it explains the matches, it replaces the search.
 
     Returns:
         The pose with one inlier flag per match.
@@ -224,12 +234,17 @@ def estimate_relative_pose(
     nothing = np.zeros(len(usable), dtype=np.bool_)
     if usable.sum() < max(config.min_matches, 5):
         return without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
-    x0, x1 = rays_keyframe[usable], rays_current[usable]
-    pixels = None if std is None else np.asarray(std[usable], np.float64)
-    solver = _Solver(x0, x1, focal_length, config, None if pixels is None else relative_std(pixels), pixels)
+    # Matches are ordered by cell: every n-th of them is spread like all of them.
+    used = np.flatnonzero(usable)
+    used = used[:: -(-len(used) // _USED)]
+    x0, x1 = rays_keyframe[used], rays_current[used]
+    pixels = None if std is None else np.asarray(std[used], np.float64)
+    solver = _Solver(x0, x1, focal_length, config, None if pixels is None else relative_std(pixels), pixels, expected)
     result = solver.solve()
     inliers = nothing.copy()
-    inliers[usable] = result.inliers
+    inliers[used] = result.inliers
+    if result.has_rotation and len(used) < usable.sum():
+        inliers[usable] = solver.agreeing(homogeneous(rays_keyframe[usable]), homogeneous(rays_current[usable]))
     status = result.status
     # A small patch always looks planar, so report CONCENTRATED instead of PLANAR.
     if result.has_direction and is_concentrated(rays_keyframe[inliers], view_area, config):
@@ -256,6 +271,15 @@ def relative_std(std: NDArray[np.floating]) -> Array | None:
     if not np.isfinite(std).all():
         return None
     return np.clip(np.asarray(std, np.float64) / max(float(np.median(std)), 1e-9), 1 / _STD_RANGE, _STD_RANGE)
+
+
+def _consistent(p0: Array, p1: Array, rotation: Array, translation: Array, threshold: float) -> Flags:
+    """(N,) whether rays are closer than `threshold` to their epipolar line, and in front of both cameras unless too far
+    away to decide.
+    """
+    close = sampson_distance(p0, p1, rotation, translation) < threshold
+    far = rotated_residual(p0, p1, rotation) < 2 * threshold
+    return np.asarray(close & (far | depth_signs(p0, p1, rotation, translation)))
 
 
 def _apart(pose: RefinedPose, rivals: list[RefinedPose]) -> Array:
@@ -287,7 +311,10 @@ class _Solver:
         config: GeometryConfig,
         std: Array | None = None,
         pixels: Array | None = None,
+        expected: tuple[Array, Array] | None = None,
     ) -> None:
+        self.expected = expected
+        self._found: tuple[Array, Array | None] = np.eye(3), None
         self.x0, self.x1, self.std = x0, x1, std
         self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
         self.u0, self.u1 = x0 * focal_length, x1 * focal_length
@@ -299,6 +326,13 @@ class _Solver:
         self.common = CommonErrors(
             config.focal_std, config.centre_std / focal_length, match_std=config.match_bias * shared / focal_length
         )
+
+    def agreeing(self, p0: Array, p1: Array) -> Flags:
+        """(N,) whether rays agree with the pose that `solve` found."""
+        rotation, translation = self._found
+        if translation is None:
+            return np.asarray(rotated_residual(p0, p1, rotation) < self.threshold)
+        return _consistent(p0, p1, rotation, translation, self.threshold)
 
     def solve(self) -> RelativePose:
         pose = self._solve()
@@ -320,7 +354,7 @@ class _Solver:
 
     def _solve(self) -> RelativePose:
         config = self.config
-        rough = self._essential_pose()
+        rough = self._expected_pose() or self._essential_pose()
         if rough is None:
             nothing = np.zeros(len(self.x0), dtype=np.bool_)
             return self._rotation_only(nothing) or without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
@@ -338,7 +372,7 @@ class _Solver:
             inliers = inliers | on_plane
         # A few steps separate the candidates. A plane's two fit equally well, but one has a part of the plane behind a
         # camera.
-        tried = [self._refined(inliers, *candidate, iterations=3) for candidate in candidates]
+        tried = [self._compared(inliers, *candidate) for candidate in candidates]
         costs = [pose.cost + _BEHIND_COST * self._part_behind(pose, inliers) for pose in tried]
         best = tried[int(np.argmin(costs))]
         rivals = [p for p, cost in zip(tried, costs, strict=True) if (cost - min(costs)) * inliers.sum() < _RIVAL_COST]
@@ -355,6 +389,7 @@ class _Solver:
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
             return without_pose(PoseStatus.TOO_FEW_MATCHES, inliers)
+        self._found = best.rotation, best.translation
         parallax = self._median_parallax(best.rotation, inliers)
         # The covariance does not show this: if noise decides the direction, the minimum fits the noise, including its
         # rotation. The residual of the best pure rotation shows how little there was to explain.
@@ -388,9 +423,43 @@ class _Solver:
         threshold = widened * self.threshold
         return refine_pose(self.p0[inliers], self.p1[inliers], rotation, translation, threshold, iterations, std)
 
+    def _compared(self, inliers: Flags, rotation: Array, translation: Array) -> RefinedPose:
+        """A pose refined by a few steps, most of them with a part of the inliers; its cost is that of all of them."""
+        rough = self._refined(self._part(inliers), rotation, translation, iterations=3)
+        return self._refined(inliers, rough.rotation, rough.translation, iterations=1)
+
+    @staticmethod
+    def _part(inliers: Flags) -> Flags:
+        """Some of the inliers, spread like all of them."""
+        chosen = np.flatnonzero(inliers)
+        some = np.zeros_like(inliers)
+        some[chosen[:: max(-(-len(chosen) // _COMPARED), 1)]] = True
+        return some
+
+    def _expected_pose(self) -> tuple[Array, Array, Flags] | None:
+        """Rotation, unit translation and inliers of the expected pose after refinement; None if it explains too few
+        of the matches.
+        """
+        if self.expected is None:
+            return None
+        rotation, translation = self.expected
+        length = float(np.linalg.norm(translation))
+        if length < 1e-9:
+            return None
+        pose = rotation, translation / length
+        some = self._part(np.ones(len(self.x0), np.bool_))
+        for widened in (_EXPECTED_KERNEL, 1.0):
+            refined = self._refined(some, *pose, iterations=4, widened=widened)
+            pose = refined.rotation, refined.translation
+        if cheirality_vote(self.p0[some], self.p1[some], pose[0], -pose[1], self.threshold) > cheirality_vote(
+            self.p0[some], self.p1[some], *pose, self.threshold
+        ):
+            pose = pose[0], -pose[1]
+        inliers = sampson_distance(self.p0, self.p1, *pose) < self.threshold
+        return (*pose, inliers) if inliers.sum() >= max(_EXPLAINED * len(inliers), self.config.min_inliers) else None
+
     def _essential_pose(self) -> tuple[Array, Array, Flags] | None:
         """Rotation, unit translation and inliers of the best essential matrix; None if there is none."""
-        # Matches are ordered by cell: every n-th of them is spread like all of them, and is enough for a search.
         some = slice(None, None, max(len(self.x0) // _SEARCHED, 1))
         # From current to keyframe: x0^T E x1 = 0 is what OpenCV calls points2^T E points1.
         essential, mask = cv2.findEssentialMat(
@@ -427,6 +496,7 @@ class _Solver:
         limit = self.config.min_parallax / self.focal_length
         if agreeing.sum() < needed or np.median(residual[agreeing | inliers]) > limit:
             return None
+        self._found = rotation, None
         covariance = np.eye(6) * UNKNOWN_VARIANCE
         covariance[3:, 3:] = rotation_covariance(self.p0, self.p1, rotation, self.threshold)
         # A wrong focal length scales the rotation; a wrong principal point tilts its axis.
@@ -442,19 +512,23 @@ class _Solver:
         nothing = np.zeros(len(self.x0), dtype=np.bool_)
         least = max(0.5 * inliers.sum(), 4)
         # A least-squares homography is enough to rule out such a plane, at a tenth of the cost.
-        rough, _ = cv2.findHomography(self.u1[inliers], self.u0[inliers], 0)
-        if rough is None or not np.isfinite(rough).all():
+        some = self._part(inliers)
+        rough, _ = cv2.findHomography(self.u1[some], self.u0[some], 0)
+        if rough is None or (self._off_plane(rough, inliers) < _ROUGH_PLANE * self.config.threshold).sum() < least:
             return [], nothing
-        moved = self.u1[inliers] @ rough[:, :2].T + rough[:, 2]
-        with np.errstate(divide="ignore", invalid="ignore"):  # at the plane's horizon: infinitely far off, or NaN
-            off = np.linalg.norm(moved[:, :2] / moved[:, 2:] - self.u0[inliers], axis=1)
-        if (off < _ROUGH_PLANE * self.config.threshold).sum() < least:
+        every = slice(None, None, max(len(self.x0) // _SEARCHED, 1))
+        homography: NDArray[Any] | None = cv2.findHomography(
+            np.ascontiguousarray(self.u1[every]),
+            np.ascontiguousarray(self.u0[every]),
+            cv2.USAC_MAGSAC,
+            self.config.threshold,
+            maxIters=200,
+            confidence=0.999,
+        )[0]
+        if homography is None:
             return [], nothing
-        homography, mask = cv2.findHomography(
-            self.u1, self.u0, cv2.USAC_MAGSAC, self.config.threshold, maxIters=200, confidence=0.999
-        )
-        on_plane = nothing if mask is None else mask.ravel() > 0
-        if homography is None or on_plane.sum() < least:
+        on_plane = self._off_plane(homography, slice(None)) < self.config.threshold
+        if on_plane.sum() < least:
             return [], on_plane
         _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, self.focal_matrix)
         poses = []
@@ -468,23 +542,21 @@ class _Solver:
                 poses.append((rotation, t))
         return poses, on_plane
 
+    def _off_plane(self, homography: NDArray[Any], some: Flags | slice) -> Array:
+        """Distances in pixels from where a homography moves matches; infinite or NaN at the plane's horizon."""
+        moved = self.u1[some] @ homography[:, :2].T + homography[:, 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.linalg.norm(moved[:, :2] / moved[:, 2:] - self.u0[some], axis=1))
+
     def _inliers(self, rotation: Array, translation: Array, reach: float = 1.0) -> Flags:
-        """Matches within `reach` thresholds of the epipolar line, and in front of both cameras unless too far away
-        to decide.
-        """
-        close = sampson_distance(self.p0, self.p1, rotation, translation) < reach * self.threshold
-        far = rotated_residual(self.p0, self.p1, rotation) < 2 * reach * self.threshold
-        flags: Flags = close & (far | depth_signs(self.p0, self.p1, rotation, translation))
-        return flags
+        """Matches that agree with a pose within `reach` thresholds."""
+        return _consistent(self.p0, self.p1, rotation, translation, reach * self.threshold)
 
     def _other_minima(self, inliers: Flags, rotation: Array, translation: Array) -> list[tuple[Array, Array]]:
         """Distinct poses near which matches of small parallax may have a better minimum."""
         if self._median_parallax(rotation, inliers) > _FEW_PARALLAX * self.config.threshold:
             return []
-        chosen = np.flatnonzero(inliers)
-        chosen = chosen[:: max(len(chosen) // _TILTED_MATCHES, 1)]
-        some = np.zeros_like(inliers)
-        some[chosen] = True
+        some = self._part(inliers)
         best = self._refined(some, rotation, translation, iterations=3)
         spread, directions = np.linalg.eigh(best.covariance[:3, :3])
         if spread[-1] < _SURE_DIRECTION**2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -142,4 +142,24 @@ class Matcher(Protocol):
 
         Returns:
             K matches, in the order of `keyframes`.
+        """
+
+
+@runtime_checkable
+class QuickMatcher(Protocol):
+    """What a network offers besides `Matcher` if its features are comparable without attention."""
+
+    def match_quickly(
+        self,
+        keyframes: Sequence[ImageFeatures],
+        current: ImageFeatures,
+        max_matches: int,
+        preferred: Sequence[Tensor | None],
+    ) -> list[Matches]:
+        """As `Matcher.match`, for images of nearly the same view: without attention, and with fewer matches.
+
+        Args:
+            keyframes, current: as of `Matcher.match`; all of one size.
+            max_matches: most matches with a keyframe, spread over the image.
+            preferred: (L,) bool, one entry per keyframe: cells that are chosen before others; None for none.
         """

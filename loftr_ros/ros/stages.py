@@ -177,7 +177,14 @@ class FrameStages:
             "publish": now - found,
             "total": now - item.received,
         }
-        self._statistics.processed(latencies, now, result.is_unmatched, result.is_useless, result.is_located)
+        self._statistics.processed(
+            latencies,
+            now,
+            result.is_unmatched,
+            result.is_useless,
+            result.is_located,
+            result.full_match.name if result.matches and not result.is_useless else "",
+        )
         if warning := self.front_end.take_warning():
             self._errors.error("time", warning)
         try:

@@ -88,6 +88,16 @@ class Compact(StreamingNetwork):
         self, keyframes: Sequence[ImageFeatures], current: ImageFeatures
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Regions of both images after the transformer, and which of them take part."""
+        tokens0, tokens1, mask0, mask1 = self._tokens(keyframes, current)
+        grids = regions_of(keyframes[0].grid), regions_of(current.grid)
+        tokens0, tokens1 = self.transformer(tokens0, tokens1, *grids, mask0, mask1)
+        return tokens0, tokens1, mask0, mask1
+
+    @staticmethod
+    def _tokens(
+        keyframes: Sequence[ImageFeatures], current: ImageFeatures
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Regions of both images as encoded, and which of them take part."""
         batch, grid0, grid1 = len(keyframes), keyframes[0].grid, current.grid
         tokens0 = keyframes[0].tokens if batch == 1 else torch.cat([keyframe.tokens for keyframe in keyframes])
         tokens1 = current.tokens.expand(batch, -1, -1)
@@ -98,7 +108,6 @@ class Compact(StreamingNetwork):
             mask0 = torch.cat([all_of_them if part is None else part for part in parts])
         mask1 = region_mask(current.usable, grid1)
         mask1 = None if mask1 is None else mask1.expand(batch, -1)
-        tokens0, tokens1 = self.transformer(tokens0, tokens1, regions_of(grid0), regions_of(grid1), mask0, mask1)
         return tokens0, tokens1, mask0, mask1
 
     def match_batch(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
@@ -135,16 +144,39 @@ class Compact(StreamingNetwork):
         return FixedMatches(rows.cell0, rows.cell1, points0, points1, rows.confidence, std)
 
     @torch.inference_mode()
-    def matched_cells(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Candidates]:
-        """Matched cells of each keyframe, by the coarse stages."""
+    def match_quickly(
+        self,
+        keyframes: Sequence[ImageFeatures],
+        current: ImageFeatures,
+        max_matches: int,
+        preferred: Sequence[Tensor | None],
+    ) -> list[Matches]:
+        """See `QuickMatcher.match_quickly`."""
+        found = self.matched_cells(keyframes, current, attend=False)
+        limit = min(max_matches, self.config.coarse.max_matches or max_matches)
+        return [
+            self._matches(keyframe, current, spread(cells, keyframe.grid, limit, first))
+            for keyframe, cells, first in zip(keyframes, found, preferred, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def matched_cells(
+        self, keyframes: Sequence[ImageFeatures], current: ImageFeatures, attend: bool = True
+    ) -> list[Candidates]:
+        """Matched cells of each keyframe, by the coarse stages.
+
+        Args:
+            keyframes, current: as of `match`.
+            attend: whether the images attend to each other; without, the most confident matches are not selected.
+        """
         coarse = self.config.coarse
-        tokens0, tokens1, mask0, mask1 = self._attend(keyframes, current)
+        tokens0, tokens1, mask0, mask1 = (self._attend if attend else self._tokens)(keyframes, current)
         found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, attended0=mask0, attended1=mask1)
         counts = torch.bincount(found.pair, minlength=len(keyframes)).tolist()
         regions = zip(*(part.split(counts) for part in (found.cell0, found.cell1, found.confidence)), strict=True)
         allowed1 = allowed_cells(self.config, current)[0]
         return [
-            self._cells_of(keyframe, current, allowed1, attended0, attended1, Candidates(*matched))
+            self._cells_of(keyframe, current, allowed1, attended0, attended1, Candidates(*matched), attend)
             for keyframe, attended0, attended1, matched in zip(
                 keyframes, tokens0.split(1), tokens1.split(1), regions, strict=True
             )
@@ -158,8 +190,9 @@ class Compact(StreamingNetwork):
         tokens0: Tensor,
         tokens1: Tensor,
         regions: Candidates,
+        select: bool,
     ) -> Candidates:
-        """The cells of one pair from its regions."""
+        """The cells of one pair from its regions; if `select`, the most confident of them."""
         assert keyframe.cells is not None and current.cells is not None
         coarse = self.config.coarse
         cells = self.cell_matcher(
@@ -171,7 +204,8 @@ class Compact(StreamingNetwork):
             coarse.threshold,
         )
         allowed = allowed_cells(self.config, keyframe)[0][cells.row] & allowed1[cells.column]
-        return most_confident(Candidates(*(part[allowed] for part in cells)), coarse.max_matches)
+        cells = Candidates(*(part[allowed] for part in cells))
+        return most_confident(cells, coarse.max_matches) if select else cells
 
     def _matches(self, keyframe: ImageFeatures, current: ImageFeatures, cells: Candidates) -> Matches:
         """The matches of one pair in pixels, on the CPU."""
@@ -183,6 +217,26 @@ class Compact(StreamingNetwork):
         matches = Matches(cells.row, points0, points1, cells.value, self.fine.std(fine.scale))
         matches = without_ignored(matches, keyframe, current)
         return Matches(*(tensor.cpu() for tensor in vars(matches).values()))
+
+
+def spread(cells: Candidates, grid: Grid, limit: int, preferred: Tensor | None) -> Candidates:
+    """At most `limit` cells of one pair, in their order: first one of each region, a preferred one if there is one.
+
+    Args:
+        cells: of image 0, and their matches.
+        grid: (rows, columns) of the cells of image 0.
+        limit: their maximum number.
+        preferred: (L,) bool; None for none.
+    """
+    if len(cells.value) <= limit:
+        return cells
+    columns = grid[1] // REGION_CELLS
+    region = cells.row // grid[1] // REGION_CELLS * columns + cells.row % grid[1] // REGION_CELLS
+    rank = cells.value if preferred is None else cells.value + preferred[cells.row]
+    best = rank.new_zeros(grid[0] // REGION_CELLS * columns).scatter_reduce_(0, region, rank, "amax")
+    rank = rank + 2 * (rank == best[region])
+    kept = rank.topk(limit, sorted=False).indices.sort().values
+    return Candidates(*(part[kept] for part in cells))
 
 
 def regions_of(grid: Grid) -> Grid:

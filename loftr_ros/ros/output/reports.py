@@ -19,6 +19,7 @@ from rclpy.qos import QoSProfile
 from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError
+from loftr_ros.frontend.quick import FullMatch
 from loftr_ros.geometry.camera import CameraError
 from loftr_ros.msg import FrontEndStatus
 from loftr_ros.places.keyframe import PlacesError
@@ -264,6 +265,7 @@ class Reporter:
         self._previous = snapshot
 
     def _status_message(self, state: FrontEndState, now: Snapshot) -> FrontEndStatus:
+        full = {reason: count for reason, count in now.full_matches.items() if reason != FullMatch.NOT.name}
         message = FrontEndStatus(
             network=state.network,
             device=state.device,
@@ -276,6 +278,9 @@ class Reporter:
             frames_unmatched=now.unmatched,
             frames_useless=now.useless,
             frames_located=now.located,
+            frames_quick=now.full_matches.get(FullMatch.NOT.name, 0),
+            full_match_reasons=list(full),
+            full_match_counts=to_array(np.asarray(list(full.values()), dtype=np.uint64)),
             frames_unpaired=now.unpaired,
             messages_lost=now.lost,
             frames_pending=state.pending,
@@ -313,6 +318,7 @@ class Reporter:
             "frames unmatched": now.unmatched,
             "frames useless": now.useless,
             "frames located": now.located,
+            "frames matched quickly": now.full_matches.get(FullMatch.NOT.name, 0),
             "frames dropped": now.dropped,
             "frames unpaired": now.unpaired,
             "messages lost": now.lost,

@@ -1,0 +1,75 @@
+"""Choice between a quick match, without attention and with fewer matches, and the full one.
+
+Between frames a camera hardly moves. Where two images are close to each other, attention changes next to nothing in
+their matches (`benchmarks/quick_matching.py`), and costs a third of the time. So a tracked frame is matched quickly
+first, and matched in full if that result leaves a doubt, at regular intervals, and if it is to become a keyframe.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from loftr_ros.frontend.config import TrackingConfig
+
+
+class FullMatch(IntEnum):
+    """Why a frame was matched in full; the numbers are those of msg/FrontEndStatus."""
+
+    NOT = 0
+    UNSUPPORTED = 1
+    UNEXPECTED = 2
+    PERIOD = 3
+    DOUBT = 4
+    KEYFRAME = 5
+
+
+class QuickMatching:
+    """Decides which frames are matched quickly.
+
+    After each quick match in vain, twice as many frames as before are matched in full at once.
+    """
+
+    def __init__(self, config: TrackingConfig, is_supported: bool) -> None:
+        """Create it.
+
+        Args:
+            config: settings.
+            is_supported: whether the network can match without attention.
+        """
+        self.config = config
+        self._is_supported = is_supported
+        self._since_full = 0
+        self._wait, self._waiting = 1, 0
+        self._reason = FullMatch.DOUBT
+
+    def why_not(self, is_expected: bool) -> FullMatch:
+        """Why the next frame must be matched in full at once; NOT if it may be matched quickly.
+
+        Args:
+            is_expected: whether the camera is being tracked, and its pose can be predicted.
+        """
+        if not (self.config.quick and self._is_supported):
+            return FullMatch.UNSUPPORTED
+        if not is_expected:
+            return FullMatch.UNEXPECTED
+        if self._since_full >= self.config.full_period:
+            return FullMatch.PERIOD
+        if self._waiting:
+            self._waiting -= 1
+            return self._reason
+        return FullMatch.NOT
+
+    def record(self, why: FullMatch, was_tried: bool, is_keyframe: bool) -> None:
+        """Record how a frame was matched in the end.
+
+        Args:
+            why: it was matched in full; NOT if it was not.
+            was_tried: whether it was matched quickly before.
+            is_keyframe: whether it became a keyframe.
+        """
+        self._since_full = self._since_full + 1 if why == FullMatch.NOT else 0
+        if why == FullMatch.NOT or is_keyframe:
+            self._wait, self._waiting = 1, 0
+        elif was_tried:
+            self._reason, self._waiting = why, self._wait
+            self._wait = min(2 * self._wait, max(self.config.full_period, 1))
