@@ -6,8 +6,10 @@ lifecycle manager, or a Ctrl-C, needs them.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,16 @@ from loftr_ros.ros.parameters import Parameters
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
+
+
+def free_gpu_memory() -> None:
+    """Give the memory of a front end that is gone back to other processes."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # of a lost GPU
+            torch.cuda.empty_cache()
 
 
 def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) -> FrontEnd:

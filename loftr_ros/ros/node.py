@@ -24,7 +24,7 @@ from loftr_ros.recordings.frame_decoder import FrameDecoder
 from loftr_ros.ros.input.imu import ImuInput
 from loftr_ros.ros.input.inputs import ImageInput
 from loftr_ros.ros.lifecycle import reported
-from loftr_ros.ros.loading import load_front_end
+from loftr_ros.ros.loading import free_gpu_memory, load_front_end
 from loftr_ros.ros.logs import log_by
 from loftr_ros.ros.output.outputs import Outputs
 from loftr_ros.ros.output.reports import (
@@ -304,6 +304,7 @@ class FrontEndNode(LifecycleNode):
             self._next_keyframe_id = self._stages.front_end.buffer.next_id
             self._stages.stop()
             self._stages = None
+            free_gpu_memory()
 
     def _end(self, lifecycle: str) -> TransitionCallbackReturn:
         self._end_threads()

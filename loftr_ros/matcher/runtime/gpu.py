@@ -226,14 +226,13 @@ class GpuMatcher:
         """See `StreamingNetwork.encode`. It returns before the GPU has finished."""
         self.network.check_image(image)
         image = image if image.dtype == torch.uint8 else image.float()
+        usable = None if usable is None else usable.to(torch.bool)
         cells = cells_taking_part(image, usable, self.cell_size)
         grid = self.config.grid(*image.shape)
         given = {"image": image}
         if cells is not None:
             shape = -(-image.shape[0] // self.cell_size), -(-image.shape[1] // self.cell_size)
             given["usable"] = in_grid(cells, shape, grid)
-        if usable is not None:
-            usable = usable.to(torch.bool)
 
         def program(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
             pixels = self.network.gray_levels(inputs["image"]).contiguous(memory_format=torch.channels_last)
