@@ -25,7 +25,7 @@ PIP_QUIET := $(shell test -t 2 || echo -q)
 SOURCE ?=
 ARGS ?=
 
-.PHONY: help demo test lint style types pytest install reference docs clean dist check-dist
+.PHONY: help demo test test-kilted lint style types pytest install reference docs clean dist check-dist
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make demo SOURCE=...  run it on a folder of images, a video or a bag"
 	@echo "make demo ARGS='--network loftr --weights FILE' (or any other option of loftr_ros demo)"
 	@echo "make test             linters, types and tests (ARGS='-k name' for pytest, ARGS=--long for the long ones too)"
+	@echo "make test-kilted      the tests that touch ROS, on ROS 2 Kilted beside the first environment"
 	@echo "make lint             linters and types alone"
 	@echo "make docs             build the documentation's site in build/site; fails on a wrong link"
 	@echo "make reference        write config/front_end.yaml and docs/reference from the declarations in the code"
@@ -65,6 +66,33 @@ types-and-computing: types
 
 waiting: install
 	$(BIN)/pytest $(addprefix --ignore=,$(COMPUTING))
+
+# Kilted beside Jazzy, in a tenth of the space: ROS and this package's messages are Kilted's, all else is taken from the
+# first environment. `ROS_DISTRO=kilted make test` has an environment of its own and runs all tests.
+KILTED := $(CURDIR)/.venv-kilted-ros
+ROS_TESTS = $(shell grep -lE '(rclpy|loftr_ros\.(msg|srv|ros)|node_process)\b' test/test_*.py)
+
+test-kilted: kilted
+	ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" $(KILTED)/bin/python $(BIN)/pytest $(ARGS) $(ROS_TESTS)
+
+.PHONY: kilted kilted-environment
+kilted: install kilted-environment
+	@ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" flock build/.lock-kilted $(KILTED)/bin/python cmake/build_backend.py
+
+# It does not wait for the first environment: both can be made at once.
+kilted-environment: $(KILTED)/.stamp
+
+$(KILTED)/.stamp: cmake/build_backend.py
+	@echo "Installing ROS 2 Kilted into $(notdir $(KILTED))"
+	@$(PYTHON) -m venv --clear $(KILTED)
+	@$(KILTED)/bin/pip install $(PIP_QUIET) 'setuptools>=70,<85'
+	@cd cmake && ROS_DISTRO=kilted $(KILTED)/bin/python -c \
+	    'import build_backend; print(*build_backend.get_requires_for_build_wheel(), sep="\n")' > $(KILTED)/requirements.txt
+	@$(KILTED)/bin/pip install $(PIP_QUIET) -r $(KILTED)/requirements.txt
+	@mkdir -p build && ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" flock build/.lock-kilted $(KILTED)/bin/python cmake/build_backend.py
+	@$(KILTED)/bin/python -c 'from sysconfig import get_path; import pathlib, sys; pathlib.Path(get_path("platlib"), \
+	    "zz_first_environment.pth").write_text(get_path("platlib", vars={"platbase": sys.argv[1]}))' $(VENV)
+	@touch $@
 
 lint: style types
 

@@ -69,13 +69,6 @@ EXTRAS = {
 # For a PC.
 EXTRAS["all"] = [*EXTRAS["archive"], *EXTRAS["openvino"], *EXTRAS["plot"], *EXTRAS["video"]]
 
-# The wheels set LD_LIBRARY_PATH whenever Python starts, but not AMENT_PREFIX_PATH, without which nothing is found in
-# the ament index, neither our launch and configuration files nor anyone's messages. This does it in the same way.
-AMENT_PREFIX_PTH = (
-    'import os, sys; p = list(filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))); '
-    "sys.prefix in p or os.environ.update(AMENT_PREFIX_PATH=os.pathsep.join([sys.prefix, *p]))\n"
-)
-
 
 class BuildWithCMake(build_py):
     """Takes the package from CMake's staging folder; what is not Python there becomes data files of the prefix."""
@@ -94,7 +87,7 @@ class BuildWithCMake(build_py):
                 target = Path(self.build_lib, relative)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
-        Path(self.build_lib, "loftr_ros_ament_prefix.pth").write_text(AMENT_PREFIX_PTH)
+        Path(self.build_lib, build_backend.AMENT_PREFIX_FILE).write_text(build_backend.AMENT_PREFIX_PTH)
         self.distribution.data_files = list(data.items())
 
 

@@ -20,12 +20,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from match_scores import map_points, mean_and_spread
 from numpy.typing import NDArray
 from pair_scores import PairScore, score_homography
 from parallel import in_processes
 
-from loftr_ros.evaluation.match_metrics import Calibration, calibration, map_points, mean_and_spread
 from loftr_ros.evaluation.metrics import pose_auc
+from loftr_ros.training.calibration import Calibration, calibration
 
 GRAF_VIEWS = (2, 3, 4)
 SIZE = (640, 480)

@@ -7,9 +7,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from match_scores import corner_error, epipolar_errors
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.match_metrics import corner_error, epipolar_errors
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
 from loftr_ros.frontend.keyframes import coverage
 from loftr_ros.geometry.camera import CameraModel

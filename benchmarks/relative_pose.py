@@ -23,11 +23,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from match_scores import mean_and_spread
 from numpy.typing import NDArray
 from pair_scores import PairScore, score_pose
 from parallel import in_processes
 
-from loftr_ros.evaluation.match_metrics import mean_and_spread
 from loftr_ros.evaluation.metrics import pose_auc
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.config import GeometryConfig

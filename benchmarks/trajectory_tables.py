@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from trajectory_scores import Errors, path_length, trajectory_errors
 
-from loftr_ros.evaluation.trajectory_plot import plot_from_above
 from loftr_ros.frontend.config import MONO
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.geometry.two_view import PoseStatus
@@ -219,3 +218,58 @@ def plot(walks: Sequence[Walk], folder: Path) -> None:
             how = "aligned with scale" if mode == MONO else "aligned without scale"
             truth = np.array(walk.truth)[:, :3, 3]
             plot_from_above(folder / f"trajectory_{name}_{mode}.png", paths, truth, f"{walk.name}, {mode} ({how})")
+
+
+def plot_from_above(
+    path: str | Path,
+    estimates: Mapping[str, tuple[ArrayLike, Sequence[int]]],
+    truth: ArrayLike,
+    title: str = "",
+) -> None:
+    """Write a plot of several trajectories of the same frames: from above, and their distances from the truth.
+
+    A straight road shows nothing from above; the distances do. The truth is black.
+
+    Args:
+        path: file to write; its ending chooses the format (png, svg, pdf).
+        estimates: by name, (N, 3) positions in metres in the axes of the truth's first camera (x right, z forward), NaN
+            for frames that were not located, which break the line; and the frames that became keyframes.
+        truth: (N, 3) positions.
+        title: of the plot.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    true = np.asarray(truth, np.float64)
+    figure = Figure(figsize=(11.5, 6.0), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, distances = figure.subplots(1, 2)
+    axes.plot(true[:, 0], true[:, 2], color="black", linewidth=2.5, label="truth")
+    for number, (name, (positions, keyframes)) in enumerate(estimates.items()):
+        points = np.asarray(positions, np.float64)
+        if points.shape != true.shape:
+            raise ValueError(f"{name} has positions of shape {points.shape}, truth of {true.shape}; they must be alike")
+        located = int(np.isfinite(points).all(axis=1).sum())
+        label = name if located == len(points) else f"{name} ({located} of {len(points)} frames)"
+        axes.plot(points[:, 0], points[:, 2], color=f"C{number}", linewidth=1.8, label=label)
+        marked = points[np.asarray(keyframes, np.int64)]
+        axes.plot(marked[:, 0], marked[:, 2], "o", color=f"C{number}", markersize=4, markeredgecolor="white")
+        off = np.linalg.norm(points - true, axis=1)
+        distances.plot(off, color=f"C{number}", linewidth=1.8)
+        distances.plot(keyframes, off[list(keyframes)], "o", color=f"C{number}", markersize=4, markeredgecolor="white")
+    axes.plot([], [], "o", color="0.5", markersize=4, label="keyframes")
+    axes.plot(true[0, 0], true[0, 2], "s", color="black", markersize=7, markeredgecolor="white", label="start")
+    axes.set(xlabel="x, right (m)", ylabel="z, forward (m)", title="from above")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.08)
+    axes.legend(frameon=True, framealpha=0.9, fontsize=9)
+    distances.set(xlabel="frame", ylabel="m", title="distance from the truth", ylim=(0, None))
+    for each in (axes, distances):
+        each.grid(color="0.92")
+        each.set_axisbelow(True)
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.savefig(path)

@@ -55,6 +55,14 @@ BUILD_WHEELS = {
     ],
 }
 
+# The wheels set LD_LIBRARY_PATH whenever Python starts, but not AMENT_PREFIX_PATH, without which nothing is found in
+# the ament index, neither our launch and configuration files nor anyone's messages. This does it in the same way.
+AMENT_PREFIX_FILE = "loftr_ros_ament_prefix.pth"
+AMENT_PREFIX_PTH = (
+    'import os, sys; p = list(filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))); '
+    "sys.prefix in p or os.environ.update(AMENT_PREFIX_PATH=os.pathsep.join([sys.prefix, *p]))\n"
+)
+
 
 def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = None) -> list[str]:
     """The hook of PEP 517: what pip installs before it builds."""
@@ -129,7 +137,7 @@ def stage(build_base: Path) -> Path:
         f"-DPYTHON_EXECUTABLE={sys.executable}",
     ]
     if distro:
-        arguments.append(f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'cmake/ros_wheels.cmake'}")
+        arguments += [f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'cmake/ros_wheels.cmake'}", "-DPYTHON_MESSAGES_ONLY=ON"]
     if shutil.which("ninja"):
         arguments.append("-GNinja")
     environment = os.environ | {"AMENT_PREFIX_PATH": os.pathsep.join(map(str, prefixes))}
@@ -191,6 +199,7 @@ def update_environment(build_base: Path) -> None:
         new = target.with_name(target.name + ".new")
         shutil.copy2(source, new)
         new.replace(target)
+    Path(sysconfig.get_path("platlib"), AMENT_PREFIX_FILE).write_text(AMENT_PREFIX_PTH)
     installed = staged.parent / "installed.json"
     for stale in set(json.loads(installed.read_text()) if installed.exists() else []) - targets:
         Path(stale).unlink(missing_ok=True)

@@ -17,30 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-# Cases that `--long` alone runs, since another of the same kind is always run: CI has twelve minutes.
-SIBLINGS = (
-    "test_export.py::test_the_exported_network_finds_what_torch_finds[loftr_ot]",
-    "test_export.py::test_the_published_low_end_network_finds_on_real_images_what_torch_finds",
-    "test_parity.py::test_the_other_presets_match_the_rendered_pair_too[loftr_ot]",
-    "test_efficient.py::test_the_exported_network_finds_what_torch_finds[False-dual_softmax]",
-    "test_explain.py::test_pictures_and_table_are_written_for_every_network_even_without_a_match[coarse_lite]",
-    "test_explain.py::test_pictures_and_table_are_written_for_every_network_even_without_a_match[loftr_ot]",
-    "test_covariance.py::test_the_covariance_of_a_two_view_pose_is_its_scatter[sideways-1.0]",
-    "test_covariance.py::test_the_covariance_of_a_metric_pose_is_its_scatter[forward-1.0]",
-    "test_covariance.py::test_the_covariance_of_a_metric_pose_is_its_scatter[still-0.3]",
-    "test_training.py::test_soft_targets_alone_draw_a_network_to_its_teacher_which_stays_as_it_is[compact-loftr]",
-    "test_scene.py::test_the_same_seed_gives_the_same_bytes_and_another_seed_another_room",
-    "test_node_imu.py::test_a_gyroscope_is_compared_with_the_images_and_the_status_says_how_it_is[as said]",
-    "test_node_depth.py::test_images_whose_companion_does_not_come_are_reported_with_its_topic[rgbd",
-    "test_node_depth.py::test_images_whose_companion_does_not_come_are_reported_with_its_topic[stereo-/right/camera_info",
-    "test_node.py::test_a_signal_ends_the_node_with_exit_code_0_while_frames_stream_in[2]",
-    "test_node.py::test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it[parameters1",
-    "test_node.py::test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it[parameters2",
-    "test_node.py::test_a_wrong_parameter_ends_the_node_with_exit_code_2_and_names_it[parameters3",
-    "test_run.py::test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130[2]",
-)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take half a minute and more")
     parser.addoption("--group", choices=sorted(GROUPS), help="run the files of one group alone, see test/groups.py")
@@ -56,7 +32,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
         for item in items:
-            if item.get_closest_marker("long") or any(case in item.nodeid for case in SIBLINGS):
+            if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes long: run with --long"))
 
 

@@ -116,6 +116,49 @@ class NodeProcess:
         return int(re.search(r"^Threads:\s+(\d+)", status, re.MULTILINE)[1])
 
 
+class Lasting:
+    """A node that serves several tests, and is started again after a test that ended it.
+
+    Attributes:
+        process, client: the node's, as they are now.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        parameters: dict[str, Any],
+        start: Callable[[NodeProcess, Client], None] = lambda process, client: None,
+        kind: type[Client] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            folder, parameters: of `NodeProcess`.
+            start: brings the new node to where tests expect it.
+            kind: class of the client.
+        """
+        self._start, self._folder, self._parameters, self._kind = start, folder, parameters, kind or Client
+        self._stack = contextlib.ExitStack()
+        self._begin()
+
+    def revive(self) -> bool:
+        """Start the node again if it has ended; returns whether it had."""
+        if self.process.process.poll() is None:
+            return False
+        self.close()
+        self._begin()
+        return True
+
+    def close(self) -> None:
+        """End it."""
+        self._stack.close()
+
+    def _begin(self) -> None:
+        self.process = self._stack.enter_context(NodeProcess(self._folder, self._parameters))
+        self.client = self._stack.enter_context(self._kind(self.process.domain))
+        self._start(self.process, self.client)
+
+
 class Client:
     """Talks to one node; the lists grow as its messages come in.
 

@@ -160,6 +160,7 @@ def matrix_of(message: Any) -> Any:
     return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
 
 
+@pytest.mark.kilted
 def test_map_to_odom_takes_out_what_the_odometry_has_drifted_by(tmp_path: Path) -> None:
     front_end = FrontEnd(61)
     with Working(map_file=str(tmp_path / "map.npz"), map_save_period=0.0) as back:
@@ -327,6 +328,7 @@ def test_the_config_file_has_every_parameter_with_what_it_means() -> None:
         assert item.metadata["description"] in joined and item.metadata["unit"] in joined, name
 
 
+@pytest.mark.kilted
 def test_parameters_that_contradict_each_other_are_refused_in_words() -> None:
     with pytest.raises(ConfigError, match="robots has 1 names and front_ends 2"):
         with_values(BackEndParameters(), {"front_ends": "a, b", "robots": "one"})
@@ -351,6 +353,7 @@ def test_a_node_that_cannot_begin_says_why_and_ends(
     assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.kilted
 @pytest.mark.long
 def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map(
     tmp_path: Path, ros_domain: int

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loftr_ros.evaluation.trajectory_plot import plot_from_above
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.geometry.two_view import PoseStatus
 
@@ -223,10 +222,11 @@ def test_settings_of_the_front_end_go_by_the_names_of_the_node(benchmark) -> Non
         trajectory.parsed("coverage=1")
 
 
-def test_a_picture_from_above_takes_frames_that_were_not_located(tmp_path: Path) -> None:
+def test_a_picture_from_above_takes_frames_that_were_not_located(benchmark, tmp_path: Path) -> None:
     truth = walked([1.0] * 9)[:, :3, 3]
     estimate = truth.copy()
     estimate[4] = np.nan
+    plot_from_above = benchmark("trajectory_tables").plot_from_above
     plot_from_above(tmp_path / "above.png", {"ours": (estimate, [0, 5])}, truth, "room")
     assert (tmp_path / "above.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match=r"ours has positions of shape \(9, 3\), truth of \(10, 3\)"):

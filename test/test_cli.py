@@ -111,7 +111,7 @@ def test_parameters_come_from_the_same_file_as_the_node_s(shared_data: Path, tmp
         (("run", ".", "--network", "loftr_16_4"), "comes without weights; set `weights` to a weights file"),
         (("run", ".", "--network", "superglue", "--weights", "WEIGHTS"), "'superglue' is not known"),
         (("run", ".", "--precision", "int4", "--weights", "WEIGHTS"), "'int4' is not known"),
-        (("run", ".", "--params-file", "no.yaml", "--weights", "WEIGHTS"), "no.yaml is not there"),
+        (("run", ".", "--params-file", "no.yaml", "--weights", "WEIGHTS"), "no.yaml does not exist"),
         (("play", "nowhere"), "nowhere does not exist"),
     ],
 )

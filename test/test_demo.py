@@ -164,7 +164,7 @@ def report(
 
 def test_a_demo_without_a_single_pose_says_so_in_words():
     said = report(PoseStatus.TOO_FEW_MATCHES)
-    assert "Not a single frame got a pose" in said and "10 TOO_FEW_MATCHES" in said
+    assert "No frame got a pose" in said and "10 TOO_FEW_MATCHES" in said
     assert "nan" not in said
     assert "Not a single" not in report(PoseStatus.LOW_PARALLAX)
     assert "Not a single" not in report(PoseStatus.NO_CALIBRATION, calibrated=False)
@@ -172,15 +172,15 @@ def test_a_demo_without_a_single_pose_says_so_in_words():
 
 def test_a_demo_whose_node_is_too_slow_says_how_fast_it_may_play():
     said = report(PoseStatus.OK, dropped=100, latency={"wait": 9.0, "encode": 0.3, "match": 0.1, "total": 9.5})
-    assert "`--hz 2` leaves time for each" in said
+    assert "use `--hz 2` to process every frame" in said
     assert "--hz" not in report(PoseStatus.OK, dropped=2)
 
 
 def test_a_demo_tells_what_was_lost_on_the_way_from_what_there_was_no_time_for():
     said = report(PoseStatus.OK, frames_unpaired=9, frames_received=10, messages_lost=7)
     assert "--hz" not in said
-    assert "1 images never reached the node, 9 came without what belongs to them" in said
-    assert "lost 7 messages" in said and "docs/transport.md" in said
+    assert "1 images did not reach the node, 9 came without their partner" in said
+    assert "reports 7 lost messages" in said and "docs/transport.md" in said
     assert "lost" not in report(PoseStatus.OK)
 
 
@@ -192,7 +192,7 @@ def test_a_demo_with_an_archive_tells_of_loops_and_of_their_errors_and_one_witho
 
 
 def test_estimates_that_are_missing_are_not_blamed_on_the_truth():
-    assert "too few to hold against the true poses" in report(PoseStatus.OK, count=3)
+    assert "too few to compare with the true poses" in report(PoseStatus.OK, count=3)
     assert "no true poses" in report(PoseStatus.OK, true=False)
 
 
@@ -299,7 +299,7 @@ def test_a_child_that_ignores_ctrl_c_and_its_own_children_are_ended(tmp_path):
 def test_a_child_that_dies_is_reported_with_its_last_words(tmp_path):
     code = "import sys; print('first'); sys.exit('out of cheese')"
     child = Child("node", [sys.executable, "-c", code], tmp_path / "log", os.environ)
-    with pytest.raises(DemoError, match=r"(?s)node ended by itself with exit code 1.*out of cheese"):
+    with pytest.raises(DemoError, match=r"(?s)node ended unexpectedly with exit code 1.*out of cheese"):
         wait_until(lambda: False, 20, "a miracle", [child])
 
 

@@ -381,7 +381,7 @@ def lenient(method: str) -> EfficientLoFTR:
 
 
 @pytest.mark.parametrize("method", ["dual_softmax", pytest.param("scores", marks=pytest.mark.long)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_exported_network_finds_what_torch_finds(
     method: str, masked: bool, exported: Callable[[str], Path]
 ) -> None:

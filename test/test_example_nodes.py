@@ -150,6 +150,28 @@ def test_an_estimator_that_is_not_known_ends_the_bridge_with_exit_code_2(bridge,
     assert "expected one of vins_mono, vins_fusion" in capfd.readouterr().err
 
 
+@pytest.mark.ros
+@pytest.mark.usefixtures("ros_domain")
+def test_the_consumer_says_how_the_camera_moved_and_where_no_good_pose_came(capfd) -> None:
+    rclpy = pytest.importorskip("rclpy")
+    from loftr_ros.msg import RelativePose
+
+    rclpy.init()
+    try:
+        node = runpy.run_path(str(EXAMPLES / "consumer.py"))["Consumer"]()
+        good = RelativePose(keyframe_id=3, status=RelativePose.OK, scale_known=True, num_inliers=90, num_matches=100)
+        good.pose.pose.position.x = 0.25
+        for message in (good, RelativePose(keyframe_id=4, status=RelativePose.TOO_FEW_MATCHES)):
+            node.on_pose(message)
+        assert [each.topic_name for each in node.subscriptions] == ["/loftr_front_end/relative_pose"]
+        node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    said = "".join(capfd.readouterr())
+    assert "keyframe 3: moved by +0.250 +0.000 +0.000 m, 90 of 100 matches agree" in said
+    assert f"keyframe 4: no good pose (status {RelativePose.TOO_FEW_MATCHES})" in said
+
+
 CAMERAS = {
     "realsense": (
         {"mode": "rgbd", "camera_namespace": "camera", "camera_name": "camera"},

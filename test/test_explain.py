@@ -324,7 +324,7 @@ def test_a_point_without_a_match_says_why(shared_data: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [COARSE_LITE, pytest.param(LOFTR, marks=pytest.mark.long), LOFTR_OT, COMPACT],
+    [*(pytest.param(config, marks=pytest.mark.long) for config in (COARSE_LITE, LOFTR, LOFTR_OT)), COMPACT],
     ids=lambda config: config.name,
 )
 def test_pictures_and_table_are_written_for_every_network_even_without_a_match(
@@ -362,12 +362,12 @@ def test_a_point_asked_for_and_the_heads_change_what_is_shown(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("no.png", "b.png"), "image no.png is not there"),
+        (("no.png", "b.png"), "image no.png does not exist"),
         (("a.png", "text.png"), "text.png"),
         (("tiny.png", "b.png", "--network", "coarse_lite"), "sides of at least 32"),
-        (("a.png", "b.png", "--point", "150,20"), "point 150,20 is outside of a.png, which is 150x100"),
-        (("a.png", "b.png", "--point", "-3,20"), "point -3,20 is outside of a.png"),
-        (("a.png", "b.png", "--point", "12;20"), "point '12;20' is not understood"),
+        (("a.png", "b.png", "--point", "150,20"), "point 150,20 is outside a.png, which is 150x100"),
+        (("a.png", "b.png", "--point", "-3,20"), "point -3,20 is outside a.png"),
+        (("a.png", "b.png", "--point", "12;20"), "point '12;20' is invalid"),
         (("a.png", "b.png", "--layer", "4"), "layer 4 does not exist; the network has 0 (self), 1 (cross)"),
         (("a.png", "b.png", "--head", "4"), "head 4 does not exist"),
         (("a.png", "b.png", "--network", "superglue"), "'superglue' is not known"),
@@ -391,7 +391,7 @@ def test_what_cannot_be_explained_is_said_in_one_line(
 def test_a_network_that_does_not_run_in_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_noise(tmp_path / "a.png", 64, 80, 1), write_noise(tmp_path / "b.png", 64, 80, 2)
     monkeypatch.setattr("loftr_ros.tools.explain.pair.backend_of", lambda network: "openvino")
-    with pytest.raises(ExplainError, match="'compact' is run by openvino; only torch"):
+    with pytest.raises(ExplainError, match="'compact' is run by openvino; only networks in torch"):
         explain_pair(random_network(COMPACT), files)
 
 

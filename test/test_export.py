@@ -120,7 +120,8 @@ def corner_mask(height: int = HEIGHT, width: int = WIDTH) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("preset", [pytest.param("loftr", marks=pytest.mark.long), "loftr_ot"])
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["loftr", "loftr_ot"])
 def test_the_exported_network_finds_what_torch_finds(folders: dict[str, Path], preset: str) -> None:
     images = rendered_pair(WIDTH, HEIGHT)
     assert_same(
@@ -244,6 +245,7 @@ def test_an_export_for_a_gpu_is_a_fixed_program_and_finds_the_same(
         assert_same(*(matched(each, images, (None, None)) for each in (matcher, model)), at_least=0)
 
 
+@pytest.mark.long
 def test_the_published_low_end_network_finds_on_real_images_what_torch_finds(shared_data: Path, tmp_path: Path) -> None:
     student = load_network("coarse_lite", shared_data / "coarse_loftr" / "LoFTR_teacher.pt", CPU, torch.float32)
     export_network(student, tmp_path, 640, 480, weights="low_end")

@@ -233,8 +233,8 @@ def test_a_node_that_has_lost_its_gpu_goes_to_the_error_state_with_the_reason(ro
         assert stages is not None
         lost = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
         stages.call(lambda front_end, outputs: (_ for _ in ()).throw(lost))
-        executor.spin_until_future_complete(node.gpu_lost, timeout_sec=20)
-        assert node.gpu_lost.done()
+        executor.spin_until_future_complete(node.given_up, timeout_sec=20)
+        assert node.given_up.done()
         assert node._state_machine.current_state[1] == "finalized"
         assert (
             node.failure == "the GPU is lost: CUDA error: an illegal memory access was encountered; restart the process"

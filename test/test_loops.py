@@ -295,7 +295,7 @@ def test_a_run_that_was_stopped_is_gone_on_with_by_the_same_command(tmp_path: Pa
     assert before and (tmp_path / "loops.g2o").exists()
     second = search(tmp_path, Recording("ada", Walk("one", ALL)))
     assert not second.interrupted and not (tmp_path / "partial.txt").exists()
-    assert any("goes on behind" in note for note in second.recordings[0].notes)
+    assert any("continues after" in note for note in second.recordings[0].notes)
     assert second.recordings[0].frames < 2 * STEPS, "what was archived is not gone through again"
     assert second.loops and {loop.older.robot for loop in second.loops} == {"ada"}
     assert rows(tmp_path / "keyframes_1.csv") == before
@@ -318,7 +318,7 @@ def test_without_matplotlib_everything_is_written_but_the_plot(tmp_path: Path, m
 
 
 def test_a_recording_without_a_frame_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="not a single keyframe"):
+    with pytest.raises(SourceError, match="no keyframe"):
         search(tmp_path, Recording("ada", Walk("empty", range(0))))
 
 
@@ -361,7 +361,7 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for arguments, expected in (
         (["nowhere", "-o", out], "nowhere does not exist"),
-        (["rendered", "rendered", "--robot", "ada", "-o", out], "name a robot for each"),
+        (["rendered", "rendered", "--robot", "ada", "-o", out], "name one robot for each"),
         (["rendered", "-o", out, "--archive", foreign, "--weights", "random"], "not an archive"),
         (["revisits", "-o", out, "--mode", "stereo", "--weights", "random"], "stereo"),
     ):

@@ -5,17 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from match_scores import corner_error, epipolar_errors, map_points, mean_and_spread
 from pair_scores import score_homography, score_pose
 
-from loftr_ros.evaluation.match_metrics import (
-    calibration,
-    corner_error,
-    epipolar_errors,
-    map_points,
-    mean_and_spread,
-)
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.training.calibration import calibration
 
 GEOMETRY = GeometryConfig(threshold=0.5)
 CAMERA = CameraModel(640, 480, np.array([[500.0, 0, 319.5], [0, 500, 239.5], [0, 0, 1]]))

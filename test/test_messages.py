@@ -100,6 +100,7 @@ def test_arrays_keep_type_and_values_even_of_a_view_with_steps(kind: type) -> No
     assert len(messages.to_array(np.zeros((0, 2), kind))) == 0
 
 
+@pytest.mark.kilted
 def test_correspondences_carry_both_headers_sizes_and_all_arrays_over_the_wire() -> None:
     pair, current = match(), frame(2_250_000_000)
     sent = messages.correspondences_message(pair, current)
@@ -344,6 +345,7 @@ def links() -> TrackLinks:
     return TrackLinks(3, 4, old, new, np.array([0.5, 1.25], np.float32))
 
 
+@pytest.mark.kilted
 def test_links_carry_both_keyframes_and_tracks_over_the_wire() -> None:
     sent = messages.track_links_message(links(), frame(2_250_000_000))
     found = deserialize_message(serialize_message(sent), TrackLinksMessage)
@@ -496,6 +498,7 @@ def test_the_picture_is_not_even_drawn_while_nobody_looks(monkeypatch: pytest.Mo
     assert [len(p.sent) for p in node.alive if p.topic == "~/matches_image"] == [1]
 
 
+@pytest.mark.kilted
 def test_every_publisher_has_a_quality_of_service_of_its_own_so_that_one_override_does_not_reach_the_next() -> None:
     node = FakeNode()
     outputs_of(node)
@@ -537,6 +540,7 @@ def test_each_curve_of_foxgloves_latencies_is_labelled_with_its_stage() -> None:
     assert sorted(panels(layout["layout"])) == sorted(layout["configById"])
 
 
+@pytest.mark.kilted
 def test_closed_outputs_leave_no_publisher_behind_nor_do_those_that_could_not_be_made() -> None:
     node = FakeNode()
     outputs_of(node).close()

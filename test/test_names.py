@@ -77,6 +77,7 @@ def test_a_parameter_file_is_held_against_the_nodes_name_as_rcl_does(tmp_path: P
     assert not said if fits else pattern in said[0]
 
 
+@pytest.mark.kilted
 @needs_ros
 def test_whole_numbers_become_floats_and_nothing_else_does() -> None:
     from rclpy.parameter import Parameter

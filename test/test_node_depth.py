@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,7 +17,7 @@ if importlib.util.find_spec("rclpy") is None:
 from diagnostic_msgs.msg import DiagnosticStatus
 from loftr_ros.msg import Keyframe, Tracks
 from nav_msgs.msg import Odometry
-from node_process import NAME, Client, NodeProcess, camera_info, image_message, nanoseconds
+from node_process import NAME, Client, Lasting, NodeProcess, camera_info, image_message, nanoseconds
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
@@ -146,16 +145,19 @@ def footage() -> Footage:
 
 
 @pytest.fixture(scope="module")
-def running(footage, tmp_path_factory) -> Iterator[SimpleNamespace]:
+def running(footage, tmp_path_factory) -> Iterator[Lasting]:
     """One node for all tests, with its current mode and parameters."""
-    folder = tmp_path_factory.mktemp("node")
-    with NodeProcess(folder, SETTINGS) as process, PairClient(process.domain) as client:
-        yield SimpleNamespace(rig=Rig(process, client, footage), now=None)
+    lasting = Lasting(tmp_path_factory.mktemp("node"), SETTINGS, kind=PairClient)
+    lasting.footage, lasting.now = footage, None
+    yield lasting
+    lasting.close()
 
 
-def in_mode(running: SimpleNamespace, mode: str, **parameters: Any) -> Rig:
+def in_mode(running: Lasting, mode: str, **parameters: Any) -> Rig:
     """The node, active in this mode and with these parameters."""
-    rig, client = running.rig, running.rig.client
+    running.revive()
+    client = running.client
+    rig = Rig(running.process, client, running.footage)
     defaults = {
         "input__sync": "exact",
         "input__slop": 0.01,
@@ -357,8 +359,14 @@ def test_a_bad_companion_is_refused_with_clear_words_and_the_next_good_frame_is_
     ("mode", "lost", "kind", "words"),
     [
         ("stereo", "/right/image", "right", "no right image with the image's stamp"),
-        ("stereo", "/right/camera_info", "camera_info", "received on /right/camera_info (publishers: 1)"),
-        ("rgbd", "/depth/image", "depth", "no depth image with the image's stamp"),
+        pytest.param(
+            "stereo",
+            "/right/camera_info",
+            "camera_info",
+            "received on /right/camera_info (publishers: 1)",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("rgbd", "/depth/image", "depth", "no depth image with the image's stamp", marks=pytest.mark.long),
     ],
 )
 def test_images_whose_companion_does_not_come_are_reported_with_its_topic(running, mode, lost, kind, words) -> None:

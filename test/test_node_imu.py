@@ -38,8 +38,10 @@ def swapped(rate: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("mounted", "state"),
-    [(lambda rate: rate, "HEALTHY"), (swapped, "CONTRADICTS")],
-    ids=["as said", "with its axes swapped"],
+    [
+        pytest.param(lambda rate: rate, "HEALTHY", marks=pytest.mark.long, id="as said"),
+        pytest.param(swapped, "CONTRADICTS", id="with its axes swapped"),
+    ],
 )
 def test_a_gyroscope_is_compared_with_the_images_and_the_status_says_how_it_is(
     tmp_path: Path, mounted: Callable[[np.ndarray], np.ndarray], state: str

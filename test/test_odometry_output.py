@@ -535,7 +535,7 @@ def test_a_given_transform_is_taken_and_tf_left_alone(monkeypatch: pytest.Monkey
 
 
 def test_without_tf2_the_camera_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera_mount.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     node = FakeNode()
     assert CameraMount(node, OdometryParameters()).of("cam") == pytest.approx(forward_camera())
     assert len(node.logged) == 1

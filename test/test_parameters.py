@@ -82,6 +82,7 @@ def test_above_each_parameter_in_the_config_file_stands_what_it_means_with_unit_
             assert f"({low} to {high}" in comment, name
 
 
+@pytest.mark.kilted
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_described_and_every_number_has_a_range_that_holds_its_default(name: str) -> None:
     item = NAMES[name]
@@ -100,6 +101,7 @@ def test_every_parameter_is_described_and_every_number_has_a_range_that_holds_it
         assert item.default in item.metadata["choices"]
 
 
+@pytest.mark.kilted
 def test_what_was_declared_is_read_back_as_the_defaults() -> None:
     node = FakeNode()
     declare(node)

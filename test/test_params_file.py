@@ -101,10 +101,10 @@ def _plain(value: object) -> object:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\n", "line 1: a value stands where a name is expected"),
-        ("/**:\n  ros__parameters: 5\n", "line 2: a value stands where a name is expected"),
-        ("- 1\n", "line 1: a value stands"),
-        ("ros__parameters: {a: 1}\n", "stands below no node's name"),
+        ("a: 1\n", "line 1: there is a value where a name is expected"),
+        ("/**:\n  ros__parameters: 5\n", "line 2: there is a value where a name is expected"),
+        ("- 1\n", "line 1: there is a value"),
+        ("ros__parameters: {a: 1}\n", "has no node's name above it"),
         ("/**:\n  ros__parameters:\n    a:\n    b: 1\n", "line 3: a has no value"),
         ("/**:\n  ros__parameters:\n    a: [1, 2.0]\n", "line 3: a is a list of different types"),
         ("/**:\n\tros__parameters: {}\n", "line 2 is not YAML"),

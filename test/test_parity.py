@@ -266,7 +266,9 @@ def test_matches_by_optimal_transport_are_the_plans_mutual_best(
     assert (found.confidence - plan[cell0, cell1]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("preset", ["loftr_new", "loftr_ot", pytest.param("loftr_16_4", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "preset", ["loftr_new", *(pytest.param(name, marks=pytest.mark.long) for name in ("loftr_ot", "loftr_16_4"))]
+)
 def test_the_other_presets_match_the_rendered_pair_too(preset: str) -> None:
     network = made_weights.network(preset=preset)
     images = made_weights.rendered_pair(*((640, 480) if preset == "loftr_16_4" else (320, 240)))

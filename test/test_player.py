@@ -213,7 +213,7 @@ def test_a_damaged_frame_is_left_out_and_counted(folder, listener):
 def test_a_source_of_damaged_frames_alone_is_an_error_and_never_an_endless_loop(folder, listener, loop):
     for file in folder.iterdir():
         file.write_bytes(b"\x89PNG")
-    with pytest.raises(SourceError, match="not one"):
+    with pytest.raises(SourceError, match=r"^none of|^no frame"):
         play_quietly(open_source(folder, rate=100), loop=loop)
 
 
@@ -386,7 +386,7 @@ def test_a_long_slow_source_is_played_while_it_is_made_and_says_what_it_costs(li
     assert (report.published, report.failed) == (5, 0)
     said = capfd.readouterr().err
     assert "room renders its 5 frames one by one; that takes some 0 min of one core" in said
-    assert "2 frames are made before the first is played" in said
+    assert "2 frames are made before playing starts" in said
 
 
 def test_without_a_mode_only_the_one_camera_is_published(stereo, listener):
@@ -412,7 +412,7 @@ def test_a_source_that_lacks_what_the_mode_needs_is_refused_before_anybody_is_wa
     began = time.monotonic()
     with pytest.raises(SourceError, match="stereo: this source has no right images"):
         play(open_source(folder), mode="stereo", progress=False)
-    with pytest.raises(PlayError, match="mode 'both' is not known; expected mono, stereo, rgbd"):
+    with pytest.raises(PlayError, match="mode 'both' is unknown; expected mono, stereo, rgbd"):
         play(open_source(folder), mode="both", progress=False)
     assert time.monotonic() - began < 3
 

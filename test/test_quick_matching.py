@@ -23,6 +23,10 @@ from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 
+# Frames after which the trajectory of these tests has its unit of length, and the motion in it is known.
+UNIT = 8
+
+
 class QuickShiftMatcher(FineShiftMatcher):
     """A fake that can match quickly; while `fails`, such a match finds nothing."""
 
@@ -51,18 +55,20 @@ def front_end(matcher: FineShiftMatcher, **tracking: int | bool) -> FrontEnd:
 
 def run(fe: FrontEnd, frames: int, stream: PanningStream | None = None, start: int = 0) -> list[FullMatch]:
     stream = stream or PanningStream()
-    results = [fe.process(stream.at(3.0 * (start + number))) for number in range(frames)]
+    results = [fe.process(stream.at(1.5 * (start + number))) for number in range(frames)]
     assert all(result.is_located for result in results)
     return [result.full_match for result in results]
 
 
 def test_a_tracked_frame_is_matched_quickly_and_in_full_at_intervals() -> None:
     matcher = QuickShiftMatcher()
-    how = run(front_end(matcher, full_period=3), 12)
-    first = how.index(FullMatch.NOT)
-    assert set(how[:first]) == {FullMatch.UNEXPECTED} and first <= 2
-    assert how[first : first + 8] == [*[FullMatch.NOT] * 3, FullMatch.PERIOD] * 2
-    assert len(matcher.batches) == how.count(FullMatch.PERIOD) + first - 1, "matched twice, or not at all"
+    fe, stream = front_end(matcher, full_period=3), PanningStream()
+    assert run(fe, UNIT, stream)[:3] == [FullMatch.UNEXPECTED, FullMatch.UNEXPECTED, FullMatch.NOT]
+    matcher.batches.clear()
+    how = run(fe, 8, stream, start=UNIT)
+    first = how.index(FullMatch.PERIOD) + 1
+    assert first <= 4 and how[first : first + 4] == [*[FullMatch.NOT] * 3, FullMatch.PERIOD]
+    assert len(matcher.batches) == how.count(FullMatch.PERIOD), "matched twice, or not at all"
 
 
 def test_cells_of_the_frame_before_are_preferred_and_the_number_is_limited() -> None:
@@ -76,12 +82,12 @@ def test_cells_of_the_frame_before_are_preferred_and_the_number_is_limited() -> 
 def test_a_quick_match_that_does_not_suffice_costs_no_frame_and_is_tried_less_often() -> None:
     matcher, stream = QuickShiftMatcher(), PanningStream()
     fe = front_end(matcher)
-    run(fe, 4, stream)
+    run(fe, UNIT, stream)
     matcher.fails, before = True, len(matcher.quick)
-    assert set(run(fe, 16, stream, start=4)) == {FullMatch.DOUBT}
+    assert FullMatch.NOT not in run(fe, 16, stream, start=UNIT)
     assert len(matcher.quick) - before <= 4, "each of them was tried quickly first"
     matcher.fails = False
-    assert FullMatch.NOT in run(fe, 9, stream, start=20)
+    assert FullMatch.NOT in run(fe, 9, stream, start=UNIT + 16)
 
 
 @pytest.mark.parametrize("matcher", [QuickShiftMatcher(), FineShiftMatcher()], ids=["off", "a network that cannot"])
@@ -92,8 +98,8 @@ def test_without_it_every_frame_is_matched_in_full(matcher: FineShiftMatcher) ->
 
 def test_a_frame_that_becomes_a_keyframe_is_matched_in_full() -> None:
     matcher, stream = QuickShiftMatcher(), PanningStream()
-    fe = FrontEnd(matcher, FrontEndConfig(keyframe=KeyframeConfig(min_coverage=0.8)))
-    results = [fe.process(stream.at(8.0 * number)) for number in range(20)]
+    fe = FrontEnd(matcher, FrontEndConfig(keyframe=KeyframeConfig(min_coverage=0.95, max_parallax=1.0)))
+    results = [fe.process(stream.at(2.0 * number)) for number in range(45)]
     made = [r for r in results[1:] if any(event.added for event in r.events)]
     assert len(made) >= 2 and FullMatch.NOT not in [r.full_match for r in made]
     assert FullMatch.KEYFRAME in [r.full_match for r in made]
@@ -109,7 +115,13 @@ def test_the_setting_changes_while_frames_come() -> None:
 
 
 def test_a_camera_whose_motion_is_unknown_is_matched_in_full() -> None:
-    assert QuickMatching(TrackingConfig(), is_supported=True).why_not(is_expected=False) == FullMatch.UNEXPECTED
+    assert QuickMatching(TrackingConfig(), is_supported=True).why_not(motion=None) == FullMatch.UNEXPECTED
+
+
+def test_a_fast_camera_is_matched_in_full() -> None:
+    stream, fe = PanningStream(), front_end(QuickShiftMatcher())
+    results = [fe.process(stream.at(12.0 * number)) for number in range(6)]
+    assert {result.full_match for result in results[2:]} == {FullMatch.MOTION}
 
 
 def test_few_matches_are_spread_one_to_a_region_before_any_has_two() -> None:

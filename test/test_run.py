@@ -243,7 +243,7 @@ def test_images_too_small_for_a_network_are_refused_in_words(tmp_path: Path, siz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130(tmp_path: Path, sent: int) -> None:
     out, images = tmp_path / "out", tmp_path / "images"
     if sent == signal.SIGINT:

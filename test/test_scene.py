@@ -158,6 +158,7 @@ def test_texture_is_everywhere(scene, walk):
         assert (image > 250).mean() < 0.05
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_room(scene, walk):
     from loftr_ros.worlds.scene import _build
 

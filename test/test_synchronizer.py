@@ -381,6 +381,7 @@ def test_the_modules_names_are_message_filters_where_it_is_installed_and_ours_el
 # over DDS
 
 
+@pytest.mark.kilted
 @pytest.mark.ros
 @needs_ros
 def test_images_and_calibrations_that_were_really_sent_are_paired(api):

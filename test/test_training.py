@@ -479,7 +479,13 @@ def tiny(config: NetworkConfig) -> NetworkConfig:
 
 @pytest.mark.parametrize(
     ("student", "teacher"),
-    [(COMPACT, LOFTR), (COMPACT, COARSE_LITE), (COMPACT, COMPACT), (COARSE_LITE, COMPACT), (COARSE_LITE, LOFTR)],
+    [
+        pytest.param(COMPACT, LOFTR, marks=pytest.mark.long),
+        (COMPACT, COARSE_LITE),
+        (COMPACT, COMPACT),
+        (COARSE_LITE, COMPACT),
+        (COARSE_LITE, LOFTR),
+    ],
     ids=lambda config: config.name,
 )
 def test_soft_targets_alone_draw_a_network_to_its_teacher_which_stays_as_it_is(
@@ -599,6 +605,7 @@ def test_settings_come_from_yaml_and_go_back_to_it_unchanged(tmp_path: Path) -> 
         ({"budget": {"max_steps": 0}}, "budget.max_steps and budget.max_minutes are both 0"),
         ({"seed": -1}, "seed is -1"),
         ({"data": 3}, "there is no setting data"),
+        ({"optmizer": {}}, "there is no setting optmizer; did you mean optimizer"),
         ({"data": {"sizes": [[640, "x"]]}}, "data.sizes is .*expected pairs of width and height"),
         ({"data": {"recorded": [{"set": "kitti"}]}}, "recorded: set is 'kitti'; expected one of scannet"),
     ],

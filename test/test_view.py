@@ -401,7 +401,7 @@ def test_an_address_is_a_host_with_or_without_a_port_or_a_url(address: str, url:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"file": Path("a.rrd"), "address": "robot"}, "one of the two"),
+        ({"file": Path("a.rrd"), "address": "robot"}, "--save or --connect, not both"),
         ({"file": Path("a.txt")}, r"\.rrd"),
         ({"address": "robot:door"}, "robot:door"),
         ({"address": ":9876"}, "HOST"),

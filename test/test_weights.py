@@ -462,7 +462,7 @@ def test_get_says_where_the_file_is_or_why_not(
     done = loftr_ros("get", "small", "-q")
     assert (done.exit_code, done.stdout) == (0, f"{cache / 'small.pt'}\n")
     missing = loftr_ros("get", "large")
-    assert missing.exit_code == 2 and "no published weights are called 'large'; there are small" in missing.output
+    assert missing.exit_code == 2 and "there are no published weights 'large'; expected one of small" in missing.output
 
 
 def test_check_says_what_a_file_holds_and_what_cannot_be_told(content: bytes, undecided: Path, tmp_path: Path) -> None:
@@ -472,11 +472,11 @@ def test_check_says_what_a_file_holds_and_what_cannot_be_told(content: bytes, un
     assert done.exit_code == 0
     assert f"sha256      {sha256_of(path)}\n" in done.stdout
     assert "layout      PyTorch, in 'state_dict'\n" in done.stdout
-    assert "network     coarse_lite (told by its contents)\n" in done.stdout
+    assert "network     coarse_lite (recognised by its contents)\n" in done.stdout
     parameters = sum(value.numel() for value in LoFTR(COARSE_LITE).parameters())
     assert f"parameters  {parameters:,}, float32, all finite\n" in done.stdout
     assert "not told" not in done.stdout
-    assert "not told    whether they were trained as 'loftr' or as 'loftr_new'" in loftr_ros("check", undecided).stdout
+    assert "not known   whether they were trained as 'loftr' or as 'loftr_new'" in loftr_ros("check", undecided).stdout
 
 
 def test_check_knows_published_files_and_names_what_is_not_used(shared_data: Path) -> None:
@@ -517,7 +517,10 @@ def test_convert_writes_safetensors_under_no_other_ending(content: bytes, tmp_pa
 def test_convert_writes_down_what_the_user_knows_of_the_network(undecided: Path, tmp_path: Path) -> None:
     source, target = undecided, tmp_path / "new.safetensors"
     told = loftr_ros("convert", source, target)
-    assert told.exit_code == 0 and "does not tell whether they were trained as 'loftr' or as 'loftr_new'" in told.output
+    assert (
+        told.exit_code == 0
+        and "does not determine whether they were trained as 'loftr' or as 'loftr_new'" in told.output
+    )
     assert loftr_ros("convert", source, target, "--network", "loftr_new").exit_code == 0
     assert load_network("auto", target, torch.device("cpu"), torch.float32).config == PRESETS["loftr_new"]
     wrong = loftr_ros("convert", source, tmp_path / "wrong.safetensors", "--network", "coarse_lite")

@@ -1,1 +1,1 @@
-"""The command line `loftr_ros`: one module a command."""
+"""The command line `loftr_ros`: one module for each command."""

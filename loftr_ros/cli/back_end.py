@@ -1,4 +1,4 @@
-"""The command line `loftr_ros back-end`: the back end's node without `ros2 launch`."""
+"""`loftr_ros back-end`: the back end's node without `ros2 launch`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from loftr_ros.cli.options import ParamsFile, existing
 
 def back_end(
     context: typer.Context,
-    map_file: Annotated[str, typer.Option(help="File of the map: loaded where it is there, written at the end.")] = "",
+    map_file: Annotated[str, typer.Option(help="File of the map: loaded if it exists, written at the end.")] = "",
     params_file: ParamsFile = None,
 ) -> None:
-    """Run the back end's node without `ros2 launch` and bring it to active. ROS arguments go through (`--ros-args`)."""
+    """Run the back end's node without `ros2 launch` and activate it. ROS arguments are passed on (`--ros-args`)."""
     from loftr_ros.ros.back_end.node import main as run_node
 
     arguments = ["loftr_ros", "--ros-args"]

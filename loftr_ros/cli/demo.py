@@ -1,4 +1,4 @@
-"""The command line `loftr_ros demo`: the real node and a real player over DDS, and a report."""
+"""`loftr_ros demo`: the real node and a real player over DDS, and a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line `loftr_ros doctor`: what the node would run on and with, and whether it does."""
+"""`loftr_ros doctor`: tries out what the node would use on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How commands end: in words, and by an exit code that means the same for all of them."""
+"""Last lines and exit codes, the same for all commands."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import typer
 import typer.core
 
 DONE = 0
-"""All that was asked for was done."""
+"""Everything was done."""
 PARTIAL = 1
-"""Some of it: frames were refused, or a recording broke off. What there is was written."""
+"""Some of it was done: frames were refused, or a recording ended early. The results so far were written."""
 REFUSED = 2
-"""Nothing: what was asked for makes no sense, is not there, or cannot be read."""
+"""Nothing was done: an argument makes no sense, or a file is missing or cannot be read."""
 INTERRUPTED = 130
-"""Ctrl-C or SIGTERM. What there was by then was written."""
+"""Ctrl-C or SIGTERM. The results so far were written."""
 
 
 def fail(error: object) -> NoReturn:
-    """Say in one line what is wrong, and end with exit code 2."""
+    """Print in one line what is wrong, and end with exit code 2."""
     text = " ".join(str(error).split("\n")) if "\n  " not in str(error) else str(error)
     typer.echo(f"loftr_ros: {text}", err=True)
     raise typer.Exit(REFUSED)
 
 
 def finish(lines: Sequence[str], missing: Sequence[str], last: str, interrupted: bool = False) -> None:
-    """Say what was done, and end with the exit code that belongs to it.
+    """Print the results, and end with their exit code.
 
     Args:
-        lines: what was found.
-        missing: what keeps it from being all that was asked for; empty where nothing does.
-        last: the last line: where it was written to.
-        interrupted: it was ended by Ctrl-C.
+        lines: the results.
+        missing: reasons why results are missing; empty if they are complete.
+        last: the last line, with the place of the results.
+        interrupted: Ctrl-C ended the command.
     """
     typer.echo("\n".join([*lines, *(f"missing: {reason}" for reason in missing)]))
     typer.echo(f"{last} (partial)" if missing else last)
@@ -45,9 +45,9 @@ def finish(lines: Sequence[str], missing: Sequence[str], last: str, interrupted:
 
 
 def check_output(folder: Path) -> None:
-    """Sees whether a folder can be written to, before anything that takes long; ends the command where it cannot.
+    """Check that a folder can be written to, before anything that takes long; ends the command if not.
 
-    What is made for that is taken away again: a command that is refused later leaves nothing behind.
+    What the check creates is removed again: a command that fails later leaves nothing behind.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -59,11 +59,11 @@ def check_output(folder: Path) -> None:
             each.rmdir()
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror or str(error)
-        fail(f"{folder} cannot be written to ({why}); name another folder with --output")
+        fail(f"{folder} cannot be written to ({why}); choose another folder with --output")
 
 
 class Commands(typer.core.TyperGroup):
-    """The command line's commands. What nobody foresaw of the disk, and Ctrl-C, end in one line."""
+    """The group of commands. Unexpected errors of the disk, and Ctrl-C, end in one line."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -71,9 +71,9 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            typer.echo("loftr_ros: stopped before it was done", err=True)
+            typer.echo("loftr_ros: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
-        except BrokenPipeError:  # whoever read the output has gone, which is what `| head` does
+        except BrokenPipeError:  # the reader of the output has gone, as with `| head`
             raise
         except OSError as error:
             named = f"{error.filename}: " if error.filename else ""
@@ -83,10 +83,10 @@ class Commands(typer.core.TyperGroup):
 
 
 def _catch_termination() -> None:
-    with suppress(ValueError):  # only a main thread may
+    with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends the process at once
     raise KeyboardInterrupt

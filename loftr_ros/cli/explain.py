@@ -1,4 +1,4 @@
-"""The command line `loftr_ros explain`: pictures of what the network attends to, and a table."""
+"""`loftr_ros explain`: pictures of what the network attends to, and a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loftr_ros.cli.options import (
 )
 from loftr_ros.tools.opening import open_offline
 
-if TYPE_CHECKING:  # it imports torch, which the command line loads when it is needed
+if TYPE_CHECKING:  # it imports torch, which is loaded when it is needed
     from loftr_ros.tools.explain.explanation import PairExplanation
 
 
@@ -77,10 +77,10 @@ def explain(
         fail(reason)
     points = [_point(text) for text in point or ()]
     try:
-        for image in (image_a, image_b):  # before the weights are loaded, which takes longer
+        for image in (image_a, image_b):  # before loading weights, which takes longer
             if not image.expanduser().is_file():
-                raise SourceError(f"image {image} is not there")
-        # Only torch can be looked into.
+                raise SourceError(f"image {image} does not exist")
+        # Only networks in torch can be explained.
         values = parameters(params_file, node) | named(network=network, weights=weights) | {"backend": "torch"}
         front_end, reader = open_offline(values, device, precision, mask)
         images = (image_a, image_b)
@@ -97,11 +97,11 @@ def explain(
 
 
 def table(explanation: PairExplanation) -> Sequence[str]:
-    """What the pictures show, in lines of text."""
+    """The explanation as lines of text."""
     view_a, view_b = explanation.views
     lines = [f"{view_a.name} -> {view_b.name}: {explanation.count} ({explanation.network})"]
     if not len(explanation.confidence):
-        lines.append("nothing matches; what follows is attention all the same, and the cell that fits best")
+        lines.append("nothing matches; below are the attention and the best cell all the same")
     header = ("POINT", "IN A", "CELL IN A", "BEST CELL IN B", "CONFIDENCE", "IN B", "STD", "VERDICT")
     rows = [header]
     for number, point in enumerate(explanation.points, start=1):
@@ -126,5 +126,5 @@ def _point(text: str) -> tuple[float, float]:
     try:
         u, v = (float(part) for part in text.split(","))
     except ValueError:
-        fail(f"point '{text}' is not understood; expected U,V in pixels of A, such as 320,240")
+        fail(f"point '{text}' is invalid; expected U,V in pixels of A, such as 320,240")
     return u, v

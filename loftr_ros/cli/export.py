@@ -1,4 +1,4 @@
-"""The command line `loftr_ros export`: a network as ONNX."""
+"""`loftr_ros export`: a network as ONNX."""
 
 from __future__ import annotations
 

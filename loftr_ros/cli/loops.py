@@ -1,4 +1,4 @@
-"""The command line `loftr_ros loops`: places that recordings show more than once."""
+"""`loftr_ros loops`: places that recordings show more than once."""
 
 from __future__ import annotations
 
@@ -11,39 +11,24 @@ import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
 from loftr_ros.cli.options import (
-    Camera,
-    DepthTopic,
-    Device,
-    FrameRate,
-    Frames,
-    Mask,
-    Mode,
-    Network,
-    NodeName,
+    FrontEndOptions,
     Output,
-    ParamsFile,
-    Precision,
     Quiet,
-    RightTopic,
-    Start,
-    Step,
-    Stop,
-    Topic,
-    Weights,
-    named,
-    parameters,
-    stop_before,
+    RecordingOptions,
+    grouped,
 )
-from loftr_ros.tools.opening import open_offline
 
 Sources = Annotated[
     list[str],
-    typer.Argument(help="Recordings, as for `run`; each is a robot of its own, unless --robot names it."),
+    typer.Argument(help="Recordings, as for `run`; each is a separate robot, unless --robot names it."),
 ]
 
 
+@grouped
 def loops(
     sources: Sources,
+    reading: RecordingOptions,
+    front_end_options: FrontEndOptions,
     output: Output = Path("loops"),
     archive: Annotated[
         str,
@@ -67,27 +52,10 @@ def loops(
             show_default="20, or as in --params-file",
         ),
     ] = None,
-    start: Start = 0,
-    stop: Stop = None,
-    frames: Frames = None,
-    step: Step = 1,
-    frame_rate: FrameRate = None,
-    topic: Topic = None,
-    right_topic: RightTopic = None,
-    depth_topic: DepthTopic = None,
-    camera: Camera = None,
-    network: Network = "",
-    weights: Weights = "",
-    device: Device = "",
-    precision: Precision = "",
-    params_file: ParamsFile = None,
-    node: NodeName = "",
-    mask: Mask = None,
     optimise: Annotated[
         bool,
-        typer.Option("--optimise", help="Solve the pose graph, too: optimised.g2o, .csv and .png (needs GTSAM)."),
+        typer.Option("--optimise", help="Also solve the pose graph: optimised.g2o, .csv and .png (needs GTSAM)."),
     ] = False,
-    mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Find the loops in recordings and between them, without ROS: pose graph (g2o), tables, pictures."""
@@ -99,34 +67,24 @@ def loops(
     from loftr_ros.places.config import ArchiveConfig, LoopConfig
     from loftr_ros.places.descriptor import PlaceDescriptor
     from loftr_ros.places.keyframe import PlacesError
-    from loftr_ros.recordings import SourceError, open_source
+    from loftr_ros.recordings import SourceError
     from loftr_ros.settings import ConfigError, with_values
     from loftr_ros.tools.loops import Recording, find_loops
 
     if robot and len(robot) != len(sources):
-        fail(f"{len(sources)} sources and {len(robot)} times --robot: name a robot for each, or for none")
+        fail(f"{len(sources)} sources and {len(robot)} times --robot: name one robot for each source, or none")
     robots = robot or robot_names(sources)
-    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    values = front_end_options.values
     if min_age is not None:
         values["loop.min_age"] = min_age
     check_output(output)
-    options = {
-        "start": start,
-        "stop": stop_before(start, stop, step, frames),
-        "step": step,
-        "rate": frame_rate,
-        "topic": topic,
-        "right_topic": right_topic,
-        "depth_topic": depth_topic,
-        "camera": camera,
-    }
     try:
         kept = with_values(ArchiveConfig(), values, "archive.")
         with ExitStack() as stack:
-            opened = [stack.enter_context(open_source(source, **options)) for source in sources]
-            front_end, reader = open_offline(values, device, precision, mask)
+            opened = [stack.enter_context(reading.open(source)) for source in sources]
+            front_end, reader = front_end_options.open()
             for each in opened:
-                each.require(front_end.config.scale.mode)  # before an archive is made
+                each.require(front_end.config.scale.mode)  # before an archive is created
             descriptor = PlaceDescriptor.of(front_end.matcher)
             uri = archive or kept.uri or str(output / "archive")
             store = stack.enter_context(
@@ -150,7 +108,7 @@ def loops(
 
 
 def robot_names(sources: list[str]) -> list[str]:
-    """A name for each source's robot, by the source's: no two are the same."""
+    """A different robot name for each source, derived from the source's name."""
     names: list[str] = []
     for source in sources:
         path = Path(source).expanduser()

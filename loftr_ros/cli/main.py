@@ -1,4 +1,4 @@
-"""The command line `loftr_ros`: one sub-command a job."""
+"""The command line `loftr_ros` with its commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Options of ROS go through these.
+# These commands pass on options of ROS.
 PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command()(demo)
 app.command(context_settings=PASSING)(node)

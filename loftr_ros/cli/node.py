@@ -1,4 +1,4 @@
-"""The command line `loftr_ros node`: the node without `ros2 launch`."""
+"""`loftr_ros node`: the node without `ros2 launch`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def node(
     precision: Precision = "",
     params_file: ParamsFile = None,
 ) -> None:
-    """Run the node without `ros2 launch` and bring it to active. ROS arguments go through (`--ros-args -r ...`)."""
+    """Run the node without `ros2 launch` and activate it. ROS arguments are passed on (`--ros-args -r ...`)."""
     from loftr_ros.ros.node import main as run_node
 
     arguments = ["loftr_ros", "--ros-args"]

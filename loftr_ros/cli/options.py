@@ -1,14 +1,23 @@
-"""What several commands share: their options, and what is opened by them."""
+"""Options that several commands share, and what is opened by them."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from loftr_ros.cli.errors import fail
 from loftr_ros.settings import unknown
+
+if TYPE_CHECKING:  # they import much that a command needs later or never
+    from loftr_ros.frontend.pipeline import FrontEnd
+    from loftr_ros.recordings import Source
+    from loftr_ros.recordings.reading import FrameReader
 
 SourceArgument = Annotated[
     str,
@@ -54,12 +63,106 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size; pixels that are 0 in it are ignored.")]
 
 
+@dataclass(frozen=True)
+class RecordingOptions:
+    """How to read a recording."""
+
+    start: Start = 0
+    stop: Stop = None
+    frames: Frames = None
+    step: Step = 1
+    frame_rate: FrameRate = None
+    topic: Topic = None
+    right_topic: RightTopic = None
+    depth_topic: DepthTopic = None
+    camera: Camera = None
+
+    def open(self, source: str) -> Source:
+        """Open a recording.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        from loftr_ros.recordings import open_source
+
+        return open_source(
+            source,
+            start=self.start,
+            stop=stop_before(self.start, self.stop, self.step, self.frames),
+            step=self.step,
+            rate=self.frame_rate,
+            topic=self.topic,
+            right_topic=self.right_topic,
+            depth_topic=self.depth_topic,
+            camera=self.camera,
+        )
+
+
+@dataclass(frozen=True)
+class FrontEndOptions:
+    """Parameters of the front end, from a file and the command line."""
+
+    network: Network = ""
+    weights: Weights = ""
+    device: Device = ""
+    precision: Precision = ""
+    params_file: ParamsFile = None
+    node: NodeName = ""
+    mask: Mask = None
+    mode: Mode = ""
+
+    @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """Parameters by their full names; the command line replaces the file's values."""
+        return parameters(self.params_file, self.node) | named(
+            mode=self.mode, network=self.network, weights=self.weights
+        )
+
+    def open(self) -> tuple[FrontEnd, FrameReader]:
+        """The front end, and the reader that makes its frames.
+
+        Raises:
+            ConfigError, DeviceError, MaskError, WeightsError: an option or parameter cannot be used.
+        """
+        from loftr_ros.tools.opening import open_offline
+
+        return open_offline(self.values, self.device, self.precision, self.mask)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Show typer the options of a command one by one, where a parameter is one of the dataclasses above."""
+    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(command).items() if is_dataclass(kind)}
+    hints = get_type_hints(command, include_extras=True)
+    shown: list[inspect.Parameter] = []
+
+    def show(name: str, default: object, hint: object) -> None:
+        shown.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            show(name, parameter.default, hints[name])
+            continue
+        options = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            show(field.name, field.default, options[field.name])
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**given)
+
+    called.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in shown}
+    return called
+
+
 def parameters(path: Path | None, node: str = "") -> dict[str, Any]:
     """The node's parameters in a ROS parameter file, by their full names.
 
     Args:
-        path: the file; None for none.
-        node: fully qualified name of the node; empty for the one that it has by itself.
+        path: the file; None for no parameters.
+        node: fully qualified name of the node; empty for its default name.
     """
     from loftr_ros.tools.params_file import NODE, ParamsFileError, node_parameters
 
@@ -71,7 +174,7 @@ def parameters(path: Path | None, node: str = "") -> dict[str, Any]:
         fail(f"{error} (option --node)" if "none of them is" in str(error) else error)
     known = _known_parameters()
     for name in flat:
-        # Those of ROS's own, and without ROS those of the node's inputs and outputs, mean nothing to a command.
+        # Commands ignore ROS's own parameters, and the node's inputs and outputs if ROS is not installed.
         if (
             name not in known
             and not name.startswith(("qos_overrides.", *_of_the_node(known)))
@@ -82,7 +185,7 @@ def parameters(path: Path | None, node: str = "") -> dict[str, Any]:
 
 
 def _known_parameters() -> set[str]:
-    """Full names of the parameters: the node's, or where ROS is not installed those without it."""
+    """Full names of the node's parameters; without ROS, of those that need no ROS."""
     from loftr_ros.settings import settings_of
 
     try:
@@ -99,19 +202,19 @@ def _known_parameters() -> set[str]:
 
 
 def _of_the_node(known: set[str]) -> tuple[str, ...]:
-    """Beginnings of the names that only the node knows, where ROS is not installed to ask it."""
+    """Prefixes of the names that only the node knows; empty if ROS is installed."""
     return () if "input.sync" in known else ("input.", "output.", "odometry.", "fleet.", "robot_name")
 
 
 def existing(path: Path) -> Path:
-    """The same path, of a parameter file that is there."""
+    """The path of a parameter file; ends the command if there is no such file."""
     if not path.is_file():
-        fail(f"parameter file {path} is not there")
+        fail(f"parameter file {path} does not exist")
     return path
 
 
 def stop_before(start: int, stop: int | None, step: int, frames: int | None) -> int | None:
-    """What --stop and --frames come to: the frame to stop before; None for the end."""
+    """First frame to leave out, from --stop and --frames; None for the end."""
     if frames is None:
         return stop
     if frames < 1:
@@ -121,5 +224,5 @@ def stop_before(start: int, stop: int | None, step: int, frames: int | None) -> 
 
 
 def named(**values: str) -> dict[str, str]:
-    """Those parameters that the command line gives a value."""
+    """The parameters that the command line sets."""
     return {name: value for name, value in values.items() if value}

@@ -1,4 +1,4 @@
-"""The command line `loftr_ros play`: a source as camera topics."""
+"""`loftr_ros play`: a source as camera topics."""
 
 from __future__ import annotations
 
@@ -8,34 +8,19 @@ import typer
 
 from loftr_ros.cli.errors import INTERRUPTED, PARTIAL, fail
 from loftr_ros.cli.options import (
-    Camera,
-    DepthTopic,
-    FrameRate,
-    Frames,
     Mode,
     Quiet,
-    RightTopic,
+    RecordingOptions,
     SourceArgument,
-    Start,
-    Step,
-    Stop,
-    Topic,
-    stop_before,
+    grouped,
 )
 
 
+@grouped
 def play(
     context: typer.Context,
     source: SourceArgument,
-    start: Start = 0,
-    stop: Stop = None,
-    frames: Frames = None,
-    step: Step = 1,
-    frame_rate: FrameRate = None,
-    topic: Topic = None,
-    right_topic: RightTopic = None,
-    depth_topic: DepthTopic = None,
-    camera: Camera = None,
+    reading: RecordingOptions,
     transport: Annotated[
         str, typer.Option(help="raw or compressed; compressed passes JPEG and PNG files unchanged.")
     ] = "raw",
@@ -54,24 +39,13 @@ def play(
     mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
-    """Publish a source as camera topics, with its stamps and intrinsics. ROS arguments go through."""
-    from loftr_ros.recordings import SourceError, open_source
+    """Publish a source as camera topics, with its stamps and intrinsics. ROS arguments are passed on."""
+    from loftr_ros.recordings import SourceError
     from loftr_ros.tools.player.player import PlayError
     from loftr_ros.tools.player.player import play as play_source
 
-    last = stop_before(start, stop, step, frames)
     try:
-        with open_source(
-            source,
-            start=start,
-            stop=last,
-            step=step,
-            rate=frame_rate,
-            topic=topic,
-            right_topic=right_topic,
-            depth_topic=depth_topic,
-            camera=camera,
-        ) as opened:
+        with reading.open(source) as opened:
             report = play_source(
                 opened,
                 mode=mode or "mono",

@@ -1,4 +1,4 @@
-"""The command line `loftr_ros run`: the front end over a recording, without ROS."""
+"""`loftr_ros run`: the front end over a recording, without ROS."""
 
 from __future__ import annotations
 
@@ -9,52 +9,21 @@ import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
 from loftr_ros.cli.options import (
-    Camera,
-    DepthTopic,
-    Device,
-    FrameRate,
-    Frames,
-    Mask,
-    Mode,
-    Network,
-    NodeName,
+    FrontEndOptions,
     Output,
-    ParamsFile,
-    Precision,
     Quiet,
-    RightTopic,
+    RecordingOptions,
     SourceArgument,
-    Start,
-    Step,
-    Stop,
-    Topic,
-    Weights,
-    named,
-    parameters,
-    stop_before,
+    grouped,
 )
-from loftr_ros.tools.opening import open_offline
 
 
+@grouped
 def run(
     source: SourceArgument,
+    reading: RecordingOptions,
+    front_end_options: FrontEndOptions,
     output: Output = Path("runs"),
-    start: Start = 0,
-    stop: Stop = None,
-    frames: Frames = None,
-    step: Step = 1,
-    frame_rate: FrameRate = None,
-    topic: Topic = None,
-    right_topic: RightTopic = None,
-    depth_topic: DepthTopic = None,
-    camera: Camera = None,
-    network: Network = "",
-    weights: Weights = "",
-    device: Device = "",
-    precision: Precision = "",
-    params_file: ParamsFile = None,
-    node: NodeName = "",
-    mask: Mask = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Correspondences as Parquet instead of .npz.")] = False,
     optimise: Annotated[
         bool,
@@ -63,7 +32,6 @@ def run(
             help="Search for loops and optimise the keyframes: a second trajectory, graph, map (needs GTSAM).",
         ),
     ] = False,
-    mode: Mode = "",
     quiet: Quiet = False,
 ) -> None:
     """Run the front end over a recording without ROS: trajectory, relative poses, correspondences, pictures."""
@@ -73,26 +41,15 @@ def run(
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.places.config import LoopConfig
     from loftr_ros.places.keyframe import PlacesError
-    from loftr_ros.recordings import SourceError, open_source
+    from loftr_ros.recordings import SourceError
     from loftr_ros.settings import ConfigError, with_values
     from loftr_ros.tools.run import run as run_offline
 
-    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
+    values = front_end_options.values
     check_output(output)
-    last = stop_before(start, stop, step, frames)
     try:
-        front_end, reader = open_offline(values, device, precision, mask)
-        with open_source(
-            source,
-            start=start,
-            stop=last,
-            step=step,
-            rate=frame_rate,
-            topic=topic,
-            right_topic=right_topic,
-            depth_topic=depth_topic,
-            camera=camera,
-        ) as opened:
+        front_end, reader = front_end_options.open()
+        with reading.open(source) as opened:
             report = run_offline(
                 opened,
                 front_end,

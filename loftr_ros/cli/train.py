@@ -1,4 +1,4 @@
-"""The command line `loftr_ros train`: train a network, and get the photos that it learns from."""
+"""`loftr_ros train`: trains a network, and gets the photos for it."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def places(
         Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
     ] = None,
 ) -> None:
-    """Learn the pooling of the place descriptor, on views of rendered places."""
+    """Learn the pooling of the place descriptor from views of rendered places."""
     from itertools import chain
 
     import numpy as np
@@ -192,7 +192,7 @@ def places(
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, the value as YAML has it."""
+    """Parse NAME=VALUE, with the value as YAML."""
     import yaml
 
     values = {}
@@ -200,12 +200,12 @@ def _settings(given: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             fail(f"--set {text}: expected NAME=VALUE")
-        values[name] = yaml.safe_load(value) if value else ""  # YAML takes nothing for no value at all
+        values[name] = yaml.safe_load(value) if value else ""  # YAML would turn an empty text into null
     return values
 
 
 def _show_lines() -> None:
-    """What the training says of itself goes to stderr."""
+    """Print the training's log to stderr."""
     import logging
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

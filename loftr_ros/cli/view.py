@@ -1,4 +1,4 @@
-"""The command line `loftr_ros view`: a recording through the front end, in the rerun viewer."""
+"""`loftr_ros view`: shows a recording and the front end's results in the rerun viewer."""
 
 from __future__ import annotations
 
@@ -9,51 +9,19 @@ import typer
 
 from loftr_ros.cli.errors import fail, finish
 from loftr_ros.cli.options import (
-    Camera,
-    DepthTopic,
-    Device,
-    FrameRate,
-    Frames,
-    Mask,
-    Mode,
-    Network,
-    NodeName,
-    ParamsFile,
-    Precision,
+    FrontEndOptions,
     Quiet,
-    RightTopic,
+    RecordingOptions,
     SourceArgument,
-    Start,
-    Step,
-    Stop,
-    Topic,
-    Weights,
-    named,
-    parameters,
-    stop_before,
+    grouped,
 )
-from loftr_ros.tools.opening import open_offline
 
 
+@grouped
 def view(
     source: SourceArgument,
-    start: Start = 0,
-    stop: Stop = None,
-    frames: Frames = None,
-    step: Step = 1,
-    frame_rate: FrameRate = None,
-    topic: Topic = None,
-    right_topic: RightTopic = None,
-    depth_topic: DepthTopic = None,
-    camera: Camera = None,
-    network: Network = "",
-    weights: Weights = "",
-    device: Device = "",
-    precision: Precision = "",
-    params_file: ParamsFile = None,
-    node: NodeName = "",
-    mask: Mask = None,
-    mode: Mode = "",
+    reading: RecordingOptions,
+    front_end_options: FrontEndOptions,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.rrd", help="Write a file for the viewer instead of opening a window.")
     ] = None,
@@ -67,34 +35,22 @@ def view(
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
-    from loftr_ros.recordings import SourceError, open_source
+    from loftr_ros.recordings import SourceError
     from loftr_ros.settings import ConfigError
     from loftr_ros.tools.view import ViewLog
     from loftr_ros.tools.viewer import Destination, ViewError, load_rerun, show
 
-    values = parameters(params_file, node) | named(mode=mode, network=network, weights=weights)
-    last = stop_before(start, stop, step, frames)
     try:
         rerun, destination = load_rerun(), Destination(save and save.expanduser(), connect)
         destination.check()
-        front_end, reader = open_offline(values, device, precision, mask)
-        with open_source(
-            source,
-            start=start,
-            stop=last,
-            step=step,
-            rate=frame_rate,
-            topic=topic,
-            right_topic=right_topic,
-            depth_topic=depth_topic,
-            camera=camera,
-        ) as opened:
+        front_end, reader = front_end_options.open()
+        with reading.open(source) as opened:
             opened.require(front_end.config.scale.mode)  # before a window opens
             stream = destination.open(rerun)
             try:
                 shown = show(opened, front_end, ViewLog(rerun, stream), reader=reader, progress=not quiet)
             finally:
-                stream.disconnect()  # a file is whole only after it
+                stream.disconnect()  # this completes a file
     except (ConfigError, DeviceError, MaskError, SourceError, ViewError, WeightsError) as error:
         fail(error)
     finish(shown.lines(), shown.missing, f"written to {save}" if save else "shown", shown.progress.interrupted)

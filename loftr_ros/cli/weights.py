@@ -1,4 +1,4 @@
-"""The command line `loftr_ros weights`: what there is, getting it, looking into it, rewriting it."""
+"""`loftr_ros weights`: lists, downloads, checks and converts weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = typer.Typer(help="Published weights: list, get, check, convert.", no_args_
 
 @app.command("list")
 def list_weights() -> None:
-    """Show the weights in the package and the published ones, and which of them are on this machine."""
+    """List the weights in the package and the published ones, and show which are on this machine."""
     from loftr_ros.weights import EMBEDDED
     from loftr_ros.weights.catalogue import CATALOGUE, cache_folder
 
@@ -39,7 +39,7 @@ def list_weights() -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo(f"\nPublished ones lie in {cache_folder()}; they come there by `loftr_ros weights get NAME`.")
+    typer.echo(f"\nPublished weights are kept in {cache_folder()}; download them with: weights get NAME")
 
 
 @app.command()
@@ -58,7 +58,7 @@ def get(
 
     entry = find_entry(name)
     if entry is None:
-        fail(f"no published weights are called '{name}'; there are {', '.join(entry.name for entry in CATALOGUE)}")
+        fail(f"there are no published weights '{name}'; expected one of {', '.join(entry.name for entry in CATALOGUE)}")
     try:
         typer.echo(get_weights(entry, output, progress=not quiet))
     except WeightsError as error:
@@ -89,7 +89,7 @@ def check(file: Annotated[Path, typer.Argument(help="A weights file in any layou
     kinds = sorted({str(value.dtype).removeprefix("torch.") for value in floating.values()} or {str(torch.float32)})
     statistics = (".running_mean", ".running_var")
     parameters = sum(value.numel() for name, value in floating.items() if not name.endswith(statistics))
-    typer.echo(f"network     {recognition.config.name} (told by its {recognition.by})")
+    typer.echo(f"network     {recognition.config.name} (recognised by its {recognition.by})")
     typer.echo(f"parameters  {parameters:,}, {' and '.join(kinds)}, all finite")
     unused = sorted({name.split(".")[0] + "." + name.split(".")[1] for name in set(held.tensors) - set(used)})
     if unused:
@@ -97,7 +97,7 @@ def check(file: Annotated[Path, typer.Argument(help="A weights file in any layou
     if held.metadata.get("source"):
         typer.echo(f"source      {held.metadata['source']}")
     if recognition.doubt:
-        typer.echo(f"not told    {recognition.doubt}")
+        typer.echo(f"not known   {recognition.doubt}")
 
 
 @app.command()
@@ -120,16 +120,14 @@ def convert(
     from loftr_ros.weights import WeightsError
 
     if target.suffix != ".safetensors":
-        fail(
-            f"{target}: what is written is safetensors, and programs go by the name; call it {target.stem}.safetensors"
-        )
+        fail(f"{target}: the file's format is safetensors, so its name must say so; call it {target.stem}.safetensors")
     try:
         held = read_weights(source)
         if network == AUTO:
             recognition = recognise_file(held)
             config = recognition.config
             if recognition.doubt:
-                typer.echo(f"loftr_ros: {source} does not tell {recognition.doubt} by --network", err=True)
+                typer.echo(f"loftr_ros: {source} does not determine {recognition.doubt} by --network", err=True)
         else:
             config = preset(network)
         used = check_weights(config, held)

@@ -114,22 +114,31 @@ class Localizer:
         """The path so far."""
         return self._trajectory
 
-    def locate(self, keyframe: Keyframe, current: EncodedFrame, matches: Correspondences) -> Located:
-        """Locate the current frame relative to a keyframe."""
+    def locate(
+        self, keyframe: Keyframe, current: EncodedFrame, matches: Correspondences, is_close: bool = False
+    ) -> Located:
+        """Locate the current frame relative to a keyframe.
+
+        Args:
+            keyframe: the keyframe.
+            current: the frame.
+            matches: with it.
+            is_close: whether the image has hardly moved since the last located frame. Then the expected pose may take
+                the place of a search. From a worse prediction the refinement ends in wrong minima that many matches
+                agree with.
+        """
         rays = matched_rays(keyframe.encoded, current, matches)
         if rays is None:
             nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
         since_last = self.since_last(current.frame.stamp_ns)
         expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None)
-        start = _relative(keyframe, expected)
+        start = _relative(keyframe, expected) if is_close else None
         by_depth = pose = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
-            pose = pose_by_depth(
-                keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells, start
-            )
+            pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells)
             if pose is not None:
                 by_depth = self._judged(
                     Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, since_last, current
@@ -184,9 +193,21 @@ class Localizer:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
 
-    def is_expecting(self, stamp_ns: int) -> bool:
-        """Whether the camera's pose at a time can be predicted."""
-        return self._motion.expected(stamp_ns) is not None
+    def motion_until(self, stamp_ns: int, keyframe: Keyframe) -> float | None:
+        """Pixels by which the image is expected to move from the last located frame to a time; None if unknown.
+
+        Args:
+            stamp_ns: the time.
+            keyframe: gives the typical depth and the focal length.
+        """
+        camera, last = keyframe.frame.camera, self._motion.last
+        expected = self._motion.expected(stamp_ns) if self._motion.has_velocity else None
+        if camera is None or last is None or expected is None:
+            return None
+        before = last[1].pose
+        shift = float(np.linalg.norm(expected.pose[:3, 3] - before[:3, 3])) / _typical_depth(keyframe)
+        angle = np.radians(rotation_degrees(before[:3, :3].T @ expected.pose[:3, :3]))
+        return float(camera.focal_length * (shift + angle))
 
     def since_last(self, stamp_ns: int) -> tuple[Location, IntegratedRotation] | None:
         """The last location, and the camera's rotation since by the gyroscope; None if either is unknown."""
@@ -371,6 +392,8 @@ class Localizer:
         keyframe.depth, keyframe.location = depth, location
         links = self._links(located.match, keyframe)
         keyframe.landmarks = landmarks_of(keyframe.id, len(keyframe.landmarks), links, old.landmarks)
+        # Tracks go on over keyframes, and a single camera's cells of known depth give the length.
+        keyframe.follow(links.new_track if self._own is None or depth is None else np.flatnonzero(depth.known))
         return links
 
     def reconfigure(self, config: FrontEndConfig) -> None:

@@ -196,7 +196,8 @@ class FrontEnd:
         The reason is in `_full_match`.
         """
         is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
-        self._full_match = self._quick.why_not(is_tracked and self.localizer.is_expecting(current.frame.stamp_ns))
+        motion = self.localizer.motion_until(current.frame.stamp_ns, keyframes[0]) if is_tracked else None
+        self._full_match = self._quick.why_not(None if motion is None else motion / current.frame.size[0])
         if self._full_match != FullMatch.NOT:
             return None
         located = self._match(keyframes, current, timer, quickly=True)
@@ -227,7 +228,9 @@ class FrontEnd:
                 self.pairs.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)
             ]
         with timer("geometry"):
-            return [self.localizer.locate(k, current, c) for k, c in zip(keyframes, correspondences, strict=True)]
+            return [
+                self.localizer.locate(k, current, c, quickly) for k, c in zip(keyframes, correspondences, strict=True)
+            ]
 
     def _look_for_other_segments(
         self, current: EncodedFrame, best: Located, location: Location, timer: _Timer

@@ -85,6 +85,11 @@ class ConstantVelocity:
         """Stamp and location of the last located frame; None after `reset`."""
         return self._last
 
+    @property
+    def has_velocity(self) -> bool:
+        """Whether the last two frames were located shortly after each other."""
+        return self._velocity is not None
+
     def add(self, stamp_ns: int, location: Location) -> None:
         """Add the location of a frame.
 

@@ -87,7 +87,7 @@ def pose_by_depth(
         rays: of the matches.
         geometry: settings.
         min_cells: least inliers of known depth for a length.
-        expected: rotation and translation by the previous motion or by two views; None if unknown.
+        expected: rotation and translation by two views; None if unknown.
     """
     if depth is None:
         return None

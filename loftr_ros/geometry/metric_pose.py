@@ -143,8 +143,7 @@ def estimate_metric_pose(
         matches: with finite rays.
         focal_length: pixels of the current image.
         config: thresholds.
-        expected: rotation and translation by the previous motion or by two views; if it explains the matches, it
-            replaces the search.
+        expected: rotation and translation by two views; if it explains the matches, it replaces the search.
 
     Returns:
         The pose; None if too few matches agree on one.

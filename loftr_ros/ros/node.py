@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rclpy
-from rcl_interfaces.msg import SetParametersResult
-from rclpy.exceptions import ParameterException
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
-from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from loftr_ros.frontend.gyroscope import Gyroscope
@@ -23,12 +15,10 @@ from loftr_ros.frontend.mask import read_mask
 from loftr_ros.recordings.frame_decoder import FrameDecoder
 from loftr_ros.ros.input.imu import ImuInput
 from loftr_ros.ros.input.inputs import ImageInput
-from loftr_ros.ros.lifecycle import reported
+from loftr_ros.ros.lifecycle import SettingsNode, run_node
 from loftr_ros.ros.loading import free_gpu_memory, load_front_end
-from loftr_ros.ros.logs import log_by
 from loftr_ros.ros.output.outputs import Outputs
 from loftr_ros.ros.output.reports import (
-    ErrorLog,
     FrontEndState,
     GyroscopeReport,
     PlacesState,
@@ -36,25 +26,23 @@ from loftr_ros.ros.output.reports import (
     error_kind,
     motion_state,
 )
-from loftr_ros.ros.output.statistics import Statistics
-from loftr_ros.ros.parameter_names import all_floats, idle_files, unknown_parameters
-from loftr_ros.ros.parameters import Parameters, declare, defaults, live_parameters, read, refusal
+from loftr_ros.ros.parameters import Parameters
 from loftr_ros.ros.places.places import Places
 from loftr_ros.ros.places.services import PlaceServices
 from loftr_ros.ros.stages import FrameStages
 from loftr_ros.ros.transport import provide_profile
-from loftr_ros.settings import ConfigError, with_values
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
+NAME = "loftr_front_end"
 # Seconds for which another thread of this process may hold Python's lock while the front end waits for it, between any
 # two operations of its network: Python's default of 5 ms adds up.
 _SWITCH_INTERVAL = 0.0005
 
 
-class FrontEndNode(LifecycleNode):
+class FrontEndNode(SettingsNode[Parameters]):
     """LoFTR between the newest image and the keyframes.
 
     configure loads and warms up the network, activate subscribes, deactivate unsubscribes and keeps the keyframes,
@@ -67,42 +55,26 @@ class FrontEndNode(LifecycleNode):
         Raises:
             ParameterException, ConfigError: a parameter has an invalid value.
         """
-        super().__init__("loftr_front_end", **kwargs)
-        declare(self)
-        for warning in unknown_parameters(self):
-            self.get_logger().warning(warning)
-        output = read(self).output
-        self.statistics = Statistics(output.status_window)
-        self.errors = ErrorLog(self, self.statistics, output.error_period)
-        self._lifecycle = "unconfigured"
-        self.failure = ""
-        self.in_transition = False
+        super().__init__(NAME, Parameters, **kwargs)
+        output = self.settings.output
+        self.statistics.set_window(output.status_window)
         self._outputs: Outputs | None = None
         self._input: ImageInput | None = None
         self._stages: FrameStages | None = None
         self._places: Places | None = None
         self._gyroscope: Gyroscope | None = None
         self._imu: ImuInput | None = None
-        self.gpu_lost = Future()
-        self._losing = self.create_guard_condition(self._lose_gpu)
-        self._lost_message = ""
         self._place_services = PlaceServices(self, lambda: self._places)
         self._next_keyframe_id = 1
         self._reporter = Reporter(self, self.statistics, output.status_period, self._state, output.hardware_id)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
-        # Humble has no post-set callback; there parameters take effect as soon as they are accepted.
-        self._acts_after = hasattr(self, "add_post_set_parameters_callback")
-        if self._acts_after:
-            self.add_post_set_parameters_callback(self._after_set_parameters)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/force_keyframe", self._on_force_keyframe)
 
     # --- lifecycle ---
 
-    @reported
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def _configure(self) -> None:
         """Load the network and warm it up."""
-        parameters = read(self)
+        parameters = self.settings
         output, mask = parameters.output, parameters.input.mask
         # First, because loading the network takes so much longer.
         parameters.input.check_mode(parameters.front_end.scale.mode)
@@ -119,13 +91,9 @@ class FrontEndNode(LifecycleNode):
             self.context.ok,
             parameters.matcher.is_pipelined,
         )
-        try:
-            self._outputs = Outputs(self, output.max_lines, parameters.odometry)
-        except Exception:
-            self._end("unconfigured")
-            raise
+        self._outputs = Outputs(self, output.max_lines, parameters.odometry)
         self._stages.publish_by(self._outputs)
-        self._stages.gpu_lost_by(self._on_gpu_lost)
+        self._stages.gpu_lost_by(lambda message: self.give_up("gpu", message))
         from loftr_ros.matcher.precision import why_no_gpu  # loads torch, which has been loaded now
 
         if parameters.matcher.device == "auto" and (problem := why_no_gpu()):
@@ -135,71 +103,37 @@ class FrontEndNode(LifecycleNode):
         self._places = self._open_places(parameters)
         if self._places is not None:
             self._stages.observe_by(self._places.observe)
-        self._lifecycle = "inactive"
-        return TransitionCallbackReturn.SUCCESS
 
-    @reported
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def _activate(self) -> None:
         """Subscribe and start working."""
-        parameters = read(self)
+        parameters = self.settings
         mode, camera_info = parameters.front_end.scale.mode, parameters.input.camera_info
         assert self._stages is not None
         self._input = ImageInput(self, parameters.input, mode, self.statistics, self._stages.put, self.errors)
         if self._gyroscope is not None:
             self._imu = ImuInput(self, parameters.imu, self._gyroscope, lambda: self.statistics.last_frame_id)
-        self._lifecycle = "active"
-        for warning in unknown_parameters(self, qos=True):
-            self.get_logger().warning(warning)
         self.get_logger().info(f"waiting for images on {self._input.topic} (mode: {mode}, camera_info: {camera_info})")
-        # Last, since it cannot fail: it enables the publishers. No frame comes while this callback runs.
-        return super().on_activate(state)
 
-    @reported
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def _deactivate(self) -> None:
         """Unsubscribe; finish the frames in progress, keep the keyframes."""
         self._stop()
-        if self._lost_message:
-            self.failure = self._lost_message
-            return TransitionCallbackReturn.ERROR
-        self._lifecycle = "inactive"
-        return super().on_deactivate(state)
 
-    @reported
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def _free(self) -> None:
         """Free the network and the keyframes."""
-        return self._end("unconfigured")
-
-    @reported
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleanup, from any state."""
-        return self._end("finalized")
-
-    @reported
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Return to unconfigured, from where configure may be tried again; without a GPU only a new process can."""
-        if not self._lost_message:
-            return self._end("unconfigured")
-        self._end("finalized")
-        self.gpu_lost.set_result(self._lost_message)
-        return TransitionCallbackReturn.FAILURE
+        self.close()
+        if self._outputs is not None:
+            self._outputs.close()
+        self._outputs = None
 
     def close(self) -> None:
         """End the threads, in any state; the node cannot be used afterwards."""
-        self._end_threads()
-
-    # --- a lost GPU ---
-
-    def _on_gpu_lost(self, message: str) -> None:
-        """Called on a thread of the stages, which the transition will end."""
-        if not self._lost_message:
-            self._lost_message = message
-            self._losing.trigger()
-
-    def _lose_gpu(self) -> None:
-        """Go to the error state: by a transition, since a lifecycle node has no other way there."""
-        self.errors.error("gpu", self._lost_message, always=True)
-        if self._lifecycle == "active":
-            self.trigger_deactivate()
+        self._stop()
+        self._close_places()  # first, because it works on the stages' threads
+        if self._stages is not None:
+            self._next_keyframe_id = self._stages.front_end.buffer.next_id
+            self._stages.stop()
+            self._stages = None
+            free_gpu_memory()
 
     # --- services and parameters ---
 
@@ -220,26 +154,14 @@ class FrontEndNode(LifecycleNode):
     def _on_stages(
         self, command: Callable[[FrontEnd, Outputs], object], done: str, response: Trigger.Response
     ) -> Trigger.Response:
-        active = self._stages is not None and self._lifecycle == "active"
+        active = self._stages is not None and self.lifecycle == "active"
         response.success = active
-        response.message = done if active else f"the node is {self._lifecycle}, not active"
+        response.message = done if active else f"the node is {self.lifecycle}, not active"
         if self._stages is not None and active:
             self._stages.call(command)
         return response
 
-    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        values = {parameter.name: parameter.value for parameter in parameters}
-        reason = refusal(values, configured=self._lifecycle != "unconfigured")
-        if not reason and not self._acts_after:
-            self._after_set_parameters(parameters)
-        return SetParametersResult(successful=not reason, reason=reason)
-
-    def _after_set_parameters(self, parameters: list[Parameter]) -> None:
-        values = {parameter.name: parameter.value for parameter in parameters}
-        if self._stages is not None and any(name in live_parameters() for name in values):
-            self._change(with_values(read(self), values))
-
-    def _change(self, parameters: Parameters) -> None:
+    def _reconfigure(self, parameters: Parameters) -> None:
         """Use other live parameters, from the next frame and message on."""
         assert self._stages is not None
         output = parameters.output
@@ -254,14 +176,6 @@ class FrontEndNode(LifecycleNode):
                 self._places.reconfigure(parameters)
 
         self._stages.call(between_frames)
-
-    def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
-        """As for every node, but accepts whole numbers for floats."""
-        return list(super().set_parameters(all_floats(parameter_list, defaults())))
-
-    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """As for every node, but accepts whole numbers for floats; `ros2 param set` calls this."""
-        return super().set_parameters_atomically(all_floats(parameter_list, defaults()))
 
     # --- the rest ---
 
@@ -297,23 +211,6 @@ class FrontEndNode(LifecycleNode):
         if self._stages is not None:
             self._stages.drain()
 
-    def _end_threads(self) -> None:
-        self._stop()
-        self._close_places()  # first, because it works on the stages' threads
-        if self._stages is not None:
-            self._next_keyframe_id = self._stages.front_end.buffer.next_id
-            self._stages.stop()
-            self._stages = None
-            free_gpu_memory()
-
-    def _end(self, lifecycle: str) -> TransitionCallbackReturn:
-        self._end_threads()
-        if self._outputs is not None:
-            self._outputs.close()
-        self._outputs = None
-        self._lifecycle = lifecycle
-        return TransitionCallbackReturn.SUCCESS
-
     def _gyroscope_state(self) -> GyroscopeReport:
         if self._gyroscope is None or self._imu is None:
             return GyroscopeReport()
@@ -322,14 +219,14 @@ class FrontEndNode(LifecycleNode):
     def _state(self) -> FrontEndState:
         stages, images = self._stages, self._input
         if stages is None or self._outputs is None:
-            return FrontEndState(self._lifecycle, self.failure)
+            return FrontEndState(self.lifecycle, self.failure)
         from loftr_ros.matcher.precision import precision_name
 
         front_end = stages.front_end
         reference = front_end.buffer.reference
         waiting = images.pending if images else 0
         return FrontEndState(
-            lifecycle=self._lifecycle,
+            lifecycle=self.lifecycle,
             failure=self.failure,
             topic=images.topic if images else "",
             waiting=waiting,
@@ -356,56 +253,14 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
         autostart: become active without a launch file.
 
     Returns:
-        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed, or if the GPU
-        was lost.
+        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed.
     """
-    node: FrontEndNode | None = None
-    interrupted = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        interrupted.set()
-        if node is None or node.in_transition:
-            raise KeyboardInterrupt  # loading a network takes too long to wait for; otherwise rclpy ends the spinning
-
-    signal.signal(signal.SIGINT, interrupt)  # before rclpy's handler, which calls it
     sys.setswitchinterval(_SWITCH_INTERVAL)
     profile = provide_profile()
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:
-        rclpy.logging.get_logger("loftr_front_end").fatal(f"the ROS arguments are wrong: {error}")
-        return 2
-    try:
-        try:
-            node = FrontEndNode()
-            profile.log(node.get_logger())
-            for warning in idle_files(sys.argv if args is None else args, node.get_fully_qualified_name()):
-                node.get_logger().warning(warning)
-            log_by(node.get_logger())
-            if autostart:
-                for transition in (node.trigger_configure, node.trigger_activate):
-                    if transition() != TransitionCallbackReturn.SUCCESS:
-                        return 1
-            rclpy.spin_until_future_complete(node, node.gpu_lost)
-            if node.gpu_lost.done():
-                return 1
-        except (ParameterException, ConfigError) as error:
-            if node is not None:
-                raise
-            rclpy.logging.get_logger("loftr_front_end").fatal(f"a parameter is wrong: {error}")
-            return 2
-        except Exception:
-            # A signal may interrupt rclpy anywhere: its C++ turns the interrupt into another exception (while taking a
-            # message), or finds the context gone (while creating a wait set).
-            if rclpy.ok() and not interrupted.is_set():
-                raise
-    except KeyboardInterrupt:
-        pass
-    finally:
-        # `ros2 launch` may forward a Ctrl-C that the whole process group has already received: ignore the second one.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+
+    def make() -> FrontEndNode:
+        node = FrontEndNode()
+        profile.log(node.get_logger())
+        return node
+
+    return run_node(make, NAME, args, autostart)

@@ -1,4 +1,4 @@
-"""What the node would run on and with on this machine, tried out: `loftr_ros doctor`."""
+"""`loftr_ros doctor`: tries out what the node would use on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 
 OK, NOTE, FAILS = "ok", "note", "FAILS"
 
-# Distribution, module, and what it is for; those with an extra can be done without.
+# Distribution, module, and its extra; distributions with an extra are optional.
 _PACKAGES = (
     ("numpy", "numpy", ""),
     ("opencv", "cv2", ""),
@@ -33,7 +33,7 @@ _PACKAGES = (
     ("onnxruntime", "onnxruntime", "onnx"),
     ("rerun-sdk", "rerun", "view"),
 )
-# What Fast DDS has for a publisher's messages in shared memory unless a profile says otherwise.
+# Fast DDS's default size of a publisher's shared memory segment.
 _FAST_DDS_SEGMENT = 512 << 10
 _PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _LEAST_MATCHES = 50  # of an image with itself
@@ -46,7 +46,7 @@ class Finding:
     Attributes:
         verdict: OK, NOTE (works, but worth knowing), or FAILS.
         name: what was looked at.
-        text: what was found, and what to do where that is not well.
+        text: the finding, and what to do if something is wrong.
     """
 
     verdict: str
@@ -55,11 +55,11 @@ class Finding:
 
 
 def examine(values: Mapping[str, Any], device: str = "", precision: str = "") -> Iterator[Finding]:
-    """Looks at everything, one thing after the other; whatever fails is a finding, never an error.
+    """Check everything in turn; a failure becomes a finding and is never raised.
 
     Args:
         values: the node's parameters by their full names.
-        device, precision: instead of what the parameters say; empty for that.
+        device, precision: replace the parameters' values; empty to keep them.
     """
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _machine,
@@ -72,7 +72,7 @@ def examine(values: Mapping[str, Any], device: str = "", precision: str = "") ->
     for look in looks:
         try:
             yield from look()
-        except Exception as error:  # a broken installation fails in ways that nobody knows beforehand
+        except Exception as error:  # a broken installation can fail in any way
             name = getattr(look, "__name__", "").strip("_") or "examination"
             yield Finding(FAILS, name, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
@@ -111,7 +111,7 @@ def _packages() -> Iterator[Finding]:
             imported = importlib.import_module(module)
         except ImportError as error:
             if extra:
-                yield Finding(NOTE, name, f"not installed; needed for the extra `{extra}` alone")
+                yield Finding(NOTE, name, f"not installed; only the extra `{extra}` needs it")
             else:
                 yield Finding(FAILS, name, f"cannot be imported ({error}); install it")
             continue
@@ -127,7 +127,7 @@ def _version(name: str) -> str:
 
 
 def _cuda() -> Iterator[Finding]:
-    """Whether a kernel really runs: that a device is seen says little."""
+    """Run a kernel: a visible device may still be unable to run one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -146,16 +146,16 @@ def _cuda() -> Iterator[Finding]:
                 found = torch.nn.functional.conv2d(image.to(place, dtype), weight.to(place, dtype))
                 torch.cuda.synchronize(place)
                 if not torch.allclose(found.float().cpu(), expected, atol=5e-3):
-                    raise RuntimeError(f"a convolution in {dtype} gave wrong numbers")
+                    raise RuntimeError(f"a convolution in {dtype} gave a wrong result")
         except Exception as error:
             first = str(error).partition("\n")[0]
-            yield Finding(FAILS, f"CUDA {index}", f"{what}: no kernel runs ({first}); set device to cpu, or mend it")
+            yield Finding(FAILS, f"CUDA {index}", f"{what}: no kernel runs ({first}); set device to cpu, or repair it")
         else:
-            yield Finding(OK, f"CUDA {index}", f"{what}; a convolution ran in float32 and float16, with right results")
+            yield Finding(OK, f"CUDA {index}", f"{what}; a convolution gave the right result in float32 and float16")
 
 
 def _network(values: Mapping[str, Any], device: str, precision: str) -> Iterator[Finding]:
-    """Builds what the parameters ask for, and matches an image with itself."""
+    """Build the network of the parameters, and match an image with itself."""
     from loftr_ros.frontend.frame import Frame
     from loftr_ros.matcher.factory import backend_of
     from loftr_ros.matcher.precision import precision_name
@@ -175,7 +175,7 @@ def _network(values: Mapping[str, Any], device: str, precision: str) -> Iterator
         f"weights {weights}",
     )
     if weights == "random":
-        yield Finding(NOTE, "weights", "random: they match nothing, so matching was not tried")
+        yield Finding(NOTE, "weights", "random: they match nothing, so matching was not tested")
         return
     width, height = matcher.fixed_size or (640, 480)
     rng = np.random.default_rng(0)
@@ -193,7 +193,9 @@ def _network(values: Mapping[str, Any], device: str, precision: str) -> Iterator
     text = f"{len(found)} matches of an image of {width}x{height} with itself in {took:.0f} ms (both encoded)"
     if len(found) < _LEAST_MATCHES or np.median(off) > 1.0:
         middle = f", {np.median(off):.1f} px off" if len(found) else ""
-        yield Finding(FAILS, "matching", f"{text}{middle}: expected many more, in place; are these weights trained?")
+        yield Finding(
+            FAILS, "matching", f"{text}{middle}: expected many more with an offset near 0; are these weights trained?"
+        )
     else:
         yield Finding(OK, "matching", f"{text}, {np.median(off):.2f} px off (median)")
 
@@ -203,18 +205,22 @@ def _ros() -> Iterator[Finding]:
     try:
         importlib.import_module("rclpy")
     except ImportError as error:
-        yield Finding(NOTE, "ROS 2", f"rclpy cannot be imported ({error}); the node needs it, recordings do not")
+        yield Finding(
+            NOTE, "ROS 2", f"rclpy cannot be imported ({error}); the node needs it, commands for recordings do not"
+        )
         return
-    yield Finding(OK if distribution else NOTE, "ROS 2", distribution or "rclpy is there, but ROS_DISTRO is not set")
+    yield Finding(
+        OK if distribution else NOTE, "ROS 2", distribution or "rclpy is installed, but ROS_DISTRO is not set"
+    )
     try:
         from rclpy.serialization import deserialize_message, serialize_message
 
         kind = importlib.import_module("loftr_ros.msg").FrontEndStatus
         deserialize_message(serialize_message(kind()), kind)
     except Exception as error:
-        yield Finding(FAILS, "messages", f"loftr_ros's own cannot be used ({error}); build the package again")
+        yield Finding(FAILS, "messages", f"the messages of loftr_ros cannot be used ({error}); build the package again")
     else:
-        yield Finding(OK, "messages", "loftr_ros's own are there, and can be serialised")
+        yield Finding(OK, "messages", "the messages of loftr_ros are installed and can be serialised")
 
 
 def _dds() -> Iterator[Finding]:
@@ -229,7 +235,7 @@ def _dds() -> Iterator[Finding]:
         size, where = segment_size()
         images = f"room for {size // (640 * 480)} gray image(s) of 640x480 at once"
         enough = size >= 4 * 640 * 480
-        hint = "" if enough else "; larger ones, and pairs, come by UDP or are lost: raise <segment_size> in a profile"
+        hint = "" if enough else "; larger images and pairs go by UDP or are lost: raise <segment_size> in a profile"
         yield Finding(OK if enough else NOTE, "shared memory", f"segments of {size >> 10} KB {where}, {images}{hint}")
     try:
         free = shutil.disk_usage("/dev/shm").free
@@ -242,12 +248,12 @@ def _dds() -> Iterator[Finding]:
     except (OSError, ValueError):
         return
     enough = most >= 2 << 20
-    hint = "" if enough else "; images over a network want more: sysctl -w net.core.rmem_max=2147483647"
+    hint = "" if enough else "; images over a network need more: sysctl -w net.core.rmem_max=2147483647"
     yield Finding(OK if enough else NOTE, "UDP buffer", f"net.core.rmem_max is {most >> 10} KB{hint}")
 
 
 def segment_size(environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Bytes of Fast DDS's shared memory segments, and who says so."""
+    """Bytes of Fast DDS's shared memory segments, and where the number comes from."""
     environment = os.environ if environment is None else environment
     for name in _PROFILES:
         if not environment.get(name):
@@ -265,6 +271,6 @@ def segment_size(environment: Mapping[str, str] | None = None) -> tuple[int, str
 
 
 def lines(findings: list[Finding]) -> list[str]:
-    """For people, one a finding."""
+    """One line of text for each finding."""
     width = max((len(each.name) for each in findings), default=0)
     return [f"{each.verdict:5}  {each.name.ljust(width)}  {each.text}" for each in findings]

@@ -1,4 +1,4 @@
-"""The graph of `loftr_ros loops`, solved by the back end."""
+"""Solves the graph of `loftr_ros loops` with the back end."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def write_optimised(folder: Path, report: Report) -> list[str]:
     """Solve a graph and write `optimised.g2o`, `optimised.csv` and `optimised.png`.
 
     Args:
-        folder: that is there.
+        folder: an existing folder.
         report: keyframes and loops.
 
     Returns:
-        What was found, for people.
+        The results as lines of text.
 
     Raises:
         BackEndError: GTSAM cannot solve it, or a file cannot be written.
@@ -46,7 +46,7 @@ def write_optimised(folder: Path, report: Report) -> list[str]:
     largest, _ = Counter(place.group for _, place in found).most_common(1)[0]
     metric = next(place.is_metric for _, place in found if place.group == largest)
     truth = {KeyframeKey(*name): pose for name, pose in report.truth.items()}
-    if not why_no_plots():  # the notes say why, of loops.png
+    if not why_no_plots():  # the note on loops.png says why
         plot_optimised(folder / "optimised.png", back_end, largest, truth, metric)
     counts = back_end.counts
     text = [

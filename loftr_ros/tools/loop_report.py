@@ -1,4 +1,4 @@
-"""What the search for loops in recordings found: in words, as tables, as pictures."""
+"""The results of a loop search in recordings: as text, tables and pictures."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from loftr_ros.wording import plain
 
 Array = NDArray[np.float64]
 
-# Loops of which pictures are drawn.
+# Maximum number of pictures of loops.
 _PICTURES = 6
-# Cameras nearer to each other, in the truth's unit, point nowhere in particular.
+# Minimum distance of two cameras, in the truth's unit: below it the direction between them is meaningless.
 _LEAST_BASELINE = 0.02
 
 
 @dataclass
 class RecordingReport:
-    """What was found in one recording.
+    """The results of one recording.
 
     Attributes:
         robot: name of the robot.
-        name: what the source is called.
-        session: that its keyframes have in the archive.
-        frames: processed.
-        keyframes: that became of them.
+        name: name of the source.
+        session: of its keyframes in the archive.
+        frames: number of processed frames.
+        keyframes: number of keyframes.
         stamps_ns: of the first and the last of the keyframes.
-        refused: frames that could not be read or contradicted the stream, with the reason.
-        unread: keyframes that could not be compared with one of the archive, with the reason.
-        notes: what people should know of how the source was read.
-        progress: how far it came.
+        refused: reasons of the frames that could not be read or contradicted the stream.
+        unread: reasons of the archived keyframes that could not be compared.
+        notes: for people, on how the source was read.
+        progress: how far the search came.
     """
 
     robot: str
@@ -61,13 +61,13 @@ class RecordingReport:
 
 @dataclass(frozen=True)
 class LoopErrors:
-    """A loop's pose against the truth.
+    """Errors of a loop's pose.
 
     Attributes:
-        rotation_deg: angle of the rotation's error; NaN where it is not known.
-        translation_m: length of the translation's error; NaN where the scale is not known.
-        direction_deg: angle between the translations; NaN where one of them points nowhere.
-        distance_m, angle_deg: how far the two cameras truly were apart, and turned.
+        rotation_deg: angle of the rotation's error; NaN if unknown.
+        translation_m: length of the translation's error; NaN if the scale is unknown.
+        direction_deg: angle between the translations; NaN if one of them is near zero.
+        distance_m, angle_deg: true distance and angle between the two cameras.
     """
 
     rotation_deg: float
@@ -79,17 +79,17 @@ class LoopErrors:
 
 @dataclass
 class Report:
-    """What was found.
+    """All results.
 
     Attributes:
-        recordings: one entry a recording.
-        keyframes: of the recordings, and of what is in the archive those trajectories that loops lead to.
-        loops: in the order that they were found in.
-        truth: (4, 4) T_world_camera of the recordings' keyframes, where the source knows it.
+        recordings: one entry for each recording.
+        keyframes: of the recordings, and of the archived trajectories that loops lead to.
+        loops: in the order in which they were found.
+        truth: (4, 4) T_world_camera of the recordings' keyframes, if the source knows it.
         truth_is_metric: whether all of it is in metres.
-        known_before: keyframes that the archive had at the beginning.
-        min_age: seconds since which a robot must have gone on to recognise a place.
-        back_end: what the back end made of the graph, for people.
+        known_before: number of keyframes in the archive at the start.
+        min_age: minimum age in seconds of a robot's own keyframes in the search.
+        back_end: lines of text on the back end's result.
     """
 
     recordings: list[RecordingReport] = field(default_factory=list)
@@ -103,19 +103,19 @@ class Report:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it."""
+        """Whether Ctrl-C ended the search."""
         return any(each.progress.interrupted for each in self.recordings)
 
     @property
     def missing(self) -> list[str]:
-        """What keeps this from being all of the recordings; empty where nothing does."""
+        """Reasons why parts of the recordings are missing; empty if they are complete."""
         found = ((each, each.progress.missing(each.refused, each.notes)) for each in self.recordings)
         return [f"{each.robot}: {reason}" for each, reasons in found for reason in reasons]
 
     def errors(self, loop: Loop) -> LoopErrors | None:
-        """A loop's pose against the truth; None where that is not known of both keyframes.
+        """Errors of a loop's pose; None unless both keyframes' true poses are known.
 
-        Two recordings' truths must be in one frame, which nobody but who made them can know.
+        The true poses of two recordings must be in one frame; this cannot be checked.
         """
         if loop.older not in self.truth or loop.newer not in self.truth:
             return None
@@ -133,7 +133,7 @@ class Report:
         )
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as lines of text."""
         text = [f"archive: {self.known_before} keyframes before"] if self.known_before else []
         for each in self.recordings:
             text.append(f"{each.robot} ({each.name}): {each.frames} frames, {each.keyframes} keyframes, "
@@ -176,7 +176,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """What is drawn of a loop once the images are in the archive."""
+    """A loop to draw later, when its images are in the archive."""
 
     number: int
     score: float
@@ -187,7 +187,7 @@ class _Picture:
 
 
 class BestLoops:
-    """Keeps the matches of the loops with the best scores, of several places, to be drawn at the end."""
+    """Keeps the matches of the loops with the best scores, at different places, to draw them at the end."""
 
     def __init__(self) -> None:
         self._best: dict[KeyframeName, _Picture] = {}
@@ -197,7 +197,7 @@ class BestLoops:
 
         Args:
             closure: the loop.
-            number: of its row in `loops.csv`, from 1.
+            number: its row in `loops.csv`, from 1.
         """
         found, older = closure.found, closure.keyframe.name
         best = self._best.get(older)
@@ -210,7 +210,7 @@ class BestLoops:
             del self._best[min(self._best, key=lambda name: self._best[name].score)]
 
     def write(self, folder: Path, archive: Archive) -> None:
-        """Draw them as `loop_N.png`, N being the loop's number; those of an earlier search go."""
+        """Draw them as `loop_N.png` with the loop's number; pictures of an earlier search are deleted."""
         from loftr_ros.evaluation.drawing import draw_matches
 
         for former in folder.glob("loop_*.png"):
@@ -235,7 +235,7 @@ class BestLoops:
 
 
 def write_keyframes(path: Path, graph: PoseGraph) -> None:
-    """A table of the graph's vertices, and of keyframes without a pose, whose vertex is empty."""
+    """Write a table of the graph's vertices. Keyframes without a pose have an empty vertex."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["vertex", "robot", "keyframe_id", "session", "segment", "stamp_ns", "frame_id"])
@@ -245,7 +245,7 @@ def write_keyframes(path: Path, graph: PoseGraph) -> None:
 
 
 def write_loops(path: Path, report: Report) -> None:
-    """A table of the loops, one row a loop."""
+    """Write a table with one row for each loop."""
     pose = ["x", "y", "z", "qx", "qy", "qz", "qw"]
     errors = ["rotation_error_deg", "translation_error_m", "direction_error_deg", "true_distance_m", "true_angle_deg"]
     with path.open("w", newline="") as file:
@@ -268,5 +268,5 @@ def write_loops(path: Path, report: Report) -> None:
 
 
 def _cell(value: float) -> str:
-    """A number, or nothing for what is not known."""
+    """A number as text; empty if unknown."""
     return f"{value:.9g}" if np.isfinite(value) else ""

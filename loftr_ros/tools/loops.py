@@ -1,4 +1,4 @@
-"""All loops in one or several recordings, without ROS: `loftr_ros loops`."""
+"""`loftr_ros loops`: all loops in and between recordings, without ROS."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.loop_optimisation import write_optimised
 from loftr_ros.tools.loop_report import BestLoops, RecordingReport, Report, write_keyframes, write_loops
 
-_FIRST_FRAMES = 200  # of a recording, among which its first keyframe is
+_FIRST_FRAMES = 200  # of a recording; its first keyframe is among them
 _TABLES = (("loops", ".g2o"), ("loops", ".csv"), ("keyframes", ".csv"), ("loops", ".png"))
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One source, and the robot that it is a recording of.
+    """A recording of a robot.
 
     Attributes:
-        robot: its name.
+        robot: name of the robot.
         source: the recording.
     """
 
@@ -62,37 +62,37 @@ def find_loops(
     progress: bool = True,
     optimise: bool = False,
 ) -> Report:
-    """Look for loops within recordings, between them, and with what an archive knows already.
+    """Find loops within recordings, between them, and with the earlier content of an archive.
 
-    Every keyframe is searched for, and every image between keyframes may confirm a place: what is found does not depend
-    on how fast the machine is. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png` and `loop_N.png`, of the
-    best few loops. Of a recording no more is kept in memory than poses. After Ctrl-C what was found by then is written,
-    with a `partial.txt` that says so. Called again with that output and archive, it goes on behind the last keyframe
-    that was archived; the tables of before are then in `loops_1.csv` and so on.
+    The result does not depend on the machine's speed: every keyframe is searched for, and every image between keyframes
+    may confirm a place. Writes `loops.g2o`, `keyframes.csv`, `loops.csv`, `loops.png`, and `loop_N.png` of the best
+    loops. Only poses are kept in memory. After Ctrl-C the results so far are written, with a `partial.txt`. Called
+    again with the same output and archive, the search continues after the last archived keyframe; the earlier tables
+    are then in `loops_1.csv` and so on.
 
     Args:
-        recordings: one after the other; each is a session of its own.
-        front_end: its matcher and settings are used; its stream is not touched.
-        descriptor: that of the matcher.
-        archive: where keyframes are kept and looked for.
-        output: folder to write to; made if it is not there.
-        loop: when a place is believed; None for the defaults.
-        jpeg_quality: of images in the archive that do not come as JPEG.
-        reader: makes frames by the node's parameters; None for its defaults.
+        recordings: processed in this order; each is a separate session.
+        front_end: its matcher and settings are used, its stream is not.
+        descriptor: the matcher's place descriptor.
+        archive: stores the keyframes, and is searched.
+        output: folder to write to; it is created if necessary.
+        loop: settings of the loop search; None for the defaults.
+        jpeg_quality: of archived images, unless the recording has JPEG files.
+        reader: makes frames with the node's parameters; None for their defaults.
         progress: show a progress bar.
-        optimise: solve the graph, too, and write `optimised.g2o`, `optimised.csv` and `optimised.png`; needs GTSAM.
+        optimise: also solve the graph and write `optimised.g2o`, `optimised.csv` and `optimised.png`; needs GTSAM.
 
     Raises:
         BackEndError: GTSAM is missing, or cannot solve the graph.
-        SourceError: a source has not what the front end's mode needs, not a single frame of it could be read, or it is
-            in the archive already.
+        SourceError: a source lacks what the front end's mode needs, no frame of it could be read, or it is already in
+            the archive.
         PlacesError: the archive cannot be read or written.
     """
     for recording in recordings:
         recording.source.require(front_end.config.scale.mode)
     output.mkdir(parents=True, exist_ok=True)
     if optimise:
-        require_gtsam()  # before the work, not after it
+        require_gtsam()  # before the work, to fail at once
     job = _Job(front_end, descriptor, archive, loop or LoopConfig(), jpeg_quality, reader or FrameReader())
     if (output / MARKER).exists() and len(archive):
         job.resumes = True
@@ -118,7 +118,7 @@ def find_loops(
 
 
 class _Job:
-    """Goes through recordings, one after the other."""
+    """Searches recordings in turn."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Job:
         self.resumes = False
 
     def go_through(self, recording: Recording, progress: bool) -> None:
-        """Archive a recording's keyframes, and look for the place of each."""
+        """Archive a recording's keyframes, and search for the place of each."""
         robot, source = recording.robot, recording.source
         known = {each.stamp_ns: each.name for each in self._of_before(robot)}
         detector = LiveLoopDetector(
@@ -153,7 +153,7 @@ class _Job:
         self.report.recordings.append(report)
         done = self._archived_until(source, known) if self.resumes else None
         if done is not None:
-            report.notes.append(f"goes on behind {done / 1e9:.3f} s, where the run before was stopped")
+            report.notes.append(f"continues after {done / 1e9:.3f} s, where the earlier run was stopped")
         with report.progress.watching():
             for frame in report.progress.frames(source, progress, robot, after=done):
                 try:
@@ -181,12 +181,12 @@ class _Job:
         report.notes += source.notes
         if not report.keyframes and not report.progress.interrupted and done is None:
             reasons = "; ".join(report.refused[:3]) or (
-                f"none of its {report.frames} frames shows anything" if report.frames else "it has no frames"
+                f"none of its {report.frames} frames has texture to match" if report.frames else "it has no frames"
             )
-            raise SourceError(f"{source.name}: not a single keyframe, no frame could be processed: {reasons}")
+            raise SourceError(f"{source.name}: no keyframe, because no frame could be processed: {reasons}")
 
     def _archived_until(self, source: Source, known: dict[int, KeyframeName]) -> int | None:
-        """The stamp of the last keyframe of a recording that is in the archive already; None where none of it is."""
+        """Stamp of a recording's last keyframe in the archive; None if the archive has none of its keyframes."""
         for frame in itertools.islice(source, _FIRST_FRAMES) if known else ():
             if frame.stamp_ns not in known:
                 continue
@@ -200,7 +200,7 @@ class _Job:
         return None
 
     def finish(self) -> Report:
-        """The report, with the trajectories of the archive that loops lead to."""
+        """The report, including the archived trajectories that loops lead to."""
         report = self.report
         here = {keyframe.name for keyframe in report.keyframes}
         missing = {loop.older for loop in report.loops} - here
@@ -208,7 +208,7 @@ class _Job:
             sessions = {(each.name.robot, each.session) for each in self.archive.descriptors() if each.name in missing}
             others = (each for each in self.archive.descriptors() if each.name not in here)
             report.keyframes += self._of_sessions(others, sessions)
-        # What a bounded archive has dropped since is no vertex.
+        # A keyframe that the archive has dropped since, for its size limit, is not a vertex.
         there = {keyframe.name for keyframe in report.keyframes}
         report.loops = [loop for loop in report.loops if loop.older in there]
         return report
@@ -216,13 +216,13 @@ class _Job:
     def _of_sessions(
         self, keyframes: Iterable[ArchivedKeyframe], sessions: set[tuple[str, int]]
     ) -> list[GraphKeyframe]:
-        """Those keyframes; that one of a trajectory is in metres holds for all."""
+        """The keyframes of sessions. If one keyframe of a trajectory is in metres, all are."""
         kept = [_graph_keyframe(each, False) for each in keyframes if (each.name.robot, each.session) in sessions]
         metric = {each.trajectory for each in kept if each.link is not None and each.link.is_metric}
         linked = {each.trajectory for each in kept if each.link is not None}
         for each in kept:
             if each.trajectory not in linked:
-                whole = self.archive.get(each.name)  # its depth tells
+                whole = self.archive.get(each.name)  # its depth shows the unit
                 if whole is not None and whole.depth is not None and whole.depth.is_metric:
                     metric.add(each.trajectory)
         return [replace(each, is_metric=each.trajectory in metric) for each in kept]
@@ -236,9 +236,9 @@ class _Job:
         twin = self.archive.get(known[keyframe.stamp_ns]) if keyframe.stamp_ns in known else None
         if twin is not None and twin.image == keyframe.image:
             raise SourceError(
-                f"the recording of {keyframe.name.robot} is in the archive '{self.archive.uri}' already: keyframe "
-                f"{twin.name} is the same image; every place in it would be found again. Remove that archive, name "
-                "another one (--archive), or call this robot otherwise (--robot)"
+                f"the recording of {keyframe.name.robot} is already in the archive '{self.archive.uri}': keyframe "
+                f"{twin.name} is the same image, so every place in it would be found again. Remove that archive, "
+                "choose another one (--archive), or give this robot another name (--robot)"
             )
         self.archive.add(keyframe)
         location = finished.view.location
@@ -265,7 +265,7 @@ class _Job:
 
 
 def _set_aside(output: Path) -> None:
-    """Keeps the tables of a run that was stopped, under names of their own."""
+    """Rename the tables of a stopped run, to keep them."""
     number = 1
     while any((output / f"{stem}_{number}{ending}").exists() for stem, ending in _TABLES):
         number += 1
@@ -281,7 +281,7 @@ def _graph_keyframe(keyframe: ArchivedKeyframe, is_metric: bool) -> GraphKeyfram
         keyframe.segment,
         keyframe.stamp_ns,
         keyframe.frame_id,
-        keyframe.pose if keyframe.camera is not None else None,  # without one it is where a trajectory would begin
+        keyframe.pose if keyframe.camera is not None else None,  # without a camera it is only the start of a trajectory
         keyframe.link,
         is_metric,
     )

@@ -1,4 +1,4 @@
-"""Two images in, matches out: what a Python program needs of the package at least."""
+"""Two images in, matches out: the smallest Python interface of the package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.recordings.still import still
 
 Points = NDArray[np.float32]
-# A network keeps buffers from call to call: one thread uses the common one at a time.
+# A network keeps buffers between calls, so one thread at a time uses the shared network.
 _common = threading.Lock()
 
 
@@ -28,14 +28,14 @@ _common = threading.Lock()
 class PairMatches:
     """Matches of two images, one row each.
 
-    Pixels are (u, v) of the images as they were given, with (0, 0) at the centre of the top-left pixel.
+    Pixels are (u, v) of the given images, with (0, 0) at the centre of the top-left pixel.
 
     Attributes:
         points0: (N, 2) float32 pixels of image 0, each at its grid cell's point.
         points1: (N, 2) float32 pixels of image 1, sub-pixel.
         confidence: (N,) float32 in [0, 1], the network's.
-        std: (N,) float32 pixels, standard deviation of `points1` along one axis as the network predicts it; NaN where
-            the network predicts none.
+        std: (N,) float32 pixels, predicted standard deviation of `points1` along one axis; NaN if the network predicts
+            none.
     """
 
     points0: Points
@@ -58,26 +58,27 @@ def load_matcher(
     threshold: float = 0.0,
     max_matches: int = 0,
 ) -> Matcher:
-    """Load a network, ready to match.
+    """Load a network that is ready to match.
 
     Args:
-        weights: file of a network's weights, a name of `loftr_ros weights list`, or what `loftr_ros export` wrote.
-            Empty for the weights in the package, or those that the environment variable LOFTR_ROS_WEIGHTS names.
-        network: name of a preset, such as `compact` or `loftr`; `auto` takes the one that the weights are of.
-        device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
-        precision: `float32`, `bfloat16`, `float16`, or `auto` for the fastest that the device has in hardware.
-        backend: `torch`, `onnx`, `openvino`, or `auto` for OpenVINO where it is installed and faster, else torch.
+        weights: weights file, a name of `loftr_ros weights list`, or a folder that `loftr_ros export` wrote. Empty for
+            the weights of the environment variable LOFTR_ROS_WEIGHTS, or else those in the package.
+        network: name of a preset, such as `compact` or `loftr`; `auto` for the network of the weights.
+        device: `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        precision: `float32`, `bfloat16`, `float16`, or `auto` for the fastest that the hardware supports.
+        backend: `torch`, `onnx`, `openvino`, or `auto` for OpenVINO if it is installed and faster, else torch.
         threads: CPU threads of the network; 0 for all cores.
-        threshold: least confidence of a match, 0 to 1; 0 for the network's own.
-        max_matches: most matches of a pair, the most confident ones; 0 for the network's own (`compact`: 2000).
+        threshold: minimum confidence of a match, 0 to 1; 0 for the network's default.
+        max_matches: maximum number of matches of a pair, the most confident ones; 0 for the network's default
+            (`compact`: 2000).
 
     Returns:
-        The network. One thread uses it at a time.
+        The network. Only one thread may use it at a time.
 
     Raises:
         ConfigError: an argument is out of its range.
-        WeightsError: the network is not known, or the weights are missing, damaged or of another network.
-        DeviceError: the device, precision or backend is not to be had.
+        WeightsError: the network is unknown, or the weights are missing, damaged or of another network.
+        DeviceError: the device, precision or backend is not available.
     """
     asked = MatcherConfig(network, str(weights), device, precision, backend, threads=threads)
     return open_matcher(matcher_spec(asked, MatchingConfig(float(threshold), max_matches=max_matches)))
@@ -99,15 +100,15 @@ def match(
     Args:
         image0, image1: each an image file, or its pixels: (H, W) gray, uint8 or uint16, or (H, W, 3) uint8 BGR as
             `cv2.imread` gives it. The two may differ in size. They are shrunk to `config.image.max_side` (960 px).
-        matcher: of `load_matcher`; None for the network in the package, which is loaded at the first call and kept.
+        matcher: from `load_matcher`; None for the network in the package, which is loaded once, at the first call.
         usable0, usable1: (H, W) bool, false for pixels that must not appear in a match; None to use all.
         config: settings of the front end; None for the defaults.
 
     Raises:
-        SourceError: a file is missing or is no image.
-        ValueError: an array is no image of those kinds.
+        SourceError: a file is missing or is not an image.
+        ValueError: an array is not an image of these kinds.
         FrameRefusedError: an image is too small, or the network was exported for images of another shape.
-        MaskError: a mask is not of its image's size.
+        MaskError: a mask has another size than its image.
     """
     frames = [still(image, name) for image, name in ((image0, "image0"), (image1, "image1"))]
     read = [FrameReader(mask=mask).read(frame) for frame, mask in zip(frames, (usable0, usable1), strict=True)]

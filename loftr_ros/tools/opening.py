@@ -1,4 +1,4 @@
-"""A front end for recordings, opened by the node's own parameters. Imports torch when it is called."""
+"""Opens a front end for recordings with the node's parameters. Torch is imported when it is called."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def open_offline(
     values: dict[str, Any], device: str, precision: str, mask: Path | None
 ) -> tuple[FrontEnd, FrameReader]:
-    """A front end by parameters, for a recording, and what makes its frames.
+    """The front end that parameters describe, and the reader that makes its frames.
 
     Args:
         values: parameters by their full names.
-        device, precision: instead of what the parameters say; empty for that.
-        mask: file of the mask instead of the parameters'.
+        device, precision: replace the parameters' values; empty to keep them.
+        mask: mask file that replaces the parameters' one.
 
     Raises:
-        ConfigError, DeviceError, MaskError, WeightsError: what was asked for cannot be had.
+        ConfigError, DeviceError, MaskError, WeightsError: a parameter cannot be used.
     """
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The back end over a recording or a graph of loops, without ROS: `run --optimise`, `loops --optimise`."""
+"""`run --optimise` and `loops --optimise`: the back end over a recording or a graph of loops, without ROS."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ROBOT = "robot"
 
 
 def measured(pose: RelativePose) -> PoseMeasurement | None:
-    """A front end's relative pose as the back end takes it; None of one that a trajectory may not go on by."""
+    """A relative pose of the front end as input of the back end; None if it must not continue a trajectory."""
     if not pose.status.is_believed:
         return None
     length = Length.METRES if pose.scale_known else Length.DIRECTION if pose.has_direction else Length.NONE
@@ -54,14 +54,14 @@ def measured(pose: RelativePose) -> PoseMeasurement | None:
 
 
 def measured_link(link: ChainLink) -> PoseMeasurement:
-    """The pose from keyframe to keyframe as the back end takes it."""
+    """The pose between two keyframes as input of the back end."""
     return PoseMeasurement(link.pose, link.covariance, Length.METRES if link.is_metric else Length.OWN_UNIT)
 
 
 def measured_loop(
     older: KeyframeKey, newer: KeyframeKey, pose: RelativePose, own_unit: RelativePose | None, score: float
 ) -> LoopMeasurement | None:
-    """A loop as the back end takes it: in metres, or in the older keyframe's unit where that is known."""
+    """A loop as input of the back end: in metres, or else in the older keyframe's unit if that is known."""
     if own_unit is not None and not pose.scale_known and own_unit.status.is_believed:
         return LoopMeasurement(
             older, newer, PoseMeasurement(own_unit.matrix, own_unit.covariance, Length.OWN_UNIT), score
@@ -71,7 +71,7 @@ def measured_loop(
 
 
 def back_end_of(keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> BackEnd:
-    """A back end that has been given the graph of `loftr_ros loops`; keyframes without a pose are left out.
+    """A back end with the graph of `loftr_ros loops`; keyframes without a pose are left out.
 
     Raises:
         BackEndError: GTSAM is not installed.
@@ -99,17 +99,17 @@ def back_end_of(keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> Ba
 
 
 class LoopSearch:
-    """Looks for places that a recording shows twice, in an archive that lasts as long as the search."""
+    """Searches a recording for places that it shows twice, with a temporary archive."""
 
     def __init__(self, front_end: FrontEnd, config: LoopConfig) -> None:
-        """Begin with an empty archive.
+        """Start with an empty archive.
 
         Args:
-            front_end: its matcher and settings are used; its stream is not touched.
-            config: when a place is believed.
+            front_end: its matcher and settings are used, its stream is not.
+            config: settings of the loop search.
 
         Raises:
-            PlacesError: there is no archive to be had.
+            PlacesError: the archive cannot be created.
         """
         self._folder = tempfile.TemporaryDirectory(prefix="loftr_ros-")
         descriptor = PlaceDescriptor.of(front_end.matcher)
@@ -119,7 +119,7 @@ class LoopSearch:
         self._session = self._observer.session
 
     def process(self, result: FrontEndResult, encoded: EncodedFrame) -> list[LoopClosure]:
-        """The loops that are believed by now."""
+        """Process a frame; returns the loops that are confirmed by now."""
         view, finished = self._observer.observe(result, encoded)
         if finished is not None:
             self._archive.add(finished.archived(90))
@@ -131,7 +131,7 @@ class LoopSearch:
         except PlacesError as error:
             if not error.is_of_one_keyframe:
                 raise
-        except FrameRefusedError:  # an archived image of a shape that the network does not take
+        except FrameRefusedError:  # the network does not accept the shape of an archived image
             pass
         return []
 
@@ -143,13 +143,13 @@ class LoopSearch:
 
 @dataclass
 class Optimisation:
-    """Gives the back end what the front end finds, and writes what comes of it.
+    """Passes the front end's results to the back end, and writes the back end's results.
 
     Attributes:
         back_end: the back end.
-        search: finds loops; None for none.
-        stamps: of the frames whose place is known, in nanoseconds.
-        steps: of each of these its keyframe, and (4, 4) T_keyframe_frame in that one's unit.
+        search: finds loops; None to search for none.
+        stamps: of the frames with a known place, in nanoseconds.
+        steps: keyframe of each of these frames, and (4, 4) T_keyframe_frame in the keyframe's unit.
     """
 
     back_end: BackEnd
@@ -159,7 +159,7 @@ class Optimisation:
     _seen: dict[int, KeyframeMatch] = field(default_factory=dict)
 
     def add(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
-        """The next frame's."""
+        """Add the next frame's result."""
         frame = result.frame
         poses = {_key(match.keyframe): measured(match.pose) for match in result.matches}
         self.back_end.add_image(
@@ -212,7 +212,7 @@ class Optimisation:
         self._seen.clear()
 
     def _remember(self, result: FrontEndResult) -> None:
-        """Where the frame is, seen from its keyframe."""
+        """Keep the frame's pose relative to its keyframe."""
         location = result.place
         if location is None:
             return
@@ -225,7 +225,7 @@ class Optimisation:
         self.steps.append((_key(keyframe), inverse(start.pose) @ location.pose))
 
     def poses(self) -> tuple[Array, NDArray[np.int64], bool]:
-        """(N, 4, 4) T_map_camera of the frames of `stamps`, (N,) their groups, and whether all is in metres."""
+        """(N, 4, 4) T_map_camera of the frames of `stamps`, (N,) their groups, and whether all are in metres."""
         poses, groups, metric = [], [], True
         for key, step in self.steps:
             found = self.back_end.place(key)
@@ -239,7 +239,7 @@ class Optimisation:
         """Solve the graph.
 
         Raises:
-            BackEndError: GTSAM cannot.
+            BackEndError: GTSAM cannot solve it.
         """
         self._keep_landmarks()
         self.back_end.optimise()
@@ -252,13 +252,13 @@ class Optimisation:
         """Write `optimised.tum`, `graph.g2o`, `map.ply`, `map.npz` and `optimised.png`.
 
         Args:
-            folder: that is there.
+            folder: an existing folder.
             truth: (4, 4) T_world_camera by stamp.
-            odometry: the front end's own.
+            odometry: the front end's (4, 4) T_odom_camera by stamp.
             truth_is_metric: whether the truth is in metres.
 
         Returns:
-            What was found, for people.
+            The results as lines of text.
 
         Raises:
             BackEndError: a file cannot be written.
@@ -277,7 +277,7 @@ class Optimisation:
         save_map(self.back_end, folder / "map.npz")
         main = groups == names[0] if names else np.zeros(0, np.bool_)
         seen = {each.key: truth[each.stamp_ns] for each in self.back_end.graph.vertices if each.stamp_ns in truth}
-        if not why_no_plots():  # the notes say why, of trajectory.png
+        if not why_no_plots():  # the note on trajectory.png says why
             plot_optimised(folder / "optimised.png", self.back_end, names[0] if names else 0, seen, metric)
         counts = self.back_end.counts
         text = [
@@ -286,8 +286,8 @@ class Optimisation:
         ]
         if len(names) > 1:
             text.append(
-                f"  {len(names)} parts that no loops join: optimised.tum is the longest, optimised_1.tum and so on the "
-                "others, each in a frame of its own"
+                f"  {len(names)} parts without a loop between them: optimised.tum is the longest, optimised_1.tum and "
+                "so on are the others, each in its own frame"
             )
         stamps = [stamp for stamp, keep in zip(self.stamps, main, strict=True) if keep and stamp in truth]
         if len(stamps) > 2:
@@ -300,7 +300,7 @@ class Optimisation:
                 text.append(
                     f"back end against the truth: ATE {found.ate:.3f} {unit} RMSE, odometry {before.ate:.3f}, aligned "
                     f"{'with' if found.with_scale else 'without'} scale; drift {found.drift:.2f} %, odometry "
-                    f"{before.drift:.2f} % of the way ({found.poses} frames)"
+                    f"{before.drift:.2f} % of the path ({found.poses} frames)"
                 )
         return text
 
@@ -315,10 +315,10 @@ def plot_optimised(
     """Draw the keyframes of a group from above: as chained, as optimised, and the loops.
 
     Args:
-        path: file to write; the ending says which format.
-        back_end: solved.
-        group: which.
-        truth: (4, 4) T_world_camera of keyframes, where it is known: it is drawn aligned to what was optimised.
+        path: file to write; its extension selects the format.
+        back_end: after the optimisation.
+        group: number of the group.
+        truth: (4, 4) T_world_camera of keyframes, where known; it is drawn aligned to the optimised ones.
         is_metric: whether lengths are in metres; else the truth is scaled.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

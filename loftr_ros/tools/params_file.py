@@ -1,7 +1,7 @@
-"""The parameters that ROS gives a node from a parameter file (`--params-file`), found without ROS.
+"""Reads a node's parameters from a ROS parameter file (`--params-file`), without ROS.
 
-Which parts of a file are a node's, which of several wins, and what a value's type is follow `rcl_yaml_param_parser` and
-rclpy; a test holds them against rclpy itself.
+Names, wildcards, precedence and types of values follow `rcl_yaml_param_parser` and rclpy. A test compares them with
+rclpy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loftr_ros.settings import ConfigError
 from loftr_ros.text_files import TextFileError, read_text
 
 NODE = "/loftr_front_end"
-"""Fully qualified name of the node, where nobody gives it another name or a namespace."""
+"""Default fully qualified name of the node."""
 
 _PARAMETERS = "ros__parameters"
 _PLAIN = "!plain"
@@ -25,24 +25,24 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _TRUE = {"Y", "y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"}
 _FALSE = {"N", "n", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"}
 _NOT_FINITE = {".nan": "nan", ".NaN": "nan", ".NAN": "nan", ".inf": "inf", ".Inf": "inf", ".INF": "inf"}
-_LAYOUT = "expected node names (or /**), below each `ros__parameters:`, and below that the parameters"
+_LAYOUT = "expected node names (or /**), `ros__parameters:` below each, and the parameters below that"
 
 
 class ParamsFileError(ConfigError):
-    """A parameter file that cannot be read, or has nothing for the node; the message says where and what to do."""
+    """A parameter file cannot be read, or has no parameters for the node; the message says where and what to do."""
 
 
 def node_parameters(path: Path, node: str = NODE) -> dict[str, Any]:
-    """The parameters that a file has for a node, by their full names: `{"input.rectified": True}`.
+    """A node's parameters in a file, by their full names: `{"input.rectified": True}`.
 
-    Later parts of a file win over earlier ones, whichever is more specific, as in rclpy.
+    Later parts of a file win over earlier ones, even if they are less specific, as in rclpy.
 
     Args:
         path: the file.
         node: fully qualified name of the node, for example `/left/loftr_front_end`.
 
     Raises:
-        ParamsFileError: it is no such file, or it has parameters, but none of them are the node's.
+        ParamsFileError: it is not a parameter file, or all its parameters are of other nodes.
     """
     found: dict[str, Any] = {}
     names = []
@@ -59,10 +59,10 @@ def node_parameters(path: Path, node: str = NODE) -> dict[str, Any]:
 
 
 def matches(pattern: str, node: str) -> bool:
-    """Whether a name in a parameter file, which may have the wildcards * and **, is a node's.
+    """Whether a name in a parameter file, possibly with the wildcards * and **, matches a node.
 
     Args:
-        pattern: as in the file; a leading slash may be missing.
+        pattern: as in the file; the leading slash is optional.
         node: fully qualified name.
     """
     parts = re.split(r"(/\*\*|/\*)", pattern if pattern.startswith("/") else f"/{pattern}")
@@ -71,10 +71,10 @@ def matches(pattern: str, node: str) -> bool:
 
 
 def sections(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Every part of a file, in its order: the node's name as it stands there, and its parameters by full names.
+    """All parts of a file, in order: the node's name as written, and its parameters by full names.
 
     Raises:
-        ParamsFileError: it cannot be read, or is no parameter file.
+        ParamsFileError: it cannot be read, or is not a parameter file.
     """
     try:
         text = read_text(path)
@@ -95,7 +95,7 @@ def sections(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves values without quotes and without a tag as they are: ROS has rules of its own for them."""
+    """Keeps values without quotes and tags as text, because ROS has its own rules for them."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
@@ -115,7 +115,7 @@ class _Walk:
             if key != _PARAMETERS:
                 yield from self.nodes(value, f"{name}/{key}" if name else key)
             elif not name:
-                raise self._error(value, f"`{_PARAMETERS}` stands below no node's name; {_LAYOUT}")
+                raise self._error(value, f"`{_PARAMETERS}` has no node's name above it; {_LAYOUT}")
             else:
                 flat: dict[str, Any] = {}
                 if not _is_empty(value):
@@ -131,23 +131,25 @@ class _Walk:
 
     def _entries(self, node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
         if id(node) in self._seen:
-            raise self._error(node, "an alias (*name) stands here, which ROS does not take; write the values out")
+            raise self._error(node, "ROS does not accept an alias (*name); write the values out")
         self._seen.add(id(node))
         if not isinstance(node, yaml.MappingNode):
-            raise self._error(node, f"a value stands where a name is expected; {_LAYOUT}")
+            raise self._error(node, f"there is a value where a name is expected; {_LAYOUT}")
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise self._error(key, f"a list or mapping stands where a name is expected; {_LAYOUT}")
+                raise self._error(key, f"there is a list or mapping where a name is expected; {_LAYOUT}")
             yield str(key.value), value
 
     def _value(self, node: yaml.Node, name: str) -> Any:
         if isinstance(node, yaml.SequenceNode):
             values = [self._value(each, name) for each in node.value]
             if any(isinstance(each, list) for each in values) or len({type(each) for each in values}) > 1:
-                raise self._error(node, f"{name} is a list of different types; ROS takes values of one type, all 1.0")
+                raise self._error(
+                    node, f"{name} is a list of different types; ROS accepts one type in a list, such as all 1.0"
+                )
             return values
         if not isinstance(node, yaml.ScalarNode):
-            raise self._error(node, f"{name} is a mapping within a list; expected values")
+            raise self._error(node, f"{name} is a mapping inside a list; expected values")
         if _is_empty(node):
             raise self._error(node, f"{name} has no value")
         text = str(node.value)
@@ -158,7 +160,7 @@ class _Walk:
 
 
 def scalar(text: str) -> bool | int | float | str:
-    """What ROS makes of a value without quotes: 010 is eight, `on` is true, 1e-3 is a number and 1:30 is text."""
+    """Convert a value without quotes as ROS does: 010 is eight, `on` is true, 1e-3 is a number and 1:30 is text."""
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
     if re.fullmatch(r"[-+]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", text) and len(text) < 25:

@@ -1,4 +1,4 @@
-"""The front end over a recording, without ROS: `loftr_ros run`."""
+"""`loftr_ros run`: the front end over a recording, without ROS."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ _WRITTEN = ("trajectory.tum", "trajectory.png", "matches.png", "correspondences.
 
 @dataclass
 class Report:
-    """What a run found.
+    """Results of a run.
 
     Attributes:
-        frames: processed.
-        refused: frames that could not be read or contradicted the stream, with the reason.
+        frames: number of processed frames.
+        refused: reasons of the frames that could not be read or contradicted the stream.
         keyframes: stamps of the keyframes, in nanoseconds.
-        statuses: how often each pose status came.
+        statuses: number of poses by status.
         located: every pose relative to a keyframe.
-        truth: (4, 4) T_world_camera by stamp, of the frames that the source knows it of.
-        truth_is_metric: whether that is in metres.
-        trajectory: where the front end's odometry says that each frame is.
-        latencies: seconds by stage, one entry a frame.
-        warnings: what is to be said of the recording's stamps.
-        notes: what people should know of how the source was read.
-        progress: how far it came.
-        back_end: what the back end found, for people.
+        truth: (4, 4) T_world_camera by stamp, of the frames with a known pose.
+        truth_is_metric: whether the truth is in metres.
+        trajectory: each frame's place by the front end's odometry.
+        latencies: seconds by stage, one entry for each frame.
+        warnings: about the recording's stamps.
+        notes: for people, on how the source was read.
+        progress: how far the run came.
+        back_end: lines of text on the back end's result.
     """
 
     frames: int = 0
@@ -69,7 +69,7 @@ class Report:
     back_end: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as lines of text."""
         text = [f"{self.frames} frames, {len(self.keyframes)} keyframes, {len(self.refused)} frames refused"]
         text += first_reasons(self.refused)
         text += [f"  {warning}" for warning in self.warnings[:3]]
@@ -91,7 +91,7 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """What keeps this from being all of the recording; empty of a whole one."""
+        """Reasons why parts of the recording are missing; empty if it is complete."""
         return self.progress.missing(self.refused, self.notes)
 
 
@@ -106,37 +106,37 @@ def run(
     optimise: bool = False,
     loop: LoopConfig | None = None,
 ) -> Report:
-    """Feed every frame of a source to the front end and write what it finds.
+    """Process every frame of a source and write the results.
 
-    Writes `trajectory.tum` (and `trajectory_1.tum` and so on where it is broken into segments), `relative_poses.csv`,
-    `correspondences.npz` (or `.parquet`), `matches.png` and `trajectory.png`; and `partial.txt` where something of the
-    recording is missing in them. After Ctrl-C what there is by then is written.
+    Writes `trajectory.tum` (and `trajectory_1.tum` and so on, if it is broken into segments), `relative_poses.csv`,
+    `correspondences.npz` (or `.parquet`), `matches.png` and `trajectory.png`; and `partial.txt` if some of the
+    recording is missing. After Ctrl-C the results so far are written.
 
     Args:
         source: the recording.
         front_end: a fresh one.
-        output: folder to write to; made if it is not there.
-        reader: makes frames by the node's parameters; None for its defaults.
+        output: folder to write to; it is created if necessary.
+        reader: makes frames with the node's parameters; None for their defaults.
         parquet: write the correspondences as Parquet instead of NumPy's archive; needs pyarrow.
         progress: show a progress bar.
         optimise: also search for loops, optimise all keyframes, and write `optimised.tum`, `graph.g2o`, `map.ply`,
             `map.npz` and `optimised.png`; needs GTSAM.
-        loop: when a place is believed; None for the defaults.
+        loop: settings of the loop search; None for the defaults.
 
     Returns:
         A summary.
 
     Raises:
-        SourceError: the source has not what the front end's mode needs, or not a single frame could be read.
+        SourceError: the source lacks what the front end's mode needs, or no frame could be read.
         BackEndError: GTSAM is missing, or cannot solve the graph.
-        PlacesError: there is no archive to be had to search in.
+        PlacesError: the archive to search in cannot be created.
     """
     if parquet:
         import pyarrow  # noqa: F401  (told before the work, not after it)
     mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
     output.mkdir(parents=True, exist_ok=True)
-    for old in _WRITTEN:  # a picture of another run would be taken for this one's
+    for old in _WRITTEN:  # an older picture would be mistaken for one of this run
         (output / old).unlink(missing_ok=True)
     report, picture = Report(), _BestPicture()
     back = _open_back_end(front_end, loop or LoopConfig()) if optimise else None
@@ -175,7 +175,7 @@ def run(
                 if back is not None and encoded is not None:
                     back.add(result, encoded)
         if not report.frames and not report.progress.interrupted:
-            raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(report.refused[:3])}")
+            raise SourceError(f"{source.name}: no frame could be processed: {'; '.join(report.refused[:3])}")
         columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))
     picture.write(output / "matches.png")
     report.trajectory.write(output)
@@ -198,7 +198,7 @@ def _open_back_end(front_end: FrontEnd, loop: LoopConfig) -> Optimisation:
     from loftr_ros.backend.back_end import BackEnd
     from loftr_ros.tools.optimise import LoopSearch, Optimisation
 
-    back_end = BackEnd()  # first: it says at once where GTSAM is missing
+    back_end = BackEnd()  # first, to fail at once if GTSAM is missing
     return Optimisation(back_end, LoopSearch(front_end, loop))
 
 
@@ -228,7 +228,7 @@ def _pose_rows(result: FrontEndResult) -> Iterable[list[Any]]:
 
 
 def _plot(path: Path, report: Report, name: str) -> None:
-    """The trajectory from above: all of it, or what the truth is known of."""
+    """Draw the trajectory from above: all of it, or the frames with a known pose."""
     from loftr_ros.evaluation.trajectory_plot import plot_trajectory
 
     trajectory = report.trajectory
@@ -241,7 +241,7 @@ def _plot(path: Path, report: Report, name: str) -> None:
     keyframes = set(report.keyframes)
     indices = [k for k, stamp in enumerate(stamps) if stamp in keyframes]
     metric = trajectory.is_metric
-    unit = "in metres" if metric else "scale unknown: a unit of its own"
+    unit = "in metres" if metric else "scale unknown: arbitrary unit"
     count = len(trajectory.segments)
     parts = f", broken into {count} segments" if count > 1 else ""
     plot_trajectory(path, trajectory.poses[shown], true_poses, indices, f"{name} ({unit}{parts})", metric)
@@ -252,7 +252,7 @@ def _nameless(folder: Path) -> IO[bytes]:
 
 
 class _Columns:
-    """Correspondences of all frames, one row a match, kept on disk until all are there: an hour has many millions."""
+    """Correspondences of all frames, one row for each match. They are collected on disk: an hour has many millions."""
 
     _TYPES = {  # noqa: RUF012 (never changed)
         "stamp_ns": np.int64,
@@ -269,7 +269,7 @@ class _Columns:
     }
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
-        # They have no names: whatever ends the program, nothing is left of them.
+        # Files without names: nothing remains of them, however the program ends.
         self._files = {name: files.enter_context(_nameless(folder)) for name in self._TYPES}
 
     def add(self, result: FrontEndResult) -> None:
@@ -314,7 +314,7 @@ class _Columns:
 
 
 class _BestPicture:
-    """Keeps the match with the most parallax among those with many inliers, to be drawn at the end."""
+    """Keeps the pair to draw at the end: the one with the most parallax among those with many inliers."""
 
     def __init__(self) -> None:
         self._best: FrontEndResult | None = None

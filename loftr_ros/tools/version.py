@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def installed_version() -> str:
-    """The version by pip's metadata, or by the package.xml that colcon installs; "unknown" where neither is there."""
+    """The version from pip's metadata, or from the package.xml that colcon installs; "unknown" without both."""
     try:
         return importlib.metadata.version("loftr_ros")
     except importlib.metadata.PackageNotFoundError:
@@ -20,7 +20,7 @@ def _version_of_package_xml() -> str:
         from ament_index_python import get_package_share_directory
 
         text = (Path(get_package_share_directory("loftr_ros")) / "package.xml").read_text()
-    except (ImportError, LookupError, OSError, ValueError):  # no ROS, or the package is used from its source tree
+    except (ImportError, LookupError, OSError, ValueError):  # no ROS, or the package runs from its source tree
         return ""
     found = re.search(r"<version>\s*([^<\s]+)\s*</version>", text)
     return found[1] if found else ""

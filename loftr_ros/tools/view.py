@@ -1,4 +1,4 @@
-"""What the front end finds, shown in rerun: `loftr_ros view`.
+"""`loftr_ros view`: shows the front end's results in rerun.
 
 Entities: `current` and `keyframe` are 2D, `world` is the trajectory's frame (the optical axes of its first keyframe),
 `plots` are numbers over time, `log` is text.
@@ -26,11 +26,11 @@ Colors = NDArray[np.uint8]
 # In rerun (0, 0) is the corner of the top-left pixel, not its centre.
 _HALF_PIXEL = 0.5
 _JPEG_QUALITY = 85
-# A path is logged anew as it grows, in pieces of so many poses: as one line it would cost the square of its length.
+# A growing path is logged again and again. In pieces of this many poses its cost is linear, not quadratic.
 _PIECE = 100
-# A depth less certain than this part of it is not drawn: points far off would fly about.
+# Depths with a larger relative uncertainty are not drawn: distant points would jump.
 _MAX_RELATIVE_STD = 0.2
-# Length of a frustum, as a part of the median depth of its cells, and where none is known.
+# Length of a frustum as a fraction of its cells' median depth, and the length if no depth is known.
 _FRUSTUM, _FRUSTUM_LENGTH = 0.1, 0.1
 _OUTLIER = (210, 50, 50)
 _CURRENT = (255, 160, 0)
@@ -39,13 +39,13 @@ _SEGMENTS = ((90, 170, 255), (120, 220, 120), (220, 130, 220), (240, 220, 90))
 
 @dataclass
 class _Shown:
-    """A keyframe that the buffer holds, as it is shown.
+    """A keyframe of the buffer, as shown.
 
     Attributes:
-        keyframe: it.
-        picture: rerun's, of its image.
+        keyframe: the keyframe.
+        picture: its image as rerun's.
         colors: (L, 3) uint8 RGB of its cells.
-        depth, location: those shown last; the front end replaces them as it learns.
+        depth, location: as shown last; the front end replaces them as they improve.
     """
 
     keyframe: Keyframe
@@ -56,7 +56,7 @@ class _Shown:
 
 
 class ViewLog:
-    """Logs results one after the other. Nothing is computed of them but what is drawn."""
+    """Logs results one after the other. Computes only what is drawn."""
 
     def __init__(self, rerun: ModuleType, stream: Any) -> None:
         """Log to a stream.
@@ -74,13 +74,13 @@ class ViewLog:
         stream.log("world", rerun.ViewCoordinates.RDF, static=True)
 
     def add(self, result: FrontEndResult, number: int, picture: NDArray[np.uint8] | None = None) -> None:
-        """Log what was found in a frame.
+        """Log a frame's result.
 
         Args:
-            result: of it.
-            number: the frame's in the recording.
-            picture: (H, W, 3) uint8 BGR or (H, W) uint8 gray, the frame's image in colour; None for the gray image
-                that the front end saw.
+            result: of the frame.
+            number: of the frame in the recording.
+            picture: (H, W, 3) uint8 BGR or (H, W) uint8 gray, the frame's image in colour; None for the front
+                end's gray image.
         """
         frame = result.frame
         self._set_time(number, frame.stamp_ns)
@@ -95,7 +95,7 @@ class ViewLog:
                 self._keyframes.pop(keyframe.id, None)
             elif keyframe.frame is frame:
                 self._keyframes[keyframe.id] = _Shown(keyframe, shown, cell_colors(keyframe.encoded, picture))
-            else:  # of a frame before, which failed halfway
+            else:  # of an earlier frame that failed halfway
                 image = keyframe.frame.image
                 colors = cell_colors(keyframe.encoded, image)
                 self._keyframes[keyframe.id] = _Shown(keyframe, self._picture(image), colors)
@@ -119,7 +119,7 @@ class ViewLog:
         return picture.compress(jpeg_quality=_JPEG_QUALITY)
 
     def _log_matches(self, result: FrontEndResult) -> None:
-        """The matches with the first keyframe, which is the one that the frame is located by."""
+        """Log the matches with the first keyframe, which locates the frame."""
         rerun, log = self._rerun, self._stream.log
         if not result.matches:
             for path in ("current/motion", "current/outliers", "current/inliers", "keyframe"):
@@ -129,7 +129,7 @@ class ViewLog:
         match = result.matches[0]
         if self._beside != match.keyframe.id:
             held = self._keyframes.get(match.keyframe.id)
-            # One that was evicted by this very frame is still the one that the frame was matched with.
+            # The frame may have been matched with a keyframe that it evicted.
             log("keyframe/image", held.picture if held else self._picture(match.keyframe.frame.image))
             self._beside = match.keyframe.id
         inlier, found = match.pose.inliers, match.correspondences
@@ -142,7 +142,7 @@ class ViewLog:
         log("keyframe/inliers", rerun.Points2D(there, colors=colors, radii=2.0))
 
     def _log_keyframe(self, shown: _Shown) -> None:
-        """Its frustum and its cells, where they are new or the front end knows them better by now."""
+        """Log a keyframe's frustum and cells if they are new or have improved."""
         rerun, keyframe = self._rerun, shown.keyframe
         camera, location, depth = keyframe.frame.camera, keyframe.location, keyframe.depth
         if camera is None or location is None or (location is shown.location and depth is shown.depth):
@@ -150,7 +150,7 @@ class ViewLog:
         shown.location, shown.depth = location, depth
         path = f"world/keyframes/{keyframe.id}"
         self._stream.log(path, _transform(rerun, location.pose))
-        # Beside the points, not above them: below a pinhole everything is flat.
+        # Beside the points, not above them: entities below a pinhole are flat.
         self._stream.log(f"{path}/frustum", _pinhole(rerun, camera, frustum_length(depth)))
         points, cells = known_points(keyframe)
         self._stream.log(f"{path}/points", rerun.Points3D(points, colors=shown.colors[cells]))
@@ -158,7 +158,7 @@ class ViewLog:
     def _log_place(self, result: FrontEndResult) -> None:
         rerun, camera, location = self._rerun, result.frame.camera, result.place
         if camera is None or location is None:
-            # What was logged last stays until something else is: the camera must not seem to stand there still.
+            # Entities stay until they are replaced: remove the camera, or it would seem to stand still.
             self._stream.log("world/camera", rerun.Clear(recursive=True))
             return
         length = frustum_length(result.matches[0].keyframe.depth if result.matches else None)
@@ -190,7 +190,7 @@ class ViewLog:
 
 
 def known_points(keyframe: Keyframe) -> tuple[Array, NDArray[np.intp]]:
-    """Points of those cells of a keyframe whose depth is known well enough to be drawn.
+    """Points of a keyframe's cells with a depth that is certain enough to draw.
 
     Returns:
         (N, 3) points in the keyframe's optical frame, and (N,) their cells.
@@ -198,14 +198,14 @@ def known_points(keyframe: Keyframe) -> tuple[Array, NDArray[np.intp]]:
     rays, depth = keyframe.encoded.cell_rays, keyframe.depth
     if rays is None or depth is None:
         return np.zeros((0, 3)), np.zeros(0, np.intp)
-    with np.errstate(invalid="ignore"):  # neither what is unknown (NaN) nor what is past infinity is certain
+    with np.errstate(invalid="ignore"):  # excludes unknown depths (NaN) and those beyond infinity
         certain = np.sqrt(depth.variance) < _MAX_RELATIVE_STD * depth.inverse
     cells = np.flatnonzero(certain & np.isfinite(rays).all(axis=1))
     return np.insert(rays[cells], 2, 1.0, axis=1) / depth.inverse[cells, None], cells
 
 
 def frustum_length(depth: CellDepth | None) -> float:
-    """How long a camera is drawn, in the trajectory's unit: a part of the depth that it typically sees."""
+    """Length of a drawn camera in the trajectory's unit: a fraction of its typical depth."""
     if depth is None or not (seen := depth.inverse[depth.known & (depth.inverse > 0)]).size:
         return _FRUSTUM_LENGTH
     return _FRUSTUM / float(np.median(seen))
@@ -213,7 +213,7 @@ def frustum_length(depth: CellDepth | None) -> float:
 
 def confidence_colors(confidence: NDArray[np.floating]) -> Colors:
     """(N, 3) uint8 RGB of (N,) confidences, from blue (0) through green to yellow (1), the same in every frame."""
-    # The ends of the map are too dark to be seen, and red is for outliers.
+    # The ends of the map are too dark to see, and red marks outliers.
     shade = np.round(35 + 120 * np.clip(confidence, 0, 1)).astype(np.uint8).reshape(-1, 1)
     if not len(shade):
         return np.zeros((0, 3), np.uint8)
@@ -221,7 +221,7 @@ def confidence_colors(confidence: NDArray[np.floating]) -> Colors:
 
 
 def cell_colors(encoded: EncodedFrame, picture: NDArray[np.uint8]) -> Colors:
-    """(L, 3) uint8 RGB of a frame's cells, by its (H, W, 3) BGR or (H, W) gray image."""
+    """(L, 3) uint8 RGB of a frame's cells, from its (H, W, 3) BGR or (H, W) gray image."""
     height, width = picture.shape[:2]
     u, v = np.clip(np.rint(encoded.cell_points).astype(np.int64), 0, (width - 1, height - 1)).T
     seen = picture[v, u]
@@ -233,7 +233,7 @@ def _transform(rerun: ModuleType, pose: Array) -> Any:
 
 
 def _pinhole(rerun: ModuleType, camera: CameraModel, length: float) -> Any:
-    """The frustum of a camera; of one whose lens distorts, what it would see without that."""
+    """The frustum of a camera, without its lens distortion."""
     matrix = camera.matrix.copy()
     matrix[:2, 2] += _HALF_PIXEL
     return rerun.Pinhole(

@@ -1,4 +1,4 @@
-"""A recording through the front end into rerun: where it is shown, how it is arranged, and the loop over its frames."""
+"""Shows a recording in rerun: the destination, the layout, and the loop over frames."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.view import ViewLog
 
 _INSTALL = "install it with `pip install loftr_ros[view]`"
-_PORT = 9876  # that viewers listen on
+_PORT = 9876  # default port of viewers
 _PATIENCE = 3.0  # seconds
 
 
 class ViewError(RuntimeError):
-    """There is nothing to show with, or nowhere to show it; the message says what to do."""
+    """Rerun or its destination is missing; the message says what to do."""
 
 
 def load_rerun() -> ModuleType:
@@ -39,24 +39,24 @@ def load_rerun() -> ModuleType:
         ViewError: it is not installed, or too old.
     """
     try:
-        rerun = importlib.import_module("rerun")  # by its name: types are checked without it too
+        rerun = importlib.import_module("rerun")  # by its name: types are also checked without rerun
     except ImportError as error:
         raise ViewError(f"rerun is not installed ({error}); {_INSTALL}") from error
-    if not hasattr(rerun, "set_time"):  # before 0.23; and another package of this name has not got it either
+    if not hasattr(rerun, "set_time"):  # before 0.23, or another package of this name
         raise ViewError(f"the module rerun is not rerun-sdk 0.23 or newer; {_INSTALL}")
     return rerun
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a recording is shown: in a file, in a viewer that runs already, or, without both, in a new window.
+    """Where a recording is shown: in a file, in a running viewer, or else in a new window.
 
     Attributes:
-        file: to write, ending in .rrd.
+        file: to write, with the extension .rrd; None for no file.
         address: of the viewer: HOST, HOST:PORT or a URL (`rerun+http://HOST:PORT/proxy`); empty for none.
 
     Raises:
-        ViewError: both are given, or one is not what it should be.
+        ViewError: both are given, or one is invalid.
     """
 
     file: Path | None = None
@@ -64,13 +64,15 @@ class Destination:
 
     def __post_init__(self) -> None:
         if self.file is not None and self.address:
-            raise ViewError("a recording is either written to a file or shown in a viewer; give one of the two")
+            raise ViewError(
+                "a recording is either written to a file or shown in a viewer; use --save or --connect, not both"
+            )
         if self.file is not None and self.file.suffix != ".rrd":
-            raise ViewError(f"{self.file} does not end in .rrd, by which viewers know their recordings")
+            raise ViewError(f"{self.file} does not end in .rrd, as viewers expect")
         if self.address:
             try:
                 parts = urlsplit(self.url)
-                understood = bool(parts.hostname) and parts.port != 0  # a port that is no number raises
+                understood = bool(parts.hostname) and parts.port != 0  # raises if the port is not a number
             except ValueError:
                 understood = False
             if not understood:
@@ -78,13 +80,13 @@ class Destination:
 
     @property
     def url(self) -> str:
-        """The viewer's."""
+        """URL of the viewer."""
         if "://" in self.address:
             return self.address
         return f"rerun+http://{self.address}{'' if ':' in self.address else f':{_PORT}'}/proxy"
 
     def check(self) -> None:
-        """See whether it is there, before anything that takes long.
+        """Check that the destination exists, before anything that takes long.
 
         Raises:
             ViewError: the file cannot be written, no viewer answers, or there is no display for a window.
@@ -106,12 +108,12 @@ class Destination:
             raise ViewError("there is no display to open a window on; use --save FILE.rrd or --connect ADDRESS")
 
     def open(self, rerun: ModuleType) -> Any:
-        """A new `rerun.RecordingStream` that goes there; whoever asked for it disconnects it.
+        """A new `rerun.RecordingStream` to the destination; the caller disconnects it.
 
         Raises:
-            ViewError: the viewer does not start, or what `check` looks for came to be wrong since.
+            ViewError: the viewer does not start, or the destination has become unusable since `check`.
         """
-        # One of its own: the module's default recording may be another's.
+        # A separate recording: the module's default one may be in use.
         stream, arranged = rerun.RecordingStream("loftr_ros"), layout(rerun)
         try:
             if self.file is not None:
@@ -121,10 +123,10 @@ class Destination:
             else:
                 with _scripts_on_path():
                     stream.spawn(default_blueprint=arranged)
-        except RuntimeError as error:  # rerun's for all that fails, with advice of many lines
+        except RuntimeError as error:  # rerun raises it for every failure, with many lines of advice
             reason = str(error).partition("\n")[0]
             raise ViewError(f"nothing can be shown in {self.file or self.address or 'a window'}: {reason}") from error
-        # A viewer that cannot open its window ends by itself, and what is sent to it is lost without an error.
+        # A viewer that cannot open its window exits, and data sent to it is lost without an error.
         if self.file is None and not self.address and (silent := unreachable("127.0.0.1", _PORT)):
             stream.disconnect()
             raise ViewError(f"the viewer's window did not open ({silent}); use --save FILE.rrd or --connect ADDRESS")
@@ -132,7 +134,7 @@ class Destination:
 
 
 def unreachable(host: str, port: int) -> OSError | None:
-    """Why nothing answers there; None where something does."""
+    """Why nothing answers at the address; None if something does."""
     try:
         socket.create_connection((host, port), _PATIENCE).close()
     except OSError as error:
@@ -142,7 +144,7 @@ def unreachable(host: str, port: int) -> OSError | None:
 
 @contextmanager
 def _scripts_on_path() -> Iterator[None]:
-    """Lets rerun find its viewer, which pip puts beside this Python, where that environment is not activated."""
+    """Let rerun find its viewer beside this Python if the environment is not activated."""
     before = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), before])
     try:
@@ -156,7 +158,7 @@ def _has_display() -> bool:
 
 
 def layout(rerun: ModuleType) -> Any:
-    """How the viewer arranges it: the two images over the plots, the trajectory beside them."""
+    """Layout of the viewer: the two images above the plots, the trajectory beside them."""
     make = rerun.blueprint
     return make.Blueprint(
         make.Horizontal(
@@ -183,15 +185,15 @@ def layout(rerun: ModuleType) -> Any:
 
 @dataclass
 class Viewed:
-    """What was shown.
+    """Results of a viewed recording.
 
     Attributes:
-        frames: processed.
-        located: those of them whose place is known.
-        keyframes: that came.
-        refused: frames that could not be read or contradicted the stream, with the reason.
-        notes: what people should know of how the source was read.
-        progress: how far it came.
+        frames: number of processed frames.
+        located: number of frames with a known place.
+        keyframes: number of keyframes.
+        refused: reasons of the frames that could not be read or contradicted the stream.
+        notes: for people, on how the source was read.
+        progress: how far the recording was shown.
     """
 
     frames: int = 0
@@ -203,11 +205,11 @@ class Viewed:
 
     @property
     def missing(self) -> list[str]:
-        """What keeps this from being all of the recording; empty of a whole one."""
+        """Reasons why parts of the recording are missing; empty if it is complete."""
         return self.progress.missing(self.refused, self.notes)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as lines of text."""
         counts = f"{self.frames} frames, {self.located} of them located, {self.keyframes} keyframes"
         text = [f"{counts}, {len(self.refused)} frames refused"]
         return [*text, *first_reasons(self.refused), *(f"note: {note}" for note in self.notes)]
@@ -221,17 +223,17 @@ def show(
     reader: FrameReader | None = None,
     progress: bool = True,
 ) -> Viewed:
-    """Feed every frame of a source to the front end and log what it finds.
+    """Process every frame of a source and log the results.
 
     Args:
         source: the recording.
         front_end: a fresh one.
-        log: to log to.
-        reader: makes frames by the node's parameters; None for its defaults.
+        log: receives the results.
+        reader: makes frames with the node's parameters; None for their defaults.
         progress: show a progress bar.
 
     Raises:
-        SourceError: the source has not what the front end's mode needs, or not a single frame could be read.
+        SourceError: the source lacks what the front end's mode needs, or no frame could be read.
     """
     mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
@@ -252,5 +254,5 @@ def show(
             viewed.keyframes += sum(event.added for event in result.events)
     viewed.notes += source.notes
     if not viewed.frames and not viewed.progress.interrupted:
-        raise SourceError(f"{source.name}: not a single frame could be processed: {'; '.join(viewed.refused[:3])}")
+        raise SourceError(f"{source.name}: no frame could be processed: {'; '.join(viewed.refused[:3])}")
     return viewed

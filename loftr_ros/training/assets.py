@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.weights.catalogue import cache_folder
+
 Image = NDArray[np.uint8]
 
 PHOTO, TEXTURE = "photo", "texture"
@@ -277,8 +279,5 @@ def collect_folder(photos: Path, folder: Path) -> list[Origin]:
 
 
 def default_folder() -> Path:
-    """Folder of the assets, by the XDG base directory specification; it may not exist yet."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification says to ignore relative paths.
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "loftr_ros" / "training"
+    """Folder of the assets in the user's cache; it may not exist yet."""
+    return cache_folder("training")

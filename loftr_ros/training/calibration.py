@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
-from loftr_ros.evaluation.match_metrics import Calibration, calibration
 from loftr_ros.matcher.checkpoints.files import (
     check_weights,
     load_network,
@@ -22,6 +22,57 @@ from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.training.metrics import match_residuals
 from loftr_ros.training.supervision import PairBatch
+
+Array = NDArray[np.float64]
+
+# Fraction of a normal distribution within one standard deviation.
+NORMAL_WITHIN_ONE = 0.6827
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of predicted standard deviations. Every match counts twice: by its error along u and along v.
+
+    Attributes:
+        count: matches.
+        within_one, within_two: part of the errors within one and two predicted standard deviations; 0.68 and 0.95 for a
+            normal distribution. NaN without matches.
+        scale: factor on the predictions that puts 68 % of the errors within one; 1 is perfect.
+        predicted, measured: (B,) bins of equally many matches, ordered by prediction: the median predicted standard
+            deviation, and the error that bounds 68 % of theirs, in pixels.
+    """
+
+    count: int
+    within_one: float
+    within_two: float
+    scale: float
+    predicted: Array
+    measured: Array
+
+
+def calibration(residuals: ArrayLike, std: ArrayLike, bins: int = 10) -> Calibration:
+    """Compare the errors of matches with their predicted standard deviations.
+
+    Args:
+        residuals: (N, 2) pixels, `points1` minus its true position.
+        std: (N,) pixels along one axis; matches without a finite std and residual do not count.
+        bins: of equally many matches, at most.
+    """
+    error, sigma = np.abs(np.asarray(residuals, np.float64)), np.asarray(std, np.float64)
+    known = np.isfinite(error).all(axis=1) & np.isfinite(sigma)
+    error, sigma = error[known], sigma[known]
+    if not len(sigma):
+        return Calibration(0, np.nan, np.nan, np.nan, np.zeros(0), np.zeros(0))
+    ratio = error / np.maximum(sigma, 1e-9)[:, None]
+    parts = np.array_split(np.argsort(sigma, kind="stable"), min(bins, len(sigma)))
+    return Calibration(
+        len(sigma),
+        float((ratio <= 1).mean()),
+        float((ratio <= 2).mean()),
+        float(np.quantile(ratio, NORMAL_WITHIN_ONE)),
+        np.array([np.median(sigma[part]) for part in parts]),
+        np.array([np.quantile(error[part], NORMAL_WITHIN_ONE) for part in parts]),
+    )
 
 
 def calibrated_weights(source: Path, target: Path, batches: Iterable[PairBatch]) -> tuple[Calibration, Calibration]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ def config_of(content: Mapping[str, Any]) -> TrainingConfig:
         rest["network"] = {name: value for name, value in network.items() if name != "changes"}
     if not isinstance(changes, dict):
         raise ConfigError(f"network.changes is {changes!r}; expected settings by name")
+    for name in rest:
+        _check_known(name, [item.name for item in dataclasses.fields(TrainingConfig) if item.name != "network_changes"])
     flat = _flattened(rest)
     for name in ("data.sizes", "data.recorded"):
         if isinstance(flat.get(name), (list, tuple)):
@@ -65,10 +67,7 @@ def config_of(content: Mapping[str, Any]) -> TrainingConfig:
     defaults = TrainingConfig(budget=BudgetConfig(max_steps=1))
     known = {**_values(defaults, ""), "seed": 0}
     for name, value in flat.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
-            raise ConfigError(f"there is no setting {name}{advice}")
+        _check_known(name, known)
         if isinstance(value, str) and isinstance(known[name], float):
             with suppress(ValueError):  # YAML reads 1e-3, without a point, as a string
                 flat[name] = float(value)
@@ -94,6 +93,13 @@ def write_config(config: TrainingConfig, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content_of(config), sort_keys=False))
+
+
+def _check_known(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        advice = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+        raise ConfigError(f"there is no setting {name}{advice}")
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:

@@ -135,9 +135,9 @@ def find_entry(name: str) -> Entry | None:
     return None
 
 
-def cache_folder() -> Path:
-    """Folder of downloaded weights, by the XDG base directory specification; it may not exist yet."""
+def cache_folder(content: str = "weights") -> Path:
+    """Folder of downloaded weights or other content, by the XDG base directory specification; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification says to ignore relative paths.
     root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "loftr_ros" / "weights"
+    return root / "loftr_ros" / content

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.node import Node
-from rclpy.time import Time
 from sensor_msgs.msg import Imu
 
 from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeState
@@ -18,8 +15,9 @@ from loftr_ros.geometry.se3 import from_quaternion
 from loftr_ros.ros.input.inputs import input_options
 from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.parameters import ImuParameters
+from loftr_ros.ros.transforms import NoTransformError, Transforms
 
-# Seconds after the first sample to wait for a transform: static ones are there at once, or never.
+# Seconds after the first sample to wait for a transform.
 PATIENCE = 5.0
 # Samples that may wait: half a second of a fast sensor.
 _DEPTH = 100
@@ -44,19 +42,14 @@ class ImuInput:
         """
         self._node, self._gyroscope = node, gyroscope
         self._camera_frame = camera_frame
-        self._since: float | None = None
         self._said = ""
         self._heard: float | None = None
-        self._buffer: Any = None
-        self._listener: Any = None
+        self._transforms: Transforms | None = None
         given = parameters.camera_from_imu
         if any(given):
             gyroscope.camera_from_imu = from_quaternion(np.zeros(3), given)[:3, :3]
-        elif gyroscope.camera_from_imu is None and importlib.util.find_spec("tf2_ros") is not None:
-            from tf2_ros import Buffer, TransformListener
-
-            self._buffer = Buffer()
-            self._listener = TransformListener(self._buffer, node)
+        elif gyroscope.camera_from_imu is None:
+            self._transforms = Transforms(node, PATIENCE)
         self._subscription = node.create_subscription(
             Imu, "imu", self._on_sample, **input_options(_DEPTH, durability=True)
         )
@@ -70,7 +63,8 @@ class ImuInput:
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._stop_listening()
+        if self._transforms is not None:
+            self._transforms.close()
         self._node.destroy_subscription(self._subscription)
 
     def _on_sample(self, message: Imu) -> None:
@@ -80,8 +74,8 @@ class ImuInput:
         self._heard = time.monotonic()
         rate = message.angular_velocity
         self._gyroscope.add(to_nanoseconds(message.header.stamp), (rate.x, rate.y, rate.z))
-        if self._gyroscope.camera_from_imu is None and self._camera_frame():
-            self._gyroscope.camera_from_imu = self._mounting(message.header.frame_id)
+        if self._transforms is not None and self._gyroscope.camera_from_imu is None and self._camera_frame():
+            self._gyroscope.camera_from_imu = self._mounting(self._transforms, message.header.frame_id)
         if self._gyroscope.state is GyroscopeState.CONTRADICTS:
             mounting = self._gyroscope.mounting()
             seems = f" Its axes seem to be mounted otherwise: {mounting}." if mounting else ""
@@ -90,35 +84,20 @@ class ImuInput:
                 f"imu.camera_from_imu, or the transform from {message.header.frame_id}, and its stamps"
             )
 
-    def _mounting(self, imu_frame: str) -> NDArray[np.float64] | None:
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        if self._buffer is None:
-            return self._same_axes(imu_frame, "tf2_ros is not installed")
-        from tf2_ros import TransformException
-
+    def _mounting(self, transforms: Transforms, imu_frame: str) -> NDArray[np.float64] | None:
+        camera_frame = self._camera_frame()
         try:
-            orientation = self._buffer.lookup_transform(self._camera_frame(), imu_frame, Time()).transform.rotation
-        except TransformException as error:
-            return self._same_axes(imu_frame, str(error)) if now - self._since > PATIENCE else None
-        self._stop_listening()
-        return from_quaternion(np.zeros(3), (orientation.x, orientation.y, orientation.z, orientation.w))[:3, :3]
-
-    def _same_axes(self, imu_frame: str, why: str) -> NDArray[np.float64]:
-        self._stop_listening()
-        self._warn_once(
-            f"no transform from {imu_frame} to {self._camera_frame()} ({why}); the gyroscope's axes are taken for the "
-            "camera's, and used if they agree with the images. Publish the transform, or set imu.camera_from_imu"
-        )
-        return np.eye(3)
+            found = transforms.find(camera_frame, imu_frame)
+        except NoTransformError as error:
+            self._warn_once(
+                f"no transform from {imu_frame} to {camera_frame} ({error}); the gyroscope's axes are taken for the "
+                "camera's, and used if they agree with the images. Publish the transform, or set imu.camera_from_imu"
+            )
+            return np.eye(3)
+        return None if found is None else found[:3, :3]
 
     def _warn_once(self, words: str) -> None:
         """Warn, once for each different text."""
         if words != self._said:
             self._said = words
             self._node.get_logger().warning(words)
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.unregister()
-        self._listener = self._buffer = None

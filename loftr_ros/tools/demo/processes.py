@@ -1,4 +1,4 @@
-"""Child processes that never outlive the demo, and a ROS domain of its own."""
+"""Child processes that never outlive the demo, and a free ROS domain."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _LAST_LINES = 12
-_DOMAINS = range(1, 102)  # above 101 the ports of DDS lie where Linux hands out ports of its own
+_DOMAINS = range(1, 102)  # above 101 the ports of DDS overlap Linux's ephemeral ports
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message says why."""
 
 
 class Child:
-    """A process in a group of its own, whose output goes to a file."""
+    """A process in its own process group, with its output in a file."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         """Start it.
 
         Args:
-            name: what to call it, for people.
+            name: for messages.
             command: the program and its arguments.
             log: file that stdout and stderr are written to.
             environment: its environment.
         """
         self.name, self.log = name, log
-        # Should the demo be killed outright, the kernel tells its children.
+        # If the demo is killed, the kernel signals its children.
         leash = ["setpriv", "--pdeathsig", "INT", "--"] if shutil.which("setpriv") else []
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -43,8 +43,8 @@ class Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                # A Ctrl-C of the terminal reaches the demo alone, which then ends its children in order. The folder is
-                # one without Python packages: the current one would come first in their search path.
+                # Ctrl-C reaches only the demo, which then ends its children in order. Their folder has no Python
+                # packages, because Python searches the current folder first.
                 start_new_session=True,
                 cwd=log.parent,
             )
@@ -61,26 +61,26 @@ class Child:
 
     @property
     def said(self) -> str:
-        """Everything it has written."""
+        """All of its output so far."""
         return self.log.read_text(errors="replace")
 
     @property
     def last_lines(self) -> str:
-        """The last it has written, indented, for an error message."""
+        """Its last lines of output, indented for an error message."""
         lines = self.said.rstrip().splitlines()[-_LAST_LINES:]
-        return "\n".join(f"    {line}" for line in lines) or "    (it said nothing)"
+        return "\n".join(f"    {line}" for line in lines) or "    (no output)"
 
     def check(self) -> None:
-        """Raises DemoError if it has ended by itself."""
+        """Raise DemoError if the process has ended."""
         if self.exit_code is not None:
-            raise DemoError(f"the {self.name} ended by itself with exit code {self.exit_code}:\n{self.last_lines}")
+            raise DemoError(f"the {self.name} ended unexpectedly with exit code {self.exit_code}:\n{self.last_lines}")
 
     def interrupt(self) -> None:
-        """What Ctrl-C does, without waiting."""
+        """Send SIGINT, as Ctrl-C does, and do not wait."""
         self._signal(signal.SIGINT)
 
     def close(self, patience: float = 10.0) -> int:
-        """End it, gently at first; returns its exit code. A further Ctrl-C does not break in."""
+        """End it, by SIGINT first; returns its exit code. Another Ctrl-C does not interrupt this."""
         with _undisturbed():
             for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
                 if self.exit_code is not None:
@@ -88,7 +88,7 @@ class Child:
                 self._signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(seconds)
-            self._signal(signal.SIGKILL)  # whatever it may have started
+            self._signal(signal.SIGKILL)  # its own children
             return self._process.wait()
 
     def _signal(self, number: int) -> None:
@@ -98,7 +98,7 @@ class Child:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Without the signals that end the demo; only a main thread can do without."""
+    """Ignore the signals that end the demo; has no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -116,35 +116,35 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, childre
     Args:
         condition: called until it is true.
         seconds: to wait at most.
-        what: is waited for, for the error's message.
-        children: none of them may end meanwhile.
+        what: what is waited for, for the error message.
+        children: none of them may end while waiting.
 
     Raises:
-        DemoError: it did not become true in time, or a child ended.
+        DemoError: the condition did not become true in time, or a child ended.
     """
     end = time.monotonic() + seconds
     while not condition():
         for child in children:
             child.check()
         if time.monotonic() > end:
-            said = "".join(f"\n  the {child.name} said last:\n{child.last_lines}" for child in children)
-            raise DemoError(f"waited {seconds:g} s for {what}, in vain{said}")
+            said = "".join(f"\n  last output of the {child.name}:\n{child.last_lines}" for child in children)
+            raise DemoError(f"waited {seconds:g} s for {what} without success{said}")
         time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def own_domain() -> Iterator[int]:
-    """A ROS domain that no other demo, and as far as can be seen nobody else, uses on this machine.
+    """A ROS domain that no other demo and no visible participant uses on this machine.
 
-    The environment's ROS_DOMAIN_ID is taken where it is set.
+    ROS_DOMAIN_ID of the environment is used if it is set.
     """
     if os.environ.get("ROS_DOMAIN_ID"):
         yield int(os.environ["ROS_DOMAIN_ID"])
         return
     first = os.getpid() % len(_DOMAINS)
     for domain in [*_DOMAINS[first:], *_DOMAINS[:first]]:
-        # The port on which all participants of this domain hear of each other, with UDP. With TCP it is nobody's, and
-        # holding it keeps other demos away.
+        # The domain's UDP port for discovery. Its TCP port is unused by DDS: holding it reserves the domain against
+        # other demos.
         port = 7400 + 250 * domain
         with socket.socket(type=socket.SOCK_STREAM) as mark, socket.socket(type=socket.SOCK_DGRAM) as probe:
             try:
@@ -156,4 +156,4 @@ def own_domain() -> Iterator[int]:
             probe.close()
             yield domain
             return
-    raise DemoError("every ROS domain from 1 to 101 is in use on this machine; set ROS_DOMAIN_ID to the one to use")
+    raise DemoError("every ROS domain from 1 to 101 is in use on this machine; set ROS_DOMAIN_ID to choose one")

@@ -1,4 +1,4 @@
-"""The demo's second process: plays a source and says what it did, as JSON."""
+"""The demo's publisher process: plays a source and prints a report as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loftr_ros.tools.player.player import PlayError, play
 
 
 def main() -> int:
-    """Plays what the first argument says.
+    """Play the recording of the first argument.
 
     It is JSON of {"uri": ..., "source": options of `open_source`, "play": options of `play`}.
     """

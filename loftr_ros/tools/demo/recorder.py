@@ -1,4 +1,4 @@
-"""The demo's ears in ROS: asks the node for transitions and keeps what it publishes."""
+"""The demo's ROS client: requests transitions and records what the node publishes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from loftr_ros.ros.output.messages import to_nanoseconds
 
 NODE = "/loftr_front_end"
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
-_DEPTH = 1000  # messages that may wait: none is to be lost while this process is busy
-_UNJOINED = 100  # messages of one topic that wait for their like of another
-_WIDE = 0.08  # of the image's width: more parallax does not make a better picture
+_DEPTH = 1000  # queue length: no message may be lost while this process is busy
+_UNJOINED = 100  # messages that wait for their counterpart of another topic
+_WIDE = 0.08  # fraction of the image's width: more parallax does not make a better picture
 
 
 @dataclass
@@ -37,10 +37,10 @@ class Recorded:
     """What the node has published so far.
 
     Attributes:
-        located: every relative pose, in the order in which they came.
-        keyframes: every keyframe's coming and going.
-        status: the newest, None before the first.
-        statuses: how many came.
+        located: all relative poses, in the order of arrival.
+        keyframes: all events of keyframes.
+        status: the newest one; None before the first.
+        statuses: number of status messages.
         picture: the correspondences that make the best picture: many inliers with much parallax.
         loops: every loop closure, each as a keyframe's pose relative to an older one.
     """
@@ -54,7 +54,7 @@ class Recorded:
 
 
 class Recorder:
-    """Subscriptions to the node's topics, served by a thread of its own."""
+    """Subscriptions to the node's topics, served by a separate thread."""
 
     def __init__(self, domain: int) -> None:
         """Subscribe.
@@ -76,7 +76,7 @@ class Recorder:
             "status": (FrontEndStatus, self._on_status),
             "loop_closures": (LoopClosure, self._on_loop_closure),
         }
-        # A node without an archive closes no loops.
+        # A node without an archive does not publish loops.
         self._topics = [f"{NODE}/{name}" for name in wanted if name != "loop_closures"]
         for name, (kind, callback) in wanted.items():
             self._node.create_subscription(kind, f"{NODE}/{name}", callback, QoSProfile(depth=_DEPTH))
@@ -87,10 +87,10 @@ class Recorder:
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the domain; what was recorded stays."""
+        """Leave the domain; the recorded data stays."""
         self._context.try_shutdown()
         self._thread.join(5.0)
-        with contextlib.suppress(Exception):  # rclpy may have torn it down with the context
+        with contextlib.suppress(Exception):  # rclpy may have destroyed it with the context
             self._node.destroy_node()
 
     @property
@@ -104,7 +104,7 @@ class Recorder:
         return all(self._node.count_publishers(topic) for topic in self._topics)
 
     def request(self, transition: int) -> Future:
-        """Asks the node for a transition; the future's result has `success`."""
+        """Request a transition; the future's result has `success`."""
         return self._change_state.call_async(ChangeState.Request(transition=Transition(id=transition)))
 
     def _spin(self) -> None:
@@ -152,13 +152,13 @@ class Recorder:
                 metric=message.scale_known,
             )
         )
-        # The reference's pose is a frame's first.
+        # The first pose of a frame is relative to the reference.
         if stamp > self._newest:
             self._newest = stamp
             self._join(message)
 
     def _join(self, message: Any) -> None:
-        """Brings a pose and its correspondences together, whichever comes first."""
+        """Join a pose with its correspondences; either may come first."""
         key = (to_nanoseconds(message.header.stamp), message.keyframe_id)
         other = self._unjoined.get(key)
         if other is None or type(other) is type(message):

@@ -1,4 +1,4 @@
-"""The demo's report: numbers for machines, a table for people, two pictures."""
+"""The demo's report: JSON, text, and two pictures."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from loftr_ros.geometry.two_view import PoseStatus
 from loftr_ros.tools.demo.sequence import Sequence, Truth
 from loftr_ros.wording import plain
 
-_FEW = 5  # pairs, below which there is nothing to say of medians
+_FEW = 5  # minimum number of pairs for a median
 
 
 def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any, truth: Truth) -> dict[str, Any]:
-    """Everything that the demo measured, ready for JSON but for NaN.
+    """All measurements of the demo, as for JSON except for NaN.
 
     Args:
-        sequence: what was played.
-        played_hz: how fast.
-        published: how many frames of it.
+        sequence: the played frames.
+        played_hz: playback rate in frames a second.
+        published: number of published frames.
         recorded: a `Recorded`.
-        truth: poses by stamp, if there are any.
+        truth: true poses by stamp, if known.
     """
     status = recorded.status
     located = to_reference(recorded.located)
@@ -90,7 +90,7 @@ def summary(sequence: Sequence, played_hz: float, published: int, recorded: Any,
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not know, and plain numbers."""
+    """The same with plain numbers, and None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (float, np.floating)):
@@ -99,7 +99,7 @@ def without_nan(value: Any) -> Any:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report for people."""
+    """The report as lines of text."""
     source, node, frames, poses = (report[name] for name in ("source", "node", "frames", "poses"))
     text = [
         f"{source['name']} ({source['kind']}), {source['width']}x{source['height']}, {source['played_hz']:g} Hz; "
@@ -111,7 +111,9 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     text += _losses(frames)
     if frames["dropped"] > frames["processed"] > 0:
-        text.append(f"           slower than they come: `--hz {plain(_bearable_hz(report), 1)}` leaves time for each")
+        text.append(
+            f"           the source is too fast: use `--hz {plain(_bearable_hz(report), 1)}` to process every frame"
+        )
     if frames["last_error"]:
         text.append(f"           last error: {frames['last_error'].splitlines()[0]}")
     text.append(f"keyframes  {_counted(report['keyframes']['added'])}")
@@ -133,45 +135,45 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def _losses(frames: dict[str, Any]) -> list[str]:
-    """What to say of frames that were lost, which no lower rate brings back."""
+    """Lines on frames lost in transport; a lower rate would not help."""
     missing = max(frames["published"] - frames["received"], 0)
     text = []
     if missing or frames["unpaired"]:
         text.append(
-            f"           {missing} images never reached the node, {frames['unpaired']} came without what belongs to "
-            "them: lost on the way, not for want of time"
+            f"           {missing} images did not reach the node, {frames['unpaired']} came without their partner: "
+            "lost in transport, not for lack of time"
         )
     if frames["messages_lost"]:
         text.append(
-            f"           the middleware itself says that it lost {frames['messages_lost']} messages: it has too little "
-            "room for images, see docs/transport.md"
+            f"           the middleware reports {frames['messages_lost']} lost messages: its buffers are too small for "
+            "images, see docs/transport.md"
         )
     return text
 
 
 def _bearable_hz(report: dict[str, Any]) -> float:
-    """Frames a second that the node can take, by the median latencies and with something to spare."""
+    """Frames a second that the node can process, by its median latencies and with a margin."""
     busy = sum(value["median"] for stage, value in report["latency_ms"].items() if stage not in ("wait", "total"))
     return 800.0 / busy if busy > 0 else 1.0
 
 
 def _without_poses(report: dict[str, Any]) -> list[str]:
-    """What to say where not a single frame got a pose."""
+    """Lines for the case that no frame got a pose."""
     if report["node"].get("weights") == RANDOM:
-        return ["           The weights are random: neither matches nor poses mean anything."]
+        return ["           The weights are random: matches and poses are meaningless."]
     known = [name for name in report["poses"]["status"] if PoseStatus[name].has_rotation]
     if known or not report["poses"]["frames"] or not report["source"]["calibrated"]:
         return []
-    return ["           Not a single frame got a pose: do the weights fit the scene, and do its frames overlap?"]
+    return ["           No frame got a pose: do the weights fit the scene, and do the frames overlap?"]
 
 
 def _places_lines(places: dict[str, Any]) -> list[str]:
-    """What to say of an archive, where there is one."""
+    """Lines on the archive; none without an archive."""
     if not places["archived"]:
         return []
     text = [
         f"places     {places['archived']} keyframes archived in {places['megabytes']:.1f} MB, {places['searched']} "
-        f"searched for ({places['skipped']} skipped for newer), {places['loops']} loops"
+        f"searched for ({places['skipped']} skipped for newer ones), {places['loops']} loops"
     ]
     if places["lost"]:
         text.append(f"           {places['lost']} keyframes could not be archived: see the last error, and node.log")
@@ -195,9 +197,9 @@ def _accuracy_lines(report: dict[str, Any]) -> list[str]:
     if not report["source"]["calibrated"]:
         return ["The source has no calibration, so there are matches but no poses."]
     if not measured and report["source"]["true_poses"]:
-        return [f"Fewer than {_FEW} frames were matched: too few to hold against the true poses."]
+        return [f"Fewer than {_FEW} frames were matched: too few to compare with the true poses."]
     if not measured:
-        return ["There are no true poses to hold the estimates against."]
+        return ["There are no true poses to compare with."]
     text = ["against the truth     pairs   rotation median, p90   direction median, p90   AUC @ 5° / 10° / 20°"]
     for name, value in measured.items():
         area = " / ".join(f"{value['auc'][limit]:.1f}" for limit in ("5", "10", "20"))
@@ -213,9 +215,7 @@ def _accuracy_lines(report: dict[str, Any]) -> list[str]:
             f"the median step between frames ({1e3 * next(iter(measured.values()))['min_baseline']:.1f} mm)."
         )
     if silent:
-        text.append(
-            f"  {silent} poses came without a direction, as the node itself said; the AUC counts them as failed."
-        )
+        text.append(f"  {silent} poses have no direction, as the node reported; the AUC counts them as failed.")
     return text
 
 
@@ -235,7 +235,7 @@ def _median(values: list[Any]) -> float:
 
 
 def picture_stamps(found: Any) -> set[int]:
-    """Stamps in nanoseconds of the two images that the picture of a `Correspondences` message is made of."""
+    """Stamps in nanoseconds of the two images in the picture of a `Correspondences` message."""
     return set() if found is None else {_nanoseconds(found.keyframe_stamp), _nanoseconds(found.header.stamp)}
 
 
@@ -244,7 +244,7 @@ def _nanoseconds(stamp: Any) -> int:
 
 
 def draw_picture(path: Path, found: Any, truth: Truth, name: str) -> bool:
-    """Writes the picture of one keyframe's matches with one frame; whether there was anything to draw.
+    """Write a picture of a keyframe's matches with a frame; returns whether there was anything to draw.
 
     Args:
         path: file to write.
@@ -272,7 +272,7 @@ def draw_picture(path: Path, found: Any, truth: Truth, name: str) -> bool:
 
 
 def draw_trajectory(path: Path, recorded: Any, truth: Truth, name: str) -> bool:
-    """Writes the picture of the chained poses; whether the camera was seen to move at all."""
+    """Write a picture of the chained poses; returns whether the camera moved."""
     stamps, poses = chained(recorded.located, recorded.keyframes, truth)
     keyframes = [change.stamp_ns for change in recorded.keyframes if change.added]
     true_poses = None
@@ -284,7 +284,7 @@ def draw_trajectory(path: Path, recorded: Any, truth: Truth, name: str) -> bool:
         return False
     metric = all(pose.metric for pose in recorded.located if pose.status.has_direction)
     if metric:
-        scale = "in metres, as the node measured them"
+        scale = "in metres, as measured by the node"
     elif truth.poses:
         scale = "rotations and directions are estimated, the length of each step is the truth's"
     else:
@@ -295,7 +295,7 @@ def draw_trajectory(path: Path, recorded: Any, truth: Truth, name: str) -> bool:
 
 
 def chained(located: list[Located], keyframes: list[Any], truth: Truth) -> tuple[Any, Any]:
-    """Stamps (N,) and poses (N, 4, 4) of all frames that were located, chained over the keyframes."""
+    """Stamps (N,) and poses (N, 4, 4) of all located frames, chained over the keyframes."""
     trajectory = Trajectory(truth.poses or None)
     added = {change.stamp_ns for change in keyframes if change.added}
     by_stamp: dict[int, list[Located]] = {stamp: [] for stamp in added}

@@ -1,4 +1,4 @@
-"""One run of the demo: two processes are started, listened to, and stopped, whatever happens."""
+"""Runs the demo: starts two processes, records their output, and always stops them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from loftr_ros.tools.demo.sequence import Sequence, prepare
 from loftr_ros.tools.params_file import ParamsFileError, node_parameters
 from loftr_ros.weights import find_weights
 
-# Seconds that a step may take at most: none is ever waited for without an end.
+# Time limits of the steps, in seconds.
 _UP, _CONFIGURED, _ACTIVE = 90.0, 180.0, 30.0
 _SILENCE = 30.0
-_LAST_FRAMES = 3.0  # for what is still on its way when the last frame was sent
+_LAST_FRAMES = 3.0  # for messages in transit after the last frame
 _STATUS_PERIOD = 0.2
-_WINDOW = 20000  # frames that latencies are taken over: all of them
+_WINDOW = 20000  # window of the latencies: all frames
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `run_demo` was asked for; an empty text leaves a parameter to `params_file`, or else to the node."""
+    """Arguments of `run_demo`. An empty text leaves a parameter to `params_file`, or else to the node."""
 
     source: str
     output: Path
@@ -58,13 +58,13 @@ class Settings:
         """The node's parameters in the parameter file.
 
         Raises:
-            ParamsFileError: it cannot be read, or has none of the node.
+            ParamsFileError: it cannot be read, or has no parameters for the node.
         """
         return {} if self.params_file is None else node_parameters(self.params_file)
 
     @property
     def played_mode(self) -> str:
-        """What the front end needs, and so what is to be published; empty for the default."""
+        """The front end's mode, which decides what is published; empty for the default."""
         return self.mode or str(self.file_values.get("mode", ""))
 
 
@@ -90,31 +90,31 @@ def run_demo(
     camera: Path | None = None,
     progress: bool = True,
 ) -> int:
-    """Plays a source to the node over DDS, prints a report, and writes `report.json`, `matches.png`, `trajectory.png`.
+    """Play a source to the node over DDS, print a report, and write `report.json`, `matches.png`, `trajectory.png`.
 
-    The node and the publisher are processes of their own; what they say goes to `node.log` and `publisher.log`. The
-    rendered scene is kept in the folder `rendered`, so that the next run need not render it. ROS_DOMAIN_ID is taken
-    from the environment; without it, a domain that is free on this machine is used, and nothing leaves the machine.
+    The node and the publisher are separate processes with the logs `node.log` and `publisher.log`. The rendered scene
+    is kept in the folder `rendered` for the next run. Without ROS_DOMAIN_ID in the environment, a domain that is free
+    on this machine is used, and nothing leaves the machine.
 
     Args:
         source: see `loftr_ros.recordings.open_source`.
-        output: folder to write to; made if it is not there.
-        weights: file of the network's weights, a name that `loftr_ros.weights` knows, or `random`; empty for what
-            `params_file` says, or else to look for it as `loftr_ros.weights` says.
-        network, device, precision: parameters of the node; empty for what `params_file` says, or else the default.
+        output: folder to write to; it is created if necessary.
+        weights: weights file, a name of `loftr_ros weights list`, or `random`; empty for the value in `params_file`, or
+            else the first weights found.
+        network, device, precision: parameters of the node; empty for the value in `params_file`, or else the default.
         params_file: parameters of the node.
-        rate: how many times faster than the stamps say the frames are played.
-        hz: frames a second, whatever the stamps say.
-        frames: frames to play, at most.
-        mode: mono, stereo or rgbd; empty for what `params_file` says, or else mono. The source must have the images.
-        archive: folder or address of an archive of keyframes, for loops; empty for what `params_file` says, or none.
+        rate: playback speed; 2 is twice as fast as the stamps.
+        hz: fixed frames a second instead of the stamps.
+        frames: maximum number of frames.
+        mode: mono, stereo or rgbd; empty for the value in `params_file`, or else mono. The source must have the images.
+        archive: folder or address of an archive of keyframes, for loops; empty for the value in `params_file`, or none.
         start, step, topic, right_topic, depth_topic, camera: options of the source.
         progress: show progress bars.
 
     Returns:
-        Exit code: 0 if frames were processed and nothing failed on the way, 1 if something did, 2 if it could not begin
-        because of what it was asked for, 130 after Ctrl-C. It says nothing of the poses: none at all is what random
-        weights, or a scene that cannot be matched, should give, and the report says so.
+        Exit code: 0 if frames were processed and nothing failed, 1 if something failed, 2 if an argument cannot be
+        used, 130 after Ctrl-C. It does not depend on the poses: random weights, or a scene that cannot be matched,
+        rightly give none, and the report says so.
     """
     options = {"start": start, "step": step, "topic": topic, "camera": camera}
     options |= {"right_topic": right_topic, "depth_topic": depth_topic}
@@ -148,7 +148,7 @@ def run_demo(
 
 
 class _UsageError(Exception):
-    """What was asked for makes no sense; the message says why."""
+    """An argument makes no sense; the message says why."""
 
 
 def _run(settings: Settings) -> int:
@@ -182,7 +182,7 @@ def _run(settings: Settings) -> int:
         stack.callback(recorder.close)
         _activate(node, publisher, recorder)
         published = _follow(node, publisher, recorder, sequence, settings.progress)
-        node.interrupt()  # it ends while the report is written
+        node.interrupt()  # the process ends while the report is written
         recorded = recorder.recorded
         truth = sequence.look_again(reporting.picture_stamps(recorded.picture))
         played_hz = settings.hz or settings.rate * sequence.rate
@@ -207,15 +207,15 @@ def _run(settings: Settings) -> int:
             f"the node ended with exit code {found['node']['exit_code']} when asked to stop:\n{node.last_lines}"
         )
     if not found["frames"]["processed"]:
-        raise DemoError(f"no frame was processed; the node said last:\n{node.last_lines}")
+        raise DemoError(f"no frame was processed; the node's last output:\n{node.last_lines}")
     return 0
 
 
 def _weights(settings: Settings) -> str:
-    """The node's parameter: the weights file or `random`; empty where the parameter file says.
+    """The node's parameter: the weights file or `random`; empty if the parameter file has it.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: there is no such file.
     """
     named = settings.file_values
     if named.get("weights") and not settings.weights:
@@ -230,17 +230,17 @@ def _weights(settings: Settings) -> str:
 
 
 def _environment(domain: int) -> tuple[dict[str, str], SharedMemory]:
-    """The children's environment, of which discovery range and profile are this process's too."""
-    # What the demo sends is for this machine only; and on one without a network, DDS has nothing else.
+    """Environment of the children. This process uses the same discovery range and profile."""
+    # The demo's messages stay on this machine; without a network DDS has only the loopback.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     room = provide_profile()
     return os.environ | {"ROS_DOMAIN_ID": str(domain)}, room
 
 
 def _node_command(settings: Settings, sequence: Sequence, weights: str, is_short: bool) -> list[str]:
-    """The installed executable, or Python where it cannot be found; with its parameters.
+    """Command of the installed executable, or else of Python, with the parameters.
 
-    Where the middleware is short of room for images, what it loses is sent again.
+    Reliable subscriptions: if the middleware's buffers are too small for images, lost data is sent again.
     """
     parameters: dict[str, Any] = {
         "mode": settings.mode,
@@ -274,12 +274,12 @@ def _node_command(settings: Settings, sequence: Sequence, weights: str, is_short
         command += ["--params-file", str(settings.params_file.resolve())]
     for name, value in parameters.items():
         if value != "":
-            command += ["-p", f"{name}:={json.dumps(value)}"]  # quoted, or a device of `0` would be a number
+            command += ["-p", f"{name}:={json.dumps(value)}"]  # quoted, because the device `0` would be a number
     return command
 
 
 def _absolute(archive: str) -> str:
-    """An archive's folder from the root on, since a node may run in another one than its user. Addresses stay."""
+    """Absolute path of an archive's folder, because the node runs in another folder. Addresses stay."""
     return archive if not archive or "://" in archive else str(Path(archive).expanduser().resolve())
 
 
@@ -292,7 +292,7 @@ def _publisher_command(settings: Settings, sequence: Sequence) -> list[str]:
             "image_transport": settings.file_values.get("input.image_transport", "raw"),
             "rate": settings.rate,
             "hz": settings.hz,
-            # It is ready long before the node is.
+            # The publisher is ready long before the node.
             "wait_for_subscriber": _UP + _CONFIGURED + _ACTIVE,
         },
     }
@@ -300,7 +300,7 @@ def _publisher_command(settings: Settings, sequence: Sequence) -> list[str]:
 
 
 def _activate(node: Child, publisher: Child, recorder: Any) -> None:
-    """Brings the node to active by its lifecycle services, as a lifecycle manager would."""
+    """Activate the node by its lifecycle services, as a lifecycle manager does."""
     from loftr_ros.tools.demo.recorder import ACTIVATE, CONFIGURE
 
     children = (node, publisher)
@@ -311,14 +311,14 @@ def _activate(node: Child, publisher: Child, recorder: Any) -> None:
         answer = recorder.request(transition)
         wait_until(answer.done, seconds, f"the node to become {name}", children)
         if not answer.result().success:
-            raise DemoError(f"the node could not become {name}; it said last:\n{node.last_lines}")
+            raise DemoError(f"the node could not become {name}; its last output:\n{node.last_lines}")
 
 
 def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, progress: bool) -> int:
-    """Waits until every frame is accounted for; returns how many were published.
+    """Wait until every frame is accounted for; returns the number of published frames.
 
     Raises:
-        DemoError: a process ended, or nothing was heard for too long.
+        DemoError: a process ended, or no message came for too long.
     """
     from tqdm import tqdm
 
@@ -342,25 +342,25 @@ def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, pr
                 if published is not None and settled >= published and not status.frames_pending:
                     break
             idle = status is None or not status.frames_pending
-            # What is missing was lost between the two; an image whose partner was lost is pending for some seconds.
+            # Missing frames were lost in transport; an image whose partner was lost is pending for some seconds.
             if published is not None and now - frames_at > (_LAST_FRAMES if idle else _SILENCE):
                 break
             if now - heard_at > _SILENCE:
                 raise DemoError(
-                    f"the node said nothing on ~/status for {_SILENCE:g} s; its last words:\n{node.last_lines}"
+                    f"no message came on ~/status for {_SILENCE:g} s; the node's last output:\n{node.last_lines}"
                 )
-            # Sources may have pauses of their own, but not for ever.
+            # A source may have pauses, but not forever.
             if now - frames_at > 2 * _SILENCE:
                 raise DemoError(
-                    f"no frame came for {2 * _SILENCE:g} s; the publisher said last:\n{publisher.last_lines}"
+                    f"no frame came for {2 * _SILENCE:g} s; the publisher's last output:\n{publisher.last_lines}"
                 )
-    # The results of the last frame were sent before the status that counts it, but by other topics.
+    # The last frame's results were sent before the status that counts it, but on other topics.
     time.sleep(_STATUS_PERIOD)
     return published
 
 
 def _published(publisher: Child) -> int:
-    """How many frames the publisher says that it has sent."""
+    """Number of frames that the publisher reports."""
     if publisher.exit_code == 0:
         for line in reversed(publisher.said.splitlines()):
             if line.startswith("{"):
@@ -369,7 +369,7 @@ def _published(publisher: Child) -> int:
 
 
 def _interrupted_by(number: int, stack: ExitStack) -> None:
-    """Has a signal end the demo as Ctrl-C does; only a main thread can."""
+    """Let SIGTERM end the demo as Ctrl-C does; has no effect outside the main thread."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What the demo plays: any source; the rendered scene is kept as a folder, so that it is rendered only once."""
+"""The frames that the demo plays, from any source. The rendered scene is kept in a folder, to render it only once."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from loftr_ros.worlds import rasterizer, room, scene, textures
 
 RENDERED_FRAMES = 150
 _LABEL = "rendered.json"
-_TUM_UNITS = 5000  # a metre
+_TUM_UNITS = 5000  # units of the depth image in a metre
 
 
 @dataclass
 class Truth:
-    """What a second look at a source tells.
+    """Data from a second pass over a source.
 
     Attributes:
-        stamps: of its frames, in nanoseconds, in order.
+        stamps: of all frames, in nanoseconds, in order.
         poses: (4, 4) T_world_camera by stamp, where known.
-        images: (H, W) uint8 by stamp, those that were asked for.
+        images: (H, W) uint8 by stamp, the requested ones.
     """
 
     stamps: list[int] = field(default_factory=list)
@@ -42,13 +42,13 @@ class Truth:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Where the frames are, in words that both processes understand, and what they are.
+    """The frames to play: how both processes open them, and their properties.
 
     Attributes:
         uri, options: for `open_source`.
         name, kind: for people.
         rate: frames a second.
-        length: frames, or None if unknown.
+        length: number of frames; None if unknown.
         size: (width, height) in pixels.
         calibrated: whether it has a calibration.
     """
@@ -63,9 +63,9 @@ class Sequence:
     calibrated: bool
 
     def look_again(self, wanted: set[int]) -> Truth:
-        """Goes through the source once more for its poses, and for the images with the stamps in `wanted`.
+        """Read the source again for its poses, and for the images with the stamps in `wanted`.
 
-        A source without poses, which may be long, is left as soon as the images are found.
+        Reading a source without poses stops once the images are found.
         """
         truth, missing = Truth(), set(wanted)
         with open_source(self.uri, **self.options) as source:
@@ -84,18 +84,18 @@ class Sequence:
 def prepare(
     uri: str, folder: Path, frames: int | None, options: Mapping[str, Any], progress: bool, mode: str = ""
 ) -> Sequence:
-    """Opens a source to see what it is, and renders it to a folder if it is the rendered scene.
+    """Open a source to find its properties; render it to a folder if it is the rendered scene.
 
     Args:
         uri: see `open_source`.
-        folder: where rendered frames are kept.
-        frames: frames to play, at most; None for all, or RENDERED_FRAMES of the rendered scene.
-        options: further ones of `open_source`: start, step, topic, camera.
+        folder: for rendered frames.
+        frames: maximum number of frames; None for all, or RENDERED_FRAMES of the rendered scene.
+        options: other options of `open_source`: start, step, topic, camera.
         progress: show a progress bar while rendering.
-        mode: of the front end that is to be fed; empty for mono.
+        mode: of the front end; empty for mono.
 
     Raises:
-        SourceError: the source cannot be opened, has not what the mode needs, or its first frame cannot be read.
+        SourceError: the source cannot be opened, lacks what the mode needs, or its first frame cannot be read.
     """
     start, step = int(options.get("start", 0)), int(options.get("step", 1))
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -106,7 +106,7 @@ def prepare(
     elif frames is not None:
         chosen["stop"] = start + frames * step
     if not is_scene:
-        # The children have another current folder. A source that is not there keeps its name, for the error.
+        # The children have another current folder. A missing source keeps its name, for the error message.
         uri = str(Path(uri).expanduser().resolve()) if Path(uri).expanduser().exists() else uri
         if "camera" in chosen:
             chosen["camera"] = str(Path(chosen["camera"]).expanduser().resolve())
@@ -126,9 +126,9 @@ def prepare(
 
 
 def _kept(source: Source, asked: str, folder: Path, progress: bool, mode: str) -> Path:
-    """The folder with the rendered frames, made now unless the same ones are there already.
+    """The folder with the rendered frames, rendered now unless it already has the same frames.
 
-    With depth images it is in the layout of TUM RGB-D, else in KITTI's.
+    The layout is that of TUM RGB-D with depth images, else KITTI's.
     """
     from tqdm import tqdm
 
@@ -142,7 +142,7 @@ def _kept(source: Source, asked: str, folder: Path, progress: bool, mode: str) -
         return folder
     if folder.exists() and not (folder / _LABEL).is_file():
         raise SourceError(
-            f"{folder} is needed for rendered frames, but holds something else; name another output folder"
+            f"{folder} is needed for rendered frames, but has other content; choose another output folder"
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -154,7 +154,7 @@ def _kept(source: Source, asked: str, folder: Path, progress: bool, mode: str) -
 
 
 def _keep(folder: Path, camera: CameraModel, frames: Iterable[SourceFrame], mode: str) -> None:
-    """Frames in KITTI's layout, with the right images of a stereo pair."""
+    """Write frames in KITTI's layout, with the right images of a stereo pair."""
     projection = np.hstack([camera.matrix, np.zeros((3, 1))])
     rows = ["P0: " + _row(projection)]
     poses, times = [], []
@@ -176,7 +176,7 @@ def _keep(folder: Path, camera: CameraModel, frames: Iterable[SourceFrame], mode
 
 
 def _keep_depth(folder: Path, camera: CameraModel, frames: Iterable[SourceFrame], _: str) -> None:
-    """Frames in the layout of TUM RGB-D: depth to 0.2 mm, and what is further than 13 m is a hole."""
+    """Write frames in the layout of TUM RGB-D: depth in steps of 0.2 mm; depths above 13 m are holes."""
 
     images, depths, poses = [], [], []
     for name in ("rgb", "depth"):

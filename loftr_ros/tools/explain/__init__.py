@@ -1,1 +1,1 @@
-"""Seeing into the networks: what chosen points attend to, and how they find their matches."""
+"""Looks into the networks: what chosen points attend to, and how they find their matches."""

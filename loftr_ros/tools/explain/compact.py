@@ -1,4 +1,4 @@
-"""Seeing into `compact`: regions that attend to pooled regions, the choice among cells, and the correlations."""
+"""Looks into `compact`: regions that attend to pooled regions, the choice among cells, and the correlations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from loftr_ros.tools.explain.views import (
 
 
 class InsideCompact(Inside):
-    """Its tokens are regions of cells, which attend to regions pooled two by two."""
+    """Tokens are regions of cells. They attend to regions pooled two by two."""
 
     unit = "region"
 
@@ -43,7 +43,7 @@ class InsideCompact(Inside):
 
     def given(self, arguments: tuple[Any, ...]) -> list[Given]:
         tokens, grid, source, source_grid, mask = arguments
-        # Images of one size go through a layer together.
+        # Images of one size pass a layer together.
         return [
             (tokens[i : i + 1], source[i : i + 1], None if mask is None else mask[i : i + 1], (grid, source_grid), None)
             for i in range(len(tokens))
@@ -56,7 +56,7 @@ class InsideCompact(Inside):
         return self._squares(regions_of(features.grid), REGION_PIXELS)
 
     def key_places(self, features: ImageFeatures) -> Lattice:
-        # The last ones may stand for one region instead of two: the image ends there.
+        # At the image's edge the last ones may stand for one region instead of two.
         rows, columns = (-(-side // 2) for side in regions_of(features.grid))
         return self._squares((rows, columns), 2 * REGION_PIXELS)
 
@@ -92,7 +92,7 @@ class InsideCompact(Inside):
         )
 
     def _around(self, region: int, grid: Grid, side: int) -> Lattice:
-        """Where the cells in and around a region are, also those beyond the image's edge."""
+        """Places of the cells in and around a region, including those beyond the image's edge."""
         row, column = divmod(region, regions_of(grid)[1])
         reach = (side - REGION_CELLS) // 2
         size, offset = self.network.cell_size, self.network.cell_offset
@@ -111,7 +111,7 @@ class InsideCompact(Inside):
         return FineHeat(heat.cpu(), FINE_PIXELS, found.offset.cpu(), stage.std(found.scale).cpu())
 
     def _affine(self, cells0: Tensor, cells1: Tensor, features: Both) -> Tensor:
-        """As the matches around the asked cells say, whether these are among them or not."""
+        """Local affine maps by the matches around the chosen cells, matched or not."""
         matched = self.network.matched_cells([features[0]], features[1])[0]
         others = ~torch.isin(matched.row, cells0)
         every0 = torch.cat([cells0, matched.row[others][None]], dim=1)
@@ -122,7 +122,7 @@ class InsideCompact(Inside):
 
 @torch.inference_mode()
 def attention_weights(module: RegionLayer, given: LayerInput, tokens: Tensor) -> AttentionRows:
-    """The rows of `Inside.attention` of one layer: the softmax, over the pooled regions of the source."""
+    """The rows of `Inside.attention` for one layer: the softmax over the source's pooled regions."""
     assert given.grids is not None
     grid, source_grid = given.grids
     heads, dtype = module.num_heads, module.q_proj.weight.dtype

@@ -1,4 +1,4 @@
-"""Seeing into EfficientLoFTR: squares of cells that attend to squares, and the refinement's windows."""
+"""Looks into EfficientLoFTR: squares of cells that attend to squares, and the refinement's windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Grid = tuple[int, int]
 
 
 class InsideEfficient(InsideCells):
-    """Its tokens are cells; what they attend to are squares of them, by way of the squares around each cell."""
+    """Tokens are cells. They attend to squares of cells, through the squares around each cell."""
 
     def __init__(self, network: EfficientLoFTR) -> None:
         self.network: EfficientLoFTR = network
@@ -60,7 +60,7 @@ class InsideEfficient(InsideCells):
 def attention_weights(
     module: AggregatedAttention, given: LayerInput, tokens: Tensor, spacing: float | None
 ) -> AttentionRows:
-    """The rows of `Inside.attention` of one layer: the softmaxes of the squares around a cell, as it mixes them."""
+    """The rows of `Inside.attention` for one layer: softmaxes of the squares around a cell, mixed as in the layer."""
     assert given.grids is not None
     grid, source_grid = given.grids
     dtype = module.merge.weight.dtype
@@ -79,6 +79,6 @@ def attention_weights(
 
 
 def _mixture(tokens: Tensor, grid: Grid, window: int) -> Tensor:
-    """(Q, squares) float32: what of each square's message gets to a cell, as `AggregatedAttention` mixes them."""
+    """(Q, squares) float32: share of each square's message in a cell, mixed as by `AggregatedAttention`."""
     rows, columns = (bilinear(side, window, tokens.device, torch.float32) for side in grid)
     return (rows[tokens // grid[1], :, None] * columns[tokens % grid[1], None, :]).flatten(1)

@@ -1,4 +1,4 @@
-"""What there is to show of one pair of images: the network's view of chosen points, in the pixels of the files."""
+"""The explanation of one pair of images: the network's view of chosen points, in the files' pixels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Heat = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Values of squares side by side over an image.
+    """Values of adjacent squares on an image.
 
     Attributes:
         values: (rows, columns) float32.
-        first: (2,) pixel of the top-left square's middle.
+        first: (2,) pixel of the top-left square's centre.
         sides: (2,) width and height of a square, in pixels.
     """
 
@@ -38,16 +38,16 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class View:
-    """One image of the pair as people see it, and where the network's cells are on it.
+    """One image of the pair as in its file, and the places of the network's cells.
 
     Attributes:
         name: of its file, to show.
         pixels: (H, W) gray or (H, W, 3) BGR, uint8, as in the file.
-        gray: (H, W) uint8, what the network is given before it is shrunk.
+        gray: (H, W) uint8, the network's input before it is shrunk.
         grid: (rows, columns) of coarse cells.
-        scale: (u, v) pixels of this image per pixel of the one that was encoded.
+        scale: (u, v) pixels of this image per pixel of the encoded image.
         cell_size: side of a cell, in pixels of the encoded image.
-        cell_offset: from a cell's top-left pixel to its point, in pixels of the encoded image.
+        cell_offset: distance from a cell's top-left pixel to its point, in pixels of the encoded image.
     """
 
     name: str
@@ -71,7 +71,7 @@ class View:
         return int(np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1))
 
     def heat_map(self, values: Heat, places: Lattice) -> HeatMap:
-        """Values of squares of the encoded image, on this one; (N,) values are row-major."""
+        """Values of squares of the encoded image, placed on this one; (N,) values are row-major."""
         first = self.to_raw(np.array(places.first, np.float64))
         return HeatMap(values.reshape(places.grid), first, places.side * np.asarray(self.scale))
 
@@ -87,12 +87,12 @@ class View:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What a cell attends to in one layer, or the region that it is in.
+    """Attention of a cell, or of its region, in one layer.
 
     Attributes:
         layer, kind: of the layer.
-        image: 0 or 1, the image whose cell asks.
-        heat: weights over the image that is attended to, summing to 1.
+        image: 0 or 1, the image with the attending cell.
+        heat: weights over the attended image; their sum is 1.
     """
 
     layer: int
@@ -102,19 +102,19 @@ class AttentionMap:
 
     @property
     def attended_image(self) -> int:
-        """0 or 1, the image that is attended to."""
+        """0 or 1, the attended image."""
         return self.image if self.kind == "self" else 1 - self.image
 
 
 @dataclass(frozen=True)
 class CoarseMaps:
-    """How the coarse matching compares image B's cells for one cell of A; or regions, of networks that match those.
+    """Coarse matching of one cell of A with all cells of B; regions for networks that match regions.
 
     Attributes:
         confidence: dual-softmax, or the transport plan.
-        row_softmax: the row's softmax alone; None with other methods than dual-softmax.
-        unmatched: mass in the dustbin; None with other methods than optimal transport.
-        best: (2,) pixel of B, the middle of the square with the highest confidence.
+        row_softmax: the row's softmax alone; None for methods other than dual-softmax.
+        unmatched: mass in the dustbin; None for methods other than optimal transport.
+        best: (2,) pixel of B, the centre of the square with the highest confidence.
     """
 
     confidence: HeatMap
@@ -128,8 +128,8 @@ class CellChoiceMap:
     """The choice among the cells in and around the best region.
 
     Attributes:
-        shares: softmax over these cells and none of them.
-        none: what goes to none of them.
+        shares: softmax over these cells and the option `none`.
+        none: share of that option.
     """
 
     shares: HeatMap
@@ -141,7 +141,7 @@ class FineWindow:
     """The fine stage's window in image B.
 
     Attributes:
-        heat: summing to 1.
+        heat: values with the sum 1.
         std: standard deviation along one axis, in pixels of B.
     """
 
@@ -151,19 +151,19 @@ class FineWindow:
 
 @dataclass(frozen=True)
 class ExplainedPoint:
-    """A point of image A, and all that the network makes of its cell.
+    """A point of image A, and the network's results for its cell.
 
     Attributes:
         cell0, cell1: its cell, and the cell of B with the highest confidence.
-        point0: (2,) pixel of the cell's point in A: what the network can speak of, beside the pixel asked for.
+        point0: (2,) pixel of the cell's point in A, which the network matches instead of the chosen pixel.
         coarse_point1: (2,) pixel of the other cell's point in B.
         point1: (2,) pixel in B after the fine stage, if any.
         confidence: of the two cells, 0 to 1.
-        verdict: `match`, or why it is none.
+        verdict: `match`, or why there is no match.
         coarse: the coarse matching.
-        choice: from the region to the cell; None where the coarse matching is of cells already.
-        fine: None where the network has no fine stage.
-        attention: chosen layers, in their order; of each that of the cell in A, then that of the cell in B.
+        choice: from the region to the cell; None if the coarse matching already compares cells.
+        fine: the fine stage; None if the network has none.
+        attention: of the chosen layers in order; for each, the cell in A, then the cell in B.
     """
 
     cell0: int
@@ -185,16 +185,16 @@ class ExplainedPoint:
 
 @dataclass(frozen=True)
 class PairExplanation:
-    """Everything about one pair.
+    """Explanation of one pair.
 
     Attributes:
         views: the two images.
         points0, points1: (N, 2) float32, the network's matches, in pixels of the two files.
         confidence: (N,) float32.
         points: the chosen ones.
-        network: what ran, in words.
-        heads: what the attention is of, in words.
-        unit: what attends and is matched at first: "cell", or "region" of several.
+        network: description of the network.
+        heads: description of the shown attention heads.
+        unit: unit of attention and coarse matching: "cell", or "region" of several cells.
     """
 
     views: tuple[View, View]
@@ -208,5 +208,5 @@ class PairExplanation:
 
     @property
     def count(self) -> str:
-        """The number of matches, in words."""
+        """The number of matches as text."""
         return "1 match" if len(self.confidence) == 1 else f"{len(self.confidence) or 'no'} matches"

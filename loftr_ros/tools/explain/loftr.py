@@ -1,4 +1,4 @@
-"""Seeing into LoFTR: linear attention as weights, and the windows of the fine stage."""
+"""Looks into LoFTR: linear attention as weights, and the windows of the fine stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from loftr_ros.tools.explain.views import (
 
 
 class InsideLoFTR(InsideCells):
-    """Its tokens are cells: it attends to cells, and matches cells."""
+    """Tokens are cells: the network attends to cells and matches cells."""
 
     def __init__(self, network: LoFTR) -> None:
         self.network: LoFTR = network
@@ -63,16 +63,16 @@ class InsideLoFTR(InsideCells):
             found = stage(*features, cells0.to(device), cells1.to(device), tokens[0][0], tokens[1][0])
         finally:
             hook.remove()
-        heat = torch.cat(heats)[: len(cells0)]  # without what filled up the batch
+        heat = torch.cat(heats)[: len(cells0)]  # without the padding of the batch
         return FineHeat(heat.cpu(), spacing, (found.offset * spacing).cpu(), (found.std * spacing).cpu())
 
 
 @torch.inference_mode()
 def attention_weights(module: EncoderLayer, given: LayerInput, tokens: Tensor) -> AttentionRows:
-    """The rows of `Inside.attention` of one layer.
+    """The rows of `Inside.attention` for one layer.
 
-    Of linear attention a weight is phi(q) phi(k) over its sum, of full attention it is the softmax. They are Q of the L
-    rows of a matrix (heads, L, S) that would not fit into memory.
+    A weight of linear attention is phi(q) phi(k) over its sum; of full attention it is the softmax. Only Q of the L
+    rows are computed: the whole matrix (heads, L, S) would not fit into memory.
     """
     tokens = tokens.to(given.tokens.device)
     dtype = module.q_proj.weight.dtype

@@ -1,4 +1,4 @@
-"""Listening to a network's coarse layers while it works on a pair of images."""
+"""Records the input of a network's coarse layers while it matches a pair of images."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from loftr_ros.tools.explain.views import Inside, LayerInput, check_layers
 
 
 class PairObserver:
-    """Keeps what the chosen coarse layers are given while one pair is encoded and matched.
+    """Records the input of chosen coarse layers while one pair is encoded and matched.
 
-    Use it as a context; within, image 0 is encoded first, then image 1, and then the two are matched, once:
+    Use it as a context. Inside it, encode image 0, then image 1, then match them once:
 
         with PairObserver(inside, layers=(0, 3)) as observer:
             features0, features1 = network.encode(image0), network.encode(image1)
             matches = network.match([features0], features1)
 
-    It listens to the network's own modules, so what it keeps is what the network worked on, whatever the order and
-    precision in which it did.
+    It hooks the network's own modules, so it records the true inputs, whatever the order and precision of the
+    computation.
 
     Attributes:
-        inputs: for each chosen layer that of image 0 and that of image 1; complete once the context is left.
+        inputs: of each chosen layer, for image 0 and image 1; complete after the context.
     """
 
     def __init__(self, inside: Inside, layers: Sequence[int]) -> None:
-        """Listens to nothing yet.
+        """Prepare the recording; it starts with the context.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: a layer does not exist.
         """
         check_layers(inside.network.config.transformer, layers)
         self._inside = inside
@@ -42,10 +42,10 @@ class PairObserver:
 
     @property
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """(1, L, C) and (1, S, C), the two images' features after the last layer.
+        """(1, L, C) and (1, S, C) features of the two images after the last layer.
 
         Raises:
-            RuntimeError: nothing was matched yet.
+            RuntimeError: no pair has been matched.
         """
         if self._tokens is None:
             raise RuntimeError("nothing was matched while the network was observed; expected one pair to be")
@@ -76,7 +76,7 @@ class PairObserver:
         self.inputs.sort(key=lambda entry: (entry.layer, entry.image))
 
     def input_of(self, layer: int, image: int) -> LayerInput:
-        """What a chosen layer was given to update image 0 or 1."""
+        """Record the input with which a chosen layer updates image 0 or 1."""
         return self.inputs[2 * self._layers.index(layer) + image]
 
     def _keep_input(self, number: int) -> Any:
@@ -84,7 +84,7 @@ class PairObserver:
 
         def keep(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             for parts in self._inside.given(arguments):
-                # Encoding goes image by image, and every later layer updates image 0 first, or both at once.
+                # Images are encoded one by one; every later layer updates image 0 first, or both at once.
                 image = sum(entry.layer == number for entry in self.inputs)
                 self.inputs.append(LayerInput(number, kind, image, *parts))
 

@@ -52,18 +52,18 @@ DEFAULT_POINTS = 3
 
 
 class ExplainError(Exception):
-    """What was asked for cannot be shown; the message says why."""
+    """A requested point, layer or head cannot be shown; the message says why."""
 
 
 def read_image(path: Path, reader: FrameReader | None = None) -> tuple[Frame, NDArray[np.uint8]]:
-    """An image file as the node would see it, and for people: (H, W, 3) uint8 BGR or (H, W) uint8 gray.
+    """An image file as the node sees it, and to display: (H, W, 3) uint8 BGR or (H, W) uint8 gray.
 
     Args:
         path: of the file.
-        reader: makes frames by the node's parameters; None for its defaults.
+        reader: makes frames with the node's parameters; None for their defaults.
 
     Raises:
-        SourceError: it is missing or cannot be read.
+        SourceError: the file is missing or cannot be read.
     """
     frame, reader = still(path), reader or FrameReader()
     read = reader.read(frame)
@@ -79,22 +79,21 @@ def explain_pair(
     reader: FrameReader | None = None,
     config: FrontEndConfig | None = None,
 ) -> PairExplanation:
-    """Match two images, and look into it at a few points.
+    """Match two images, and explain a few points.
 
     Args:
         network: `LoFTR`, `Compact` or `EfficientLoFTR`, ready to infer.
-        files: image A, whose points are asked about, and image B.
-        points: pixels (u, v) of A; without any, those of confident matches all over the image, or, where nothing
-            matches, places all over the image.
-        layers: numbers of coarse layers; without any, the first and last self and cross layers.
+        files: image A with the points, and image B.
+        points: pixels (u, v) of A; if empty, confident matches spread over the image, or, if nothing matches, places
+            spread over the image.
+        layers: numbers of coarse layers; if empty, the first and last self and cross layers.
         head: attention head to show; None for the mean over all.
-        reader: makes frames by the node's parameters; None for its defaults.
-        config: of the front end; None for its defaults.
+        reader: makes frames with the node's parameters; None for their defaults.
+        config: settings of the front end; None for the defaults.
 
     Raises:
         SourceError: an image cannot be read.
-        ExplainError: a point is outside of A, or there is no such layer or head; or the network runs elsewhere than
-            in torch, where it cannot be looked into.
+        ExplainError: a point is outside A, a layer or head does not exist, or the network does not run in torch.
     """
     network = plain(network)
     inside, network_config = look_into(network), network.config
@@ -111,7 +110,7 @@ def explain_pair(
     height, width = images[0][0].image.shape
     for u, v in points:
         if not (-0.5 <= u <= width - 0.5 and -0.5 <= v <= height - 0.5):
-            raise ExplainError(f"point {u:g},{v:g} is outside of {files[0].name}, which is {width}x{height}")
+            raise ExplainError(f"point {u:g},{v:g} is outside {files[0].name}, which is {width}x{height}")
 
     pairs = PairMatcher(network, config)
     with PairObserver(inside, layers) as observer:
@@ -168,10 +167,10 @@ def explain_pair(
 
 
 def look_into(network: Matcher) -> Inside:
-    """The way to see a network from the inside.
+    """The class that looks into a network.
 
     Raises:
-        ExplainError: there is none.
+        ExplainError: there is no such class.
     """
     backend = backend_of(network)
     if backend == "torch" and isinstance(network, LoFTR):
@@ -180,11 +179,11 @@ def look_into(network: Matcher) -> Inside:
         return InsideCompact(network)
     if backend == "torch" and isinstance(network, EfficientLoFTR):
         return InsideEfficient(network)
-    raise ExplainError(f"network '{network.config.name}' is run by {backend}; only torch lets it be looked into")
+    raise ExplainError(f"network '{network.config.name}' is run by {backend}; only networks in torch can be explained")
 
 
 def _names(files: tuple[Path, Path]) -> list[str]:
-    """What to call the files: with their folders where their own names are the same, as in stereo recordings."""
+    """Names of the files to show; with their folders if the names are equal, as in stereo recordings."""
     if files[0].name != files[1].name:
         return [file.name for file in files]
     return [str(Path(file.absolute().parent.name) / file.name) for file in files]
@@ -192,7 +191,7 @@ def _names(files: tuple[Path, Path]) -> list[str]:
 
 def _view(network: Matcher, name: str, image: tuple[Frame, NDArray[np.uint8]], encoded: EncodedFrame) -> View:
     frame, pixels = image
-    # The network's own point of a cell, not the one around which the front end tracks.
+    # The network's own point of a cell, not the front end's tracking point.
     return View(name, pixels, frame.image, encoded.features.grid, encoded.scale, network.cell_size, network.cell_offset)
 
 
@@ -242,12 +241,12 @@ def _verdict(network: Matcher, matches: Matches, cell0: int, confidence: float) 
     coarse = network.config.coarse
     if confidence <= coarse.threshold:
         return f"no match: below {coarse.threshold:g}"
-    # Above the threshold, either rule can be what holds it back.
+    # Above the threshold, either rule may be the reason.
     return "no match: not mutual" if not coarse.border else "no match: not mutual, or at the border"
 
 
 def _spread(points: Heat, confidence: Heat, count: int) -> NDArray[np.int64]:
-    """The most confident points that are well apart, in the order of their confidence."""
+    """The most confident points with some distance between them, most confident first."""
     order = np.argsort(-confidence, kind="stable")
     apart = float(np.linalg.norm(np.ptp(points, axis=0))) / 3
     chosen: list[int] = []

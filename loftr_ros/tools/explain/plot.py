@@ -1,4 +1,4 @@
-"""Pictures of what the network attends to, and of how a point finds its match (paper, section 4.4)."""
+"""Draws what the network attends to, and how a point finds its match (paper, section 4.4)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _ASKING, _FOUND, _FINE, _REGION = "#00e5ff", "#7cff4f", "#ff4fd8", "white"
 _HEAT = "inferno"
 _LETTERS = ("A", "B")
-_FAINTEST = 1e-4  # least confidence that has a colour: what decides between candidates spans powers of ten
-_ZOOM_CELLS = 6  # cells shown on each side of the one in the middle
+_FAINTEST = 1e-4  # smallest confidence with a colour: candidates differ by powers of ten
+_ZOOM_CELLS = 6  # cells shown on each side of the central one
 _MAX_SIDE = 1200  # of an image in a picture, px
 _ATTENTION_CAPTION = (
-    "cyan cross: what asks, where it is in this image; green ring: what it is matched with in the other; "
-    "clear: less than the mean"
+    "cyan cross: the attending cell, if it is in this image; green ring: its match in the other image; "
+    "clear: below the mean"
 )
-_MATCH_CAPTION = "cyan cross: the point's cell; green ring or square: the cell that fits best"
+_MATCH_CAPTION = "cyan cross: the point's cell; green ring or square: its best cell"
 _REGION_CAPTION = "white square: the best region"
 _FINE_CAPTION = "green cross: its point; pink: the match, circle of one standard deviation"
 _WIDTH = 13.0  # of a picture, inches
@@ -41,7 +41,7 @@ def write_pictures(explanation: PairExplanation, folder: Path) -> list[Path]:
 
     Args:
         explanation: of the pair.
-        folder: made where it is not there; files in it of these names are written over.
+        folder: created if necessary; files of these names in it are overwritten.
 
     Returns:
         The files.
@@ -74,9 +74,9 @@ def draw_pair(explanation: PairExplanation) -> NDArray[np.uint8]:
 
 
 def plot_attention(explanation: PairExplanation, point: ExplainedPoint, number: int) -> Figure:
-    """What a point's cell attends to, one row for each layer; beside it the same of the cell in B that fits it best.
+    """Attention of a point's cell, one row for each layer; beside it that of its best cell in B.
 
-    Weights are shown as multiples of their mean, which is what each cell would have if all had the same.
+    Weights are shown as multiples of their mean, the weight of each cell in uniform attention.
     """
     rows = len(point.attention) // 2
     figure, panels = _figure([_tallest(explanation.views)] * rows, 2, _ATTENTION_CAPTION)
@@ -98,7 +98,7 @@ def plot_attention(explanation: PairExplanation, point: ExplainedPoint, number: 
 
 
 def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int) -> Figure:
-    """How a point finds its match: coarse heat maps over B, then nearer, then the fine stage's window."""
+    """How a point finds its match: coarse heat maps over B, a close-up, and the fine stage's window."""
     view0, view1 = explanation.views
     captions = [_MATCH_CAPTION]
     if point.choice is not None:
@@ -116,7 +116,7 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
     _outline(near_a, point.point0, view0.cell_sides, _FOUND)
     _cross(near_a, point.point0, _ASKING)
     _zoom(near_a, view0, point.point0)
-    near_a.set_title("A, nearer: the point's cell", fontsize=10)
+    near_a.set_title("A, close-up: the point's cell", fontsize=10)
 
     name, most = "dual-softmax", float(point.coarse.confidence.values.max())
     if point.coarse.row_softmax is None:
@@ -144,7 +144,8 @@ def plot_match(explanation: PairExplanation, point: ExplainedPoint, number: int)
         _heat_of_confidence(near_b, shares, "share of the cells")
         _outline(near_b, point.coarse.best, point.coarse.confidence.sides, _REGION)
         near_b.set_title(
-            f"B, nearer: best of its cells {plain(float(shares.values.max()))}, none {plain(float(none))}", fontsize=10
+            f"B, close-up: best of its cells {plain(float(shares.values.max()))}, none {plain(float(none))}",
+            fontsize=10,
         )
     _outline(near_b, point.coarse_point1, view1.cell_sides, _FOUND)
     _zoom(near_b, view1, point.coarse_point1)
@@ -168,7 +169,7 @@ def _title(explanation: PairExplanation, point: ExplainedPoint, number: int) -> 
 
 
 def _figure(shares: list[float], columns: int, caption: str) -> tuple[Figure, list[Axes]]:
-    """An empty figure of panels with a caption below; a row's share is its height over its panels' width."""
+    """An empty figure of panels with a caption below; a row's height follows its panels' ratio of height to width."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
     from matplotlib.figure import Figure
 
@@ -181,12 +182,12 @@ def _figure(shares: list[float], columns: int, caption: str) -> tuple[Figure, li
 
 
 def _tallest(views: tuple[View, ...]) -> float:
-    """Height over width of the tallest of images."""
+    """Largest ratio of height to width of images."""
     return float(max(view.gray.shape[0] / view.gray.shape[1] for view in views))
 
 
 def _show(axes: Axes, view: View) -> None:
-    """The image in gray, so that every colour is heat, on axes in its pixels."""
+    """Draw the image in gray, so that all colour is heat, on axes in its pixels."""
     height, width = view.gray.shape
     shrink = min(1.0, _MAX_SIDE / max(height, width))
     size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
@@ -198,7 +199,7 @@ def _show(axes: Axes, view: View) -> None:
 
 
 def _overlay(axes: Axes, heat: HeatMap, norm: Any, label: str, faintest: float = 0.0) -> None:
-    """Heat over the image, the clearer the less of it there is, with its colour bar; clear below the faintest."""
+    """Draw heat over the image with a colour bar; less heat is more transparent, and below `faintest` it is clear."""
     from matplotlib.cm import ScalarMappable
 
     values = np.ma.masked_less(heat.values, faintest)
@@ -206,7 +207,7 @@ def _overlay(axes: Axes, heat: HeatMap, norm: Any, label: str, faintest: float =
     limits = axes.axis()
     axes.imshow(values, cmap=_HEAT, norm=norm, alpha=0.9 * np.sqrt(shares), extent=heat.extent, interpolation="nearest")
     axes.axis(limits)
-    # Of the map without its transparency, and as high as the image.
+    # The colour bar has no transparency, and the image's height.
     bar = axes.figure.colorbar(ScalarMappable(norm, _HEAT), cax=axes.inset_axes((1.02, 0.0, 0.035, 1.0)))
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -216,8 +217,8 @@ def _heat_of_attention(axes: Axes, heat: HeatMap) -> None:
     from matplotlib.colors import Normalize
 
     relative = heat.values * heat.values.size
-    # Most of linear attention is spread evenly: what is below the mean stays clear. A few cells far above all others
-    # would leave those in the dark.
+    # Most of linear attention is uniform, so weights below the mean stay clear. The scale ends at a percentile, because
+    # a few cells far above all others would darken the rest.
     norm = Normalize(1.0, max(float(np.percentile(relative, 99.8)), 1.01))
     _overlay(axes, replace(heat, values=relative), norm, f"times the mean (highest {plain(float(relative.max()))})")
 
@@ -248,7 +249,7 @@ def _fine_window(axes: Axes, point: ExplainedPoint, fine: FineWindow) -> None:
 
 
 def _mark(axes: Axes, explanation: PairExplanation, point: ExplainedPoint, attention: AttentionMap) -> None:
-    """The asking cell by a cross where it is in this image, and its partner by a ring where that is."""
+    """Mark the attending cell by a cross if it is in this image, else its match by a ring."""
     places = (point.point0, point.coarse_point1)
     if attention.kind == "self":
         _cross(axes, places[attention.image], _ASKING)
@@ -269,7 +270,7 @@ def _ring(axes: Axes, place: NDArray[np.float64], color: str) -> None:
 
 
 def _outline(axes: Axes, centre: NDArray[np.float64], sides: NDArray[np.float64], color: str) -> None:
-    """The outline of a cell or region."""
+    """Draw the outline of a cell or region."""
     from matplotlib.patches import Rectangle
 
     corner = centre - sides / 2
@@ -277,7 +278,7 @@ def _outline(axes: Axes, centre: NDArray[np.float64], sides: NDArray[np.float64]
 
 
 def _zoom(axes: Axes, view: View, centre: NDArray[np.float64]) -> None:
-    """The cells around one, as many on each side as there are."""
+    """Show the cells around one, within the image."""
     height, width = view.gray.shape
     reach = _ZOOM_CELLS * view.cell_sides
     size = np.array([width, height]) - 0.5

@@ -1,8 +1,8 @@
-"""Seeing into a network: what chosen cells attend to, and how their matches come about (paper, section 4.4).
+"""Looks into a network: what chosen cells attend to, and how they are matched (paper, section 4.4).
 
-Attention never has weights that one could keep, and the coarse matching never a whole matrix. Here the rows of a few
-chosen cells are made explicit, from the very tokens that the network worked on. What all networks have in common is
-here; `explain_loftr`, `explain_compact` and `efficient.explain` know their own one from the inside.
+The networks never compute attention weights or a whole matching matrix. Here the rows of a few chosen cells are
+computed from the tokens that the network worked on. This module has the common parts; `loftr`, `compact` and
+`efficient` have those of one network.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Both = tuple[ImageFeatures, ImageFeatures]  # of image 0 and image 1
 
 @dataclass(frozen=True)
 class Lattice:
-    """Squares side by side over an encoded image: cells, or what is larger or smaller than they are.
+    """Adjacent squares on an encoded image: cells, or larger or smaller squares.
 
     Attributes:
         grid: (rows, columns) of squares.
         side: of a square, in pixels.
-        first: (u, v) of the top-left square's middle, in pixels; for the published weights, of its cell's point.
+        first: (u, v) of the top-left square's centre, in pixels; for the published weights, its cell's point.
     """
 
     grid: Grid
@@ -48,17 +48,17 @@ class Lattice:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What a coarse layer worked on to update one image of a pair; on the device, in the network's precision.
+    """Input of a coarse layer to update one image of a pair; on the device, in the network's precision.
 
     Attributes:
         layer: number of the layer, from 0, as in the weights' names (`loftr_coarse.layers.0`).
-        kind: "self" attends within the image, "cross" to the other one.
-        image: 0 or 1, the image whose tokens ask.
-        tokens: (1, L, C) of the image that asks.
-        source: (1, S, C) of the image that is attended to.
-        source_mask: (1, S) bool, false for what is not attended to; None where all is.
-        grids: (rows, columns) of the tokens and of the source, where the layer knows them.
-        mask: (1, L) bool, false for tokens that take no part, where that counts for those that ask; None elsewhere.
+        kind: "self" attends within the image, "cross" to the other image.
+        image: 0 or 1, the attending image.
+        tokens: (1, L, C) of the attending image.
+        source: (1, S, C) of the attended image.
+        source_mask: (1, S) bool, false for tokens that are not attended to; None for all.
+        grids: (rows, columns) of the tokens and of the source, if the layer knows them.
+        mask: (1, L) bool, false for tokens that do not attend; None if the layer has no such mask.
     """
 
     layer: int
@@ -72,7 +72,7 @@ class LayerInput:
 
     @property
     def attended_image(self) -> int:
-        """0 or 1, the image that is attended to."""
+        """0 or 1, the attended image."""
         return self.image if self.kind == "self" else 1 - self.image
 
 
@@ -82,8 +82,8 @@ class AttentionRows:
 
     Attributes:
         layer, kind, image: as in `LayerInput`.
-        tokens: (Q,) int64 row-major tokens of the image that asks.
-        weights: (heads, Q, K) float32 over the keys of the image that is attended to; a row sums to 1. On the CPU.
+        tokens: (Q,) int64 row-major tokens of the attending image.
+        weights: (heads, Q, K) float32 over the keys of the attended image, on the CPU; a row sums to 1.
     """
 
     layer: int
@@ -99,10 +99,10 @@ class ConfidenceRows:
 
     Attributes:
         tokens: (Q,) int64 row-major tokens of image 0: cells, or regions of them.
-        confidence: (Q, S) float32: dual-softmax, the transport plan without its dustbin, or what the score makes.
-        row_softmax: (Q, S) float32, the half of the dual-softmax that goes over the row: how the tokens of image 1
-            compare for this one of image 0, whoever else wants them. None with the other methods.
-        unmatched: (Q,) float32, what the transport plan puts into the dustbin. None with the other methods.
+        confidence: (Q, S) float32: dual-softmax, the transport plan without its dustbin, or the score's confidence.
+        row_softmax: (Q, S) float32, the dual-softmax's factor over the row: compares the tokens of image 1 for this
+            token of image 0 alone. None for other methods.
+        unmatched: (Q,) float32, mass of the transport plan in the dustbin. None for other methods.
     """
 
     tokens: Tensor
@@ -118,15 +118,15 @@ class ConfidenceRows:
 
 @dataclass(frozen=True)
 class CellChoice:
-    """The best cells of image 1 for chosen ones of image 0, whether they match or not; on the CPU.
+    """The best cells of image 1 for chosen cells of image 0, matched or not; on the CPU.
 
     Attributes:
         cells: (Q,) int64 row-major cells of image 1.
         confidence: (Q,) float32 of the two cells, 0 to 1.
-        shares: (Q, rows, columns) float32, softmax over the cells that were chosen from once the regions were known;
-            None where the coarse matching is of cells already.
-        none: (Q,) float32, what the same softmax gives to none of them.
-        places: where those cells are, Q of them.
+        shares: (Q, rows, columns) float32, softmax over the candidate cells in the best regions; None if the coarse
+            matching already compares cells.
+        none: (Q,) float32, share of no candidate in the same softmax.
+        places: Q lattices of the candidates.
     """
 
     cells: Tensor
@@ -141,8 +141,8 @@ class FineHeat:
     """The fine stage's heat maps in image 1 for chosen pairs of cells; on the CPU.
 
     Attributes:
-        heat: (M, W, W) float32, sums to 1, around the point of the cell of image 1.
-        spacing: from one value to the next, in pixels of the encoded image.
+        heat: (M, W, W) float32 around the point of the cell of image 1; the sum is 1.
+        spacing: between neighbouring values, in pixels of the encoded image.
         offset: (M, 2) float32 (u, v) from the cell's point to the match, in pixels of the encoded image.
         std: (M,) float32, standard deviation along one axis, in pixels of the encoded image.
     """
@@ -154,12 +154,12 @@ class FineHeat:
 
 
 class Inside(ABC):
-    """One network seen from the inside: what differs between networks in how they come to their matches.
+    """Looks into one network: the parts that differ between networks.
 
     Attributes:
         network: ready to infer.
         transformer: the module of its coarse layers, `layers`, which returns the tokens of both images.
-        unit: what its coarse tokens stand for, in a word.
+        unit: what a coarse token stands for: "cell" or "region".
     """
 
     network: LoFTR | Compact | EfficientLoFTR
@@ -168,44 +168,44 @@ class Inside(ABC):
 
     @abstractmethod
     def given(self, arguments: tuple[Any, ...]) -> list[Given]:
-        """A layer's arguments as those of one image or two."""
+        """Split a layer's arguments by image."""
 
     @abstractmethod
     def attention(self, given: LayerInput, tokens: Tensor) -> AttentionRows:
-        """The attention of chosen tokens as explicit weights: times the values they are the layer's message.
+        """Attention of chosen tokens as explicit weights; weights times values are the layer's message.
 
-        Only the rows asked for are made, in fp32.
+        Computes only these rows, in fp32.
 
         Args:
-            given: what the layer worked on.
-            tokens: (Q,) int64 of the image that asks.
+            given: the layer's input.
+            tokens: (Q,) int64 of the attending image.
         """
 
     @abstractmethod
     def token_places(self, features: ImageFeatures) -> Lattice:
-        """Where an image's coarse tokens are."""
+        """Places of an image's coarse tokens."""
 
     @abstractmethod
     def key_places(self, features: ImageFeatures) -> Lattice:
-        """Where what is attended to is."""
+        """Places of the attended keys."""
 
     @abstractmethod
     def tokens_of(self, cells: Tensor, features: ImageFeatures) -> Tensor:
-        """(Q,) int64 cells -> the tokens that they are in."""
+        """The tokens that contain (Q,) int64 cells."""
 
     @abstractmethod
     def choose(self, rows: ConfidenceRows, cells0: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> CellChoice:
         """The best cell of image 1 for each of (Q,) cells of image 0.
 
         Args:
-            rows: of the tokens that the cells are in.
+            rows: of the tokens that contain the cells.
             cells0: the cells.
             features, tokens: of both images, before and after the transformer.
         """
 
     @abstractmethod
     def fine_heat(self, cells0: Tensor, cells1: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> FineHeat:
-        """The fine stage on (M,) pairs of cells, whether they match or not; the rest as for `choose`.
+        """The fine stage on (M,) pairs of cells, matched or not; other arguments as for `choose`.
 
         Raises:
             ValueError: the network has no fine stage.
@@ -213,7 +213,7 @@ class Inside(ABC):
 
 
 class InsideCells(Inside):
-    """A network whose coarse tokens are its cells, and which matches them as they are."""
+    """A network with cells as coarse tokens, which it matches directly."""
 
     unit = "cell"
 
@@ -229,7 +229,7 @@ class InsideCells(Inside):
 
 
 def default_layers(config: LayersConfig) -> tuple[int, ...]:
-    """The first and the last self and cross layers: where attention begins and what it comes to."""
+    """The first and the last self and cross layers."""
     chosen: set[int] = set()
     for kind in ("self", "cross"):
         numbers = [number for number, other in enumerate(config.layers) if other == kind]
@@ -238,7 +238,7 @@ def default_layers(config: LayersConfig) -> tuple[int, ...]:
 
 
 def check_layers(config: LayersConfig, layers: Sequence[int]) -> None:
-    """Raises ValueError where there is no such layer; says which there are."""
+    """Raise ValueError if a layer does not exist; the message lists the layers."""
     for layer in layers:
         if not 0 <= layer < len(config.layers):
             known = ", ".join(f"{number} ({kind})" for number, kind in enumerate(config.layers))
@@ -254,13 +254,13 @@ def confidence_rows(
     attended0: Tensor | None = None,
     attended1: Tensor | None = None,
 ) -> ConfidenceRows:
-    """Rows of the matrix that the network's `confidence` returns whole, in tiles.
+    """Rows of the matrix of the network's `confidence`, computed in tiles.
 
     Args:
-        network: says by which method, and has the dustbins' score.
+        network: has the method, and the dustbins' score.
         tokens0, tokens1: (1, L, C) and (1, S, C) features after the transformer.
         chosen: (Q,) int64 row-major tokens of image 0.
-        attended0, attended1: (1, L) and (1, S) bool, false for tokens that take no part.
+        attended0, attended1: (1, L) and (1, S) bool, false for tokens to ignore.
     """
     coarse = network.config.coarse
     chosen = chosen.to(tokens0.device)

@@ -1,1 +1,1 @@
-"""Publishes a source as camera topics: `loftr_ros play`."""
+"""`loftr_ros play`: publishes a source as camera topics."""

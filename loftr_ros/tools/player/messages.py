@@ -1,7 +1,7 @@
-"""Frames of a source to camera messages, unchanged wherever that is possible.
+"""Converts frames of a source to camera messages, unchanged where possible.
 
-A bag's messages keep every byte where the transport is the bag's own and stamps are kept; JPEG and PNG files keep
-every byte with the compressed transport.
+A bag's messages keep every byte if transport and stamps stay the same. JPEG and PNG files keep every byte with the
+compressed transport.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def frame_messages(
     """A frame's image and calibration, both with the frame's stamp.
 
     Args:
-        compressed: `sensor_msgs/CompressedImage` is wanted, rather than `sensor_msgs/Image`.
-        color: raw images in bgr8 where the source has colour, rather than mono8.
-        restamped: the stamp is not the source's own, or will be changed in the message.
+        compressed: make `sensor_msgs/CompressedImage` instead of `sensor_msgs/Image`.
+        color: make raw images bgr8 instead of mono8, if the source has colour.
+        restamped: the stamp differs from the source's, or will be changed in the message.
 
     Returns:
-        The image message, or its serialized bytes where nothing in it changes; and the CameraInfo, or None.
+        The image message, or its serialized bytes if nothing changes; and the CameraInfo, or None.
 
     Raises:
-        SourceError: the image cannot be decoded, and it must be.
+        SourceError: the image must be decoded, and cannot.
     """
     header = Header(stamp=to_time(frame.stamp_ns), frame_id=frame.frame_id)
     image, info = frame.image, None
@@ -57,9 +57,9 @@ def right_messages(
 ) -> tuple[Image | CompressedImage, CameraInfo]:
     """The right image of a stereo pair and its calibration, both with the frame's stamp.
 
-    Where the pair is rectified, P of the calibration tells the baseline as `sensor_msgs/CameraInfo` wants it: P[0,3] is
-    -fx times the metres that the right camera stands along the left one's x. Of other pairs P[0,3] is zero, and whoever
-    uses them must be told by other means where the right camera is.
+    P of a rectified pair's calibration has the baseline as `sensor_msgs/CameraInfo` defines it: P[0,3] is -fx times the
+    right camera's position along the left camera's x in metres. P[0,3] of other pairs is zero, and their users must get
+    the right camera's pose in another way.
 
     Args:
         compressed, color: as in `frame_messages`.
@@ -69,19 +69,19 @@ def right_messages(
     """
     view, right = frame.right_side()
     message, info = frame_messages(view, compressed=compressed, color=color, restamped=True)
-    assert not isinstance(message, bytes)  # only what is not restamped can be
+    assert not isinstance(message, bytes)  # only possible with unchanged stamps
     if isinstance(message, Image):
         right.check_size(message.width, message.height, f"frame {frame.index}")
-    if right.by_info and info is not None:  # a bag's own, whose R and P say more
+    if right.by_info and info is not None:  # a bag's own calibration, with its R and P
         return message, info
     return message, camera_info_message(message.header, right.camera, right.baseline or 0.0)
 
 
 def depth_messages(frame: SourceFrame) -> tuple[Image, CameraInfo | None]:
-    """The depth image and the calibration, which is that of the image, both with the frame's stamp (REP 118).
+    """The depth image and the image's calibration, both with the frame's stamp (REP 118).
 
-    Millimetres in 16 bits stay what they are, as 16UC1 with zero for holes; everything else becomes metres, as 32FC1
-    with NaN for holes: another unit of 16 bits would lose digits in millimetres.
+    Millimetres in 16 bits stay 16UC1 with zero for holes. Everything else becomes 32FC1 in metres with NaN for holes,
+    because other 16-bit units would lose precision in millimetres.
 
     Raises:
         SourceError: there is no depth image, it cannot be read, or is of another size than its image.
@@ -125,15 +125,15 @@ def _to_compressed(header: Header, frame: SourceFrame) -> CompressedImage:
     image = frame.image
     if isinstance(image, EncodedImage) and image.format in ("jpeg", "png"):
         return CompressedImage(header=header, format=image.format, data=_byte_array(image.data))
-    # PNG at its quickest setting: lossless, so whoever decodes it sees the source's own pixels.
+    # PNG at its fastest setting is lossless: subscribers get the source's pixels.
     _, png = cv2.imencode(".png", frame.decode_all_bits(), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return CompressedImage(header=header, format="png", data=to_array(np.asarray(png, np.uint8)))
 
 
 def camera_info_message(header: Header, camera: CameraModel, baseline: float = 0.0) -> CameraInfo:
-    """A calibration as a message; a camera without distortion is a `plumb_bob` of zeros, which all ROS tools know.
+    """A calibration as a message; without distortion it is a `plumb_bob` of zeros, which all ROS tools accept.
 
-    `baseline` is of the right camera of a rectified pair, in metres from the left one.
+    `baseline` is the distance in metres of a rectified pair's right camera from the left one.
     """
     fields = camera_info(camera, baseline)
     return CameraInfo(
@@ -149,7 +149,7 @@ def camera_info_message(header: Header, camera: CameraModel, baseline: float = 0
 
 
 def _same_camera_info(header: Header, info: Any) -> CameraInfo:
-    """A bag's calibration with every field as it was, but the image's header: pairs have equal stamps."""
+    """A bag's calibration with the image's header, because pairs have equal stamps; all other fields are kept."""
     message = CameraInfo(
         header=header,
         width=int(info.width),
@@ -169,7 +169,7 @@ def _same_camera_info(header: Header, info: Any) -> CameraInfo:
 
 
 def _same_image(header: Header, image: BagImage) -> Any:
-    """A bag's image with every field as it was, but another header."""
+    """A bag's image with another header; all other fields are kept."""
     message = image.message
     data = _byte_array(message.data)
     if image.compressed:

@@ -1,4 +1,4 @@
-"""Publishes a source as camera topics, in its own time: what `loftr_ros play` does."""
+"""Publishes a source as camera topics at its own rate, for `loftr_ros play`."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from loftr_ros.ros.transport import provide_profile
 from loftr_ros.tools.player.topics import Topics
 
 RAW, COMPRESSED = "raw", "compressed"
-_AHEAD = 300  # frames that a source that is slow to make them is ahead of their time: 100 MB and more
-_PERIOD = 20.0  # s between two lines of how many of them there are
-_LATE = 0.005  # s behind its time at which a frame counts as late
-_ACQUAINTED = 0.4  # s that a publisher and a subscriber who found each other are given
+_AHEAD = 300  # frames that a slow source makes in advance: 100 MB and more
+_PERIOD = 20.0  # s between two lines on their number
+_LATE = 0.005  # s of delay from which a frame counts as late
+_ACQUAINTED = 0.4  # s for a publisher and a subscriber to match completely
 
 
 class PlayError(Exception):
-    """Playing cannot begin; the message says why, and what to do."""
+    """Playing cannot start; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class PlayReport:
-    """What was played.
+    """Report of a playback.
 
     Attributes:
-        published: frames.
-        failed: frames that could not be read or decoded, or lack what the mode needs, and were left out.
-        late: frames published more than 5 ms after their time.
+        published: number of published frames.
+        failed: number of frames left out: they could not be read or decoded, or lack what the mode needs.
+        late: number of frames published more than 5 ms after their time.
         seconds: from the first to the last frame.
-        interrupted: it was ended by Ctrl-C or by a shutdown.
+        interrupted: Ctrl-C or a shutdown ended the playback.
     """
 
     published: int
@@ -72,47 +72,46 @@ def play(
     ros_args: Sequence[str] = (),
     progress: bool = True,
 ) -> PlayReport:
-    """Publishes a source's frames on `image` (or `image/compressed`) and their calibration on `camera_info`.
+    """Publish a source's frames on `image` (or `image/compressed`) and their calibration on `camera_info`.
 
-    With the mode `stereo` the right images go out too, on `right/image` and `right/camera_info`; with `rgbd` the depth
-    images, on `depth/image` and `depth/camera_info`. What need not change passes unchanged, see `source_messages`. All
-    messages of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`.
+    The mode `stereo` adds the right images, on `right/image` and `right/camera_info`; `rgbd` adds the depth images, on
+    `depth/image` and `depth/camera_info`. Data passes unchanged where possible, see `player/messages.py`. All messages
+    of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`.
 
     Args:
         source: see `loftr_ros.recordings.open_source`; it is not closed.
-        mode: `mono`, `stereo` or `rgbd`: which of a source's images to publish.
+        mode: `mono`, `stereo` or `rgbd`: the images to publish.
         image_transport: `raw` or `compressed`; depth images are always raw.
-        color: publish colour as bgr8 where the source has it, rather than mono8 (raw transport only).
-        rate: how many times faster than the stamps say.
-        hz: frames a second, whatever the stamps say.
-        loop: begin again at the end, with stamps that go on.
-        duration: end after so many seconds of wall time.
+        color: publish bgr8 instead of mono8 if the source has colour (raw transport only).
+        rate: playback speed; 2 is twice as fast as the stamps.
+        hz: fixed frames a second instead of the stamps.
+        loop: repeat from the start; stamps continue.
+        duration: seconds of wall time to play.
         now: stamp with the wall clock instead of the source's time.
         clock: publish the stamps on `/clock`, for nodes with `use_sim_time`.
-        wait_for_subscriber: seconds to wait until somebody listens; None or 0 begins at once.
-        preload: read and decode everything before the first frame; None does so where frames are slow to make, of a
-            long source with the first few hundred.
+        wait_for_subscriber: seconds to wait for a subscriber; None or 0 starts at once.
+        preload: read and decode everything before the first frame. None does so if frames are slow to make; for a long
+            source only with the first few hundred.
         reliable, depth: quality of service of the publishers, keep-last.
         node_name, namespace: of the node.
-        ros_args: further arguments of ROS, for example ("--ros-args", "-r", "image:=left/image").
+        ros_args: other ROS arguments, for example ("--ros-args", "-r", "image:=left/image").
         progress: show a progress bar.
 
     Raises:
-        PlayError: an argument makes no sense, or nobody listened in time.
-        SourceError: the source has not what the mode needs, it cannot be read on, or not one of its frames can be
-            played.
+        PlayError: an argument makes no sense, or no subscriber came in time.
+        SourceError: the source lacks what the mode needs, cannot be read further, or none of its frames can be played.
     """
     if mode not in MODES:
-        raise PlayError(f"mode '{mode}' is not known; expected {', '.join(MODES)}")
+        raise PlayError(f"mode '{mode}' is unknown; expected {', '.join(MODES)}")
     if image_transport not in (RAW, COMPRESSED):
-        raise PlayError(f"image_transport '{image_transport}' is not known; expected raw or compressed")
+        raise PlayError(f"image_transport '{image_transport}' is unknown; expected raw or compressed")
     if rate <= 0 or (hz is not None and hz <= 0) or depth < 1:
         raise PlayError(f"rate {rate}, hz {hz}, depth {depth}: all must be more than 0")
     source.require(mode)
     room = provide_profile()
     context = Context()
     rclpy.init(args=list(ros_args), context=context, signal_handler_options=SignalHandlerOptions.NO)
-    # A context of its own, and Python's own Ctrl-C: it ends the loop below wherever it is.
+    # A separate context with Python's own Ctrl-C, which ends the loop below at any point.
     node = Node(node_name, namespace=namespace, context=context, start_parameter_services=False)
     room.log(node.get_logger())
     try:
@@ -129,7 +128,7 @@ def play(
 
 
 class _Pace:
-    """Turns stamps into moments of the monotonic clock."""
+    """Converts stamps to times of the monotonic clock."""
 
     def __init__(self, rate: float, hz: float | None) -> None:
         self.rate, self.hz = rate, hz
@@ -137,13 +136,13 @@ class _Pace:
         self._last = 0
 
     def due(self, stamp_ns: int) -> float:
-        """When the frame after the last is due, in seconds of `time.monotonic`."""
+        """Time at which the next frame is due, in seconds of `time.monotonic`."""
         if self._due is None:
             self._due = time.monotonic()
         elif self.hz is not None:
             self._due += 1 / self.hz
         else:
-            # Stamps that go back, as in spliced bags, ask for no waiting.
+            # Stamps that go back, as in spliced bags, cause no wait.
             self._due += max(stamp_ns - self._last, 0) * 1e-9 / self.rate
         self._last = stamp_ns
         return self._due
@@ -155,7 +154,7 @@ class _Player:
         self._failed = 0
 
     def _made_ahead(self, source: Source, whole: bool, progress: bool) -> Iterable[SourceFrame]:
-        """The frames of a source that takes long to make them: all of a short one, else so many ahead of their time."""
+        """Frames of a slow source, made in advance: all of a short source, else a fixed number."""
         from tqdm import tqdm
 
         prepared, length, log = self._topics.prepared, source.length, self._node.get_logger()
@@ -164,10 +163,10 @@ class _Player:
             return [prepared(frame) for frame in described]
         Lines(source, say=log.info).begin()
         log.info(
-            f"{_AHEAD} frames are made before the first is played, the others while it goes on; where that is slower "
-            f"than {source.rate:g} frames a second, they come late (--rate 0.5 gives them twice the time)"
+            f"{_AHEAD} frames are made before playing starts, the others while playing. If that is slower than "
+            f"{source.rate:g} frames a second, they come late (--rate 0.5 gives them twice the time)"
         )
-        source.prepare()  # here, where Ctrl-C ends it at once
+        source.prepare()  # here, because Ctrl-C ends it at once
 
         def made(count: int) -> None:
             log.info(f"{count} of {_AHEAD} frames are made", throttle_duration_sec=_PERIOD, skip_first=True)
@@ -210,14 +209,14 @@ class _Player:
             with bar:
                 for frame, moved in self._rounds(frames, source.rate, loop):
                     try:
-                        # Made ready before it is due, so that only the publishing itself comes after.
+                        # Prepared before it is due: only publishing remains.
                         messages = self._topics.messages(frame, moved)
                     except SourceError as error:
                         self._failed += 1
                         streak += 1
                         if loop and source.length is not None and streak >= source.length:
                             raise SourceError(
-                                f"not one frame of a whole round can be played; the last: {error}"
+                                f"no frame of a whole round can be played; the last error: {error}"
                             ) from error
                         log.error(f"left out: {error}", throttle_duration_sec=1.0)
                         continue
@@ -238,7 +237,7 @@ class _Player:
                     if not (progress or loop):
                         lines.count()
             if not (published or interrupted):
-                raise SourceError(f"not one of {self._failed} frames can be played: the errors above say why")
+                raise SourceError(f"none of {self._failed} frames can be played: see the errors above")
             if published:
                 self._topics.flush(2.0)
         except (KeyboardInterrupt, ExternalShutdownException):
@@ -246,7 +245,7 @@ class _Player:
         return PlayReport(published, self._failed, late, last - first, interrupted)
 
     def _rounds(self, frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, bool]]:
-        """Frames of all rounds, with stamps that go on, and whether the stamp was moved."""
+        """Frames of all rounds with continuing stamps, and whether the stamp was moved."""
         period = round(1e9 / rate)
         shift = 0
         while True:
@@ -270,12 +269,12 @@ class _Player:
             if time.monotonic() > end:
                 raise PlayError(
                     f"nobody subscribed to {topic} within {seconds:g} s; start the subscriber, or do not wait for one "
-                    "(is ROS_DOMAIN_ID the same, and the topic?)"
+                    "(--wait 0). Check that both have the same ROS_DOMAIN_ID and topic"
                 )
             if not self._context.ok():
                 raise ExternalShutdownException
             time.sleep(0.01)
-        # Whoever takes several topics is found on the others a moment later; without this the first pair is lost.
+        # A subscriber to several topics matches on the others a moment later; without this the first pair is lost.
         self._topics.settle(with_camera, 0.5)
-        # The subscriber learns of the publisher a moment after the publisher of it, and what comes before is lost.
+        # The subscriber discovers the publisher slightly later than the reverse; earlier messages would be lost.
         time.sleep(_ACQUAINTED)

@@ -1,4 +1,4 @@
-"""The topics that a source is published on, and what goes out on them for one frame."""
+"""Topics of a played source, and the messages of one frame."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from loftr_ros.recordings import PixelImage, SourceError, SourceFrame
 from loftr_ros.ros.output.messages import to_time
 from loftr_ros.tools.player.messages import depth_messages, frame_messages, right_messages
 
-_READ_WITHIN = 0.5  # s that a busy reader is given for the last image
+_READ_WITHIN = 0.5  # s for a busy reader to take the last image
 
 Messages = list[tuple[Any, Any]]
-"""What is published for a frame: (publisher, message), the image last."""
+"""Messages of a frame: (publisher, message), the image last."""
 
 
 def extrinsic_of(pose: NDArray[np.float64]) -> str:
     """A (4, 4) pose as the front end's parameter `input.left_from_right`: [x, y, z, qx, qy, qz, qw]."""
     numbers = (*pose[:3, 3].tolist(), *quaternion_of(pose[:3, :3]))
-    # A point in each, since ROS wants a list of doubles, not of whole numbers.
+    # Each with a decimal point, because ROS expects a list of doubles.
     return "[" + ", ".join(f"{number:.9f}" for number in numbers) + "]"
 
 
 class Topics:
-    """Publishers of `image` and `camera_info`, of the same two below `right/` or `depth/`, and of `/clock`."""
+    """Publishers of `image` and `camera_info`, the same two in `right/` or `depth/`, and `/clock`."""
 
     def __init__(
         self, node: Node, mode: str, *, compressed: bool, color: bool, now: bool, clock: bool, qos: QoSProfile
     ) -> None:
-        """Creates the publishers.
+        """Create the publishers.
 
         Args:
-            node: theirs.
+            node: their owner.
             mode: `mono`, `stereo` or `rgbd`.
             compressed: publish `sensor_msgs/CompressedImage` on `image/compressed`; depth is always raw.
-            color: bgr8 where the source has it (raw only).
+            color: publish bgr8 if the source has colour (raw only).
             now: stamp with the wall clock.
             clock: publish each frame's stamp on `/clock`.
-            qos: of all but the clock.
+            qos: of all publishers except the clock's.
         """
         self._node, self._mode, self._compressed, self._color, self._now = node, mode, compressed, color, now
         kind, name = (CompressedImage, "image/compressed") if compressed else (Image, "image")
         self._image = node.create_publisher(kind, name, qos)
         self._info = node.create_publisher(CameraInfo, "camera_info", qos)
-        # The image and the calibration of the right or of the depth camera.
+        # Image and calibration of the right or depth camera.
         self._companions: list[Any] = []
         if mode == STEREO:
             self._companions = [
@@ -83,17 +83,17 @@ class Topics:
         return bool(self._image.get_subscription_count())
 
     def settle(self, with_camera: bool, seconds: float) -> None:
-        """Waits until all topics have a subscriber, `seconds` at most: not everybody wants all of them."""
-        # Without a calibration there is nothing to hear on camera_info.
+        """Wait until all topics have a subscriber, but at most `seconds`: some subscribers do not use all."""
+        # Without a calibration nothing is published on camera_info.
         others = [self._info, *self._companions] if with_camera else self._companions[:1]
         end = time.monotonic() + seconds
         while any(publisher.get_subscription_count() == 0 for publisher in others) and time.monotonic() < end:
             time.sleep(0.01)
 
     def prepared(self, frame: SourceFrame) -> SourceFrame:
-        """The frame with all that is published read and decoded, and without the rest of it.
+        """The frame with all published images decoded, and without the other ones.
 
-        What is damaged stays as it is, and fails in its turn.
+        Damaged images stay as they are, and fail when their turn comes.
         """
         right, depth = frame.right if self._mode == STEREO else None, frame.depth if self._mode == RGBD else None
         frame = replace(frame, right=right, depth=depth)
@@ -113,14 +113,14 @@ class Topics:
         return replace(frame, image=PixelImage(frame.decode_color() if self._color else frame.decode_all_bits()))
 
     def messages(self, frame: SourceFrame, moved: bool) -> Messages:
-        """What is to be published for a frame, all of it with the frame's stamp.
+        """The messages of a frame, all with the frame's stamp.
 
         Args:
             frame: of the source.
-            moved: its stamp is not the source's own.
+            moved: its stamp differs from the source's.
 
         Raises:
-            SourceError: an image is missing or damaged; then nothing of the frame can be published.
+            SourceError: an image is missing or damaged, so the frame cannot be published.
         """
         image, info = frame_messages(
             frame, compressed=self._compressed, color=self._color, restamped=moved or self._now
@@ -137,17 +137,17 @@ class Topics:
     def _tell_of_extrinsics(self, frame: SourceFrame) -> None:
         if frame.right is not None and frame.right.baseline is None:
             self._node.get_logger().warning(
-                "the pair is not rectified, so right/camera_info cannot tell where the right camera is; run the front "
+                "the pair is not rectified, so right/camera_info cannot hold the right camera's pose; run the front "
                 f"end with input.left_from_right set to {extrinsic_of(frame.right.left_from_right)}",
                 once=True,
             )
 
     def publish(self, messages: Messages, stamp_ns: int) -> None:
-        """Sends a frame's messages, the clock first.
+        """Publish a frame's messages, the clock first.
 
         Args:
             messages: see `messages`.
-            stamp_ns: the frame's; the wall clock's is set instead if that was asked for.
+            stamp_ns: the frame's stamp; replaced by the wall clock's with `now`.
         """
         if self._now:
             stamp_ns = time.time_ns()
@@ -161,10 +161,10 @@ class Topics:
             publisher.publish(message)
 
     def flush(self, seconds: float) -> None:
-        """Waits until what was published has arrived, as delivery ends with the node.
+        """Wait until the messages have arrived, because delivery ends with the node.
 
-        Readers of best effort acknowledge nothing: they get a moment to copy the last image out of shared memory, which
-        goes with the node too.
+        Best-effort readers acknowledge nothing: they get a moment to copy the last image out of shared memory, which
+        ends with the node too.
         """
         end = time.monotonic() + seconds
         for publisher in (self._image, self._info, *self._companions):

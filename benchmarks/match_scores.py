@@ -1,17 +1,13 @@
-"""Quality of single matches: against the true pose, the true homography, and the network's own estimate."""
+"""Quality of single matches against the true pose or the true homography."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-
-# Part of a normal distribution within one standard deviation.
-NORMAL_WITHIN_ONE = 0.6827
 
 
 def epipolar_errors(rays0: ArrayLike, rays1: ArrayLike, pose: ArrayLike) -> Array:
@@ -60,52 +56,6 @@ def corner_error(homography: ArrayLike | None, truth: ArrayLike, size: tuple[int
     corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64)
     moved = np.linalg.norm(map_points(homography, corners) - map_points(truth, corners), axis=1)
     return float(moved.mean()) if np.isfinite(moved).all() else float("inf")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration of predicted standard deviations. Every match counts twice: by its error along u and along v.
-
-    Attributes:
-        count: matches.
-        within_one, within_two: part of the errors within one and two predicted standard deviations; 0.68 and 0.95 for a
-            normal distribution. NaN without matches.
-        scale: factor on the predictions that puts 68 % of the errors within one; 1 is perfect.
-        predicted, measured: (B,) bins of equally many matches, ordered by prediction: the median predicted standard
-            deviation, and the error that bounds 68 % of theirs, in pixels.
-    """
-
-    count: int
-    within_one: float
-    within_two: float
-    scale: float
-    predicted: Array
-    measured: Array
-
-
-def calibration(residuals: ArrayLike, std: ArrayLike, bins: int = 10) -> Calibration:
-    """Compare the errors of matches with their predicted standard deviations.
-
-    Args:
-        residuals: (N, 2) pixels, `points1` minus its true position.
-        std: (N,) pixels along one axis; matches without a finite std and residual do not count.
-        bins: of equally many matches, at most.
-    """
-    error, sigma = np.abs(np.asarray(residuals, np.float64)), np.asarray(std, np.float64)
-    known = np.isfinite(error).all(axis=1) & np.isfinite(sigma)
-    error, sigma = error[known], sigma[known]
-    if not len(sigma):
-        return Calibration(0, np.nan, np.nan, np.nan, np.zeros(0), np.zeros(0))
-    ratio = error / np.maximum(sigma, 1e-9)[:, None]
-    parts = np.array_split(np.argsort(sigma, kind="stable"), min(bins, len(sigma)))
-    return Calibration(
-        len(sigma),
-        float((ratio <= 1).mean()),
-        float((ratio <= 2).mean()),
-        float(np.quantile(ratio, NORMAL_WITHIN_ONE)),
-        np.array([np.median(sigma[part]) for part in parts]),
-        np.array([np.quantile(error[part], NORMAL_WITHIN_ONE) for part in parts]),
-    )
 
 
 def mean_and_spread(values: Sequence[ArrayLike] | Array, digits: int = 1) -> str:
