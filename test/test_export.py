@@ -223,7 +223,7 @@ def assert_is_fixed(path: Path) -> None:
 @pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "preset",
-    ["compact", "coarse_lite", *(pytest.param(name, marks=pytest.mark.long) for name in ("efficient_opt", "loftr_ot"))],
+    ["coarse_lite", *(pytest.param(name, marks=pytest.mark.long) for name in ("compact", "efficient_opt", "loftr_ot"))],
 )
 def test_an_export_for_a_gpu_is_a_fixed_program_and_finds_the_same(
     preset: str, precision: torch.dtype, tmp_path: Path

@@ -22,7 +22,6 @@ from loftr_ros.matcher.compact.network import spread
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
-
 # Frames after which the trajectory of these tests has its unit of length, and the motion in it is known.
 UNIT = 8
 
