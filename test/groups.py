@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 GROUPS = {
-    "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export half_precision "
-    "loftr matcher openvino parity ring weights",
+    "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export fixed_program "
+    "gpu_faults half_precision "
+    "loftr matcher openvino parity ring tensorrt weights",
     "front_end": "budget camera cell_depth covariance gyroscope keyframes local_affine localization mask match_metrics "
     "metric_pose moving_things pipeline quick_matching recovery refinement relative_pose small_motion "
     "sparse_front_end stereo_calibration stream trust wheel_odometry",

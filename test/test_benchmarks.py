@@ -306,3 +306,30 @@ def test_counts_of_missing_matches_add_up_and_shares_are_of_what_is_visible(benc
     assert "| - | - |" in total.line("WxBS", 2, "w", cells=False)
     centres = missing.centres(2, 3)
     assert centres[4].tolist() == [23.5, 23.5]
+
+
+def test_the_benchmark_of_a_gpu_ends_with_the_reason_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert gpu.main() == 2
+    assert capsys.readouterr().err == f"gpu.py needs a CUDA device: torch {torch.__version__} sees none\n"
+
+
+@pytest.mark.long
+def test_the_benchmark_of_a_gpu_compares_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+    import torch
+    from pretended_device import PretendedDevice
+
+    monkeypatch.setattr(gpu, "GPU", torch.device("cpu"))
+    monkeypatch.setattr(gpu, "WIDTH", 160)
+    monkeypatch.setattr(gpu, "HEIGHT", 128)
+    monkeypatch.setattr(gpu, "CudaDevice", lambda device, graphs: PretendedDevice(device))
+    bench = gpu.Bench(repeats=1)
+    full = bench.parity("compact")["torch.float32"]
+    assert full["matches"] > 30 and full["again"] == 1 and full["p99.5 px"] < 1e-3 and full["finite"]

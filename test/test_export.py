@@ -34,7 +34,7 @@ from loftr_ros.matcher.loftr import transformer
 from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.precision import DeviceError
 from loftr_ros.matcher.ring import FeatureRing
-from loftr_ros.matcher.runtime import export, loftr_graph, onnx_backend
+from loftr_ros.matcher.runtime import export, graphs, onnx_backend
 from loftr_ros.matcher.runtime.export import ExportError, export_network
 from loftr_ros.matcher.runtime.export_check import Agreement, DisagreementError, check_export
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, read_model
@@ -54,7 +54,7 @@ PROGRAM = Path(sys.executable).parent / "loftr_ros"
 def small_tiles() -> Iterator[None]:
     """So that images of this size need several tiles too, the last of another size than the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loftr_graph, "TILE_SCORES", 40_000)
+        patch.setattr(graphs, "TILE_SCORES", 40_000)
         patch.setattr(transformer, "TILE_TOKENS", 125)
         yield
 
@@ -187,14 +187,62 @@ def test_the_compact_networks_cap_and_threshold_act_in_the_graph_and_after_it(
         assert matched(matcher, images, (None, None)).cell.tolist() == expected.cell[expected.confidence > 0.9].tolist()
 
 
-def test_an_export_of_the_compact_network_is_recognised_and_needs_a_later_opset(
-    compact_folder: Path, tmp_path: Path
-) -> None:
+def test_an_export_of_the_compact_network_is_recognised(compact_folder: Path) -> None:
     matcher = opened(compact_folder)
     assert matcher.config == compact().config and matcher.has_fine_stage and matcher.cell_size == 8
-    assert json.loads((compact_folder / MODEL_FILE).read_text())["opset"] == 18
-    with pytest.raises(ExportError, match="opset 17 is not supported; expected 18 to 20"):
-        export_network(compact(), tmp_path / "export", WIDTH, HEIGHT, weights="random", opset=17)
+    assert json.loads((compact_folder / MODEL_FILE).read_text())["opset"] == 17
+
+
+# Operators that TensorRT runs by itself, in shapes that are known when the engine is built.
+ALLOWED = """
+    Abs Add Clip Div Elu Exp LeakyRelu Log Max Min Mod Mul Neg Pow Reciprocal Relu Softplus Sqrt Sub Tanh
+    AveragePool Conv Gemm LayerNormalization LogSoftmax MatMul MaxPool Resize Softmax
+    ArgMax ReduceMax ReduceMean ReduceMin ReduceSum TopK And Equal Greater GreaterOrEqual Less LessOrEqual Not Or Where
+    Cast Concat Constant ConstantOfShape Expand Flatten Gather GatherElements Identity Pad Reshape ScatterElements Shape
+    Slice Split Squeeze Tile Transpose Unsqueeze
+"""
+
+
+def assert_is_fixed(path: Path) -> None:
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
+    assert {node.op_type for node in graph.node} <= set(ALLOWED.split())
+    for output in graph.output:
+        assert all(dimension.HasField("dim_value") for dimension in output.type.tensor_type.shape.dim)
+    constants = {each.name: each for each in graph.initializer}
+    constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type == "TopK":
+            assert int(onnx.numpy_helper.to_array(constants[node.input[1]])[0]) <= 3840
+        if node.op_type == "ScatterElements":
+            assert attributes.get("reduction", b"none") == b"none"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "preset",
+    ["coarse_lite", *(pytest.param(name, marks=pytest.mark.long) for name in ("compact", "efficient_opt", "loftr_ot"))],
+)
+def test_an_export_for_a_gpu_is_a_fixed_program_and_finds_the_same(
+    preset: str, precision: torch.dtype, tmp_path: Path
+) -> None:
+    if preset == "compact":
+        model: Network = load_network(
+            "compact", find_weights("compact", ""), CPU, precision, coarse={"max_matches": 99}
+        )
+    elif preset.startswith("efficient"):
+        model = made_efficient.network(made_efficient.configured(preset), precision)
+    else:
+        model = random_lite(precision) if preset == "coarse_lite" else network(precision, preset)
+    export_network(model, tmp_path, WIDTH, HEIGHT, weights="made", fixed=True)
+    for name in (ENCODE_FILE, MATCH_FILE):
+        assert_is_fixed(tmp_path / name)
+    matcher = opened(tmp_path)
+    if precision == torch.float32:
+        images = rendered_pair(WIDTH, HEIGHT)
+        assert_same(*(matched(each, images, (None, None)) for each in (matcher, model)), at_least=0)
 
 
 @pytest.mark.long
@@ -468,7 +516,7 @@ def test_what_the_checker_refuses_is_not_written_and_an_older_export_stays(
 
 
 def test_graphs_that_find_something_else_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mirrored(loftr_graph.EncodeGraph):
+    class Mirrored(graphs.EncodeGraph):
         def forward(self, image: Tensor, usable: Tensor) -> tuple[Tensor, ...]:
             return super().forward(image.flip(3), usable)
 

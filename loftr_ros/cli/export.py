@@ -30,6 +30,18 @@ def export(
     max_matches: Annotated[
         int | None, typer.Option(help="Maximum number of matches of a pair; 0 for all.", show_default="the network's")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Device that the graphs are for: cpu, or cuda for shapes that are all fixed, as TensorRT needs."
+        ),
+    ] = "cpu",
+    build_engine: Annotated[
+        bool, typer.Option("--build-engine", help="Also build TensorRT's engines for this machine; for --device cuda.")
+    ] = False,
+    engine_cache: Annotated[
+        str, typer.Option(help="Folder of the engines.", show_default="engines in the output folder")
+    ] = "",
     opset: Annotated[int, typer.Option(help="Version of ONNX's operators.", show_default="17, or 18 if needed")] = 0,
 ) -> None:
     """Write a network as ONNX, for images of one size: encode.onnx, match.onnx and model.json."""
@@ -37,19 +49,29 @@ def export(
 
     from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
     from loftr_ros.matcher.precision import DeviceError, resolve_precision
-    from loftr_ros.matcher.runtime.export import ExportError, export_network
+    from loftr_ros.matcher.runtime.export import ExportError, build_engines, export_network
     from loftr_ros.weights import find_weights
 
     asked = {"max_matches": max_matches, "threshold": threshold}
     coarse = {name: value for name, value in asked.items() if value is not None}
+    if device not in ("cpu", "cuda") or (build_engine and device != "cuda"):
+        fail(DeviceError(f"device is '{device}'; expected cpu or cuda, and cuda with --build-engine"))
     try:
         path = None if weights == _RANDOM else find_weights(network, weights)
-        device = torch.device("cpu")
-        model = load_network(network, path, device, resolve_precision(precision, device), coarse=coarse)
+        here = torch.device("cpu")
+        model = load_network(network, path, here, resolve_precision(precision, here), coarse=coarse)
         folder = output or Path(f"{model.config.name}_{width}x{height}")
         exported = export_network(
-            model, folder, width, height, weights=_RANDOM if path is None else path.name, opset=opset
+            model,
+            folder,
+            width,
+            height,
+            weights=_RANDOM if path is None else path.name,
+            opset=opset,
+            fixed=device == "cuda",
         )
+        if build_engine:
+            build_engines(folder, engine_cache)
     except (DeviceError, ExportError, WeightsError) as error:
         fail(error)
     size = sum(file.stat().st_size for file in folder.glob("*.onnx")) / 1e6

@@ -57,7 +57,7 @@ class LatencyBudget:
         self._efforts = [Effort(count) for count in range(max_keyframes, 0, -1)]
         if limit > 0:
             self._efforts += [Effort(1, scale) for scale in SCALES[1:]]
-        self._level = 0
+        self._level = self._greatest = 0
         self._costs: deque[_Cost] = deque(maxlen=_MOST)
         self._settling = _SETTLING
 
@@ -86,10 +86,17 @@ class LatencyBudget:
             lower = range(self._level + 1, len(self._efforts))
             fitting = (level for level in lower if slowest * self._share(level) <= _DOWN * self._limit)
             self._change(next(fitting, len(self._efforts) - 1))
-        elif len(self._costs) == _MOST and self._level:
+        elif len(self._costs) == _MOST and self._level > self._greatest:
             greater = self._level - 1
             if slowest * self._share(greater) <= _UP * self._limit:
                 self._change(greater)
+
+    def limit_to_less(self) -> None:
+        """Never again use the current effort, because there is no memory for it; resolutions follow the keyframes."""
+        if self._level == len(self._efforts) - 1 and self._efforts[-1].scale == 1.0:
+            self._efforts += [Effort(1, scale) for scale in SCALES[1:]]
+        self._change(min(self._level + 1, len(self._efforts) - 1))
+        self._greatest = self._level
 
     def _share(self, level: int) -> float:
         """Predicted cost of a frame at another level, relative to the current one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loftr_ros.matcher.config import AUTO, PRESETS
+from loftr_ros.matcher.runtime.tensorrt import TensorRTConfig
 from loftr_ros.settings import Settings, setting
 
 if TYPE_CHECKING:  # imports torch, which the node loads only when it is configured
@@ -26,8 +27,8 @@ class MatcherConfig(Settings):
     weights: str = setting(
         "",
         "Weights file of the network, or a name of `loftr_ros weights list`; empty for the packaged weights "
-        "(compact) or else the first found; random for untrained weights; for backend onnx or openvino the output"
-        " of `loftr_ros export`",
+        "(compact) or else the first found; random for untrained weights; for backends onnx, tensorrt and openvino the "
+        "output of `loftr_ros export`",
     )
     device: str = setting(
         "auto", "Device of the network: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N"
@@ -40,10 +41,10 @@ class MatcherConfig(Settings):
     )
     backend: str = setting(
         "auto",
-        "Runtime of the network: torch (PyTorch), onnx (onnxruntime with an export), openvino (with an export, or"
-        " with the weights of compact); auto for openvino if it is installed and compact runs on a CPU, else "
-        "torch",
-        choices=("auto", "torch", "onnx", "openvino"),
+        "Runtime of the network: torch (PyTorch), onnx (onnxruntime with an export), tensorrt (onnxruntime's TensorRT "
+        "with an export for GPUs), openvino (with an export, or with the weights of compact); auto for openvino if it "
+        "is installed and compact runs on a CPU, else torch",
+        choices=("auto", "torch", "onnx", "tensorrt", "openvino"),
     )
     onnx_providers: str = setting(
         "",
@@ -98,7 +99,9 @@ class MatchingConfig(Settings):
         return {name: value for name, value in given.items() if value is not None and value >= 0}
 
 
-def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpec:
+def matcher_spec(
+    matcher: MatcherConfig, matching: MatchingConfig, tensorrt: TensorRTConfig | None = None
+) -> MatcherSpec:
     """The matcher specified by the settings.
 
     Raises:
@@ -113,12 +116,16 @@ def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpe
     given = Path(matcher.weights).expanduser()
     if matcher.weights == RANDOM:
         weights = None
-    elif matcher.backend != "onnx" and not (matcher.backend == "openvino" and matcher.weights and given.is_dir()):
+    elif matcher.backend not in ("onnx", "tensorrt") and not (
+        matcher.backend == "openvino" and matcher.weights and given.is_dir()
+    ):
         weights = find_weights(matcher.network, matcher.weights)
     elif matcher.weights:
         weights = given
     else:
-        raise WeightsError("backend onnx needs an exported network: set weights to the output of `loftr_ros export`")
+        raise WeightsError(
+            f"backend {matcher.backend} needs an exported network: set weights to the output of `loftr_ros export`"
+        )
     return MatcherSpec(
         network=matcher.network,
         weights=weights,
@@ -127,5 +134,6 @@ def matcher_spec(matcher: MatcherConfig, matching: MatchingConfig) -> MatcherSpe
         backend=matcher.backend,
         providers=tuple(name.strip() for name in matcher.onnx_providers.split(",") if name.strip()),
         threads=matcher.threads,
+        tensorrt=tensorrt or TensorRTConfig(),
         coarse=matching.overrides,
     )

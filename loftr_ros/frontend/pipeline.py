@@ -32,12 +32,13 @@ from loftr_ros.frontend.quality import SHARPER, FrameQuality
 from loftr_ros.frontend.quick import FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
-from loftr_ros.frontend.stream import StreamGuard, check_companions
+from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import rotation_vector
 from loftr_ros.geometry.two_view import PoseStatus, without_pose
-from loftr_ros.matcher.interface import Matcher, QuickMatcher
+from loftr_ros.matcher.faults import is_out_of_memory
+from loftr_ros.matcher.interface import Matcher, QuickMatcher, release_memory, waited_for_encoding
 from loftr_ros.settings import ConfigError, changed
 
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
@@ -81,6 +82,7 @@ class FrontEnd:
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
         self._resolution = 1.0
+        self._drops_keyframes = False
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
     @property
@@ -107,6 +109,10 @@ class FrontEnd:
         Raises:
             FrameRefusedError: as `process`.
         """
+        with self._memory_guarded():
+            return self._process(current)
+
+    def _process(self, current: EncodedFrame) -> FrontEndResult:
         timer = _Timer()
         timer.seconds["encode"] = current.seconds
         frame = current.frame
@@ -222,6 +228,7 @@ class FrontEnd:
                 found = self.matcher.match_quickly(features, current.features, self.config.tracking.max_matches, first)
             else:
                 found = self.matcher.match(features, current.features)
+        timer.move(waited_for_encoding(self.matcher), "match", "encode")
         with timer("refine"):
             correspondences = [
                 self.pairs.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)
@@ -386,13 +393,41 @@ class FrontEnd:
             effort: part of the configured resolution; None for that of the keyframes.
 
         Raises:
-            MaskError, FrameRefusedError: as `PairMatcher.encode`.
+            MaskError, FrameRefusedError: as `PairMatcher.encode`; also if the GPU's memory runs out, see
+                `_memory_guarded`.
         """
-        return self.pairs.encode(frame, self._resolution if effort is None else effort)
+        with self._memory_guarded():
+            return self.pairs.encode(frame, self._resolution if effort is None else effort)
+
+    @contextmanager
+    def _memory_guarded(self) -> Iterator[None]:
+        """If the GPU's memory runs out, refuse the frame, give memory back, and spend less on the next one.
+
+        Raises:
+            FrameRefusedError: it ran out.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            release_memory(self.matcher)
+            self._budget.limit_to_less()
+            now = self._budget.effort
+            if now.scale != self._resolution:  # at once: a keyframe at another one would need memory for both
+                self._resolution, self._drops_keyframes = now.scale, True
+            raise FrameRefusedError(
+                "memory",
+                f"the GPU's memory ran out; from the next frame on with at most {now.keyframes} keyframes and images "
+                f"at {now.scale:g} of the configured resolution. Lower keyframe.max_matched, keyframe.capacity or "
+                "image.max_side, or end other programs on the GPU",
+            ) from error
 
     def _admit(self, frame: Frame) -> None:
         check_companions(frame, self.config.scale.mode)
         changed = self._stream.admit(frame)
+        if self._drops_keyframes:
+            self._drops_keyframes, changed = False, KeyframeReason.EFFORT
         self.buffer.next_frame()
         if changed is not None:
             self.buffer.clear(changed)
@@ -541,3 +576,8 @@ class _Timer:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count seconds of one stage in another."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds

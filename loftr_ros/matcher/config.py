@@ -6,6 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
+class _Grids:
+    """The cells of images, from a network's strides."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of an image's cells, including those that complete the last units of coarse matching."""
+        side, cell = self.coarse_stride, self.backbone.stride  # type: ignore[attr-defined]
+        return -(-height // side) * (side // cell), -(-width // side) * (side // cell)
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     """The ResNet of the paper's section 3.1, with or without the feature pyramid.
@@ -98,7 +107,7 @@ class FineConfig:
 
 
 @dataclass(frozen=True)
-class LoFTRConfig:
+class LoFTRConfig(_Grids):
     """One whole network.
 
     Attributes:
@@ -188,7 +197,7 @@ class CompactFineConfig:
 
 
 @dataclass(frozen=True)
-class CompactConfig:
+class CompactConfig(_Grids):
     """Our own small network.
 
     Attributes:
@@ -285,7 +294,7 @@ class EfficientFineConfig:
 
 
 @dataclass(frozen=True)
-class EfficientConfig:
+class EfficientConfig(_Grids):
     """EfficientLoFTR (arXiv 2403.04765).
 
     Attributes:

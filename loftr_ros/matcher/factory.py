@@ -15,11 +15,13 @@ from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision
+from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision, why_no_gpu
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
+from loftr_ros.matcher.runtime.gpu import CudaDevice, GpuMatcher
+from loftr_ros.matcher.runtime.tensorrt import PROVIDER, TensorRTConfig
 
 _CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
-BACKENDS = ("auto", "torch", "onnx", "openvino")
+BACKENDS = ("auto", "torch", "onnx", "tensorrt", "openvino")
 
 _logger = logging.getLogger(__name__)
 
@@ -34,10 +36,12 @@ class MatcherSpec:
             match nothing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32`, `bfloat16` or `float16`; a network exported for onnxruntime has its own.
-        backend: the runtime: `torch`, `onnx` (onnxruntime, an exported network), `openvino` (an exported network, or
-            `compact` by its weights); `auto` is OpenVINO if it is installed and suitable, else torch.
+        backend: the runtime: `torch`, `onnx` (onnxruntime, an exported network), `tensorrt` (onnxruntime's TensorRT, a
+            network exported for GPUs), `openvino` (an exported network, or `compact` by its weights); `auto` is
+            OpenVINO if it is installed and suitable, else torch.
         providers: execution providers of onnxruntime, the preferred first; empty for CUDA's on a GPU, else the CPU's.
         threads: CPU threads; 0 leaves the setting unchanged.
+        tensorrt: settings of TensorRT.
         coarse: fields of the preset's `CoarseMatchingConfig` to replace.
     """
 
@@ -48,6 +52,7 @@ class MatcherSpec:
     backend: str = "auto"
     providers: tuple[str, ...] = ()
     threads: int = 0
+    tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
     coarse: Mapping[str, int | float] = field(default_factory=dict)
 
 
@@ -64,7 +69,13 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = resolve_device(spec.device)
-    if spec.backend == "onnx":
+    if spec.device == "auto" and (problem := why_no_gpu()):
+        _logger.warning("the CPU computes, although there is a GPU: %s", problem)
+    if spec.backend == "tensorrt":
+        spec = replace(spec, providers=spec.providers or (PROVIDER, _CUDA_PROVIDER))
+        if spec.device == "cpu" or PROVIDER not in spec.providers:
+            raise DeviceError(f"backend tensorrt needs a GPU and {PROVIDER} among onnx_providers, if they are set")
+    if spec.backend in ("onnx", "tensorrt"):
         return _open_onnx(spec, device)
     if spec.backend == "openvino":
         return _open_openvino(spec, device)
@@ -75,7 +86,7 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
             return _open_openvino(replace(spec, network=network.config.name), device)
         except DeviceError as error:
             _logger.warning("torch runs the network, because OpenVINO cannot: %s", error)
-    return network
+    return GpuMatcher(network, CudaDevice(device)) if device.type == "cuda" else network
 
 
 def backend_of(matcher: Matcher) -> str:
@@ -89,17 +100,22 @@ def backend_of(matcher: Matcher) -> str:
 
 def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
     if spec.weights is None:
-        raise WeightsError("backend onnx runs networks of `loftr_ros export`; only other backends have random weights")
+        raise WeightsError(
+            f"backend {spec.backend} runs networks of `loftr_ros export`; only other backends have random weights"
+        )
     if not spec.weights.exists():
         raise WeightsError(f"exported network {spec.weights} does not exist; `loftr_ros export` writes one")
     try:  # here, because only this backend needs onnxruntime
         from loftr_ros.matcher.runtime.onnx_backend import load_onnx
     except ImportError as error:
-        raise DeviceError(f"backend onnx cannot be loaded ({error}); install onnxruntime, or use torch") from error
+        raise DeviceError(
+            f"backend {spec.backend} cannot be loaded ({error}); install onnxruntime, or use torch"
+        ) from error
     weights, coarse = spec.weights, spec.coarse or None
 
     def opened(*providers: str) -> Matcher:
-        return _as_asked(load_onnx(weights, providers, device, spec.threads, coarse=coarse), spec)
+        opened = load_onnx(weights, providers, device, spec.threads, coarse=coarse, tensorrt=spec.tensorrt)
+        return _as_asked(opened, spec)
 
     on_gpu, is_asked = device.type == "cuda", spec.device != "auto"
     if spec.providers:

@@ -67,6 +67,17 @@ class Matches:
         return len(self.cell)
 
 
+def release_memory(matcher: Matcher) -> None:
+    """Let a matcher give back memory that it can allocate again."""
+    if release := getattr(matcher, "release", None):
+        release()
+
+
+def waited_for_encoding(matcher: Matcher) -> float:
+    """Seconds of the last `match` in which encoding went on, on devices where `encode` returns before it is done."""
+    return float(getattr(matcher, "waited_for_encoding", 0.0))
+
+
 class Matcher(Protocol):
     """Encodes an image once and matches it against many. `LoFTR` implements it; so does the ONNX backend."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+
+from loftr_ros.matcher.faults import gpu_problem, missing_gpu_build
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -14,6 +17,11 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 # x86: AVX512-BF16 and AMX; Arm: the bf16 extension.
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context without autocast, which training uses."""
+    return torch.autocast(device.type, enabled=False) if torch.is_grad_enabled() else nullcontext()
 
 
 class DeviceError(RuntimeError):
@@ -31,13 +39,13 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a name: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`.
+    """The torch device of a name: `auto` (CUDA where there is one that works, else the CPU), `cpu`, `cuda`, `cuda:1`.
 
     Raises:
-        DeviceError: no such device here.
+        DeviceError: no such device here, or torch cannot compute on it.
     """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cpu") if why_no_gpu() or not torch.cuda.is_available() else torch.device("cuda", 0)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -52,7 +60,15 @@ def resolve_device(name: str) -> torch.device:
             f"device '{name}' does not exist: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
             "use device cpu, or install a CUDA build of torch and the driver"
         )
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    if problem := gpu_problem(device):
+        raise DeviceError(f"device '{name}' cannot be used: {problem}")
+    return device
+
+
+def why_no_gpu() -> str:
+    """Why device `auto` is the CPU although the machine has a GPU; empty if it is not, or if there is none."""
+    return gpu_problem(torch.device("cuda", 0)) if torch.cuda.is_available() else missing_gpu_build()
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:

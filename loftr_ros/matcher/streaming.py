@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import cell_offset, cells_taking_part
+from loftr_ros.matcher.cells import cell_offset, cells_taking_part, in_grid
 from loftr_ros.matcher.config import NetworkConfig
+from loftr_ros.matcher.fixed import FixedMatches
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 
@@ -60,6 +62,50 @@ class StreamingNetwork(nn.Module):
         return self.first_weight.dtype
 
     @torch.inference_mode()
+    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
+        """Encode one image, independent of any other.
+
+        Args:
+            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
+            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
+                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
+                either end.
+
+        Returns:
+            The features, on the network's device.
+
+        Raises:
+            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
+        """
+        usable, cells = self.taking_part(image, usable)
+        pixels = self.gray_levels(image).contiguous(memory_format=torch.channels_last)
+        return replace(self.encode_pixels(pixels, cells), pixels=usable)
+
+    @abstractmethod
+    def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
+        """Encode one image.
+
+        Args:
+            pixels: (1, 1, H, W) of `gray_levels`, channels last in memory.
+            cells: (1, L) bool, see `taking_part`.
+
+        Returns:
+            Its features without `ImageFeatures.pixels`; complete ones in a fixed program.
+        """
+
+    @abstractmethod
+    def match_fixed(
+        self, keyframes: ImageFeatures, current: ImageFeatures, allowed0: Tensor, allowed1: Tensor
+    ) -> FixedMatches:
+        """Match one image against several, with results of a size that the settings alone decide; see `fixed`.
+
+        Args:
+            keyframes: complete features of B images of equal size, one after the other along the first dimension.
+            current: features of one image. Either both have `usable`, or none.
+            allowed0, allowed1: (B or 1, L) and (1, S) bool of `allowed_cells`.
+        """
+
+    @torch.inference_mode()
     def match(self, keyframes: Sequence[ImageFeatures], current: ImageFeatures) -> list[Matches]:
         """Match one image against several, those of equal size in one batch.
 
@@ -93,7 +139,7 @@ class StreamingNetwork(nn.Module):
             )
 
     def taking_part(self, image: Tensor, usable: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The participating parts of an image, on the network's device.
+        """The participating parts of an image, on the network's device, in its grid of cells.
 
         Args:
             image: (H, W).
@@ -108,7 +154,10 @@ class StreamingNetwork(nn.Module):
         self.check_image(image)
         usable = None if usable is None else usable.to(self.device, torch.bool)
         cells = cells_taking_part(image, usable, self.cell_size)
-        return usable, None if cells is None else cells.to(self.device)
+        if cells is None:
+            return usable, None
+        shape = -(-image.shape[0] // self.cell_size), -(-image.shape[1] // self.cell_size)
+        return usable, in_grid(cells.to(self.device), shape, self.config.grid(*image.shape))
 
     def gray_levels(self, image: Tensor) -> Tensor:
         """(H, W), uint8 or floating point in [0, 1], as (1, 1, H, W) from 0 to 255 on the network's device.

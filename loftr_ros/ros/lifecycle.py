@@ -14,6 +14,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 
 from loftr_ros.ros.logs import log_by
 from loftr_ros.ros.output.reports import ErrorLog, error_kind
@@ -47,6 +48,7 @@ class SettingsNode(LifecycleNode, Generic[P]):
         failure: why the last transition failed; empty if it did not.
         interruptible: whether a signal may interrupt what the node is doing: a transition that loads something.
         interrupted: set by that signal.
+        given_up: done when the node cannot go on in this process; see `give_up`.
     """
 
     def __init__(self, name: str, kind: type[P], **kwargs: object) -> None:
@@ -66,6 +68,9 @@ class SettingsNode(LifecycleNode, Generic[P]):
         self.failure = ""
         self.interruptible = False
         self.interrupted = threading.Event()
+        self.given_up = Future()
+        self._giving_up = self.create_guard_condition(self._give_up)
+        self._fault: tuple[str, str] | None = None
         self.add_on_set_parameters_callback(self._on_set_parameters)
         # Humble has no post-set callback; there parameters take effect as soon as they are accepted.
         self._acts_after = hasattr(self, "add_post_set_parameters_callback")
@@ -107,6 +112,22 @@ class SettingsNode(LifecycleNode, Generic[P]):
         """End the threads, in any state; the node cannot be used afterwards."""
         raise NotImplementedError
 
+    # --- faults after which only a new process helps ---
+
+    def give_up(self, kind: str, message: str) -> None:
+        """Go through the error state to finalized, and end the program; may be called from any thread."""
+        if self._fault is None:
+            self._fault = kind, message
+            self._giving_up.trigger()
+
+    def _give_up(self) -> None:
+        assert self._fault is not None
+        self.errors.error(*self._fault, always=True)
+        if self.lifecycle == "active":
+            self.trigger_deactivate()  # a lifecycle node has no other way to the error state
+        else:
+            self.given_up.set_result(self._fault[1])
+
     # --- transitions ---
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -140,7 +161,8 @@ class SettingsNode(LifecycleNode, Generic[P]):
             self._deactivate()
             super(SettingsNode, self).on_deactivate(state)
 
-        return self._transition("deactivate", work, "inactive")
+        result = self._transition("deactivate", work, "inactive")
+        return TransitionCallbackReturn.ERROR if self._fault else result
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything."""
@@ -151,8 +173,13 @@ class SettingsNode(LifecycleNode, Generic[P]):
         return self._transition("shutdown", self._free, "finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Return to unconfigured, from where configure may be tried again."""
-        return self._transition("error", self._free, "unconfigured")
+        """Return to unconfigured, from where configure may be tried again; after `give_up` to finalized."""
+        if self._fault is None:
+            return self._transition("error", self._free, "unconfigured")
+        self._transition("error", self._free, "finalized")
+        self.failure = self._fault[1]
+        self.given_up.set_result(self.failure)
+        return TransitionCallbackReturn.FAILURE
 
     def _transition(
         self, name: str, work: Callable[[], None], to: str, interruptible: bool = False
@@ -214,7 +241,8 @@ def run_node(
         autostart: become active without a launch file.
 
     Returns:
-        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed.
+        The process's exit code: 0 after a clean stop, 2 if an argument is wrong, 1 if autostart failed, or if the node
+        gave up.
     """
     node: SettingsNode[Any] | None = None
     interrupted = threading.Event()
@@ -241,7 +269,9 @@ def run_node(
                 for transition in (node.trigger_configure, node.trigger_activate):
                     if transition() != TransitionCallbackReturn.SUCCESS:
                         return 1
-            rclpy.spin(node)
+            rclpy.spin_until_future_complete(node, node.given_up)
+            if node.given_up.done():
+                return 1
         except (ParameterException, ConfigError) as error:
             if node is not None:
                 raise

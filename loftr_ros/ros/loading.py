@@ -6,8 +6,10 @@ lifecycle manager, or a Ctrl-C, needs them.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,16 @@ from loftr_ros.ros.parameters import Parameters
 
 if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
+
+
+def free_gpu_memory() -> None:
+    """Give the memory of a front end that is gone back to other processes."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # of a lost GPU
+            torch.cuda.empty_cache()
 
 
 def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) -> FrontEnd:
@@ -37,7 +49,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     wanted = parameters.matcher
     cores = os.cpu_count() or 1
     threads = wanted.threads or max(1, cores // (2 if wanted.is_pipelined else 1))
-    spec = matcher_spec(wanted, parameters.matching)
+    spec = matcher_spec(wanted, parameters.matching, parameters.tensorrt)
     matcher = open_matcher(replace(spec, threads=threads))
     front_end = FrontEnd(matcher, parameters.front_end, first_keyframe_id)
     size = (wanted.warm_up_width, wanted.warm_up_height)

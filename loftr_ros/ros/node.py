@@ -18,7 +18,7 @@ from loftr_ros.ros.input.imu import ImuInput
 from loftr_ros.ros.input.inputs import ImageInput
 from loftr_ros.ros.input.wheel_odometry import WheelInput
 from loftr_ros.ros.lifecycle import SettingsNode, run_node
-from loftr_ros.ros.loading import load_front_end
+from loftr_ros.ros.loading import free_gpu_memory, load_front_end
 from loftr_ros.ros.output.outputs import Outputs
 from loftr_ros.ros.output.reports import (
     FrontEndState,
@@ -97,6 +97,11 @@ class FrontEndNode(SettingsNode[Parameters]):
         )
         self._outputs = Outputs(self, output.max_lines, parameters.odometry)
         self._stages.publish_by(self._outputs)
+        self._stages.gpu_lost_by(lambda message: self.give_up("gpu", message))
+        from loftr_ros.matcher.precision import why_no_gpu  # loads torch, which has been loaded now
+
+        if parameters.matcher.device == "auto" and (problem := why_no_gpu()):
+            self.errors.count("device", f"the CPU computes, although there is a GPU: {problem}")
         self._gyroscope = Gyroscope(parameters.imu) if parameters.imu.enabled else None
         self._stages.front_end.use_gyroscope(self._gyroscope)
         odometry = parameters.odometry
@@ -138,6 +143,7 @@ class FrontEndNode(SettingsNode[Parameters]):
             self._next_keyframe_id = self._stages.front_end.buffer.next_id
             self._stages.stop()
             self._stages = None
+            free_gpu_memory()
 
     # --- services and parameters ---
 

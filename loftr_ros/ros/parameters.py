@@ -14,6 +14,7 @@ from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.gyroscope import GyroscopeConfig
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig
 from loftr_ros.geometry.se3 import from_seven
+from loftr_ros.matcher.runtime.tensorrt import TensorRTConfig
 from loftr_ros.places.config import ArchiveConfig, LoopConfig
 from loftr_ros.recordings.input_settings import InputParameters as InputParameters
 from loftr_ros.recordings.stereo_calibration import pose_of
@@ -155,6 +156,7 @@ class Parameters:
     matcher: MatcherConfig = field(default_factory=MatcherConfig, metadata=FLAT)
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig, metadata=FLAT)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+    tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
     input: InputParameters = field(default_factory=InputParameters)
     output: OutputParameters = field(default_factory=OutputParameters)
     odometry: OdometryParameters = field(default_factory=OdometryParameters)

@@ -70,6 +70,7 @@ class FrameStages:
         self._decoder = decoder
         self._outputs: Outputs | None = None
         self._observe: Callable[[FrontEndResult, EncodedFrame], None] | None = None
+        self._gpu_lost: Callable[[str], None] | None = None
         self._statistics = statistics
         self._errors = errors
         self._is_alive = is_alive
@@ -108,6 +109,10 @@ class FrameStages:
     def lend(self, matcher: Matcher) -> LentMatcher:
         """The front end's network for another thread; it runs on these threads when they have time."""
         return LentMatcher(matcher, self.spare, self._encoding, self._matching, self._kinds)
+
+    def gpu_lost_by(self, lost: Callable[[str], None]) -> None:
+        """Set a receiver of the message that this process has lost its GPU, on one of these threads."""
+        self._gpu_lost = lost
 
     def put(self, arrival: Arrival) -> None:
         """Make a message the newest."""
@@ -167,7 +172,8 @@ class FrameStages:
         latencies = result.latencies | {
             "wait": (item.begun - item.received) + (taken - item.encoded),
             "decode": item.decoded - item.begun,
-            "encode": item.encoded - item.decoded,
+            # A GPU goes on when the call has returned.
+            "encode": item.encoded - item.decoded + result.latencies["encode"] - item.frame.seconds,
             "publish": now - found,
             "total": now - item.received,
         }
@@ -196,5 +202,9 @@ class FrameStages:
         """Log and count an exception of a thread, which must not end because of it."""
         if not self._is_alive():
             return  # the context was shut down before the publishers: not a failure
+        from loftr_ros.matcher.faults import is_lost  # loads torch, which has been loaded now
+
+        if self._gpu_lost is not None and is_lost(error):
+            self._gpu_lost(f"the GPU is lost: {str(error).splitlines()[0]}; restart the process")
         kind = error_kind(error)
         report(kind, str(error) or type(error).__name__, traceback.format_exc() if kind == "internal" else "")

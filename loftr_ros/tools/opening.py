@@ -30,6 +30,7 @@ def open_offline(
     from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
     from loftr_ros.frontend.pipeline import FrontEnd
     from loftr_ros.matcher.factory import open_matcher
+    from loftr_ros.matcher.runtime.tensorrt import TensorRTConfig
     from loftr_ros.recordings.input_settings import InputParameters
     from loftr_ros.recordings.reading import FrameReader
     from loftr_ros.settings import with_values
@@ -39,6 +40,6 @@ def open_offline(
     asked = with_values(MatcherConfig(), values), with_values(MatchingConfig(), values, "matching.")
     mask = mask or (Path(inputs.mask) if inputs.mask else None)
     usable = read_mask(mask.expanduser()) if mask else None
-    spec = matcher_spec(*asked)
+    spec = matcher_spec(*asked, with_values(TensorRTConfig(), values, "tensorrt."))
     matcher = open_matcher(replace(spec, device=device or spec.device, precision=precision or spec.precision))
     return FrontEnd(matcher, config), FrameReader(inputs, usable)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.coarse import Candidates
 from loftr_ros.matcher.compact.backbone import REGION_CELLS
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.fixed import Best, Rows, picked
+from loftr_ros.matcher.precision import without_autocast
 
 # Cells around the other region that are candidates too: the true cell may be just outside.
 _AROUND = 1
@@ -36,7 +41,7 @@ class CellMatcher(nn.Module):
             (B, H * W, Cc) fp32.
         """
         batch, channels, rows, columns = cells.shape
-        with torch.autocast(cells.device.type, enabled=False):
+        with without_autocast(cells.device):
             context = self.context(tokens.float())
             context = context.view(batch, rows // REGION_CELLS, 1, columns // REGION_CELLS, 1, channels)
             split = (
@@ -90,23 +95,96 @@ class CellMatcher(nn.Module):
         keep = keep[row[keep].argsort()]
         return Candidates(row[keep], column[keep], value[keep])
 
+    def fixed(
+        self, vectors0: Tensor, vectors1: Tensor, grid0: Grid, grid1: Grid, regions: Best, threshold: float
+    ) -> Rows:
+        """The cells of all regions of B pairs, as a fixed program.
+
+        Args:
+            vectors0, vectors1: (B, L, Cc) and (B, S, Cc).
+            grid0, grid1: (rows, columns) of cells.
+            regions: of the pairs.
+            threshold: as of `forward`.
+
+        Returns:
+            (B, L) cells of image 0, region by region; those of image 1, and confidences, 0 for no match; each cell of
+            either has at most one.
+        """
+        tables0, tables1 = _tables(grid0, vectors0.device), _tables(grid1, vectors1.device)
+        batch, count = regions.column.shape
+        cells0 = tables0.inner.flatten().expand(batch, -1)
+        candidates = tables1.around[regions.column]
+        left = picked(vectors0, cells0).view(batch * count, -1, vectors0.shape[2])
+        right = picked(vectors1, candidates.flatten(1)).view(batch * count, -1, vectors1.shape[2])
+        s = (left * self.scale) @ right.transpose(1, 2)
+        s = s.masked_fill(tables1.outside[regions.column].view(batch * count, 1, -1), -1e4)
+        probability = torch.cat([s, self.none.expand(*s.shape[:2], 1)], dim=2).softmax(dim=2)
+        best, place = (part.view(batch, count, -1) for part in probability[..., :-1].max(dim=2))
+        confidence = best * regions.confidence[..., None]
+        column = candidates.gather(2, place)
+        # Each region of image 1 around a cell is matched with at most one of image 0: only their cells can have the
+        # same match.
+        nearby = regions.row.gather(1, tables1.claiming[column.flatten(1)].flatten(1))
+        rivals, values = (
+            part.gather(1, nearby[..., None].expand(-1, -1, part.shape[2])).view(batch, column[0].numel(), -1)
+            for part in (column, confidence)
+        )
+        column, confidence = column.flatten(1), confidence.flatten(1)
+        highest = torch.where(rivals == column[..., None], values, 0.0).amax(dim=2)
+        keep = (confidence >= highest) & (confidence > threshold)
+        return Rows(cells0, column, torch.where(keep, confidence, 0.0))
+
 
 def cells_in_region(regions: Tensor, grid: Grid) -> Tensor:
-    """(N,) regions -> (N, 4) cells of a grid of (rows, columns) of cells."""
-    row, column = _first_cell(regions, grid)
-    reach = torch.arange(REGION_CELLS, device=regions.device)
-    return ((row[:, None] + reach)[:, :, None] * grid[1] + (column[:, None] + reach)[:, None]).flatten(1)
+    """(...) regions -> (..., 4) cells of a grid of (rows, columns) of cells."""
+    return _tables(grid, regions.device).inner[regions]
 
 
 def cells_around_region(regions: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """(N,) regions -> (N, 16) cells in and around them, and (N, 16) bool, whether they are inside of the image."""
+    """(...) regions -> (..., 16) cells in and around them, and (..., 16) bool, whether they are inside of the image."""
+    tables = _tables(grid, regions.device)
+    return tables.around[regions], tables.inside[regions]
+
+
+class _Tables(NamedTuple):
+    """Cells by region of a grid with R regions and L cells.
+
+    Attributes:
+        inner: (R, 4) the region's own.
+        around: (R, 16) those in and around it, moved into the image.
+        inside, outside: (R, 16) bool, whether they are in the image, or not.
+        claiming: (L, 4) regions around which a cell is, some of them several times.
+    """
+
+    inner: Tensor
+    around: Tensor
+    inside: Tensor
+    outside: Tensor
+    claiming: Tensor
+
+
+@made_once
+def _tables(grid: Grid, device: torch.device) -> _Tables:
+    regions = torch.arange(grid[0] // REGION_CELLS * (grid[1] // REGION_CELLS))
     row, column = _first_cell(regions, grid)
-    reach = torch.arange(-_AROUND, REGION_CELLS + _AROUND, device=regions.device)
+    reach = torch.arange(REGION_CELLS)
+    inner = ((row[:, None] + reach)[:, :, None] * grid[1] + (column[:, None] + reach)[:, None]).flatten(1)
+    reach = torch.arange(-_AROUND, REGION_CELLS + _AROUND)
     rows, columns = row[:, None] + reach, column[:, None] + reach
     inside_rows, inside_columns = (rows >= 0) & (rows < grid[0]), (columns >= 0) & (columns < grid[1])
     inside = (inside_rows[:, :, None] & inside_columns[:, None]).flatten(1)
     rows, columns = rows.clamp(0, grid[0] - 1), columns.clamp(0, grid[1] - 1)
-    return (rows[:, :, None] * grid[1] + columns[:, None]).flatten(1), inside
+    around = (rows[:, :, None] * grid[1] + columns[:, None]).flatten(1)
+    # A cell is in its own region, and beside one before or after it along each axis: the nearer one.
+    cell, by_axis = torch.arange(grid[0] * grid[1]), []
+    for place, count in ((cell // grid[1], grid[0]), (cell % grid[1], grid[1])):
+        own = place // REGION_CELLS
+        near = torch.stack([own, own + 2 * (place % REGION_CELLS) - 1], dim=1)
+        by_axis.append((near, (near >= 0) & (near < count // REGION_CELLS)))
+    (down, is_row), (along, is_column) = by_axis
+    number = down[:, :, None] * (grid[1] // REGION_CELLS) + along[:, None]
+    claiming = torch.where(is_row[:, :, None] & is_column[:, None], number, number[:, :1, :1]).flatten(1)
+    return _Tables(*(table.to(device) for table in (inner, around, inside, ~inside, claiming)))
 
 
 def place_around_region(cells: Tensor, regions: Tensor, grid: Grid) -> Tensor:

@@ -17,8 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loftr_ros.matcher.cells import indices
 from loftr_ros.matcher.compact.local_affine import inverse
 from loftr_ros.matcher.config import CompactFineConfig
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.fixed import Rows, windows
+
+Grid = tuple[int, int]
 
 # Pixels per fine feature, and fine features per cell side.
 FINE_PIXELS = 2
@@ -120,7 +125,7 @@ class CompactFine(nn.Module):
     def _template(self, source: Tensor, affine: Tensor) -> Tensor:
         """(M, T T, Cf) the source as it would appear in image 1, by bilinear interpolation."""
         places = self._places(affine)[..., None]
-        weight = (1 - (places - torch.arange(TEMPLATE_WINDOW, device=source.device)).abs()).clamp_min(0)
+        weight = (1 - (places - indices(TEMPLATE_WINDOW, source.device)).abs()).clamp_min(0)
         return torch.bmm((weight[:, 1, :, :, None] * weight[:, 0, :, None]).flatten(2), source)
 
     def _templates(self, fine0: Tensor, cells0: Tensor, affine: Tensor) -> Tensor:
@@ -141,9 +146,8 @@ class CompactFine(nn.Module):
 
     def _places(self, affine: Tensor) -> Tensor:
         """(M, 2, T T) positions of a template's features, (across, down) in the square of `TEMPLATE_WINDOW`."""
-        side, last = self.config.template, TEMPLATE_WINDOW - 1
-        step = torch.arange(side, device=affine.device, dtype=torch.float32) - (side - 1) / 2
-        steps = torch.stack([step.repeat(side), step.repeat_interleave(side)])  # in image 1
+        last = TEMPLATE_WINDOW - 1
+        steps = _steps(self.config.template, affine.device)  # in image 1
         # Before the last one, so that there is a next one.
         return (inverse(affine) @ steps + last / 2).clamp(0, last - 1e-3)
 
@@ -170,24 +174,17 @@ class CompactFine(nn.Module):
 
     def _read(self, quarters: Tensor) -> FineMatch:
         """Read the match from the correlation of the template's quarters, (M, 4, shifts ** 2)."""
-        reach, side = self.config.reach, 2 * self.config.reach + 1
-        log_heat = (quarters.mean(dim=1) * (4 * self.sharpness)).log_softmax(dim=1)
+        log_heat = (quarters.sum(dim=1) * self.sharpness).log_softmax(dim=1)
         peak = log_heat.argmax(dim=1)
-        row, column = peak // side, peak % side
-        steps = torch.arange(-_AROUND, _AROUND + 1, device=peak.device)
-        rows, columns = (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None]
-        place = (rows.clamp(0, side - 1) * side + columns.clamp(0, side - 1)).flatten(1)
-        near = ((steps.abs() <= _PEAK)[:, None] & (steps.abs() <= _PEAK)).flatten()
-        inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)).flatten(1)
-        heat = log_heat.gather(1, place).exp() * (inside & near)
+        tables = _peaks(self.config.reach, peak.device)
+        place = tables.places[peak]
+        heat = log_heat.gather(1, place).exp() * tables.near[peak]
         mass = heat.sum(dim=1, keepdim=True)
-        shift = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], dim=1)
-        middle = torch.stack([column, row], dim=1) - reach
-        expected = middle + heat / mass @ shift.to(heat.dtype)
+        expected = tables.middle[peak] + heat / mass @ tables.shifts
         around = quarters.gather(2, place[:, None].expand(-1, 4, -1))
-        around = around - around[:, :, len(shift) // 2].mean(dim=1)[:, None, None]
+        around = around - around[:, :, len(tables.shifts) // 2].mean(dim=1)[:, None, None]
         said = self.said(self.read(torch.cat([around.flatten(1), mass], dim=1)))
-        offset = FINE_PIXELS * expected + _CORRECTION * torch.tanh(said[:, :2])
+        offset = torch.add(expected, torch.tanh(said[:, :2]), alpha=_CORRECTION)
         return FineMatch(offset, functional.softplus(said[:, 2] + 1) + 0.02, log_heat)
 
     def std(self, scale: Tensor) -> Tensor:
@@ -196,10 +193,72 @@ class CompactFine(nn.Module):
 
     def _shifts(self, device: torch.device, count: int) -> Tensor:
         """Indices of the shifts of each quarter, among `count` for each of the quarters."""
-        shifts = 2 * self.config.reach + 1
-        start, shift = torch.arange(2, device=device) * (self.config.template // 2), torch.arange(shifts, device=device)
-        place = (start[:, None] + shift)[:, None, :, None] * self.window + (start[:, None] + shift)[None, :, None, :]
-        return (torch.arange(4, device=device).view(2, 2, 1, 1) * count + place).flatten()
+        return _quarter_shifts(self.config.template, self.config.reach, count, device)
+
+    def fixed(self, fine0: Tensor, fine1: Tensor, rows: Rows, grids: tuple[Grid, Grid], affine: Tensor) -> FineMatch:
+        """Refine the B R matches of B pairs, as a fixed program.
+
+        Args:
+            fine0, fine1: (B, Cf, H, W) and (1, Cf, H, W).
+            rows: matched cells.
+            grids: (rows, columns) of the cells of both images.
+            affine: (B R, 2, 2) of `local_affine`.
+        """
+        source, around = (
+            windows(fine, cells, grid, (_CELL - side) // 2, side, _CELL, torch.float32)
+            for fine, cells, grid, side in (
+                (fine0, rows.cell0, grids[0], TEMPLATE_WINDOW),
+                (fine1, rows.cell1, grids[1], self.window),
+            )
+        )
+        return self.refine(source, around, affine)
+
+
+class _Peaks(NamedTuple):
+    """Places around each of the P shifts as peak; A of them are read.
+
+    Attributes:
+        places: (P, A) int64, moved inside.
+        near: (P, A) float32, 1 for those of the expectation that are inside, else 0.
+        middle: (P, 2) float32, the peak's shift (u, v), in pixels.
+        shifts: (A, 2) float32, from the peak, in pixels.
+    """
+
+    places: Tensor
+    near: Tensor
+    middle: Tensor
+    shifts: Tensor
+
+
+@made_once
+def _peaks(reach: int, device: torch.device) -> _Peaks:
+    side = 2 * reach + 1
+    peak, steps = torch.arange(side * side), torch.arange(-_AROUND, _AROUND + 1)
+    row, column = peak // side, peak % side
+    rows, columns = (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None]
+    place = (rows.clamp(0, side - 1) * side + columns.clamp(0, side - 1)).flatten(1)
+    near = ((steps.abs() <= _PEAK)[:, None] & (steps.abs() <= _PEAK)).flatten()
+    inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)).flatten(1)
+    shifts = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], dim=1)
+    middle = FINE_PIXELS * (torch.stack([column, row], dim=1) - reach)
+    tables = place, (inside & near).float(), middle.float(), (FINE_PIXELS * shifts).float()
+    return _Peaks(*(table.to(device) for table in tables))
+
+
+@made_once
+def _steps(side: int, device: torch.device) -> Tensor:
+    """(2, side side) float32, (across, down) of a template's features from its middle."""
+    step = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
+    return torch.stack([step.repeat(side), step.repeat_interleave(side)]).to(device)
+
+
+@made_once
+def _quarter_shifts(template: int, reach: int, count: int, device: torch.device) -> Tensor:
+    start, shift = torch.arange(2) * (template // 2), torch.arange(2 * reach + 1)
+    place = (start[:, None] + shift)[:, None, :, None] * (template + 2 * reach) + (start[:, None] + shift)[
+        None, :, None, :
+    ]
+    return (torch.arange(4).view(2, 2, 1, 1) * count + place).flatten().to(device)
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:
@@ -229,7 +288,7 @@ class Windows:
         """(count, side side, Cf) part of the B N windows, zero outside of the image; fewer at the end."""
         (places, channels), width = self._places.shape, self._width
         side, corner = self._side, self._corner[start : start + count]
-        reach = torch.arange(side, device=corner.device)
+        reach = indices(side, corner.device)
         if self._places.requires_grad:
             place = (corner[:, None, None] + reach[:, None] * width + reach).flatten()
             return self._places.index_select(0, place).view(-1, side * side, channels)

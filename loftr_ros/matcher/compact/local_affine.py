@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loftr_ros.matcher.constants import made_once
+
 # Radius of the neighbourhood of a match, in cells.
 _REACH = 4
 # Regularisation towards a pure shift, in squared cells: the variance of a cell's displacement, which is rounded to
@@ -37,56 +39,89 @@ def local_affine(cells0: Tensor, cells1: Tensor, grid0: Grid, grid1: Grid, taken
         (B, N, 2, 2) float32: maps a step (across, down) in image 0 to one in image 1. The identity if there are few
         neighbours, or if the change of area is implausible.
     """
-    moved = torch.stack([cells1 % grid1[1] - cells0 % grid0[1], cells1 // grid1[1] - cells0 // grid0[1]], dim=1)
-    weight = torch.ones_like(cells0, dtype=torch.float32) if taken is None else taken.float()
+    layers = _position(grid1, 1, cells1.device)[cells1] - _position(grid0, 0, cells0.device)[cells0]  # 1, u, v
     batch, cells = len(cells0), grid0[0] * grid0[1]
-    layers = torch.cat([weight[:, None], moved * weight[:, None]], dim=1)  # 1, u, v
-    places = cells0[:, None].expand(-1, 3, -1)
-    # Added, not set: an entry that is no match may be at another one's cell, and adds zero.
-    made = torch.zeros(batch, 3, cells, device=cells0.device).scatter_add(2, places, layers).view(batch, 3, *grid0)
+    # An entry that is no match goes to one more cell, since it may be at another one's.
+    places = cells0 if taken is None else torch.where(taken, cells0, cells)
+    made = layers.new_zeros(batch, cells + 1, 3).scatter(1, places[..., None].expand(-1, -1, 3), layers)
+    made = made[:, :-1].transpose(1, 2).unflatten(2, grid0)
     there, motion = made[:, :1], made[:, 1:]
-    plane, _ = _planes(there, motion)
+    plane, _ = _planes(made)
     disagreement = (motion - plane).square().sum(dim=1, keepdim=True)
     there = there / (1 + disagreement / _OUTLIER**2).square()
-    _, slope = _planes(there, motion)
-    identity = torch.eye(2, device=slope.device).flatten()[:, None, None]
+    _, slope = _planes(torch.cat([there, motion * there], dim=1))
+    identity = _identity(slope.device)
     derivative = slope + identity
-    area = derivative[:, :1] * derivative[:, 3:] - derivative[:, 1:2] * derivative[:, 2:3]
+    area = _determinant(*derivative.flatten(1, 2).unbind(dim=1))
     believed = (area > 1 / _LARGEST_AREA) & (area < _LARGEST_AREA)
-    derivative = torch.where(believed, derivative, identity).flatten(2)
+    derivative = torch.where(believed[:, None, None], derivative, identity).flatten(3).flatten(1, 2)
     return derivative.gather(2, cells0[:, None].expand(-1, 4, -1)).transpose(1, 2).unflatten(2, (2, 2))
 
 
 def inverse(affine: Tensor) -> Tensor:
     """(..., 2, 2) inverse matrices, by operations that every runtime has."""
-    a, b, c, d = affine.flatten(-2).unbind(dim=-1)
-    adjugate = torch.stack([d, -b, -c, a], dim=-1)
-    return (adjugate / (a * d - b * c)[..., None]).unflatten(-1, (2, 2))
+    entries = affine.flatten(-2)
+    order, sign = _adjugate(affine.device)
+    adjugate = entries[..., order] * sign
+    return (adjugate / _determinant(*entries.unbind(dim=-1))[..., None]).unflatten(-1, (2, 2))
 
 
-def _planes(weight: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+def _determinant(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return torch.addcmul(a * d, b, c, value=-1)
+
+
+@made_once
+def _adjugate(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Order and signs of the entries of a 2 x 2 matrix in its adjugate."""
+    return torch.tensor([3, 1, 2, 0]).to(device), torch.tensor([1.0, -1.0, -1.0, 1.0]).to(device)
+
+
+def _planes(layers: Tensor) -> tuple[Tensor, Tensor]:
     """Planes through motions around each cell.
 
     Args:
-        weight: (B, 1, H, W), 0 where nothing is known.
-        motion: (B, 2, H, W) in cells; 0 where nothing is known.
+        layers: (B, 3, H, W), weight, 0 where nothing is known, and motions (u, v) in cells, times the weight.
 
     Returns:
-        (B, 2, H, W), the planes' height at the cell; (B, 4, H, W), du/dx, du/dy, dv/dx, dv/dy.
+        (B, 2, H, W), the planes' height at the cell; (B, 2, 2, H, W), their slopes ((du/dx, du/dy), (dv/dx, dv/dy)).
     """
-    steps = torch.arange(-_REACH, _REACH + 1, device=weight.device, dtype=weight.dtype)
+    moments = functional.conv2d(layers.flatten(0, 1)[:, None], _kernels(layers.device), padding=_REACH)
+    moments = moments.unflatten(0, (-1, 3))  # (B, layers, kernels, H, W)
+    first, value = moments[:, 0, 1:3], moments[:, 1:, 0]
+    means = moments[:, :, :3] / moments[:, :1, :1].clamp_min(1e-6)
+    middle = means[:, 0, 1:]
+    spread = torch.addcmul(moments[:, 0, 3:].unflatten(1, (2, 2)), first[:, :, None], middle[:, None], value=-1)
+    spread = spread + _stiffness(layers.device)
+    along = torch.addcmul(moments[:, 1:, 1:3], value[:, :, None], middle[:, None], value=-1)
+    xx, xy, yy = spread[:, 0, 0], spread[:, 0, 1], spread[:, 1, 1]
+    # Its inverse, times their common determinant: ((yy, -xy), (-xy, xx)).
+    slope = torch.addcmul(along.flip(2) * xy[:, None, None], along, torch.stack([yy, xx], dim=1)[:, None], value=-1)
+    slope = slope / torch.addcmul(xy * xy, xx, yy, value=-1)[:, None, None]
+    return means[:, 1:, 0] - (slope * middle[:, None]).sum(dim=2), slope
+
+
+@made_once
+def _kernels(device: torch.device) -> Tensor:
+    """(7, 1, 9, 9) float32: 1, x, y, xx, xy, yx, yy."""
+    steps = torch.arange(-_REACH, _REACH + 1, dtype=torch.float32)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
-    one = torch.ones_like(x)
-    kernels = torch.stack([one, x, y, x * x, x * y, y * y])[:, None]
-    layers = torch.cat([weight, motion * weight], dim=1)
-    moments = functional.conv2d(layers.flatten(0, 1)[:, None], kernels, padding=_REACH).unflatten(0, (-1, 3))
-    total, sx, sy, sxx, sxy, syy = moments[:, 0].split(1, dim=1)
-    some = total.clamp_min(1e-6)
-    value, across, down = moments[:, 1:, :3].unbind(dim=2)
-    mx, my, mean = sx / some, sy / some, value / some
-    xx, xy, yy = sxx - sx * mx + _STIFFNESS, sxy - sx * my, syy - sy * my + _STIFFNESS
-    along_x, along_y = across - mx * value, down - my * value
-    area = xx * yy - xy * xy
-    dx, dy = (along_x * yy - along_y * xy) / area, (along_y * xx - along_x * xy) / area
-    height = mean - dx * mx - dy * my
-    return height, torch.stack([dx, dy], dim=2).flatten(1, 2)
+    return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * x, y * y])[:, None].to(device)
+
+
+@made_once
+def _identity(device: torch.device) -> Tensor:
+    """(2, 2, 1, 1) float32."""
+    return torch.eye(2)[:, :, None, None].to(device)
+
+
+@made_once
+def _stiffness(device: torch.device) -> Tensor:
+    """(2, 2, 1, 1) float32."""
+    return _STIFFNESS * _identity(device)
+
+
+@made_once
+def _position(grid: Grid, first: int, device: torch.device) -> Tensor:
+    """(L, 3) float32: a number, column and row of each cell."""
+    row, column = torch.meshgrid(*(torch.arange(side).float() for side in grid), indexing="ij")
+    return torch.stack([torch.full_like(row, first), column, row], dim=2).flatten(0, 1).to(device)

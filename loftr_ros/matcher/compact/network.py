@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import Candidates, confidence_matrix, dual_softmax, most_confident
-from loftr_ros.matcher.compact.backbone import REGION_CELLS, REGION_PIXELS, CompactBackbone, padded
+from loftr_ros.matcher.compact.backbone import REGION_CELLS, CompactBackbone, padded
 from loftr_ros.matcher.compact.cells import CellMatcher
 from loftr_ros.matcher.compact.fine import CompactFine
 from loftr_ros.matcher.compact.local_affine import local_affine
 from loftr_ros.matcher.compact.region_transformer import RegionTransformer
 from loftr_ros.matcher.config import CompactConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
+from loftr_ros.matcher.fixed import FixedMatches, mutual_best, points, ranked
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.streaming import StreamingNetwork
 
@@ -64,31 +65,14 @@ class Compact(StreamingNetwork):
         lay_out_products(self)
         return self
 
-    @torch.inference_mode()
-    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Encode one image, independent of any other: backbone, first self layer.
-
-        Args:
-            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
-                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
-                either end.
-
-        Raises:
-            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
-        """
-        usable, cells = self.taking_part(image, usable)
-        height, width = image.shape
-        grid = (-(-height // REGION_PIXELS) * REGION_CELLS, -(-width // REGION_PIXELS) * REGION_CELLS)
-        if cells is not None:
-            rows, columns = -(-height // self.cell_size), -(-width // self.cell_size)
-            cells = cells.view(1, rows, columns)
-            cells = functional.pad(cells, (0, grid[1] - columns, 0, grid[0] - rows)).flatten(1)
-        pixels = padded(self.gray_levels(image))
-        made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+    def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
+        """See `StreamingNetwork.encode_pixels`: backbone, first self layer."""
+        height, width = sides(pixels)
+        grid = self.config.grid(height, width)
+        made = self.backbone(padded(pixels).contiguous(memory_format=torch.channels_last))
         tokens = made.regions.flatten(2).transpose(1, 2).contiguous()
         tokens = self.transformer.encode(tokens, regions_of(grid), region_mask(cells, grid))
-        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, cells=made.cells)
+        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, cells=made.cells)
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """Nothing to complete."""
@@ -130,6 +114,34 @@ class Compact(StreamingNetwork):
         """See `StreamingNetwork.match_batch`."""
         found = self.matched_cells(keyframes, current)
         return [self._matches(keyframe, current, cells) for keyframe, cells in zip(keyframes, found, strict=True)]
+
+    def match_fixed(
+        self, keyframes: ImageFeatures, current: ImageFeatures, allowed0: Tensor, allowed1: Tensor
+    ) -> FixedMatches:
+        """See `StreamingNetwork.match_fixed`."""
+        assert keyframes.cells is not None and current.cells is not None
+        assert keyframes.fine is not None and current.fine is not None
+        coarse, grids, batch = self.config.coarse, (keyframes.grid, current.grid), len(keyframes.tokens)
+        regions = [regions_of(grid) for grid in grids]
+        tokens1 = current.tokens.expand(batch, -1, -1)
+        masks = [region_mask(features.usable, features.grid) for features in (keyframes, current)]
+        masks[1] = None if masks[1] is None else masks[1].expand(batch, -1)
+        tokens0, tokens1 = self.transformer(keyframes.tokens, tokens1, *regions, *masks)
+        best = mutual_best(tokens0, tokens1, coarse, *masks)
+        vectors0 = self.cell_matcher.vectors(keyframes.cells, tokens0)
+        vectors1 = self.cell_matcher.vectors(current.cells.expand(batch, -1, -1, -1), tokens1)
+        found = self.cell_matcher.fixed(vectors0, vectors1, *grids, best, coarse.threshold)
+        allowed = allowed0.expand(batch, -1).gather(1, found.cell0) & allowed1.expand(batch, -1).gather(1, found.cell1)
+        rows = ranked(found.cell1, torch.where(allowed, found.confidence, 0.0), coarse.max_matches)
+        rows = rows._replace(cell0=found.cell0.gather(1, rows.cell0))
+        affine = local_affine(rows.cell0, rows.cell1, *grids, rows.confidence > 0).flatten(0, 1)
+        fine = self.fine.fixed(keyframes.fine, current.fine, rows, grids, affine)
+        points0, points1 = (
+            points(self.config, cells, grid) for cells, grid in zip((rows.cell0, rows.cell1), grids, strict=True)
+        )
+        points1 = points1 + fine.offset.view(points1.shape)
+        std = self.fine.std(fine.scale).view(rows.confidence.shape)
+        return FixedMatches(rows.cell0, rows.cell1, points0, points1, rows.confidence, std)
 
     @torch.inference_mode()
     def match_quickly(
@@ -233,7 +245,7 @@ def regions_of(grid: Grid) -> Grid:
 
 
 def region_mask(cells: Tensor | None, grid: Grid) -> Tensor | None:
-    """(1, L) bool of cells -> (1, L / 4) of regions: whether any of its cells takes part."""
+    """(B, L) bool of cells -> (B, L / 4) of regions: whether any of its cells takes part."""
     if cells is None:
         return None
-    return functional.max_pool2d(cells.view(1, 1, *grid).float(), REGION_CELLS).flatten(1) > 0
+    return functional.max_pool2d(cells.unflatten(1, grid)[:, None].float(), REGION_CELLS).flatten(1) > 0

@@ -8,13 +8,15 @@ logarithm of the number of keys; otherwise a softmax over more keys than in trai
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from loftr_ros.matcher.config import RegionTransformerConfig
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.convolutions import is_traced
+from loftr_ros.matcher.fixed import is_fixed
 from loftr_ros.matcher.loftr.attention import softmax_attention
 
 # Number of keys for which logits are scaled as in the Transformer.
@@ -33,6 +35,7 @@ class RegionLayer(nn.Module):
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self._turning: tuple[Tensor, ...] | None = None
         self.q_proj = nn.Linear(channels, channels, bias=False)
         self.kv_proj = nn.Linear(channels, 2 * channels, bias=False)
         self.merge = nn.Linear(channels, channels, bias=False)
@@ -56,10 +59,17 @@ class RegionLayer(nn.Module):
             mask: (B, S) bool, false for masked tokens; or None.
             rotate: whether positions are used, which they are within an image.
         """
-        query = self._heads(self.q_proj(x))
         pooled, pooled_grid = pool(source, source_grid)
-        key, value = (self._heads(part) for part in self.kv_proj(pooled).chunk(2, dim=2))
-        if rotate:
+        turned_weights = is_fixed() and not is_traced()
+        if rotate and turned_weights:
+            query, turned = self._projected(x, 0)
+            query = turned_by_position(query, turned, grid, 1)
+            key, turned, value = self._projected(pooled, 1)
+            key = turned_by_position(key, turned, pooled_grid, 2)
+        else:
+            query = self._heads(self.q_proj(x))
+            key, value = (self._heads(part) for part in self.kv_proj(pooled).chunk(2, dim=2))
+        if rotate and not turned_weights:
             query = rotated(query, grid, 1)
             key = rotated(key, pooled_grid, 2)
         scale = attention_scale(key.shape[2], key.shape[3])
@@ -74,6 +84,23 @@ class RegionLayer(nn.Module):
         message = self.norm1(self.merge(message.transpose(1, 2).reshape(x.shape)))
         update: Tensor = self.norm2(self.mlp(torch.cat([x, message.to(x.dtype)], dim=2)))
         return x + update
+
+    def _projected(self, tokens: Tensor, end: int) -> tuple[Tensor, ...]:
+        """Queries (end 0), or keys and values (1), where queries and keys are followed by their quarter turns."""
+        if self._turning is None or self._turning[0].device != tokens.device:
+            self._turning = tuple(
+                torch.cat([weight[:channels], self._quarter_turn(weight[:channels]), weight[channels:]]).detach()
+                for weight, channels in (
+                    (w, self.q_proj.out_features) for w in (self.q_proj.weight, self.kv_proj.weight)
+                )
+            )
+        made = functional.linear(tokens, self._turning[end])
+        return tuple(self._heads(part) for part in made.split(self.q_proj.out_features, dim=2))
+
+    def _quarter_turn(self, weight: Tensor) -> Tensor:
+        """(C, C) weights of a projection whose result is `rotated` by a right angle."""
+        first, second = weight.unflatten(0, (self.num_heads, 2, -1)).unbind(dim=1)
+        return torch.stack([-second, first], dim=1).flatten(0, 2)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, L, C) -> (B, heads, L, C / heads), a view."""
@@ -111,8 +138,9 @@ class RegionTransformer(nn.Module):
             grid0, grid1: (rows, columns) of the regions.
             mask0, mask1: (B, L) and (B, S) bool, false for masked tokens; or None.
         """
-        if grid0 == grid1 and mask0 is None and mask1 is None:
-            return self._together(tokens0, tokens1, grid0)
+        if grid0 == grid1 and (mask0 is None) == (mask1 is None) and (mask0 is None or is_fixed()):
+            masks = None if mask0 is None or mask1 is None else torch.cat([mask0, mask1])
+            return self._together(tokens0, tokens1, grid0, masks)
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
             if kind == "self":
                 tokens0 = layer(tokens0, grid0, tokens0, grid0, mask0, rotate=True)
@@ -124,14 +152,19 @@ class RegionTransformer(nn.Module):
                 )
         return tokens0, tokens1
 
-    def _together(self, tokens0: Tensor, tokens1: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _together(self, tokens0: Tensor, tokens1: Tensor, grid: Grid, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Both images of every pair in one batch, for products of twice as many rows."""
         pairs = len(tokens0)
         tokens = torch.cat([tokens0, tokens1])
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
-            source = tokens if kind == "self" else tokens.roll(pairs, dims=0)
-            tokens = layer(tokens, grid, source, grid, None, rotate=kind == "self")
+            source, mask = (tokens, masks) if kind == "self" else (_swapped(tokens, pairs), _swapped(masks, pairs))
+            tokens = layer(tokens, grid, source, grid, mask, rotate=kind == "self")
         return tokens[:pairs], tokens[pairs:]
+
+
+def _swapped(both: Tensor | None, pairs: int) -> Tensor | None:
+    """The second half first."""
+    return None if both is None else both.roll(pairs, dims=0)
 
 
 def attention_scale(keys: int, channels: int) -> float:
@@ -165,18 +198,25 @@ def rotated(tokens: Tensor, grid: Grid, spacing: int) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
 
 
-@lru_cache(maxsize=32)
+def turned_by_position(tokens: Tensor, turned: Tensor, grid: Grid, spacing: int) -> Tensor:
+    """As `rotated`, of tokens and their rotations by a right angle."""
+    cosine, sine = _rotations_of_all(grid, spacing, tokens.shape[3], tokens.device, tokens.dtype)
+    return torch.addcmul(tokens * cosine, turned, sine)
+
+
+@made_once
+def _rotations_of_all(
+    grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """(L, D) cosines and sines."""
+    return tuple(part.repeat(1, 2) for part in _rotations(grid, spacing, channels, device, dtype))
+
+
+@made_once
 def _rotations(
     grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(L, D / 2) cosines and sines."""
-    with torch.inference_mode(False):  # shared with training
-        return _make_rotations(grid, spacing, channels, device, dtype)
-
-
-def _make_rotations(
-    grid: Grid, spacing: int, channels: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
     count = channels // 4
     wavelength = 4 * (_LONGEST / 4) ** (torch.arange(count) / max(count - 1, 1))
     row, column = (torch.arange(side) * spacing + (spacing - 1) / 2 for side in grid)

@@ -6,7 +6,6 @@ All parts have the names of the authors' checkpoints; `checkpoints.efficient` re
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,9 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import AggregatedTransformerConfig, EfficientBackboneConfig
-from loftr_ros.matcher.convolutions import OneDnnConv, twice
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.convolutions import OneDnnConv, is_traced, twice
+from loftr_ros.matcher.fixed import is_fixed
 from loftr_ros.matcher.loftr.attention import softmax_attention
 from loftr_ros.matcher.loftr.backbone import smoothed_places
 
@@ -264,7 +265,12 @@ class AggregatedTransformer(nn.Module):
             The two sequences, in the weights' precision.
         """
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
-            if kind == "self":
+            if kind == "self" and is_fixed() and tokens0.shape == tokens1.shape and grid0 == grid1:
+                both, masks = torch.cat([tokens0, tokens1]), None
+                if mask0 is not None and mask1 is not None:
+                    masks = torch.cat([mask.expand(len(tokens0), -1) for mask in (mask0, mask1)])
+                tokens0, tokens1 = layer(both, grid0, both, grid0, masks, masks, self.spacing(grid0)).chunk(2)
+            elif kind == "self":
                 tokens0 = layer(tokens0, grid0, tokens0, grid0, mask0, mask0, self.spacing(grid0))
                 tokens1 = layer(tokens1, grid1, tokens1, grid1, mask1, mask1, self.spacing(grid1))
             else:
@@ -322,13 +328,12 @@ class FinePyramid(nn.Module):
                 smoothing[0], smoothing[1] = fuse_conv_bn_eval(first, norm), nn.Identity()
 
 
-@lru_cache(maxsize=32)
+@made_once
 def bilinear(side: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(side, squares) weights of bilinear interpolation from squares to the cells along one axis."""
-    with torch.inference_mode(False):
-        count = -(-side // window)
-        place = ((torch.arange(side) + 0.5) / window - 0.5).clamp(0, count - 1)
-        return (1 - (place[:, None] - torch.arange(count)).abs()).clamp_min(0).to(device, dtype)
+    count = -(-side // window)
+    place = ((torch.arange(side) + 0.5) / window - 0.5).clamp(0, count - 1)
+    return (1 - (place[:, None] - torch.arange(count)).abs()).clamp_min(0).to(device, dtype)
 
 
 def _interpolated(squares: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -345,6 +350,10 @@ def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:
     The rotation is an fp32 island. Frequencies decrease along all channels, before these are split into heads: the
     first head sees the smallest distances, the last the largest.
     """
+    if is_fixed() and not is_traced():
+        numbers = torch.view_as_complex(tokens.float().unflatten(2, (-1, 2)))
+        numbers = numbers * _complex_rotations(grid, spacing, tokens.shape[2], tokens.device)
+        return torch.view_as_real(numbers).flatten(2).to(tokens.dtype)
     cosine, sine = _rotations(grid, spacing, tokens.shape[2], tokens.device)
     pairs = tokens.float().unflatten(2, (-1, 2))
     first, second = pairs[..., 0], pairs[..., 1]
@@ -352,21 +361,26 @@ def rotated(tokens: Tensor, grid: Grid, spacing: float) -> Tensor:
     return rotated.flatten(2).to(tokens.dtype)
 
 
-@lru_cache(maxsize=16)
+@made_once
 def _rotations(grid: Grid, spacing: float, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(N, C / 2) cosines and sines, float32. Positions count from 1."""
-    with torch.inference_mode(False):
-        count = channels // 4
-        frequencies = torch.exp(torch.arange(count).float() * (-math.log(_LONGEST) / count))
-        row, column = (torch.arange(1, side + 1).float() * spacing for side in grid)
-        angles = torch.stack(
-            [
-                (row[:, None] * frequencies)[:, None].expand(-1, grid[1], -1),
-                (column[:, None] * frequencies)[None].expand(grid[0], -1, -1),
-            ],
-            dim=3,
-        ).reshape(grid[0] * grid[1], 2 * count)
-        return angles.cos().to(device), angles.sin().to(device)
+    count = channels // 4
+    frequencies = torch.exp(torch.arange(count).float() * (-math.log(_LONGEST) / count))
+    row, column = (torch.arange(1, side + 1).float() * spacing for side in grid)
+    angles = torch.stack(
+        [
+            (row[:, None] * frequencies)[:, None].expand(-1, grid[1], -1),
+            (column[:, None] * frequencies)[None].expand(grid[0], -1, -1),
+        ],
+        dim=3,
+    ).reshape(grid[0] * grid[1], 2 * count)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+@made_once
+def _complex_rotations(grid: Grid, spacing: float, channels: int, device: torch.device) -> Tensor:
+    """(N, C / 2) complex64."""
+    return torch.complex(*_rotations(grid, spacing, channels, torch.device("cpu"))).to(device)
 
 
 def _as_map(tokens: Tensor, grid: Grid) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import (
     CoarseMatches,
     best_scores,
@@ -24,7 +24,8 @@ from loftr_ros.matcher.coarse import (
 from loftr_ros.matcher.config import EfficientConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
 from loftr_ros.matcher.efficient.layers import AggregatedTransformer, FinePyramid, RepVGG
-from loftr_ros.matcher.efficient.refinement import Refined, refine
+from loftr_ros.matcher.efficient.refinement import Refined, compare, refine, windows
+from loftr_ros.matcher.fixed import FixedMatches, most_confident, mutual_best, pair_groups, points
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.streaming import StreamingNetwork
 
@@ -74,27 +75,13 @@ class EfficientLoFTR(StreamingNetwork):
         lay_out_products(self)
         return self
 
-    @torch.inference_mode()
-    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Encode one image, independent of any other: backbone, first self layer.
-
-        Args:
-            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
-                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
-                either end.
-
-        Raises:
-            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
-        """
-        usable, cells = self.taking_part(image, usable)
-        height, width = image.shape
-        pixels = self.gray_levels(image)
-        made = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        grid = (made.coarse.shape[2], made.coarse.shape[3])
+    def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
+        """See `StreamingNetwork.encode_pixels`: backbone, first self layer."""
+        made = self.backbone(pixels)
+        grid, (height, width) = sides(made.coarse), sides(pixels)
         tokens = made.coarse.flatten(2).transpose(1, 2).float()
         tokens = self.loftr_coarse.encode(tokens, grid, cells).to(self.dtype)
-        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, usable, middle=made.middle)
+        return ImageFeatures(tokens, made.fine, grid, (width, height), cells, middle=made.middle)
 
     def complete(self, features: ImageFeatures) -> ImageFeatures:
         """Nothing to complete."""
@@ -140,6 +127,34 @@ class EfficientLoFTR(StreamingNetwork):
         )
         return [self._matches(keyframe, current, *part) for keyframe, *part in parts]
 
+    def match_fixed(
+        self, keyframes: ImageFeatures, current: ImageFeatures, allowed0: Tensor, allowed1: Tensor
+    ) -> FixedMatches:
+        """See `StreamingNetwork.match_fixed`."""
+        coarse, masks, grids = self.config.coarse, (keyframes.usable, current.usable), (keyframes.grid, current.grid)
+        tokens0, tokens1 = self.loftr_coarse(keyframes.tokens.float(), current.tokens.float(), *grids, *masks)
+        batch = len(tokens0)
+        rows = most_confident(
+            mutual_best(tokens0, tokens1.expand(batch, -1, -1), coarse, *masks), allowed0, allowed1, coarse.max_matches
+        )
+        parts = []
+        for group in pair_groups(rows):
+            made = []
+            for features, tokens, which, cells in (
+                (keyframes, tokens0[group], group, rows.cell0[group]),
+                (current, tokens1.expand(batch, -1, -1)[group], slice(None), rows.cell1[group]),
+            ):
+                assert features.middle is not None and features.fine is not None
+                maps = (part[which].expand(len(tokens), -1, -1, -1) for part in (features.middle, features.fine))
+                made.append(windows(self.fine_preprocess(tokens, *maps), cells, features.grid))
+            parts.append(compare(self.config.fine, made[0][:, 1:-1, 1:-1], made[1]))
+        fine = parts[0] if len(parts) == 1 else Refined(*map(torch.cat, zip(*parts, strict=True)))
+        fine = Refined(*(part.unflatten(0, (batch, -1)) for part in fine))
+        points0 = points(self.config, rows.cell0, grids[0])
+        points1 = points(self.config, rows.cell1, grids[1])
+        points0, points1 = placed(self.config, points0, points1, fine)
+        return FixedMatches(rows.cell0, rows.cell1, points0, points1, rows.confidence, fine.std)
+
     def match_coarse(
         self, tokens0: Tensor, tokens1: Tensor, keyframes: Sequence[ImageFeatures], current: ImageFeatures
     ) -> CoarseMatches:
@@ -169,9 +184,7 @@ class EfficientLoFTR(StreamingNetwork):
             if not len(cells):
                 fine.append(image.fine)  # not used
                 continue
-            # A GPU is faster with the whole map than with places that change from frame to frame.
-            matched = cells if cells.device.type == "cpu" else None
-            fine.append(self.fine_preprocess(attended, image.middle, image.fine, matched))
+            fine.append(self.fine_preprocess(attended, image.middle, image.fine, cells))
         return refine(self.config.fine, fine[0], fine[1], cell0, cell1, (features[0].grid, features[1].grid))
 
     def _matches(

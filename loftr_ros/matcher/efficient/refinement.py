@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loftr_ros.matcher import fixed
 from loftr_ros.matcher.config import EfficientFineConfig
+from loftr_ros.matcher.constants import made_once
 
 Grid = tuple[int, int]
 
@@ -23,7 +25,7 @@ _FIRST = -(CELL - 1) / 2
 # Pixels of a cell nearest to its point, half a pixel to each side.
 _MIDDLE = (27, 28, 35, 36)
 
-# Matches processed at a time on a CPU, and step to which batches are filled up: as in `fine`.
+# Matches processed at a time, and step to which batches are filled up: as in `fine`.
 TILE_MATCHES = 256
 _BATCH_STEP = 64
 
@@ -61,10 +63,9 @@ def refine(
         return Refined(nothing, nothing, nothing[:, 0], nothing.new_zeros(0, WINDOW, WINDOW))
     missing = -count % _BATCH_STEP
     cell0, cell1 = (torch.cat([cells, cells[:1].expand(missing)]) for cells in (cell0, cell1))
-    tile = TILE_MATCHES if cell0.device.type == "cpu" else count + missing
     parts = [
         compare(config, windows(fine0, tile0, grids[0])[:, 1:-1, 1:-1], windows(fine1, tile1, grids[1]))
-        for tile0, tile1 in zip(cell0.split(tile), cell1.split(tile), strict=True)
+        for tile0, tile1 in zip(cell0.split(TILE_MATCHES), cell1.split(TILE_MATCHES), strict=True)
     ]
     return Refined(*(torch.cat(column)[:count] for column in zip(*parts, strict=True)))
 
@@ -75,22 +76,21 @@ def windows(fine: Tensor, cells: Tensor, grid: Grid) -> Tensor:
     The map at 1/2 is upsampled here, around matches only: as a whole it would be the largest tensor of all.
 
     Args:
-        fine: (1, C, Hf, Wf), channels last.
-        cells: (M,) int64.
+        fine: (B, C, Hf, Wf), channels last.
+        cells: (M,) int64 of a single image, or (B, R).
         grid: (rows, columns) of the cells.
 
     Returns:
-        (M, WINDOW, WINDOW, C) float32, zero outside of the image.
+        (M or B R, WINDOW, WINDOW, C) float32, zero outside of the image.
     """
     channels, height, width = (int(length) for length in fine.shape[1:])
-    reach = torch.arange(_HALF_WINDOW, device=cells.device) + _FIRST_HALF
-    rows = (cells // grid[1] * _HALF_CELL)[:, None] + reach
-    columns = (cells % grid[1] * _HALF_CELL)[:, None] + reach
-    places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    cut = fine.permute(0, 2, 3, 1).reshape(-1, channels)[places.flatten(1)].float()
-    halves = cut.reshape(-1, _HALF_WINDOW, _HALF_WINDOW * channels)
-    tall = (_twice(rows, height) @ halves).reshape(-1, WINDOW, _HALF_WINDOW, channels)
-    return _twice(columns, width)[:, None] @ tall
+    cut = cells if cells.ndim == 2 else cells[None]
+    halves = fixed.windows(fine, cut, grid, _FIRST_HALF, _HALF_WINDOW, _HALF_CELL, torch.float32, blank=False)
+    halves = halves.view(-1, _HALF_WINDOW, _HALF_WINDOW * channels)
+    rows, columns = _twice(grid, (height, width), cells.device)
+    place = cells.flatten()
+    tall = (rows[place] @ halves).view(-1, WINDOW, _HALF_WINDOW, channels)
+    return columns[place][:, None] @ tall
 
 
 def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Refined:
@@ -107,7 +107,7 @@ def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Re
     of_row = torch.softmax(scores, dim=2)
     likeness = (torch.softmax(scores, dim=1) * of_row).reshape(-1, CELL**2, WINDOW, WINDOW)
     likeness = likeness[..., 1:-1, 1:-1].flatten(2)
-    middle = torch.tensor(_MIDDLE, device=scores.device)
+    middle, point = _pixel_constants(scores.device)
     if config.anchor == "cell":
         likeness = likeness[:, middle]
     # The overall maximum is the maximum of its row and of its column: mutual nearest neighbours.
@@ -115,24 +115,18 @@ def compare(config: EfficientFineConfig, window0: Tensor, window1: Tensor) -> Re
     pixel0, pixel1 = best // CELL**2, best % CELL**2
     if config.anchor == "cell":
         pixel0 = middle[pixel0]
-    offset0, offset1 = (_place(pixel) for pixel in (pixel0, pixel1))
 
     wanted = _picked(pixels0[..., -second:], pixel0[:, None])
-    # As published, so that the weights' offsets keep their meaning from training: around the pixel before the first
-    # stage's along both axes, since the window in image 1 begins one earlier. Indices before the window wrap to its
-    # end.
-    reach = torch.arange(3, device=scores.device) - 1
-    rows = (pixel1 // CELL)[:, None] + reach
-    columns = (pixel1 % CELL)[:, None] + reach
-    places = (rows % WINDOW)[:, :, None] * WINDOW + (columns % WINDOW)[:, None, :]
-    around = _picked(pixels1[..., -second:], places.flatten(1))
-    second_scores = (around @ wanted.transpose(1, 2))[..., 0] / math.sqrt(second)
-    shares = torch.softmax(second_scores / config.temperature, dim=1).reshape(-1, 3, 3)
-    step = reach.float()
-    offset1 = offset1 + torch.stack([shares.sum(dim=1) @ step, shares.sum(dim=2) @ step], dim=1)
-
-    heat = _picked(of_row, pixel0[:, None]).reshape(-1, WINDOW, WINDOW)
-    return Refined(offset0, offset1, _std(heat), heat)
+    places, step = _around(scores.device)
+    around = _picked(pixels1[..., -second:], places[pixel1])
+    second_scores = (around @ wanted.transpose(1, 2))[..., 0]
+    shares = torch.softmax(second_scores / (config.temperature * math.sqrt(second)), dim=1)
+    heat = _picked(of_row, pixel0[:, None])[:, 0]
+    # Not below the standard deviation of a pixel: the first stage has whole-pixel resolution.
+    mean, square = (heat @ _moments(scores.device)).chunk(2, dim=1)
+    std = ((square - mean.square()).clamp_min(0).mean(dim=1) + 1 / 12).sqrt()
+    offset1 = point[pixel1] + shares @ step
+    return Refined(point[pixel0], offset1, std, heat.view(-1, WINDOW, WINDOW))
 
 
 def _picked(features: Tensor, places: Tensor) -> Tensor:
@@ -140,33 +134,54 @@ def _picked(features: Tensor, places: Tensor) -> Tensor:
     return features.gather(1, places[..., None].expand(-1, -1, features.shape[2]))
 
 
-def _place(pixel: Tensor) -> Tensor:
-    """(M,) pixels of a cell -> (M, 2) float32, (u, v) from its point."""
-    return torch.stack([pixel % CELL, pixel // CELL], dim=1).float() + _FIRST
-
-
-def _std(heat: Tensor) -> Tensor:
-    """(M,) from heat maps. Not below that of a pixel: the first stage has whole-pixel resolution."""
-    places = torch.arange(WINDOW, device=heat.device).float() - (WINDOW - 1) / 2
-    variance = torch.zeros_like(heat[:, 0, 0])
-    for dim in (1, 2):
-        share = heat.sum(dim=dim)
-        variance = variance + (share @ places.square() - (share @ places).square()).clamp_min(0)
-    return (variance / 2 + 1 / 12).sqrt()
-
-
-def _twice(places: Tensor, size: int) -> Tensor:
-    """Weights that upsample a window at 1/2 to pixels, along one axis.
+@made_once
+def _twice(grid: Grid, size: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights that upsample the windows of cells at 1/2 to pixels, along rows and along columns.
 
     Args:
-        places: (M, _HALF_WINDOW) int64 places at 1/2, which may be outside of the map.
-        size: of the map along that axis.
+        grid: (rows, columns) of cells.
+        size: (height, width) of the map.
+        device: of the results.
 
     Returns:
-        (M, WINDOW, _HALF_WINDOW) float32: bilinear weights, none for pixels outside of the image.
+        Two of (L, WINDOW, _HALF_WINDOW) float32: bilinear weights, none for pixels outside of the image.
     """
-    pixel = torch.arange(WINDOW, device=places.device)
-    weights = (1 - (pixel[:, None] / 2 + 0.25 - torch.arange(_HALF_WINDOW, device=places.device)).abs()).clamp_min(0)
-    first = 2 * places[:, :1] + 1  # of the window: one before the cell's first
-    inside = (first + pixel >= 0) & (first + pixel < 2 * size)
-    return weights * inside[..., None]
+    pixel = torch.arange(WINDOW)
+    weights = (1 - (pixel[:, None] / 2 + 0.25 - torch.arange(_HALF_WINDOW)).abs()).clamp_min(0)
+    by_axis = []
+    for count, side in zip(grid, size, strict=True):
+        first = 2 * (torch.arange(count) * _HALF_CELL + _FIRST_HALF)[:, None] + 1  # one before the cell's first
+        inside = (first + pixel >= 0) & (first + pixel < 2 * side)
+        by_axis.append(weights * inside[..., None])
+    rows, columns = by_axis
+    return rows.repeat_interleave(grid[1], dim=0).to(device), columns.repeat(grid[0], 1, 1).to(device)
+
+
+@made_once
+def _pixel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(4,) int64 pixels around a cell's point; (CELL ** 2, 2) float32, (u, v) of its pixels from that point."""
+    pixel = torch.arange(CELL**2)
+    place = torch.stack([pixel % CELL, pixel // CELL], dim=1).float() + _FIRST
+    return torch.tensor(_MIDDLE).to(device), place.to(device)
+
+
+@made_once
+def _around(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(CELL ** 2, 9) int64 places of the second stage around each pixel, and (9, 2) float32 their steps (u, v).
+
+    As published, so that the weights' offsets keep their meaning from training: around the pixel before the first
+    stage's along both axes, since the window in image 1 begins one earlier. Indices before the window wrap to its end.
+    """
+    pixel, reach = torch.arange(CELL**2), torch.arange(3) - 1
+    rows, columns = (((place[:, None] + reach) % WINDOW) for place in (pixel // CELL, pixel % CELL))
+    places = (rows[:, :, None] * WINDOW + columns[:, None, :]).flatten(1)
+    step = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=2).reshape(9, 2).float()
+    return places.to(device), step.to(device)
+
+
+@made_once
+def _moments(device: torch.device) -> Tensor:
+    """(WINDOW ** 2, 4) float32: column, row, and their squares, from the window's centre."""
+    place = torch.arange(WINDOW).float() - (WINDOW - 1) / 2
+    row, column = torch.meshgrid(place, place, indexing="ij")
+    return torch.stack([column, row, column.square(), row.square()], dim=2).reshape(-1, 4).to(device)

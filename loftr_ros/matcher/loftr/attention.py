@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.fixed import is_fixed
+
 EPSILON = 1e-6
 # Above any weight of real attention, below the end of fp16's range. If nothing may be attended to, a query is divided
 # by EPSILON; infinity times the products' zero would not be zero.
@@ -60,7 +63,7 @@ def summarise(key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
     else:
         by_head = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (key, value))
         products = (next(by_head).transpose(2, 3) @ next(by_head)).float()
-    keys = key.sum(dim=1, dtype=torch.float32) / tokens
+    keys = key.mean(dim=1, dtype=torch.float32)
     return Context(products, keys.view(batch, heads, -1))
 
 
@@ -90,7 +93,7 @@ def summarise_projected(key: Tensor, tokens: Tensor, mask: Tensor | None = None)
         parts = key.split(64, dim=1)
         keys = torch.stack([part.sum(dim=1) for part in parts]).sum(dim=0, dtype=torch.float32) / count
     else:
-        keys = key.sum(dim=1, dtype=torch.float32) / count
+        keys = key.mean(dim=1, dtype=torch.float32)
     return Context(products[:, None], keys[:, None])
 
 
@@ -120,21 +123,33 @@ def normalise(query: Tensor, context: Context) -> Tensor:
     Returns:
         (B, L, C) in the query's dtype. If all tokens are masked, it is finite, and the products are zero.
     """
-    heads, channels = context.keys.shape[1:]
+    heads, channels = map(int, context.keys.shape[1:])
     # One product with a block-diagonal matrix (heads * channels, heads) instead of one per head.
-    blocks = torch.eye(heads, device=query.device)[:, None, :] * context.keys[..., None]
+    blocks = _eye(heads, query.device)[:, None, :] * context.keys[..., None]
     mapped = feature_map(query)
     if query.dtype == torch.bfloat16 and not query.requires_grad:
         # It has the range of fp32, and the denominator's rounding error is no larger than the message's.
         share = (mapped @ blocks.flatten(1, 2).to(query.dtype)).add_(EPSILON).reciprocal_()
         mapped.view(*query.shape[:2], heads, channels).mul_(share[..., None])
         return mapped
-    share = 1 / (mapped.float() @ blocks.flatten(1, 2) + EPSILON)
+    denominator = mapped.float() @ blocks.flatten(1, 2) + EPSILON
+    if is_fixed():
+        by_head = mapped.unflatten(2, (heads, channels))
+        if len(denominator) != len(mapped):
+            by_head = by_head.expand(len(denominator), -1, -1, -1).clone()
+        by_head.div_(denominator[..., None])
+        return (by_head.clamp_max(_LARGEST_QUERY) if query.dtype == torch.float16 else by_head).flatten(2)
+    share = 1 / denominator
     by_head = mapped.view(*query.shape[:2], heads, channels)
     if query.requires_grad:
         return (by_head * share[..., None]).to(query.dtype).flatten(2)
     by_head.mul_(share[..., None])  # in fp32, and rounded once
     return (by_head.clamp_max_(_LARGEST_QUERY) if query.dtype == torch.float16 else by_head).flatten(2)
+
+
+@made_once
+def _eye(count: int, device: torch.device) -> Tensor:
+    return torch.eye(count).to(device)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import BackboneConfig
 from loftr_ros.matcher.convolutions import OneDnnConv
+from loftr_ros.matcher.fixed import is_fixed
 
 # Size of the largest temporary when a whole map of fine features is computed, in bytes.
 BAND_BYTES = 64 << 20
@@ -141,7 +142,7 @@ class Backbone(nn.Module):
         smoothing = self._smoothing(self.fine_level)
         batch, channels, height, width = unsmoothed.shape
         rows = max(8, BAND_BYTES // (channels * width * unsmoothed.element_size()))
-        if batch > 1 or rows >= height or torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+        if batch > 1 or rows >= height or torch.is_grad_enabled() or is_fixed():
             return _smoothed(smoothing, unsmoothed)
         second = smoothing[3]
         assert isinstance(second, nn.Conv2d)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.config import FineConfig, TransformerConfig
+from loftr_ros.matcher.constants import made_once
+from loftr_ros.matcher.fixed import Rows, is_fixed, pair_groups, picked, windows
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.loftr.attention import EPSILON
 from loftr_ros.matcher.loftr.backbone import Backbone
@@ -67,12 +69,18 @@ def heat_map(windows0: Tensor, windows1: Tensor) -> Tensor:
 
 def expectation(heat: Tensor) -> FineMatches:
     """Mean and standard deviation of heat maps (M, WW)."""
-    side = math.isqrt(int(heat.shape[1]))
-    axis = torch.arange(side, device=heat.device, dtype=torch.float32) - side // 2
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+    grid, square = _grid(math.isqrt(int(heat.shape[1])), heat.device)
     offset = heat @ grid
-    variance = heat @ grid.square() - offset.square()
+    variance = heat @ square - offset.square()
     return FineMatches(offset, variance.clamp_min(0).mean(dim=1).sqrt())
+
+
+@made_once
+def _grid(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(side side, 2) float32, (u, v) of the places of a window from its centre, and their squares."""
+    axis = torch.arange(side, dtype=torch.float32) - side // 2
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+    return grid.to(device), grid.square().to(device)
 
 
 class FineTransformer(LocalFeatureTransformer):
@@ -91,7 +99,7 @@ class _WindowLayer(EncoderLayer):
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         dtype = self.merge.weight.dtype
-        special = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or dtype == torch.float16
+        special = torch.is_grad_enabled() or is_fixed() or dtype == torch.float16
         if special or self.attention != "linear" or source_mask is not None or x.shape[0] != source.shape[0]:
             return super().forward(x, source, source_mask)
         x, source = x.to(dtype), source.to(dtype)
@@ -192,6 +200,30 @@ class FineMatcher:
             parts.append(expectation(heat_map(*self._loftr(*windows.chunk(2)))))
         offset, std = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
         return FineMatches(offset, std)
+
+    def fixed(
+        self, keyframes: ImageFeatures, current: ImageFeatures, rows: Rows, tokens0: Tensor, tokens1: Tensor
+    ) -> FineMatches:
+        """Sub-pixel offsets of the matches of B pairs, (B R, 2) and (B R,), as a fixed program.
+
+        Args:
+            keyframes, current: of B images and of one.
+            rows: matched cells.
+            tokens0, tokens1: (B, L, C) and (B, S, C) coarse features after the transformer.
+        """
+        assert keyframes.fine is not None and current.fine is not None
+        first, side, parts = -(self._window // 2), self._window, []
+        for group in pair_groups(rows):
+            made = []
+            for fine, grid, cells, tokens in (
+                (keyframes.fine[group], keyframes.grid, rows.cell0[group], tokens0[group]),
+                (current.fine, current.grid, rows.cell1[group], tokens1[group]),
+            ):
+                cut = windows(fine, cells, grid, first, side, self._ratio, fine.dtype)
+                made.append(self._preprocess(cut, picked(tokens, cells).flatten(0, 1)))
+            both = self._loftr.encode(torch.cat(made))
+            parts.append(expectation(heat_map(*self._loftr(*both.chunk(2)))))
+        return parts[0] if len(parts) == 1 else FineMatches(*map(torch.cat, zip(*parts, strict=True)))
 
     def _windows(self, features: ImageFeatures, cells: Tensor) -> Tensor:
         """(M, WW, Cf) fine features around cells, zero outside of the image."""

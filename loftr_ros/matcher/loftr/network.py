@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import allowed_cells, points_of_cells, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
+from loftr_ros.matcher.constants import made_once
 from loftr_ros.matcher.convolutions import biases_of, round_weights, use_onednn
+from loftr_ros.matcher.fixed import FixedMatches, is_fixed, most_confident, mutual_best, points
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.matcher.loftr.backbone import Backbone
 from loftr_ros.matcher.loftr.fine import FineMatcher, FinePreprocess, FineTransformer
@@ -20,6 +21,9 @@ from loftr_ros.matcher.loftr.position import position_encoding
 from loftr_ros.matcher.loftr.transformer import LocalFeatureTransformer
 from loftr_ros.matcher.loftr.transport import assignment_matrix, optimal_transport
 from loftr_ros.matcher.streaming import StreamingNetwork
+
+# Channels up to which a transformer is in fp32 on GPUs.
+_NARROW = 64
 
 
 class LoFTR(StreamingNetwork):
@@ -51,7 +55,6 @@ class LoFTR(StreamingNetwork):
             self.loftr_fine = FineTransformer(fine_dim, config.fine.transformer)
             ratio = config.backbone.stride // config.backbone.fine_stride
             self._fine = FineMatcher(config.fine, ratio, self.backbone, self.fine_preprocess, self.loftr_fine)
-        self._position = lru_cache(maxsize=4)(self._make_position)
 
     @property
     def first_weight(self) -> Tensor:
@@ -68,34 +71,22 @@ class LoFTR(StreamingNetwork):
         if dtype != torch.float32:
             round_weights(self.backbone, dtype)
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if dtype == torch.float16 and self.config.coarse_dim <= _NARROW:
+            self.loftr_coarse.float()  # casts would take longer than they save
         self.backbone.projection.weight = nn.Parameter(projection.to(device), requires_grad=False)
         use_onednn(self.backbone, biases)
         return self
 
-    @torch.inference_mode()
-    def encode(self, image: Tensor, usable: Tensor | None = None) -> ImageFeatures:
-        """Encode one image, independent of any other: backbone, position, first self layers.
-
-        Args:
-            image: (H, W) gray, uint8, or floating point in [0, 1]; any size of at least one cell.
-            usable: (H, W) bool, false for pixels to ignore (padding, moving objects, the robot's own body); None to use
-                all. A cell with a majority of ignored pixels takes no part at all, and no match has an ignored pixel at
-                either end.
-
-        Returns:
-            The features, on the network's device.
-
-        Raises:
-            ValueError: the image is not (H, W), or smaller than a cell; the mask is not of its size.
-        """
-        usable, cells = self.taking_part(image, usable)
-        height, width = image.shape
-        pixels = self.gray_levels(image)
-        coarse, unsmoothed = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        grid = (coarse.shape[2], coarse.shape[3])
-        tokens = (coarse + self._position(*grid)).flatten(2).transpose(1, 2).contiguous()
+    def encode_pixels(self, pixels: Tensor, cells: Tensor | None) -> ImageFeatures:
+        """See `StreamingNetwork.encode_pixels`: backbone, position, first self layers."""
+        coarse, unsmoothed = self.backbone(pixels)
+        grid, (height, width) = sides(coarse), sides(pixels)
+        tokens = (coarse + self._position(grid)).flatten(2).transpose(1, 2).contiguous()
         tokens = self.loftr_coarse.encode(tokens, cells).to(self.dtype)
-        return ImageFeatures(tokens, None, grid, (width, height), cells, usable, unsmoothed)
+        fine = None
+        if is_fixed() and unsmoothed is not None:
+            fine, unsmoothed = self.backbone.smooth(unsmoothed), None
+        return ImageFeatures(tokens, fine, grid, (width, height), cells, unsmoothed=unsmoothed)
 
     @torch.inference_mode()
     def complete(self, features: ImageFeatures) -> ImageFeatures:
@@ -142,6 +133,25 @@ class LoFTR(StreamingNetwork):
         )
         return [self._matches(keyframe, current, *part) for keyframe, *part in parts]
 
+    def match_fixed(
+        self, keyframes: ImageFeatures, current: ImageFeatures, allowed0: Tensor, allowed1: Tensor
+    ) -> FixedMatches:
+        """See `StreamingNetwork.match_fixed`."""
+        coarse, masks = self.config.coarse, (keyframes.usable, current.usable)
+        tokens0, tokens1 = self.loftr_coarse(keyframes.tokens.float(), current.tokens.float(), *masks)
+        tokens1 = tokens1.expand(len(tokens0), -1, -1)
+        bin_score = self.coarse_matching.bin_score if coarse.method == "optimal_transport" else None
+        best = mutual_best(tokens0, tokens1, coarse, *masks, bin_score)
+        rows = most_confident(best, allowed0, allowed1, coarse.max_matches)
+        points0 = points(self.config, rows.cell0, keyframes.grid)
+        points1 = points(self.config, rows.cell1, current.grid)
+        std = torch.full_like(rows.confidence, torch.nan)
+        if self._fine is not None:
+            fine = self._fine.fixed(keyframes, current, rows, tokens0, tokens1)
+            points1 = points1 + fine.offset.view(points1.shape) * self.config.backbone.fine_stride
+            std = fine.std.view(std.shape) * self.config.backbone.fine_stride
+        return FixedMatches(rows.cell0, rows.cell1, points0, points1, rows.confidence, std)
+
     def _match_coarse(
         self,
         tokens0: Tensor,
@@ -185,9 +195,8 @@ class LoFTR(StreamingNetwork):
         matches = without_ignored(Matches(cell0, points0, points1, confidence, std), keyframe, current)
         return Matches(*(tensor.cpu() for tensor in vars(matches).values()))
 
-    def _make_position(self, rows: int, columns: int) -> Tensor:
-        encoding = position_encoding(self.config.backbone.coarse_dim, rows, columns, self.config.position_slip)
-        return encoding.to(self.device)[None]
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        return _positions(self.config.backbone.coarse_dim, grid, self.config.position_slip, self.device)
 
 
 class _OptimalTransport(nn.Module):
@@ -196,6 +205,12 @@ class _OptimalTransport(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bin_score = nn.Parameter(torch.tensor(1.0))
+
+
+@made_once
+def _positions(channels: int, grid: tuple[int, int], slip: bool, device: torch.device) -> Tensor:
+    """(1, C, rows, columns) float32."""
+    return position_encoding(channels, *grid, slip).to(device)[None]
 
 
 def _all_usable(features: ImageFeatures) -> Tensor:

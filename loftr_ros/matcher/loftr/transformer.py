@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.config import TransformerConfig
+from loftr_ros.matcher.fixed import is_fixed
 from loftr_ros.matcher.loftr.attention import (
     Context,
     full_attention,
@@ -43,6 +44,7 @@ class EncoderLayer(nn.Module):
         )
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
+        self._value_and_merge: Tensor | None = None
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """Update x by a message from source, computed in the weights' precision.
@@ -59,6 +61,8 @@ class EncoderLayer(nn.Module):
             batch = max(len(source), len(source_mask))  # both are cut into the same tiles
             source, source_mask = source.expand(batch, -1, -1), source_mask.expand(batch, -1)
         if self.attention == "linear" and x.shape[1] > x.shape[2]:
+            if is_fixed():
+                return self._whole(x, source, source_mask)
             return self._update(x, self._summarise(source, source_mask))
         query, key, value = (
             self._heads(project(tokens.to(project.weight.dtype)))
@@ -71,6 +75,32 @@ class EncoderLayer(nn.Module):
             query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
         message = attend(query, key, value, source_mask).transpose(1, 2).flatten(2)
         return x + self._feed_forward(x.to(message.dtype), self.merge(message))
+
+    def _whole(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """The layer for many more tokens than channels, on whole sequences at once, by few launches.
+
+        Values and `merge` are both linear, so they are one matrix, multiplied with the context instead of the tokens.
+        """
+        dtype, heads, channels = self.merge.weight.dtype, self.num_heads, x.shape[2]
+        own = x.to(dtype)
+        attended = own if source is x else source.to(dtype)
+        products, keys = summarise_projected(self.k_proj(attended), attended, mask)
+        by_head = products.view(len(products), heads, -1, channels)
+        merged = (by_head @ self._merged_values()).flatten(1, 2).to(dtype)
+        context = Context(products, keys.view(len(keys), heads, -1))
+        message = self.norm1(normalise(self.q_proj(own), context) @ merged)
+        if len(message) != len(own):
+            own = own.expand(len(message), -1, -1)
+        return x + self.norm2(self.mlp(torch.cat([own, message], dim=2)))
+
+    def _merged_values(self) -> Tensor:
+        """(heads, C, C) float32, the projection to a head's values followed by its part of `merge`."""
+        weight = self.merge.weight
+        if self._value_and_merge is None or self._value_and_merge.device != weight.device:
+            value = self.v_proj.weight.float().view(self.num_heads, -1, weight.shape[0])
+            merge = weight.float().t().reshape(self.num_heads, -1, weight.shape[0])
+            self._value_and_merge = (value.transpose(1, 2) @ merge).detach()
+        return self._value_and_merge
 
     def _summarise(self, source: Tensor, mask: Tensor | None) -> Context:
         """The context of long sequences, tile by tile."""
@@ -97,7 +127,7 @@ class EncoderLayer(nn.Module):
         heads, channels = self.num_heads, x.shape[2]
         merge = self.merge.weight.float().view(channels, heads, -1).permute(1, 2, 0)
         merged = (context.products @ merge).reshape(-1, channels, channels).to(self.merge.weight.dtype)
-        if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+        if torch.is_grad_enabled():
             x = x if len(x) == len(merged) else x.expand(max(len(x), len(merged)), -1, -1)
             tiles = [part + update for _, part, update in self._updates(x, context, merged)]
             return torch.cat([tile.flatten(0, 1) for tile in tiles]).view(x.shape)
@@ -111,7 +141,7 @@ class EncoderLayer(nn.Module):
     ) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
         """Tile by tile: position in the result, tokens, and update."""
         channels = x.shape[2]
-        plain = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()
+        plain = torch.is_grad_enabled()
         for sequences, tokens in _tiles(x):
             part = x[sequences, tokens]
             if plain:
@@ -172,7 +202,12 @@ class LocalFeatureTransformer(nn.Module):
             The two sequences, both for all pairs, in the weights' precision.
         """
         for layer, kind in zip(self.layers[self.num_leading_self :], self.kinds[self.num_leading_self :], strict=True):
-            if kind == "self":
+            if kind == "self" and is_fixed() and tokens0.shape == tokens1.shape and (mask0 is None) == (mask1 is None):
+                both, masks = torch.cat([tokens0, tokens1]), None
+                if mask0 is not None and mask1 is not None:
+                    masks = torch.cat([mask.expand(len(tokens0), -1) for mask in (mask0, mask1)])
+                tokens0, tokens1 = layer(both, both, masks).chunk(2)
+            elif kind == "self":
                 tokens0 = layer(tokens0, tokens0, mask0)
                 tokens1 = layer(tokens1, tokens1, mask1)
             else:

@@ -16,22 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.build import Network
-from loftr_ros.matcher.compact.network import Compact
-from loftr_ros.matcher.efficient.network import EfficientLoFTR
-from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.config import AUTO
+from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.precision import precision_name
-from loftr_ros.matcher.runtime.compact_graph import CompactEncodeGraph, CompactMatchGraph
-from loftr_ros.matcher.runtime.efficient_graph import EfficientEncodeGraph, EfficientMatchGraph
-from loftr_ros.matcher.runtime.export_check import DisagreementError, check_export
+from loftr_ros.matcher.runtime.export_check import DisagreementError, check_export, made_images
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
-from loftr_ros.matcher.runtime.loftr_graph import EncodeGraph, MatchGraph
+from loftr_ros.matcher.runtime.graphs import EncodeGraph, MatchGraph
+from loftr_ros.matcher.runtime.tensorrt import TensorRTConfig
 
 # 17 introduced LayerNorm. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
 OPSETS = range(16, 21)
 DEFAULT_OPSET = 17
-# First one with a scatter that keeps the largest value.
-COMPACT_OPSET = 18
-
 _MATCH_OUTPUTS = ("cell0", "cell1", "points0", "points1", "confidence", "std")
 
 
@@ -40,7 +35,7 @@ class ExportError(RuntimeError):
 
 
 def export_network(
-    network: Network, folder: Path, width: int, height: int, *, weights: str, opset: int = 0
+    network: Network, folder: Path, width: int, height: int, *, weights: str, opset: int = 0, fixed: bool = False
 ) -> Exported:
     """Write a network for images of one size.
 
@@ -50,7 +45,9 @@ def export_network(
             fails, an earlier export stays.
         width, height: of the images, in pixels; at least one cell each.
         weights: origin of the weights, for people.
-        opset: version of ONNX's operators; 0 for DEFAULT_OPSET, or the least that the network needs.
+        opset: version of ONNX's operators; 0 for DEFAULT_OPSET.
+        fixed: all shapes are fixed, for GPUs and TensorRT: unused rows of matches have confidence 0. Else the number of
+            matches varies, which is less work on a CPU.
 
     Returns:
         The contents of model.json.
@@ -65,10 +62,9 @@ def export_network(
         raise ExportError(f"images of {width}x{height}: expected sides of at least a cell, {cell} px")
     if network.dtype not in (torch.float32, torch.float16):
         raise ExportError(f"precision {precision_name(network.dtype)} is not exported; float32 and float16 are")
-    least = COMPACT_OPSET if isinstance(network, Compact) else OPSETS[0]
-    opset = opset or max(least, DEFAULT_OPSET)
-    if not least <= opset <= OPSETS[-1]:
-        raise ExportError(f"opset {opset} is not supported; expected {least} to {OPSETS[-1]}")
+    opset = opset or DEFAULT_OPSET
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not supported; expected {OPSETS[0]} to {OPSETS[-1]}")
     exported = Exported(
         config=network.config,
         width=width,
@@ -79,6 +75,7 @@ def export_network(
         loftr_ros_version=importlib.metadata.version("loftr_ros"),
         torch_version=torch.__version__,
         fingerprint=network.fingerprint,
+        fixed=fixed,
     )
     for package, what in (("onnx", "torch writes ONNX with"), ("onnxruntime", "an export is checked by")):
         if importlib.util.find_spec(package) is None:
@@ -105,13 +102,32 @@ def export_network(
     return exported
 
 
+def build_engines(folder: Path, engine_cache: str) -> None:
+    """Build TensorRT's engines of an export for this machine, and run them once.
+
+    Args:
+        folder: of `export_network`, with `fixed`.
+        engine_cache: as of `TensorRTConfig`.
+
+    Raises:
+        DeviceError: TensorRT's provider cannot be had here.
+        WeightsError: it refuses the graphs.
+    """
+    spec = MatcherSpec(AUTO, folder, backend="tensorrt", tensorrt=TensorRTConfig(engine_cache))
+    matcher = open_matcher(spec)
+    assert matcher.fixed_size is not None
+    keyframe, current = (matcher.encode(image) for image in made_images(*matcher.fixed_size))
+    matcher.match([keyframe], current)
+
+
 @torch.no_grad()
 def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
     grid, device = exported.grid, network.device
-    encode, match = _graphs(network, grid)
+    outputs = list(exported.encoded)
+    encode = EncodeGraph(network)
+    match = MatchGraph(network, grid, (exported.width, exported.height), tuple(outputs), fixed=exported.fixed)
     image = torch.rand(1, 1, exported.height, exported.width, device=device)
     usable = torch.ones(1, grid[0] * grid[1], dtype=torch.bool, device=device)
-    outputs = list(exported.encoded)
     try:  # also creates the networks' cached constants, which the exporter would otherwise treat as computed
         features = dict(zip(outputs, encode(image, usable), strict=True))
     except RuntimeError as error:
@@ -128,16 +144,9 @@ def _export_graphs(network: Network, folder: Path, exported: Exported) -> None:
     except RuntimeError as error:
         raise _not_exported(match, error) from error
     part = _part(folder / MATCH_FILE)
-    _export(match, examples, part, list(inputs), _MATCH_OUTPUTS, _MATCH_OUTPUTS, exported.opset)
-
-
-def _graphs(network: Network, grid: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
-    """The encoding and the matching graph, for images of (rows, columns) of cells."""
-    if isinstance(network, LoFTR):
-        return EncodeGraph(network, grid), MatchGraph(network, grid)
-    if isinstance(network, EfficientLoFTR):
-        return EfficientEncodeGraph(network, grid), EfficientMatchGraph(network, grid)
-    return CompactEncodeGraph(network, grid), CompactMatchGraph(network, grid)
+    _export(
+        match, examples, part, list(inputs), _MATCH_OUTPUTS, () if exported.fixed else _MATCH_OUTPUTS, exported.opset
+    )
 
 
 def _export(

@@ -30,6 +30,7 @@ class Exported:
         weights: origin of the weights, for people.
         loftr_ros_version, torch_version: that wrote it.
         fingerprint: the network's, see `Matcher.fingerprint`; empty in older files.
+        fixed: whether match.onnx has a fixed number of rows, of which unused ones have confidence 0.
     """
 
     config: NetworkConfig
@@ -41,13 +42,12 @@ class Exported:
     loftr_ros_version: str
     torch_version: str
     fingerprint: str = ""
+    fixed: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of cells, including those that complete the last regions."""
-        stride = self.config.coarse_stride
-        cells = stride // self.config.backbone.stride
-        return -(-self.height // stride) * cells, -(-self.width // stride) * cells
+        return self.config.grid(self.height, self.width)
 
     @property
     def encoded(self) -> dict[str, tuple[int, ...]]:
@@ -77,7 +77,8 @@ class Exported:
     @property
     def command(self) -> str:
         """The command that repeats the export, without the weights."""
-        return f"loftr_ros export --network {self.config.name} --width {self.width} --height {self.height}"
+        command = f"loftr_ros export --network {self.config.name} --width {self.width} --height {self.height}"
+        return f"{command} --device cuda" if self.fixed else command
 
 
 def write_model(exported: Exported, path: Path) -> None:
@@ -139,6 +140,7 @@ def read_model(folder: Path) -> Exported:
             loftr_ros_version=str(content["loftr_ros_version"]),
             torch_version=str(content["torch_version"]),
             fingerprint=str(content.get("fingerprint", "")),
+            fixed=bool(content.get("fixed", False)),
         )
     except (KeyError, TypeError, ValueError, WeightsError) as error:
         raise WeightsError(f"{path} is damaged ({error!r}); {again}") from error

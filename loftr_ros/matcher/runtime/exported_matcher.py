@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, without_ignored
+from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, in_grid, without_ignored
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import CoarseMatchingConfig
 from loftr_ros.matcher.interface import ImageFeatures, Matches
@@ -142,7 +141,10 @@ class ExportedMatcher:
         pixels = image.to(self._device)
         pixels = pixels.float() / 255 if image.dtype == torch.uint8 else pixels.float()
         usable = None if usable is None else usable.to(self._device, torch.bool)
-        taking_part = self._in_grid(cells_taking_part(image, usable, self.cell_size))
+        taking_part = cells_taking_part(image, usable, self.cell_size)
+        if taking_part is not None:
+            shape = -(-height // self.cell_size), -(-width // self.cell_size)
+            taking_part = in_grid(taking_part.to(self._device), shape, self._exported.grid)
         made = {
             name: torch.empty(shape, dtype=self._dtype, device=self._device)
             for name, shape in self._exported.encoded.items()
@@ -196,27 +198,17 @@ class ExportedMatcher:
         return without_ignored(self._restricted(found), keyframe, current)
 
     def _restricted(self, matches: Matches) -> Matches:
-        """Apply a threshold and limit stricter than the graph's."""
+        """Leave out unused rows, apply a threshold and limit stricter than the graph's, and order by cell."""
         limit = self.config.coarse.max_matches
-        keep = (matches.confidence > self.config.coarse.threshold).nonzero()[:, 0]
+        keep = (matches.confidence > max(self.config.coarse.threshold, 0)).nonzero()[:, 0]
         if 0 < limit < len(keep):
-            keep = keep[matches.confidence[keep].topk(limit, sorted=False).indices].sort().values
-        if len(keep) == len(matches):
-            return matches
+            keep = keep[matches.confidence[keep].topk(limit, sorted=False).indices]
+        keep = keep[matches.cell[keep].argsort()]
         found = (matches.cell, matches.points0, matches.points1, matches.confidence, matches.std)
         return Matches(*(tensor[keep] for tensor in found))
 
     def _attended(self, cells: Tensor | None) -> Tensor:
         return self._all_cells if cells is None else cells
-
-    def _in_grid(self, cells: Tensor | None) -> Tensor | None:
-        """(1, L) bool cells of the image extended to the grid, where additional cells take no part."""
-        if cells is None:
-            return None
-        (rows, columns), cell = self._exported.grid, self.cell_size
-        there = -(-self._exported.height // cell), -(-self._exported.width // cell)
-        maps = cells.to(self._device).view(1, *there)
-        return functional.pad(maps, (0, columns - there[1], 0, rows - there[0])).flatten(1)
 
 
 def _replaced(coarse: CoarseMatchingConfig, wanted: Mapping[str, Any], exported: Exported) -> CoarseMatchingConfig:

@@ -19,6 +19,7 @@ from loftr_ros.matcher.efficient.network import EfficientLoFTR
 from loftr_ros.matcher.factory import backend_of
 from loftr_ros.matcher.interface import Matcher, Matches
 from loftr_ros.matcher.loftr.network import LoFTR
+from loftr_ros.matcher.runtime.gpu import plain
 from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.recordings.still import still
 from loftr_ros.tools.explain.compact import InsideCompact
@@ -94,6 +95,7 @@ def explain_pair(
         SourceError: an image cannot be read.
         ExplainError: a point is outside A, a layer or head does not exist, or the network does not run in torch.
     """
+    network = plain(network)
     inside, network_config = look_into(network), network.config
     heads = network_config.transformer.num_heads
     layers = tuple(layers) or default_layers(network_config.transformer)
