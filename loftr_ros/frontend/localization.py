@@ -359,16 +359,11 @@ class Localizer:
         located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)
         if expected is not None and keyframe.location is not None and measured is not None:
-            # Few matches, or matches in one part of the image, may share an error.
-            pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
             place = keyframe.location.moved(measured.matrix, measured.covariance)
             # A single camera's pose with a length comes from the depths; the two-view pose must agree with it. Without
             # one only the rotation is compared with the prediction, so that the direction may be anything.
             same = pose.scale_known or not pose.has_direction or _agree(measured, pose)
-            if not pose.scale_known and not measured.translation.any():
-                covariance = pose.covariance.copy()
-                covariance[:3, :3] += np.eye(3)
-                pose = replace(pose, covariance=covariance)
+            pose = _supported(pose, measured, expected)
             if same and expected.agrees(place, _typical_depth(keyframe)):
                 length = pose if located.pose is not None else None
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
@@ -521,6 +516,25 @@ def _rotation_covariance(pose: RelativePose) -> NDArray[np.float64]:
     """(3, 3) of the rotation between two frames, each located as well as this pose; the same about every axis."""
     variance = 2 * float(np.trace(pose.covariance[3:, 3:])) / 3 + _ROTATION_NOISE**2
     return variance * np.eye(3)
+
+
+def _supported(pose: RelativePose, measured: RelativePose, expected: Expected) -> RelativePose:
+    """A pose that agrees with the prediction, and that is known no better than the prediction.
+
+    Few matches, matches in one part of the image, and those of a blurred image may share an error.
+
+    Args:
+        pose: the pose.
+        measured: the same in the trajectory's unit of length; its translation is zero without one.
+        expected: the prediction.
+    """
+    covariance = _WEAK_FACTOR**2 * pose.covariance
+    length = 1.0 if pose.scale_known else float(np.linalg.norm(measured.translation))
+    # Of a direction no more than its being anywhere can be unknown.
+    position = expected.position_std / length if length > 1e-9 else np.inf
+    covariance[:3, :3] += np.eye(3) * (position if pose.scale_known else min(position, 1.0)) ** 2
+    covariance[3:, 3:] += np.eye(3) * expected.rotation_std**2
+    return replace(pose, covariance=covariance)
 
 
 def _motion_covariance(pose: RelativePose) -> NDArray[np.float64]:
