@@ -81,7 +81,7 @@ def measure(source: str, mode: str, hz: float, seconds: float, extra: list[str],
 
             def active() -> bool:
                 executor.spin_once(timeout_sec=0.05)
-                return "waiting for images" in node.said
+                return "waiting for images" in node.output
 
             wait_until(active, 180, "the node to become active", [node])
             player = Child("player", play_command, Path(folder) / "player.log", environment)
@@ -91,13 +91,13 @@ def measure(source: str, mode: str, hz: float, seconds: float, extra: list[str],
                     executor.spin_once(timeout_sec=0.2)
             finally:
                 player.close()
-            said = re.search(r"^(\d+) frames in", player.said, re.MULTILINE)
-            assert said is not None, player.said
+            said = re.search(r"^(\d+) frames in", player.output, re.MULTILINE)
+            assert said is not None, player.output
             end = time.monotonic() + REST
             while time.monotonic() < end:
                 executor.spin_once(timeout_sec=0.2)
             last = statuses[-1]
-            warnings = [line for line in node.said.splitlines() if "[WARN]" in line or "[ERROR]" in line]
+            warnings = [line for line in node.output.splitlines() if "[WARN]" in line or "[ERROR]" in line]
             print("".join(f"    {line}\n" for line in warnings), end="", file=sys.stderr)
         finally:
             node.close()

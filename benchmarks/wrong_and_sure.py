@@ -59,6 +59,7 @@ class Errors:
         wrong: descriptions of poses that are wrong and sure.
         frames: processed; `located` of them with a place in the trajectory.
         states: number of each tracking state.
+        full: number of frames by why they were matched in full; NOT if they were matched quickly.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -69,12 +70,14 @@ class Errors:
     frames: int = 0
     located: int = 0
     states: Counter[str] = field(default_factory=Counter)
+    full: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: FrontEndResult, truth: dict[int, Array], name: str) -> None:
         """All poses of a frame."""
         self.frames += 1
         self.located += result.is_located
         self.states[result.state.name] += 1
+        self.full[result.full_match.name] += 1
         for match in result.matches:
             self.statuses[match.pose.status.name] += 1
             if match.pose.is_believed:
@@ -116,7 +119,9 @@ class Errors:
         poses = sum(self.statuses.values())
         counts = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common())
         states = ", ".join(f"{count} {state}" for state, count in self.states.most_common())
-        text = [f"{name}: {poses} poses of {self.frames} frames, {self.located} located", f"  {counts}", f"  {states}"]
+        full = ", ".join(f"{count} {why}" for why, count in self.full.most_common())
+        text = [f"{name}: {poses} poses of {self.frames} frames, {self.located} located"]
+        text += [f"  {counts}", f"  {states}", f"  matched in full because: {full}"]
         for what, values in (("position", self.position), ("direction", self.direction), ("rotation", self.rotation)):
             if values:
                 shares = [100 * float(np.mean(np.array(values) <= k)) for k in (1, 2, 3)]
@@ -131,11 +136,12 @@ class Errors:
 class Views:
     """Rendered views of a world, cached in a folder."""
 
-    def __init__(self, seed: int, cache: Path | None, most: int) -> None:
-        self.seed = seed
-        self._world = World(seed, RATE)
+    def __init__(self, seed: int, cache: Path | None, most: int, rate: float = RATE) -> None:
+        self.seed, self.rate = seed, rate
+        self._world = World(seed, rate)
         self.poses = self._world.poses[:most]
-        self._folder = None if cache is None else cache / f"wrong_and_sure_{seed}"
+        at = "" if rate == RATE else f"_{rate:g}"
+        self._folder = None if cache is None else cache / f"wrong_and_sure_{seed}{at}"
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -182,7 +188,7 @@ def dirty(image: Gray, random: np.random.Generator) -> Gray:
 def walk(views: Views, run: int, mode: str) -> Iterator[tuple[Frame, Array]]:
     """One run over a world's views: frames with their true poses."""
     random = np.random.default_rng([views.seed, run, mode == MONO])
-    true = World(views.seed, RATE).camera
+    true = World(views.seed, views.rate).camera
     matrix = true.matrix.copy()
     matrix[[0, 1], [0, 1]] *= 1 + random.normal(0, FOCAL)
     matrix[:2, 2] += random.normal(0, CENTRE, 2)
@@ -196,10 +202,10 @@ def walk(views: Views, run: int, mode: str) -> Iterator[tuple[Frame, Array]]:
             noise = DEPTH_NOISE * depth**2 * random.standard_normal(depth.shape, dtype=np.float32)
             millimetres = np.clip(1000 * (scale * depth + noise), 0, 65535)
             measured = DepthImage(np.where(depth > 0, millimetres, 0).astype(np.uint16), 0.001)
-        stamp = 10**9 + round(number * 1e9 / RATE)
+        stamp = 10**9 + round(number * 1e9 / views.rate)
         yield Frame(dirty(image, random), stamp, "camera", camera, depth=measured), views.poses[number]
         # Mostly the next view; sometimes a gap of up to 8 s.
-        number += int(random.integers(1, round(8 * RATE) + 1)) if random.random() < 0.12 else 1
+        number += int(random.integers(1, round(8 * views.rate) + 1)) if random.random() < 0.36 / views.rate else 1
 
 
 def _one_run(
@@ -207,7 +213,7 @@ def _one_run(
 ) -> None:
     """A walk through one of the worlds; wrong and sure poses are printed at once."""
     seed = arguments.worlds[run % len(arguments.worlds)]
-    views = Views(seed, arguments.cache, arguments.views)
+    views = Views(seed, arguments.cache, arguments.views, arguments.rate)
     front_end, truth = FrontEnd(matcher, config), {}
     for frame, pose in walk(views, run // len(arguments.worlds), mode):
         truth[frame.stamp_ns] = pose
@@ -257,9 +263,9 @@ def recorded(arguments: argparse.Namespace, matcher: object, report: Report) -> 
     return failed
 
 
-def pair(text: str) -> tuple[str, float]:
+def pair(text: str) -> tuple[str, float | bool]:
     name, _, value = text.partition("=")
-    return name, float(value)
+    return name, value == "true" if value in ("true", "false") else float(value)
 
 
 def main() -> int:
@@ -268,6 +274,7 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", default=[RGBD, MONO], choices=[RGBD, MONO])
     parser.add_argument("--poses", type=int, default=5000, help="of each mode, at least")
     parser.add_argument("--views", type=int, default=700, help="of each world, at most")
+    parser.add_argument("--rate", type=float, default=RATE, help="rendered views per second")
     parser.add_argument("--cache", type=Path, help="folder for rendered views, 0.9 MB each")
     parser.add_argument("--recordings", type=Path, help="hold poses on recordings against their truth instead")
     parser.add_argument("--set", nargs="*", type=pair, default=[], help="NAME=VALUE of settings of the front end")

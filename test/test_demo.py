@@ -290,7 +290,7 @@ def test_a_child_that_ignores_ctrl_c_and_its_own_children_are_ended(tmp_path):
         "print('ready', flush=True); time.sleep(600)\n"
     )
     child = Child("stubborn", [sys.executable, "-c", code], tmp_path / "log", os.environ | {"DEMO_TEST": str(tmp_path)})
-    wait_until(lambda: "ready" in child.said, 20, "the child", [child])
+    wait_until(lambda: "ready" in child.output, 20, "the child", [child])
     assert len(marked(tmp_path)) == 2
     assert child.close(patience=0.2) == -signal.SIGKILL
     assert gone(tmp_path)

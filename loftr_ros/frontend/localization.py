@@ -362,7 +362,14 @@ class Localizer:
             # Few matches, or matches in one part of the image, may share an error.
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
             place = keyframe.location.moved(measured.matrix, measured.covariance)
-            if expected.agrees(place, _typical_depth(keyframe)):
+            # A single camera's pose with a length comes from the depths; the two-view pose must agree with it. Without
+            # one only the rotation is compared with the prediction, so that the direction may be anything.
+            same = pose.scale_known or not pose.has_direction or _agree(measured, pose)
+            if not pose.scale_known and not measured.translation.any():
+                covariance = pose.covariance.copy()
+                covariance[:3, :3] += np.eye(3)
+                pose = replace(pose, covariance=covariance)
+            if same and expected.agrees(place, _typical_depth(keyframe)):
                 length = pose if located.pose is not None else None
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)

@@ -1,7 +1,7 @@
 """Choice between a quick match, without attention and with fewer matches, and the full one.
 
-Between frames a camera usually hardly moves. Where two images are close to each other, attention changes next to nothing in
-their matches (`benchmarks/quick_matching.py`), and costs a third of the time. So a tracked frame is matched quickly
+Between frames a camera usually hardly moves. Where two images are close to each other, attention changes nearly nothing
+in their matches (`benchmarks/quick_matching.py`), and costs a third of the time. So a tracked frame is matched quickly
 first, and matched in full if that result leaves a doubt, at regular intervals, and if it is to become a keyframe.
 """
 

@@ -30,6 +30,7 @@ from loftr_ros.geometry.epipolar import (
 )
 from loftr_ros.geometry.se3 import rotation_degrees, rotation_vector
 from loftr_ros.geometry.significance import is_significant
+from loftr_ros.geometry.small_motion import minima_of_direction
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -64,11 +65,9 @@ _NOISE_KERNEL = 5.0
 _RIVAL_COST = 30.0
 # Least distance of a rival pose in radians.
 _RIVAL_DISTANCE = 0.05
-# Parallax in thresholds below which the direction may have several minima, of which the search finds any. Others are
-# searched from starts tilted by so many radians.
-_FEW_PARALLAX, _TILT = 8.0, 0.6
-# Standard deviation of the direction, in radians and by these matches alone, below which there are no others.
-_SURE_DIRECTION = 0.01
+# Parallax in thresholds below which the direction may have several minima, of which the search finds any; the others
+# are searched for with so many matches, at least so many radians apart, and up to so much worse in mean cost.
+_FEW_PARALLAX, _FEW_MATCHES, _MINIMA_APART, _MINIMA_EXCESS = 8.0, 150, 0.4, 0.2
 # Cost of a match that meets behind a camera: the robust kernel's cost at two thresholds.
 _BEHIND_COST = 2.8
 
@@ -556,19 +555,11 @@ class _Solver:
         """Distinct poses near which matches of small parallax may have a better minimum."""
         if self._median_parallax(rotation, inliers) > _FEW_PARALLAX * self.config.threshold:
             return []
-        some = self._part(inliers)
-        best = self._refined(some, rotation, translation, iterations=3)
-        spread, directions = np.linalg.eigh(best.covariance[:3, :3])
-        if spread[-1] < _SURE_DIRECTION**2:
-            return []
-        found = [best]
-        # Along the direction that the matches determine least.
-        for direction in (directions[:, -1], -directions[:, -1]):
-            tilted = np.cos(_TILT) * translation + np.sin(_TILT) * direction
-            pose = self._refined(some, rotation, tilted / np.linalg.norm(tilted), iterations=6)
-            if all(abs(pose.translation @ other.translation) < np.cos(_RIVAL_DISTANCE) for other in found):
-                found.append(pose)
-        return [(pose.rotation, pose.translation) for pose in found[1:]]
+        some = np.flatnonzero(inliers)
+        some = some[:: -(-len(some) // _FEW_MATCHES)]
+        return minima_of_direction(
+            self.p0[some], self.p1[some], self._best_rotation, self.threshold / 2, _MINIMA_APART, _MINIMA_EXCESS
+        )
 
     def _part_behind(self, pose: RefinedPose, inliers: Flags) -> float:
         """Part of the matches that meet behind a camera, by more than the noise of distant points."""

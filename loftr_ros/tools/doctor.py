@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def _machine() -> Iterator[Finding]:
         own = importlib.metadata.version("loftr_ros")
     except importlib.metadata.PackageNotFoundError:
         own = "of unknown version (installed without metadata)"
-    yield Finding(OK, "loftr_ros", f"{own}, in {Path(__file__).parent}")
+    yield Finding(OK, "loftr_ros", f"{own}, in {Path(__file__).parents[1]}")
     verdict = OK if sys.version_info >= (3, 10) else FAILS
     yield Finding(verdict, "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -106,6 +107,8 @@ def _available_memory() -> int | None:
 
 
 def _packages() -> Iterator[Finding]:
+    # LanceDB warns in the processes that other packages fork, which do not use it.
+    warnings.filterwarnings("ignore", message="lancedb fork support")
     for name, module, extra in _PACKAGES:
         try:
             imported = importlib.import_module(module)

@@ -132,7 +132,7 @@ def run(
         PlacesError: the archive to search in cannot be created.
     """
     if parquet:
-        import pyarrow  # noqa: F401  (told before the work, not after it)
+        import pyarrow  # noqa: F401  (fails before the work, not after it)
     mode, reader = front_end.config.scale.mode, reader or FrameReader()
     source.require(mode)
     output.mkdir(parents=True, exist_ok=True)

@@ -60,14 +60,14 @@ class Child:
         return self._process.poll()
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """All of its output so far."""
         return self.log.read_text(errors="replace")
 
     @property
     def last_lines(self) -> str:
         """Its last lines of output, indented for an error message."""
-        lines = self.said.rstrip().splitlines()[-_LAST_LINES:]
+        lines = self.output.rstrip().splitlines()[-_LAST_LINES:]
         return "\n".join(f"    {line}" for line in lines) or "    (no output)"
 
     def check(self) -> None:

@@ -28,7 +28,7 @@ from loftr_ros.ros.output.messages import to_nanoseconds
 NODE = "/loftr_front_end"
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 _DEPTH = 1000  # queue length: no message may be lost while this process is busy
-_UNJOINED = 100  # messages that wait for their counterpart of another topic
+_UNPAIRED = 100  # messages that wait for their counterpart of another topic
 _WIDE = 0.08  # fraction of the image's width: more parallax does not make a better picture
 
 
@@ -65,7 +65,7 @@ class Recorder:
         self.recorded = Recorded()
         self._best = -1.0
         self._newest = 0
-        self._unjoined: dict[tuple[int, int], Any] = {}
+        self._unpaired: dict[tuple[int, int], Any] = {}
         self._context = Context()
         rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
         self._node = Node("loftr_demo", context=self._context, start_parameter_services=False)
@@ -99,7 +99,7 @@ class Recorder:
         return bool(self._change_state.service_is_ready())
 
     @property
-    def node_is_heard(self) -> bool:
+    def node_is_connected(self) -> bool:
         """Whether all the node's topics were discovered."""
         return all(self._node.count_publishers(topic) for topic in self._topics)
 
@@ -160,13 +160,13 @@ class Recorder:
     def _join(self, message: Any) -> None:
         """Join a pose with its correspondences; either may come first."""
         key = (to_nanoseconds(message.header.stamp), message.keyframe_id)
-        other = self._unjoined.get(key)
+        other = self._unpaired.get(key)
         if other is None or type(other) is type(message):
-            self._unjoined[key] = message
-            if len(self._unjoined) > _UNJOINED:
-                del self._unjoined[next(iter(self._unjoined))]
+            self._unpaired[key] = message
+            if len(self._unpaired) > _UNPAIRED:
+                del self._unpaired[next(iter(self._unpaired))]
             return
-        del self._unjoined[key]
+        del self._unpaired[key]
         found, pose = (other, message) if isinstance(other, Correspondences) else (message, other)
         parallax = pose.median_parallax
         if not np.isfinite(parallax):

@@ -112,7 +112,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     text += _losses(frames)
     if frames["dropped"] > frames["processed"] > 0:
         text.append(
-            f"           the source is too fast: use `--hz {plain(_bearable_hz(report), 1)}` to process every frame"
+            f"           the source is too fast: use `--hz {plain(_sustainable_hz(report), 1)}` to process every frame"
         )
     if frames["last_error"]:
         text.append(f"           last error: {frames['last_error'].splitlines()[0]}")
@@ -151,7 +151,7 @@ def _losses(frames: dict[str, Any]) -> list[str]:
     return text
 
 
-def _bearable_hz(report: dict[str, Any]) -> float:
+def _sustainable_hz(report: dict[str, Any]) -> float:
     """Frames a second that the node can process, by its median latencies and with a margin."""
     busy = sum(value["median"] for stage, value in report["latency_ms"].items() if stage not in ("wait", "total"))
     return 800.0 / busy if busy > 0 else 1.0

@@ -307,7 +307,7 @@ def _activate(node: Child, publisher: Child, recorder: Any) -> None:
     wait_until(lambda: recorder.node_is_up, _UP, "the node's lifecycle services", children)
     for transition, seconds, name in ((CONFIGURE, _CONFIGURED, "configured"), (ACTIVATE, _ACTIVE, "active")):
         if transition == ACTIVATE:
-            wait_until(lambda: recorder.node_is_heard, _UP, "the node's topics", children)
+            wait_until(lambda: recorder.node_is_connected, _UP, "the node's topics", children)
         answer = recorder.request(transition)
         wait_until(answer.done, seconds, f"the node to become {name}", children)
         if not answer.result().success:
@@ -362,7 +362,7 @@ def _follow(node: Child, publisher: Child, recorder: Any, sequence: Sequence, pr
 def _published(publisher: Child) -> int:
     """Number of frames that the publisher reports."""
     if publisher.exit_code == 0:
-        for line in reversed(publisher.said.splitlines()):
+        for line in reversed(publisher.output.splitlines()):
             if line.startswith("{"):
                 return int(json.loads(line)["published"])
     raise DemoError(f"the publisher ended with exit code {publisher.exit_code}:\n{publisher.last_lines}")

@@ -155,7 +155,7 @@ class _Player:
         self._node, self._context, self._topics = node, node.context, topics
         self._failed = 0
 
-    def _made_ahead(self, source: Source, whole: bool, progress: bool) -> Iterable[SourceFrame]:
+    def _prepared_frames(self, source: Source, whole: bool, progress: bool) -> Iterable[SourceFrame]:
         """Frames of a slow source, made in advance: all of a short source, else a fixed number."""
         from tqdm import tqdm
 
@@ -196,7 +196,7 @@ class _Player:
         try:
             frames: Iterable[SourceFrame] = source
             if source.slow if preload is None else preload:
-                frames = self._made_ahead(source, preload is True, progress)
+                frames = self._prepared_frames(source, preload is True, progress)
             if source.camera is None:
                 log.warning(
                     f"{source.name} has no calibration, so nothing is published on camera_info: give one with the "
@@ -267,7 +267,7 @@ class _Player:
         topic = self._topics.image_topic
         end = time.monotonic() + seconds
         self._node.get_logger().info(f"waiting for a subscriber on {topic}")
-        while not self._topics.heard:
+        while not self._topics.has_subscriber:
             if time.monotonic() > end:
                 raise PlayError(
                     f"nobody subscribed to {topic} within {seconds:g} s; start the subscriber, or do not wait for one "

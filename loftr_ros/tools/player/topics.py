@@ -89,8 +89,8 @@ class Topics:
         return str(self._image.topic_name)
 
     @property
-    def heard(self) -> bool:
-        """Whether somebody subscribed to the image."""
+    def has_subscriber(self) -> bool:
+        """Whether the image has a subscriber."""
         return bool(self._image.get_subscription_count())
 
     def settle(self, with_camera: bool, seconds: float) -> None:
@@ -140,14 +140,14 @@ class Topics:
         beside: tuple[Any, ...] = ()
         if self._mode == STEREO:
             beside = right_messages(frame, compressed=self._compressed, color=self._color)
-            self._tell_of_extrinsics(frame)
+            self._warn_of_extrinsics(frame)
         elif self._mode == RGBD:
             beside = depth_messages(frame)
         mask = (self._mask, None if self._mask is None else mask_message(frame))
         pairs = [(self._info, info), *zip(self._companions, beside, strict=True), mask, (self._image, image)]
         return [(publisher, message) for publisher, message in pairs if message is not None]
 
-    def _tell_of_extrinsics(self, frame: SourceFrame) -> None:
+    def _warn_of_extrinsics(self, frame: SourceFrame) -> None:
         if frame.right is not None and frame.right.baseline is None:
             self._node.get_logger().warning(
                 "the pair is not rectified, so right/camera_info cannot hold the right camera's pose; run the front "
