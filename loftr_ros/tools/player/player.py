@@ -76,8 +76,8 @@ def play(
 
     The mode `stereo` adds the right images, on `right/image` and `right/camera_info`; `rgbd` adds the depth images, on
     `depth/image` and `depth/camera_info`. Data passes unchanged where possible, see `player/messages.py`. All messages
-    of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`. A source's masks of what
-    moves go out on `mask`.
+    of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`. Masks of what moves
+    go out on `mask`.
 
     Args:
         source: see `loftr_ros.recordings.open_source`; it is not closed.
