@@ -326,7 +326,12 @@ def test_the_policy_of_sros_2_allows_all_that_the_node_has(node: SimpleNamespace
         return {f"/ada/camera/{name}" if name in ("image_raw", "camera_info") else name for name in own}
 
     graph = node.client.node
-    seen = {f"/ada/camera/{kind}" for kind in ("image_raw", "camera_info")} | {"/image", "/camera_info", "/imu"}
+    seen = {f"/ada/camera/{kind}" for kind in ("image_raw", "camera_info")} | {
+        "/image",
+        "/camera_info",
+        "/imu",
+        "/prior_odometry",
+    }
     published = has(graph.get_publisher_names_and_types_by_node)
     assert "/ada/loftr_front_end/loop_closures" in published and published <= allowed("topic", "publish")
     assert has(graph.get_subscriber_names_and_types_by_node) - seen <= allowed("topic", "subscribe")

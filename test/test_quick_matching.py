@@ -119,8 +119,18 @@ def test_a_camera_whose_motion_is_unknown_is_matched_in_full() -> None:
 
 def test_a_fast_camera_is_matched_in_full() -> None:
     stream, fe = PanningStream(), front_end(QuickShiftMatcher())
-    results = [fe.process(stream.at(12.0 * number)) for number in range(6)]
+    results = [fe.process(stream.at(20.0 * number)) for number in range(6)]
     assert {result.full_match for result in results[2:]} == {FullMatch.MOTION}
+
+
+def test_while_keyframes_follow_each_other_quickly_frames_are_matched_in_full() -> None:
+    choice = QuickMatching(TrackingConfig(), is_supported=True)
+    for is_keyframe in (True, False, True):
+        choice.record(FullMatch.UNEXPECTED, was_tried=False, is_keyframe=is_keyframe)
+    for _ in range(4):
+        assert choice.why_not(motion=0.01) == FullMatch.MOTION
+        choice.record(FullMatch.MOTION, was_tried=False, is_keyframe=False)
+    assert choice.why_not(motion=0.01) == FullMatch.NOT
 
 
 def test_few_matches_are_spread_one_to_a_region_before_any_has_two() -> None:

@@ -11,9 +11,10 @@ from enum import IntEnum
 
 from loftr_ros.frontend.config import TrackingConfig
 
-# Largest expected motion of the image between two frames that count as close, as a part of its width. On 51 frames of
-# KITTI, which move by 0.05, the trajectory of one camera lost accuracy to quick matches.
-_CLOSE = 0.02
+# Largest expected motion of the image between two frames that count as close, as a part of its width; and least number
+# of frames that a keyframe must serve. On 51 frames of KITTI, with a keyframe for every second one, the trajectory of
+# one camera lost accuracy to quick matches.
+_CLOSE, _LEAST_LIFE = 0.05, 4
 
 
 class FullMatch(IntEnum):
@@ -46,6 +47,8 @@ class QuickMatching:
         self._since_full = 0
         self._wait, self._waiting = 1, 0
         self._reason = FullMatch.DOUBT
+        # Frames that the last keyframe but one served, and the last one so far.
+        self._life = self._age = _LEAST_LIFE
 
     def why_not(self, motion: float | None) -> FullMatch:
         """Why the next frame must be matched in full at once; NOT if it may be matched quickly.
@@ -58,7 +61,7 @@ class QuickMatching:
             return FullMatch.UNSUPPORTED
         if motion is None:
             return FullMatch.UNEXPECTED
-        if motion > _CLOSE:
+        if motion > _CLOSE or max(self._life, self._age) < _LEAST_LIFE:
             return FullMatch.MOTION
         if self._since_full >= self.config.full_period:
             return FullMatch.PERIOD
@@ -76,6 +79,7 @@ class QuickMatching:
             is_keyframe: whether it became a keyframe.
         """
         self._since_full = self._since_full + 1 if why == FullMatch.NOT else 0
+        self._life, self._age = (self._age, 0) if is_keyframe else (self._life, self._age + 1)
         if why == FullMatch.NOT or is_keyframe:
             self._wait, self._waiting = 1, 0
         elif was_tried:
