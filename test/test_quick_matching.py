@@ -119,7 +119,7 @@ def test_a_camera_whose_motion_is_unknown_is_matched_in_full() -> None:
 
 def test_a_fast_camera_is_matched_in_full() -> None:
     stream, fe = PanningStream(), front_end(QuickShiftMatcher())
-    results = [fe.process(stream.at(20.0 * number)) for number in range(6)]
+    results = [fe.process(stream.at(30.0 * number)) for number in range(6)]
     assert {result.full_match for result in results[2:]} == {FullMatch.MOTION}
 
 

@@ -12,7 +12,7 @@ import torch
 
 from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
-from loftr_ros.frontend.config import RGBD, STEREO, FrontEndConfig
+from loftr_ros.frontend.config import MONO, RGBD, STEREO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.keyframes import (
@@ -29,7 +29,7 @@ from loftr_ros.frontend.moving import MovingThings
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality
-from loftr_ros.frontend.quick import FullMatch, QuickMatching
+from loftr_ros.frontend.quick import CLOSE, FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -76,7 +76,9 @@ class FrontEnd:
         self.localizer = Localizer(self.config)
         self.recovery = Recovery(self.config.recovery)
         self.moving = MovingThings(self.config.moving)
-        self._quick = QuickMatching(self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher))
+        self._quick = QuickMatching(
+            self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher), self.config.scale.mode != MONO
+        )
         self._full_match = FullMatch.UNEXPECTED
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
@@ -203,10 +205,12 @@ class FrontEnd:
         """
         is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
         motion = self.localizer.motion_until(current.frame.stamp_ns, keyframes[0]) if is_tracked else None
-        self._full_match = self._quick.why_not(None if motion is None else motion / current.frame.size[0])
+        motion = None if motion is None else motion / current.frame.size[0]
+        self._full_match = self._quick.why_not(motion)
         if self._full_match != FullMatch.NOT:
             return None
-        located = self._match(keyframes, current, timer, quickly=True)
+        is_close = motion is not None and motion < CLOSE
+        located = self._match(keyframes, current, timer, quickly=True, is_close=is_close)
         best = next((each for each in located if each.is_believed), None)
         if best is None or not best.is_sure:
             self._full_match = FullMatch.DOUBT
@@ -217,9 +221,22 @@ class FrontEnd:
         return None
 
     def _match(
-        self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer, quickly: bool = False
+        self,
+        keyframes: list[Keyframe],
+        current: EncodedFrame,
+        timer: _Timer,
+        quickly: bool = False,
+        is_close: bool = False,
     ) -> list[Located]:
-        """Locate the frame relative to each of the keyframes."""
+        """Locate the frame relative to each of the keyframes.
+
+        Args:
+            keyframes: the keyframes.
+            current: the frame.
+            timer: of the frame.
+            quickly: whether to match without attention.
+            is_close: as of `Localizer.locate`.
+        """
         timer.runs += keyframes
         features = [keyframe.encoded.features for keyframe in keyframes]
         with timer("match"):
@@ -235,7 +252,7 @@ class FrontEnd:
             ]
         with timer("geometry"):
             return [
-                self.localizer.locate(k, current, c, quickly) for k, c in zip(keyframes, correspondences, strict=True)
+                self.localizer.locate(k, current, c, is_close) for k, c in zip(keyframes, correspondences, strict=True)
             ]
 
     def _look_for_other_segments(

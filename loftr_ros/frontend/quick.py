@@ -11,10 +11,12 @@ from enum import IntEnum
 
 from loftr_ros.frontend.config import TrackingConfig
 
-# Largest expected motion of the image between two frames that count as close, as a part of its width; and least number
-# of frames that a keyframe must serve. On 51 frames of KITTI, with a keyframe for every second one, the trajectory of
-# one camera lost accuracy to quick matches.
-_CLOSE, _LEAST_LIFE = 0.05, 4
+# Largest expected motion of the image between two frames for a quick match, as a part of its width; and that for which
+# the expected pose is so good that it may take the place of a search.
+_LARGEST_MOTION, CLOSE = 0.08, 0.02
+# Least number of frames that a single camera's keyframes must serve: on 51 frames of KITTI, with a keyframe for every
+# second one, its trajectory lost accuracy to quick matches; that of the stereo pair did not.
+_LEAST_LIFE = 4
 
 
 class FullMatch(IntEnum):
@@ -35,13 +37,15 @@ class QuickMatching:
     After each quick match in vain, twice as many frames as before are matched in full at once.
     """
 
-    def __init__(self, config: TrackingConfig, is_supported: bool) -> None:
+    def __init__(self, config: TrackingConfig, is_supported: bool, is_metric: bool = False) -> None:
         """Create it.
 
         Args:
             config: settings.
             is_supported: whether the network can match without attention.
+            is_metric: whether depths are measured.
         """
+        self._least_life = 0 if is_metric else _LEAST_LIFE
         self.config = config
         self._is_supported = is_supported
         self._since_full = 0
@@ -61,7 +65,7 @@ class QuickMatching:
             return FullMatch.UNSUPPORTED
         if motion is None:
             return FullMatch.UNEXPECTED
-        if motion > _CLOSE or max(self._life, self._age) < _LEAST_LIFE:
+        if motion > _LARGEST_MOTION or max(self._life, self._age) < self._least_life:
             return FullMatch.MOTION
         if self._since_full >= self.config.full_period:
             return FullMatch.PERIOD
