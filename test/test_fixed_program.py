@@ -138,8 +138,7 @@ EVERY_PRESET = [
     "compact",
     "coarse_lite",
     "small efficient",
-    "loftr",
-    *(pytest.param(name, marks=LONG) for name in ("efficient", "efficient_opt", "loftr_ot")),
+    *(pytest.param(name, marks=LONG) for name in ("loftr", "efficient", "efficient_opt", "loftr_ot")),
 ]
 
 
