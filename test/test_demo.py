@@ -428,6 +428,7 @@ def test_the_full_network_plays_the_demo_with_random_weights(demo, tmp_path):
     assert gone(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.ros
 def test_ctrl_c_ends_the_demo_and_both_of_its_processes(demo, rendered, tmp_path):
     shutil.copytree(rendered, tmp_path / "demo" / "rendered")
@@ -449,6 +450,7 @@ def test_without_weights_the_demo_says_what_to_do_and_starts_nothing(own_environ
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.long
 @pytest.mark.ros
 def test_a_node_that_cannot_be_configured_is_quoted(own_environment, rendered, tmp_path, capfd):
     shutil.copytree(rendered, tmp_path / "demo" / "rendered")

@@ -113,6 +113,7 @@ def test_a_map_smoothed_in_bands_of_rows_equals_the_map_smoothed_at_once(monkeyp
     torch.testing.assert_close(bands, whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_match_with_the_same_image_moves_by_nothing_and_is_sure_of_it() -> None:
     model = network()
     image = rendered_pair()[0]

@@ -800,6 +800,7 @@ def test_no_more_matches_come_than_were_asked_for(node, footage):
         client.connect(node.next_frame)
 
 
+@pytest.mark.long
 def test_the_full_network_runs_with_random_weights_and_says_that_nothing_matches(footage, tmp_path):
     parameters = QUIET | {
         "network": "loftr",
@@ -968,7 +969,6 @@ def test_autostart_that_fails_ends_the_node_with_exit_code_1(tmp_path):
         assert "Traceback" not in process.said
 
 
-@pytest.mark.kilted
 def test_remapped_in_a_namespace_by_sim_time_with_other_qos_it_works_and_shuts_down(footage, tmp_path):
     from builtin_interfaces.msg import Time
     from rosgraph_msgs.msg import Clock

@@ -140,7 +140,7 @@ def off_padding(cells: Tensor, usable: Tensor) -> Tensor:
 
 
 # The rendered pair is the short version of the tests with large real pairs.
-PAIRS = ("rendered", *(pytest.param(real, marks=pytest.mark.long) for real in ("sevenscenes", "kitti")), "padded")
+PAIRS = ("rendered", *(pytest.param(name, marks=pytest.mark.long) for name in ("sevenscenes", "kitti", "padded")))
 
 
 @pytest.fixture(params=PAIRS)

@@ -421,7 +421,7 @@ def kidnapped(folder: Path, capacity: int, archive: bool) -> tuple[FrontEnd, lis
     return one.front_end, segments
 
 
-@pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.parametrize("archive", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_kidnapped_camera_that_comes_back_is_located_within_five_images_in_the_segment_that_it_left(
     tmp_path: Path, archive: bool
 ) -> None:
@@ -429,6 +429,7 @@ def test_a_kidnapped_camera_that_comes_back_is_located_within_five_images_in_the
     assert segments[4] == 0 and segments[-1] == 0
 
 
+@pytest.mark.long
 def test_what_the_buffer_has_no_room_for_is_recalled_from_the_archive(tmp_path: Path) -> None:
     _, forgotten = kidnapped(tmp_path / "without", 2, archive=False)
     assert forgotten[4] != 0, "the buffer alone must not do, or this tests nothing"

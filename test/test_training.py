@@ -668,6 +668,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]
     return output, run(settings(), output)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_losses_whatever_makes_the_data(
     trained: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
@@ -770,6 +771,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypat
     assert not torch.equal(weights[3], weights[4])
 
 
+@pytest.mark.long
 def test_a_training_in_half_precision_learns(tmp_path: Path) -> None:
     losses = run(settings(steps=40, machine={"precision": "bfloat16"}, validation={"every_steps": 100}), tmp_path)
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
