@@ -12,8 +12,9 @@ from made_world import WorldMatcher, frame, walk
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from loftr_ros.frontend.agreement import SensorState
 from loftr_ros.frontend.config import FrontEndConfig
-from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeConfig, GyroscopeState
+from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeConfig
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.settings import with_values
 
@@ -95,7 +96,7 @@ def test_a_bias_is_learned_from_matched_rotations() -> None:
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     taught(gyroscope, stamps, rates + bias + noise, truth)
     assert np.abs(gyroscope.bias - bias).max() < 4 * gyroscope.bias_std < 0.03
-    assert gyroscope.state is GyroscopeState.HEALTHY
+    assert gyroscope.state is SensorState.HEALTHY
 
 
 def test_a_bias_is_learned_while_nothing_moves() -> None:
@@ -118,7 +119,7 @@ def test_axes_that_are_mounted_otherwise_are_found_out_and_named(mount: Array) -
     stamps, rates, truth = tumbling(10)
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     taught(gyroscope, stamps, rates @ mount.T, truth)
-    assert gyroscope.state is GyroscopeState.CONTRADICTS
+    assert gyroscope.state is SensorState.CONTRADICTS
     assert gyroscope.rotation_between(0, int(stamps[-1])) is None
     axis = int(np.argmax(np.abs(mount[:, 0])))
     sign = "-" if mount[axis, 0] < 0 else ""
@@ -132,11 +133,11 @@ def test_a_gyroscope_that_goes_wrong_is_found_out_and_one_that_recovers_is_used_
     spoilt[1000:2000] = rates[1000] if wrong == "stuck" else rates[900:1900]
     gyroscope = Gyroscope(camera_from_imu=np.eye(3))
     taught(gyroscope, stamps[:1000], spoilt[:1000], truth[:1000])
-    assert gyroscope.state is GyroscopeState.HEALTHY
+    assert gyroscope.state is SensorState.HEALTHY
     taught(gyroscope, stamps[1000:2000], spoilt[1000:2000], truth[1000:2000])
-    assert gyroscope.state is GyroscopeState.CONTRADICTS
+    assert gyroscope.state is SensorState.CONTRADICTS
     taught(gyroscope, stamps[2000:], spoilt[2000:], truth[2000:])
-    assert gyroscope.state is GyroscopeState.HEALTHY
+    assert gyroscope.state is SensorState.HEALTHY
 
 
 def test_samples_without_order_or_meaning_change_nothing() -> None:

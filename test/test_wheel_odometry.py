@@ -12,8 +12,8 @@ from made_world import WorldMatcher, frame, walk
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from loftr_ros.frontend.agreement import SensorState
 from loftr_ros.frontend.config import FrontEndConfig
-from loftr_ros.frontend.gyroscope import GyroscopeState
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import between
@@ -89,10 +89,10 @@ def test_one_that_is_stuck_does_not_become_trusted_by_a_camera_that_stands_still
     stamps, poses = drive(3)
     odometry = WheelOdometry(base_from_camera=MOUNT)
     compared(odometry, stamps, [poses[0]] * len(stamps), [poses[0]] * len(stamps))
-    assert odometry.state is GyroscopeState.UNCHECKED
+    assert odometry.state is SensorState.UNCHECKED
     later = [stamp + stamps[-1] + PERIOD for stamp in stamps]
     compared(odometry, later, [poses[0]] * len(stamps), poses)
-    assert odometry.state is GyroscopeState.CONTRADICTS
+    assert odometry.state is SensorState.CONTRADICTS
 
 
 def late(poses: list[Array]) -> list[Array]:
@@ -117,11 +117,11 @@ def test_one_that_goes_wrong_is_found_out_and_is_used_again_when_it_is_right(
     stamps, poses = drive(6)
     odometry = WheelOdometry(base_from_camera=MOUNT)
     compared(odometry, stamps, wrong(poses), poses)
-    assert odometry.state is GyroscopeState.CONTRADICTS
+    assert odometry.state is SensorState.CONTRADICTS
     assert odometry.motion_between(stamps[-10], stamps[-1]) is None
     later = [stamp + stamps[-1] + PERIOD for stamp in stamps]
     compared(odometry, later, poses, poses)
-    assert odometry.state is GyroscopeState.HEALTHY
+    assert odometry.state is SensorState.HEALTHY
 
 
 def test_swapped_axes_are_found_out_and_named_even_of_a_robot_on_a_plane() -> None:
@@ -130,7 +130,7 @@ def test_swapped_axes_are_found_out_and_named_even_of_a_robot_on_a_plane() -> No
     wired[:3, :3] = np.eye(3)  # the camera's optical axes were taken for the base's
     odometry = WheelOdometry(base_from_camera=wired)
     compared(odometry, stamps, poses, poses)
-    assert odometry.state is GyroscopeState.CONTRADICTS
+    assert odometry.state is SensorState.CONTRADICTS
     assert odometry.mounting() == (
         "x of the camera is -y of the odometry's base, y of the camera is -z of the odometry's base, "
         "z of the camera is x of the odometry's base"
@@ -166,7 +166,7 @@ def test_a_pose_that_contradicts_a_healthy_odometry_is_doubtful_and_no_keyframe(
         stamp = 10**9 + count * 10**8
         odometry.add(stamp, poses[number])
         results.append(front_end.process(type(picture)(**{**picture.__dict__, "stamp_ns": stamp})))
-    assert odometry.state is GyroscopeState.HEALTHY
+    assert odometry.state is SensorState.HEALTHY
     for result in results[20:22]:
         assert result.location is None and not result.events
         assert all(match.pose.status == PoseStatus.DOUBTFUL for match in result.matches)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 from itertools import permutations, product
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from loftr_ros.frontend.agreement import Agreement, SensorState
 from loftr_ros.geometry.se3 import Array, rotation_vector
 from loftr_ros.settings import Settings, setting
 
@@ -57,14 +57,6 @@ class GyroscopeConfig(Settings):
         low=0.0,
         high=1.0,
     )
-
-
-class GyroscopeState(Enum):
-    """State of a gyroscope."""
-
-    UNCHECKED = "it was not compared with matched rotations yet"
-    HEALTHY = "it agrees with matched rotations"
-    CONTRADICTS = "it contradicts matched rotations"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +110,8 @@ class Gyroscope:
         self._bias_covariance = np.eye(3) * self.config.bias_std**2
         self._bias_at: int | None = None
         self._still_at = 0
-        self._agreed = self._contradicted = 0
+        self.agreement = Agreement(_PATIENCE, _PATIENCE)
         self._pairs: deque[tuple[Array, Array]] = deque(maxlen=_MOUNT_PAIRS)
-        self._is_wrong, self._is_checked = False, False
-        self._refused_at = 0
         self._mounting: str | None = None  # not looked for since the last pair
 
     @property
@@ -147,11 +137,9 @@ class Gyroscope:
                 self._detect_standstill(stamp_ns)
 
     @property
-    def state(self) -> GyroscopeState:
+    def state(self) -> SensorState:
         """Current state."""
-        if self._is_wrong:
-            return GyroscopeState.CONTRADICTS
-        return GyroscopeState.HEALTHY if self._is_checked else GyroscopeState.UNCHECKED
+        return self.agreement.state
 
     def rotation_between(self, start_ns: int, end_ns: int) -> IntegratedRotation | None:
         """The camera's rotation between two times; None if samples are missing, or it has not agreed with matching.
@@ -159,7 +147,7 @@ class Gyroscope:
         Args:
             start_ns, end_ns: the times; the end is not before the start.
         """
-        return self._integrated(start_ns, end_ns) if self._is_checked and not self._is_wrong else None
+        return self._integrated(start_ns, end_ns) if self.agreement.is_healthy else None
 
     def matched(self, start_ns: int, end_ns: int, rotation: Array, covariance: Array) -> bool | None:
         """Compare with a matched rotation, and estimate the bias from it.
@@ -180,7 +168,7 @@ class Gyroscope:
             self._pairs.append((integrated, found))
             self._mounting = None
         agrees = not rotated.contradicts(rotation, covariance)
-        self._count(agrees)
+        self.agreement.count(agrees)
         if agrees:
             # The bias adds this rotation, about the axes at the end, and in the sensor's.
             seconds = (end_ns - start_ns) / 1e9
@@ -190,17 +178,11 @@ class Gyroscope:
                 self._measure_bias(off / seconds, noise / seconds**2, end_ns)
         return agrees
 
-    def refused(self, stamp_ns: int) -> None:
-        """A pose that is good by itself was refused because it contradicts the gyroscope, which may be wrong."""
-        if stamp_ns != self._refused_at:
-            self._refused_at = stamp_ns
-            self._count(False)
-
     def mounting(self) -> str:
         """The apparent mounting of the axes if it differs from the given one; empty if it does not, or is
         undetermined.
         """
-        if not self._is_wrong or len(self._pairs) < _MOUNT_PAIRS or self.camera_from_imu is None:
+        if self.state is not SensorState.CONTRADICTS or len(self._pairs) < _MOUNT_PAIRS or self.camera_from_imu is None:
             return ""
         if self._mounting is None:
             self._mounting = self._find_mounting(self.camera_from_imu)
@@ -245,14 +227,6 @@ class Gyroscope:
             return self._bias_covariance
         since = max(stamp_ns - self._bias_at, 0) / 1e9
         return np.asarray(self._bias_covariance + np.eye(3) * self.config.bias_walk**2 * since)
-
-    def _count(self, agrees: bool) -> None:
-        """Trust the gyroscope, or call it wrong, after enough comparisons in a row."""
-        self._agreed, self._contradicted = (self._agreed + 1, 0) if agrees else (0, self._contradicted + 1)
-        if self._contradicted >= _PATIENCE:
-            self._is_wrong = True
-        elif self._agreed >= _PATIENCE:
-            self._is_wrong, self._is_checked = False, True
 
     def _measure_bias(self, off: Array, covariance: Array, stamp_ns: int) -> None:
         """Kalman update with the lock held: the bias is larger by `off`."""

@@ -324,9 +324,9 @@ class Localizer:
         if (agrees is not False and follows is not False) or not judged.is_believed:
             return judged
         if judged.is_trusted and agrees is False and self.gyroscope is not None:
-            self.gyroscope.refused(current.frame.stamp_ns)
+            self.gyroscope.agreement.refused(current.frame.stamp_ns)
         if judged.is_trusted and follows is False and self.odometry is not None:
-            self.odometry.refused(current.frame.stamp_ns)
+            self.odometry.agreement.refused(current.frame.stamp_ns)
         refused = replace(judged.match, pose=doubtful(judged.match.pose))
         return replace(judged, match=refused, pose=None, is_trusted=False)
 

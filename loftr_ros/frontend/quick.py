@@ -20,7 +20,7 @@ _LEAST_LIFE = 4
 
 
 class FullMatch(IntEnum):
-    """Why a frame was matched in full; the numbers are those of msg/FrontEndStatus."""
+    """Why a frame was matched in full; the names are those of msg/FrontEndStatus."""
 
     NOT = 0
     UNSUPPORTED = 1

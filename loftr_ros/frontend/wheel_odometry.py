@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loftr_ros.frontend.gyroscope import GyroscopeState, IntegratedRotation, seeming_mounting
+from loftr_ros.frontend.agreement import Agreement, SensorState
+from loftr_ros.frontend.gyroscope import IntegratedRotation, seeming_mounting
 from loftr_ros.geometry.se3 import Array, between, inverse, rotation_matrix, rotation_vector
 
 # Seconds of poses in memory, longest gap between two, and longest time beyond the newest one.
@@ -104,9 +105,7 @@ class WheelOdometry:
         self._lock = threading.Lock()
         self._stamps: deque[int] = deque()
         self._poses: deque[Array] = deque()
-        self._agreed = self._contradicted = 0
-        self._is_checked = self._is_wrong = False
-        self._refused_at = 0
+        self.agreement = Agreement(_AGREE, _CONTRADICT)
         self._pairs: deque[tuple[Array, Array]] = deque(maxlen=_PAIRS)
 
     def add(self, stamp_ns: int, pose: ArrayLike) -> None:
@@ -139,11 +138,9 @@ class WheelOdometry:
                 self._poses.popleft()
 
     @property
-    def state(self) -> GyroscopeState:
+    def state(self) -> SensorState:
         """Current state."""
-        if self._is_wrong:
-            return GyroscopeState.CONTRADICTS
-        return GyroscopeState.HEALTHY if self._is_checked else GyroscopeState.UNCHECKED
+        return self.agreement.state
 
     def motion_between(self, start_ns: int, end_ns: int) -> OdometryMotion | None:
         """The camera's motion between two times; None if poses are missing, or it has not agreed with matching.
@@ -151,7 +148,7 @@ class WheelOdometry:
         Args:
             start_ns, end_ns: the times; the end is not before the start.
         """
-        return self._between(start_ns, end_ns) if self._is_checked and not self._is_wrong else None
+        return self._between(start_ns, end_ns) if self.agreement.is_healthy else None
 
     def matched(self, start_ns: int, end_ns: int, pose: Array, covariance: Array, is_metric: bool) -> bool | None:
         """Compare with a matched motion.
@@ -175,28 +172,15 @@ class WheelOdometry:
             self._pairs.append((_PAIR_TURN * motion.pose[:3, 3] / steps[0], _PAIR_TURN * pose[:3, 3] / steps[1]))
         agrees = not motion.contradicts(pose, covariance, is_metric)
         if not agrees or motion.is_informative:
-            self._count(agrees)
+            self.agreement.count(agrees)
         return agrees
-
-    def refused(self, stamp_ns: int) -> None:
-        """A pose that is good by itself was refused because it contradicts the odometry, which may be wrong."""
-        if stamp_ns != self._refused_at:
-            self._refused_at = stamp_ns
-            self._count(False)
 
     def mounting(self) -> str:
         """The axes that seem to be swapped, in words; empty if none do, or it is undetermined."""
-        if not self._contradicted or len(self._pairs) < _PAIRS or self.base_from_camera is None:
+        if not self.agreement.is_contradicted or len(self._pairs) < _PAIRS or self.base_from_camera is None:
             return ""
         given, found = (np.array(each) for each in zip(*self._pairs, strict=True))
         return seeming_mounting(given, found, self.base_from_camera[:3, :3].T, _PAIR_TURN, "the odometry's base")
-
-    def _count(self, agrees: bool) -> None:
-        self._agreed, self._contradicted = (self._agreed + 1, 0) if agrees else (0, self._contradicted + 1)
-        if self._contradicted >= _CONTRADICT:
-            self._is_wrong = True
-        elif self._agreed >= _AGREE:
-            self._is_wrong, self._is_checked = False, True
 
     def _between(self, start_ns: int, end_ns: int) -> OdometryMotion | None:
         mount = self.base_from_camera

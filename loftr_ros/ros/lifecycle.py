@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import traceback
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -88,29 +89,29 @@ class SettingsNode(LifecycleNode, Generic[P]):
 
     # --- the work of a subclass ---
 
+    @abstractmethod
     def _configure(self) -> None:
         """Load and prepare everything; after an exception `_free` is called."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _activate(self) -> None:
         """Subscribe; publishers are enabled afterwards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _deactivate(self) -> None:
         """Unsubscribe and keep what was learned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _free(self) -> None:
         """Free everything, in any state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reconfigure(self, settings: P) -> None:
         """Use other live parameters; called in the states inactive and active."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the threads, in any state; the node cannot be used afterwards."""
-        raise NotImplementedError
 
     # --- faults after which only a new process helps ---
 

@@ -1,4 +1,4 @@
-"""Forwards log records of the modules without ROS to the node's logger."""
+"""Forwards log records of the modules without ROS to the node's logger, and warnings that are not repeated."""
 
 from __future__ import annotations
 
@@ -30,3 +30,17 @@ def log_by(logger: Any) -> None:
     package.addHandler(_ToNode(logger))
     package.setLevel(logging.INFO)
     package.propagate = False
+
+
+class Warnings:
+    """Logs a warning unless it is the same as the last one."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._said = ""
+
+    def __call__(self, words: str) -> None:
+        """Log it, if it is new."""
+        if words != self._said:
+            self._said = words
+            self._logger.warning(words)

@@ -34,7 +34,7 @@ class Transforms:
         self._buffer: Any = None
         self._listener: Any = None
         if tf2_is_installed():
-            self._listen()
+            self._buffer, self._listener = listen(node)
 
     def find(self, target: str, source: str) -> NDArray[np.float64] | None:
         """(4, 4) T_target_source; None while it may still come.
@@ -47,7 +47,7 @@ class Transforms:
         from tf2_ros import TransformException
 
         if self._listener is None:  # it was found before: another one is asked for
-            self._listen()
+            self._buffer, self._listener = listen(self._node)
         until = self._until.setdefault((target, source), time.monotonic() + self._patience)
         try:
             found = self._buffer.lookup_transform(target, source, Time()).transform
@@ -66,11 +66,13 @@ class Transforms:
             self._listener.unregister()
         self._listener = self._buffer = None
 
-    def _listen(self) -> None:
-        from tf2_ros import Buffer, TransformListener
 
-        self._buffer = Buffer()
-        self._listener = TransformListener(self._buffer, self._node)
+def listen(node: Node) -> tuple[Any, Any]:
+    """A tf2 buffer and the listener that fills it; tf2_ros must be installed."""
+    from tf2_ros import Buffer, TransformListener
+
+    buffer = Buffer()
+    return buffer, TransformListener(buffer, node)
 
 
 def tf2_is_installed() -> bool:

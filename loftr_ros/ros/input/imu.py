@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import Imu
 
-from loftr_ros.frontend.gyroscope import Gyroscope, GyroscopeState
+from loftr_ros.frontend.agreement import SensorState
+from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.geometry.se3 import from_quaternion
 from loftr_ros.ros.input.inputs import input_options
+from loftr_ros.ros.logs import Warnings
 from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.parameters import ImuParameters
 from loftr_ros.ros.transforms import NoTransformError, Transforms
@@ -42,7 +44,7 @@ class ImuInput:
         """
         self._node, self._gyroscope = node, gyroscope
         self._camera_frame = camera_frame
-        self._said = ""
+        self._warn_once = Warnings(node.get_logger())
         self._heard: float | None = None
         self._transforms: Transforms | None = None
         given = parameters.camera_from_imu
@@ -76,7 +78,7 @@ class ImuInput:
         self._gyroscope.add(to_nanoseconds(message.header.stamp), (rate.x, rate.y, rate.z))
         if self._transforms is not None and self._gyroscope.camera_from_imu is None and self._camera_frame():
             self._gyroscope.camera_from_imu = self._mounting(self._transforms, message.header.frame_id)
-        if self._gyroscope.state is GyroscopeState.CONTRADICTS:
+        if self._gyroscope.state is SensorState.CONTRADICTS:
             mounting = self._gyroscope.mounting()
             seems = f" Its axes seem to be mounted otherwise: {mounting}." if mounting else ""
             self._warn_once(
@@ -95,9 +97,3 @@ class ImuInput:
             )
             return np.eye(3)
         return None if found is None else found[:3, :3]
-
-    def _warn_once(self, words: str) -> None:
-        """Warn, once for each different text."""
-        if words != self._said:
-            self._said = words
-            self._node.get_logger().warning(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +12,15 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.time import Time
 
-from loftr_ros.frontend.gyroscope import GyroscopeState
+from loftr_ros.frontend.agreement import SensorState
 from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import from_quaternion
 from loftr_ros.ros.input.inputs import input_options
+from loftr_ros.ros.logs import Warnings
 from loftr_ros.ros.output.camera_mount import CameraMount
 from loftr_ros.ros.output.messages import to_nanoseconds
 from loftr_ros.ros.parameters import OdometryParameters
+from loftr_ros.ros.transforms import listen, tf2_is_installed
 
 # Messages that may wait, and seconds between two look-ups on tf.
 _DEPTH, _PERIOD = 50, 1 / 30
@@ -44,7 +45,7 @@ class WheelInput:
         self._node, self._parameters, self._wheel, self._camera_frame = node, parameters, wheel, camera_frame
         self._mount: CameraMount | None = None
         self._base = ""
-        self._said = ""
+        self._warn_once = Warnings(node.get_logger())
         self._heard: float | None = None
         self._newest = 0
         self._jumps = wheel.jumps
@@ -75,13 +76,10 @@ class WheelInput:
             self._mount.close()
 
     def _listen(self) -> None:
-        if importlib.util.find_spec("tf2_ros") is None:
+        if not tf2_is_installed():
             self._warn_once("odometry.prior_frame is set, but tf2_ros is not installed: it is not used")
             return
-        from tf2_ros import Buffer, TransformListener
-
-        self._buffer = Buffer()
-        self._listener = TransformListener(self._buffer, self._node)
+        self._buffer, self._listener = listen(self._node)
         # Not the node's clock: with use_sim_time it may stand still.
         self._timer = self._node.create_timer(_PERIOD, self._look_up, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -122,7 +120,7 @@ class WheelInput:
                 "the odometry prior jumped, or its stamps went back: motions over the jump are not used. A prior must "
                 "be smooth: take the odometry itself, not a pose corrected by a map"
             )
-        if self._wheel.state is GyroscopeState.CONTRADICTS:
+        if self._wheel.state is SensorState.CONTRADICTS:
             mounting = self._wheel.mounting()
             seems = f" Its axes seem to be wired otherwise: {mounting}." if mounting else ""
             self._warn_once(
@@ -141,9 +139,3 @@ class WheelInput:
             self._mount = CameraMount(self._node, replace(self._parameters, base_frame=base, base_from_camera=given))
             self._base, self._wheel.base_from_camera = base, None
         self._wheel.base_from_camera = self._mount.of(camera)
-
-    def _warn_once(self, words: str) -> None:
-        """Warn, once for each different text."""
-        if words != self._said:
-            self._said = words
-            self._node.get_logger().warning(words)
