@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,8 @@ from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import intrinsics
 from loftr_ros.training.motion import second_camera
 from loftr_ros.training.photometric import photograph
-from loftr_ros.training.relief import make_relief
-from loftr_ros.training.render import View, render
-from loftr_ros.training.scenes import make_stage
+from loftr_ros.training.scenes import blocked, make_stage
+from loftr_ros.worlds.rasterizer import Raster
 from loftr_ros.worlds.revisits import World
 
 Image = NDArray[np.uint8]
@@ -24,7 +22,6 @@ KINDS = {"room": 0.42, "street": 0.28, "clutter": 0.22, "relief": 0.08}
 # Least part of the first view that another must see too.
 _LEAST_SHARED = 0.35
 _HARDEST = 0.55  # difficulty for `second_camera`: about 40 degrees aside, and a third of the depth
-_TOO_NEAR = 0.15  # m
 
 
 def place_views(
@@ -73,32 +70,20 @@ def revisited_places(seed: int, views: int = 4) -> Iterator[list[Image]]:
 
 def _attempt(
     bank: AssetBank, rng: np.random.Generator, count: int, size: tuple[int, int], kind: str
-) -> list[View] | None:
+) -> list[Raster] | None:
     K = intrinsics(size, float(rng.uniform(50, 95)))
-    if kind == "relief":
-        relief = make_relief(bank, rng)
-        T_0, driving = relief.T_camera_world, False
-        see = relief.render
-    else:
-        stage = make_stage(bank, rng, float(rng.random()), kind)
-        T_0, driving = stage.T_camera_world, stage.driving
-        see = partial(render, stage.scene)
-    views = [see(K, size, T_0)]
-    if _is_blocked(views[0]):
+    hardness = 0.0 if kind == "relief" else float(rng.random())
+    stage = make_stage(bank, rng, hardness, kind)
+    views = [stage.render(K, size, stage.T_camera_world)]
+    if blocked(views[0]):
         return None
     for _ in range(3 * count):
         if len(views) == count:
             return views
         difficulty = float(rng.uniform(0.1, _HARDEST))
-        T_k_0 = second_camera(rng, difficulty, views[0].inverse_depth, K, K, driving, _LEAST_SHARED)
+        T_k_0 = second_camera(rng, difficulty, views[0].inverse_depth, K, K, stage.driving, _LEAST_SHARED)
         if T_k_0 is not None:
-            view = see(K, size, T_k_0 @ T_0)
-            if not _is_blocked(view):
+            view = stage.render(K, size, T_k_0 @ stage.T_camera_world)
+            if not blocked(view):
                 views.append(view)
     return None
-
-
-def _is_blocked(view: View) -> bool:
-    """Whether a camera is too near to objects, or sees hardly any."""
-    inverse_depth = view.inverse_depth[::4, ::4]
-    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float32, Float64, looking
-from loftr_ros.training.render import View
+from loftr_ros.worlds.rasterizer import Raster
 
 _GRID = 257  # heights along a side, over [-1, 1]²
 _STEPS = 14  # of the coarse search between the top and the bottom
@@ -35,7 +35,7 @@ class Relief:
     texture: list[NDArray[np.uint8]]
     T_camera_world: Float64
 
-    def render(self, K: Float64, size: tuple[int, int], T_camera_world: Float64) -> View:
+    def render(self, K: Float64, size: tuple[int, int], T_camera_world: Float64) -> Raster:
         """Render it for a pinhole camera with a (width, height) image."""
         width, height = size
         R, t = T_camera_world[:3, :3], T_camera_world[:3, 3]
@@ -70,7 +70,7 @@ class Relief:
         inverse = np.where(hit, 1 / np.maximum(depth, np.float32(1e-3)), 0).astype(np.float32)
         image = self._painted(eye, rays, depth)
         image[~hit] = 128
-        return View(image, inverse, hit.astype(np.uint8))
+        return Raster(image, inverse, hit.astype(np.uint8))
 
     def _bracket(self, eye: Float32, rays: Float32, low: Float32, step: Float32) -> tuple[Float32, Float32]:
         """March from `low`, above the relief, to the first step below it: depths before and after."""

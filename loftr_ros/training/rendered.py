@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -12,14 +10,12 @@ from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float32, Float64, covisible, hide, intrinsics, inverse, warp_by_depth
 from loftr_ros.training.motion import LEAST_SEEN, second_camera
 from loftr_ros.training.photometric import photograph
-from loftr_ros.training.relief import make_relief
 from loftr_ros.training.relight import in_other_light
-from loftr_ros.training.render import View, render
 from loftr_ros.training.sample import Sample
-from loftr_ros.training.scenes import make_stage
+from loftr_ros.training.scenes import blocked, make_stage
+from loftr_ros.worlds.rasterizer import Raster
 
 LEAST_COVISIBLE = 0.1
-_TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
 _SCENES = 6
 
 
@@ -34,8 +30,8 @@ class CleanPair:
         warp01, warp10: as in `Sample`.
     """
 
-    view0: View
-    view1: View
+    view0: Raster
+    view1: Raster
     K0: Float64
     K1: Float64
     T_1_0: Float64
@@ -83,28 +79,20 @@ class RenderedPairs:
 
     def _attempt(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> CleanPair | None:
         K0, K1 = _cameras(rng, size)
-        if self.kind == "relief":
-            relief = make_relief(self.bank, rng)
-            T_0, driving = relief.T_camera_world, False
-            see: Callable[[Float64, tuple[int, int], Float64], View] = relief.render
-        else:
-            stage = make_stage(self.bank, rng, min(difficulty, 1.0), self.kind)
-            T_0, driving = stage.T_camera_world, stage.driving
-            see = partial(render, stage.scene)
-
-        view0 = see(K0, size, T_0)
-        if _blocked(view0):
+        stage = make_stage(self.bank, rng, min(difficulty, 1.0), self.kind)
+        view0 = stage.render(K0, size, stage.T_camera_world)
+        if blocked(view0):
             return None
         for _ in range(2):
             least = LEAST_SEEN if difficulty <= 1 else LEAST_COVISIBLE
-            T_1_0 = second_camera(rng, difficulty, view0.inverse_depth, K0, K1, driving, least)
+            T_1_0 = second_camera(rng, difficulty, view0.inverse_depth, K0, K1, stage.driving, least)
             if T_1_0 is None:
                 return None
-            view1 = see(K1, size, T_1_0 @ T_0)
+            view1 = stage.render(K1, size, T_1_0 @ stage.T_camera_world)
             surfaces = (view0.surface, view1.surface)
             depths = (view0.inverse_depth, view1.inverse_depth)
             warp01 = warp_by_depth(*depths, K0, K1, T_1_0, surfaces)
-            if not _blocked(view1) and covisible(warp01) >= LEAST_COVISIBLE:
+            if not blocked(view1) and covisible(warp01) >= LEAST_COVISIBLE:
                 warp10 = warp_by_depth(*depths[::-1], K1, K0, inverse(T_1_0), surfaces[::-1])
                 if covisible(warp10) >= LEAST_COVISIBLE:
                     return CleanPair(view0, view1, K0, K1, T_1_0, warp01, warp10)
@@ -121,9 +109,3 @@ def _cameras(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float64, 
     K0[:2, 2] += shift
     K1[:2, 2] += shift
     return K0, K1
-
-
-def _blocked(view: View) -> bool:
-    """Whether a camera is too near to objects, or sees hardly any."""
-    inverse_depth = view.inverse_depth[::4, ::4]
-    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)

@@ -1,4 +1,4 @@
-"""Random scenes to render: rooms, streets, clutter; each with a first camera."""
+"""Random scenes to render: rooms, streets, clutter, reliefs; each with a first camera."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float64, looking, rotation
-from loftr_ros.training.render import Round, Scene, cross
+from loftr_ros.training.relief import Relief, make_relief
 from loftr_ros.training.surfaces import Palette
-from loftr_ros.training.texturing import Surface
+from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces, cross, render
+from loftr_ros.worlds.texturing import FAST, Material
 
 _UP = np.array([0.0, 0, 1])
+_TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
 
 
 @dataclass(frozen=True)
@@ -21,22 +23,38 @@ class Stage:
     """A scene and a first view of it.
 
     Attributes:
-        kind: "room", "street" or "clutter".
         scene: its contents.
         T_camera_world: (4, 4), the first camera.
         driving: whether cameras move forward on the ground rather than freely.
     """
 
-    kind: str
-    scene: Scene
+    scene: Surfaces | Relief
     T_camera_world: Float64
     driving: bool = False
 
+    def render(self, K: Float64, size: tuple[int, int], T_camera_world: Float64) -> Raster:
+        """The view of a pinhole camera with a (width, height) image, uint8."""
+        if isinstance(self.scene, Relief):
+            return self.scene.render(K, size, T_camera_world)
+        return render(self.scene, K, size, T_camera_world, FAST)
+
 
 def make_stage(bank: AssetBank, rng: np.random.Generator, hardness: float, kind: str) -> Stage:
-    """A random scene of a kind ("room", "street" or "clutter"); for `hardness` in [0, 1] see `Palette`."""
-    palette = Palette(bank, rng, hardness)
-    return _KINDS[kind](palette, rng)
+    """A random scene of a kind ("room", "street", "clutter" or "relief").
+
+    Args:
+        hardness: in [0, 1], see `Palette`; reliefs have none.
+    """
+    if kind == "relief":
+        relief = make_relief(bank, rng)
+        return Stage(relief, relief.T_camera_world)
+    return _KINDS[kind](Palette(bank, rng, hardness), rng)
+
+
+def blocked(view: Raster) -> bool:
+    """Whether a camera is too near to objects, or sees hardly any."""
+    inverse_depth = view.inverse_depth[::4, ::4]
+    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)
 
 
 def _walls(o: Float64, X: Float64, Y: Float64) -> tuple[tuple[Float64, Float64], ...]:
@@ -52,7 +70,7 @@ def rotated(rng: np.random.Generator, tilt: float) -> Float64:
 
 
 def _room(palette: Palette, rng: np.random.Generator) -> Stage:
-    scene = Scene()
+    scene = Surfaces()
     half = np.array([rng.uniform(1.5, 4.5), rng.uniform(1.5, 4.5), rng.uniform(1.1, 1.9)])
     lx, ly, lz = 2 * half
     o = -half
@@ -69,7 +87,7 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
         [((spots + half[:2]) / (2 * half[:2]))[:, ::-1], sizes[:, :2].max(axis=1) * 1.3 / half[:2].min()]
     )
 
-    def wall(width: float, height: float) -> Surface:
+    def wall(width: float, height: float) -> Material:
         return palette.lit(palette.any(width, height), palette.light())
 
     scene.quad(o, Y, X, palette.lit(palette.any(ly, lx), palette.light(shadows)))
@@ -92,10 +110,10 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
     toward = np.array([*spots[int(rng.integers(count))], -half[2] + rng.uniform(0, 1.2)]) - eye
     if rng.random() < 0.4:
         toward = np.array([*rng.normal(size=2), rng.normal(0, 0.25)])
-    return Stage("room", scene, looking(eye, toward, float(rng.normal(0, 0.1))))
+    return Stage(scene, looking(eye, toward, float(rng.normal(0, 0.1))))
 
 
-def _furniture(scene: Scene, palette: Palette, rng: np.random.Generator, spot: Float64, size: Float64) -> None:
+def _furniture(scene: Surfaces, palette: Palette, rng: np.random.Generator, spot: Float64, size: Float64) -> None:
     R = rotation(_UP * rng.uniform(-np.pi, np.pi))
     half, kind = size / 2, rng.random()
     surfaces = [palette.any(size[k % 2], size[2]) for k in range(int(rng.choice([1, 2, 5])))]
@@ -130,19 +148,19 @@ def _furniture(scene: Scene, palette: Palette, rng: np.random.Generator, spot: F
 
 
 def _street(palette: Palette, rng: np.random.Generator) -> Stage:
-    scene = Scene()
+    scene = Surfaces()
     far = 400.0
     _surround(scene, palette, rng, far)
     half = rng.uniform(3.5, 12)
     lane = palette.tiled(24, 24) if rng.random() < 0.7 else palette.masonry(24, 24)
-    ground = Surface(
+    ground = Material(
         lane.levels, (lane.repeats[0] * 2 * far / 24, lane.repeats[1] * 400 / 24), lane.shift, *_faint(rng)
     )
     scene.quad(np.array([-200.0, -far, 0]), np.array([0, 2 * far, 0]), np.array([400.0, 0, 0]), ground)
     for x in (-half * rng.uniform(0.4, 0.8), half * rng.uniform(-0.2, 0.2), half * rng.uniform(0.4, 0.8)):
         dash = rng.uniform(1, 4)
         stripe = np.full((16, 64), 225, np.float32)
-        paint = Surface([stripe.astype(np.uint8)])
+        paint = Material([stripe.astype(np.uint8)])
         for k in range(int(rng.integers(0, 6))):
             at = np.array([x, -2 + k * dash * rng.uniform(2, 3), 0.01])
             scene.quad(at, np.array([0, dash, 0]), np.array([0.15, 0, 0]), paint)
@@ -176,7 +194,7 @@ def _street(palette: Palette, rng: np.random.Generator) -> Stage:
             scene.rounds.append(Round(crown, to_local, False, palette.tiled(8, 6)))
     eye = np.array([rng.uniform(-0.3, 0.3) * half, 0, rng.uniform(0.5, 2.2)])
     forward = np.array([rng.normal(0, 0.12), 1, rng.normal(-0.03, 0.05)])
-    return Stage("street", scene, looking(eye, forward, float(rng.normal(0, 0.02))), driving=True)
+    return Stage(scene, looking(eye, forward, float(rng.normal(0, 0.02))), driving=True)
 
 
 def _faint(rng: np.random.Generator) -> tuple[float, float]:
@@ -184,7 +202,7 @@ def _faint(rng: np.random.Generator) -> tuple[float, float]:
     return gain, float(rng.uniform(40, 110) * (1 - gain) + 10)
 
 
-def _surround(scene: Scene, palette: Palette, rng: np.random.Generator, far: float) -> None:
+def _surround(scene: Surfaces, palette: Palette, rng: np.random.Generator, far: float) -> None:
     """Sky above, and far away all around either more sky or hills and houses."""
     X, Y, Z = np.diag([2 * far, 2 * far, far])
     low = np.array([-far, -far, 0.0])
@@ -201,7 +219,7 @@ def _surround(scene: Scene, palette: Palette, rng: np.random.Generator, far: flo
 
 def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
     """Boxes, boards and balls at all depths and angles before walls: maximum parallax."""
-    scene = Scene()
+    scene = Surfaces()
     size = np.array([3.0, 3, 3]) * rng.uniform(0.8, 2)
     X, Y, Z = np.diag(2 * size)
     o = -size
@@ -236,7 +254,7 @@ def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
     direction = rng.normal(size=3) * np.array([1, 1, 0.35])
     direction /= np.linalg.norm(direction)
     eye = -direction * rng.uniform(1.6, 2.6)
-    return Stage("clutter", scene, looking(eye, direction + rng.normal(0, 0.12, 3), float(rng.normal(0, 0.15))))
+    return Stage(scene, looking(eye, direction + rng.normal(0, 0.12, 3), float(rng.normal(0, 0.15))))
 
 
 _KINDS: dict[str, Callable[[Palette, np.random.Generator], Stage]] = {

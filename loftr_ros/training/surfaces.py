@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.training.assets import AssetBank
-from loftr_ros.training.texturing import Surface
-
-Image = NDArray[np.uint8]
+from loftr_ros.worlds.texturing import Image, Material
+from loftr_ros.worlds.texturing import pyramid as halved
 
 
 class Palette:
@@ -28,7 +27,7 @@ class Palette:
         self._used: list[list[Image]] = []
         self._made: dict[str, list[tuple[list[Image], float, float]]] = {}
 
-    def any(self, width: float, height: float) -> Surface:
+    def any(self, width: float, height: float) -> Material:
         """A surface for a face of some size in metres."""
         kind = self._rng.random()
         if kind < 0.40:
@@ -41,7 +40,7 @@ class Palette:
             return self.patches(width, height)
         return self.plain()
 
-    def picture(self, width: float, height: float, photo: bool | None = None) -> Surface:
+    def picture(self, width: float, height: float, photo: bool | None = None) -> Material:
         """Part of an image, once, in the proportions of the face."""
         rng = self._rng
         photo = bool(rng.random() < 0.7) if photo is None else photo
@@ -52,21 +51,21 @@ class Palette:
         along = share * min(1.0, aspect * rows / columns)
         up = along * columns / rows / aspect
         shift = (float(rng.uniform(0, 1 - along)), float(rng.uniform(0, max(1 - up, 0))))
-        return Surface(levels, (along, up), shift, *self._tone())
+        return Material(levels, (along, up), shift, *self._tone())
 
-    def tiled(self, width: float, height: float) -> Surface:
+    def tiled(self, width: float, height: float) -> Material:
         """A texture repeated over the face, with a period of 0.3 to 4 m."""
         rng = self._rng
         levels = self._levels(bool(rng.random() < 0.15))
         size = float(np.exp(rng.uniform(np.log(0.35), np.log(4.0)))) * max(0.25, min(1.5, max(width, height) / 3))
         aspect = levels[0].shape[1] / levels[0].shape[0]
         shift = (float(rng.random()), float(rng.random()))
-        return Surface(levels, (width / size, height / size * aspect), shift, *self._tone())
+        return Material(levels, (width / size, height / size * aspect), shift, *self._tone())
 
-    def masonry(self, width: float, height: float) -> Surface:
+    def masonry(self, width: float, height: float) -> Material:
         """Bricks or tiles, each with its own tone and grain from a texture, or all alike."""
         levels, wide, high = self._again("masonry", self._masonry)
-        return Surface(levels, (width / wide, height / high), (0.0, 0.0), *self._tone())
+        return Material(levels, (width / wide, height / high), (0.0, 0.0), *self._tone())
 
     def _masonry(self) -> tuple[list[Image], float, float]:
         rng = self._rng
@@ -88,10 +87,10 @@ class Palette:
         tile = float(np.exp(rng.uniform(np.log(0.1), np.log(0.6)))) * columns
         return pyramid(patch), tile, tile
 
-    def facade(self, width: float, height: float) -> Surface:
+    def facade(self, width: float, height: float) -> Material:
         """A house front: storeys of windows over plaster or brick, all alike or nearly so."""
         levels, wide, high = self._again("facade", self._facade)
-        return Surface(levels, (width / wide, height / high), (0.0, 0.0), *self._tone())
+        return Material(levels, (width / wide, height / high), (0.0, 0.0), *self._tone())
 
     def _facade(self) -> tuple[list[Image], float, float]:
         rng = self._rng
@@ -113,10 +112,10 @@ class Palette:
         storey = float(rng.uniform(2.6, 3.6))
         return pyramid(wall), storey * wide, storey * high
 
-    def patches(self, width: float, height: float) -> Surface:
+    def patches(self, width: float, height: float) -> Material:
         """Bars and rectangles of flat tones, as on book spines, posters, and screens."""
         levels, wide, high = self._again("patches", self._patches)
-        return Surface(
+        return Material(
             levels, (max(1.0, round(width / max(height, 0.1) * high / wide)), 1.0), (0.0, 0.0), *self._tone()
         )
 
@@ -134,29 +133,29 @@ class Palette:
             )
         return pyramid(picture), 1.7, 1.0
 
-    def plain(self) -> Surface:
+    def plain(self) -> Material:
         """Paint: almost nothing to match."""
         rng = self._rng
         blotches = rng.normal(0, 1, (8, 8)).astype(np.float32)
         picture = cv2.resize(blotches, (64, 64), interpolation=cv2.INTER_CUBIC)
         picture = float(rng.uniform(50, 230)) + picture * float(rng.uniform(0, 5))
-        return Surface(pyramid(picture))
+        return Material(pyramid(picture))
 
-    def sky(self) -> Surface:
+    def sky(self) -> Material:
         """Overcast, clouded, or part of a photo."""
         rng = self._rng
         if rng.random() < 0.3:
-            return Surface(self._levels(photo=True), (1.0, 0.5))
+            return Material(self._levels(photo=True), (1.0, 0.5))
         gradient = np.linspace(rng.uniform(130, 255), rng.uniform(130, 255), 128, dtype=np.float32)[:, None]
         clouds = np.zeros((128, 128), np.float32)
         for octave in (4, 8, 16, 32):
             noise = rng.normal(0, 1, (octave, octave)).astype(np.float32)
             clouds += cv2.resize(noise, (128, 128), interpolation=cv2.INTER_CUBIC) / octave
-        return Surface(pyramid(gradient + clouds * float(rng.uniform(0, 90))))
+        return Material(pyramid(gradient + clouds * float(rng.uniform(0, 90))))
 
-    def lit(self, surface: Surface, light: Image) -> Surface:
+    def lit(self, surface: Material, light: Image) -> Material:
         """The same surface with light and shadow on it."""
-        return Surface(surface.levels, surface.repeats, surface.shift, surface.gain, surface.bias, light)
+        return Material(surface.levels, surface.repeats, surface.shift, surface.gain, surface.bias, light)
 
     def light(self, dark_spots: NDArray[np.float64] | None = None) -> Image:
         """A (48, 48) light map: a soft lamp, darker edges, and shadows under objects.
@@ -203,8 +202,5 @@ class Palette:
 
 def pyramid(picture: NDArray[np.float32]) -> list[Image]:
     """The mip levels of an (H, W) picture with values of 0 to 255."""
-    levels = [np.clip(picture, 0, 255).astype(np.uint8)]
-    while min(levels[-1].shape) >= 16:
-        half = (levels[-1].shape[1] // 2, levels[-1].shape[0] // 2)
-        levels.append(np.asarray(cv2.resize(levels[-1], half, interpolation=cv2.INTER_AREA), np.uint8))
-    return levels
+    # Down to less than 16 pixels.
+    return halved(np.clip(picture, 0, 255).astype(np.uint8), max(min(picture.shape).bit_length() - 3, 1))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.se3 import inverse
 from loftr_ros.worlds.floor_plan import DOOR, HEIGHT, ROOMS, STREAM, WALL, Zone, floor_plan, furnish
-from loftr_ros.worlds.rasterizer import NEAR, Atlas, Rectangles, render
+from loftr_ros.worlds.rasterizer import NEAR, Surfaces, render
 from loftr_ros.worlds.room import Solid, Surface, blocked
 from loftr_ros.worlds.textures import noise, paint
+from loftr_ros.worlds.texturing import Sampling, material
 
 _LIGHT_CELL = 0.16  # m
 _EXPOSURE = 1.3
@@ -42,24 +43,19 @@ class Building:
             things = furnish(self.zones, number, seed)
             solids.append(things.solids)
             surfaces.append(things.surfaces)
-        flat = [surface for part in surfaces for surface in part]
         self._zone = np.repeat(np.arange(len(self.zones)), [len(part) for part in surfaces])
-        self._rectangles = Rectangles(
-            np.array([s.origin for s in flat]),
-            np.array([s.side_s for s in flat]),
-            np.array([s.side_t for s in flat]),
-            np.array([s.texel for s in flat]),
-        )
         painter = _Painter(seed)
-        textures: tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]] = ([], [])
+        self._surfaces = Surfaces(), Surfaces()
         for number, zone in enumerate(self.zones):
             for surface in surfaces[number]:
                 albedo = painter.albedo(surface)
                 for kind in (0, 1):
                     lit = albedo * _light(surface, solids[number], zone, kind, albedo.shape)
                     # Compressed highlights, as on film: surfaces close to a lamp keep their texture.
-                    textures[kind].append((255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8))
-        self._atlases = [Atlas(part) for part in textures]
+                    texture = (255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8)
+                    self._surfaces[kind].quad(surface.origin, surface.side_s, surface.side_t, material(texture))
+        o, s, t = np.array(self._surfaces[0].corners).transpose(1, 0, 2)
+        self._corners = np.stack([o, o + s, o + s + t, o + t], axis=1)
 
     def zone_at(self, position: Array) -> int:
         """Number of the zone that contains a (3,) position, or of the nearest one."""
@@ -81,18 +77,13 @@ class Building:
         Returns:
             Image (H, W) float32 in [0, 255], and depth (H, W) float32 in metres.
         """
-        visible = self._seen(matrix, size, pose)
-        whole = self._rectangles
-        some = Rectangles(whole.origin[visible], whole.side_s[visible], whole.side_t[visible], whole.texel[visible])
-        atlas = copy.copy(self._atlases[light])
-        atlas.corner, atlas.size = atlas.corner[visible], atlas.size[visible]
-        return render(some, atlas, matrix, size, pose, supersample)
+        visible = self._surfaces[light].faces(self._seen(matrix, size, pose))
+        view = render(visible, matrix, size, inverse(pose), Sampling(supersample))
+        return view.image, view.depth
 
     def _seen(self, matrix: Array, size: tuple[int, int], pose: Array) -> NDArray[np.intp]:
         """Rectangles that may be in view: those of the zone, and those of other zones visible through doorways."""
-        r = self._rectangles
-        corners = np.stack([r.origin, r.origin + r.side_s, r.origin + r.side_s + r.side_t, r.origin + r.side_t], axis=1)
-        boxes = _boxes(corners, matrix, pose)
+        boxes = _boxes(self._corners, matrix, pose)
         here = self.zone_at(pose[:3, 3])
         window = np.array([0.0, 0.0, *size])
         doors = {n: _boxes(_doorway(z.door), matrix, pose)[0] for n, z in enumerate(self.zones) if z.door is not None}

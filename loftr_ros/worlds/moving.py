@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.geometry.camera import CameraModel
-from loftr_ros.worlds.rasterizer import Rectangles, render
+from loftr_ros.geometry.se3 import between
+from loftr_ros.worlds.rasterizer import render
 from loftr_ros.worlds.room import Furniture
 from loftr_ros.worlds.scene import Rendering, Scene, textured, trajectory
+from loftr_ros.worlds.texturing import Sampling
 
 Array = NDArray[np.float64]
 
@@ -46,7 +48,7 @@ class MovingBox:
         rng = np.random.default_rng([scene.seed, 11])
         parts = Furniture()
         parts.box((0.0, 0.0, _SIZE[2] / 2), _SIZE, style)
-        self._rectangles, self._atlas = textured(parts.surfaces, (), rng)
+        self._surfaces = textured(parts.surfaces, (), rng)
         walk = trajectory(frames, rate, scene.seed)
         side = max(int(rate), 1)
         kernel = np.ones(side) / side
@@ -81,16 +83,9 @@ class MovingBox:
             noise: as in `Scene.render`.
         """
         view = self._scene.render(camera, T_world_camera, noise=noise)
-        place, given = self.pose(number), self._rectangles
-        rotation = place[:3, :3]
-        moved: Rectangles = replace(
-            given,
-            origin=given.origin @ rotation.T + place[:3, 3],
-            side_s=given.side_s @ rotation.T,
-            side_t=given.side_t @ rotation.T,
-        )
-        size = (camera.width, camera.height)
-        image, depth = render(moved, self._atlas, camera.matrix, size, np.asarray(T_world_camera, np.float64))
+        T_camera_box = between(np.asarray(T_world_camera, np.float64), self.pose(number))
+        box = render(self._surfaces, camera.matrix, (camera.width, camera.height), T_camera_box, Sampling())
+        image, depth = box.image, box.depth
         nearer = depth < view.depth
         grain = np.random.default_rng([self._scene.seed, 13, number]).standard_normal(image.shape, dtype=np.float32)
         shown = np.clip(image + np.float32(noise) * grain + 0.5, 0, 255).astype(np.uint8)

@@ -41,7 +41,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Surface:
-    """One textured rectangle, see `rasterizer.Rectangles`; `style` names its texture.
+    """One textured rectangle, a face of `rasterizer.Surfaces` from `origin`; `style` names its texture.
 
     `piece` (index, count): it shows its part of a texture painted over `count` adjacent surfaces.
     """

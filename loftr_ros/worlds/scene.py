@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from loftr_ros.geometry.camera import NO_DISTORTION, CameraModel
-from loftr_ros.worlds.rasterizer import Atlas, Rectangles, render
+from loftr_ros.geometry.se3 import inverse
+from loftr_ros.worlds.rasterizer import Surfaces, render
 from loftr_ros.worlds.room import ROOM, Solid, Surface, furnish, light
 from loftr_ros.worlds.textures import paint
+from loftr_ros.worlds.texturing import Sampling, material
 
 NOISE = 1.5  # gray levels, standard deviation of the sensor's noise
 _EXPOSURE = 1.25
@@ -48,7 +50,7 @@ class Scene:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.solids, self._rectangles, self._atlas = _build(seed)
+        self.solids, self._surfaces = _build(seed)
 
     def render(
         self,
@@ -76,25 +78,23 @@ class Scene:
         pose = np.ascontiguousarray(T_world_camera, dtype=np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
             raise ValueError(f"T_world_camera must be a finite 4x4 matrix, got shape {pose.shape}")
-        size = (model.width, model.height)
-        image, depth = render(self._rectangles, self._atlas, model.matrix, size, pose, supersample)
+        view = render(self._surfaces, model.matrix, (model.width, model.height), inverse(pose), Sampling(supersample))
+        image = view.image
         if noise > 0:
             # The noise belongs to the view, not to the order in which views are rendered.
             rng = np.random.default_rng([self.seed, zlib.crc32(pose.tobytes())])
-            image += np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
-        return Rendering(np.clip(image + 0.5, 0, 255).astype(np.uint8), depth)
+            image = image + np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
+        return Rendering(np.clip(image + 0.5, 0, 255).astype(np.uint8), view.depth)
 
 
 @lru_cache(maxsize=2)
-def _build(seed: int) -> tuple[tuple[Solid, ...], Rectangles, Atlas]:
+def _build(seed: int) -> tuple[tuple[Solid, ...], Surfaces]:
     rng = np.random.default_rng(seed)
     solids, surfaces = furnish(rng)
-    return tuple(solids), *textured(surfaces, solids, rng)
+    return tuple(solids), textured(surfaces, solids, rng)
 
 
-def textured(
-    surfaces: Sequence[Surface], solids: Sequence[Solid], rng: np.random.Generator
-) -> tuple[Rectangles, Atlas]:
+def textured(surfaces: Sequence[Surface], solids: Sequence[Solid], rng: np.random.Generator) -> Surfaces:
     """Paint and light surfaces.
 
     Args:
@@ -102,7 +102,7 @@ def textured(
         solids: that cast shadows.
         rng: the only source of randomness.
     """
-    textures = []
+    painted = Surfaces()
     for surface in surfaces:
         lengths = [float(np.linalg.norm(side)) for side in (surface.side_t, surface.side_s)]
         height, width = (max(8, round(length / surface.texel)) for length in lengths)
@@ -112,14 +112,9 @@ def textured(
         albedo = painting[:, piece * width : (piece + 1) * width]
         lit = albedo * light(surface, solids, height, width)
         # Compressed highlights, as on film: surfaces close to a lamp keep their texture.
-        textures.append((255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8))
-    rectangles = Rectangles(
-        np.array([s.origin for s in surfaces]),
-        np.array([s.side_s for s in surfaces]),
-        np.array([s.side_t for s in surfaces]),
-        np.array([s.texel for s in surfaces]),
-    )
-    return rectangles, Atlas(textures)
+        texture = (255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8)
+        painted.quad(surface.origin, surface.side_s, surface.side_t, material(texture))
+    return painted
 
 
 def trajectory(n: int, rate: float = 30.0, seed: int = 0) -> NDArray[np.float64]:

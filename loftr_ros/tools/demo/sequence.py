@@ -18,7 +18,7 @@ from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.se3 import quaternion_of
 from loftr_ros.recordings import Source, SourceError, SourceFrame, open_source, rendered
-from loftr_ros.worlds import rasterizer, room, scene, textures
+from loftr_ros.worlds import rasterizer, room, scene, textures, texturing
 
 RENDERED_FRAMES = 150
 _LABEL = "rendered.json"
@@ -134,7 +134,7 @@ def _kept(source: Source, asked: str, folder: Path, progress: bool, mode: str) -
 
     assert source.camera is not None
     code = hashlib.sha256()
-    for module in (scene, room, textures, rasterizer, rendered):
+    for module in (scene, room, textures, texturing, rasterizer, rendered):
         code.update(Path(str(module.__file__)).read_bytes())
     label = json.dumps({"source": asked, "code": code.hexdigest()})
     folder = folder.resolve()
