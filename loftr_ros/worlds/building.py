@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from loftr_ros.geometry.se3 import inverse
 from loftr_ros.worlds.floor_plan import DOOR, HEIGHT, ROOMS, STREAM, WALL, Zone, floor_plan, furnish
 from loftr_ros.worlds.rasterizer import NEAR, Surfaces, render
-from loftr_ros.worlds.room import Solid, Surface, blocked
+from loftr_ros.worlds.room import Solid, Surface, lit
 from loftr_ros.worlds.textures import noise, paint
 from loftr_ros.worlds.texturing import Sampling, material
 
-_LIGHT_CELL = 0.16  # m
 _EXPOSURE = 1.3
 _CANVAS = {  # m, height and width of the prints from which walls and floors are cut
     **dict.fromkeys(("plaster", "bricks", "stone"), (HEIGHT, 7.4)),
@@ -50,9 +49,9 @@ class Building:
             for surface in surfaces[number]:
                 albedo = painter.albedo(surface)
                 for kind in (0, 1):
-                    lit = albedo * _light(surface, solids[number], zone, kind, albedo.shape)
+                    bright = albedo * _light(surface, solids[number], zone, kind)
                     # Compressed highlights, as on film: surfaces close to a lamp keep their texture.
-                    texture = (255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8)
+                    texture = (255 * (1 - np.exp(-_EXPOSURE * bright))).astype(np.uint8)
                     self._surfaces[kind].quad(surface.origin, surface.side_s, surface.side_t, material(texture))
         o, s, t = np.array(self._surfaces[0].corners).transpose(1, 0, 2)
         self._corners = np.stack([o, o + s, o + s + t, o + t], axis=1)
@@ -133,8 +132,7 @@ class _Painter:
         self._prints: dict[tuple[str, int, int], NDArray[np.float32]] = {}
 
     def albedo(self, surface: Surface) -> NDArray[np.float32]:
-        lengths = [float(np.linalg.norm(side)) for side in (surface.side_t, surface.side_s)]
-        height, width = (max(8, round(length / surface.texel)) for length in lengths)
+        height, width = surface.shape
         style, _, number = surface.style.partition("#")
         if not number:
             painting = paint(style, height, width, surface.texel, self._own)
@@ -153,14 +151,8 @@ class _Painter:
         return np.asarray(painting * (1 + np.float32(0.1) * stains))
 
 
-def _light(surface: Surface, solids: list[Solid], zone: Zone, kind: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """(height, width) float32 factors for the albedo."""
-    length_t, length_s = np.linalg.norm(surface.side_t), np.linalg.norm(surface.side_s)
-    rows, columns = int(length_t / _LIGHT_CELL) + 2, int(length_s / _LIGHT_CELL) + 2
-    t, s = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    normal = np.cross(surface.side_t, surface.side_s)
-    normal /= np.linalg.norm(normal)
-    points = surface.origin + s.reshape(-1, 1) * surface.side_s + t.reshape(-1, 1) * surface.side_t + 0.004 * normal
+def _light(surface: Surface, solids: list[Solid], zone: Zone, kind: int) -> NDArray[np.float32]:
+    """Light on a surface of a zone; see `room.lit`."""
     length = zone.high - zone.low
     along = length[0] > length[1]
     count = max(2, round(length.max() / 4))
@@ -168,15 +160,9 @@ def _light(surface: Surface, solids: list[Solid], zone: Zone, kind: int, shape: 
     places = [zone.low + length * ((part, 0.5) if along else (0.5, part)) for part in parts]
     # By day: more ambient light and more from +x and +y, and every other lamp is off.
     lamps = [np.array([*place, HEIGHT - 0.25]) for place in (places if kind == 0 else places[::2])]
-    day = float(kind) * (0.18 + 0.14 * normal[0] + 0.1 * normal[1])
-    total = np.full(len(points), 0.44 * (1 + 0.25 * normal[2] + 0.1 * normal[0]) + day)
-    for lamp in lamps:
-        to_lamp = lamp - points
-        square = np.maximum((to_lamp**2).sum(axis=1), 0.2)
-        cosines = np.maximum(to_lamp @ normal, 0) * np.maximum(to_lamp[:, 2], 0) / square
-        near = np.flatnonzero((cosines > 0) & (square < 64))
-        if len(near):
-            clear = near[~blocked(points[near], lamp, solids)]
-            total[clear] += 3.5 * cosines[clear] / square[clear] ** 0.5
-    grid = total.reshape(rows, columns).astype(np.float32)
-    return np.asarray(cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32)
+
+    def ambient(normal: Array) -> float:
+        day = float(kind) * (0.18 + 0.14 * normal[0] + 0.1 * normal[1])
+        return float(0.44 * (1 + 0.25 * normal[2] + 0.1 * normal[0]) + day)
+
+    return lit(surface, solids, lamps, 3.5, ambient, 0.16, 8.0)

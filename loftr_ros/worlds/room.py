@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOM = (8.0, 6.0, 2.8)  # m, along x, y and z; the origin is on the floor in the middle
-_LIGHT_CELL = 0.08  # m, light is computed on this grid and interpolated
-_AMBIENT = 0.42
 _LAMPS = ((-2.0, -0.9), (2.1, 0.8))  # m, x and y of the lamps' centres, on the ceiling
 _LAMP_SIZE = (1.3, 0.45)  # m
 _LAMP_PARTS = (
@@ -20,7 +18,7 @@ _LAMP_PARTS = (
     (0.05, 0.35),
     (0.4, -0.15),
 )  # each part casts a shadow; together a soft one
-_LAMP_POWER = 4.5  # light of one lamp at one metre, on a surface that faces it
+_POWER = 4.5  # light of one lamp at one metre, on a surface that faces it
 
 Vector = NDArray[np.float64]
 
@@ -52,6 +50,12 @@ class Surface:
     style: str
     texel: float
     piece: tuple[int, int] = (0, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of its texture."""
+        rows, columns = (max(8, round(float(np.linalg.norm(s)) / self.texel)) for s in (self.side_t, self.side_s))
+        return rows, columns
 
 
 def _rotation(yaw: float, tilt: float = 0.0) -> NDArray[np.float64]:
@@ -228,35 +232,60 @@ def _along_wall(room: Furniture, rng: np.random.Generator, yaw: float, length: f
         )
 
 
-def light(surface: Surface, solids: Sequence[Solid], height: int, width: int) -> NDArray[np.float32]:
-    """Light on a surface from the lamps on the ceiling, with soft shadows.
+def light(surface: Surface, solids: Sequence[Solid]) -> NDArray[np.float32]:
+    """Light on a surface of the room, with soft shadows; see `lit`."""
+    lamps = [
+        np.array([x + part_x * _LAMP_SIZE[0], y + part_y * _LAMP_SIZE[1], ROOM[2] - 0.25])
+        for x, y in _LAMPS
+        for part_x, part_y in _LAMP_PARTS
+    ]
+    # A little more ambient light from above, so that faces of a box differ in the shade too.
+    return lit(surface, solids, lamps, _POWER / len(_LAMP_PARTS), lambda n: 0.42 * (1 + 0.25 * n[2] + 0.12 * n[0]))
+
+
+def lit(
+    surface: Surface,
+    solids: Sequence[Solid],
+    lamps: Sequence[Vector],
+    power: float,
+    ambient: Callable[[Vector], float],
+    cell: float = 0.08,
+    reach: float = np.inf,
+) -> NDArray[np.float32]:
+    """Light on a surface from lamps on the ceiling, with shadows.
+
+    Args:
+        surface: a rectangle.
+        solids: that cast shadows.
+        lamps: (3,) positions.
+        power: light of each at one metre, on a surface that faces it.
+        ambient: light from everywhere, by the surface's normal.
+        cell: light is computed on a grid of so many metres and interpolated.
+        reach: of a lamp, metres.
 
     Returns:
-        (height, width) float32 factors for the albedo, about 1 in full light.
+        Factors for the albedo, float32 of the texture's shape, about 1 in full light.
     """
     length_t, length_s = np.linalg.norm(surface.side_t), np.linalg.norm(surface.side_s)
-    rows, columns = int(length_t / _LIGHT_CELL) + 2, int(length_s / _LIGHT_CELL) + 2
+    rows, columns = int(length_t / cell) + 2, int(length_s / cell) + 2
     t, s = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
     normal = np.cross(surface.side_t, surface.side_s)
     normal /= np.linalg.norm(normal)
     points = surface.origin + s.reshape(-1, 1) * surface.side_s + t.reshape(-1, 1) * surface.side_t + 0.004 * normal
-    # A little more ambient light from above, so that faces of a box differ in the shade too.
-    total = np.full(len(points), _AMBIENT * (1 + 0.25 * normal[2] + 0.12 * normal[0]))
-    for lamp_x, lamp_y in _LAMPS:
-        for part_x, part_y in _LAMP_PARTS:
-            lamp = np.array([lamp_x + part_x * _LAMP_SIZE[0], lamp_y + part_y * _LAMP_SIZE[1], ROOM[2] - 0.25])
-            to_lamp = lamp - points
-            square = np.maximum((to_lamp**2).sum(axis=1), 0.2)
-            cosines = np.maximum(to_lamp @ normal, 0) * np.maximum(to_lamp[:, 2], 0) / square
-            reached = np.flatnonzero(cosines > 0)
-            if len(reached):
-                clear = reached[~blocked(points[reached], lamp, solids)]
-                total[clear] += _LAMP_POWER / len(_LAMP_PARTS) * cosines[clear] / square[clear] ** 0.5
+    total = np.full(len(points), ambient(normal))
+    for lamp in lamps:
+        to_lamp = lamp - points
+        square = np.maximum((to_lamp**2).sum(axis=1), 0.2)
+        cosines = np.maximum(to_lamp @ normal, 0) * np.maximum(to_lamp[:, 2], 0) / square
+        reached = np.flatnonzero((cosines > 0) & (square < reach**2))
+        if len(reached):
+            clear = reached[~_blocked(points[reached], lamp, solids)]
+            total[clear] += power * cosines[clear] / square[clear] ** 0.5
     grid = total.reshape(rows, columns).astype(np.float32)
-    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(cv2.resize(grid, surface.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np.bool_]:
+def _blocked(points: Vector, lamp: Vector, solids: Sequence[Solid]) -> NDArray[np.bool_]:
     """Which of (N, 3) points have a box between themselves and the lamp."""
     blocked = np.zeros(len(points), bool)
     low, high = np.minimum(points.min(axis=0), lamp), np.maximum(points.max(axis=0), lamp)

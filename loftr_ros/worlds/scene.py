@@ -104,13 +104,12 @@ def textured(surfaces: Sequence[Surface], solids: Sequence[Solid], rng: np.rando
     """
     painted = Surfaces()
     for surface in surfaces:
-        lengths = [float(np.linalg.norm(side)) for side in (surface.side_t, surface.side_s)]
-        height, width = (max(8, round(length / surface.texel)) for length in lengths)
+        height, width = surface.shape
         piece, pieces = surface.piece
         if piece == 0:
             painting = paint(surface.style, height, width * pieces, surface.texel, rng)
         albedo = painting[:, piece * width : (piece + 1) * width]
-        lit = albedo * light(surface, solids, height, width)
+        lit = albedo * light(surface, solids)
         # Compressed highlights, as on film: surfaces close to a lamp keep their texture.
         texture = (255 * (1 - np.exp(-_EXPOSURE * lit))).astype(np.uint8)
         painted.quad(surface.origin, surface.side_s, surface.side_t, material(texture))
