@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.geometry.camera import CameraModel
-from loftr_ros.training.geometry import covisible, inverse, rotation, warp_by_depth
+from loftr_ros.geometry.se3 import inverse, rotation_matrix
+from loftr_ros.training.geometry import covisible, warp_by_depth
 from loftr_ros.training.relight import relight
 from loftr_ros.worlds.revisits import World
 
@@ -153,7 +154,7 @@ def _attempts(axis: str, value: float | str, seed: int) -> Iterator[PosedPair]:
 def _orbit(value: float | str, rng: np.random.Generator, middle: float) -> Array:
     """T_0_1 of a camera that has moved around the middle of the view, at its distance; a little also for angle zero."""
     angle = np.radians(float(value)) * rng.choice([-1, 1])
-    R = rotation(np.array([0.0, angle, 0.0]))
+    R = rotation_matrix(np.array([0.0, angle, 0.0]))
     T = np.eye(4)
     T[:3, :3] = R
     T[:3, 3] = np.array([0, 0, middle]) - R @ [0, 0, middle]
@@ -189,7 +190,7 @@ def _turned_to_overlap(
     small = _small_camera(world)
     for degrees in range(0, 75, 3):
         turned = T.copy()
-        turned[:3, :3] = rotation(np.array([0, side * np.radians(degrees), 0])) @ T[:3, :3]
+        turned[:3, :3] = rotation_matrix(np.array([0, side * np.radians(degrees), 0])) @ T[:3, :3]
         share = _shares(small.matrix, depth, _depth(world, pose0 @ turned), turned)[0]
         if share <= wanted + 0.04:
             return turned if share > wanted - 0.08 or (wanted == 1.0 and degrees == 0) else None

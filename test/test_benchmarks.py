@@ -238,11 +238,12 @@ def test_a_picture_from_above_takes_frames_that_were_not_located(benchmark, tmp_
 
 def seen_by_two(rng: np.random.Generator, count: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
     """Pixels of the same points in two views, the pose of the second in the first, and the camera of both."""
-    from loftr_ros.training.geometry import inverse, rigid, rotation
+    from loftr_ros.geometry.se3 import inverse, rotation_matrix
+    from loftr_ros.training.geometry import rigid
     from loftr_ros.worlds.scene import default_camera
 
     camera = default_camera(640, 480)
-    T_0_1 = rigid(rotation(np.array([0.05, -0.4, 0.1])), np.array([1.2, 0.1, 0.3]))
+    T_0_1 = rigid(rotation_matrix(np.array([0.05, -0.4, 0.1])), np.array([1.2, 0.1, 0.3]))
     points = rng.uniform((-2, -1.5, 4), (2, 1.5, 8), (count, 3))
     in_other = points @ inverse(T_0_1)[:3, :3].T + inverse(T_0_1)[:3, 3]
     pixels = [(p / p[:, 2:]) @ camera.matrix.T for p in (points, in_other)]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from loftr_ros.geometry.camera import CameraModel
-from loftr_ros.worlds.rasterizer import Atlas, Rectangles, render
+from loftr_ros.geometry.se3 import inverse
+from loftr_ros.worlds.rasterizer import NEAR, Round, Surfaces, render
 from loftr_ros.worlds.room import furnish
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
+from loftr_ros.worlds.texturing import FAST, Material, Sampling, material, pyramid
 
 CAMERA = default_camera()
 SEED = 3
@@ -46,21 +48,26 @@ def transfer(depth, T_b_a):
     return CAMERA.project(points).reshape(*depth.shape, 2), points[:, 2].reshape(depth.shape)
 
 
+def face(o, eu, ev, texture):
+    """One face that shows a texture once."""
+    surfaces = Surfaces()
+    surfaces.quad(*(np.array(vector, np.float64) for vector in (o, eu, ev)), material(texture))
+    return surfaces
+
+
 def test_a_fronto_parallel_rectangle_appears_where_the_pinhole_model_says_to_a_thousandth_of_a_pixel():
     # 1 m x 0.5 m, 2 m ahead: its edges are at known sub-pixel places, read off the coverage of the edge pixels.
-    rectangles = Rectangles(
-        np.array([[-0.5, -0.25, 2.0]]), np.array([[1.0, 0, 0]]), np.array([[0, 0.5, 0]]), np.array([0.01])
-    )
-    atlas = Atlas([np.full((50, 100), 200, np.uint8)])
+    surfaces = face((-0.5, -0.25, 2), (1, 0, 0), (0, 0.5, 0), np.full((50, 100), 200, np.uint8))
     K = np.array([[200.0, 0, 80.3], [0, 210.0, 60.6], [0, 0, 1]])
-    image, depth = render(rectangles, atlas, K, (160, 120), np.eye(4))
+    view = render(surfaces, K, (160, 120), np.eye(4), Sampling())
+    image, depth = view.image, view.depth
     assert np.isinf(depth).any()
     assert np.ptp(depth[np.isfinite(depth)]) == 0
     assert depth[60, 80] == 2
     rows, columns = np.nonzero(np.isfinite(depth))
     # Pixel centres inside [30.3, 130.3] x [34.35, 86.85].
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (31, 130, 35, 86)
-    fine, _ = render(rectangles, atlas, K, (160, 120), np.eye(4), supersample=16)
+    fine = render(surfaces, K, (160, 120), np.eye(4), Sampling(16)).image
     assert fine[60].sum() / 200 == pytest.approx(100.0, abs=1 / 16)
     # Where the left half is covered, the edge is at the pixel's middle: (30 + 0.5 - 30.3) of pixel 30 is covered.
     assert fine[60, 30] / 200 == pytest.approx(0.2, abs=1 / 16)
@@ -68,29 +75,120 @@ def test_a_fronto_parallel_rectangle_appears_where_the_pinhole_model_says_to_a_t
 
 
 def test_the_back_of_a_rectangle_and_what_is_behind_the_camera_are_not_seen():
-    rectangles = Rectangles(
-        np.array([[-0.5, -0.5, 2.0]]), np.array([[1.0, 0, 0]]), np.array([[0, 1.0, 0]]), np.array([0.1])
-    )
-    atlas = Atlas([np.full((10, 10), 200, np.uint8)])
+    surfaces = face((-0.5, -0.5, 2), (1, 0, 0), (0, 1, 0), np.full((10, 10), 200, np.uint8))
     K = np.array([[50.0, 0, 20], [0, 50.0, 20], [0, 0, 1]])
     behind = np.diag([-1.0, 1, -1, 1])
     beyond = behind.copy()
     beyond[2, 3] = 4  # looks back at it from the other side
     for pose in (behind, beyond):
-        assert np.isinf(render(rectangles, atlas, K, (41, 41), pose)[1]).all()
+        view = render(surfaces, K, (41, 41), inverse(pose), Sampling())
+        assert np.isinf(view.depth).all()
+        assert not view.image.any()
 
 
 def test_a_texture_is_seen_with_its_left_at_the_left_and_its_top_at_the_top():
     texture = np.zeros((40, 40), np.uint8)
     texture[:20, :20] = 250
-    rectangles = Rectangles(
-        np.array([[-1.0, -1, 2.0]]), np.array([[2.0, 0, 0]]), np.array([[0, 2.0, 0]]), np.array([0.05])
-    )
     K = np.array([[20.0, 0, 19.5], [0, 20.0, 19.5], [0, 0, 1]])
-    image, _ = render(rectangles, Atlas([texture]), K, (40, 40), np.eye(4))
+    image = render(face((-1, -1, 2), (2, 0, 0), (0, 2, 0), texture), K, (40, 40), np.eye(4), Sampling()).image
     assert image[14, 14] > 200
     assert image[14, 26] < 50
     assert image[26, 14] < 50
+
+
+def cast(surfaces, K, size, T_camera_world):
+    """Of a ray in float64 through each pixel's centre: the number of the face that it meets first, depth, s and t."""
+    rays = np.stack([*np.meshgrid(np.arange(size[0]), np.arange(size[1])), np.ones(size[::-1])], axis=-1)
+    rays = rays @ np.linalg.inv(K).T
+    number, found = np.zeros(size[::-1], int), np.full((*size[::-1], 3), np.inf)
+    for k, (o, eu, ev) in enumerate(np.array(surfaces.corners) @ T_camera_world[:3, :3].T):
+        o = o + T_camera_world[:3, 3]
+        normal = np.cross(ev, eu)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            depth = (normal @ o) / (rays @ normal)
+            point = depth[..., None] * rays - o
+            s, t = (np.cross(point, b) @ normal / (np.cross(a, b) @ normal) for a, b in ((eu, ev), (ev, eu)))
+        hit = (s >= 0) & (s <= 1) & (t >= 0) & (t <= 1) & (depth > NEAR) & (depth < found[..., 0])
+        if normal @ o >= 0 and not surfaces.both_sides[k]:
+            continue
+        number[hit] = k + 1
+        found[hit] = np.stack([depth, s, t], axis=-1)[hit]
+    return number, found
+
+
+def test_depth_and_surface_are_those_of_rays_through_pixel_centres_before_beside_and_behind_the_camera():
+    rng = np.random.default_rng(4)
+    plain = material(np.full((8, 8), 100, np.uint8))
+    K = np.array([[90.0, 0, 61.7], [0, 95.0, 44.2], [0, 0, 1]])
+    behind = 0
+    for _ in range(6):
+        surfaces = Surfaces()
+        for number in range(300):  # more than a byte can number
+            o, eu, ev = rng.normal(0, 1, (3, 3)) * [[2.5], [0.7], [0.7]]
+            surfaces.quad(o, eu, ev, plain, both_sides=number % 3 == 0)
+        # A wall that reaches from before the camera to behind it, and is nearer than the near plane where it passes.
+        surfaces.quad(np.array([-0.02, -2, -2]), np.array([0.03, 0, 6]), np.array([0, 4.0, 0]), plain, True)
+        T = np.eye(4)
+        T[:3, :3] = cv2.Rodrigues(rng.normal(0, 0.3, 3))[0]
+        number, found = cast(surfaces, K, (128, 96), T)
+        behind += (number == 301).sum()
+        view = render(surfaces, K, (128, 96), T, FAST)
+        assert np.array_equal(view.surface, number)
+        known = number > 0
+        assert np.isinf(view.depth[~known]).all()
+        off = np.abs(view.depth[known] / found[known, 0] - 1)
+        assert np.quantile(off[number[known] != 301], 0.99) < 5e-7
+        assert off.max() < 2e-5  # of planes almost along the ray
+        assert np.array_equal(render(surfaces, K, (128, 96), T, Sampling()).depth, view.depth)
+    assert behind > 100
+
+
+@pytest.mark.parametrize("sampling", [FAST, Sampling(1), Sampling(2), Sampling(3)])
+@pytest.mark.parametrize("texels", [40, 640])
+def test_gray_values_are_those_of_the_texture_where_the_pixels_ray_meets_the_face(sampling, texels):
+    # Linear in s and t: averages over texels and pixels do not change that, a wrong half texel of any level does.
+    at = (np.arange(texels) + 0.5) / texels
+    texture = np.rint(20 + 110 * at[None, :] + 110 * at[:, None]).astype(np.uint8)
+    K = np.array([[120.0, 0, 79.5], [0, 120.0, 59.5], [0, 0, 1]])
+    levels = set()
+    for slant in (0.0, 2.5):
+        for look in (material(texture), Material(pyramid(texture, 3))):
+            surfaces = Surfaces()
+            surfaces.quad(np.array([-1.3, -1, 2.4]), np.array([2.6, 0, slant]), np.array([0.2, 2, 0]), look)
+            number, found = cast(surfaces, K, (160, 120), np.eye(4))
+            inside = (number > 0) & (np.abs(found[..., 1:] - 0.5).max(axis=-1) < 0.4)
+            view = render(surfaces, K, (160, 120), np.eye(4), sampling)
+            off = view.image[inside] - (20 + 110 * found[inside, 1:].sum(axis=-1))
+            assert np.abs(off).max() < 1.5
+            assert abs(off.mean()) < 0.3
+            levels |= {texels / np.ptp(np.nonzero(inside)[1])}
+    assert max(levels) > (3 if texels == 640 else 0)
+
+
+def test_points_of_round_objects_are_on_their_surface_at_the_first_crossing_of_the_ray():
+    K = np.array([[90.0, 0, 63.5], [0, 90.0, 47.5], [0, 0, 1]])
+    rng = np.random.default_rng(1)
+    gray = Material([np.full((16, 16), 120, np.uint8)])
+    for tube in (False, True):
+        for _ in range(4):
+            R = cv2.Rodrigues(rng.normal(0, 1, 3))[0]
+            to_local, centre = np.diag(1 / rng.uniform(0.3, 0.8, 3)) @ R.T, np.array([0, 0, 3]) + rng.normal(0, 0.2, 3)
+            view = render(Surfaces(rounds=[Round(centre, to_local, tube, gray)]), K, (128, 96), np.eye(4), FAST)
+            v, u = np.nonzero(view.surface)
+            assert len(u) > 200
+            rays = np.stack([u, v, np.ones(len(u))], axis=1) @ np.linalg.inv(K).T
+            depth = view.depth[v, u].astype(np.float64)
+            local = (rays * depth[:, None] - centre) @ to_local.T
+            used = local[:, :2] if tube else local
+            assert np.abs(np.linalg.norm(used, axis=1) - 1).max() < 1e-4
+            assert np.abs(local[:, 2]).max() < 1 + 1e-4
+            # Before, the ray does not cross it: it stays outside, or inside once it came in at the open end.
+            before = rays[:, None] * (depth[:, None, None] * np.linspace(0.05, 0.999, 200)[:, None])
+            before = (before - centre) @ to_local.T
+            outside = np.linalg.norm(before[..., : used.shape[1]], axis=2) > 1
+            along = np.abs(before[..., 2]) < 1
+            assert not ((outside[:, 1:] != outside[:, :-1]) & along[:, 1:] & along[:, :-1]).any()
+            assert view.image[v, u].min() > 0
 
 
 def test_depth_and_pose_carry_points_between_views_to_a_tenth_of_a_pixel(pair):

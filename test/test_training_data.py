@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from loftr_ros.geometry.se3 import inverse, rotation_matrix
 from loftr_ros.training.assets import (
     PHOTO,
     TEXTURE,
@@ -21,16 +22,16 @@ from loftr_ros.training.assets import (
     collect_folder,
     held_out,
 )
-from loftr_ros.training.geometry import covisible, hide, intrinsics, inverse, looking, rigid, rotation, warp_by_depth
+from loftr_ros.training.geometry import covisible, hide, intrinsics, looking, rigid, warp_by_depth
 from loftr_ros.training.homography import HomographyPairs
 from loftr_ros.training.mixture import RENDERED, WEIGHTS, Curriculum, Mixture, made_sources
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.recorded import RecordedError, RecordedView, read_pfm
 from loftr_ros.training.recorded_sets import BlendedMvsPairs, MegaDepthPairs, ScanNetPairs, SevenScenesPairs
-from loftr_ros.training.render import Scene, render
 from loftr_ros.training.rendered import RenderedPairs
 from loftr_ros.training.surfaces import pyramid
-from loftr_ros.training.texturing import Surface
+from loftr_ros.worlds.rasterizer import Surfaces, render
+from loftr_ros.worlds.texturing import FAST, Material
 
 SIZE = (160, 120)
 
@@ -126,7 +127,7 @@ def test_every_pair_shares_at_least_a_tenth_of_each_view(bank):
 def board(scene, distance, half, texture):
     """A square board across the optical axis of a camera at the origin that looks along +y."""
     o = np.array([-half, distance, half])
-    scene.quad(o, np.array([2.0 * half, 0, 0]), np.array([0, 0, -2.0 * half]), Surface(pyramid(texture)), True)
+    scene.quad(o, np.array([2.0 * half, 0, 0]), np.array([0, 0, -2.0 * half]), Material(pyramid(texture)), True)
 
 
 def test_above_a_difficulty_of_one_motion_is_wider_and_light_is_not(bank):
@@ -149,13 +150,13 @@ def test_above_a_difficulty_of_one_motion_is_wider_and_light_is_not(bank):
 
 
 def test_what_a_nearer_board_hides_from_either_camera_has_no_partner():
-    scene = Scene()
+    scene = Surfaces()
     board(scene, 4.0, 6.0, picture(1).astype(np.float32))
     board(scene, 2.0, 0.3, picture(2).astype(np.float32))
     K = intrinsics(SIZE, 70)
     forward = np.array([0.0, 1, 0])
     T0, T1 = looking(np.zeros(3), forward), looking(np.array([0.5, 0, 0]), forward)
-    view0, view1 = render(scene, K, SIZE, T0), render(scene, K, SIZE, T1)
+    view0, view1 = render(scene, K, SIZE, T0, FAST), render(scene, K, SIZE, T1, FAST)
     T_1_0 = T1 @ inverse(T0)
     warp = warp_by_depth(view0.inverse_depth, view1.inverse_depth, K, K, T_1_0, (view0.surface, view1.surface))
     u, v = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]))
@@ -175,14 +176,16 @@ def test_what_a_nearer_board_hides_from_either_camera_has_no_partner():
 def test_a_board_across_the_optical_axis_is_drawn_upright_and_not_mirrored():
     texture = np.full((64, 64), 40, np.float32)
     texture[:32, 32:] = 220  # bright at the top right
-    scene = Scene()
-    scene.quad(np.array([-1.0, 2, 1]), np.array([2.0, 0, 0]), np.array([0, 0, -2.0]), Surface(pyramid(texture)))
-    view = render(scene, intrinsics((81, 61), 50), (81, 61), looking(np.zeros(3), np.array([0.0, 1, 0])))
+    scene = Surfaces()
+    scene.quad(np.array([-1.0, 2, 1]), np.array([2.0, 0, 0]), np.array([0, 0, -2.0]), Material(pyramid(texture)))
+    view = render(scene, intrinsics((81, 61), 50), (81, 61), looking(np.zeros(3), np.array([0.0, 1, 0])), FAST)
     assert view.surface.all()  # its front is seen
     assert view.image[10, 70] > 200
     assert max(view.image[10, 10], view.image[50, 70], view.image[50, 10]) < 60
     assert np.abs(1 / view.inverse_depth - 2).max() < 1e-5
-    away = render(scene, intrinsics((81, 61), 50), (81, 61), looking(np.array([0.0, 4, 0]), np.array([0.0, -1, 0])))
+    away = render(
+        scene, intrinsics((81, 61), 50), (81, 61), looking(np.array([0.0, 4, 0]), np.array([0.0, -1, 0])), FAST
+    )
     assert not away.surface.any()  # its back is not
 
 
@@ -190,12 +193,12 @@ def test_a_box_shows_its_near_faces_from_every_side():
     K = intrinsics((81, 81), 60)
     rng = np.random.default_rng(2)
     for _ in range(12):
-        turn = rotation(rng.normal(size=3))
-        scene, half = Scene(), np.array([0.3, 0.4, 0.5])
-        scene.box(np.zeros(3), half, turn, [Surface(pyramid(np.full((16, 16), 99, np.float32)))], bottom=True)
+        turn = rotation_matrix(rng.normal(size=3))
+        scene, half = Surfaces(), np.array([0.3, 0.4, 0.5])
+        scene.box(np.zeros(3), half, turn, [Material(pyramid(np.full((16, 16), 99, np.float32)))], bottom=True)
         away = rng.normal(size=3)
         away *= 3 / np.linalg.norm(away)
-        view = render(scene, K, (81, 81), looking(away, -away))
+        view = render(scene, K, (81, 81), looking(away, -away), FAST)
         # Along the optical axis, the box begins where the ray to its centre passes the first pair of planes.
         begins = 3 * (1 - np.min(half / np.abs(turn.T @ away)))
         assert abs(1 / view.inverse_depth[40, 40] - begins) < 1e-3
@@ -408,12 +411,12 @@ class Recorded:
     def __init__(self):
         self.size = (160, 120)
         self.K = intrinsics(self.size, 65)
-        scene = Scene()
+        scene = Surfaces()
         board(scene, 3.0, 5.0, picture(11).astype(np.float32))
         board(scene, 1.8, 0.4, picture(12).astype(np.float32))
         forward = np.array([0.0, 1, 0])
         self.T = [looking(np.zeros(3), forward), looking(np.array([0.3, 0.1, 0.05]), np.array([-0.05, 1, 0.02]), 0.05)]
-        self.views = [render(scene, self.K, self.size, T) for T in self.T]
+        self.views = [render(scene, self.K, self.size, T, FAST) for T in self.T]
         self.depths = [(1 / view.inverse_depth).astype(np.float32) for view in self.views]
         surfaces = tuple(view.surface for view in self.views)
         depths = tuple(view.inverse_depth for view in self.views)
@@ -557,7 +560,7 @@ def test_resizing_a_recorded_view_keeps_points_on_their_pixels():
 
 def test_a_rotation_alone_needs_no_depth():
     K = intrinsics(SIZE, 60)
-    T = rigid(rotation(np.array([0.05, -0.08, 0.1])), np.zeros(3))
+    T = rigid(rotation_matrix(np.array([0.05, -0.08, 0.1])), np.zeros(3))
     far = np.full((SIZE[1], SIZE[0]), 0.2, np.float32)
     near = np.full_like(far, 0.9)
     warps = [warp_by_depth(d, d, K, K, T, tolerance=0.5) for d in (far, near)]

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.weights.catalogue import cache_folder
+from loftr_ros.worlds.texturing import pyramid
 
 Image = NDArray[np.uint8]
 
@@ -202,15 +203,11 @@ class AssetWriter:
         if (np.unpackbits(self._prints ^ fingerprint, axis=1).sum(axis=1) <= _NEAR_COPY).any():
             return
         self._prints = np.concatenate([self._prints, fingerprint[None]])
-        offset, sizes = self._file.tell(), []
-        while True:
-            self._file.write(image.tobytes())
-            sizes.append((image.shape[0], image.shape[1]))
-            if min(image.shape) < 2 * _LAST_LEVEL:
-                break
-            half = (image.shape[1] // 2, image.shape[0] // 2)
-            image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), np.uint8)
-        self._assets.append(Asset(name, kind, held_out(name), offset, tuple(sizes)))
+        offset, levels = self._file.tell(), pyramid(image, _LAST_LEVEL)
+        for level in levels:
+            self._file.write(level.tobytes())
+        sizes = tuple((level.shape[0], level.shape[1]) for level in levels)
+        self._assets.append(Asset(name, kind, held_out(name), offset, sizes))
 
     def _licences(self) -> str:
         lines = ["# Where the training images come from", "", "| origin | version | licence | images | held out |"]

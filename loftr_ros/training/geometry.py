@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.se3 import rotation_matrix
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -121,22 +123,11 @@ def intrinsics(size: tuple[int, int], field_of_view: float) -> Float64:
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
 
 
-def rotation(vector: Float64) -> Float64:
-    """The (3, 3) rotation of a rotation vector in radians."""
-    return np.asarray(cv2.Rodrigues(np.asarray(vector, np.float64))[0], np.float64)
-
-
 def rigid(R: Float64, t: Float64) -> Float64:
     """The (4, 4) transform of a rotation and a translation."""
     T = np.eye(4)
     T[:3, :3], T[:3, 3] = R, t
     return T
-
-
-def inverse(T: Float64) -> Float64:
-    """The inverse of a (4, 4) rigid transform."""
-    R = T[:3, :3].T
-    return rigid(R, -R @ T[:3, 3])
 
 
 def looking(eye: Float64, forward: Float64, roll: float = 0.0) -> Float64:
@@ -150,5 +141,5 @@ def looking(eye: Float64, forward: Float64, roll: float = 0.0) -> Float64:
     length = np.linalg.norm(right)
     right = np.array([1.0, 0, 0]) if length < 1e-6 else right / length
     R = np.stack([right, np.cross(forward, right), forward])
-    R = rotation(np.array([0, 0, roll])) @ R
+    R = rotation_matrix([0, 0, roll]) @ R
     return rigid(R, -R @ eye)

@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.se3 import rotation_matrix
 from loftr_ros.training.assets import AssetBank
-from loftr_ros.training.geometry import Float32, Float64, covisible, hide, rotation, warp_by_homography
+from loftr_ros.training.geometry import Float32, Float64, covisible, hide, warp_by_homography
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relight import in_other_light
 from loftr_ros.training.sample import Sample
+from loftr_ros.worlds.texturing import warped
 
 _LEAST_COVISIBLE = 0.15
 _TRIES = 8
@@ -84,7 +86,7 @@ def random_homography(rng: np.random.Generator, size: tuple[int, int], difficult
     roll = np.radians(rng.uniform(-1, 1) * (10 + 50 * difficulty))
     if rng.random() < 0.08 * difficulty:
         roll = rng.uniform(-np.pi, np.pi)
-    R = rotation(np.array([0, 0, roll])) @ rotation(np.array([np.cos(about), np.sin(about), 0]) * tilt)
+    R = rotation_matrix(np.array([0, 0, roll])) @ rotation_matrix(np.array([np.cos(about), np.sin(about), 0]) * tilt)
     scale = np.exp(rng.uniform(-1, 1) * np.log(2) * (0.2 + 0.8 * difficulty))
     shift = rng.uniform(-1, 1, 2) * (0.05 + 0.3 * difficulty) / _FOCAL
     # The camera rotates about the middle of its view, then moves along and across its axis.
@@ -100,7 +102,6 @@ def view(levels: list[NDArray[np.uint8]], to_photo: Float64, size: tuple[int, in
     The photo continues mirrored beyond its edges.
     """
     width, height = size
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     v, u = np.mgrid[0:height:8, 0:width:8]
     scale = to_photo[2, 0] * u + to_photo[2, 1] * v + to_photo[2, 2]
     area = abs(np.linalg.det(to_photo)) / np.maximum(np.abs(scale), 1e-6) ** 3
@@ -109,11 +110,9 @@ def view(levels: list[NDArray[np.uint8]], to_photo: Float64, size: tuple[int, in
     image: NDArray[np.uint8] | None = None
     level = cv2.resize(level, size, interpolation=cv2.INTER_LINEAR) if last > first else level
     for k in range(first, last + 1):
-        sx, sy = (levels[k].shape[axis] / levels[0].shape[axis] for axis in (1, 0))
-        to_level = np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]])
-        layer = cv2.warpPerspective(levels[k], to_level @ to_photo, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        layer = warped(levels, k, to_photo, size, cv2.BORDER_REFLECT)
         if image is None:
-            image = np.asarray(layer, np.uint8)
+            image = layer
         else:
             share = np.clip(level - np.float32(k - 1), 0, 1)
             image = np.asarray(cv2.blendLinear(image, layer, 1 - share, share), np.uint8)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from loftr_ros.training.geometry import Float32, Float64, inverse, rigid, rotation
+from loftr_ros.geometry.se3 import inverse, rotation_matrix
+from loftr_ros.training.geometry import Float32, Float64, rigid
 
 LEAST_SEEN = 0.2  # default least share of one camera's view that the other camera must see too
 _GRID = 12  # px between the pixels used to measure a candidate's overlap
@@ -61,23 +62,23 @@ def _free(rng: np.random.Generator, difficulty: float, near: float, middle: floa
     axis /= np.linalg.norm(axis)
     direction = rng.normal(size=3) * np.array([1, 0.7, 0.7])
     direction /= np.linalg.norm(direction)
-    roll = rotation(np.array([0, 0, _roll(rng, difficulty)]))
+    roll = rotation_matrix(np.array([0, 0, _roll(rng, difficulty)]))
     if kind < 0.35 - 0.2 * difficulty:  # the frames of a video
         angle = np.radians(rng.uniform(0, 4 + 8 * difficulty))
-        return rigid(rotation(axis * angle), direction * near * rng.uniform(0, 0.12))
+        return rigid(rotation_matrix(axis * angle), direction * near * rng.uniform(0, 0.12))
     if kind < 0.45:  # forward or backward
         step = rng.uniform(0.05, 0.15 + 0.35 * difficulty) * middle * rng.choice([-1, 1])
         angle = np.radians(rng.uniform(0, 3 + 12 * difficulty))
-        return rigid(roll @ rotation(axis * angle), np.array([0, 0, step]) + direction * 0.1 * abs(step))
+        return rigid(roll @ rotation_matrix(axis * angle), np.array([0, 0, step]) + direction * 0.1 * abs(step))
     if kind < 0.75:  # around the middle of the view
         angle = np.radians(rng.uniform(5, 12 + 50 * difficulty))
-        R = rotation(axis * angle)
+        R = rotation_matrix(axis * angle)
         centre = np.array([0, 0, middle * rng.uniform(0.6, 1.1)])
         scale = np.exp(rng.normal(0, 0.05 + 0.25 * difficulty))
         t = centre * scale - R @ centre
         return rigid(roll @ R, roll @ t)
     angle = np.radians(rng.uniform(2, 10 + 40 * difficulty))
-    return rigid(roll @ rotation(axis * angle), direction * middle * rng.uniform(0.03, 0.1 + 0.4 * difficulty))
+    return rigid(roll @ rotation_matrix(axis * angle), direction * middle * rng.uniform(0.03, 0.1 + 0.4 * difficulty))
 
 
 def _roll(rng: np.random.Generator, difficulty: float) -> float:
@@ -91,9 +92,9 @@ def _drive(rng: np.random.Generator, difficulty: float, near: float) -> Float64:
     """The next position of a vehicle: forward by up to some metres, with some yaw and a little pitch."""
     step = rng.uniform(0.1, 0.4 + 1.2 * difficulty) * near
     yaw = rng.normal(0, np.radians(1.5 + 7 * difficulty))
-    R_0_1 = rotation(np.array([rng.normal(0, 0.01), yaw, rng.normal(0, 0.008)]))
+    R_0_1 = rotation_matrix(np.array([rng.normal(0, 0.01), yaw, rng.normal(0, 0.008)]))
     t_0_1 = np.array([np.sin(yaw / 2) * step + rng.normal(0, 0.03) * step, rng.normal(0, 0.01) * step, step])
     T = rigid(R_0_1, t_0_1)
     if rng.random() < 0.15:  # the other camera of a stereo pair
-        T = rigid(rotation(rng.normal(0, 0.01, 3)), np.array([rng.uniform(-0.15, 0.15) * near, 0, 0]))
+        T = rigid(rotation_matrix(rng.normal(0, 0.01, 3)), np.array([rng.uniform(-0.15, 0.15) * near, 0, 0]))
     return inverse(T) if rng.random() < 0.6 else T

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.training.geometry import Float32, Float64, covisible, inverse, warp_by_depth
+from loftr_ros.geometry.se3 import inverse
+from loftr_ros.training.geometry import Float32, Float64, covisible, warp_by_depth
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.sample import Sample
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loftr_ros.training.geometry import Float32, Float64, inverse
+from loftr_ros.geometry.se3 import inverse
+from loftr_ros.training.geometry import Float32, Float64
 from loftr_ros.training.recorded import (
     RecordedError,
     RecordedPairs,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loftr_ros.geometry.se3 import inverse
 from loftr_ros.training.assets import AssetBank
-from loftr_ros.training.geometry import Float32, Float64, covisible, hide, intrinsics, inverse, warp_by_depth
+from loftr_ros.training.geometry import Float32, Float64, covisible, hide, intrinsics, warp_by_depth
 from loftr_ros.training.motion import LEAST_SEEN, second_camera
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relight import in_other_light

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loftr_ros.geometry.se3 import rotation_matrix
 from loftr_ros.training.assets import AssetBank
-from loftr_ros.training.geometry import Float64, looking, rotation
+from loftr_ros.training.geometry import Float64, looking
 from loftr_ros.training.relief import Relief, make_relief
 from loftr_ros.training.surfaces import Palette
 from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces, cross, render
@@ -65,8 +66,8 @@ def _walls(o: Float64, X: Float64, Y: Float64) -> tuple[tuple[Float64, Float64],
 def rotated(rng: np.random.Generator, tilt: float) -> Float64:
     """A rotation about the vertical axis by any angle, then about any axis by up to `tilt` degrees."""
     axis = rng.normal(size=3)
-    lean = rotation(axis / np.linalg.norm(axis) * np.radians(tilt) * rng.random())
-    return lean @ rotation(_UP * rng.uniform(-np.pi, np.pi))
+    lean = rotation_matrix(axis / np.linalg.norm(axis) * np.radians(tilt) * rng.random())
+    return lean @ rotation_matrix(_UP * rng.uniform(-np.pi, np.pi))
 
 
 def _room(palette: Palette, rng: np.random.Generator) -> Stage:
@@ -114,7 +115,7 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
 
 
 def _furniture(scene: Surfaces, palette: Palette, rng: np.random.Generator, spot: Float64, size: Float64) -> None:
-    R = rotation(_UP * rng.uniform(-np.pi, np.pi))
+    R = rotation_matrix(_UP * rng.uniform(-np.pi, np.pi))
     half, kind = size / 2, rng.random()
     surfaces = [palette.any(size[k % 2], size[2]) for k in range(int(rng.choice([1, 2, 5])))]
     if kind < 0.45:
@@ -182,7 +183,8 @@ def _street(palette: Palette, rng: np.random.Generator) -> Stage:
         kind = rng.random()
         if kind < 0.45:  # parked cars and crates
             size = np.array([rng.uniform(0.7, 1), rng.uniform(1.5, 2.3), rng.uniform(0.5, 1.1)])
-            scene.box(spot + _UP * size[2] * 1.1, size, rotation(_UP * rng.normal(0, 0.1)), [palette.any(4, 1.5)])
+            R = rotation_matrix(_UP * rng.normal(0, 0.1))
+            scene.box(spot + _UP * size[2] * 1.1, size, R, [palette.any(4, 1.5)])
         elif kind < 0.75:  # poles and trunks
             radius, height = rng.uniform(0.05, 0.25), rng.uniform(2, 6)
             to_local = np.diag(1 / np.array([radius, radius, height]))

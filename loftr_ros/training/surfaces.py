@@ -202,5 +202,4 @@ class Palette:
 
 def pyramid(picture: NDArray[np.float32]) -> list[Image]:
     """The mip levels of an (H, W) picture with values of 0 to 255."""
-    # Down to less than 16 pixels.
-    return halved(np.clip(picture, 0, 255).astype(np.uint8), max(min(picture.shape).bit_length() - 3, 1))
+    return halved(np.clip(picture, 0, 255).astype(np.uint8), 8)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from loftr_ros.geometry.camera import NO_DISTORTION, CameraModel
 from loftr_ros.geometry.se3 import inverse
 from loftr_ros.worlds.rasterizer import Surfaces, render
-from loftr_ros.worlds.room import ROOM, Solid, Surface, furnish, light
+from loftr_ros.worlds.room import Solid, Surface, furnish, light
 from loftr_ros.worlds.textures import paint
 from loftr_ros.worlds.texturing import Sampling, material
 
@@ -175,4 +175,4 @@ def look(position: NDArray[np.float64], yaw: float, pitch: float, roll: float) -
     return pose
 
 
-__all__ = ["NOISE", "ROOM", "Rendering", "Scene", "default_camera", "look", "trajectory"]
+__all__ = ["NOISE", "Rendering", "Scene", "default_camera", "look", "trajectory"]

@@ -61,15 +61,15 @@ def material(texture: Image) -> Material:
     rows, columns = texture.shape
     below, right = (-size % _GUTTER + _GUTTER for size in texture.shape)
     padded = cv2.copyMakeBorder(texture, _GUTTER, below, _GUTTER, right, cv2.BORDER_REPLICATE)
-    levels = pyramid(np.asarray(padded, np.uint8), _LEVELS)
+    levels = pyramid(np.asarray(padded, np.uint8), 3, _LEVELS)
     height, width = padded.shape
     return Material(levels, (columns / width, rows / height), (_GUTTER / width, _GUTTER / height))
 
 
-def pyramid(image: Image, count: int) -> list[Image]:
-    """`count` mip levels of an (H, W) image, each half of the last."""
+def pyramid(image: Image, least: int, most: int = 99) -> list[Image]:
+    """At most `most` mip levels of an (H, W) image, each half of the last, with sides of at least `least`."""
     levels = [image]
-    for _ in range(count - 1):
+    while min(levels[-1].shape) >= 2 * least and len(levels) < most:
         half = (levels[-1].shape[1] // 2, levels[-1].shape[0] // 2)
         levels.append(np.asarray(cv2.resize(levels[-1], half, interpolation=cv2.INTER_AREA), np.uint8))
     return levels
@@ -92,7 +92,7 @@ def mipmapped(
     finest, coarsest = (float(np.clip(area - 1.5 * np.log2(max(z, FARTHEST)), 0, top)) for z in (high, low))
     size = (inverse.shape[1], inverse.shape[0])
     if coarsest == finest or (coarsest - finest < 1.0 and not sampling.smooth):
-        return _textured(surface, round(0.5 * (finest + coarsest)), H, size)
+        return warped(surface.levels, round(0.5 * (finest + coarsest)), H, size)
     level = np.float32(area) - np.float32(1.5) * np.log2(np.maximum(inverse, np.float32(FARTHEST)))
     np.clip(level, 0, top, out=level)
     patch = np.zeros_like(inverse)
@@ -102,15 +102,15 @@ def mipmapped(
         if columns and rows:
             there = H @ np.array([[1.0, 0, x], [0, 1, y], [0, 0, 1]])
             part = (slice(y, y + rows), slice(x, x + columns))
-            patch[part] += share[part] * _textured(surface, k, there, (columns, rows))
+            patch[part] += share[part] * warped(surface.levels, k, there, (columns, rows))
     return patch
 
 
-def _textured(surface: Material, level: int, H: Float64, size: tuple[int, int]) -> Image:
-    """A level of a texture under a homography from the patch's pixels to those of the finest level."""
-    texture = surface.levels[level]
-    sx, sy = (texture.shape[k] / surface.levels[0].shape[k] for k in (1, 0))
+def warped(levels: list[Image], level: int, H: Float64, size: tuple[int, int], border: int = cv2.BORDER_WRAP) -> Image:
+    """A level of a texture under a homography from the (width, height) patch's pixels to those of the finest level."""
+    texture = levels[level]
+    sx, sy = (texture.shape[k] / levels[0].shape[k] for k in (1, 0))
     to_level = np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    patch = cv2.warpPerspective(texture, to_level @ H, size, flags=flags, borderMode=cv2.BORDER_WRAP)
+    patch = cv2.warpPerspective(texture, to_level @ H, size, flags=flags, borderMode=border)
     return np.asarray(patch, np.uint8)
