@@ -12,7 +12,7 @@ from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float64, looking
 from loftr_ros.training.relief import Relief, make_relief
 from loftr_ros.training.surfaces import Palette
-from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces, cross, render
+from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces, render
 from loftr_ros.worlds.texturing import FAST, Material
 
 _UP = np.array([0.0, 0, 1])
@@ -98,7 +98,7 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
     for start, along in _walls(o, X, Y):
         width = float(np.linalg.norm(along))
         scene.quad(start + Z, along, -Z, wall(width, lz))
-        inward = cross(-_UP, along / width)
+        inward = np.array([along[1], -along[0], 0]) / width
         for _ in range(int(rng.integers(0, 4))):  # pictures, windows, doors
             w, h = rng.uniform(0.25, 1.4), rng.uniform(0.25, 1.2)
             at = start + along / width * rng.uniform(0, max(width - w, 0.01)) + Z - _UP * rng.uniform(0.1, lz - h)
@@ -215,7 +215,7 @@ def _surround(scene: Surfaces, palette: Palette, rng: np.random.Generator, far: 
     for start, along in _walls(low, X, Y):
         scene.quad(start + Z, along, -Z, side)
         if horizon is not None:
-            inward = cross(-_UP, along / (2 * far))
+            inward = np.array([along[1], -along[0], 0]) / (2 * far)
             scene.quad(start + inward + _UP * height, along, -_UP * height, horizon)
 
 

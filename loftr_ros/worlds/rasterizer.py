@@ -8,7 +8,6 @@ surfaces are drawn into the z-buffer, then the visible ones are textured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,7 @@ Part = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Round:
-    """An ellipsoid, or an open tube about its local z axis.
+    """An ellipsoid, or an open tube about its local z axis; not seen by a camera in or before its bounding box.
 
     Attributes:
         centre: (3,), in the world.
@@ -75,17 +74,10 @@ class Surfaces:
         for number, (across, up, n) in enumerate(faces):
             self.quad(centre + n - across - up, 2 * across, 2 * up, materials[number % len(materials)])
 
-    def faces(self, numbers: Iterable[int]) -> Surfaces:
+    def faces(self, numbers: NDArray[np.intp]) -> Surfaces:
         """Some of the faces."""
-        some = Surfaces()
-        for k in numbers:
-            some.quad(self.corners[k][0], self.corners[k][1], self.corners[k][2], self.materials[k], self.both_sides[k])
-        return some
-
-
-def cross(a: Float64, b: Float64) -> Float64:
-    """The cross product of two (3,) vectors, without the overhead of numpy's general one."""
-    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
+        parts = ([of[k] for k in numbers] for of in (self.corners, self.materials, self.both_sides))
+        return Surfaces(*parts)
 
 
 @dataclass(frozen=True)

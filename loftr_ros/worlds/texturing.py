@@ -91,7 +91,7 @@ def mipmapped(
     top = len(surface.levels) - 1
     finest, coarsest = (float(np.clip(area - 1.5 * np.log2(max(z, FARTHEST)), 0, top)) for z in (high, low))
     size = (inverse.shape[1], inverse.shape[0])
-    if coarsest == finest or (coarsest - finest < 1.0 and not sampling.smooth):
+    if int(finest) == np.ceil(coarsest) or (coarsest - finest < 1.0 and not sampling.smooth):
         return warped(surface.levels, round(0.5 * (finest + coarsest)), H, size)
     level = np.float32(area) - np.float32(1.5) * np.log2(np.maximum(inverse, np.float32(FARTHEST)))
     np.clip(level, 0, top, out=level)
