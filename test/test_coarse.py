@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from loftr_ros.matcher import coarse
-from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax, entries_above
+from loftr_ros.matcher.coarse import CoarseMatches, Masks, confidence_matrix, dual_softmax, entries_above
 from loftr_ros.matcher.config import TransformerConfig
 from loftr_ros.matcher.loftr.transformer import EncoderLayer
 
@@ -73,7 +73,7 @@ def test_cells_that_take_no_part_change_nothing_however_large_they_are(dtype: to
     attended0[:, 250:] = attended1[:, 650:] = False
     tokens0[:, 250:] *= 40
     tokens1[:, 650:] *= 40
-    masked = confidences(dual_softmax(tokens0, tokens1, 1.0, 0.2, attended0=attended0, attended1=attended1))
+    masked = confidences(dual_softmax(tokens0, tokens1, 1.0, 0.2, Masks(attended0=attended0, attended1=attended1)))
     cut = confidences(dual_softmax(tokens0[:, :250], tokens1[:, :650], 1.0, 0.2))
     assert masked.keys() == cut.keys() and len(cut) > 100
     assert max(abs(masked[cells] - cut[cells]) for cells in cut) < 3e-3

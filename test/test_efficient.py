@@ -36,7 +36,7 @@ from loftr_ros.matcher.checkpoints.files import (
     recognise_file,
     save_network_weights,
 )
-from loftr_ros.matcher.coarse import HALF_SCORE, best_scores, score_confidence, scores
+from loftr_ros.matcher.coarse import HALF_SCORE, Masks, best_scores, score_confidence, scores
 from loftr_ros.matcher.config import EFFICIENT, EFFICIENT_OPT
 from loftr_ros.matcher.efficient.layers import rotated
 from loftr_ros.matcher.efficient.network import EfficientLoFTR
@@ -268,10 +268,10 @@ def test_without_a_softmax_matches_are_the_mutual_best_scores_above_the_threshol
     whole = scores(tokens0, tokens1, 0.1, None, attended1)
     best = (whole == whole.amax(1, keepdim=True)) & (whole == whole.amax(2, keepdim=True)) & (whole > HALF_SCORE)
     expected = (best & allowed0[:, :, None]).nonzero()
-    found = best_scores(tokens0, tokens1, 0.1, 0.5, allowed0, None, None, attended1)
+    found = best_scores(tokens0, tokens1, 0.1, 0.5, Masks(allowed0, None, None, attended1))
     assert torch.equal(torch.stack([found.pair, found.cell0, found.cell1], dim=1), expected) and len(expected) > 20
     torch.testing.assert_close(found.confidence, score_confidence(whole[best & allowed0[:, :, None]]))
-    capped = best_scores(tokens0, tokens1, 0.1, 0.5, allowed0, None, None, attended1, max_matches=5)
+    capped = best_scores(tokens0, tokens1, 0.1, 0.5, Masks(allowed0, None, None, attended1), max_matches=5)
     assert torch.bincount(capped.pair).tolist() == [5, 5]
     assert score_confidence(torch.tensor([-3.0, 0.0, HALF_SCORE])).tolist() == [0, 0, 0.5]
 

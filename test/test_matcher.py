@@ -11,7 +11,7 @@ import torch
 
 from loftr_ros.matcher import coarse
 from loftr_ros.matcher.checkpoints.files import load_network
-from loftr_ros.matcher.coarse import confidence_matrix, dual_softmax
+from loftr_ros.matcher.coarse import Masks, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import COARSE_LITE
 from loftr_ros.matcher.loftr.attention import linear_attention
 from loftr_ros.matcher.loftr.network import LoFTR
@@ -203,7 +203,7 @@ def test_masked_cells_take_no_part_in_the_softmax() -> None:
     tokens = torch.randn(1, 50, 32, generator=generator)
     attended = torch.ones(1, 50, dtype=torch.bool)
     attended[:, 40:] = False
-    masked = dual_softmax(tokens, tokens, 0.1, 0.2, attended, attended, attended, attended)
+    masked = dual_softmax(tokens, tokens, 0.1, 0.2, Masks(attended, attended, attended, attended))
     cut = dual_softmax(tokens[:, :40], tokens[:, :40], 0.1, 0.2)
     assert masked.cell0.tolist() == cut.cell0.tolist()
     torch.testing.assert_close(masked.confidence, cut.confidence)

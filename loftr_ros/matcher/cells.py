@@ -16,6 +16,27 @@ def cell_offset(config: NetworkConfig) -> float:
     return point_offset(config, config.backbone.stride)
 
 
+class ConfiguredCells:
+    """What the configuration of a network says of its matches, as `Matcher` has it."""
+
+    config: NetworkConfig
+
+    @property
+    def has_fine_stage(self) -> bool:
+        """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
+        return self.config.fine is not None
+
+    @property
+    def cell_size(self) -> int:
+        """Side of a cell, in pixels of the encoded image."""
+        return self.config.backbone.stride
+
+    @property
+    def cell_offset(self) -> float:
+        """From a cell's top-left pixel to its point, by the convention of the weights' training."""
+        return cell_offset(self.config)
+
+
 def point_offset(config: NetworkConfig, side: int) -> float:
     """The same for a square of another side, in pixels."""
     return (side - 1) / 2 if config.coarse.point == "centre" else 0.0

@@ -57,6 +57,31 @@ class CoarseMatches(NamedTuple):
     confidence: Tensor
 
 
+_Sides = tuple[Tensor | None, Tensor | None]
+
+
+class Masks(NamedTuple):
+    """Which cells of a batch of pairs are used; None for all.
+
+    Attributes:
+        allowed0, allowed1: (B, L) and (B, S) bool: cells that may match (not at the border, not masked).
+        attended0, attended1: (B, L) and (B, S) bool: cells that take part in the confidences (not masked).
+    """
+
+    allowed0: Tensor | None = None
+    allowed1: Tensor | None = None
+    attended0: Tensor | None = None
+    attended1: Tensor | None = None
+
+    def of(self, pair: int) -> tuple[_Sides, _Sides]:
+        """Of one pair the cells that are allowed, (L,) and (S,), and those attended."""
+        allowed0, allowed1, attended0, attended1 = (None if mask is None else mask[pair] for mask in self)
+        return (allowed0, allowed1), (attended0, attended1)
+
+
+ALL_CELLS = Masks()
+
+
 class Candidates(NamedTuple):
     """Entries of one pair's confidence matrix that may be matches, by row and column.
 
@@ -117,10 +142,7 @@ def dual_softmax(
     tokens1: Tensor,
     temperature: float,
     threshold: float,
-    allowed0: Tensor | None = None,
-    allowed1: Tensor | None = None,
-    attended0: Tensor | None = None,
-    attended1: Tensor | None = None,
+    masks: Masks = ALL_CELLS,
     max_matches: int = 0,
 ) -> CoarseMatches:
     """Mutual nearest neighbours of the dual-softmax confidence, above a threshold.
@@ -135,8 +157,7 @@ def dual_softmax(
             precision: in bf16, scores far below their row's or column's best are rounded too.
         temperature: divides the scores.
         threshold: least confidence of a match, at least LOWEST_THRESHOLD.
-        allowed0, allowed1: (B, L) and (B, S) bool: cells that may match (not at the border, not masked).
-        attended0, attended1: (B, L) and (B, S) bool: cells that take part in the softmaxes (not masked).
+        masks: of the cells.
         max_matches: most matches of a pair, the most confident ones; 0 for all.
 
     Returns:
@@ -146,16 +167,14 @@ def dual_softmax(
     found = []
     for pair in range(len(tokens0)):
         left, right = scaled(tokens0[pair], temperature) * BITS, tokens1[pair].float()
-        masks = of_pair(attended0, pair), of_pair(attended1, pair)
+        allowed, attended = masks.of(pair)
         candidates = None
         if left.device.type == "cpu" and not (left.requires_grad or right.requires_grad):
             rough = torch.bfloat16 if tokens0.dtype == torch.bfloat16 else torch.float32
-            candidates = _candidates_by_one_exponential(left, right, threshold, *masks, rough)
+            candidates = _candidates_by_one_exponential(left, right, threshold, *attended, rough)
         if candidates is None:
-            candidates = _dual_softmax_candidates(left, right, threshold, *masks)
-        best = mutual_best(
-            candidates, threshold, len(left), len(right), of_pair(allowed0, pair), of_pair(allowed1, pair)
-        )
+            candidates = _dual_softmax_candidates(left, right, threshold, *attended)
+        best = mutual_best(candidates, threshold, len(left), len(right), *allowed)
         found.append(most_confident(best, max_matches))
     return batched(found)
 
@@ -165,10 +184,7 @@ def best_scores(
     tokens1: Tensor,
     temperature: float,
     threshold: float,
-    allowed0: Tensor | None = None,
-    allowed1: Tensor | None = None,
-    attended0: Tensor | None = None,
-    attended1: Tensor | None = None,
+    masks: Masks = ALL_CELLS,
     max_matches: int = 0,
 ) -> CoarseMatches:
     """Mutual nearest neighbours of the scores themselves, above a threshold: no exponential, one pass over tiles.
@@ -178,9 +194,10 @@ def best_scores(
     found = []
     for pair in range(len(tokens0)):
         left, right = scaled(tokens0[pair], temperature), tokens1[pair].float()
+        allowed, attended = masks.of(pair)
         values, columns = [], []
         column_best = torch.full((len(right),), -torch.inf, device=left.device)
-        for _, tile in tiles_of(left, right, of_pair(attended0, pair), of_pair(attended1, pair)):
+        for _, tile in tiles_of(left, right, *attended):
             best = tile.max(dim=1)
             values.append(best.values)
             columns.append(best.indices)
@@ -188,9 +205,10 @@ def best_scores(
         value, column = torch.cat(values), torch.cat(columns)
         confidence = score_confidence(value)
         keep = (value == column_best[column]) & (confidence > threshold)
-        for mask, places in ((of_pair(allowed0, pair), slice(None)), (of_pair(allowed1, pair), column)):
-            if mask is not None:
-                keep &= mask[places]
+        if allowed[0] is not None:
+            keep &= allowed[0]
+        if allowed[1] is not None:
+            keep &= allowed[1][column]
         row = keep.nonzero()[:, 0]
         found.append(most_confident(Candidates(row, column[row], confidence[row]), max_matches))
     return batched(found)
@@ -418,8 +436,3 @@ def _dual_softmax_candidates(
         kept.append(Candidates(row[possible], column[possible], log_value[possible]))
     row, column, log_value = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return Candidates(row, column, torch.exp2(log_value - column_lse[column]))
-
-
-def of_pair(mask: Tensor | None, pair: int) -> Tensor | None:
-    """One pair's part of a batch of masks; None without masks."""
-    return None if mask is None else mask[pair]

@@ -170,3 +170,12 @@ def _rounded_with_carry(weight: Tensor, dtype: torch.dtype) -> Tensor:
         tap.copy_(carry.to(dtype))
         carry -= tap
     return kernels.t().reshape(weight.shape)
+
+
+def smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
+    """Two convolutions with a leaky ReLU between them."""
+    first, second = smoothing[0], smoothing[3]
+    if isinstance(first, OneDnnConv) and isinstance(second, OneDnnConv):
+        return second(first(x, "leaky_relu"))
+    y: Tensor = smoothing(x)
+    return y

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from loftr_ros.matcher.cells import cell_offset, cells_taking_part, in_grid
+from loftr_ros.matcher.cells import ConfiguredCells, cells_taking_part, in_grid
 from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.fixed import FixedMatches
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
 
-class StreamingNetwork(nn.Module):
+class StreamingNetwork(ConfiguredCells, nn.Module):
     """A network that encodes an image once and matches it against many.
 
     Attributes:
@@ -25,21 +25,6 @@ class StreamingNetwork(nn.Module):
 
     config: NetworkConfig
     fingerprint: str = ""
-
-    @property
-    def has_fine_stage(self) -> bool:
-        """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
-        return self.config.fine is not None
-
-    @property
-    def cell_size(self) -> int:
-        """Side of a cell, in pixels of the encoded image."""
-        return self.config.backbone.stride
-
-    @property
-    def cell_offset(self) -> float:
-        """From a cell's top-left pixel to its point, by the convention of the weights' training."""
-        return cell_offset(self.config)
 
     @property
     def fixed_size(self) -> None:

@@ -82,14 +82,20 @@ class RecordedPairs(ABC):
 
     kind = "recorded"
     tolerance = 0.05
+    _pairs: Sequence[Any] | NDArray[Any]
 
-    @abstractmethod
     def __len__(self) -> int:
         """Number of pairs."""
+        return len(self._pairs)
+
+    def frames(self, pair: int) -> tuple[Any, Any]:
+        """Both frames of a pair, as `view` takes them."""
+        first, second = self._pairs[pair]
+        return first, second
 
     @abstractmethod
-    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
-        """Both frames of a pair.
+    def view(self, frame: Any) -> RecordedView:
+        """A frame.
 
         Raises:
             RecordedError: a file is missing or damaged.
@@ -120,7 +126,7 @@ class RecordedPairs(ABC):
 
     def pair(self, number: int, size: tuple[int, int]) -> Sample:
         """A recorded pair, in (width, height)."""
-        view0, view1 = self.views_of(number)
+        view0, view1 = map(self.view, self.frames(number))
         image0, inverse0, K0 = view0.resized(size)
         image1, inverse1, K1 = view1.resized(size)
         T_1_0 = view1.T_camera_world @ inverse(view0.T_camera_world)

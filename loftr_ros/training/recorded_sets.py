@@ -49,23 +49,20 @@ class ScanNetPairs(RecordedPairs):
             names = names[np.asarray(index["score"]).ravel() > least_overlap]
         if not len(names):
             raise RecordedError(f"{pairs} lists no pairs with an overlap above {least_overlap}")
-        self._root, self._names = root, names
+        self._root, self._pairs = root, names
         self._intrinsics = read_npz(intrinsics) if intrinsics is not None else None
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
-        """Both frames of a pair; see `RecordedPairs`."""
-        scene, scan, first, second = (int(n) for n in self._names[pair])
+    def frames(self, pair: int) -> tuple[tuple[str, int], tuple[str, int]]:
+        scene, scan, first, second = (int(n) for n in self._pairs[pair])
         name = f"scene{scene:04d}_{scan:02d}"
-        return self._view(name, first), self._view(name, second)
+        return (name, first), (name, second)
 
-    def _view(self, scene: str, frame: int) -> RecordedView:
+    def view(self, frame: tuple[str, int]) -> RecordedView:
+        scene, number = frame
         folder = self._root / scene
-        image = read_image(folder / "color" / f"{frame}.jpg")
-        depth = read_depth_png(folder / "depth" / f"{frame}.png")
-        T_world_camera = read_matrix(folder / "pose" / f"{frame}.txt", 4, 4)
+        image = read_image(folder / "color" / f"{number}.jpg")
+        depth = read_depth_png(folder / "depth" / f"{number}.png")
+        T_world_camera = read_matrix(folder / "pose" / f"{number}.txt", 4, 4)
         if not np.isfinite(T_world_camera).all():
             depth, T_world_camera = np.zeros_like(depth), np.eye(4)  # tracking was lost: nothing matches
         if self._intrinsics is None:
@@ -103,15 +100,7 @@ class MegaDepthPairs(RecordedPairs):
         if not self._pairs:
             raise RecordedError(f"{scene_info} lists no pairs with an overlap of {least_overlap} to {most_overlap}")
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
-        """Both frames of a pair; see `RecordedPairs`."""
-        first, second = self._pairs[pair]
-        return self._view(first), self._view(second)
-
-    def _view(self, place: int) -> RecordedView:
+    def view(self, place: int) -> RecordedView:
         image = read_image(self._root / str(self._index["image_paths"][place]))
         depth = _hdf5_depth(self._root / str(self._index["depth_paths"][place]))
         K = np.asarray(self._index["intrinsics"][place], np.float64)
@@ -144,15 +133,7 @@ class BlendedMvsPairs(RecordedPairs):
         if not self._pairs:
             raise RecordedError(f"{file} lists no pairs")
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
-        """Both frames of a pair; see `RecordedPairs`."""
-        first, second = self._pairs[pair]
-        return self._view(first), self._view(second)
-
-    def _view(self, number: int) -> RecordedView:
+    def view(self, number: int) -> RecordedView:
         image = read_image(self._scene / "blended_images" / f"{number:08d}.jpg")
         depth = read_pfm(self._scene / "rendered_depth_maps" / f"{number:08d}.pfm")
         file = self._scene / "cams" / f"{number:08d}_cam.txt"
@@ -192,15 +173,7 @@ class SevenScenesPairs(RecordedPairs):
         if not self._pairs:
             raise RecordedError(f"{folder} has no two frames with poses {', '.join(map(str, gaps))} apart")
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def views_of(self, pair: int) -> tuple[RecordedView, RecordedView]:
-        """Both frames of a pair; see `RecordedPairs`."""
-        first, second = self._pairs[pair]
-        return self._view(first), self._view(second)
-
-    def _view(self, place: int) -> RecordedView:
+    def view(self, place: int) -> RecordedView:
         file, pose = self._files[place], self._poses[place]
         assert pose is not None
         depth = read_depth_png(file.with_name(file.name.split(".color.")[0] + ".depth.png"))

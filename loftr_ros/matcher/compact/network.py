@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
-from loftr_ros.matcher.coarse import Candidates, confidence_matrix, dual_softmax, most_confident
+from loftr_ros.matcher.coarse import Candidates, Masks, confidence_matrix, dual_softmax, most_confident
 from loftr_ros.matcher.compact.backbone import REGION_CELLS, CompactBackbone, padded
 from loftr_ros.matcher.compact.cells import CellMatcher
 from loftr_ros.matcher.compact.fine import CompactFine
@@ -171,7 +171,8 @@ class Compact(StreamingNetwork):
         """
         coarse = self.config.coarse
         tokens0, tokens1, mask0, mask1 = (self._attend if attend else self._tokens)(keyframes, current)
-        found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, attended0=mask0, attended1=mask1)
+        masks = Masks(attended0=mask0, attended1=mask1)
+        found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, masks)
         counts = torch.bincount(found.pair, minlength=len(keyframes)).tolist()
         regions = zip(*(part.split(counts) for part in (found.cell0, found.cell1, found.confidence)), strict=True)
         allowed1 = allowed_cells(self.config, current)[0]

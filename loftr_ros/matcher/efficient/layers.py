@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import AggregatedTransformerConfig, EfficientBackboneConfig
 from loftr_ros.matcher.constants import made_once
-from loftr_ros.matcher.convolutions import OneDnnConv, is_traced, twice
+from loftr_ros.matcher.convolutions import OneDnnConv, is_traced, smoothed, twice
 from loftr_ros.matcher.fixed import is_fixed
 from loftr_ros.matcher.loftr.attention import softmax_attention
 from loftr_ros.matcher.loftr.backbone import smoothed_places
@@ -315,10 +315,10 @@ class FinePyramid(nn.Module):
         up = _plus(self.layer2_outconv, middle, _fitting(twice(self.layer3_outconv(maps)), middle))
         wanted = None if matched is None else _wanted(matched, grid, middle, fine)
         made = None if wanted is None else smoothed_places(self.layer2_outconv2, up, wanted[0], blank=True)
-        up = _smoothed(self.layer2_outconv2, up) if made is None else made
+        up = smoothed(self.layer2_outconv2, up) if made is None else made
         up = _plus(self.layer1_outconv, fine, _fitting(twice(up), fine))
         made = None if wanted is None else smoothed_places(self.layer1_outconv2, up, wanted[1])
-        return _smoothed(self.layer1_outconv2, up) if made is None else made
+        return smoothed(self.layer1_outconv2, up) if made is None else made
 
     def fold_batch_norm(self) -> None:
         """Fold the batch norms into the convolutions before them."""
@@ -401,15 +401,6 @@ def _smoothing(inputs: int, outputs: int) -> nn.Sequential:
         nn.LeakyReLU(inplace=True),
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
     )
-
-
-def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
-    """Two convolutions with a leaky ReLU between them."""
-    first, second = smoothing[0], smoothing[3]
-    if isinstance(first, OneDnnConv) and isinstance(second, OneDnnConv):
-        return second(first(x, "leaky_relu"))
-    y: Tensor = smoothing(x)
-    return y
 
 
 def _wanted(cells: Tensor, grid: Grid, middle: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:

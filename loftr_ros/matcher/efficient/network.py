@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
 from loftr_ros.matcher.coarse import (
     CoarseMatches,
+    Masks,
     best_scores,
     confidence_matrix,
     dual_softmax,
@@ -161,17 +162,13 @@ class EfficientLoFTR(StreamingNetwork):
         """The matched cells of each keyframe."""
         coarse, batch = self.config.coarse, len(keyframes)
         find = best_scores if coarse.method == "scores" else dual_softmax
-        return find(
-            tokens0,
-            tokens1,
-            coarse.temperature,
-            coarse.threshold,
+        masks = Masks(
             torch.cat([allowed_cells(self.config, keyframe) for keyframe in keyframes]),
             allowed_cells(self.config, current).expand(batch, -1),
             _usable(keyframes),
             None if current.usable is None else current.usable.expand(batch, -1),
-            coarse.max_matches,
         )
+        return find(tokens0, tokens1, coarse.temperature, coarse.threshold, masks, coarse.max_matches)
 
     @torch.inference_mode()
     def refine(

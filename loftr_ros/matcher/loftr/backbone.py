@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import BackboneConfig
-from loftr_ros.matcher.convolutions import OneDnnConv
+from loftr_ros.matcher.convolutions import OneDnnConv, smoothed
 from loftr_ros.matcher.fixed import is_fixed
 
 # Size of the largest temporary when a whole map of fine features is computed, in bytes.
@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         for i in range(self.num_stages - 1, self.fine_level - 1, -1):
             stages.pop()  # the stage above is not needed any more
             if i < self.num_stages - 1:
-                x = _smoothed(self._smoothing(i + 1), x)
+                x = smoothed(self._smoothing(i + 1), x)
             lateral = self.get_submodule(f"layer{i}_outconv")
             x = _twice(x, stages[-1])
             x = lateral(stages[-1], onto=x) if isinstance(lateral, OneDnnConv) else _sum(lateral(stages[-1]), x)
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
         batch, channels, height, width = unsmoothed.shape
         rows = max(8, BAND_BYTES // (channels * width * unsmoothed.element_size()))
         if batch > 1 or rows >= height or torch.is_grad_enabled() or is_fixed():
-            return _smoothed(smoothing, unsmoothed)
+            return smoothed(smoothing, unsmoothed)
         second = smoothing[3]
         assert isinstance(second, nn.Conv2d)
         fine = unsmoothed.new_empty((1, height, width, second.out_channels)).permute(0, 3, 1, 2)
@@ -151,7 +151,7 @@ class Backbone(nn.Module):
             bottom = min(top + rows, height)
             # Two more rows on each side; each convolution invalidates one of them inside the image.
             first_row, end = max(0, top - 2), min(bottom + 2, height)
-            band = _smoothed(smoothing, unsmoothed[:, :, first_row:end])
+            band = smoothed(smoothing, unsmoothed[:, :, first_row:end])
             fine[:, :, top:bottom] = band[:, :, top - first_row : bottom - first_row]
         return fine
 
@@ -218,15 +218,6 @@ def smoothed_places(
     for part in places.split(TILE_PLACES):
         fine[part] = _convolved(second, hidden, row_of, part, (height, width))
     return fine.view(1, height, width, -1).permute(0, 3, 1, 2)
-
-
-def _smoothed(smoothing: nn.Sequential, x: Tensor) -> Tensor:
-    """Two convolutions with a leaky ReLU between them."""
-    first, second = smoothing[0], smoothing[3]
-    if isinstance(first, OneDnnConv) and isinstance(second, OneDnnConv):
-        return second(first(x, "leaky_relu"))
-    y: Tensor = smoothing(x)
-    return y
 
 
 def _convolved(conv: nn.Conv2d, rows: Tensor, row_of: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loftr_ros.matcher.cells import allowed_cells, points_of_cells, sides, without_ignored
-from loftr_ros.matcher.coarse import CoarseMatches, confidence_matrix, dual_softmax
+from loftr_ros.matcher.coarse import CoarseMatches, Masks, confidence_matrix, dual_softmax
 from loftr_ros.matcher.config import LoFTRConfig
 from loftr_ros.matcher.constants import made_once
 from loftr_ros.matcher.convolutions import biases_of, round_weights, use_onednn
@@ -164,15 +164,11 @@ class LoFTR(StreamingNetwork):
         allowed0 = torch.cat([allowed_cells(self.config, keyframe) for keyframe in keyframes])
         allowed1 = allowed_cells(self.config, current).expand(batch, -1)
         usable1 = None if current.usable is None else current.usable.expand(batch, -1)
-        masks = (allowed0, allowed1, usable0, usable1)
+        masks = Masks(allowed0, allowed1, usable0, usable1)
         if coarse.method == "dual_softmax":
-            return dual_softmax(
-                tokens0, tokens1, coarse.temperature, coarse.threshold, *masks, max_matches=coarse.max_matches
-            )
+            return dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, masks, coarse.max_matches)
         bin_score, iterations = self.coarse_matching.bin_score, coarse.sinkhorn_iterations
-        return optimal_transport(
-            tokens0, tokens1, bin_score, iterations, coarse.threshold, *masks, max_matches=coarse.max_matches
-        )
+        return optimal_transport(tokens0, tokens1, bin_score, iterations, coarse.threshold, masks, coarse.max_matches)
 
     def _matches(
         self,

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from loftr_ros.matcher.coarse import (
+    ALL_CELLS,
     BITS,
     LOWEST_THRESHOLD,
     Candidates,
     CoarseMatches,
+    Masks,
     batched,
     entries_above,
     most_confident,
     mutual_best,
-    of_pair,
     scaled,
     scores,
     tiles_of,
@@ -67,10 +68,7 @@ def optimal_transport(
     bin_score: Tensor,
     iterations: int,
     threshold: float,
-    allowed0: Tensor | None = None,
-    allowed1: Tensor | None = None,
-    attended0: Tensor | None = None,
-    attended1: Tensor | None = None,
+    masks: Masks = ALL_CELLS,
     max_matches: int = 0,
 ) -> CoarseMatches:
     """Mutual nearest neighbours of the transport plan, above a threshold and above either cell's dustbin.
@@ -82,8 +80,7 @@ def optimal_transport(
         bin_score: () the learned score of the dustbins.
         iterations: of Sinkhorn's algorithm.
         threshold: least confidence of a match, at least LOWEST_THRESHOLD.
-        allowed0, allowed1: (B, L) and (B, S) bool: cells that may match.
-        attended0, attended1: (B, L) and (B, S) bool: cells that are not masked.
+        masks: of the cells.
         max_matches: maximum number of matches of a pair, the most confident ones; 0 for all.
 
     Returns:
@@ -93,23 +90,12 @@ def optimal_transport(
     alpha = bin_score.float()
     found = []
     for pair in range(len(tokens0)):
-        plan = Plan(
-            scaled(tokens0[pair], 1.0) * BITS,
-            tokens1[pair].float(),
-            alpha * BITS,
-            of_pair(attended0, pair),
-            of_pair(attended1, pair),
-        )
+        allowed, attended = masks.of(pair)
+        plan = Plan(scaled(tokens0[pair], 1.0) * BITS, tokens1[pair].float(), alpha * BITS, *attended)
         for _ in range(iterations):
             plan.iterate()
-        best = mutual_best(
-            plan.candidates(threshold),
-            threshold,
-            len(plan.left),
-            len(plan.right),
-            of_pair(allowed0, pair),
-            of_pair(allowed1, pair),
-        )
+        size = len(plan.left), len(plan.right)
+        best = mutual_best(plan.candidates(threshold), threshold, *size, *allowed)
         found.append(most_confident(best, max_matches))
     return batched(found)
 

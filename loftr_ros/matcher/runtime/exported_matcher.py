@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from loftr_ros.matcher.cells import allowed_cells, cell_offset, cells_taking_part, in_grid, without_ignored
+from loftr_ros.matcher.cells import ConfiguredCells, allowed_cells, cells_taking_part, in_grid, without_ignored
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import CoarseMatchingConfig
 from loftr_ros.matcher.interface import ImageFeatures, Matches
@@ -57,7 +57,7 @@ def read_adjusted(folder: Path, coarse: Mapping[str, Any] | None) -> Exported:
     return replace(exported, config=adjusted)
 
 
-class ExportedMatcher:
+class ExportedMatcher(ConfiguredCells):
     """An exported network with the `Matcher` interface, for images of the exported size."""
 
     def __init__(self, exported: Exported, encode: Session, match: Session, device: torch.device, backend: str) -> None:
@@ -91,21 +91,6 @@ class ExportedMatcher:
     def fingerprint(self) -> str:
         """See `Matcher.fingerprint`; empty if the export has none."""
         return self._exported.fingerprint
-
-    @property
-    def has_fine_stage(self) -> bool:
-        """Whether matches are sub-pixel; without, `points1` is on the coarse grid."""
-        return self.config.fine is not None
-
-    @property
-    def cell_size(self) -> int:
-        """Side of a coarse cell, in pixels of the encoded image."""
-        return self.config.backbone.stride
-
-    @property
-    def cell_offset(self) -> float:
-        """From a cell's top-left pixel to its point, by the convention of the weights' training."""
-        return cell_offset(self.config)
 
     @property
     def fixed_size(self) -> tuple[int, int]:
