@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 class Building:
     """Eight rooms along a corridor, in two lights: with the lamps, and by day with half of them.
 
-    Creating it takes some 15 s and 1 GB.
+    Creating it takes some 15 s and 0.5 GB.
 
     Attributes:
         zones: the rooms, then the corridor.

@@ -77,7 +77,7 @@ class Relations(NamedTuple):
 
 
 class World:
-    """A building and a walk through it. The building takes some 15 s and 1 GB, a view 0.12 s, when it is needed.
+    """A building and a walk through it. The building takes some 15 s and 0.5 GB, a view 0.12 s, when it is needed.
 
     Attributes:
         seed: decides everything.
