@@ -201,7 +201,7 @@ def variance_by_pose(
     along = slope @ rotation[:, :2].T - (slope * rays1).sum(axis=1)[:, None] * rotation[:, 2]
     gradient = np.hstack([-inverse[:, None] * along, np.cross(along, q)])
     gradient /= np.maximum((slope**2).sum(axis=1), 1e-18)[:, None]
-    return np.einsum("ni,ij,nj->n", gradient, covariance, gradient)
+    return np.asarray(((gradient @ covariance) * gradient).sum(axis=1), np.float64)
 
 
 def from_stereo(
