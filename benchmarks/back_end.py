@@ -109,7 +109,7 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
             super().add_loop(loop)
 
     optimisation = Optimisation(Recorder(), LoopSearch(front_end, with_values(LoopConfig(), values, "loop.")))
-    with open_source(name if name.startswith("revisits") else str(data / name)) as source:
+    with open_source(name if name.startswith(("revisits", "rendered")) else str(data / name)) as source:
         for frame in source:
             encoded = front_end.encode(reader.read(frame, mode))
             result = front_end.process_encoded(encoded)
