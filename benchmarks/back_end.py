@@ -42,8 +42,7 @@ from peers import orb_slam3
 Array = NDArray[np.float64]
 
 SETS = ("sevenscenes:rgbd", "sevenscenes:mono", "kitti06_stereo:stereo", "revisits:700:rgbd", "revisits:701:mono")
-# Front ends look at several keyframes here, as a map is worth it; loops within short recordings are wanted.
-SETTINGS = {"keyframe.max_matched": 3}
+# Loops within short recordings are wanted.
 SHORT = {"loop.min_age": 2.0}
 FALSE_PART = 0.2
 ORDERS = 5
@@ -91,7 +90,7 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
     from loftr_ros.tools.opening import open_offline
     from loftr_ros.tools.optimise import LoopSearch, Optimisation
 
-    values = {"mode": mode, **SETTINGS, **(SHORT if not name.startswith("revisits") else {}), **extra}
+    values = {"mode": mode, **(SHORT if not name.startswith("revisits") else {}), **extra}
     front_end, reader = open_offline(values, "", "", None)
     said = Said(metric=mode != "mono")
 
@@ -302,7 +301,9 @@ def main() -> None:
     parser.add_argument("--orb-slam3", type=Path, default=orb_slam3.FOLDER / "bin" / "python", help="its python")
     parser.add_argument("--vocabulary", type=Path, default=orb_slam3.FOLDER / "ORBvoc.txt", help="its vocabulary")
     parser.add_argument("--slower", type=float, default=1.0, help="factor on the time that it has for a frame")
-    parser.add_argument("--peer-runs", type=int, default=3, help="how often it runs: its threads are a matter of chance")
+    parser.add_argument(
+        "--peer-runs", type=int, default=3, help="how often it runs: its threads are a matter of chance"
+    )
     arguments = parser.parse_args()
     config, extra = with_values(BackEndConfig(), _values(arguments.set)), _values(arguments.front_end)
     print(f"{platform.processor() or platform.machine()}, settings {arguments.set or 'as by default'}")

@@ -295,6 +295,13 @@ def test_a_pose_that_is_none_is_refused() -> None:
             PoseMeasurement(pose, covariance)
 
 
+def test_a_pose_whose_place_is_unknown_is_not_refused_for_its_rounding() -> None:
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))
+    covariance = turn @ np.diag([1e8, 1e8, 1e8, 1e-12, 1e-12, 1e-12]) @ turn.T
+    assert np.linalg.eigvalsh((covariance + covariance.T) / 2)[0] < -1e-9
+    PoseMeasurement(np.eye(4), (covariance + covariance.T) / 2, Length.NONE)
+
+
 def test_graph_and_landmarks_are_readable_by_others(tmp_path: Path) -> None:
     import gtsam
 
