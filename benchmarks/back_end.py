@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peers import orb_slam3
 
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.config import BackEndConfig
@@ -37,7 +38,6 @@ from loftr_ros.backend.measurements import (
 from loftr_ros.evaluation.trajectory_errors import trajectory_errors
 from loftr_ros.geometry.se3 import between, rotation_matrix
 from loftr_ros.settings import with_values
-from peers import orb_slam3
 
 Array = NDArray[np.float64]
 
