@@ -203,6 +203,23 @@ def test_errors_of_a_walk_that_is_a_hundredth_too_long_are_a_hundredth() -> None
     assert np.isnan(kitti_errors(truth[:50], truth[:50])[0])
 
 
+def test_the_command_writes_a_table_and_says_what_is_missing(tmp_path: Path) -> None:
+    from loftr_ros.cli.main import app
+
+    pose0, pose1 = scene_pair()
+    truth, camera = np.linalg.inv(pose1) @ pose0, [300, 0, 160, 0, 300, 120, 0, 0, 1]
+    numbers = [*camera, *camera, *truth[:3, :3].ravel(), *truth[:3, 3]]
+    write_rows(tmp_path / "set" / "pairs_calibrated.txt", [["a.jpg", name, *numbers] for name in ("b.jpg", "c.jpg")])
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        cv2.imwrite(str(tmp_path / "set" / name), texture(240, 320))
+    command = ["evaluate", str(tmp_path / "set"), "-o", str(tmp_path / "out"), "-q", "--network", "coarse_lite"]
+    for code, count, last in ((0, "2 of 2", "written to"), (1, "1 of 2", "(partial)")):
+        found = CliRunner().invoke(app, [*command, "--weights", "random"])
+        assert found.exit_code == code and last in found.output.splitlines()[-1], found.output
+        assert f"| {count} | AUC@5/10/20 deg: " in (tmp_path / "out" / "set" / "table.md").read_text()
+        (tmp_path / "set" / "c.jpg").unlink(missing_ok=True)
+
+
 def test_a_folder_without_a_benchmark_is_refused_in_words(tmp_path: Path) -> None:
     from loftr_ros.cli.main import app
 

@@ -221,7 +221,7 @@ def evaluate_pairs(
 
 def unshrunk(config: FrontEndConfig) -> FrontEndConfig:
     """Settings with which the network sees images at the size that the evaluation gives them."""
-    return replace(config, image=replace(config.image, max_side=100_000))
+    return replace(config, image=replace(config.image, max_side=8192))
 
 
 def _read(file: Path, pair: ImagePair, side: int, reader: FrameReader) -> tuple[Any, Array]:
@@ -262,9 +262,7 @@ def _pose_error(pair: ImagePair, points0: Array, points1: Array, scale0: Array, 
         return float("inf")
     best, error = 0, float("inf")
     for each in np.split(essential, len(essential) // 3):
-        count, rotation, translation, _, _ = cv2.recoverPose(
-            each, rays[0], rays[1], np.eye(3), 1e9, mask=inliers.copy()
-        )
+        count, rotation, translation, _ = cv2.recoverPose(each, rays[0], rays[1], np.eye(3), mask=inliers.copy())
         if count > best:
             best = count
             direction = translation_direction_error(translation.ravel(), pair.truth[:3, 3])
