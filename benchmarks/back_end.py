@@ -146,7 +146,7 @@ def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> Non
     from loftr_ros.recordings import open_source
     from loftr_ros.recordings.reading import FrameReader
 
-    reader, found = FrameReader(), list[tuple[float, float, int, int]]()
+    reader, found = FrameReader(), list[tuple[float, float, int]]()
     rate = len(said.truth) / max(1e-9, (max(said.truth) - min(said.truth)) / 1e9)
     try:
         for _ in range(arguments.peer_runs):
@@ -156,11 +156,11 @@ def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> Non
             stamps = [stamp for stamp in poses if stamp in said.truth]
             estimated, true = (np.array([where[stamp] for stamp in stamps]) for where in (poses, said.truth))
             got = trajectory_errors(estimated, true, mode == "mono") if len(stamps) > 2 else None
-            found.append((np.nan, np.nan, len(stamps), 0) if got is None else (got.ate, got.drift, len(stamps), 1))
+            found.append((*((np.nan, np.nan) if got is None else (got.ate, got.drift)), len(stamps)))
     except orb_slam3.PeerError as error:
         print(f"  ORB-SLAM3 did not run: {error}")
         return
-    ate, drift, located, _ = np.array(found).T
+    ate, drift, located = np.array(found).T
     print(f"  {'ORB-SLAM3':26s} ATE {np.mean(ate):8.4f} m  drift {np.mean(drift):6.2f} %  ATE +- {np.std(ate):.4f} in "
           f"{len(found)} runs, {int(located.min())} to {int(located.max())} of {len(said.truth)} frames")  # fmt: skip
 

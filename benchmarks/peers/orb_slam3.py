@@ -135,6 +135,8 @@ def track(
     Raises:
         PeerError: it cannot run, or its process died.
     """
+    from loftr_ros.geometry.se3 import from_quaternion
+
     reason = why_not(python, vocabulary)
     if reason:
         raise PeerError(reason)
@@ -170,7 +172,8 @@ def track(
             raise PeerError(f"its process ended with {process.returncode}: {' | '.join(last)}") from error
         finally:
             process.kill()
-    return dict(zip(made["stamps"].tolist(), made["poses"], strict=True))
+    poses = [from_quaternion(place[:3], place[3:]) for place in made["places"]]
+    return dict(zip(made["stamps"].tolist(), poses, strict=True))
 
 
 def _serve() -> None:
@@ -207,19 +210,9 @@ def _serve() -> None:
         slam.save_trajectory_euroc(str(Path(folder, "trajectory.txt")))
         rows = np.loadtxt(Path(folder, "trajectory.txt"), ndmin=2)
     known = np.array([1e9 + stamp - first for stamp in stamps])
-    found, poses = list[int](), list[Any]()
-    for row in rows:  # nanoseconds, x y z, quaternion x y z w
-        found.append(stamps[int(np.abs(known - row[0]).argmin())])
-        x, y, z, w = row[4:8]
-        pose = np.eye(4)
-        pose[:3, :3] = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-        pose[:3, 3] = row[1:4]
-        poses.append(pose)
-    send(answers, {}, {"stamps": np.array(found, np.int64), "poses": np.array(poses, np.float64).reshape(-1, 4, 4)})
+    # Rows of nanoseconds, x y z, quaternion x y z w.
+    found = [stamps[int(np.abs(known - row[0]).argmin())] for row in rows]
+    send(answers, {}, {"stamps": np.array(found, np.int64), "places": rows[:, 1:8]})
 
 
 if __name__ == "__main__":

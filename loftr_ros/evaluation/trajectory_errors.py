@@ -86,7 +86,7 @@ def kitti_errors(estimate: Array, truth: Array, scale: float = 1.0) -> tuple[flo
     Returns:
         NaN for paths below 100 m.
     """
-    distance = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
+    distance = _distance_along(truth)
     errors = []
     for start in range(0, len(truth), 10):
         for length in range(100, 900, 100):
@@ -98,6 +98,11 @@ def kitti_errors(estimate: Array, truth: Array, scale: float = 1.0) -> tuple[flo
         return float("nan"), float("nan")
     t_rel, r_rel = np.mean(errors, axis=0)
     return float(t_rel), float(r_rel)
+
+
+def _distance_along(truth: Array) -> Array:
+    """(N,) metres of the path up to each of (N, 4, 4) poses."""
+    return np.append(0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1)))
 
 
 def _off(estimate: Array, truth: Array, start: int, end: int, scale: float) -> tuple[float, float]:
@@ -131,7 +136,7 @@ def drift(estimate: Array, truth: Array, scale: float = 1.0, parts: Sequence[flo
     Returns:
         NaN if the camera does not move.
     """
-    distance = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
+    distance = _distance_along(truth)
     if distance[-1] <= _STILL:
         return float("nan")
     moved = estimate.copy()

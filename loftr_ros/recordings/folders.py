@@ -27,6 +27,7 @@ from loftr_ros.recordings.files import (
 from loftr_ros.recordings.imu import ImuSamples, euroc_imu
 from loftr_ros.recordings.mask_folder import MaskFolder
 from loftr_ros.recordings.pairing import (
+    KINECT_DEPTH,
     Companions,
     body_camera,
     camchain,
@@ -34,6 +35,7 @@ from loftr_ros.recordings.pairing import (
     euroc_sensor,
     icl_depth,
     kitti_right,
+    published_camera,
     seven_scenes_depth,
     stamped_files,
     tartanair,
@@ -53,8 +55,6 @@ _TUM_CAMERAS = {
     "freiburg2": ((520.9, 521.0, 325.1, 249.7), (0.2312, -0.7849, -0.0033, -0.0001, 0.9172)),
     "freiburg3": ((535.4, 539.2, 320.1, 247.6), ()),
 }
-# ... of the depth camera of 7-Scenes, which the recordings' poses are of, for 640x480.
-_SEVEN_SCENES = (585.0, 585.0, 320.0, 240.0)
 # ... of ICL-NUIM. Its own fy is -480: the y axis of its cameras and of its world points up.
 _ICL = (481.2, 480.0, 319.5, 239.5)
 _UPSIDE = np.diag([1.0, -1.0, 1.0, 1.0])
@@ -329,7 +329,7 @@ def _seven_scenes(path: Path) -> _Listing:
             break
     else:
         if image_size(files[0]) == (640, 480):
-            camera = _camera(_SEVEN_SCENES)
+            camera = published_camera(KINECT_DEPTH)
     return _Listing(
         "7-Scenes", files, numbers, 30.0, None, camera, poses, True, seven_scenes_depth(files, camera), found.notes
     )
@@ -401,17 +401,10 @@ def _tum(path: Path) -> _Listing:
     if found:
         camera = load_camera(found[0])
     elif series is not None:
-        camera = _camera(*_TUM_CAMERAS[series])
+        camera = published_camera(*_TUM_CAMERAS[series])
     rate, companions, numbers = _rate(stamps, 30.0), tum_depth(path, stamps), list(range(len(files)))
     where = str(path / "rgb.txt")
     return _Listing("TUM RGB-D", files, numbers, rate, stamps, camera, poses, True, companions, times=where)
-
-
-def _camera(values: tuple[float, float, float, float], coefficients: Sequence[float] = ()) -> CameraModel:
-    """A published calibration, for 640x480."""
-    fx, fy, cx, cy = values
-    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-    return CameraModel(640, 480, matrix, "plumb_bob", np.array(coefficients))
 
 
 def _icl_nuim(path: Path) -> _Listing:
@@ -427,13 +420,13 @@ def _icl_nuim(path: Path) -> _Listing:
         table = read_numbers(truth, 8)
         known = {int(row[0]): pose for row in table if (pose := _pose(row[1:])) is not None}
         poses = [None if number not in known else _UPSIDE @ known[number] @ _UPSIDE for number in numbers]
-    return _Listing("ICL-NUIM", files, numbers, 30.0, None, _camera(_ICL), poses, True, icl_depth(depth))
+    return _Listing("ICL-NUIM", files, numbers, 30.0, None, published_camera(_ICL), poses, True, icl_depth(depth))
 
 
 def _tartanair(path: Path) -> _Listing:
     found = _images_of(path / "image_left")
     numbers = numbers_of(found.files, path / "image_left")
-    table, camera = read_numbers(path / "pose_left.txt", 7), _camera(_TARTANAIR)
+    table, camera = read_numbers(path / "pose_left.txt", 7), published_camera(_TARTANAIR)
     at = [k if len(table) == len(numbers) else number for k, number in enumerate(numbers)]
     known = [_pose(table[k]) if k < len(table) else None for k in at]
     poses = [None if pose is None else pose @ _AIRCRAFT for pose in known]

@@ -31,7 +31,7 @@ _KITTI_RIGHT = {"image_l": "image_r", "image_0": "image_1", "image_00/data": "im
 _MILLIMETRES, _NO_RETURN = 0.001, 65535  # 7-Scenes' depth format
 # 7-Scenes was recorded with a Kinect whose depth was not registered, and provides only the depth camera's nominal
 # calibration (fx, fy, cx, cy, for 640x480). The colour camera is 25 mm beside it.
-_KINECT_DEPTH, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), -0.025
+KINECT_DEPTH, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), -0.025
 _TUM_UNIT = 1 / 5000
 _TARTANAIR_BASELINE = 0.25
 _TUM_NEAR_NS = 20_000_000  # largest distance in time between an image and its depth image
@@ -193,16 +193,18 @@ def seven_scenes_depth(files: list[Path], camera: CameraModel | None) -> Compani
     if not any(file.is_file() for file in depth):
         return Companions()
     found = _depth([DepthFile(file, _MILLIMETRES, _NO_RETURN) for file in depth])
-    if camera is None or not camera.same_as(_pinhole(_KINECT_DEPTH)):
+    if camera is None or not camera.same_as(published_camera(KINECT_DEPTH)):
         return found
     place = np.eye(4)
     place[0, 3] = _KINECT_SHIFT
     return replace(found, unregistered=(camera, place))
 
 
-def _pinhole(values: tuple[float, float, float, float]) -> CameraModel:
+def published_camera(values: tuple[float, float, float, float], coefficients: Sequence[float] = ()) -> CameraModel:
+    """The camera of 640x480 with a published fx, fy, cx, cy, and plumb_bob coefficients."""
     fx, fy, cx, cy = values
-    return CameraModel(640, 480, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
+    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    return CameraModel(640, 480, matrix, "plumb_bob", np.array(coefficients))
 
 
 def tartanair(path: Path, files: list[Path], camera: CameraModel) -> Companions:

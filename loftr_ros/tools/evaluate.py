@@ -185,7 +185,7 @@ def evaluate_pairs(
             for pair in tqdm(pairs.pairs, unit="pair", disable=not progress):
                 try:
                     (frame0, scale0), (frame1, scale1) = (
-                        _read(file, pair, pairs.side, reader) for file in (pair.image0, pair.image1)
+                        _read(image, pair, pairs.side, reader) for image in (pair.image0, pair.image1)
                     )
                     begun = time.perf_counter()
                     found = pair_matcher.match_pair(frame0, frame1)

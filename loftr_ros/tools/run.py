@@ -186,7 +186,7 @@ def run(
         back.finish()
         odometry = dict(zip(report.trajectory.stamps, report.trajectory.poses, strict=True))
         report.back_end = back.write(output, report.truth, odometry, report.truth_is_metric)
-        report.optimised = _largest_part(back)
+        report.optimised = back.largest_part()
     report.notes += source.notes
     if gyroscope is not None:
         report.notes.append(f"gyroscope: {gyroscope.state.value}. {gyroscope.mounting()}".rstrip())
@@ -204,13 +204,6 @@ def _open_back_end(front_end: FrontEnd, loop: LoopConfig) -> Optimisation:
 
     back_end = BackEnd()  # first, to fail at once if GTSAM is missing
     return Optimisation(back_end, LoopSearch(front_end, loop))
-
-
-def _largest_part(back: Optimisation) -> tuple[dict[int, NDArray[np.float64]], bool, int]:
-    poses, groups, is_metric = back.poses()
-    names, counts = np.unique(groups, return_counts=True)
-    chosen = groups == names[counts.argmax()] if len(names) else groups
-    return {back.stamps[k]: poses[k] for k in np.flatnonzero(chosen)}, is_metric, len(names)
 
 
 def _summarise(report: Report, result: FrontEndResult) -> None:
