@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from loftr_ros.matcher.runtime.export import export_network
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE
 from loftr_ros.matcher.runtime.openvino_backend import load_openvino
 from loftr_ros.matcher.runtime.openvino_compact import compiled
+from loftr_ros.matcher.runtime.openvino_runtime import Runtime
 
 pytest.importorskip("openvino")
 
@@ -52,6 +54,18 @@ def test_the_compiled_network_finds_what_torch_finds_with_masks_too(where: str) 
     for points, mask in zip((found.points0, found.points1), masks, strict=True):
         column, row = points.round().long().unbind(1)
         assert mask is None or mask[row.clamp(0, HEIGHT - 1), column.clamp(0, WIDTH - 1)].all()
+
+
+def test_signals_are_handled_after_backends_were_closed_in_the_order_in_which_they_were_opened() -> None:
+    first, second = Runtime(F32, 1), Runtime(F32, 1)
+    del first
+    del second
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+        signal.raise_signal(signal.SIGUSR1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_graphs_for_images_of_another_size_are_told_of_before_they_are_built(

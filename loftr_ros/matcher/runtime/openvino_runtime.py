@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from loftr_ros.matcher.precision import DeviceError, precision_name
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _CAPABILITIES = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
+_one_at_a_time = threading.Lock()
 
 
 def openvino_module() -> Any:
@@ -26,6 +29,17 @@ def openvino_module() -> Any:
     except ImportError as error:
         raise DeviceError(f"backend openvino needs openvino ({error}); pip install openvino") from error
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """The only core of this process; it is never closed.
+
+    Each core gives the thread that opens it an alternate stack for signals, and takes it away when it is closed. If the
+    first of two is closed first, the second puts the first one's stack back, which no longer exists. The next signal
+    that Python handles (Ctrl-C, or a child process that ends) then kills the process.
+    """
+    return openvino_module().Core()
 
 
 class Runtime:
@@ -42,7 +56,8 @@ class Runtime:
             DeviceError: OpenVINO is not installed, or does not support the precision on this processor.
         """
         self._openvino = openvino_module()
-        self.core = self._openvino.Core()
+        with _one_at_a_time:
+            self.core = _core()
         offered = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if _CAPABILITIES[precision] not in offered:
             raise DeviceError(
