@@ -368,7 +368,7 @@ class _Solver:
             return rotation_only
         rivals: list[RefinedPose] = []
         if by_expectation is not None and self.is_known:
-            status, best = PoseStatus.OK, self._compared(inliers, rotation, translation)
+            status, best = PoseStatus.OK, self._refined(inliers, rotation, translation, iterations=1)
         else:
             status, best, rivals, inliers = self._chosen(rotation, translation, inliers)
         # Refine to the end with the inliers of the refined pose; its origin no longer matters.
