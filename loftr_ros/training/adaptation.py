@@ -35,7 +35,7 @@ from loftr_ros.training.chains import ChainedPair, Chains, parted, spread_out
 from loftr_ros.training.config_file import config_of
 from loftr_ros.training.data import KnownBatches
 from loftr_ros.training.dataset import PairBatches, collate
-from loftr_ros.training.metrics import pair_metrics
+from loftr_ros.training.metrics import mean_metrics, pair_metrics
 from loftr_ros.training.mixture import WEIGHTS, Curriculum, Mixture, PairSource, made_sources
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.sample import Sample
@@ -54,7 +54,7 @@ _SIDE, _EVERY = 640, 3
 _CERTAIN = 2.0
 _BATCH = 2
 _ENDLESS = 10**9
-# Part of the pairs that are made of photos and textures, if they are on this machine, so that nothing else is forgotten.
+# Part of the pairs that are made of photos and textures, if there are any, so that less is forgotten.
 _MADE = 0.3
 _RATE = 2e-4
 
@@ -168,7 +168,8 @@ def adapt(
     written = gain[0] > _CERTAIN * gain[1]
     if written:
         save_network_weights(target, used, config, about)
-    return Adaptation(count, len(pairs), len(held_out), reached, _mean(before), _mean(after), gain, written)
+    means = mean_metrics(before), mean_metrics(after)
+    return Adaptation(count, len(pairs), len(held_out), reached, *means, gain, written)
 
 
 def trained_parts(config: CompactConfig) -> list[str]:
@@ -264,9 +265,3 @@ def _metrics(weights: Path, pairs: Sequence[ChainedPair], size: tuple[int, int])
         batch.complete.fill_(False)
         found += pair_metrics(matcher, batch)
     return found
-
-
-def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    from loftr_ros.training.metrics import mean_metrics
-
-    return mean_metrics(metrics)

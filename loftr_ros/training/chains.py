@@ -63,7 +63,9 @@ class ChainedPair:
         height, width = self.image0.shape
         scale = np.array([size[0] / width, size[1] / height], np.float32)
         image0, image1 = (
-            np.asarray(image if image.shape == size[::-1] else cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+            image
+            if image.shape == size[::-1]
+            else np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
             for image in (self.image0, self.image1)
         )
         axes = [
@@ -157,7 +159,7 @@ class Chains:
         """
         self._cell, self._offset, self._every = cell, offset, every
         self._geometry = GeometryConfig(threshold=_DISTANCE)
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._chains: list[_Chain] = []
         self._last: _View | None = None
 
@@ -192,8 +194,7 @@ class Chains:
         back = cv2.remap(
             pixels + self._flow.calc(after, before, None),  # type: ignore[call-overload]
             target,
-            None,  # type: ignore[call-overload]
-            cv2.INTER_LINEAR,
+            interpolation=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(-1e6, -1e6),
         )
