@@ -193,7 +193,8 @@ class Chains:
         target = pixels + self._flow.calc(before, after, None)  # type: ignore[call-overload]
         back = cv2.remap(
             pixels + self._flow.calc(after, before, None),  # type: ignore[call-overload]
-            target,
+            target[..., 0],
+            target[..., 1],
             interpolation=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(-1e6, -1e6),
