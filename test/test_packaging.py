@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -317,3 +318,25 @@ def test_the_workflow_and_the_templates_are_yaml_and_name_what_there_is(file: Pa
     assert isinstance(content, dict)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"run: make ([\w-]+)", file.read_text())) <= targets
+
+
+def test_uv_is_told_the_settings_that_pip_has_on_this_machine() -> None:
+    install = runpy.run_path(str(ROOT / "cmake/install.py"))
+    listed = (
+        ":env:.find-links='/wheels /more'\n"
+        ":env:.no-color='1'\n"
+        "global.cert='/certificates.crt'\n"
+        "global.extra-index-url='\\nhttps://one.test/simple\\nhttps://two.test/simple'\n"
+        "global.index-url='https://global.test/simple'\n"
+        "install.index-url='https://install.test/simple'\n"
+        "freeze.timeout='10'\n"
+        "Not a setting\n"
+    )
+    assert install["uv_environment"](listed, {"PATH": "/bin", "UV_INDEX_STRATEGY": "first-index"}) == {
+        "PATH": "/bin",
+        "SSL_CERT_FILE": "/certificates.crt",
+        "UV_DEFAULT_INDEX": "https://install.test/simple",
+        "UV_FIND_LINKS": "/wheels,/more",
+        "UV_INDEX": "https://one.test/simple https://two.test/simple",
+        "UV_INDEX_STRATEGY": "first-index",
+    }
