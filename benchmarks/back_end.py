@@ -7,7 +7,8 @@ many loops are believed, of how many; `false` how many of those that were put in
     .venv/bin/python benchmarks/back_end.py [--data ../shared/data] [--sets sevenscenes:rgbd revisits:700:rgbd]
     .venv/bin/python benchmarks/back_end.py --growth 100 1000 10000
 
-With `--keep FOLDER` what the front end said is kept there, and taken from there the next time.
+With `--keep FOLDER` what the front end said is kept there, and taken from there the next time. ORB-SLAM3 runs over the
+same images where its environment is there (`make orb-slam3`), as fast as they were recorded, or `--slower` by a factor.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peers import orb_slam3
 
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.config import BackEndConfig
@@ -40,8 +42,7 @@ from loftr_ros.settings import with_values
 Array = NDArray[np.float64]
 
 SETS = ("sevenscenes:rgbd", "sevenscenes:mono", "kitti06_stereo:stereo", "revisits:700:rgbd", "revisits:701:mono")
-# Front ends look at several keyframes here, as a map is worth it; loops within short recordings are wanted.
-SETTINGS = {"keyframe.max_matched": 3}
+# Loops within short recordings are wanted.
 SHORT = {"loop.min_age": 2.0}
 FALSE_PART = 0.2
 ORDERS = 5
@@ -89,7 +90,7 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
     from loftr_ros.tools.opening import open_offline
     from loftr_ros.tools.optimise import LoopSearch, Optimisation
 
-    values = {"mode": mode, **SETTINGS, **(SHORT if not name.startswith("revisits") else {}), **extra}
+    values = {"mode": mode, **(SHORT if not name.startswith("revisits") else {}), **extra}
     front_end, reader = open_offline(values, "", "", None)
     said = Said(metric=mode != "mono")
 
@@ -109,7 +110,7 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
             super().add_loop(loop)
 
     optimisation = Optimisation(Recorder(), LoopSearch(front_end, with_values(LoopConfig(), values, "loop.")))
-    with open_source(name if name.startswith("revisits") else str(data / name)) as source:
+    with open_source(_uri(name, data)) as source:
         for frame in source:
             encoded = front_end.encode(reader.read(frame, mode))
             result = front_end.process_encoded(encoded)
@@ -140,6 +141,34 @@ def errors(said: Said, back_end: BackEnd | None) -> tuple[float, float]:
     return (float("nan"), float("nan")) if found is None else (found.ate, found.drift)
 
 
+def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> None:
+    """Print ORB-SLAM3's row of a recording, or why there is none."""
+    from loftr_ros.recordings import open_source
+    from loftr_ros.recordings.reading import FrameReader
+
+    reader, found = FrameReader(), list[tuple[float, float, int]]()
+    rate = len(said.truth) / max(1e-9, (max(said.truth) - min(said.truth)) / 1e9)
+    try:
+        for _ in range(arguments.peer_runs):
+            with open_source(_uri(name, arguments.data)) as source:
+                frames = (reader.read(frame, mode) for frame in source)
+                poses = orb_slam3.track(frames, mode, arguments.orb_slam3, arguments.vocabulary, rate, arguments.slower)
+            stamps = [stamp for stamp in poses if stamp in said.truth]
+            estimated, true = (np.array([where[stamp] for stamp in stamps]) for where in (poses, said.truth))
+            got = trajectory_errors(estimated, true, mode == "mono") if len(stamps) > 2 else None
+            found.append((*((np.nan, np.nan) if got is None else (got.ate, got.drift)), len(stamps)))
+    except orb_slam3.PeerError as error:
+        print(f"  ORB-SLAM3 did not run: {error}")
+        return
+    ate, drift, located = np.array(found).T
+    print(f"  {'ORB-SLAM3':26s} ATE {np.mean(ate):8.4f} m  drift {np.mean(drift):6.2f} %  ATE +- {np.std(ate):.4f} in "
+          f"{len(found)} runs, {int(located.min())} to {int(located.max())} of {len(said.truth)} frames")  # fmt: skip
+
+
+def _uri(name: str, data: Path) -> str:
+    return name if name.startswith(("revisits", "rendered")) else str(data / name)
+
+
 def false_loops(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
     """Between keyframes far apart in time, with the pose of a right loop: as look-alikes are."""
     random, loops = np.random.default_rng(seed), said.loops
@@ -156,10 +185,9 @@ def false_loops(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
 def recording(name: str, said: Said, config: BackEndConfig) -> None:
     """Print a recording's rows."""
     loops = said.loops
-    plain = said.back_end(config, [])
     whole = said.back_end(config, loops)
-    rows = [("odometry", errors(said, None), ""), ("window alone", errors(said, plain), "")]
     counts = whole.counts
+    rows = [("odometry", errors(said, None), "")]
     rows.append(("back end", errors(said, whole), f"{counts.believed} of {counts.loops}"))
     if loops:
         number = max(1, round(FALSE_PART / (1 - FALSE_PART) * len(loops)))
@@ -270,6 +298,12 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder to keep in what the front end said")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the back end")
     parser.add_argument("--front-end", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the front end")
+    parser.add_argument("--orb-slam3", type=Path, default=orb_slam3.FOLDER / "bin" / "python", help="its python")
+    parser.add_argument("--vocabulary", type=Path, default=orb_slam3.FOLDER / "ORBvoc.txt", help="its vocabulary")
+    parser.add_argument("--slower", type=float, default=1.0, help="factor on the time that it has for a frame")
+    parser.add_argument(
+        "--peer-runs", type=int, default=3, help="how often it runs: its threads are a matter of chance"
+    )
     arguments = parser.parse_args()
     config, extra = with_values(BackEndConfig(), _values(arguments.set)), _values(arguments.front_end)
     print(f"{platform.processor() or platform.machine()}, settings {arguments.set or 'as by default'}")
@@ -287,6 +321,7 @@ def main() -> None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(pickle.dumps(said))
         recording(entry, said, config)
+        peer(name, mode, said, arguments)
 
 
 def _values(given: list[str]) -> dict[str, Any]:

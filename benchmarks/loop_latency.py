@@ -1,8 +1,9 @@
-"""Effect of archive and loop search on tracking: the node's latency with and without them, alternating.
+"""Effect of archive, loop search and back end on tracking: the node's latency with and without them, alternating.
 
 The node runs as a user would run it while a publisher loops over a sequence. A first run fills the archive, so that
-each keyframe of the others is searched for, matched with its place, and archived. Runs with and without an archive
-alternate, so that other load on the machine affects both equally. Run it on an idle machine.
+each keyframe of the others is searched for, matched with its place, and archived. Runs without an archive, with one,
+and with the back end's node beside it, too, alternate, so that other load on the machine affects all equally. Run it on
+an idle machine.
 
     .venv/bin/python benchmarks/loop_latency.py [--source ../shared/data/sevenscenes] [--out FILE]
 """
@@ -60,24 +61,26 @@ def main() -> None:
         there = ["-p", f"archive.uri:={folder}/archive", "-p", "robot_name:=benchmark"]
         # So that there are places to find from the first image on.
         measure(source, "", 5.0, 60.0, there)
-        ratios: dict[float, list[float]] = {hz: [] for hz in arguments.hz}
+        ratios: dict[float, list[tuple[float, float]]] = {hz: [] for hz in arguments.hz}
         for hz in arguments.hz:
             for _ in range(arguments.turns):
                 p99 = []
-                for kind, extra in (("none", []), ("with loops", there)):
-                    samples = measure(source, "", hz, arguments.seconds, extra)
+                for kind, extra, beside in (("none", [], None), ("with loops", there, None),
+                                            ("and the back end", there, ["back-end"])):  # fmt: skip
+                    samples = measure(source, "", hz, arguments.seconds, extra, beside)
                     lines.append(row(hz, kind, samples))
                     print(lines[-1], flush=True)
                     p99.append(latency(samples[-1].status, "total")[1])
-                ratios[hz].append(p99[1] / p99[0])
+                ratios[hz].append((p99[1] / p99[0], p99[2] / p99[0]))
     lines.append("")
     lines += [
-        f"{hz:g} Hz: p99 of the total with loops over that without, turn by turn: "
-        + ", ".join(f"{ratio:.2f}" for ratio in found)
-        + f" (median {np.median(found):.2f})"
+        f"{hz:g} Hz: p99 of the total {what} over that without, turn by turn: "
+        + ", ".join(f"{ratio[k]:.2f}" for ratio in found)
+        + f" (median {np.median([ratio[k] for ratio in found]):.2f})"
         for hz, found in ratios.items()
+        for k, what in enumerate(("with loops", "with loops and back end"))
     ]
-    print("\n".join(lines[-1 - len(ratios) :]))
+    print("\n".join(lines[-1 - 2 * len(ratios) :]))
     if arguments.out is not None:
         arguments.out.write_text("\n".join(lines) + "\n")
 

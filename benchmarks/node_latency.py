@@ -36,8 +36,13 @@ class Sample:
     peak_mb: float
 
 
-def measure(source: str, weights: str, hz: float, seconds: float, extra: list[str]) -> list[Sample]:
-    """Play `source` in a loop at `hz` for `seconds` and sample the node once a second."""
+def measure(
+    source: str, weights: str, hz: float, seconds: float, extra: list[str], beside: list[str] | None = None
+) -> list[Sample]:
+    """Play `source` in a loop at `hz` for `seconds` and sample the node once a second.
+
+    `beside` is a command of loftr_ros that runs, too, such as `["back-end"]`.
+    """
     import rclpy
     from loftr_ros.msg import FrontEndStatus
     from rclpy.executors import SingleThreadedExecutor
@@ -66,6 +71,11 @@ def measure(source: str, weights: str, hz: float, seconds: float, extra: list[st
             "-q",
         ]
         node = Child("node", node_command, Path(folder) / "node.log", environment)
+        others = (
+            []
+            if beside is None
+            else [Child("other", [str(BIN / "loftr_ros"), *beside], Path(folder) / "other.log", environment)]
+        )
         try:
 
             def heard() -> bool:
@@ -77,7 +87,8 @@ def measure(source: str, weights: str, hz: float, seconds: float, extra: list[st
             start = time.monotonic()
             try:
                 while player.exit_code is None:
-                    node.check()
+                    for each in (node, *others):
+                        each.check()
                     count = len(statuses)
                     executor.spin_once(timeout_sec=0.2)
                     if len(statuses) > count:
@@ -90,7 +101,8 @@ def measure(source: str, weights: str, hz: float, seconds: float, extra: list[st
                 executor.spin_once(timeout_sec=0.2)
             samples.append(Sample(time.monotonic() - start, statuses[-1], *memory_mb(node.pid)))
         finally:
-            node.close()
+            for each in (*others, node):
+                each.close()
             watcher.destroy_node()
             context.try_shutdown()
     return samples

@@ -355,7 +355,7 @@ def test_a_node_that_cannot_begin_says_why_and_ends(
 
 @pytest.mark.kilted
 @pytest.mark.long
-def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map(
+def test_the_node_over_dds_says_map_to_odom_and_goes_on_from_its_map_after_it_was_killed(
     tmp_path: Path, ros_domain: int
 ) -> None:
     import rclpy
@@ -364,20 +364,25 @@ def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map
     from nav_msgs.msg import Path as PathMessage
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import PointCloud2
+    from std_srvs.srv import Trigger
 
     code = "import sys; from loftr_ros.ros.back_end.node import main; sys.exit(main(autostart=True))"
     environment = os.environ | {"ROS_DOMAIN_ID": str(ros_domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     environment |= {"ROS_LOG_DIR": str(tmp_path / "log")}
     arguments = ["--ros-args", "-p", f"map_file:='{tmp_path / 'map.npz'}'", "-p", "output.map_period:=0.1"]
     log = tmp_path / "said"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=tmp_path,
-        )
+
+    def started() -> subprocess.Popen[bytes]:
+        with log.open("a") as out:
+            return subprocess.Popen(
+                [sys.executable, "-c", code, *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=tmp_path,
+            )
+
+    process = started()
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain)
     node = rclpy.create_node("fake_front_end", context=context)
@@ -403,7 +408,7 @@ def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map
 
     try:
         until(lambda: all(each.get_subscription_count() for each in publishers.values()))
-        front_end = FrontEnd(50)
+        front_end = FrontEnd(51)
         for k in range(50):
             for message in front_end.messages(k):
                 publishers[type(message)].publish(message)
@@ -417,6 +422,26 @@ def test_the_node_over_dds_becomes_active_says_map_to_odom_and_ends_with_its_map
         until(lambda: got[TransformStamped])
         values = {pair.key: pair.value for pair in got[DiagnosticStatus][-1].values}
         assert values["robot robot"] == "localized" and values["messages dropped"] == "0"
+        client = node.create_client(Trigger, "/loftr_back_end/save_map")
+        until(client.service_is_ready)
+        saved = client.call_async(Trigger.Request())
+        until(saved.done)
+        assert saved.result().success
+        process.kill()
+        process.wait()
+        process = started()
+        until(lambda: "50 keyframes" in log.read_text())
+        until(lambda: publishers[Keyframe].get_subscription_count())
+        end = time.monotonic() + 60
+        while len(got[PathMessage][-1].poses) != 51:  # published anew until it hears them
+            assert time.monotonic() < end, log.read_text()
+            for message in front_end.messages(50):
+                publishers[type(message)].publish(message)
+            until_then = time.monotonic() + 0.5
+            while time.monotonic() < until_then:
+                executor.spin_once(timeout_sec=0.02)
+        got[DiagnosticStatus].clear()
+        until(lambda: got[DiagnosticStatus] and "not localized" not in got[DiagnosticStatus][-1].message)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, log.read_text()
         assert (tmp_path / "map.npz").exists() and "Traceback" not in log.read_text()

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from known_scenes import FOCAL, Array, band, rays_anywhere, rotation
+from scipy.spatial.transform import Rotation
 
-from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo, triangulate
+from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo, triangulate, variance_by_pose
 from loftr_ros.frontend.frame import DepthImage
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.config import DepthConfig
@@ -261,3 +262,28 @@ def test_a_scene_twice_as_large_has_half_the_inverse_depths_and_a_quarter_of_the
     large = small.scaled(2.0)
     assert large.inverse[0] == 0.2 and large.variance[0] == 0.0025
     assert np.isnan(large.inverse[1]) and np.isinf(large.variance[1])
+
+
+def test_variance_by_pose_is_that_of_depths_triangulated_with_disturbed_poses() -> None:
+    rng = np.random.default_rng(0)
+    rays0, inverse = rng.uniform(-0.5, 0.5, (6, 2)), rng.uniform(0.2, 1, 6)
+    turn, translation = Rotation.from_rotvec([0.05, -0.1, 0.02]).as_matrix(), np.array([0.1, 0.03, 0.04])
+    points = (np.insert(rays0, 2, 1.0, axis=1) - inverse[:, None] * translation) @ turn
+    rays1 = points[:, :2] / points[:, 2:]
+    covariance = np.diag([1e-4, 2e-4, 5e-5, 3e-5, 2e-5, 4e-5]) ** 2
+    covariance[0, 4] = covariance[4, 0] = 1e-9
+    found = np.array(
+        [
+            triangulate(
+                rays0,
+                rays1,
+                Rotation.from_rotvec(step[3:]).as_matrix() @ turn,
+                translation + step[:3],
+                np.ones(6),
+                1.0,
+            ).inverse
+            for step in rng.multivariate_normal(np.zeros(6), covariance, 3000)
+        ]
+    )
+    variance = variance_by_pose(rays0, rays1, turn, translation, inverse, covariance)
+    np.testing.assert_allclose(np.sqrt(variance), found.std(axis=0), rtol=0.06)

@@ -86,6 +86,7 @@ CASES: dict[tuple[str, str], list[str]] = {
     ("loops", "a frame is damaged"): ["loops", "damaged", "-o", "out", "-q", *QUICK],
     ("loops", "Ctrl-C"): ["loops", "good", "-o", "out", "-q", *QUICK],
     ("loops", "no such recording"): ["loops", "nowhere", *QUICK],
+    ("evaluate", "no such folder"): ["evaluate", "nowhere", *QUICK],
     ("explain", "two images"): [
         "explain",
         "good/0.png",
@@ -123,6 +124,8 @@ CASES: dict[tuple[str, str], list[str]] = {
 # Tested elsewhere, in the named files.
 ELSEWHERE = {
     ("doctor", "all works"): "test_doctor.py",
+    ("evaluate", "everything was read"): "test_evaluate.py",
+    ("evaluate", "an image is missing"): "test_evaluate.py",
     ("demo", "it ran to its end"): "test_demo.py",
     ("demo", "a process of it failed"): "test_demo.py",
     ("demo", "Ctrl-C"): "test_demo.py",

@@ -41,6 +41,14 @@ YAML_HEAD = """\
 /**:
   ros__parameters:
 """
+BACK_END_YAML_HEAD = """\
+# Parameters of the loftr_ros back end, with their defaults. Written by `make reference`.
+# Copy the file, change the copy, and start with
+#   ros2 launch loftr_ros slam.launch.py back_end_params_file:=/your/back_end.yaml
+# Most users change `map_file` and `base_from_camera`. Numbers with a decimal point keep it (10.0, not 10).
+/**:
+  ros__parameters:
+"""
 
 PARAMETERS_HEAD = """\
 After this page you know every parameter of the node. `ros2 param describe /loftr_front_end NAME` shows the same.
@@ -90,7 +98,8 @@ An argument that you give wins over the parameter file. An argument that you do 
 
 def files() -> dict[Path, str]:
     """Every generated file and its text."""
-    from loftr_ros.ros.parameters import Parameters
+    from loftr_ros.ros.back_end.parameters import BackEndParameters
+    from loftr_ros.ros.parameters import Parameters, parameter_names
     from loftr_ros.training.config import BudgetConfig, TrainingConfig
 
     training = TrainingConfig(budget=BudgetConfig(max_steps=1))  # one without a budget is refused
@@ -103,7 +112,11 @@ def files() -> dict[Path, str]:
         "python": python_page(),
     }
     written = {ROOT / "docs" / "reference" / f"{name}.md": text for name, text in pages.items()}
-    return {ROOT / "config" / "front_end.yaml": parameters_yaml(), **written}
+    return {
+        ROOT / "config" / "front_end.yaml": parameters_yaml(YAML_HEAD, parameter_names()),
+        ROOT / "config" / "back_end.yaml": parameters_yaml(BACK_END_YAML_HEAD, parameter_names(BackEndParameters)),
+        **written,
+    }
 
 
 # Parameters
@@ -135,13 +148,11 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def parameters_yaml() -> str:
-    """config/front_end.yaml: every parameter with its default below its meaning."""
-    from loftr_ros.ros.parameters import parameter_names
-
+def parameters_yaml(head: str, parameters: Iterable[tuple[str, dataclasses.Field[Any]]]) -> str:
+    """A parameter file: every parameter with its default below its meaning."""
     lines: list[str] = []
     group = ""
-    for name, item in parameter_names():
+    for name, item in parameters:
         prefix, _, last = name.rpartition(".")
         if prefix != group:
             lines += ["", f"    {prefix}:"] if prefix else [""]
@@ -153,7 +164,7 @@ def parameters_yaml() -> str:
             meaning, LINE, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ", break_on_hyphens=False
         )
         lines.append(f"{indent}{last}: {value_text(item.default)}")
-    return YAML_HEAD + "\n".join(lines) + "\n"
+    return head + "\n".join(lines) + "\n"
 
 
 def settings_page(title: str, head: str, config: Any, *, live: bool) -> str:

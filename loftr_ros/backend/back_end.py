@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.backend.config import BackEndConfig
-from loftr_ros.backend.factors import Camera, composed, inverted, widened
+from loftr_ros.backend.factors import Camera, composed, inverted, require_gtsam, widened
 from loftr_ros.backend.graph import Graph, Solution, Vertex
 from loftr_ros.backend.measurements import (
     BackEndError,
@@ -21,7 +21,6 @@ from loftr_ros.backend.measurements import (
     PoseMeasurement,
 )
 from loftr_ros.backend.solving import solve
-from loftr_ros.backend.window import Window
 from loftr_ros.geometry.se3 import skew
 
 Array = NDArray[np.float64]
@@ -56,7 +55,6 @@ class Counts:
         believed: loops that take part.
         waiting: loops of which a keyframe has not come.
         broken: links between keyframes that are rejected.
-        restarts: how often the window began anew since GTSAM could not solve it.
         landmarks: held.
     """
 
@@ -67,12 +65,11 @@ class Counts:
     believed: int
     waiting: int
     broken: int
-    restarts: int
     landmarks: int
 
 
 class BackEnd:
-    """Smooths the last keyframes of each robot as they come, and solves the graph of all when asked to.
+    """Takes keyframes as they come, and solves the graph of all when asked to.
 
     Not thread-safe. `optimise` works on a copy that `snapshot` takes, so that another thread may do it.
 
@@ -90,14 +87,12 @@ class BackEnd:
         Raises:
             BackEndError: GTSAM is not installed.
         """
+        require_gtsam()  # here, so that a missing one is told at once
         self.config = config or BackEndConfig()
         self.graph = Graph()
         self.solution: Solution | None = None
         self.landmarks: dict[KeyframeKey, Landmarks] = {}
         self.is_solved = True
-        self._windows: dict[str, Window] = {
-            "": Window(self.config)
-        }  # made here so that a missing GTSAM is told at once
         self._images: dict[str, list[ImageMeasurement]] = {}
         self._early: list[LoopMeasurement] = []
         self._covariances: dict[int, Array] = {}  # of keyframes since the last solution
@@ -126,7 +121,6 @@ class BackEnd:
         if later:
             self._images[keyframe.key.robot] = later
         images = [each for each in images if each.stamp_ns <= keyframe.stamp_ns]
-        self._smooth(vertex, images)
         self._revisits(vertex, images)
         if self._early:
             early, self._early = self._early, []
@@ -266,7 +260,6 @@ class BackEnd:
             sum(self.believed()),
             len(self._early),
             0 if self.solution is None else len(self.solution.broken),
-            sum(each.restarts for each in self._windows.values()),
             sum(len(each) for each in self.landmarks.values()),
         )
 
@@ -283,45 +276,30 @@ class BackEnd:
 
     # --- the rest ---
 
-    def _smooth(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
-        window = self._windows.setdefault(vertex.key.robot, Window(self.config))
-        window.config = self.config
-        previous = None if vertex.previous is None else self.graph.vertices[vertex.previous]
-        first = len(self.graph.vertices)
-        for number, pose in window.add(vertex, previous, images):
-            link = self.graph.vertices[number].link
-            assert link is not None
-            # The covariance stays that of one measurement: poses relative to one keyframe share its depths' errors.
-            self.graph.smooth(number, PoseMeasurement(pose, link.covariance, link.length))
-            first = min(first, number)
-        del self._cameras[first:]
-        for number in [each for each in self._covariances if each >= first]:
-            del self._covariances[number]
-
     def _revisits(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
-        """Poses relative to keyframes that are out of the window, or of another trajectory, are loops."""
-        window = self._windows[vertex.key.robot]
+        """Take poses relative to keyframes far back in the trajectory, or of another one, as loops."""
+        graph = self.graph
         for image in images:
+            is_own = image.stamp_ns == vertex.stamp_ns
             for key, pose in image.poses.items():
-                if key in window or key not in self.graph.numbers or not pose.has_length:
+                number = graph.numbers.get(key)
+                if number is None or not pose.has_length:
                     continue
-                if image.stamp_ns == vertex.stamp_ns:
-                    if self.graph.numbers[key] != vertex.previous:
-                        self.add_loop(LoopMeasurement(key, vertex.key, pose))
-                    continue
-                number = self.graph.numbers[key]
-                others = [
-                    (other, measured)
-                    for other, measured in image.poses.items()
-                    if measured.has_length
-                    and other in self.graph.numbers
-                    and self._trajectory(other) != self.graph.vertices[number].trajectory
-                ]
-                # An image that shows keyframes of two trajectories tells where one is in the other.
-                for other, measured in others[:1]:
+                is_other = graph.vertices[number].trajectory != vertex.trajectory
+                if is_own and (is_other or len(graph.way(number, vertex.number)) >= self.config.loops.min_steps):
+                    self.add_loop(LoopMeasurement(key, vertex.key, pose))
+                elif not is_own and is_other:
+                    self._join_by(image, key, pose)
+
+    def _join_by(self, image: ImageMeasurement, key: KeyframeKey, pose: PoseMeasurement) -> None:
+        """Take a loop from an image that shows keyframes of two trajectories: it tells where one is in the other."""
+        number = self.graph.numbers[key]
+        for other, measured in image.poses.items():
+            if measured.has_length and other in self.graph.numbers and self._trajectory(other) != self._trajectory(key):
+                if number < self.graph.numbers[other]:
                     back = composed(widened(pose, self.config.noise), inverted(measured))
-                    if number < self.graph.numbers[other]:
-                        self.add_loop(LoopMeasurement(key, other, back))
+                    self.add_loop(LoopMeasurement(key, other, back))
+                return
 
     def _trajectory(self, key: KeyframeKey) -> int:
         return self.graph.vertices[self.graph.numbers[key]].trajectory

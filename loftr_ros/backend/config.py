@@ -9,22 +9,6 @@ from loftr_ros.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class WindowConfig(Settings):
-    """Smoothing of the last keyframes."""
-
-    live: ClassVar[bool] = True
-
-    keyframes: int = setting(10, "Keyframes that are smoothed together, the newest", low=2, high=200, live=False)
-    frames: int = setting(
-        8,
-        "Images between two keyframes that are smoothed with them, at most: those that were matched with several "
-        "keyframes (keyframe.max_matched of the front end); 0 for none",
-        low=0,
-        high=200,
-    )
-
-
-@dataclass(frozen=True)
 class NoiseConfig(Settings):
     """What measured poses may be wrong by, beside what their covariances say: errors that many matches share."""
 
@@ -58,6 +42,13 @@ class LoopsConfig(Settings):
 
     live: ClassVar[bool] = True
 
+    min_steps: int = setting(
+        10,
+        "Least steps between two keyframes of a trajectory whose pose by ~/relative_pose is taken as a loop: that of "
+        "nearer ones shares its errors with the steps, and tells nothing more",
+        low=2,
+        high=10000,
+    )
     inlier_probability: float = setting(
         0.99,
         "Part of the right loops that are kept where their errors are as stated: the larger, the more wrong ones stay",
@@ -103,7 +94,6 @@ class MapConfig(Settings):
 class BackEndConfig:
     """Everything that the back end can be told."""
 
-    window: WindowConfig = field(default_factory=WindowConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     loops: LoopsConfig = field(default_factory=LoopsConfig)
     map: MapConfig = field(default_factory=MapConfig)

@@ -23,7 +23,7 @@ class Vertex:
         key, stamp_ns, frame_id: as in `KeyframeMeasurement`.
         trajectory: number of the trajectory that it is part of.
         previous: number of the keyframe that it was located by; None for the first of a trajectory.
-        link: T_previous_this, smoothed; None where `previous` is.
+        link: T_previous_this; None where `previous` is.
     """
 
     number: int
@@ -158,10 +158,17 @@ class Graph:
         self.loops[place] = loop
         return True
 
-    def smooth(self, number: int, link: PoseMeasurement) -> None:
-        """Replace a vertex's link by a better one."""
-        assert self.vertices[number].link is not None
-        self.vertices[number].link = link
+    def way(self, one: int, other: int) -> list[int]:
+        """The vertices whose links lie between two vertices of one trajectory."""
+        way = list[int]()
+        while one != other:
+            # A keyframe comes after the one that it was located by: the later end goes back.
+            later = max(one, other)
+            before = self.vertices[later].previous
+            assert before is not None
+            way.append(later)
+            one, other = min(one, other), before
+        return way
 
     def chained(self, solution: Solution | None) -> list[Camera]:
         """Where the links lead to: each vertex in its trajectory's frame and unit.

@@ -13,6 +13,9 @@ from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE
 
 Array = NDArray[np.float64]
 
+# Part of the largest variance by which rounding may bring others below zero.
+_ROUNDING = 1e-9
+
 
 class BackEndError(RuntimeError):
     """What the back end cannot do; says what is wrong, where, and what to do."""
@@ -71,7 +74,8 @@ class PoseMeasurement:
         rotation = self.pose[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-4 or np.linalg.det(rotation) < 0:
             raise BackEndError("a measured pose has a rotation that is none")
-        if self.covariance.shape != (6, 6) or np.linalg.eigvalsh(self.covariance)[0] < -1e-9:
+        variances = np.linalg.eigvalsh(self.covariance) if self.covariance.shape == (6, 6) else np.full(6, -1.0)
+        if variances[0] < -_ROUNDING * max(1.0, variances[-1]):
             raise BackEndError("a measured pose has a covariance that is none: 6 x 6, and no variance below zero")
 
     @property

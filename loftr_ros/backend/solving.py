@@ -191,7 +191,7 @@ class _Group:
             loop = graph.loops[k]
             if graph.vertices[loop.older].trajectory != graph.vertices[loop.newer].trajectory:
                 continue
-            way = np.array(self._way(loop), np.int64)
+            way = np.array(graph.way(loop.older, loop.newer), np.int64)
             apart = cameras[loop.older].sees(cameras[loop.newer])
             measured = widened(loop.measured.with_guess(float(np.linalg.norm(apart[:3, 3]))), noise)
             arms = ((positions[way] - positions[loop.newer]) ** 2).sum(axis=1)
@@ -272,7 +272,7 @@ class _Group:
             for number in self.vertices
             if (vertex := self.graph.vertices[number]).previous is not None and vertex.link is not None
         ]
-        still = [place for place in vetoed if not under & set(self._way(self.graph.loops[self.loops[place]]))]
+        still = [place for place in vetoed if not under & set(self._way(self.loops[place]))]
         again, other = self._weights(links, frozenset(under), still)
         count, order = len(self.loops), [step.second for step in links if step.second in under]
         loose = [number for number, weight in zip(order, again[count:], strict=True) if weight < _BELIEVED]
@@ -313,21 +313,13 @@ class _Group:
 
     def _links_under(self, loops: Sequence[int]) -> set[int]:
         """Vertices whose links lie on the way between the two ends of every one of some loops."""
-        ways = [set(self._way(self.graph.loops[k])) for k in loops]
+        ways = [set(self._way(k)) for k in loops]
         return set.intersection(*ways) if ways else set()
 
-    def _way(self, loop: Loop) -> list[int]:
-        """The vertices whose links lie between the two ends of a loop; both are of one trajectory."""
-        vertices, way = self.graph.vertices, list[int]()
-        one, other = loop.older, loop.newer
-        while one != other:
-            # A keyframe comes after the one that it was located by: the later end goes back.
-            later = max(one, other)
-            before = vertices[later].previous
-            assert before is not None
-            way.append(later)
-            one, other = min(one, other), before
-        return way
+    def _way(self, number: int) -> list[int]:
+        """The vertices whose links lie between the two ends of a loop of one trajectory."""
+        loop = self.graph.loops[number]
+        return self.graph.way(loop.older, loop.newer)
 
     # --- where the keyframes are ---
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.evaluation.metrics import rotation_error
 from loftr_ros.geometry.se3 import between
 
 Array = NDArray[np.float64]
@@ -58,6 +59,60 @@ def trajectory_errors(estimate: Array, truth: Array, with_scale: bool) -> Trajec
     return TrajectoryErrors(ate, drift(estimate, truth, used), scale, with_scale, len(points))
 
 
+def step_errors(estimate: Array, truth: Array, scale: float = 1.0) -> tuple[float, float]:
+    """RMSE of the motion from each frame to the next, in metres and degrees: evo's RPE with a delta of one frame.
+
+    Args:
+        estimate, truth: (N, 4, 4) T_world_camera of the same frames.
+        scale: factor on the estimate's translations.
+    """
+    off = [_off(estimate, truth, k, k + 1, scale) for k in range(len(truth) - 1)]
+    if not off:
+        return float("nan"), float("nan")
+    metres, degrees = np.sqrt(np.mean(np.square(off), axis=0))
+    return float(metres), float(degrees)
+
+
+def kitti_errors(estimate: Array, truth: Array, scale: float = 1.0) -> tuple[float, float]:
+    """t_rel in percent and r_rel in degrees for 100 m of the KITTI benchmark: means over 100, 200, ..., 800 m.
+
+    From every tenth frame to the first one that is more than the length further along the true path, as in KITTI's
+    development kit.
+
+    Args:
+        estimate, truth: (N, 4, 4) T_world_camera of the same frames.
+        scale: factor on the estimate's translations.
+
+    Returns:
+        NaN for paths below 100 m.
+    """
+    distance = _distance_along(truth)
+    errors = []
+    for start in range(0, len(truth), 10):
+        for length in range(100, 900, 100):
+            end = int(np.searchsorted(distance, distance[start] + length, side="right"))
+            if end < len(truth):
+                metres, degrees = _off(estimate, truth, start, end, scale)
+                errors.append((100 * metres / length, 100 * degrees / length))
+    if not errors:
+        return float("nan"), float("nan")
+    t_rel, r_rel = np.mean(errors, axis=0)
+    return float(t_rel), float(r_rel)
+
+
+def _distance_along(truth: Array) -> Array:
+    """(N,) metres of the path up to each of (N, 4, 4) poses."""
+    return np.append(0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1)))
+
+
+def _off(estimate: Array, truth: Array, start: int, end: int, scale: float) -> tuple[float, float]:
+    """By how much the motion from one frame to another is off, in metres and degrees."""
+    moved = between(estimate[start], estimate[end])
+    moved[:3, 3] *= scale
+    off = between(moved, between(truth[start], truth[end]))
+    return float(np.linalg.norm(off[:3, 3])), rotation_error(off[:3, :3], np.eye(3))
+
+
 def alignment(points: Array, truth: Array) -> tuple[Array, float]:
     """Rotation (3, 3) and scale that best map (N, 3) centred points to (N, 3) centred others, in least squares."""
     centred, true = points - points.mean(axis=0), truth - truth.mean(axis=0)
@@ -81,7 +136,7 @@ def drift(estimate: Array, truth: Array, scale: float = 1.0, parts: Sequence[flo
     Returns:
         NaN if the camera does not move.
     """
-    distance = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))]
+    distance = _distance_along(truth)
     if distance[-1] <= _STILL:
         return float("nan")
     moved = estimate.copy()

@@ -180,6 +180,30 @@ def triangulate(
     )
 
 
+def variance_by_pose(
+    rays0: Array, rays1: Array, rotation: Array, translation: Array, inverse: Array, covariance: Array
+) -> Array:
+    """Variance of triangulated inverse depths by an uncertain pose of the second view, to first order.
+
+    Args:
+        rays0, rays1: (N, 2) normalised coordinates of both views.
+        rotation, translation: T_0_1.
+        inverse: (N,) as `triangulate` found them.
+        covariance: (6, 6) of (translation, rotation vector) about the first view's axes.
+
+    Returns:
+        (N,); NaN where `inverse` is.
+    """
+    # p = R^T q with q = p0 - rho t, and the residual p_xy - x1 p_z; of it only the part along its slope in rho counts.
+    q = np.insert(rays0, 2, 1.0, axis=1) - inverse[:, None] * translation
+    shift = translation @ rotation
+    slope = shift[:2] - rays1 * shift[2]
+    along = slope @ rotation[:, :2].T - (slope * rays1).sum(axis=1)[:, None] * rotation[:, 2]
+    gradient = np.hstack([-inverse[:, None] * along, np.cross(along, q)])
+    gradient /= np.maximum((slope**2).sum(axis=1), 1e-18)[:, None]
+    return np.asarray(((gradient @ covariance) * gradient).sum(axis=1), np.float64)
+
+
 def from_stereo(
     cells: int,
     cell: NDArray[np.integer],

@@ -7,12 +7,13 @@ each transfer is estimated and accumulated.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate
+from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate, variance_by_pose
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.relative_pose import pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
@@ -137,7 +138,8 @@ class OwnScale:
         if self._before is not None and self._before[0] == keyframe.id:
             before, good = self._before[1].inverse[matches.track_id], pose.inliers
             doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
-        return DepthTransfer(depth, doubt)
+        # All that is triangulated now is proportional to this step, whose length is known by the older depths.
+        return DepthTransfer(depth, math.hypot(doubt, _length_std(pose)))
 
     def _begin(
         self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays
@@ -185,7 +187,18 @@ class OwnScale:
 
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
         std = np.where(np.isfinite(matches.std), matches.std, self._geometry.threshold / 2)
-        return triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
+        found = triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
+        by_pose = variance_by_pose(
+            rays.keyframe, rays.current, pose.rotation, pose.translation, found.inverse, pose.covariance
+        )
+        return replace(found, variance=found.variance + by_pose)
+
+
+def _length_std(pose: RelativePose) -> float:
+    """Standard deviation of the logarithm of a pose's length; at most 1, as of an unknown one."""
+    length = float(np.linalg.norm(pose.translation))
+    along = pose.translation / max(length, 1e-12)
+    return min(float(np.sqrt(along @ pose.covariance[:3, :3] @ along)) / max(length, 1e-12), 1.0)
 
 
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:

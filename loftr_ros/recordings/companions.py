@@ -126,7 +126,7 @@ class RightView:
 
 @dataclass(frozen=True)
 class DepthFile:
-    """A depth image in a file with 16 bits per pixel.
+    """A depth image in a file: with 16 bits per pixel, or NumPy's with 32-bit floats.
 
     Attributes:
         path: of the file.
@@ -149,12 +149,12 @@ class DepthFile:
         Raises:
             SourceError: it cannot be read, or is of another type or size.
         """
-        values: NDArray[Any] = read_pixels(ImageFile(self.path, "png").read(), cv2.IMREAD_UNCHANGED)
-        if values.dtype != np.uint16 or values.ndim != 2:
+        values: NDArray[Any] = self._values()
+        if values.dtype != (np.float32 if self.path.suffix == ".npy" else np.uint16) or values.ndim != 2:
             channels = 1 if values.ndim == 2 else values.shape[2]
             raise SourceError(
                 f"{self.path} is not a depth image: it has {channels} channel(s) of {values.dtype}; expected one of "
-                f"uint16, {self.unit:g} m per unit"
+                f"{'float32' if self.path.suffix == '.npy' else 'uint16'}, {self.unit:g} m per unit"
             )
         height, width = values.shape
         registration = self.registration
@@ -172,3 +172,11 @@ class DepthFile:
                 "image must be registered to its image, pixel by pixel"
             )
         return DepthImage(values, self.unit, self.hole)
+
+    def _values(self) -> NDArray[Any]:
+        if self.path.suffix != ".npy":
+            return read_pixels(ImageFile(self.path, "png").read(), cv2.IMREAD_UNCHANGED)
+        try:
+            return np.asarray(np.load(self.path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise SourceError(f"{self.path} cannot be read: {error}") from error

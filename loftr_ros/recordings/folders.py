@@ -1,9 +1,10 @@
-"""Folders of image files: KITTI odometry, 7-Scenes, EuRoC, TUM RGB-D, and any others."""
+"""Folders of image files: KITTI odometry, 7-Scenes, EuRoC, TUM-VI, TUM RGB-D, ICL-NUIM, TartanAir, and any others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,18 @@ from loftr_ros.recordings.files import (
 from loftr_ros.recordings.imu import ImuSamples, euroc_imu
 from loftr_ros.recordings.mask_folder import MaskFolder
 from loftr_ros.recordings.pairing import (
+    KINECT_DEPTH,
     Companions,
     body_camera,
+    camchain,
     euroc_right,
+    euroc_sensor,
+    icl_depth,
     kitti_right,
+    published_camera,
     seven_scenes_depth,
     stamped_files,
+    tartanair,
     tum_depth,
 )
 from loftr_ros.recordings.stamps import NANOSECONDS, check_stamps, read_date_times, read_names, to_nanoseconds
@@ -48,6 +55,12 @@ _TUM_CAMERAS = {
     "freiburg2": ((520.9, 521.0, 325.1, 249.7), (0.2312, -0.7849, -0.0033, -0.0001, 0.9172)),
     "freiburg3": ((535.4, 539.2, 320.1, 247.6), ()),
 }
+# ... of ICL-NUIM. Its own fy is -480: the y axis of its cameras and of its world points up.
+_ICL = (481.2, 480.0, 319.5, 239.5)
+_UPSIDE = np.diag([1.0, -1.0, 1.0, 1.0])
+# ... of TartanAir, whose poses have the axes of aircraft: x ahead, y right, z down.
+_TARTANAIR = (320.0, 320.0, 320.0, 240.0)
+_AIRCRAFT = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -150,22 +163,36 @@ class FolderSource(Source):
             )
 
 
+def is_data_set(path: Path) -> bool:
+    """Whether a folder has the layout of a known data set's recording."""
+    return _reader(path) is not None
+
+
+def _reader(path: Path) -> Callable[[], _Listing] | None:
+    for folder in (path / "cam0", path / "mav0" / "cam0", path):
+        if (folder / "data").is_dir() and ((folder / "sensor.yaml").is_file() or camchain(folder).is_file()):
+            return partial(_euroc, folder)
+    if (path / "rgb.txt").is_file():
+        return partial(_tum, path)
+    if (path / "associations.txt").is_file() and (path / "rgb").is_dir():
+        return partial(_icl_nuim, path)
+    if (path / "image_left").is_dir() and (path / "pose_left.txt").is_file():
+        return partial(_tartanair, path)
+    for name in _KITTI_IMAGES:
+        if (path / name).is_dir():
+            return partial(_kitti, path, path / name)
+    return partial(_seven_scenes, path) if any(path.glob("frame-*.color.*")) else None
+
+
 def recognise(path: Path) -> _Listing:
     """Detect from its contents what kind of data set a folder has.
 
     Raises:
         SourceError: it is none of the known ones, or an incomplete one.
     """
-    for folder in (path / "cam0", path / "mav0" / "cam0", path):
-        if (folder / "data").is_dir() and (folder / "sensor.yaml").is_file():
-            return _euroc(folder)
-    if (path / "rgb.txt").is_file():
-        return _tum(path)
-    for name in _KITTI_IMAGES:
-        if (path / name).is_dir():
-            return _kitti(path, path / name)
-    if any(path.glob("frame-*.color.*")):
-        return _seven_scenes(path)
+    reader = _reader(path)
+    if reader is not None:
+        return reader()
     images = image_folder(path)
     if not images.files:
         raise SourceError(
@@ -254,8 +281,11 @@ def _kitti(path: Path, images: Path) -> _Listing:
     if stamps is not None:
         rate = _rate(stamps, rate)
     poses = None
-    if (path / "poses.txt").is_file():
-        rows_of = read_numbers(path / "poses.txt", 12).reshape(-1, 3, 4)
+    # Published beside the sequences, `poses/06.txt` for `sequences/06`.
+    own, published = path / "poses.txt", path.resolve().parent.parent / "poses" / f"{path.resolve().name}.txt"
+    truth = own if own.is_file() else published
+    if truth.is_file():
+        rows_of = read_numbers(truth, 12).reshape(-1, 3, 4)
         poses = [_square(rows_of, k if len(rows_of) == len(files) else number) for k, number in enumerate(numbers)]
     companions = kitti_right(path, images, files, rows, left, camera)
     return _Listing(
@@ -297,13 +327,16 @@ def _seven_scenes(path: Path) -> _Listing:
                 raise SourceError(f"{intrinsics} has {len(matrix)} rows; expected a 3x3 matrix")
             camera = _pinhole(matrix, image_size(files[0]), intrinsics)
             break
+    else:
+        if image_size(files[0]) == (640, 480):
+            camera = published_camera(KINECT_DEPTH)
     return _Listing(
         "7-Scenes", files, numbers, 30.0, None, camera, poses, True, seven_scenes_depth(files, camera), found.notes
     )
 
 
 def _euroc(folder: Path) -> _Listing:
-    sensor = read_yaml(folder / "sensor.yaml")
+    sensor, camera = euroc_sensor(folder)
     images, table = folder / "data", folder / "data.csv"
     found = _images_of(images)
     files, where = found.files, str(images)
@@ -321,7 +354,10 @@ def _euroc(folder: Path) -> _Listing:
         files, stamps = [files[k] for k in names.order], list(names.stamps or ())
         where = f"{images} without data.csv ({names.what})"
     poses = None
-    truth = folder.parent / "state_groundtruth_estimate0" / "data.csv"
+    body = folder.resolve().parent
+    truth = body / "state_groundtruth_estimate0" / "data.csv"
+    if not truth.is_file():
+        truth = body / "mocap0" / "data.csv"  # of TUM-VI, in the inertial sensor's frame, too
     if truth.is_file() and "T_BS" in sensor:
         rows = read_table(truth, 8)
         times = to_nanoseconds([row[0] for row in rows], str(truth), NANOSECONDS, [row.line for row in rows])
@@ -329,14 +365,13 @@ def _euroc(folder: Path) -> _Listing:
         values = numbers_in(rows, 8, truth)[:, [1, 2, 3, 5, 6, 7, 4]]
         in_body = body_camera(sensor, folder)
         poses = [None if p is None else p @ in_body for p in _nearest_poses(times, values, stamps)]
-    camera = load_camera(folder / "sensor.yaml")
     rate = _positive(sensor.get("rate_hz", 20), folder / "sensor.yaml")
     companions = euroc_right(folder, sensor, files, stamps)
     numbers = list(range(len(files)))
     imu, notes = None, list(found.notes)
-    if (folder.resolve().parent / "imu0" / "data.csv").is_file():
+    if (body / "imu0" / "data.csv").is_file() and (folder / "sensor.yaml").is_file():
         try:
-            imu = euroc_imu(folder, sensor, read_yaml(folder.resolve().parent / "imu0" / "sensor.yaml"))
+            imu = euroc_imu(folder, sensor, read_yaml(body / "imu0" / "sensor.yaml"))
         except SourceError as error:
             notes.append(f"the gyroscope is not used: {error}")
     return _Listing("EuRoC", files, numbers, rate, stamps, camera, poses, True, companions, notes, where, imu)
@@ -366,12 +401,37 @@ def _tum(path: Path) -> _Listing:
     if found:
         camera = load_camera(found[0])
     elif series is not None:
-        (fx, fy, cx, cy), coefficients = _TUM_CAMERAS[series]
-        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-        camera = CameraModel(640, 480, matrix, "plumb_bob", np.array(coefficients))
+        camera = published_camera(*_TUM_CAMERAS[series])
     rate, companions, numbers = _rate(stamps, 30.0), tum_depth(path, stamps), list(range(len(files)))
     where = str(path / "rgb.txt")
     return _Listing("TUM RGB-D", files, numbers, rate, stamps, camera, poses, True, companions, times=where)
+
+
+def _icl_nuim(path: Path) -> _Listing:
+    rows = read_table(path / "associations.txt", 4)
+    files = [file_named(row[3], path, path / "rgb") for row in rows]
+    depth = [file_named(row[1], path, path / "depth") for row in rows]
+    numbers = [int(n) for n in numbers_in(rows, 1, path / "associations.txt")[:, 0]]
+    missing = sum(not file_exists(file) for file in files)
+    if missing or not files:
+        raise SourceError(f"{path / 'associations.txt'} lists {len(files)} images, {missing} of which are not there")
+    poses = None
+    for truth in sorted(path.glob("*.gt.freiburg"))[:1]:
+        table = read_numbers(truth, 8)
+        known = {int(row[0]): pose for row in table if (pose := _pose(row[1:])) is not None}
+        poses = [None if number not in known else _UPSIDE @ known[number] @ _UPSIDE for number in numbers]
+    return _Listing("ICL-NUIM", files, numbers, 30.0, None, published_camera(_ICL), poses, True, icl_depth(depth))
+
+
+def _tartanair(path: Path) -> _Listing:
+    found = _images_of(path / "image_left")
+    numbers = numbers_of(found.files, path / "image_left")
+    table, camera = read_numbers(path / "pose_left.txt", 7), published_camera(_TARTANAIR)
+    at = [k if len(table) == len(numbers) else number for k, number in enumerate(numbers)]
+    known = [_pose(table[k]) if k < len(table) else None for k in at]
+    poses = [None if pose is None else pose @ _AIRCRAFT for pose in known]
+    companions = tartanair(path, found.files, camera)
+    return _Listing("TartanAir", found.files, numbers, 30.0, None, camera, poses, True, companions, found.notes)
 
 
 def _nearest_poses(times: list[int], table: NDArray[np.float64], stamps: list[int]) -> list[NDArray[np.float64] | None]:
@@ -391,9 +451,13 @@ def _nearest_poses(times: list[int], table: NDArray[np.float64], stamps: list[in
         right = int(np.searchsorted(ordered, stamp))
         best = min((k for k in (right - 1, right) if 0 <= k < len(ordered)), key=lambda k: abs(int(ordered[k]) - stamp))
         row = table[order[best]]
-        usable = abs(int(ordered[best]) - stamp) <= _NEAR_ENOUGH * 1e9 and np.isfinite(row).all() and row[3:7].any()
-        poses.append(from_quaternion(row[:3], row[3:7]) if usable else None)
+        poses.append(_pose(row) if abs(int(ordered[best]) - stamp) <= _NEAR_ENOUGH * 1e9 else None)
     return poses
+
+
+def _pose(row: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The pose of a translation and a quaternion (x, y, z, w); None if it is none."""
+    return from_quaternion(row[:3], row[3:7]) if np.isfinite(row).all() and row[3:7].any() else None
 
 
 def _rate(stamps: list[int], default: float) -> float:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import RGBD, STEREO
 from loftr_ros.geometry.camera import CameraError, CameraModel
-from loftr_ros.geometry.se3 import between
+from loftr_ros.geometry.se3 import between, inverse
 from loftr_ros.recordings.calibration import load_camera, read_yaml
 from loftr_ros.recordings.companions import NO_COMPANIONS, DepthFile, ImageFile, RightView
 from loftr_ros.recordings.files import FORMATS, image_files, numbers_of
@@ -30,8 +31,9 @@ _KITTI_RIGHT = {"image_l": "image_r", "image_0": "image_1", "image_00/data": "im
 _MILLIMETRES, _NO_RETURN = 0.001, 65535  # 7-Scenes' depth format
 # 7-Scenes was recorded with a Kinect whose depth was not registered, and provides only the depth camera's nominal
 # calibration (fx, fy, cx, cy, for 640x480). The colour camera is 25 mm beside it.
-_KINECT_DEPTH, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), -0.025
+KINECT_DEPTH, _KINECT_SHIFT = (585.0, 585.0, 320.0, 240.0), -0.025
 _TUM_UNIT = 1 / 5000
+_TARTANAIR_BASELINE = 0.25
 _TUM_NEAR_NS = 20_000_000  # largest distance in time between an image and its depth image
 
 
@@ -115,15 +117,14 @@ def euroc_right(folder: Path, sensor: Mapping[str, object], files: list[Path], s
 
     Args:
         folder: `cam0`; any other camera has no right image.
-        sensor: its `sensor.yaml`.
+        sensor: its `sensor.yaml`, as `euroc_sensor` has it.
         files, stamps: its images and their times in nanoseconds.
     """
     left, right = folder.resolve(), folder.resolve().parent / "cam1"
     if left.name != "cam0" or not (right / "data").is_dir():
         return Companions()
     try:
-        content = read_yaml(right / "sensor.yaml")
-        camera = load_camera(right / "sensor.yaml")
+        content, camera = euroc_sensor(right)
         place = between(body_camera(sensor, left), body_camera(content, right))
         names = {file.name for file in image_files(right / "data")}
         named: dict[int, str] = {}
@@ -143,6 +144,28 @@ def euroc_right(folder: Path, sensor: Mapping[str, object], files: list[Path], s
         return _without(STEREO, f"{right} has no image with a stamp of cam0's; expected synchronized cameras")
     pairs = [right / "data" / named.get(stamp, file.name) for stamp, file in zip(stamps, files, strict=True)]
     return _stereo([RightView(_file(pair), camera, place) for pair in pairs])
+
+
+def euroc_sensor(folder: Path) -> tuple[dict[str, Any], CameraModel]:
+    """Contents of a camera's `sensor.yaml`, and its calibration; those of TUM-VI are in a Kalibr camchain.
+
+    Raises:
+        SourceError: there is no usable calibration.
+    """
+    file, chain = folder / "sensor.yaml", camchain(folder)
+    if file.is_file() or not chain.is_file():
+        return read_yaml(file), load_camera(file)
+    entry = read_yaml(chain).get(folder.resolve().name)
+    try:
+        imu_in_camera = np.array(entry["T_cam_imu"], np.float64).reshape(4, 4)  # type: ignore[index]
+    except (TypeError, KeyError, ValueError) as error:
+        raise SourceError(f"{chain} has no T_cam_imu of {folder.name}") from error
+    return {"T_BS": {"data": inverse(imu_in_camera).ravel().tolist()}}, load_camera(f"{chain}:{folder.resolve().name}")
+
+
+def camchain(folder: Path) -> Path:
+    """TUM-VI's calibration file, for the folder of one of its cameras, `mav0/cam0`."""
+    return folder.resolve().parent.parent / "dso" / "camchain.yaml"
 
 
 def body_camera(sensor: Mapping[str, object], folder: Path) -> NDArray[np.float64]:
@@ -170,16 +193,45 @@ def seven_scenes_depth(files: list[Path], camera: CameraModel | None) -> Compani
     if not any(file.is_file() for file in depth):
         return Companions()
     found = _depth([DepthFile(file, _MILLIMETRES, _NO_RETURN) for file in depth])
-    if camera is None or not camera.same_as(_pinhole(_KINECT_DEPTH)):
+    if camera is None or not camera.same_as(published_camera(KINECT_DEPTH)):
         return found
     place = np.eye(4)
     place[0, 3] = _KINECT_SHIFT
     return replace(found, unregistered=(camera, place))
 
 
-def _pinhole(values: tuple[float, float, float, float]) -> CameraModel:
+def published_camera(values: tuple[float, float, float, float], coefficients: Sequence[float] = ()) -> CameraModel:
+    """The camera of 640x480 with a published fx, fy, cx, cy, and plumb_bob coefficients."""
     fx, fy, cx, cy = values
-    return CameraModel(640, 480, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
+    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    return CameraModel(640, 480, matrix, "plumb_bob", np.array(coefficients))
+
+
+def tartanair(path: Path, files: list[Path], camera: CameraModel) -> Companions:
+    """The right images and exact depths (NumPy files, in metres) beside TartanAir's left images, by their numbers.
+
+    Args:
+        path: the sequence.
+        files: its left images, `NNNNNN_left.png`.
+        camera: of both sides.
+    """
+    place = np.eye(4)
+    place[0, 3] = _TARTANAIR_BASELINE
+    stems = [file.stem.removesuffix("_left") for file in files]
+    right, depth, lacks = None, None, dict(NO_COMPANIONS)
+    if (path / "image_right").is_dir():
+        pairs = [path / "image_right" / f"{stem}_right{file.suffix}" for stem, file in zip(stems, files, strict=True)]
+        right = [RightView(_file(pair), camera, place) for pair in pairs]
+        del lacks[STEREO]
+    if (path / "depth_left").is_dir():
+        depth = [DepthFile(path / "depth_left" / f"{stem}_left_depth.npy", 1.0) for stem in stems]
+        del lacks[RGBD]
+    return Companions(right, depth, lacks)
+
+
+def icl_depth(files: list[Path]) -> Companions:
+    """ICL-NUIM's depth images, in TUM RGB-D's format."""
+    return _depth([DepthFile(file, _TUM_UNIT) for file in files])
 
 
 def tum_depth(path: Path, stamps: list[int]) -> Companions:

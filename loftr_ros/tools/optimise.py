@@ -235,6 +235,13 @@ class Optimisation:
             metric &= found.is_metric
         return np.array(poses, np.float64).reshape(-1, 4, 4), np.array(groups, np.int64), metric
 
+    def largest_part(self) -> tuple[dict[int, Array], bool, int]:
+        """(4, 4) T_map_camera by stamp of the frames of the largest part, whether in metres, and how many parts."""
+        poses, groups, is_metric = self.poses()
+        names = _by_size(groups)
+        largest = {self.stamps[k]: poses[k] for k in np.flatnonzero(groups == names[0])} if names else {}
+        return largest, is_metric, len(names)
+
     def finish(self) -> None:
         """Solve the graph.
 
@@ -267,7 +274,7 @@ class Optimisation:
         for old in folder.glob("optimised*.tum"):
             old.unlink()
         lines = tum_lines(np.array(self.stamps, np.int64), poses)
-        names = sorted(set(groups.tolist()), key=lambda group: (-int((groups == group).sum()), group))
+        names = _by_size(groups)
         for number, group in enumerate(names):
             name = "optimised.tum" if number == 0 else f"optimised_{number}.tum"
             part = [line for line, of in zip(lines, groups, strict=True) if of == group]
@@ -303,6 +310,11 @@ class Optimisation:
                     f"{before.drift:.2f} % of the path ({found.poses} frames)"
                 )
         return text
+
+
+def _by_size(groups: NDArray[np.int64]) -> list[int]:
+    """Numbers of the groups of (N,) frames, the largest first."""
+    return sorted(set(groups.tolist()), key=lambda group: (-int((groups == group).sum()), group))
 
 
 def _key(keyframe: Keyframe) -> KeyframeKey:

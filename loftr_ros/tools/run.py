@@ -52,6 +52,8 @@ class Report:
         notes: for people, on how the source was read.
         progress: how far the run came.
         back_end: lines of text on the back end's result.
+        optimised: (4, 4) T_map_camera by stamp of the frames of its largest part, whether that is in metres, and the
+            number of parts; None without a back end.
     """
 
     frames: int = 0
@@ -67,6 +69,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     back_end: list[str] = field(default_factory=list)
+    optimised: tuple[dict[int, NDArray[np.float64]], bool, int] | None = None
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
@@ -183,6 +186,7 @@ def run(
         back.finish()
         odometry = dict(zip(report.trajectory.stamps, report.trajectory.poses, strict=True))
         report.back_end = back.write(output, report.truth, odometry, report.truth_is_metric)
+        report.optimised = back.largest_part()
     report.notes += source.notes
     if gyroscope is not None:
         report.notes.append(f"gyroscope: {gyroscope.state.value}. {gyroscope.mounting()}".rstrip())

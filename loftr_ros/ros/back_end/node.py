@@ -197,7 +197,6 @@ class BackEndNode(SettingsNode[BackEndParameters]):
                 "loops believed": f"{counts.believed} of {counts.loops}",
                 "loops that wait for a keyframe": counts.waiting,
                 "links rejected": counts.broken,
-                "windows begun anew": counts.restarts,
                 "landmarks": counts.landmarks,
                 "messages received": state.received,
                 "messages waiting": state.queued,
