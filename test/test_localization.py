@@ -97,6 +97,25 @@ def test_the_drift_of_the_unit_is_stated_and_grows_with_every_hand_over() -> Non
     assert all(b >= a for a, b in itertools.pairwise(drift))
 
 
+def test_depths_that_a_wrong_pose_dragged_along_come_back_to_the_unit_that_their_keyframe_began_with() -> None:
+    poses = walk(FRAMES)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "mono"}))
+    results, dragged = [], 0
+    for i in range(FRAMES):
+        results.append(front_end.process(frame(poses, i)))
+        keyframe = front_end.buffer.reference
+        assert keyframe is not None
+        if not dragged and keyframe.id > 1 and keyframe.depth is not None and keyframe.first_depth is not None:
+            keyframe.depth, dragged = keyframe.depth.scaled(1.25), i
+    assert 0 < dragged < FRAMES - 5
+    steps = np.linalg.norm(np.diff(positions(results), axis=0), axis=1)
+    unit = np.log(steps / np.linalg.norm(np.diff(truth(poses, results), axis=0), axis=1))
+    last = results[-1].location
+    off = np.median(unit[-8:]) - np.median(unit[: dragged - 1])
+    assert last is not None
+    assert abs(off) < min(0.05, 2 * last.scale_std)
+
+
 def test_a_single_cameras_relative_pose_has_a_unit_translation_whatever_the_trajectorys_unit() -> None:
     _, results = walked("mono")
     lengths = [np.linalg.norm(m.pose.translation) for r in results for m in r.matches if m.pose.has_direction]

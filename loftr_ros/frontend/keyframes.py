@@ -119,6 +119,8 @@ class Keyframe:
         landmarks: (L,) uint64 names of its cells' scene points; by default its own (see `landmarks_of`).
         depth: of its cells; None if unknown so far.
         depth_parallax: px, median parallax of the views used to triangulate its depths.
+        first_depth: `depth` before later views refined it. It holds a single camera's unit of length, which these views
+            cannot observe.
         location: of its camera; None if unknown so far.
         last_compared: stamp in nanoseconds of the last frame of another segment that it was matched with.
         link: to the keyframe that it was located by; None for the first of a segment.
@@ -132,6 +134,7 @@ class Keyframe:
     landmarks: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     depth: CellDepth | None = None
     depth_parallax: float = 0.0
+    first_depth: CellDepth | None = None
     location: Location | None = None
     last_compared: int = 0
     link: ChainLink | None = None

@@ -490,6 +490,8 @@ class Localizer:
                 keyframe.location = join.moved(place)
                 if keyframe.depth is not None:
                     keyframe.depth = keyframe.depth.scaled(scale)
+                if keyframe.first_depth is not None:
+                    keyframe.first_depth = keyframe.first_depth.scaled(scale)
         self._motion.reset()
         return join
 

@@ -19,7 +19,7 @@ from loftr_ros.frontend.relative_pose import pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
-from loftr_ros.geometry.epipolar import homogeneous
+from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous
 from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 
 Array = NDArray[np.float64]
@@ -31,9 +31,16 @@ _FARTHER = 1.15
 _SLANT = 0.05
 # Depths used for the first guess of a length; up to twice as many.
 _RATIOS = 200
+# Largest departure (logarithm) of the unit from that of the depths that a keyframe began with. Beyond it new depths are
+# brought back. The ratio itself is as uncertain as some hundredths, so a smaller departure is left alone.
+_DEPARTURE = 0.05
 # Grid of image parts with independent errors of depth, and cells needed in a part.
 _PARTS = (4, 3)
 _LEAST = 5
+# Standard deviation of what a transfer changes of the unit although all parts agree (measured in rendered rooms).
+_UNSEEN = 0.002
+# Standard deviation of a normal distribution over its median absolute deviation.
+_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +61,6 @@ class OwnScale:
 
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
-        # A keyframe's id and its depths before the last refinement; None if the last frame initialised them.
-        self._before: tuple[int, CellDepth] | None = None
 
     def locate(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
@@ -134,18 +139,18 @@ class OwnScale:
         chosen = chosen[(there[chosen] > 0) & (distance[chosen] < new.cell_size * max(new.scale))]
         depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
         depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
-        doubt = 0.0
-        if self._before is not None and self._before[0] == keyframe.id:
-            before, good = self._before[1].inverse[matches.track_id], pose.inliers
-            doubt = _disagreement(before[good], found.inverse[good], matches.keyframe_points[good], keyframe.frame.size)
+        first, doubt = keyframe.first_depth, 0.0
+        if first is not None:
+            doubt = _disagreement(
+                first.inverse[matches.track_id], found.inverse, matches.keyframe_points, keyframe.frame.size
+            )
         # All that is triangulated now is proportional to this step, whose length is known by the older depths.
-        return DepthTransfer(depth, math.hypot(doubt, _length_std(pose)))
+        return DepthTransfer(depth, math.hypot(doubt, _length_std(pose, self._geometry.depth_scale_std), _UNSEEN))
 
     def _begin(
         self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays
     ) -> RelativePose | None:
         """The first depths of a trajectory, scaled to a typical depth of 1."""
-        self._before = None
         if pose.status in (PoseStatus.PURE_ROTATION, PoseStatus.LOW_PARALLAX):
             step = pose.median_parallax / rays.focal_length
             covariance = pose.covariance.copy()
@@ -178,11 +183,18 @@ class OwnScale:
     def _refine(self, keyframe: Keyframe, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> None:
         depth, good = keyframe.depth, pose.inliers
         assert depth is not None
-        self._before = keyframe.id, depth
+        if keyframe.first_depth is None:
+            keyframe.first_depth = depth
         if pose.median_parallax < max(self._config.min_parallax, _FARTHER * keyframe.depth_parallax):
             return
-        found, cell = self._triangulated(matches, pose, rays), matches.track_id[good]
-        keyframe.depth = depth.with_measured(cell, found.inverse[good], found.variance[good])
+        found, cell = self._triangulated(matches, pose, rays), matches.track_id
+        ratio = _ratios(keyframe.first_depth.inverse[cell], found.inverse)
+        departure = float(np.median(ratio)) if len(ratio) >= self._config.min_cells else 0.0
+        if abs(departure) > _DEPARTURE:
+            # Depths that followed a wrong pose can drag all others along, since each pose is found by them.
+            unit = math.exp(-departure)
+            found = replace(found, inverse=found.inverse * unit, variance=found.variance * unit**2)
+        keyframe.depth = depth.with_measured(cell[good], found.inverse[good], found.variance[good])
         keyframe.depth_parallax = pose.median_parallax
 
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
@@ -194,18 +206,23 @@ class OwnScale:
         return replace(found, variance=found.variance + by_pose)
 
 
-def _length_std(pose: RelativePose) -> float:
-    """Standard deviation of the logarithm of a pose's length; at most 1, as of an unknown one."""
-    length = float(np.linalg.norm(pose.translation))
-    along = pose.translation / max(length, 1e-12)
-    return min(float(np.sqrt(along @ pose.covariance[:3, :3] @ along)) / max(length, 1e-12), 1.0)
+def _length_std(pose: RelativePose, depth_scale_std: float) -> float:
+    """Standard deviation of the logarithm of a pose's length in the unit of the depths that gave it; at most 1, as of
+    an unknown one.
+
+    The pose's covariance includes an error of the depths' common scale. Here this scale is the unit itself.
+    """
+    length = max(float(np.linalg.norm(pose.translation)), 1e-12)
+    along = pose.translation / length
+    variance = float(along @ pose.covariance[:3, :3] @ along) / length**2 - (COMMON_FACTOR * depth_scale_std) ** 2
+    return math.sqrt(min(max(variance, 0.0), 1.0))
 
 
 def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size: tuple[int, int]) -> float:
-    """Standard error of the logarithm of the ratio of two sets of inverse depths of the same cells.
+    """How far the logarithm of the ratio of two sets of inverse depths of the same cells may be from zero.
 
-    Errors of neighbours are correlated, and so are those of whole regions with a wrong calibration or a misleading
-    surface. So each part of the image counts once.
+    It is the larger of its median and of the median's standard error. Errors of neighbours are correlated, and so are
+    those of whole regions with a wrong calibration or a misleading surface. So each part of the image counts once.
 
     Args:
         known, found: (N,) inverse depths, NaN where unknown.
@@ -213,8 +230,17 @@ def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size
         size: (width, height) of the image.
     """
     both = np.isfinite(known) & np.isfinite(found)
-    ratio = np.log(found[both] / known[both])
+    ratio = _ratios(known, found)
+    if len(ratio) < _LEAST:
+        return 0.0
     column, row = (points[both] * (_PARTS[0] / size[0], _PARTS[1] / size[1])).astype(np.int64).T
     part = row * _PARTS[0] + column
-    medians = [float(np.median(ratio[part == one])) for one in np.unique(part) if (part == one).sum() >= _LEAST]
-    return float(np.std(medians, ddof=1) / np.sqrt(len(medians))) if len(medians) > 1 else 0.0
+    medians = np.array([np.median(ratio[part == one]) for one in np.unique(part) if (part == one).sum() >= _LEAST])
+    spread = float(np.median(np.abs(medians - np.median(medians)))) if len(medians) else 0.0
+    return max(_DEVIATION * spread / math.sqrt(max(len(medians), 1)), abs(float(np.median(ratio))))
+
+
+def _ratios(known: Array, found: Array) -> Array:
+    """Logarithms of the ratios found / known of inverse depths, where both are known."""
+    both = np.isfinite(known) & np.isfinite(found)
+    return np.asarray(np.log(found[both] / known[both]), np.float64)
