@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.own_scale import OwnScale
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.relative_pose import why_no_length
-from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch
+from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch, MatchedRays
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
+from loftr_ros.geometry.epipolar import homogeneous
 from loftr_ros.geometry.two_view import ScaleReason
 from loftr_ros.settings import ConfigError, with_values
 
@@ -114,6 +117,26 @@ def test_depths_that_a_wrong_pose_dragged_along_come_back_to_the_unit_that_their
     off = np.median(unit[-8:]) - np.median(unit[: dragged - 1])
     assert last is not None
     assert abs(off) < min(0.05, 2 * last.scale_std)
+
+
+@pytest.mark.parametrize("bumps", [0.0, 0.5])
+def test_depths_on_one_plane_choose_no_pose_since_they_may_come_from_its_wrong_one(bumps: float) -> None:
+    _, results = walked("mono")
+    match = next(m for r in reversed(results) for m in r.matches if m.keyframe.depth is not None)
+    keyframe, config, moved = replace(match.keyframe), FrontEndConfig(), np.array([0.1, 0.02, 0.05])
+    assert keyframe.encoded.cell_rays is not None
+    across, down = keyframe.encoded.cell_rays.T
+    inverse = (0.8 + 0.3 * across - 0.2 * down) * (1 + bumps * np.sin(20 * across) * np.sin(20 * down))
+    keyframe.depth = CellDepth(inverse, (0.02 * inverse) ** 2, is_metric=False)
+    seen = keyframe.encoded.cell_rays[match.correspondences.track_id]
+    points = homogeneous(seen) / inverse[match.correspondences.track_id, None] - moved
+    rays = MatchedRays(seen, points[:, :2] / points[:, 2:], 500.0)
+    found = OwnScale(config.geometry, config.depth).by_depth(keyframe, match.correspondences, rays)
+    if bumps:
+        assert found is not None
+        assert np.allclose(found.translation, moved, atol=1e-3)
+    else:
+        assert found is None
 
 
 def test_a_single_cameras_relative_pose_has_a_unit_translation_whatever_the_trajectorys_unit() -> None:

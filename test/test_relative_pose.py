@@ -61,6 +61,37 @@ MOTIONS = [
 ]
 
 
+@pytest.mark.parametrize("number", range(len(MOTIONS)))
+def test_a_pose_by_known_depths_saves_the_search_and_the_result_is_the_same(number: int) -> None:
+    scene = TwoViews(*MOTIONS[number], outliers=0.1)
+    turned = rotation(0.3, -0.2, 0.1) @ scene.rotation
+    known = estimate_relative_pose(
+        scene.rays0, scene.rays1, FOCAL, EXACT, expected=(turned, 3 * scene.translation), is_known=True
+    )
+    searched = scene.estimate()
+    assert known.status == searched.status
+    assert np.array_equal(known.inliers, searched.inliers)
+    assert np.allclose(known.matrix, searched.matrix, atol=1e-4)
+    assert np.allclose(known.covariance, searched.covariance, rtol=0.05, atol=1e-9)
+
+
+def test_known_depths_choose_between_the_two_poses_of_a_plane() -> None:
+    scene = TwoViews(*MOTIONS[1], planar=True, outliers=0.0)
+    assert scene.estimate().status == PoseStatus.PLANAR
+    known = estimate_relative_pose(
+        scene.rays0, scene.rays1, FOCAL, EXACT, expected=(scene.rotation, scene.translation), is_known=True
+    )
+    assert known.status == PoseStatus.OK
+    assert translation_direction_error(known.translation, scene.translation) < 2.0
+
+
+def test_a_pose_that_does_not_explain_the_matches_is_searched_for_although_it_was_called_known() -> None:
+    scene = TwoViews(*MOTIONS[1])
+    wrong = rotation(0, 30, 0), np.array([0.0, 0.0, 1.0])
+    found = estimate_relative_pose(scene.rays0, scene.rays1, FOCAL, EXACT, expected=wrong, is_known=True)
+    assert np.allclose(found.matrix, scene.estimate().matrix, atol=1e-6)
+
+
 @pytest.mark.parametrize(("turn", "move"), MOTIONS)
 def test_the_pose_of_a_scene_with_depth_is_found_among_outliers(turn: Array, move: list[float]) -> None:
     views = TwoViews(turn, np.array(move))

@@ -68,6 +68,7 @@ class Located:
         pose: in the trajectory's unit of length; None if its length is unknown.
         explained: part of what both images should show that inliers cover, 0 to 1.
         is_trusted: whether that part is enough without further evidence.
+        by_depth: a single camera's pose by the keyframe's depths, in its own unit, if it was found first.
     """
 
     match: KeyframeMatch
@@ -75,6 +76,7 @@ class Located:
     pose: RelativePose | None
     explained: float = 1.0
     is_trusted: bool = True
+    by_depth: RelativePose | None = None
 
     @property
     def is_believed(self) -> bool:
@@ -118,7 +120,12 @@ class Localizer:
         return self._trajectory
 
     def locate(
-        self, keyframe: Keyframe, current: EncodedFrame, matches: Correspondences, is_close: bool = False
+        self,
+        keyframe: Keyframe,
+        current: EncodedFrame,
+        matches: Correspondences,
+        quickly: bool = False,
+        is_close: bool = False,
     ) -> Located:
         """Locate the current frame relative to a keyframe.
 
@@ -126,6 +133,8 @@ class Localizer:
             keyframe: the keyframe.
             current: the frame.
             matches: with it.
+            quickly: whether the pose by a single camera's known depths may take the place of the search for a two-view
+                pose. Then the two say nothing of each other, so that some frames must be located without.
             is_close: whether the image has hardly moved since the last located frame. Then the expected pose may take
                 the place of a search. From a worse prediction the refinement ends in wrong minima that many matches
                 agree with.
@@ -138,7 +147,7 @@ class Localizer:
         moved = self.moved_since_last(current.frame.stamp_ns)
         expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None, moved)
         start = _relative(keyframe, expected) if is_close else None
-        by_depth = pose = None
+        by_depth = pose = own = None
         why = ScaleReason.OWN_UNIT
         if self._own is None:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
@@ -149,10 +158,14 @@ class Localizer:
                 )
                 if not pose.has_rotation or by_depth.is_trusted:
                     return by_depth
-        two_views = pose_by_two_views(keyframe.encoded, matches, rays, self._config.geometry, why, start)
-        by_two = self._judged(
-            Located(KeyframeMatch(keyframe, matches, two_views), rays, None), expected, since_last, current
+        elif quickly:
+            own = self._own.by_depth(keyframe, matches, rays, start)
+            start = (own.rotation, own.translation) if own is not None else start
+        two_views = pose_by_two_views(
+            keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known=own is not None
         )
+        found = Located(KeyframeMatch(keyframe, matches, two_views), rays, None, by_depth=own)
+        by_two = self._judged(found, expected, since_last, current)
         if by_depth is None or pose is None:
             return by_two
         # Depths are noisier than matches, so fewer inliers agree. If the two-view pose agrees with them, it is right.
@@ -192,7 +205,7 @@ class Localizer:
         if self._own is None or located.rays is None:
             return located
         match = located.match
-        pose = self._own.locate(match.keyframe, match.correspondences, located.rays, match.pose)
+        pose = self._own.locate(match.keyframe, match.correspondences, located.rays, match.pose, located.by_depth)
         if pose is not None and not located.is_trusted:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
@@ -386,8 +399,8 @@ class Localizer:
         Without a unit the pose has no length, and only its rotation can be predicted.
         """
         keyframe, matches, rays = located.match.keyframe, located.match.correspondences, located.rays
-        if self._own is None or rays is None:
-            return None
+        if self._own is None or rays is None or located.by_depth is not None:
+            return located.by_depth
         least = self._config.depth.min_cells
         if keyframe.depth is None or keyframe.depth.known.sum() < least:
             return replace(located.match.pose, translation=np.zeros(3))

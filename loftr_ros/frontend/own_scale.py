@@ -39,6 +39,9 @@ _PARTS = (4, 3)
 _LEAST = 5
 # Standard deviation of what a transfer changes of the unit although all parts agree (measured in rendered rooms).
 _UNSEEN = 0.002
+# Distance of a cell from a plane within which it may be on it, in standard deviations and as a part of its inverse
+# depth; steps of the robust fit of a plane.
+_GATE, _ON_PLANE, _PLANE_STEPS = 2.0, 0.05, 4
 # Standard deviation of a normal distribution over its median absolute deviation.
 _DEVIATION = 1.4826
 
@@ -62,8 +65,37 @@ class OwnScale:
     def __init__(self, geometry: GeometryConfig, depth: DepthConfig) -> None:
         self._geometry, self._config = geometry, depth
 
+    def by_depth(
+        self,
+        keyframe: Keyframe,
+        matches: Correspondences,
+        rays: MatchedRays,
+        expected: tuple[Array, Array] | None = None,
+    ) -> RelativePose | None:
+        """The current camera's pose by a keyframe's known depths alone; None if there are too few, or if they form a
+        plane: then they may have come from the wrong one of its two poses.
+
+        Args:
+            keyframe: not changed.
+            matches: with it.
+            rays: of the matches.
+            expected: rotation and translation by the previous motion, in the trajectory's unit; None if unknown.
+        """
+        depth = keyframe.depth
+        if depth is None or depth.known[matches.track_id].sum() < self._config.min_cells:
+            return None
+        if _part_on_plane(depth, matches, rays) >= self._geometry.planar_ratio:
+            return None
+        pose = pose_by_depth(depth, matches, rays, self._geometry, self._config.min_cells, expected)
+        return pose if pose is not None and pose.has_rotation else None
+
     def locate(
-        self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose
+        self,
+        keyframe: Keyframe,
+        matches: Correspondences,
+        rays: MatchedRays,
+        pose: RelativePose,
+        found: RelativePose | None = None,
     ) -> RelativePose | None:
         """The current camera's pose in the trajectory's unit, and depths refined by it; None if it has no length.
 
@@ -72,9 +104,13 @@ class OwnScale:
             matches: with it.
             rays: of the matches.
             pose: of the current camera relative to it, with a unit translation.
+            found: what `by_depth` found; None if it was not asked.
         """
         if not pose.has_rotation:
             return None
+        if found is not None:
+            self._refine(keyframe, matches, found, rays)
+            return found
         if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
             return self._begin(keyframe, matches, pose, rays)
         found = pose_by_depth(
@@ -238,6 +274,26 @@ def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size
     medians = np.array([np.median(ratio[part == one]) for one in np.unique(part) if (part == one).sum() >= _LEAST])
     spread = float(np.median(np.abs(medians - np.median(medians)))) if len(medians) else 0.0
     return max(_DEVIATION * spread / math.sqrt(max(len(medians), 1)), abs(float(np.median(ratio))))
+
+
+def _part_on_plane(depth: CellDepth, matches: Correspondences, rays: MatchedRays) -> float:
+    """Part of the matched cells of known depth that are on one plane.
+
+    On a plane the inverse depth is linear in the ray.
+    """
+    cell = matches.track_id
+    known = np.flatnonzero(depth.known[cell])
+    known = known[:: max(len(known) // _RATIOS, 1)]
+    inverse, std = depth.inverse[cell[known]], np.sqrt(depth.variance[cell[known]])
+    design = homogeneous(rays.keyframe[known])
+    limit = np.maximum(_GATE * std, _ON_PLANE * np.abs(inverse))
+    weight = 1 / limit
+    off = np.full(len(known), np.inf)
+    for _ in range(_PLANE_STEPS):
+        plane = np.linalg.lstsq(design * weight[:, None], inverse * weight, rcond=None)[0]
+        off = np.abs(design @ plane - inverse) / limit
+        weight = 1 / (limit * (1 + off))
+    return float(np.mean(off < 1))
 
 
 def _ratios(known: Array, found: Array) -> Array:

@@ -252,7 +252,8 @@ class FrontEnd:
             ]
         with timer("geometry"):
             return [
-                self.localizer.locate(k, current, c, is_close) for k, c in zip(keyframes, correspondences, strict=True)
+                self.localizer.locate(k, current, c, quickly, is_close)
+                for k, c in zip(keyframes, correspondences, strict=True)
             ]
 
     def _look_for_other_segments(

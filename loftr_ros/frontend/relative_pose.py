@@ -47,6 +47,7 @@ def pose_by_two_views(
     geometry: GeometryConfig,
     why: ScaleReason,
     expected: tuple[Array, Array] | None = None,
+    is_known: bool = False,
 ) -> RelativePose:
     """The two-view pose, with a translation of unit length.
 
@@ -56,7 +57,8 @@ def pose_by_two_views(
         rays: of the matches.
         geometry: settings.
         why: reason for the unknown length.
-        expected: rotation and translation by the previous motion; None if unknown.
+        expected: rotation and translation by other means; None if unknown.
+        is_known: whether these come from the keyframe's depths, see `estimate_relative_pose`.
     """
     assert keyframe.frame.camera is not None
     pose = estimate_relative_pose(
@@ -67,6 +69,7 @@ def pose_by_two_views(
         matches.std,
         rays.view_area,
         expected,
+        is_known,
     )
     return replace(pose, without_length=why)
 

@@ -211,6 +211,7 @@ def estimate_relative_pose(
     std: NDArray[np.floating] | None = None,
     view_area: float | None = None,
     expected: tuple[Array, Array] | None = None,
+    is_known: bool = False,
 ) -> RelativePose:
     """The relative pose from matched rays: essential matrix by MAGSAC++, refined on its inliers.
 
@@ -224,7 +225,9 @@ def estimate_relative_pose(
             unknown.
         view_area: `ray_area` of all usable points of the keyframe; None if unknown, and then CONCENTRATED is not
             reported.
-        expected: rotation and translation by the previous motion; if it explains the matches, it replaces the search.
+        expected: rotation and translation by other means; if it explains the matches, it replaces the search.
+        is_known: whether `expected` comes from known depths of the same points. They have chosen between poses that
+            explain the matches alike, as those of a plane; then no other poses are compared.
 
     Returns:
         The pose with one inlier flag per match.
@@ -238,7 +241,8 @@ def estimate_relative_pose(
     used = used[:: -(-len(used) // _USED)]
     x0, x1 = rays_keyframe[used], rays_current[used]
     pixels = None if std is None else np.asarray(std[used], np.float64)
-    solver = _Solver(x0, x1, focal_length, config, None if pixels is None else relative_std(pixels), pixels, expected)
+    std = None if pixels is None else relative_std(pixels)
+    solver = _Solver(x0, x1, focal_length, config, std, pixels, expected, is_known)
     result = solver.solve()
     inliers = nothing.copy()
     inliers[used] = result.inliers
@@ -311,8 +315,9 @@ class _Solver:
         std: Array | None = None,
         pixels: Array | None = None,
         expected: tuple[Array, Array] | None = None,
+        is_known: bool = False,
     ) -> None:
-        self.expected = expected
+        self.expected, self.is_known = expected, is_known
         self._found: tuple[Array, Array | None] = np.eye(3), None
         self.x0, self.x1, self.std = x0, x1, std
         self.p0, self.p1 = homogeneous(x0), homogeneous(x1)
@@ -353,28 +358,19 @@ class _Solver:
 
     def _solve(self) -> RelativePose:
         config = self.config
-        rough = self._expected_pose() or self._essential_pose()
+        by_expectation = self._expected_pose()
+        rough = by_expectation or self._essential_pose()
         if rough is None:
             nothing = np.zeros(len(self.x0), dtype=np.bool_)
             return self._rotation_only(nothing) or without_pose(PoseStatus.TOO_FEW_MATCHES, nothing)
         rotation, translation, inliers = rough
         if (rotation_only := self._rotation_only(inliers)) is not None:
             return rotation_only
-        status = PoseStatus.OK
-        candidates = [(rotation, translation)]
-        # A plane, or a nearly planar scene, has two nearly equal solutions; the homography gives both.
-        plane_poses, on_plane = self._plane_poses(inliers)
-        candidates += plane_poses
-        candidates += self._other_minima(inliers, rotation, translation)
-        if plane_poses and on_plane.sum() >= config.planar_ratio * inliers.sum():
-            status = PoseStatus.PLANAR
-            inliers = inliers | on_plane
-        # A few steps separate the candidates. A plane's two fit equally well, but one has a part of the plane behind a
-        # camera.
-        tried = [self._compared(inliers, *candidate) for candidate in candidates]
-        costs = [pose.cost + _BEHIND_COST * self._part_behind(pose, inliers) for pose in tried]
-        best = tried[int(np.argmin(costs))]
-        rivals = [p for p, cost in zip(tried, costs, strict=True) if (cost - min(costs)) * inliers.sum() < _RIVAL_COST]
+        rivals: list[RefinedPose] = []
+        if by_expectation is not None and self.is_known:
+            status, best = PoseStatus.OK, self._compared(inliers, rotation, translation)
+        else:
+            status, best, rivals, inliers = self._chosen(rotation, translation, inliers)
         # Refine to the end with the inliers of the refined pose; its origin no longer matters.
         inliers = self._inliers(best.rotation, best.translation)
         if inliers.sum() < config.min_inliers:
@@ -397,6 +393,28 @@ class _Solver:
             return self._without_direction(best, inliers, parallax)
         covariance = self._covariance(best, inliers) + _apart(best, rivals)
         return RelativePose(status, best.rotation, best.translation, covariance, inliers, parallax)
+
+    def _chosen(
+        self, rotation: Array, translation: Array, inliers: Flags
+    ) -> tuple[PoseStatus, RefinedPose, list[RefinedPose], Flags]:
+        """The best of the poses that may explain the matches alike: its status, itself after a few steps of refinement,
+        those that are as good, and the inliers with those of a plane.
+        """
+        status = PoseStatus.OK
+        candidates = [(rotation, translation)]
+        # A plane, or a nearly planar scene, has two nearly equal solutions; the homography gives both.
+        plane_poses, on_plane = self._plane_poses(inliers)
+        candidates += plane_poses
+        candidates += self._other_minima(inliers, rotation, translation)
+        if plane_poses and on_plane.sum() >= self.config.planar_ratio * inliers.sum():
+            status = PoseStatus.PLANAR
+            inliers = inliers | on_plane
+        # A few steps separate the candidates. A plane's two fit equally well, but one has a part of the plane behind a
+        # camera.
+        tried = [self._compared(inliers, *candidate) for candidate in candidates]
+        costs = [pose.cost + _BEHIND_COST * self._part_behind(pose, inliers) for pose in tried]
+        rivals = [p for p, cost in zip(tried, costs, strict=True) if (cost - min(costs)) * inliers.sum() < _RIVAL_COST]
+        return status, tried[int(np.argmin(costs))], rivals, inliers
 
     def _covariance(self, pose: RefinedPose, inliers: Flags) -> Array:
         """(6, 6) of a refined pose: from its matches' noise, including that beyond the threshold, and from their
@@ -447,7 +465,7 @@ class _Solver:
             return None
         pose = rotation, translation / length
         some = self._part(np.ones(len(self.x0), np.bool_))
-        for widened in (_EXPECTED_KERNEL, 1.0):
+        for widened in (1.0,) if self.is_known else (_EXPECTED_KERNEL, 1.0):
             refined = self._refined(some, *pose, iterations=4, widened=widened)
             pose = refined.rotation, refined.translation
         if cheirality_vote(self.p0[some], self.p1[some], pose[0], -pose[1], self.threshold) > cheirality_vote(
