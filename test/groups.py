@@ -19,7 +19,7 @@ GROUPS = {
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
     "evaluation": "evaluate metrics scene shutter visualization",
-    "training": "place_training training training_data training_photos",
+    "training": "adaptation place_training training training_data training_photos",
 }
 """Names of a group's files, without `test_` and `.py`."""
 

@@ -87,6 +87,7 @@ CASES: dict[tuple[str, str], list[str]] = {
     ("loops", "Ctrl-C"): ["loops", "good", "-o", "out", "-q", *QUICK],
     ("loops", "no such recording"): ["loops", "nowhere", *QUICK],
     ("evaluate", "no such folder"): ["evaluate", "nowhere", *QUICK],
+    ("adapt", "the camera hardly moves, or is not calibrated"): ["adapt", "good", "-o", "file", "-q"],
     ("explain", "two images"): [
         "explain",
         "good/0.png",
@@ -126,6 +127,8 @@ ELSEWHERE = {
     ("doctor", "all works"): "test_doctor.py",
     ("evaluate", "everything was read"): "test_evaluate.py",
     ("evaluate", "an image is missing"): "test_evaluate.py",
+    ("adapt", "the held-out part improves"): "test_adaptation.py",
+    ("adapt", "it does not"): "test_adaptation.py",
     ("demo", "it ran to its end"): "test_demo.py",
     ("demo", "a process of it failed"): "test_demo.py",
     ("demo", "Ctrl-C"): "test_demo.py",

@@ -128,7 +128,7 @@ def test_an_image_of_elsewhere_is_ranked_and_nowhere_verified(room: SimpleNamesp
 
 
 def test_without_calibration_the_place_is_found_and_no_pose(room: SimpleNamespace) -> None:
-    best = room.query.rank(replace(frame(moved(POSES[3])), camera=None), 1)[0]
+    best = room.query.rank(replace(frame(moved(POSES[3])), camera=None), 2)[0]
     assert best.is_verified and best.keyframe.name == ADA[3]
     assert best.found.pose.status == PoseStatus.NO_CALIBRATION and best.map_pose is None
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loftr_ros.cli.adapt import adapt
 from loftr_ros.cli.back_end import back_end
 from loftr_ros.cli.demo import demo
 from loftr_ros.cli.doctor import doctor
@@ -36,7 +37,7 @@ app.command()(demo)
 app.command(context_settings=PASSING)(node)
 app.command(context_settings=PASSING)(play)
 app.command("back-end", context_settings=PASSING)(back_end)
-for command in (run, view, explain, loops, evaluate, doctor, export):
+for command in (run, view, explain, loops, evaluate, doctor, export, adapt):
     app.command()(command)
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")

@@ -372,7 +372,7 @@ COMPACT = CompactConfig(
     name="compact",
     backbone=CompactBackboneConfig(dims=(16, 48, 96, 128), blocks=(0, 1, 2, 2), cell_dim=64, fine_dim=24),
     transformer=RegionTransformerConfig(num_heads=4, layers=("self", "cross") * 2),
-    coarse=CoarseMatchingConfig(threshold=0.2, border=2, point="centre", max_matches=2000),
+    coarse=CoarseMatchingConfig(threshold=0.1, border=2, point="centre", max_matches=2000),
     fine=CompactFineConfig(template=4, reach=3, hidden=64),
 )
 

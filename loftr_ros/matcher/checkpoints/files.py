@@ -26,7 +26,7 @@ from loftr_ros.matcher.checkpoints.recognition import (
     recognise,
     same_weights,
 )
-from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, LoFTRConfig, NetworkConfig
+from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, CompactConfig, LoFTRConfig, NetworkConfig
 from loftr_ros.text_files import what_it_is
 
 __all__ = [
@@ -133,8 +133,12 @@ def fingerprint_of(config: NetworkConfig, state_dict: Mapping[str, Tensor]) -> s
     """
     slip = isinstance(config, LoFTRConfig) and config.position_slip
     digest = hashlib.sha256(f"{config.backbone} {config.transformer} {slip}".encode())
+    parts: tuple[str, ...] = ("",)
+    if isinstance(config, CompactConfig):  # what follows can be trained again, and features stay the same
+        layers = [*config.transformer.layers, "cross"]
+        parts = ("backbone.", *(f"transformer.layers.{number}." for number in range(layers.index("cross"))))
     for name, value in sorted(_used(config, state_dict).items()):
-        if not name.endswith("num_batches_tracked"):
+        if name.startswith(parts) and not name.endswith("num_batches_tracked"):
             digest.update(name.encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()[:16]
