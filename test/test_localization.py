@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_world import WorldMatcher, frame, walk
+from made_world import WIDTH, WorldMatcher, frame, walk
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig
@@ -24,7 +24,8 @@ from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch, MatchedRay
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
 from loftr_ros.geometry.epipolar import homogeneous
-from loftr_ros.geometry.two_view import ScaleReason
+from loftr_ros.geometry.two_view import PoseStatus, ScaleReason
+from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.settings import ConfigError, with_values
 
 FRAMES = 40
@@ -137,6 +138,40 @@ def test_depths_on_one_plane_choose_no_pose_since_they_may_come_from_its_wrong_o
         assert np.allclose(found.translation, moved, atol=1e-3)
     else:
         assert found is None
+
+
+class SuddenlyBlind(WorldMatcher):
+    """Matches ever fewer regions of images farther apart, and hardly any from seven frames on."""
+
+    def _match(self, keyframe: ImageFeatures, current: ImageFeatures) -> Matches:
+        found = super()._match(keyframe, current)
+        apart = abs(self._pose(keyframe)[0] - self._pose(current)[0]) / 2
+        part = 1 - 0.04 * apart if apart < 7 else 0.12
+        keep = found.points0[:, 0] < part * WIDTH
+        return Matches(*(getattr(found, name)[keep] for name in vars(found)))
+
+
+@pytest.mark.parametrize("mode", ["mono", "rgbd"])
+def test_a_frame_that_moved_too_far_from_the_keyframe_is_located_by_the_frame_before_which_becomes_one(
+    mode: str,
+) -> None:
+    poses = walk(FRAMES)
+    values = {"mode": mode, "depth.max_depth": 20.0, "keyframe.min_explained": 0.5, "keyframe.min_coverage": 0.0}
+    front_end = FrontEnd(SuddenlyBlind(poses), with_values(FrontEndConfig(), values))
+    results = [front_end.process(frame(poses, i, depth=mode == "rgbd")) for i in range(FRAMES)]
+    late = [(r, e) for r in results for e in r.events if e.added and e.keyframe.frame is not r.frame]
+    assert late
+    for result, event in late:
+        number = next(i for i, each in enumerate(results) if each is result)
+        assert event.keyframe.frame is results[number - 1].frame
+        assert result.links is not None and result.links.new_keyframe == event.keyframe.id and len(result.links)
+        assert result.matches[0].keyframe is event.keyframe
+        assert event.keyframe.link is not None
+    assert all(
+        r.matches[0].pose.status != PoseStatus.DOUBTFUL and r.state == TrackingState.TRACKING for r in results[1:]
+    )
+    if mode == "rgbd":
+        assert np.abs(positions(results) - truth(poses, results)).max() < 0.05
 
 
 def test_a_single_cameras_relative_pose_has_a_unit_translation_whatever_the_trajectorys_unit() -> None:

@@ -48,6 +48,8 @@ STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 _OTHER_SEGMENTS_PERIOD = 5
 # A blurred frame is not made a keyframe while the explained part is above this.
 _WAITS = 0.55
+# Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
+_LEFT_BEHIND = 0.9
 # Radians by which the motion by matching and the motion on the trajectory may differ in rotation.
 _AGREEING_ROTATION = 0.05
 # Evicted keyframes whose places are kept for a recall: a kilobyte each.
@@ -85,6 +87,8 @@ class FrontEnd:
         self._evicted: dict[int, Location] = {}
         self._resolution = 1.0
         self._drops_keyframes = False
+        # The frame before, if it was located by itself and is no keyframe, with its location.
+        self._before: tuple[EncodedFrame, Located, Location] | None = None
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
     @property
@@ -123,6 +127,11 @@ class FrontEnd:
         if reference is not None and reference.encoded.features.size != current.features.size:
             current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
+        links = None
+        if best is None or not best.is_trusted:
+            found, links = self._locate_by_the_frame_before(current, timer)
+            if found is not None:
+                best, located = found, [found, *located]
         location = None
         if best is not None:
             with timer("geometry"):
@@ -134,12 +143,17 @@ class FrontEnd:
             best, location, joined = self._look_for_other_segments(current, best, location, timer)
             located[0] = best
         with timer("keyframe"):
-            links = self._update_keyframes(current, located, best, location, timer)
-            if best is not None and links is not None and self.buffer.reference is not None:
-                self.moving.add_keyframe(self.buffer.reference)
+            if links is None:
+                links = self._update_keyframes(current, located, best, location, timer)
+                if best is not None and links is not None and self.buffer.reference is not None:
+                    self.moving.add_keyframe(self.buffer.reference)
         is_keyframe = any(event.added for event in self.buffer.pending_events)
         self._quick.record(self._full_match, len(timer.runs) > len(located), is_keyframe)
         self._remember_evicted()
+        if best is not None and best.is_trusted and location is not None and not is_keyframe:
+            self._before = current, best, location
+        else:
+            self._before = None
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
@@ -197,6 +211,37 @@ class FrontEnd:
             return located, best
         self.recovery.missed()
         return located, None
+
+    def _locate_by_the_frame_before(
+        self, current: EncodedFrame, timer: _Timer
+    ) -> tuple[Located | None, TrackLinks | None]:
+        """Make the frame before a keyframe if this one is located by itself with it, but not without: between the two
+        the camera moved too far from all keyframes.
+
+        Returns:
+            The frame relative to the new keyframe, and links to that keyframe's cells; None without one.
+        """
+        if self._before is None or current.quality != FrameQuality.USABLE:
+            return None, None
+        encoded, its, location = self._before
+        sizes = {each.features.size for each in (encoded, current, its.match.keyframe.encoded)}
+        if its.match.keyframe is not self.buffer.reference or its.explained > _LEFT_BEHIND or len(sizes) > 1:
+            return None, None
+        complete = replace(encoded, features=self.matcher.complete(encoded.features))
+        depth = self._measured_depth(complete)
+        tried = Keyframe(self.buffer.next_id, complete)
+        self.localizer.go_on(tried, depth, its, location)
+        found = self._match([tried], current, timer)[0]
+        if not found.is_sure:
+            return None, None
+        keyframe = self.buffer.add(complete, KeyframeReason.LOW_COVERAGE, location.segment)
+        links = self.localizer.go_on(keyframe, depth, its, location)
+        self.moving.add_keyframe(keyframe)
+        self.recovery.located()
+        found = replace(found, match=replace(found.match, keyframe=keyframe))
+        keyframe.follow(found.match.correspondences.track_id[found.match.pose.inliers])
+        self.buffer.record_match(keyframe, self._coverage(found, current))
+        return found, links
 
     def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
@@ -339,7 +384,7 @@ class FrontEnd:
         self.recovery.reset()
         self.moving.reset()
         self._evicted.clear()
-        self._forced = False
+        self._forced, self._before = False, None
         self.buffer.clear(reason)
         return self.buffer.take_events()
 

@@ -133,10 +133,12 @@ class FrontEndResult:
     Attributes:
         frame: the input.
         matches: one entry per matched keyframe, the reference first; empty for the first frame.
-        events: keyframes added and removed, including those of an earlier frame that failed halfway.
+        events: keyframes added and removed, including those of an earlier frame that failed halfway. The frame before
+            may have become a keyframe, if this one is not located without it.
         latencies: seconds spent in each of STAGES.
         location: of the camera in the trajectory; None if unknown.
-        links: from the cells of the previous reference keyframe to those of the keyframe made of this frame.
+        links: from the cells of the previous reference keyframe to those of the keyframe made of this frame, or of the
+            frame before.
         effort: of the next frame, chosen to stay inside `max_latency_ms`.
         state: of tracking.
         quality: verdict on the image alone; a useless one is not matched.

@@ -75,6 +75,10 @@ class Outputs:
     def publish(self, result: FrontEndResult) -> None:
         """Publish everything except visualisation."""
         assert self._odometry is not None
+        # A keyframe of an earlier frame is announced before what refers to it.
+        is_earlier = any(event.added and event.keyframe.frame is not result.frame for event in result.events)
+        if is_earlier:
+            self.publish_events(result.events, result.frame)
         for match in result.matches:
             self._correspondences.publish(correspondences_message(match, result.frame))
             self._relative_pose.publish(relative_pose_message(match, result.frame))
@@ -84,14 +88,16 @@ class Outputs:
         if result.matches and self._landmarks.get_subscription_count():
             self._landmarks.publish(landmarks_message(result.matches[0], result.frame, result.location))
         if result.links is not None and len(result.links):
-            self._track_links.publish(track_links_message(result.links, result.frame))
+            made = [e.keyframe.frame for e in result.events if e.added and e.keyframe.id == result.links.new_keyframe]
+            self._track_links.publish(track_links_message(result.links, made[0] if made else result.frame))
         if result.joined is not None:
             self._segments_joined.publish(segments_joined_message(result.joined, result.frame))
             self._node.get_logger().info(
                 f"segments {result.joined.old} and {result.joined.new} of the trajectory are one: "
                 f"it continues in segment {result.joined.old} (see ~/segments_joined)"
             )
-        self.publish_events(result.events, result.frame)
+        if not is_earlier:
+            self.publish_events(result.events, result.frame)
         self._odometry.publish(result)
 
     def publish_events(self, events: tuple[KeyframeEvent, ...], current: Frame | None) -> None:
