@@ -128,7 +128,7 @@ class FrontEnd:
             current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
         links = None
-        if best is None or not best.is_trusted:
+        if best is None or not (best.is_trusted or best.explained >= self.config.geometry.min_explained):
             found, links = self._locate_by_the_frame_before(current, timer)
             if found is not None:
                 best, located = found, [found, *located]
@@ -227,6 +227,8 @@ class FrontEnd:
         sizes = {each.features.size for each in (encoded, current, its.match.keyframe.encoded)}
         if its.match.keyframe is not self.buffer.reference or its.explained > _LEFT_BEHIND or len(sizes) > 1:
             return None, None
+        if min(encoded.sharpness, current.sharpness) * SHARPER < its.match.keyframe.encoded.sharpness:
+            return None, None  # it is blur that takes the matches
         complete = replace(encoded, features=self.matcher.complete(encoded.features))
         depth = self._measured_depth(complete)
         tried = Keyframe(self.buffer.next_id, complete)
