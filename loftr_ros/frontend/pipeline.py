@@ -128,7 +128,7 @@ class FrontEnd:
             current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
         links = None
-        if best is None or not (best.is_trusted or best.explained >= self.config.geometry.min_explained):
+        if best is None or not (best.is_trusted or best.explained >= self.config.keyframe.min_explained):
             found, links = self._locate_by_the_frame_before(current, timer)
             if found is not None:
                 best, located = found, [found, *located]
