@@ -103,7 +103,7 @@ def test_a_run_that_is_optimised_without_loops_is_the_odometry(tmp_path: Path) -
             odometry[frame.stamp_ns] = found.pose
     optimisation.finish()
     said = optimisation.write(tmp_path, odometry, odometry, True)
-    poses, groups, metric = optimisation.poses()
+    poses, groups, metric = optimisation.poses
     np.testing.assert_allclose(poses, list(odometry.values()), atol=1e-6)
     assert not groups.any() and metric
     assert all((tmp_path / name).exists() for name in ("optimised.tum", "graph.g2o", "map.ply", "map.npz"))

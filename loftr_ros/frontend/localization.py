@@ -401,12 +401,9 @@ class Localizer:
         keyframe, matches, rays = located.match.keyframe, located.match.correspondences, located.rays
         if self._own is None or rays is None or located.by_depth is not None:
             return located.by_depth
-        least = self._config.depth.min_cells
-        if keyframe.depth is None or keyframe.depth.known.sum() < least:
+        if keyframe.depth is None or keyframe.depth.known.sum() < self._config.depth.min_cells:
             return replace(located.match.pose, translation=np.zeros(3))
-        start = self._own.with_length(keyframe.depth, matches, rays, located.match.pose)
-        pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, least, start)
-        return pose if pose is not None and pose.has_rotation else None
+        return self._own.in_unit(keyframe.depth, matches, rays, located.match.pose)
 
     def _carried(self, pose: RelativePose, start: Location, stamp_ns: int) -> RelativePose:
         """A two-view pose with the length predicted from the previous motion; only for a while, then it is unknown.

@@ -86,8 +86,7 @@ class OwnScale:
             return None
         if _part_on_plane(depth, matches, rays) >= self._geometry.planar_ratio:
             return None
-        pose = pose_by_depth(depth, matches, rays, self._geometry, self._config.min_cells, expected)
-        return pose if pose is not None and pose.has_rotation else None
+        return self._posed(depth, matches, rays, expected)
 
     def locate(
         self,
@@ -108,25 +107,27 @@ class OwnScale:
         """
         if not pose.has_rotation:
             return None
+        if found is None:
+            if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
+                return self._begin(keyframe, matches, pose, rays)
+            found = self.in_unit(keyframe.depth, matches, rays, pose)
         if found is not None:
             self._refine(keyframe, matches, found, rays)
-            return found
-        if keyframe.depth is None or keyframe.depth.known.sum() < self._config.min_cells:
-            return self._begin(keyframe, matches, pose, rays)
-        found = pose_by_depth(
-            keyframe.depth,
-            matches,
-            rays,
-            self._geometry,
-            self._config.min_cells,
-            self.with_length(keyframe.depth, matches, rays, pose),
-        )
-        if found is None or not found.has_rotation:
-            return None
-        self._refine(keyframe, matches, found, rays)
         return found
 
-    def with_length(
+    def in_unit(
+        self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose
+    ) -> RelativePose | None:
+        """The pose by known depths near a two-view pose; None if they determine none. Nothing is changed."""
+        return self._posed(depth, matches, rays, self._with_length(depth, matches, rays, pose))
+
+    def _posed(
+        self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, expected: tuple[Array, Array] | None
+    ) -> RelativePose | None:
+        pose = pose_by_depth(depth, matches, rays, self._geometry, self._config.min_cells, expected)
+        return pose if pose is not None and pose.has_rotation else None
+
+    def _with_length(
         self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose
     ) -> tuple[Array, Array] | None:
         """Rotation and translation of a two-view pose in the unit of known depths: the median of the ratios of them to

@@ -229,7 +229,7 @@ class FrontEnd:
             return None, None
         if min(encoded.sharpness, current.sharpness) * SHARPER < its.match.keyframe.encoded.sharpness:
             return None, None  # it is blur that takes the matches
-        complete = replace(encoded, features=self.matcher.complete(encoded.features))
+        complete = self.pairs.complete(encoded)
         depth = self._measured_depth(complete)
         tried = Keyframe(self.buffer.next_id, complete)
         self.localizer.go_on(tried, depth, its, location)
@@ -425,7 +425,7 @@ class FrontEnd:
         encoded = self.encode(frame)
         if encoded.features.size != reference.encoded.features.size:
             return False
-        encoded = replace(encoded, features=self.matcher.complete(encoded.features))
+        encoded = self.pairs.complete(encoded)
         same_cells = grid == encoded.features.grid
         self.buffer.recall(number, encoded, location, depth if same_cells else None, self.localizer.segment)
         del self._evicted[number]
@@ -544,7 +544,7 @@ class FrontEnd:
             reason = self._reason_for_keyframe(chosen, covered[chosen.match.keyframe.id], current)
         if reason is None:
             return None
-        complete = replace(current, features=self.matcher.complete(current.features))
+        complete = self.pairs.complete(current)
         depth = self._measured_depth(complete)
         segment = self.localizer.next_segment if location is None else location.segment
         keyframe = self.buffer.add(complete, reason, segment)
@@ -583,7 +583,7 @@ class FrontEnd:
         if self.recovery.followed(is_followed, self.buffer.keyframes):
             return KeyframeReason.LOST
         if not is_followed:
-            self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
+            self.buffer.consider(self.pairs.complete(current))
         return None
 
     def _leads_on(self, current: EncodedFrame, location: Location | None, timer: _Timer) -> bool:
@@ -602,7 +602,7 @@ class FrontEnd:
             is_shown = found.match.pose.has_rotation and found.explained >= self.config.geometry.min_explained
             if is_shown and apart < _AGREEING_ROTATION:
                 return True
-        kept = self.buffer.consider(replace(current, features=self.matcher.complete(current.features)))
+        kept = self.buffer.consider(self.pairs.complete(current))
         if kept is not None:
             kept.location = location
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -224,8 +225,12 @@ class Optimisation:
         self.stamps.append(result.frame.stamp_ns)
         self.steps.append((_key(keyframe), inverse(start.pose) @ location.pose))
 
+    @cached_property
     def poses(self) -> tuple[Array, NDArray[np.int64], bool]:
-        """(N, 4, 4) T_map_camera of the frames of `stamps`, (N,) their groups, and whether all are in metres."""
+        """(N, 4, 4) T_map_camera of the frames of `stamps`, (N,) their groups, and whether all are in metres.
+
+        Only after `finish`.
+        """
         poses, groups, metric = [], [], True
         for key, step in self.steps:
             found = self.back_end.place(key)
@@ -237,7 +242,7 @@ class Optimisation:
 
     def largest_part(self) -> tuple[dict[int, Array], bool, int]:
         """(4, 4) T_map_camera by stamp of the frames of the largest part, whether in metres, and how many parts."""
-        poses, groups, is_metric = self.poses()
+        poses, groups, is_metric = self.poses
         names = _by_size(groups)
         largest = {self.stamps[k]: poses[k] for k in np.flatnonzero(groups == names[0])} if names else {}
         return largest, is_metric, len(names)
@@ -270,7 +275,8 @@ class Optimisation:
         Raises:
             BackEndError: a file cannot be written.
         """
-        poses, groups, metric = self.poses()
+        poses, groups, _ = self.poses
+        own, metric, _ = self.largest_part()
         for old in folder.glob("optimised*.tum"):
             old.unlink()
         lines = tum_lines(np.array(self.stamps, np.int64), poses)
@@ -282,7 +288,6 @@ class Optimisation:
         write_g2o(self.back_end, folder / "graph.g2o")
         landmarks = write_ply(self.back_end, folder / "map.ply")
         save_map(self.back_end, folder / "map.npz")
-        main = groups == names[0] if names else np.zeros(0, np.bool_)
         seen = {each.key: truth[each.stamp_ns] for each in self.back_end.graph.vertices if each.stamp_ns in truth}
         if not why_no_plots():  # the note on trajectory.png says why
             plot_optimised(folder / "optimised.png", self.back_end, names[0] if names else 0, seen, metric)
@@ -296,9 +301,8 @@ class Optimisation:
                 f"  {len(names)} parts without a loop between them: optimised.tum is the longest, optimised_1.tum and "
                 "so on are the others, each in its own frame"
             )
-        stamps = [stamp for stamp, keep in zip(self.stamps, main, strict=True) if keep and stamp in truth]
+        stamps = [stamp for stamp in own if stamp in truth]
         if len(stamps) > 2:
-            own = {stamp: pose for stamp, pose, keep in zip(self.stamps, poses, main, strict=True) if keep}
             true = np.array([truth[stamp] for stamp in stamps])
             found = trajectory_errors(np.array([own[stamp] for stamp in stamps]), true, not metric)
             before = trajectory_errors(np.array([odometry[stamp] for stamp in stamps]), true, not metric)
