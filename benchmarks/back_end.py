@@ -112,9 +112,8 @@ def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
     optimisation = Optimisation(Recorder(), LoopSearch(front_end, with_values(LoopConfig(), values, "loop.")))
     with open_source(_uri(name, data)) as source:
         for frame in source:
-            encoded = front_end.encode(reader.read(frame, mode))
-            result = front_end.process_encoded(encoded)
-            optimisation.add(result, encoded)
+            result = front_end.process(reader.read(frame, mode))
+            optimisation.add(result)
             if frame.pose is not None:
                 said.truth[frame.stamp_ns] = frame.pose
             if result.location is not None:

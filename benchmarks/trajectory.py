@@ -102,9 +102,8 @@ def run(name: str, contenders: Sequence[Contender], config: FrontEndConfig, argu
                 walk.truth.append(frame.pose)
             image = frame.to_frame(mode)
             for front_ends in standing:
-                encoded = front_ends[0][0].encode(image)
                 for front_end, each in front_ends:
-                    each.add(front_end.process_encoded(encoded))
+                    each.add(front_end.process(image))
     if walk.truth and len(walk.truth) < walk.frames:
         raise SystemExit(f"{folder}: {walk.frames - len(walk.truth)} frames have no true pose")
     if walk.truth:

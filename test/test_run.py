@@ -95,9 +95,8 @@ def test_a_run_that_is_optimised_without_loops_is_the_odometry(tmp_path: Path) -
     front, optimisation, odometry = front_end("rgbd"), Optimisation(BackEnd()), dict[int, Any]()
     with open_source(recording(tmp_path / "in", [4.0 * k for k in range(10)], "rgbd")) as source:
         for frame in source:
-            encoded = front.encode(FrameReader().read(frame, "rgbd"))
-            result = front.process_encoded(encoded)
-            optimisation.add(result, encoded)
+            result = front.process(FrameReader().read(frame, "rgbd"))
+            optimisation.add(result)
             found = result.place
             assert found is not None
             odometry[frame.stamp_ns] = found.pose

@@ -124,6 +124,14 @@ class TrackingConfig(Settings):
     full_period: int = setting(
         10, "Maximum number of consecutive frames without a full match", unit="frames", low=0, high=100000
     )
+    flow_period: int = setting(
+        5,
+        "Maximum number of consecutive frames that are located by optical flow from the last frame that the network "
+        "matched; 0 for none. On CPUs, with keyframe.max_matched 1, and of networks that match quickly (compact)",
+        unit="frames",
+        low=0,
+        high=1000,
+    )
     max_matches: int = setting(
         1000,
         "Maximum number of matches of a frame that is not matched in full, spread over the image; cells that the "

@@ -45,38 +45,33 @@ class KeyframeReason(IntEnum):
     RESIZED = 20
 
 
-@dataclass(frozen=True)
-class EncodedFrame:
-    """A frame with everything computed from it alone. It can become a keyframe without further computation.
+class CellsOfFrame:
+    """What follows from a frame and its grid of cells alone.
 
     Attributes:
         frame: the image and its origin.
-        features: the network's, on its device.
         scale: (u, v) pixels of the raw image per pixel of the encoded image.
         cell_size: side of a coarse cell, in pixels of the encoded image.
         cell_offset: from a cell's top-left pixel to the point of its matches, along either axis, in pixels of the
             encoded image.
-        seconds: time of the encoding.
         quality: verdict on the image alone.
     """
 
     frame: Frame
-    features: ImageFeatures
     scale: tuple[float, float]
     cell_size: int
     cell_offset: float
-    seconds: float = 0.0
-    quality: FrameQuality = FrameQuality.USABLE
+    quality: FrameQuality
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells."""
+        raise NotImplementedError
 
     @cached_property
     def texture(self) -> Texture:
         """Where the image has texture to match."""
-        return texture_of(self.frame.image, max(self.features.grid), self.frame.usable)
-
-    @cached_property
-    def mean_feature(self) -> NDArray[np.float32]:
-        """(C,) mean of the coarse features, for comparing views; waits for the device once."""
-        return self.features.tokens[0].float().mean(dim=0).cpu().numpy()
+        return texture_of(self.frame.image, max(self.grid), self.frame.usable)
 
     @cached_property
     def sharpness(self) -> float:
@@ -86,7 +81,7 @@ class EncodedFrame:
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
         """(L, 2) float32 raw pixels of the coarse cells' points: positions of the `track_id`s in this image."""
-        rows, columns = self.features.grid
+        rows, columns = self.grid
         cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
         return raw_pixels((cells * self.cell_size + self.cell_offset).astype(np.float32), self.scale)
 
@@ -104,7 +99,58 @@ class EncodedFrame:
 
     def nearest_cells(self, points: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(N,) cells nearest to (N, 2) raw pixels, and (N,) distances in pixels."""
-        return nearest_cells(points, self.cell_points, self.features.grid)
+        return nearest_cells(points, self.cell_points, self.grid)
+
+
+@dataclass(frozen=True)
+class PreparedFrame(CellsOfFrame):
+    """A frame that the network has not encoded, because its points can probably be followed by optical flow.
+
+    Attributes:
+        cells: (rows, columns), as the network has them in an image of this size.
+        seconds: time spent on it so far.
+    """
+
+    frame: Frame
+    cells: tuple[int, int]
+    scale: tuple[float, float]
+    cell_size: int
+    cell_offset: float
+    seconds: float = 0.0
+    quality: FrameQuality = FrameQuality.USABLE
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells."""
+        return self.cells
+
+
+@dataclass(frozen=True)
+class EncodedFrame(CellsOfFrame):
+    """A frame with everything computed from it alone. It can become a keyframe without further computation.
+
+    Attributes:
+        features: the network's, on its device.
+        seconds: time of the encoding.
+    """
+
+    frame: Frame
+    features: ImageFeatures
+    scale: tuple[float, float]
+    cell_size: int
+    cell_offset: float
+    seconds: float = 0.0
+    quality: FrameQuality = FrameQuality.USABLE
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells."""
+        return self.features.grid
+
+    @cached_property
+    def mean_feature(self) -> NDArray[np.float32]:
+        """(C,) mean of the coarse features, for comparing views; waits for the device once."""
+        return self.features.tokens[0].float().mean(dim=0).cpu().numpy()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
-from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
+from loftr_ros.frontend.keyframes import CellsOfFrame, EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
@@ -122,7 +122,7 @@ class Localizer:
     def locate(
         self,
         keyframe: Keyframe,
-        current: EncodedFrame,
+        current: CellsOfFrame,
         matches: Correspondences,
         quickly: bool = False,
         is_close: bool = False,
@@ -323,7 +323,7 @@ class Localizer:
         located: Located,
         expected: Expected | None,
         since_last: tuple[Location, IntegratedRotation] | None,
-        current: EncodedFrame,
+        current: CellsOfFrame,
     ) -> Located:
         """Accept or reject a pose: by itself, or by the predicted motion; never against a healthy gyroscope.
 
@@ -344,7 +344,7 @@ class Localizer:
         return replace(judged, match=refused, pose=None, is_trusted=False)
 
     def _judged_by_images(
-        self, located: Located, expected: Expected | None, rotation_agrees: bool, current: EncodedFrame
+        self, located: Located, expected: Expected | None, rotation_agrees: bool, current: CellsOfFrame
     ) -> Located:
         """Accept or reject a pose by the images: by the explained part of the common view, or by the prediction."""
         pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
@@ -382,7 +382,7 @@ class Localizer:
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
 
-    def _are_alike(self, located: Located, current: EncodedFrame) -> bool:
+    def _are_alike(self, located: Located, current: CellsOfFrame) -> bool:
         """Whether both images are equally sharp, and sharp enough for precise matches.
 
         A motion trail in one of them shifts all matches along edges, and then a wrong pose fits as well as the true

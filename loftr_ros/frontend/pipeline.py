@@ -16,19 +16,23 @@ from loftr_ros.frontend.config import MONO, RGBD, STEREO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.keyframes import (
+    CellsOfFrame,
     EncodedFrame,
     Keyframe,
     KeyframeBuffer,
     KeyframeEvent,
     KeyframeReason,
+    PreparedFrame,
     coverage,
     reason_for_keyframe,
 )
 from loftr_ros.frontend.localization import Localizer, Located
+from loftr_ros.frontend.mask import check_mask
 from loftr_ros.frontend.moving import MovingThings
 from loftr_ros.frontend.odometry import Location, SegmentJoin
+from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.pair_matcher import PairMatcher
-from loftr_ros.frontend.quality import SHARPER, FrameQuality
+from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
 from loftr_ros.frontend.quick import CLOSE, FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
@@ -50,6 +54,8 @@ _OTHER_SEGMENTS_PERIOD = 5
 _WAITS = 0.55
 # Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
 _LEFT_BEHIND = 0.9
+# Explained part that the network adds to that of optical flow, which loses points in poor texture.
+_NOT_FOLLOWED = 0.2
 # Radians by which the motion by matching and the motion on the trajectory may differ in rotation.
 _AGREEING_ROTATION = 0.05
 # Evicted keyframes whose places are kept for a recall: a kilobyte each.
@@ -81,6 +87,8 @@ class FrontEnd:
         self._quick = QuickMatching(
             self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher), self.config.scale.mode != MONO
         )
+        self._flow = OpticalFlow()
+        self._by_flow = 0  # frames in a row
         self._full_match = FullMatch.UNEXPECTED
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
@@ -88,7 +96,7 @@ class FrontEnd:
         self._resolution = 1.0
         self._drops_keyframes = False
         # The frame before, if it was located by itself and is no keyframe, with its location.
-        self._before: tuple[EncodedFrame, Located, Location] | None = None
+        self._before: tuple[EncodedFrame | PreparedFrame, Located, Location] | None = None
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
     @property
@@ -106,10 +114,10 @@ class FrontEnd:
             FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
             MaskError: mask and image differ in size; the state is unchanged.
         """
-        return self.process_encoded(self.encode(frame))
+        return self.process_encoded(self.prepare(frame))
 
-    def process_encoded(self, current: EncodedFrame) -> FrontEndResult:
-        """The rest of `process` after `encode`. Encoding touches no state, so a caller may encode the next frame
+    def process_encoded(self, current: EncodedFrame | PreparedFrame) -> FrontEndResult:
+        """The rest of `process` after `prepare` or `encode`. These touch no state, so a caller may encode the next frame
         meanwhile.
 
         Raises:
@@ -118,11 +126,15 @@ class FrontEnd:
         with self._memory_guarded():
             return self._process(current)
 
-    def _process(self, current: EncodedFrame) -> FrontEndResult:
+    def _process(self, current: EncodedFrame | PreparedFrame) -> FrontEndResult:
         timer = _Timer()
         timer.seconds["encode"] = current.seconds
         frame = current.frame
         self._admit(frame)
+        if isinstance(current, PreparedFrame):
+            if (followed := self._follow(current, timer)) is not None:
+                return followed
+            current = self._encoded(current, timer)
         reference = self.buffer.reference
         if reference is not None and reference.encoded.features.size != current.features.size:
             current = self.encode(frame)  # encoded before the resolution changed
@@ -150,10 +162,13 @@ class FrontEnd:
         is_keyframe = any(event.added for event in self.buffer.pending_events)
         self._quick.record(self._full_match, len(timer.runs) > len(located), is_keyframe)
         self._remember_evicted()
+        self._before = None
+        self._flow.forget()
         if best is not None and best.is_trusted and location is not None and not is_keyframe:
             self._before = current, best, location
-        else:
-            self._before = None
+            depth = best.match.keyframe.depth
+            self._flow.start(current, best.match, None if depth is None else depth.known)
+        self._by_flow = 0
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
@@ -170,7 +185,59 @@ class FrontEnd:
             joined,
             self.localizer.orientation(frame.stamp_ns) if location is None else None,
             self._full_match,
+            current,
         )
+
+    def _follow(self, current: PreparedFrame, timer: _Timer) -> FrontEndResult | None:
+        """The result by optical flow from the last frames; None if the network must match the frame."""
+        keyframe = self._flow.keyframe
+        if not self._flow_expected(current.frame) or keyframe is not self.buffer.reference or keyframe is None:
+            return None
+        with timer("match"):
+            found = self._flow.follow(current)
+        with timer("geometry"):
+            best = self.localizer.locate(keyframe, current, found, quickly=True, is_close=True)
+            covered = self._coverage(best, current)
+            more = replace(best, explained=best.explained + _NOT_FOLLOWED)
+            if not best.is_sure or self._reason_for_keyframe(more, covered, current) is not None:
+                return None
+            best, location = self.localizer.follow(best, current.frame.stamp_ns)
+            best = self.moving.flagged(best, current)
+        self._by_flow += 1
+        self.recovery.located()
+        self.buffer.record_match(keyframe, covered)
+        self._before = None if location is None else (current, best, location)
+        return FrontEndResult(
+            current.frame,
+            (best.match,),
+            self.buffer.take_events(),
+            timer.seconds,
+            location,
+            effort=self._budget.effort,
+            quality=current.quality,
+            full_match=FullMatch.FLOW,
+        )
+
+    def _flow_expected(self, frame: Frame) -> bool:
+        """Whether optical flow can probably locate a frame; asked by the thread that encodes, too."""
+        tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
+        return (
+            tracked
+            and self._by_flow < self.config.tracking.flow_period
+            and isinstance(self.matcher, QuickMatcher)
+            and self.matcher.device.type == "cpu"
+            and self._budget.effort.keyframes == 1
+            and self._budget.effort.scale == self._resolution
+            and self._flow.can_follow(frame.size)
+        )
+
+    def _encoded(self, prepared: EncodedFrame | PreparedFrame, timer: _Timer) -> EncodedFrame:
+        """A frame's features, computed if they have not been yet."""
+        if isinstance(prepared, EncodedFrame):
+            return prepared
+        encoded = self.encode(prepared.frame)
+        timer.seconds["encode"] += encoded.seconds
+        return encoded
 
     def _locate(self, current: EncodedFrame, timer: _Timer) -> tuple[list[Located], Located | None]:
         """Match a frame with the keyframes, and with more of them if the first do not match.
@@ -223,12 +290,20 @@ class FrontEnd:
         """
         if self._before is None or current.quality != FrameQuality.USABLE:
             return None, None
-        encoded, its, location = self._before
-        sizes = {each.features.size for each in (encoded, current, its.match.keyframe.encoded)}
-        if its.match.keyframe is not self.buffer.reference or its.explained > _LEFT_BEHIND or len(sizes) > 1:
+        before, its, location = self._before
+        reference = its.match.keyframe
+        if reference is not self.buffer.reference or its.explained > _LEFT_BEHIND:
             return None, None
-        if min(encoded.sharpness, current.sharpness) * SHARPER < its.match.keyframe.encoded.sharpness:
+        if min(before.sharpness, current.sharpness) * SHARPER < reference.encoded.sharpness:
             return None, None  # it is blur that takes the matches
+        encoded = self._encoded(before, timer)
+        if len({each.features.size for each in (encoded, current, reference.encoded)}) > 1:
+            return None, None
+        if encoded is not before:  # optical flow has too few matches for a keyframe
+            its = self.localizer.with_length(self._match([reference], encoded, timer)[0])
+            if not its.is_sure or its.pose is None or reference.location is None:
+                return None, None
+            location = reference.location.moved(its.pose.matrix, its.pose.covariance)
         complete = self.pairs.complete(encoded)
         depth = self._measured_depth(complete)
         tried = Keyframe(self.buffer.next_id, complete)
@@ -387,6 +462,7 @@ class FrontEnd:
         self.moving.reset()
         self._evicted.clear()
         self._forced, self._before = False, None
+        self._flow.forget()
         self.buffer.clear(reason)
         return self.buffer.take_events()
 
@@ -449,6 +525,27 @@ class FrontEnd:
         """Warning about the stream's stamps since the last call; empty if there is none."""
         warning, self._stream.stray = self._stream.stray, ""
         return warning
+
+    def prepare(self, frame: Frame) -> EncodedFrame | PreparedFrame:
+        """As `encode`, but without the network if optical flow can probably locate the frame.
+
+        Raises:
+            MaskError, FrameRefusedError: as `encode`.
+        """
+        start = time.perf_counter()
+        reference = self.buffer.reference
+        if reference is None or not self._flow_expected(frame) or reference.frame.size != frame.size:
+            return self.encode(frame)
+        like = reference.encoded
+        if frame.usable is not None:
+            check_mask(frame.usable, frame.image)
+        quality = judge(frame.image, frame.usable)
+        if quality != FrameQuality.USABLE or like.features.size != self.pairs.network_size(
+            *frame.size, self._resolution
+        ):
+            return self.encode(frame)
+        seconds = time.perf_counter() - start
+        return PreparedFrame(frame, like.grid, like.scale, like.cell_size, like.cell_offset, seconds, quality)
 
     def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
         """Compute everything that depends on the frame alone; may be called from another thread than the rest.
@@ -555,7 +652,7 @@ class FrontEnd:
             return None
         return self.localizer.go_on(keyframe, depth, best, location)
 
-    def _reason_for_keyframe(self, located: Located, coverage: float, current: EncodedFrame) -> KeyframeReason | None:
+    def _reason_for_keyframe(self, located: Located, coverage: float, current: CellsOfFrame) -> KeyframeReason | None:
         """Why a located frame should become a keyframe; None if it should not."""
         keyframe = located.match.keyframe
         reason = reason_for_keyframe(
@@ -565,7 +662,7 @@ class FrontEnd:
             return None  # blurred: a sharper frame may follow in time
         return reason
 
-    def _coverage(self, located: Located, current: EncodedFrame) -> float:
+    def _coverage(self, located: Located, current: CellsOfFrame) -> float:
         """Part of the frame that the inliers of an accepted match cover, 0 to 1."""
         if not located.is_believed:
             return 0.0

@@ -20,7 +20,10 @@ _LEAST_LIFE = 4
 
 
 class FullMatch(IntEnum):
-    """Why a frame was matched in full; the names are those of msg/FrontEndStatus."""
+    """Why a frame was matched in full; the names are those of msg/FrontEndStatus.
+
+    Two say that it was not: NOT, it was matched quickly; FLOW, by optical flow without the network.
+    """
 
     NOT = 0
     UNSUPPORTED = 1
@@ -29,6 +32,7 @@ class FullMatch(IntEnum):
     DOUBT = 4
     KEYFRAME = 5
     MOTION = 6
+    FLOW = 7
 
 
 class QuickMatching:

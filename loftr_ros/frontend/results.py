@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.budget import Effort
 from loftr_ros.frontend.frame import Frame
-from loftr_ros.frontend.keyframes import Keyframe, KeyframeEvent
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, KeyframeEvent
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.quality import FrameQuality
 from loftr_ros.frontend.quick import FullMatch
@@ -144,7 +144,8 @@ class FrontEndResult:
         quality: verdict on the image alone; a useless one is not matched.
         joined: two segments of the trajectory in which this frame was located; None for most frames.
         orientation: of the camera by a gyroscope since the last location, if `location` is None; else None.
-        full_match: why the frame was matched in full; NOT if it was matched quickly.
+        full_match: why the frame was matched in full; NOT if it was matched quickly, FLOW if not by the network.
+        encoded: the frame with its features; None if the network was not needed.
     """
 
     frame: Frame
@@ -159,6 +160,7 @@ class FrontEndResult:
     joined: SegmentJoin | None = None
     orientation: Orientation | None = None
     full_match: FullMatch = FullMatch.UNEXPECTED
+    encoded: EncodedFrame | None = None
 
     @property
     def is_unmatched(self) -> bool:

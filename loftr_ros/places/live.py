@@ -105,15 +105,14 @@ class LiveLoopDetector:
             MaskError: the frame's mask is not of its image's size; the state is unchanged.
             PlacesError: the archive cannot be read or written.
         """
-        encoded = self.front_end.encode(frame)
-        result = self.front_end.process_encoded(encoded)
+        result = self.front_end.process(frame)
         self.view, finished = self._observer.observe(result)
         self._keep(finished)
         if self._observer.session != self._session:
             self._session = self._observer.session
             self._detector.reset()
         try:
-            return result, self._detector.process(self.view, encoded)
+            return result, self._detector.process(self.view, result.encoded)
         except PlacesError as error:
             if not error.is_of_one_keyframe:  # else it costs that keyframe's loops, and no more
                 raise

@@ -18,7 +18,7 @@ from loftr_ros.ros.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
-    from loftr_ros.frontend.keyframes import EncodedFrame
+    from loftr_ros.frontend.keyframes import EncodedFrame, PreparedFrame
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
     from loftr_ros.matcher.interface import Matcher
 
@@ -29,7 +29,7 @@ R = TypeVar("R")
 class _Encoded:
     """A frame between the two threads; times are monotonic seconds."""
 
-    frame: EncodedFrame
+    frame: EncodedFrame | PreparedFrame
     received: float
     begun: float
     decoded: float
@@ -69,7 +69,7 @@ class FrameStages:
         """
         self._decoder = decoder
         self._outputs: Outputs | None = None
-        self._observe: Callable[[FrontEndResult, EncodedFrame], None] | None = None
+        self._observe: Callable[[FrontEndResult], None] | None = None
         self._gpu_lost: Callable[[str], None] | None = None
         self._statistics = statistics
         self._errors = errors
@@ -102,7 +102,7 @@ class FrameStages:
         """Set the outputs, before the first frame."""
         self._outputs = outputs
 
-    def observe_by(self, observe: Callable[[FrontEndResult, EncodedFrame], None]) -> None:
+    def observe_by(self, observe: Callable[[FrontEndResult], None]) -> None:
         """Set a further receiver of each frame's result, on the thread that matches; before the first frame."""
         self._observe = observe
 
@@ -151,7 +151,7 @@ class FrameStages:
             frame = self._decoder(arrival)
             self._statistics.decoded()
             decoded = time.monotonic()
-            encoded = self.front_end.encode(frame)
+            encoded = self.front_end.prepare(frame)
         except Exception as error:
             self._report(error, self._errors.frame_failed)
             return
@@ -163,7 +163,8 @@ class FrameStages:
         try:
             result = self.front_end.process_encoded(item.frame)
             found = time.monotonic()
-            self._kinds.add(kind_of(item.frame.features))
+            if result.encoded is not None:
+                self._kinds.add(kind_of(result.encoded.features))
             self._outputs.publish(result)
         except Exception as error:
             self._report(error, self._errors.frame_failed)
@@ -189,7 +190,7 @@ class FrameStages:
             self._errors.error("time", warning)
         try:
             if self._observe is not None:
-                self._observe(result, item.frame)
+                self._observe(result)
             self._outputs.publish_picture(result)
         except Exception as error:  # the frame is done, and counted
             self._report(error, self._errors.error)

@@ -119,16 +119,16 @@ class LoopSearch:
         self._detector = LoopDetector(self._archive, Verifier(front_end.pairs), config)
         self._session = self._observer.session
 
-    def process(self, result: FrontEndResult, encoded: EncodedFrame) -> list[LoopClosure]:
+    def process(self, result: FrontEndResult) -> list[LoopClosure]:
         """Process a frame; returns the loops that are confirmed by now."""
-        view, finished = self._observer.observe(result, encoded)
+        view, finished = self._observer.observe(result, result.encoded)
         if finished is not None:
             self._archive.add(finished.archived(90))
         if self._observer.session != self._session:
             self._session = self._observer.session
             self._detector.reset()
         try:
-            return self._detector.process(view, encoded)
+            return self._detector.process(view, result.encoded)
         except PlacesError as error:
             if not error.is_of_one_keyframe:
                 raise
@@ -159,7 +159,7 @@ class Optimisation:
     steps: list[tuple[KeyframeKey, Array]] = field(default_factory=list)
     _seen: dict[int, KeyframeMatch] = field(default_factory=dict)
 
-    def add(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
+    def add(self, result: FrontEndResult) -> None:
         """Add the next frame's result."""
         frame = result.frame
         poses = {_key(match.keyframe): measured(match.pose) for match in result.matches}
@@ -185,7 +185,7 @@ class Optimisation:
             )
             self._keep_landmarks()
         if self.search is not None:
-            for closure in self.search.process(result, encoded):
+            for closure in self.search.process(result):
                 found = closure.found
                 loop = measured_loop(
                     KeyframeKey(*found.keyframe.name),

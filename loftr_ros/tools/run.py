@@ -159,9 +159,7 @@ def run(
                 if source.imu is not None and gyroscope is not None:
                     sample = source.imu.until(frame.stamp_ns, sample, gyroscope)
                 try:
-                    image = reader.read(frame, mode)
-                    encoded = front_end.encode(image) if back is not None else None
-                    result = front_end.process(image) if encoded is None else front_end.process_encoded(encoded)
+                    result = front_end.process(reader.read(frame, mode))
                 except (FrameRefusedError, MaskError, SourceError) as error:
                     report.refused.append(str(error))
                     continue
@@ -175,8 +173,8 @@ def run(
                 picture.offer(result)
                 report.trajectory.add(result)
                 _summarise(report, result)
-                if back is not None and encoded is not None:
-                    back.add(result, encoded)
+                if back is not None:
+                    back.add(result)
         if not report.frames and not report.progress.interrupted:
             raise SourceError(f"{source.name}: no frame could be processed: {'; '.join(report.refused[:3])}")
         columns.write(output / ("correspondences.parquet" if parquet else "correspondences.npz"))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
+_NOT_IN_FULL = (FullMatch.NOT, FullMatch.FLOW)
 _STATES = {
     FrontEndStatus.TRACKING: "TRACKING",
     FrontEndStatus.DOUBTFUL: "DOUBTFUL",
@@ -267,7 +268,7 @@ class Reporter:
         self._previous = snapshot
 
     def _status_message(self, state: FrontEndState, now: Snapshot) -> FrontEndStatus:
-        full = {reason: count for reason, count in now.full_matches.items() if reason != FullMatch.NOT.name}
+        full = {name: count for name, count in now.full_matches.items() if FullMatch[name] not in _NOT_IN_FULL}
         message = FrontEndStatus(
             network=state.network,
             device=state.device,
@@ -281,6 +282,7 @@ class Reporter:
             frames_useless=now.useless,
             frames_located=now.located,
             frames_quick=now.full_matches.get(FullMatch.NOT.name, 0),
+            frames_by_flow=now.full_matches.get(FullMatch.FLOW.name, 0),
             full_match_reasons=list(full),
             full_match_counts=to_array(np.asarray(list(full.values()), dtype=np.uint64)),
             frames_unpaired=now.unpaired,
@@ -322,6 +324,7 @@ class Reporter:
             "frames useless": now.useless,
             "frames located": now.located,
             "frames matched quickly": now.full_matches.get(FullMatch.NOT.name, 0),
+            "frames followed by optical flow": now.full_matches.get(FullMatch.FLOW.name, 0),
             "frames dropped": now.dropped,
             "frames unpaired": now.unpaired,
             "messages lost": now.lost,

@@ -110,9 +110,9 @@ class Places:
             + f"; this robot is '{self.robot}', its next keyframe number {front_end.buffer.next_id}"
         )
 
-    def observe(self, result: FrontEndResult, encoded: EncodedFrame) -> None:
+    def observe(self, result: FrontEndResult) -> None:
         """Process a frame's result and features, on the front end's thread; never blocks."""
-        self.recognition.put(*self.observer.observe(result, encoded), encoded)
+        self.recognition.put(*self.observer.observe(result, result.encoded), result.encoded)
 
     def restart(self) -> None:
         """The front end was reset; a new stream begins."""
