@@ -17,7 +17,7 @@ from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import CellsOfFrame, EncodedFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
-from loftr_ros.frontend.own_scale import OwnScale
+from loftr_ros.frontend.own_scale import OwnScale, without_unit
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.quality import SHARPER
 from loftr_ros.frontend.relative_pose import (
@@ -126,6 +126,7 @@ class Localizer:
         matches: Correspondences,
         quickly: bool = False,
         is_close: bool = False,
+        by_flow: bool = False,
     ) -> Located:
         """Locate the current frame relative to a keyframe.
 
@@ -138,6 +139,8 @@ class Localizer:
             is_close: whether the image has hardly moved since the last located frame. Then the expected pose may take
                 the place of a search. From a worse prediction the refinement ends in wrong minima that many matches
                 agree with.
+            by_flow: whether the matches come from optical flow. Then a single camera's pose by known depths is not
+                refined by two views.
         """
         rays = matched_rays(keyframe.encoded, current, matches)
         if rays is None:
@@ -161,9 +164,12 @@ class Localizer:
         elif quickly:
             own = self._own.by_depth(keyframe, matches, rays, start)
             start = (own.rotation, own.translation) if own is not None else start
-        two_views = pose_by_two_views(
-            keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known=own is not None
-        )
+        if by_flow and own is not None:
+            two_views = replace(without_unit(own), without_length=why)
+        else:
+            two_views = pose_by_two_views(
+                keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known=own is not None
+            )
         found = Located(KeyframeMatch(keyframe, matches, two_views), rays, None, by_depth=own)
         by_two = self._judged(found, expected, since_last, current)
         if by_depth is None or pose is None:
@@ -225,6 +231,35 @@ class Localizer:
         shift = float(np.linalg.norm(expected.pose[:3, 3] - before[:3, 3])) / _typical_depth(keyframe)
         angle = np.radians(rotation_degrees(before[:3, :3].T @ expected.pose[:3, :3]))
         return float(camera.focal_length * (shift + angle))
+
+    def expected_shift(
+        self, keyframe: Keyframe, cell: NDArray[np.integer], since: RelativePose, stamp_ns: int
+    ) -> NDArray[np.float32]:
+        """(N, 2) pixels by which a keyframe's cells are expected to move in the image; zero where nothing is known.
+
+        Args:
+            keyframe: the keyframe; cells of unknown depth count as typically far.
+            cell: (N,) its cells.
+            since: pose of an earlier frame relative to it, in the trajectory's unit.
+            stamp_ns: of the frame that they move to.
+        """
+        camera, rays = keyframe.frame.camera, keyframe.encoded.cell_rays
+        since_last, moved = self.since_last(stamp_ns), self.moved_since_last(stamp_ns)
+        there = _relative(keyframe, self._motion.expected(stamp_ns, since_last[1] if since_last else None, moved))
+        if camera is None or rays is None or there is None:
+            return np.zeros((len(cell), 2), np.float32)
+        inverse = np.full(len(cell), 1 / _typical_depth(keyframe))
+        if keyframe.depth is not None:
+            inverse = np.where(keyframe.depth.known[cell], keyframe.depth.inverse[cell], inverse)
+        far = homogeneous(rays[cell])
+        ends = [
+            (far - inverse[:, None] * translation) @ rotation
+            for rotation, translation in ((since.rotation, since.translation), there)
+        ]
+        ahead = np.isfinite(ends).all(axis=(0, 2)) & (ends[0][:, 2] > 0.05) & (ends[1][:, 2] > 0.05)
+        shift = np.zeros((len(cell), 2), np.float32)
+        shift[ahead] = camera.project(ends[1][ahead]) - camera.project(ends[0][ahead])
+        return np.nan_to_num(shift)
 
     def since_last(self, stamp_ns: int) -> tuple[Location, IntegratedRotation] | None:
         """The last location, and the camera's rotation since by the gyroscope; None if either is unknown."""

@@ -8,6 +8,8 @@ add up from frame to frame.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,64 +17,115 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.keyframes import CellsOfFrame, Keyframe
 from loftr_ros.frontend.mask import on_usable
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose, without_pose
 
 Image = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
 # Largest number of points followed; sides of the blocks of the image that hold one of them each, as parts of its longer
 # side: those of `trust`, then half as large.
-_MOST, _BLOCKS = 800, (1 / 20, 1 / 40)
+_MOST, _BLOCKS = 500, (1 / 20, 1 / 40)
 # Side of the patches in px, pyramid levels above the image, and the most iterations per level.
-_WINDOW, _LEVELS, _ITERATIONS = 15, 2, 10
+_WINDOW, _LEVELS, _ITERATIONS = 21, 3, 10
 # Offset of the start of backward tracking from the point, px in u and v; largest distance from it at the end.
 _BACKWARD_START, _RETURNS = 1.0, 0.5
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.
 _STD = 0.15
 # Least number of points worth following.
 _LEAST = 60
+# Largest number of the network's frames for which nothing is followed after flow was in vain.
+_LONGEST_WAIT = 16
 
 
 class OpticalFlow:
-    """Follows a frame's inliers into the next frames."""
+    """Follows a frame's inliers into the next frames.
+
+    After each frame that it does not locate, it leaves twice as many frames as before to the network at once.
+
+    Attributes:
+        keyframe: whose matches are followed; None for none.
+        pose: of the frame that they start from relative to it, in the trajectory's unit; None if unknown.
+        frames: located in a row since `start`.
+    """
 
     def __init__(self) -> None:
+        self.frames = 0
+        self._wait, self._waiting = 1, 0
         self.keyframe: Keyframe | None = None
         self._frame: CellsOfFrame | None = None
         self._start = Correspondences.none()
-        self._here: Points = np.zeros((0, 2), np.float32)  # in the last image
-        self._step: Points = np.zeros((0, 2), np.float32)  # between the last two images
+        self.pose: RelativePose | None = None
 
     def forget(self) -> None:
         """Follow nothing until the next `start`."""
         self.keyframe = self._frame = None
 
-    def start(self, frame: CellsOfFrame, match: KeyframeMatch, known: NDArray[np.bool_] | None) -> None:
-        """Follow a frame's inliers from now on, at most one in each block of the image.
+    @property
+    def cells(self) -> NDArray[np.uint32]:
+        """(N,) cells of the keyframe that are followed."""
+        return self._start.track_id
+
+    def start(self, frame: CellsOfFrame, match: KeyframeMatch, pose: RelativePose | None) -> None:
+        """Follow a frame's inliers from now on, spread over the image; those of known depth are preferred.
 
         Args:
             frame: the frame.
             match: of it with a keyframe.
-            known: (L,) bool, the keyframe's cells of known depth, which are preferred; None if depths play no part.
+            pose: of it relative to the keyframe, in the trajectory's unit; None if unknown.
         """
         found = match.correspondences[match.pose.inliers]
-        self.keyframe, self._frame = match.keyframe, frame
-        self._start = _spread(found, None if known is None else known[found.track_id], frame.frame.size)
-        self._here = self._start.current_points.copy()
-        self._step = np.zeros_like(self._here)
+        self._begin(match.keyframe, frame, found, np.nan_to_num(found.std, nan=1.0), pose)
+
+    def start_at(self, keyframe: Keyframe) -> None:
+        """Follow a new keyframe's own cells from now on, spread over the image; those of known depth are preferred."""
+        frame, points = keyframe.frame, keyframe.encoded.cell_points
+        cells = np.flatnonzero(on_usable(points, frame.usable))
+        points, ones = points[cells], np.ones(len(cells), np.float32)
+        found = Correspondences(cells.astype(np.uint32), points, points, ones, 0 * ones)
+        # Flow is the more precise the larger the smaller eigenvalue of the gradients' moments.
+        corner = cv2.cornerMinEigenVal(np.ascontiguousarray(frame.image), _WINDOW)
+        column, row = np.rint(points).astype(np.int64).T
+        weakness = -corner[row.clip(0, len(corner) - 1), column.clip(0, corner.shape[1] - 1)]
+        still = replace(without_pose(PoseStatus.OK, np.ones(0, np.bool_)), covariance=np.zeros((6, 6)))
+        self._begin(keyframe, keyframe.encoded, found, weakness, still)
+
+    def _begin(
+        self,
+        keyframe: Keyframe,
+        frame: CellsOfFrame,
+        found: Correspondences,
+        weakness: NDArray[np.floating],
+        pose: RelativePose | None,
+    ) -> None:
+        if keyframe.depth is not None:
+            weakness = np.where(keyframe.depth.known[found.track_id], weakness, weakness + 1e6)
+        self.keyframe, self._frame, self.pose, self.frames = keyframe, frame, pose, 0
+        self._waiting = max(self._waiting - 1, 0)
+        self._start = _spread(found, weakness, frame.frame.size)
 
     def can_follow(self, size: tuple[int, int]) -> bool:
-        """Whether there is something to follow into an image of a size."""
-        return self._frame is not None and self._frame.frame.size == size and len(self._start) >= _LEAST
+        """Whether there is something to follow into an image of a size; may be asked by another thread."""
+        frame = self._frame
+        return frame is not None and frame.frame.size == size and not self._waiting and len(self._start) >= _LEAST
 
-    def follow(self, current: CellsOfFrame) -> Correspondences:
-        """The keyframe's matches in the next image; points that are lost are not looked for again.
+    def record(self, is_located: bool) -> None:
+        """Record whether the matches of `follow` located the frame."""
+        if is_located:
+            self.frames += 1
+            self._wait = 1
+        elif not self.frames:  # a later frame is farther away
+            self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
+
+    def follow(self, current: CellsOfFrame, shift: Points) -> Correspondences:
+        """The keyframe's matches in another image; points that are lost are not looked for again.
 
         Args:
-            current: the frame after the last one given to `start` or `follow`.
+            current: the frame.
+            shift: (N, 2) px by which the `cells` have probably moved since `start`.
         """
         assert self._frame is not None
         first, image, start = self._frame.frame.image, current.frame.image, self._start.current_points
-        forward, found = _tracked(first, image, start, self._here + self._step, _LEVELS)
+        forward, found = _tracked(first, image, start, start + shift, _LEVELS)
         # Backward tracking starts off the point, so that it cannot succeed by standing still.
         back, found_back = _tracked(image, first, forward, start + np.float32(_BACKWARD_START), 0)
         away = np.linalg.norm(back - start, axis=1)
@@ -80,11 +133,10 @@ class OpticalFlow:
         keep = found & found_back & (away < _RETURNS) & (forward >= 0).all(axis=1)
         keep &= (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)
         keep &= on_usable(np.where(keep[:, None], forward, 0).astype(np.float32), current.frame.usable)
-        self._step, self._here = (forward - self._here)[keep], forward[keep]
         before = self._start = self._start[keep]
         std = np.sqrt(before.std**2 + np.float32(_STD**2) + away[keep] ** 2 / 2)
         return Correspondences(
-            before.track_id, before.keyframe_points, self._here, before.confidence, std.astype(np.float32)
+            before.track_id, before.keyframe_points, forward[keep], before.confidence, std.astype(np.float32)
         )
 
 
@@ -107,10 +159,9 @@ def _tracked(
     return np.asarray(moved, np.float32), np.asarray(found)[:, 0] > 0
 
 
-def _spread(found: Correspondences, known: NDArray[np.bool_] | None, size: tuple[int, int]) -> Correspondences:
+def _spread(found: Correspondences, weakness: NDArray[np.floating], size: tuple[int, int]) -> Correspondences:
     """At most `_MOST` matches: first the best of each large block of the current image, then of each small one."""
-    std = np.nan_to_num(found.std, nan=1.0)
-    rank = np.lexsort((std, np.zeros(len(std)) if known is None else ~known))
+    rank = np.argsort(weakness, kind="stable")
     points, keep = found.current_points[rank], np.zeros(len(found), np.bool_)
     for part in _BLOCKS:
         column, row = (points / (max(size) * part)).astype(np.int64).T

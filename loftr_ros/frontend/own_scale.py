@@ -20,7 +20,7 @@ from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
 from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous
-from loftr_ros.geometry.two_view import PoseStatus, RelativePose
+from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose
 
 Array = NDArray[np.float64]
 
@@ -42,6 +42,8 @@ _UNSEEN = 0.002
 # Distance of a cell from a plane within which it may be on it, in standard deviations and as a part of its inverse
 # depth; steps of the robust fit of a plane.
 _GATE, _ON_PLANE, _PLANE_STEPS = 2.0, 0.05, 4
+# Largest standard deviation of a known direction, rad.
+_DIRECTION_STD = 0.2
 # Standard deviation of a normal distribution over its median absolute deviation.
 _DEVIATION = 1.4826
 
@@ -241,6 +243,24 @@ class OwnScale:
             rays.keyframe, rays.current, pose.rotation, pose.translation, found.inverse, pose.covariance
         )
         return replace(found, variance=found.variance + by_pose)
+
+
+def without_unit(pose: RelativePose) -> RelativePose:
+    """A single camera's pose in its own unit as one of two views: with a translation of length one, or with none where
+    its direction is hardly known.
+    """
+    length = float(np.linalg.norm(pose.translation))
+    along = pose.translation / max(length, 1e-12)
+    across = (np.eye(3) - np.outer(along, along)) / max(length, 1e-12)
+    turned = np.eye(6)
+    turned[:3, :3] = across
+    covariance = turned @ pose.covariance @ turned.T
+    if np.linalg.eigvalsh(covariance[:3, :3])[-1] < _DIRECTION_STD**2:
+        return replace(pose, translation=along, covariance=covariance, scale_known=False)
+    covariance[:3], covariance[:, :3] = 0.0, 0.0
+    covariance[:3, :3] = np.eye(3) * UNKNOWN_VARIANCE
+    status = pose.status if pose.status == PoseStatus.CONCENTRATED else PoseStatus.LOW_PARALLAX
+    return replace(pose, status=status, translation=np.zeros(3), covariance=covariance, scale_known=False)
 
 
 def _length_std(pose: RelativePose, depth_scale_std: float) -> float:

@@ -33,7 +33,7 @@ from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
-from loftr_ros.frontend.quick import CLOSE, FullMatch, QuickMatching
+from loftr_ros.frontend.quick import CLOSE, LARGEST_MOTION, FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -88,7 +88,6 @@ class FrontEnd:
             self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher), self.config.scale.mode != MONO
         )
         self._flow = OpticalFlow()
-        self._by_flow = 0  # frames in a row
         self._full_match = FullMatch.UNEXPECTED
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
@@ -166,9 +165,9 @@ class FrontEnd:
         self._flow.forget()
         if best is not None and best.is_trusted and location is not None and not is_keyframe:
             self._before = current, best, location
-            depth = best.match.keyframe.depth
-            self._flow.start(current, best.match, None if depth is None else depth.known)
-        self._by_flow = 0
+            self._flow.start(current, best.match, best.pose)
+        elif is_keyframe and best is not None and location is not None and self.buffer.reference is not None:
+            self._flow.start_at(self.buffer.reference)
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
@@ -193,17 +192,26 @@ class FrontEnd:
         keyframe = self._flow.keyframe
         if not self._flow_expected(current.frame) or keyframe is not self.buffer.reference or keyframe is None:
             return None
+        motion = self._motion(current, keyframe) if self._quick.is_for_long else None
+        if motion is None or motion > LARGEST_MOTION:
+            return None
+        since, stamp_ns = self._flow.pose, current.frame.stamp_ns
         with timer("match"):
-            found = self._flow.follow(current)
+            shift = np.zeros((len(self._flow.cells), 2), np.float32)
+            if since is not None:
+                shift = self.localizer.expected_shift(keyframe, self._flow.cells, since, stamp_ns)
+            found = self._flow.follow(current, shift)
         with timer("geometry"):
-            best = self.localizer.locate(keyframe, current, found, quickly=True, is_close=True)
+            best = self.localizer.locate(keyframe, current, found, quickly=True, is_close=motion < CLOSE, by_flow=True)
             covered = self._coverage(best, current)
             more = replace(best, explained=best.explained + _NOT_FOLLOWED)
             if not best.is_sure or self._reason_for_keyframe(more, covered, current) is not None:
+                self._flow.record(is_located=False)
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
-        self._by_flow += 1
+        self._flow.record(is_located=True)
+        self._quick.followed()
         self.recovery.located()
         self.buffer.record_match(keyframe, covered)
         self._before = None if location is None else (current, best, location)
@@ -223,7 +231,7 @@ class FrontEnd:
         tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
         return (
             tracked
-            and self._by_flow < self.config.tracking.flow_period
+            and self._flow.frames < self.config.tracking.flow_period
             and isinstance(self.matcher, QuickMatcher)
             and self.matcher.device.type == "cpu"
             and self._budget.effort.keyframes == 1
@@ -326,8 +334,7 @@ class FrontEnd:
         The reason is in `_full_match`.
         """
         is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
-        motion = self.localizer.motion_until(current.frame.stamp_ns, keyframes[0]) if is_tracked else None
-        motion = None if motion is None else motion / current.frame.size[0]
+        motion = self._motion(current, keyframes[0]) if is_tracked else None
         self._full_match = self._quick.why_not(motion)
         if self._full_match != FullMatch.NOT:
             return None
@@ -341,6 +348,11 @@ class FrontEnd:
         else:
             return located
         return None
+
+    def _motion(self, current: CellsOfFrame, keyframe: Keyframe) -> float | None:
+        """Expected motion of the image since the last located frame, as a part of its width; None if unknown."""
+        motion = self.localizer.motion_until(current.frame.stamp_ns, keyframe)
+        return None if motion is None else motion / current.frame.size[0]
 
     def _match(
         self,

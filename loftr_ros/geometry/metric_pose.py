@@ -150,17 +150,19 @@ def estimate_metric_pose(
     """
     problem = DepthProblem(matches)
     threshold = config.threshold / focal_length
-    found = _expected_pose(matches, threshold, expected) or _search(matches, focal_length, config)
+    found = _expected_pose(matches, threshold, expected)
     if found is None:
-        return None
-    # The search used few points, so its inliers are only approximate; the first refinement is coarse.
-    distance = problem.distance(*found)
-    rough = distance < 2 * threshold
-    if rough.sum() < config.min_inliers:
-        return None
-    some = np.flatnonzero(rough)
-    some = some[:: -(-len(some) // _ROUGH)]
-    rotation, translation = DepthProblem(matches[some]).minimised(*found, iterations=2)
+        found = _search(matches, focal_length, config)
+        if found is None:
+            return None
+        # The search used few points, so its inliers are only approximate; the first refinement is coarse.
+        rough = problem.distance(*found) < 2 * threshold
+        if rough.sum() < config.min_inliers:
+            return None
+        some = np.flatnonzero(rough)
+        some = some[:: -(-len(some) // _ROUGH)]
+        found = DepthProblem(matches[some]).minimised(*found, iterations=2)
+    rotation, translation = found
     distance = problem.distance(rotation, translation)
     # Include all of the noise: a threshold that cuts off part of it makes the pose scatter more than the residuals
     # show.
