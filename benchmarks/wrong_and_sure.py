@@ -22,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from measuring import Report
 from numpy.typing import NDArray
 
@@ -263,9 +264,9 @@ def recorded(arguments: argparse.Namespace, matcher: object, report: Report) -> 
     return failed
 
 
-def pair(text: str) -> tuple[str, float | bool]:
+def pair(text: str) -> tuple[str, object]:
     name, _, value = text.partition("=")
-    return name, value == "true" if value in ("true", "false") else float(value)
+    return name, yaml.safe_load(value)
 
 
 def main() -> int:

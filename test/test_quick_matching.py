@@ -43,12 +43,13 @@ class QuickShiftMatcher(FineShiftMatcher):
     ) -> list[Matches]:
         self.quick += [(max_matches, cells) for cells in preferred]
         found = [self._match(keyframe, current) for keyframe in keyframes]
-        step = len(found[0]) if self.fails else -(-len(found[0]) // max_matches)
+        step = max(len(found[0]) if self.fails else -(-len(found[0]) // max_matches), 1)
         return [Matches(*(getattr(each, name)[::step] for name in vars(each))) for each in found]
 
 
 def front_end(matcher: FineShiftMatcher, **tracking: int | bool) -> FrontEnd:
     keyframe = KeyframeConfig(min_coverage=0.0, min_explained=0.0, max_parallax=1.0)
+    tracking = {"flow_period": 0, **tracking}
     return FrontEnd(matcher, FrontEndConfig(tracking=TrackingConfig(**tracking), keyframe=keyframe))  # type: ignore[arg-type]
 
 
@@ -97,7 +98,8 @@ def test_without_it_every_frame_is_matched_in_full(matcher: FineShiftMatcher) ->
 
 def test_a_frame_that_becomes_a_keyframe_is_matched_in_full() -> None:
     matcher, stream = QuickShiftMatcher(), PanningStream()
-    fe = FrontEnd(matcher, FrontEndConfig(keyframe=KeyframeConfig(min_coverage=0.95, max_parallax=1.0)))
+    keyframe = KeyframeConfig(min_coverage=0.95, max_parallax=1.0)
+    fe = FrontEnd(matcher, FrontEndConfig(tracking=TrackingConfig(flow_period=0), keyframe=keyframe))
     results = [fe.process(stream.at(2.0 * number)) for number in range(45)]
     made = [r for r in results[1:] if any(event.added for event in r.events)]
     assert len(made) >= 2 and FullMatch.NOT not in [r.full_match for r in made]
@@ -109,7 +111,7 @@ def test_the_setting_changes_while_frames_come() -> None:
     matcher, stream = QuickShiftMatcher(), PanningStream()
     fe = front_end(matcher)
     assert run(fe, 4, stream)[-1] == FullMatch.NOT
-    fe.reconfigure(FrontEndConfig(tracking=TrackingConfig(quick=False), keyframe=fe.config.keyframe))
+    fe.reconfigure(FrontEndConfig(tracking=TrackingConfig(quick=False, flow_period=0), keyframe=fe.config.keyframe))
     assert run(fe, 2, stream, start=4) == [FullMatch.UNSUPPORTED] * 2
 
 

@@ -125,7 +125,7 @@ class TrackingConfig(Settings):
         10, "Maximum number of consecutive frames without a full match", unit="frames", low=0, high=100000
     )
     flow_period: int = setting(
-        5,
+        8,
         "Maximum number of consecutive frames that are located by optical flow from the last frame that the network "
         "matched; 0 for none. On CPUs, with keyframe.max_matched 1, and of networks that match quickly (compact)",
         unit="frames",

@@ -31,6 +31,8 @@ _WINDOW, _LEVELS, _ITERATIONS = 21, 3, 10
 _BACKWARD_START, _RETURNS = 1.0, 0.5
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.
 _STD = 0.15
+# Part of the contrast by which two images may differ in mean and contrast and still be compared as they are.
+_ALIKE = 0.03
 # Least number of points worth following.
 _LEAST = 60
 # Largest number of the network's frames for which nothing is followed after flow was in vain.
@@ -124,7 +126,8 @@ class OpticalFlow:
             shift: (N, 2) px by which the `cells` have probably moved since `start`.
         """
         assert self._frame is not None
-        first, image, start = self._frame.frame.image, current.frame.image, self._start.current_points
+        first, start = self._frame.frame.image, self._start.current_points
+        image = _exposed_like(first, current.frame.image)
         forward, found = _tracked(first, image, start, start + shift, _LEVELS)
         # Backward tracking starts off the point, so that it cannot succeed by standing still.
         back, found_back = _tracked(image, first, forward, start + np.float32(_BACKWARD_START), 0)
@@ -138,6 +141,15 @@ class OpticalFlow:
         return Correspondences(
             before.track_id, before.keyframe_points, forward[keep], before.confidence, std.astype(np.float32)
         )
+
+
+def _exposed_like(first: Image, image: Image) -> Image:
+    """An image with the mean and contrast of another one, since Lucas-Kanade compares gray levels."""
+    (mean0, std0), (mean, std) = (np.ravel(cv2.meanStdDev(each)).tolist() for each in (first, image))
+    gain = std0 / max(std, 1.0)
+    if abs(gain - 1) < _ALIKE and abs(mean - mean0) < _ALIKE * std0:
+        return image
+    return np.asarray(cv2.addWeighted(image, gain, image, 0.0, mean0 - gain * mean), np.uint8)
 
 
 def _tracked(

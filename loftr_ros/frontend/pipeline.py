@@ -33,7 +33,7 @@ from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
-from loftr_ros.frontend.quick import CLOSE, LARGEST_MOTION, FullMatch, QuickMatching
+from loftr_ros.frontend.quick import CLOSE, FOLLOWED_MOTION, FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -192,8 +192,8 @@ class FrontEnd:
         keyframe = self._flow.keyframe
         if not self._flow_expected(current.frame) or keyframe is not self.buffer.reference or keyframe is None:
             return None
-        motion = self._motion(current, keyframe) if self._quick.is_for_long else None
-        if motion is None or motion > LARGEST_MOTION:
+        motion = self._motion(current, keyframe)
+        if motion is None or motion > FOLLOWED_MOTION:
             return None
         since, stamp_ns = self._flow.pose, current.frame.stamp_ns
         with timer("match"):
@@ -204,7 +204,7 @@ class FrontEnd:
         with timer("geometry"):
             best = self.localizer.locate(keyframe, current, found, quickly=True, is_close=motion < CLOSE, by_flow=True)
             covered = self._coverage(best, current)
-            more = replace(best, explained=best.explained + _NOT_FOLLOWED)
+            more = replace(best, explained=best.explained + _NOT_FOLLOWED * self._quick.is_for_long)
             if not best.is_sure or self._reason_for_keyframe(more, covered, current) is not None:
                 self._flow.record(is_located=False)
                 return None

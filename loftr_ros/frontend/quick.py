@@ -11,9 +11,9 @@ from enum import IntEnum
 
 from loftr_ros.frontend.config import TrackingConfig
 
-# Largest expected motion of the image between two frames for a quick match or optical flow, as a part of its width; and that for which
-# the expected pose is so good that it may take the place of a search.
-LARGEST_MOTION, CLOSE = 0.08, 0.02
+# Largest expected motion of the image between two frames for a quick match, for optical flow, and that for which the
+# expected pose is so good that it may take the place of a search; as parts of its width.
+_LARGEST_MOTION, FOLLOWED_MOTION, CLOSE = 0.08, 0.25, 0.02
 # Least number of frames that a single camera's keyframes must serve: on 51 frames of KITTI, with a keyframe for every
 # second one, its trajectory lost accuracy to quick matches; that of the stereo pair did not.
 _LEAST_LIFE = 4
@@ -69,7 +69,7 @@ class QuickMatching:
             return FullMatch.UNSUPPORTED
         if motion is None:
             return FullMatch.UNEXPECTED
-        if motion > LARGEST_MOTION or max(self._life, self._age) < self._least_life:
+        if motion > _LARGEST_MOTION or max(self._life, self._age) < self._least_life:
             return FullMatch.MOTION
         if self._since_full >= self.config.full_period:
             return FullMatch.PERIOD

@@ -1,0 +1,174 @@
+"""Between two frames that the network matches, optical flow locates the camera."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from fakes import FineShiftMatcher, PanningStream
+from test_quick_matching import UNIT, QuickShiftMatcher
+
+from loftr_ros.frontend.config import FrontEndConfig, KeyframeConfig, TrackingConfig
+from loftr_ros.frontend.keyframes import EncodedFrame, PreparedFrame
+from loftr_ros.frontend.own_scale import without_unit
+from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.frontend.quick import FullMatch
+from loftr_ros.frontend.recovery import TrackingState
+from loftr_ros.frontend.results import FrontEndResult
+from loftr_ros.frontend.stream import FrameRefusedError
+from loftr_ros.geometry.two_view import PoseStatus, RelativePose
+
+
+def front_end(matcher: FineShiftMatcher | None = None, period: int = 3, **keyframe: float) -> FrontEnd:
+    keyframes = KeyframeConfig(**{"min_coverage": 0.0, "min_explained": 0.0, "max_parallax": 1.0, **keyframe})  # type: ignore[arg-type]
+    tracking = TrackingConfig(flow_period=period)
+    return FrontEnd(matcher or QuickShiftMatcher(), FrontEndConfig(tracking=tracking, keyframe=keyframes))
+
+
+def run(fe: FrontEnd, frames: int, stream: PanningStream, start: int = 0) -> list[FrontEndResult]:
+    return [fe.process(stream.at(1.5 * (start + number))) for number in range(frames)]
+
+
+def by_flow(results: list[FrontEndResult]) -> list[bool]:
+    return [result.full_match == FullMatch.FLOW for result in results]
+
+
+def test_a_tracked_camera_is_located_without_the_network_between_two_frames_that_it_matches() -> None:
+    matcher, stream = QuickShiftMatcher(), PanningStream()
+    fe = front_end(matcher)
+    run(fe, UNIT, stream)
+    before = matcher.encoded
+    results = run(fe, 12, stream, start=UNIT)
+    assert by_flow(results).count(True) == 9 and matcher.encoded - before == 3
+    assert all(result.is_located and result.state == TrackingState.TRACKING for result in results)
+    assert [result.encoded is None for result in results] == by_flow(results)
+
+
+def test_points_followed_are_as_near_the_truth_as_those_matched_and_do_not_drift() -> None:
+    stream = PanningStream()
+    fe = front_end(period=8)
+    run(fe, UNIT, stream)
+    results = run(fe, 9, stream, start=UNIT)
+    assert by_flow(results).count(True) >= 6
+    for number, result in enumerate(results):
+        match = result.matches[0]
+        moved = match.correspondences.current_points - match.correspondences.keyframe_points
+        off = moved[match.pose.inliers] + (1.5 * (UNIT + number), 0)
+        assert np.abs(np.median(off, axis=0)).max() < 0.1
+        assert np.percentile(np.abs(off), 90) < 0.5
+        assert match.pose.inliers.sum() > 60
+
+
+def test_flow_is_off_where_it_is_switched_off_and_with_several_keyframes() -> None:
+    for fe in (front_end(period=0), front_end(max_matched=2), front_end(FineShiftMatcher())):
+        assert not any(by_flow(run(fe, 12, PanningStream())))
+
+
+def test_a_covered_lens_is_not_located_by_flow() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    for number in range(3):
+        shown = stream.at(1.5 * (UNIT + number))
+        noise = np.random.default_rng(number).integers(0, 255, shown.image.shape, dtype=np.uint8)
+        result = fe.process(replace(shown, image=noise))
+        assert result.full_match != FullMatch.FLOW
+    assert any(by_flow(run(fe, 9, stream, start=UNIT + 3)))
+
+
+def test_a_black_frame_is_not_followed_and_costs_no_later_frame() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    black = fe.process(replace(stream.at(12.0), image=np.zeros((240, 320), np.uint8)))
+    assert black.is_useless and not black.is_located
+    results = run(fe, 8, stream, start=UNIT + 1)
+    assert all(result.is_located for result in results) and any(by_flow(results))
+
+
+def test_the_wrong_picture_of_a_jump_is_matched_by_the_network() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    jumped = fe.process(stream.at(90.0, 40.0))
+    assert jumped.full_match != FullMatch.FLOW
+
+
+def test_masked_pixels_are_not_followed() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    usable = np.ones((240, 320), np.bool_)
+    usable[:, :160] = False
+    results = [fe.process(stream.at(1.5 * (UNIT + n), usable=usable)) for n in range(4)]
+    assert any(by_flow(results))
+    for result in results:
+        points = result.matches[0].correspondences.current_points
+        assert len(points) == 0 or points[:, 0].min() > 158
+
+
+def test_a_change_of_exposure_moves_no_point() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    shown = stream.at(1.5 * UNIT)
+    result = fe.process(replace(shown, image=np.clip(0.5 * shown.image + 20, 0, 255).astype(np.uint8)))
+    assert result.full_match == FullMatch.FLOW
+    match = result.matches[0]
+    moved = match.correspondences.current_points - match.correspondences.keyframe_points
+    assert np.percentile(np.abs(moved[match.pose.inliers] + (1.5 * UNIT, 0)), 90) < 0.3
+    assert match.pose.inliers.mean() > 0.8
+
+
+def test_a_frame_of_another_size_is_not_followed_and_says_what_it_did_before() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    other = PanningStream(160, 120).at(0.0, stamp=200.0)
+    assert isinstance(fe.prepare(other), EncodedFrame)
+    with pytest.raises(FrameRefusedError, match="size"):
+        for _ in range(1):
+            fe.process(other)
+    assert isinstance(fe.prepare(stream.at(1.5 * UNIT)), PreparedFrame)
+
+
+def test_a_forced_keyframe_is_matched_by_the_network() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    fe.force_keyframe()
+    forced = fe.process(stream.at(1.5 * UNIT))
+    assert forced.full_match != FullMatch.FLOW and any(event.added for event in forced.events)
+
+
+def test_flow_goes_on_from_a_new_keyframe() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    fe.force_keyframe()
+    fe.process(stream.at(1.5 * UNIT))
+    results = run(fe, 4, stream, start=UNIT + 1)
+    assert all(by_flow(results))
+    assert {result.matches[0].keyframe.id for result in results} == {2}
+
+
+def test_after_flow_in_vain_it_is_tried_less_often() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT, stream)
+    tried = 0
+    for number in range(16):  # every image has noise of its own: the fake network matches it, flow does not
+        shown = stream.at(1.5 * (UNIT + number))
+        noise = np.random.default_rng(number).normal(0, 90, shown.image.shape)
+        prepared = fe.prepare(replace(shown, image=np.clip(shown.image + noise, 0, 255).astype(np.uint8)))
+        tried += isinstance(prepared, PreparedFrame)
+        fe.process_encoded(prepared)
+    assert tried <= 6
+
+
+def test_a_pose_in_a_single_cameras_unit_is_one_of_two_views_without_it() -> None:
+    rotation = cv2.Rodrigues(np.array([0.1, -0.2, 0.05]))[0]
+    covariance = np.diag([1e-4, 4e-4, 9e-4, 1e-6, 1e-6, 1e-6])
+    pose = RelativePose(
+        PoseStatus.OK, rotation, np.array([0.5, 0, 0]), covariance, np.ones(9, np.bool_), 20.0, scale_known=True
+    )
+    found = without_unit(pose)
+    assert found.status == PoseStatus.OK and not found.scale_known
+    np.testing.assert_allclose(found.translation, [1, 0, 0])
+    # Along the translation nothing is said; across it the angle is the position's error over the length.
+    np.testing.assert_allclose(np.diag(found.covariance), [0, 16e-4, 36e-4, 1e-6, 1e-6, 1e-6], atol=1e-12)
+    near = without_unit(replace(pose, translation=np.array([0.05, 0, 0])))
+    assert near.status == PoseStatus.LOW_PARALLAX and not near.translation.any()
