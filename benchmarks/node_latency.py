@@ -148,8 +148,8 @@ def report(title: str, samples: list[Sample], seconds: float) -> None:
     )
     full = dict(zip(last.full_match_reasons, last.full_match_counts, strict=True))
     print(
-        f"  located {last.frames_located}, by optical flow {last.frames_by_flow}, matched quickly {last.frames_quick}, in "
-        f"full because: {full}"
+        f"  located {last.frames_located}, by optical flow {last.frames_by_flow}, matched quickly {last.frames_quick}, "
+        f"in full because: {full}"
     )
     for stage, median, p99 in zip(last.stages, last.latency_median, last.latency_p99, strict=True):
         print(f"  {stage:>9}: p50 {1e3 * median:6.1f} ms   p99 {1e3 * p99:6.1f} ms")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
-from loftr_ros.frontend.keyframes import CellsOfFrame, EncodedFrame, Keyframe
+from loftr_ros.frontend.keyframes import CellsOfFrame, Keyframe
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale, without_unit
 from loftr_ros.frontend.prior import ConstantVelocity, Expected

@@ -24,13 +24,15 @@ Points = NDArray[np.float32]
 
 # Largest number of points followed; sides of the blocks of the image that hold one of them each, as parts of its longer
 # side: those of `trust`, then half as large.
-_MOST, _BLOCKS = 500, (1 / 20, 1 / 40)
+_MOST, _BLOCKS = 700, (1 / 20, 1 / 40)
 # Side of the patches in px, pyramid levels above the image, and the most iterations per level.
 _WINDOW, _LEVELS, _ITERATIONS = 21, 3, 10
 # Offset of the start of backward tracking from the point, px in u and v; largest distance from it at the end.
-_BACKWARD_START, _RETURNS = 1.0, 0.5
+_BACKWARD_START, _RETURNS = 1.0, 1.0
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.
 _STD = 0.15
+# Largest ratio of the parts of the common view that the network and flow explain.
+_MOST_GAIN = 1.15
 # Part of the contrast by which two images may differ in mean and contrast and still be compared as they are.
 _ALIKE = 0.03
 # Least number of points worth following.
@@ -57,6 +59,7 @@ class OpticalFlow:
         self._frame: CellsOfFrame | None = None
         self._start = Correspondences.none()
         self.pose: RelativePose | None = None
+        self._explained, self._gain = 1.0, 0.0
 
     def forget(self) -> None:
         """Follow nothing until the next `start`."""
@@ -67,16 +70,17 @@ class OpticalFlow:
         """(N,) cells of the keyframe that are followed."""
         return self._start.track_id
 
-    def start(self, frame: CellsOfFrame, match: KeyframeMatch, pose: RelativePose | None) -> None:
+    def start(self, frame: CellsOfFrame, match: KeyframeMatch, pose: RelativePose | None, explained: float) -> None:
         """Follow a frame's inliers from now on, spread over the image; those of known depth are preferred.
 
         Args:
             frame: the frame.
             match: of it with a keyframe.
             pose: of it relative to the keyframe, in the trajectory's unit; None if unknown.
+            explained: part of the common view that its inliers cover, 0 to 1.
         """
         found = match.correspondences[match.pose.inliers]
-        self._begin(match.keyframe, frame, found, np.nan_to_num(found.std, nan=1.0), pose)
+        self._begin(match.keyframe, frame, found, np.nan_to_num(found.std, nan=1.0), pose, explained)
 
     def start_at(self, keyframe: Keyframe) -> None:
         """Follow a new keyframe's own cells from now on, spread over the image; those of known depth are preferred."""
@@ -89,7 +93,7 @@ class OpticalFlow:
         column, row = np.rint(points).astype(np.int64).T
         weakness = -corner[row.clip(0, len(corner) - 1), column.clip(0, corner.shape[1] - 1)]
         still = replace(without_pose(PoseStatus.OK, np.ones(0, np.bool_)), covariance=np.zeros((6, 6)))
-        self._begin(keyframe, keyframe.encoded, found, weakness, still)
+        self._begin(keyframe, keyframe.encoded, found, weakness, still, 1.0)
 
     def _begin(
         self,
@@ -98,10 +102,12 @@ class OpticalFlow:
         found: Correspondences,
         weakness: NDArray[np.floating],
         pose: RelativePose | None,
+        explained: float,
     ) -> None:
         if keyframe.depth is not None:
             weakness = np.where(keyframe.depth.known[found.track_id], weakness, weakness + 1e6)
         self.keyframe, self._frame, self.pose, self.frames = keyframe, frame, pose, 0
+        self._explained, self._gain = explained, 0.0
         self._waiting = max(self._waiting - 1, 0)
         self._start = _spread(found, weakness, frame.frame.size)
 
@@ -109,6 +115,15 @@ class OpticalFlow:
         """Whether there is something to follow into an image of a size; may be asked by another thread."""
         frame = self._frame
         return frame is not None and frame.frame.size == size and not self._waiting and len(self._start) >= _LEAST
+
+    def explained_by_network(self, explained: float) -> float:
+        """The part of the common view that the network would explain of a frame of which flow explains a part, 0 to 1.
+
+        From the matched frame to the first one after it flow loses points in poor texture, and few others.
+        """
+        if not self._gain:
+            self._gain = min(max(self._explained / max(explained, 1e-6), 1.0), _MOST_GAIN)
+        return min(self._gain * explained, 1.0)
 
     def record(self, is_located: bool) -> None:
         """Record whether the matches of `follow` located the frame."""
@@ -152,9 +167,7 @@ def _exposed_like(first: Image, image: Image) -> Image:
     return np.asarray(cv2.addWeighted(image, gain, image, 0.0, mean0 - gain * mean), np.uint8)
 
 
-def _tracked(
-    before: Image, now: Image, points: Points, guess: Points, levels: int
-) -> tuple[Points, NDArray[np.bool_]]:
+def _tracked(before: Image, now: Image, points: Points, guess: Points, levels: int) -> tuple[Points, NDArray[np.bool_]]:
     """(N, 2) where points of an image are in another one, and (N,) bool, whether they were found."""
     if not len(points):
         return points, np.zeros(0, np.bool_)

@@ -54,8 +54,6 @@ _OTHER_SEGMENTS_PERIOD = 5
 _WAITS = 0.55
 # Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
 _LEFT_BEHIND = 0.9
-# Explained part that the network adds to that of optical flow, which loses points in poor texture.
-_NOT_FOLLOWED = 0.2
 # Radians by which the motion by matching and the motion on the trajectory may differ in rotation.
 _AGREEING_ROTATION = 0.05
 # Evicted keyframes whose places are kept for a recall: a kilobyte each.
@@ -116,8 +114,8 @@ class FrontEnd:
         return self.process_encoded(self.prepare(frame))
 
     def process_encoded(self, current: EncodedFrame | PreparedFrame) -> FrontEndResult:
-        """The rest of `process` after `prepare` or `encode`. These touch no state, so a caller may encode the next frame
-        meanwhile.
+        """The rest of `process` after `prepare` or `encode`. These change no state, so a caller may encode the next
+        frame meanwhile.
 
         Raises:
             FrameRefusedError: as `process`.
@@ -165,7 +163,7 @@ class FrontEnd:
         self._flow.forget()
         if best is not None and best.is_trusted and location is not None and not is_keyframe:
             self._before = current, best, location
-            self._flow.start(current, best.match, best.pose)
+            self._flow.start(current, best.match, best.pose, best.explained)
         elif is_keyframe and best is not None and location is not None and self.buffer.reference is not None:
             self._flow.start_at(self.buffer.reference)
         matches = tuple(each.match for each in located)
@@ -204,8 +202,9 @@ class FrontEnd:
         with timer("geometry"):
             best = self.localizer.locate(keyframe, current, found, quickly=True, is_close=motion < CLOSE, by_flow=True)
             covered = self._coverage(best, current)
-            more = replace(best, explained=best.explained + _NOT_FOLLOWED * self._quick.is_for_long)
-            if not best.is_sure or self._reason_for_keyframe(more, covered, current) is not None:
+            # As by the network: on the way to the first of these frames little but poorly textured points was lost.
+            by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
+            if not best.is_sure or self._reason_for_keyframe(by_network, covered, current) is not None:
                 self._flow.record(is_located=False)
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)

@@ -25,7 +25,7 @@ from loftr_ros.backend.storage import save_map, write_g2o, write_ply
 from loftr_ros.evaluation.trajectory import tum_lines
 from loftr_ros.evaluation.trajectory_errors import alignment, trajectory_errors
 from loftr_ros.extras import why_no_plots
-from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
+from loftr_ros.frontend.keyframes import Keyframe
 from loftr_ros.frontend.odometry import ChainLink
 from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
 from loftr_ros.frontend.results import KeyframeMatch

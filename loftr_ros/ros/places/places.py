@@ -17,7 +17,6 @@ from loftr_ros.ros.places.fleet import Fleet
 from loftr_ros.ros.spare_time import LentMatcher, one_torch_thread_here
 
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
-    from loftr_ros.frontend.keyframes import EncodedFrame
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
     from loftr_ros.places import detector
     from loftr_ros.places.archive import Archive
