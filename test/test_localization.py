@@ -405,3 +405,22 @@ def test_why_depths_give_no_length_is_told_by_how_many_matches_have_one() -> Non
     assert why_no_length(CellDepth.unknown(3, True), cells, 1) == ScaleReason.NO_DEPTH
     assert why_no_length(known, cells, 4) == ScaleReason.FEW_DEPTHS
     assert why_no_length(known, cells, 3) == ScaleReason.DEPTHS_DISAGREE
+
+
+def test_depths_that_most_matches_contradict_do_not_lose_a_camera_that_two_views_locate_as_they_do() -> None:
+    poses = walk(48)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "rgbd", "depth.max_depth": 20.0}))
+    results = []
+    for number in range(0, 48, 4):
+        seen = frame(poses, number, depth=True)
+        assert seen.depth is not None
+        values = seen.depth.values.astype(np.float64)
+        # As of a depth camera that sees edges elsewhere: more than half of the image is wrong.
+        values[:, : int(0.6 * values.shape[1])] *= 0.6 if number % 8 == 0 else 1.6
+        stamp = 10**9 + 175 * 10**6 * number  # too long for a prediction that a wrong pose would contradict
+        depth = replace(seen.depth, values=values.astype(np.uint16))
+        results.append(front_end.process(replace(seen, stamp_ns=stamp, depth=depth)))
+    assert [r.state for r in results] == [TrackingState.TRACKING] * len(results)
+    poses_found = [r.matches[0].pose for r in results[1:]]
+    assert all(pose.is_believed for pose in poses_found)
+    assert min(pose.inliers.mean() for pose in poses_found) < 0.5

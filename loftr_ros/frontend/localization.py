@@ -171,11 +171,12 @@ class Localizer:
                 keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known=own is not None
             )
         found = Located(KeyframeMatch(keyframe, matches, two_views), rays, None, by_depth=own)
-        by_two = self._judged(found, expected, since_last, current)
+        agree = pose is not None and _agree(pose, two_views)
+        by_two = self._judged(found, expected, since_last, current, agree)
         if by_depth is None or pose is None:
             return by_two
         # Depths are noisier than matches, so fewer inliers agree. If the two-view pose agrees with them, it is right.
-        if by_depth.explained >= self._config.geometry.min_explained and by_two.is_trusted and _agree(pose, two_views):
+        if by_depth.explained >= self._config.geometry.min_explained and by_two.is_trusted and agree:
             return replace(by_depth, match=KeyframeMatch(keyframe, matches, pose), pose=pose, is_trusted=True)
         return by_depth if by_depth.is_believed or not by_two.is_believed else by_two
 
@@ -359,16 +360,23 @@ class Localizer:
         expected: Expected | None,
         since_last: tuple[Location, IntegratedRotation] | None,
         current: CellsOfFrame,
+        depths_agree: bool = False,
     ) -> Located:
         """Accept or reject a pose: by itself, or by the predicted motion; never against a healthy gyroscope.
 
         A rejected pose is DOUBTFUL.
+
+        Args:
+            located: has the pose.
+            expected, since_last: the prediction, and the rotation by the gyroscope; None if unknown.
+            current: the frame.
+            depths_agree: whether measured depths gave the same pose, although too few of them agree with it.
         """
         if not located.match.pose.has_rotation:
             return replace(located, is_trusted=False)
         agrees = self._agrees_with_gyroscope(located, since_last)
         follows = self._agrees_with_odometry(located, current.frame.stamp_ns)
-        judged = self._judged_by_images(located, expected, bool(agrees) or bool(follows), current)
+        judged = self._judged_by_images(located, expected, bool(agrees) or bool(follows), current, depths_agree)
         if (agrees is not False and follows is not False) or not judged.is_believed:
             return judged
         if judged.is_trusted and agrees is False and self.gyroscope is not None:
@@ -379,7 +387,12 @@ class Localizer:
         return replace(judged, match=refused, pose=None, is_trusted=False)
 
     def _judged_by_images(
-        self, located: Located, expected: Expected | None, rotation_agrees: bool, current: CellsOfFrame
+        self,
+        located: Located,
+        expected: Expected | None,
+        rotation_agrees: bool,
+        current: CellsOfFrame,
+        depths_agree: bool,
     ) -> Located:
         """Accept or reject a pose by the images: by the explained part of the common view, or by the prediction."""
         pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
@@ -398,7 +411,7 @@ class Localizer:
         geometry = self._config.geometry
         agreeing = pose.inliers.sum() >= geometry.min_agreeing * len(pose.inliers)
         alike = pose.scale_known or self._are_alike(located, current)
-        if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE:
+        if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE and not depths_agree:
             alike = False  # two tests of the same matches disagree
         known = expected is not None or rotation_agrees
         enough = geometry.min_explained if known else geometry.min_explained_after_gap
