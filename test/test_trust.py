@@ -151,3 +151,22 @@ def test_the_longer_ago_the_less_is_expected_and_at_last_nothing() -> None:
     assert stds == sorted(stds) and stds[0] < stds[-1]
     assert motion.expected(10**9 + 3 * 10**9) is None
     assert motion.expected(10**9) is None, "a stamp that goes back"
+
+
+def test_a_camera_that_turned_evenly_is_expected_to_go_on_so_for_longer_than_one_that_shook() -> None:
+    stds = []
+    for shake in (0.0, 4.0):
+        motion, random = ConstantVelocity(), np.random.default_rng(0)
+        pose = np.eye(4)
+        for number in range(20):
+            pose = pose.copy()
+            pose[:3, :3] = pose[:3, :3] @ rotation(0, 0.5 + shake * random.standard_normal(), 0)
+            pose[2, 3] += 0.8
+            motion.add(number * 10**8, Location(pose, np.zeros((6, 6)), 0, True))
+        expected = motion.expected(19 * 10**8 + 4 * 10**8)
+        assert expected is not None
+        stds.append(expected.rotation_std)
+    smooth, shaken = stds
+    assert smooth < 0.15 < 0.7 < shaken
+    motion.reset()
+    assert motion.angular_acceleration == 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,11 @@ _SHORTEST = 0.02
 # Standard deviations of accelerations: m/s^2 (or a single camera's own units, in which a typical depth is one), and
 # rad/s^2, as of a hand-held camera.
 _ACCELERATION, _OWN_ACCELERATION, _ANGULAR_ACCELERATION = 5.0, 2.5, 10.0
-# Relative uncertainty of a measured velocity.
-_VELOCITY_PART = 0.3
+# Relative uncertainty of a measured velocity, and that of a camera that has moved smoothly.
+_VELOCITY_PART, _SMOOTH_VELOCITY_PART = 0.3, 0.15
+# Angular accelerations that tell whether a camera moves smoothly, the factor on their root mean square, and the least
+# result in rad/s^2.
+_SMOOTH_FRAMES, _SMOOTH_FACTOR, _LEAST_ANGULAR_ACCELERATION = 10, 3.0, 1.0
 # Possible speed of a camera of unknown velocity: m/s, own units/s, and rad/s.
 _SPEED, _OWN_SPEED, _ANGULAR_SPEED = 1.5, 0.7, 1.0
 # Standard deviations within which a pose agrees with the prediction.
@@ -76,10 +80,23 @@ class ConstantVelocity:
         self._last: tuple[int, Location] | None = None
         self._velocity: Array | None = None
         self._angular_velocity: Array = np.zeros(3)
+        self._accelerations: deque[float] = deque(maxlen=_SMOOTH_FRAMES)  # angular ones, rad/s^2
 
     def reset(self) -> None:
         """Forget the motion."""
         self._last = self._velocity = None
+        self._accelerations.clear()
+
+    @property
+    def angular_acceleration(self) -> float:
+        """Standard deviation of the angular acceleration, rad/s^2: as of a hand-held camera, less if it moves smoothly.
+
+        A vehicle hardly accelerates about any axis, so that its pose is known for longer after frames that were lost.
+        """
+        if len(self._accelerations) < _SMOOTH_FRAMES:
+            return _ANGULAR_ACCELERATION
+        usual = _SMOOTH_FACTOR * float(np.sqrt(np.mean(np.square(self._accelerations))))
+        return min(max(usual, _LEAST_ANGULAR_ACCELERATION), _ANGULAR_ACCELERATION)
 
     @property
     def last(self) -> tuple[int, Location] | None:
@@ -99,16 +116,21 @@ class ConstantVelocity:
             location: of the camera.
         """
         before, self._last = self._last, (stamp_ns, location)
-        self._velocity = None
+        had_velocity, self._velocity = self._velocity is not None, None
         if before is None or before[1].segment != location.segment:
+            self._accelerations.clear()
             return
         seconds = (stamp_ns - before[0]) / 1e9
         if not 0 < seconds <= _LONGEST:
+            self._accelerations.clear()
             return
         seconds = max(seconds, _SHORTEST)
         self._velocity = (location.pose[:3, 3] - before[1].pose[:3, 3]) / seconds
         rotated = location.pose[:3, :3] @ before[1].pose[:3, :3].T
-        self._angular_velocity = rotation_vector(rotated) / seconds
+        angular_velocity = rotation_vector(rotated) / seconds
+        if had_velocity:
+            self._accelerations.append(float(np.linalg.norm(angular_velocity - self._angular_velocity)) / seconds)
+        self._angular_velocity = angular_velocity
 
     def expected(
         self, stamp_ns: int, rotated: IntegratedRotation | None = None, moved: OdometryMotion | None = None
@@ -128,10 +150,9 @@ class ConstantVelocity:
             return None
         seconds = max(seconds, _SHORTEST)
         acceleration = _ACCELERATION if last.is_metric else _OWN_ACCELERATION
-        position_std, rotation_std = (
-            acceleration * seconds**2 / 2 + 0.005,
-            _ANGULAR_ACCELERATION * seconds**2 / 2 + 0.005,
-        )
+        turning = self.angular_acceleration
+        part = _VELOCITY_PART if turning == _ANGULAR_ACCELERATION else _SMOOTH_VELOCITY_PART
+        position_std, rotation_std = acceleration * seconds**2 / 2 + 0.005, turning * seconds**2 / 2 + 0.005
         pose = last.pose.copy()
         if self._velocity is None:
             position_std += (_SPEED if last.is_metric else _OWN_SPEED) * seconds
@@ -139,8 +160,8 @@ class ConstantVelocity:
         else:
             pose[:3, 3] += self._velocity * seconds
             pose[:3, :3] = rotation_matrix(self._angular_velocity * seconds) @ pose[:3, :3]
-            position_std += _VELOCITY_PART * float(np.linalg.norm(self._velocity)) * seconds
-            rotation_std += _VELOCITY_PART * float(np.linalg.norm(self._angular_velocity)) * seconds
+            position_std += part * float(np.linalg.norm(self._velocity)) * seconds
+            rotation_std += part * float(np.linalg.norm(self._angular_velocity)) * seconds
         if moved is not None and last.is_metric:
             pose, position_std, rotation_std = last.pose @ moved.pose, moved.step_std + 0.005, moved.turn_std + 0.002
         elif moved is not None and rotated is None:
