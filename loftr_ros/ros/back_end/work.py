@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import concurrent.futures
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from loftr_ros.ros.back_end.parameters import BackEndParameters
 from loftr_ros.ros.output.base_motion import base_covariance
 from loftr_ros.ros.output.camera_mount import CameraMount
 from loftr_ros.ros.output.messages import to_time
+from loftr_ros.threads import Asked, Task, WorkThread
 
 Array = NDArray[np.float64]
 
@@ -106,16 +108,17 @@ class BackEndWork:
         self._told: dict[str, bool] = {}
         self._position_std: dict[str, float] = {}
         self._queue: deque[tuple[str, Any]] = deque()
-        self._condition = threading.Condition()
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[Task] = deque()
         self._received = self._dropped = 0
         self._solve_begun = self._solved_in = 0.0
         self._next_solve = self._next_map = 0.0
         self._next_save = time.monotonic() + parameters.file.map_save_period
         self._is_changed = self._is_unsaved = False
-        self._stopping = False
+        self._next_round = 0.0
+        self._is_finished = False
+        self._thread = WorkThread(self._next, "loftr_back_end")
+        self._condition = self._thread.condition
         self._state = self._made_state()
-        self._thread = threading.Thread(target=self._run, name="loftr_back_end", daemon=True)
         self._thread.start()
 
     # --- any thread ---
@@ -141,22 +144,14 @@ class BackEndWork:
         """
         if self._path is None:
             raise BackEndError("no file of the map is known: set the parameter map_file")
-        done, failure = threading.Event(), list[BackEndError]()
-
-        def command() -> None:
-            try:
-                self._save()
-            except BackEndError as error:
-                failure.append(error)
-            done.set()
-
+        asked = Asked(self._save)
         with self._condition:
-            self._commands.append(command)
+            self._commands.append(asked)
             self._condition.notify()
-        if not done.wait(timeout):
-            raise BackEndError(f"the map was not written within {timeout:.0f} s")
-        if failure:
-            raise failure[0]
+        try:
+            asked.answer.result(timeout)
+        except concurrent.futures.TimeoutError:
+            raise BackEndError(f"the map was not written within {timeout:.0f} s") from None
         return f"{self._state.counts.keyframes} keyframes written to {self._path}"
 
     def reconfigure(self, parameters: BackEndParameters) -> None:
@@ -171,43 +166,39 @@ class BackEndWork:
 
     def close(self) -> None:
         """Finish what waits, write the map, and end the thread and the process."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
-        self._thread.join()
+        self._thread.stop()
         self._solver.close()
 
     # --- the thread ---
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                if not self._queue and not self._commands and not self._stopping:
-                    self._condition.wait(_TICK)
-                items, commands = list(self._queue), list(self._commands)
-                self._queue.clear()
-                self._commands.clear()
-                stopping = self._stopping
-            for robot, message in items:
-                self._guarded(self._take, robot, message)
-            for robot in self._inputs:
-                self._guarded(self._keyframes, robot)
-            for command in commands:
-                command()
-            self._guarded(self._solve)
-            self._guarded(self._publish)
-            self._guarded(self._save_in_time)
-            held = len(self.back_end.graph.vertices)
-            if (
-                items
-                or stopping
-                or held != self._state.counts.keyframes
-                or (self._solver.is_busy is not self._state.is_solving)
-            ):
-                self._state = self._made_state()
-            if stopping:
-                self._guarded(self._save_at_the_end)
-                return
+    def _next(self) -> Task | float | None:
+        wait = self._next_round - time.monotonic()
+        if self._queue or self._commands or (wait <= 0 and not self._thread.is_stopping):
+            items, commands = list(self._queue), list(self._commands)
+            self._queue.clear()
+            self._commands.clear()
+            return partial(self._round, items, commands)
+        if not self._thread.is_stopping:
+            return wait
+        if self._is_finished:
+            return None
+        self._is_finished = True
+        return partial(self._guarded, self._save_at_the_end)
+
+    def _round(self, items: list[tuple[str, Any]], commands: list[Task]) -> None:
+        for robot, message in items:
+            self._guarded(self._take, robot, message)
+        for robot in self._inputs:
+            self._guarded(self._keyframes, robot)
+        for command in commands:
+            command()
+        self._guarded(self._solve)
+        self._guarded(self._publish)
+        self._guarded(self._save_in_time)
+        held = len(self.back_end.graph.vertices)
+        if items or held != self._state.counts.keyframes or self._solver.is_busy is not self._state.is_solving:
+            self._state = self._made_state()
+        self._next_round = time.monotonic() + _TICK
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Log and count what is raised: the thread must not end by it."""
