@@ -9,7 +9,9 @@ _PACKAGES = {
     "archive": "'lancedb>=0.40,<1' pyarrow",
     "backend": "'gtsam>=4.3'",
     "plot": "matplotlib",
+    "train": "'pytorch-lightning>=2.4,<2.7' tensorboard",
     "video": "av",
+    "view": "'rerun-sdk>=0.23'",
 }
 
 
