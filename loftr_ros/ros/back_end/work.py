@@ -1,4 +1,4 @@
-"""The back end's work in the node: a bounded queue, one thread, and what is published of it."""
+"""The back end in the node: a bounded queue, one thread, and the output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from loftr_ros.threads import Asked, Task, WorkThread
 
 Array = NDArray[np.float64]
 
-# Seconds that the thread sleeps where nothing comes: a keyframe may be waiting, or a solution.
+# Seconds between two rounds if no message comes: a keyframe or a solution may be waiting.
 _TICK = 0.05
 
 
@@ -62,7 +62,7 @@ class WorkState:
 
 
 class BackEndWork:
-    """Owns the back end; everything but `put` and `state` happens on its thread."""
+    """Owns the back end. Everything but `put` and `state` runs on its thread."""
 
     def __init__(
         self,
@@ -78,13 +78,13 @@ class BackEndWork:
         Args:
             node: for its logger and clock.
             parameters: the node's.
-            robots: whose topics come.
+            robots: names of the robots.
             output: publishes.
-            mount: says where the cameras are on the robots.
-            on_error: is told what went wrong, and its traceback.
+            mount: poses of the cameras on the robots.
+            on_error: called with an error and its traceback (empty for expected errors).
 
         Raises:
-            BackEndError: GTSAM is missing, or there is a map that cannot be read.
+            BackEndError: GTSAM is missing, or the map cannot be read.
         """
         self._logger, self.parameters, self._is_alive = node.get_logger(), parameters, node.context.ok
         self._output, self._mount, self._on_error = output, mount, on_error
@@ -105,7 +105,7 @@ class BackEndWork:
         self._newest: dict[str, KeyframeKey] = {}
         self._fixes: dict[KeyframeKey, OdometryFix] = {}
         self._offsets: dict[str, tuple[Array, bool]] = {}  # map -> odom, and whether of the odometry's first segment
-        self._told: dict[str, bool] = {}
+        self._reported: dict[str, bool] = {}
         self._position_std: dict[str, float] = {}
         self._queue: deque[tuple[str, Any]] = deque()
         self._commands: deque[Task] = deque()
@@ -124,7 +124,7 @@ class BackEndWork:
     # --- any thread ---
 
     def put(self, robot: str, message: Any) -> None:
-        """Take a message; the oldest goes where too many wait. Never blocks."""
+        """Queue a message; if the queue is full, the oldest is dropped. Never blocks."""
         with self._condition:
             self._received += 1
             self._queue.append((robot, message))
@@ -134,13 +134,13 @@ class BackEndWork:
             self._condition.notify()
 
     def save(self, timeout: float = 60.0) -> str:
-        """Write the map, on the thread, and wait for it.
+        """Write the map on the thread, and wait until it is written.
 
         Returns:
-            What was written.
+            A sentence that says what was written.
 
         Raises:
-            BackEndError: it cannot be, or takes too long.
+            BackEndError: there is no map file, it cannot be written, or it takes too long.
         """
         if self._path is None:
             raise BackEndError("no file of the map is known: set the parameter map_file")
@@ -155,17 +155,17 @@ class BackEndWork:
         return f"{self._state.counts.keyframes} keyframes written to {self._path}"
 
     def reconfigure(self, parameters: BackEndParameters) -> None:
-        """Go by other live parameters."""
+        """Use other live parameters."""
         self.parameters = parameters
         self.back_end.config = parameters.back_end
 
     @property
     def state(self) -> WorkState:
-        """As it was a moment ago."""
+        """A recent snapshot, for the status."""
         return self._state
 
     def close(self) -> None:
-        """Finish what waits, write the map, and end the thread and the process."""
+        """Process the waiting messages, write the map, and end the thread and the solver."""
         self._thread.stop()
         self._solver.close()
 
@@ -201,7 +201,7 @@ class BackEndWork:
         self._next_round = time.monotonic() + _TICK
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Log and count what is raised: the thread must not end by it."""
+        """Report exceptions: the thread must not end."""
         try:
             work(*arguments)
         except Exception as error:
@@ -265,12 +265,12 @@ class BackEndWork:
             self._solver.begin(*self.back_end.snapshot())
 
     def _home(self) -> int | None:
-        """The group that the map's frame is of: that of the first keyframe of all."""
+        """Group of the map's first keyframe, which defines the map's frame."""
         found = next(self.back_end.places(), None)
         return None if found is None else found[1].group
 
     def _locate(self, robot: str) -> None:
-        """Where the robot's odometry is in the map, by its newest keyframe; nowhere if no loop has told."""
+        """Compute map -> odom by the robot's newest keyframe; there is none if no loop connects it with the map."""
         key = self._newest[robot]
         place, fix = self.back_end.place(key), self._fixes.get(key)
         known = place is not None and place.group == self._home() and self._frame is not None and fix is not None
@@ -280,8 +280,8 @@ class BackEndWork:
             self._offsets[robot] = base @ inverse(fix.pose), fix.is_broken
         else:
             self._offsets.pop(robot, None)
-        if self._told.get(robot) is not known:
-            self._told[robot] = known
+        if self._reported.get(robot) is not known:
+            self._reported[robot] = known
             if known:
                 self._logger.info(f"robot '{robot}' is localized in the map, by keyframe {key}")
             else:
@@ -305,7 +305,7 @@ class BackEndWork:
         )
 
     def _found_again(self, robot: str, fix: OdometryFix) -> tuple[Array, bool] | None:
-        """Where the odometry is in the map, by a keyframe of the map that located the image."""
+        """map -> odom by a keyframe of the map that located the image; None without one."""
         found = self._inputs[robot].found_by(fix.stamp_ns)
         place = None if found is None else self.back_end.place(found[0])
         if found is None or place is None or place.group != self._home() or self._frame is None:
