@@ -148,7 +148,7 @@ docs: $(VENV)/.loftr_ros-docs
 $(VENV)/.loftr_ros-docs: $(STAMP)
 	$(BIN)/python -c 'from importlib.metadata import requires; print(*(each.split(";")[0] for each in requires("loftr_ros") \
 	    if each.endswith("extra == \"docs\"")), sep="\n")' > $(VENV)/docs-requirements.txt
-	$(BIN)/pip install $(PIP_QUIET) -r $(VENV)/docs-requirements.txt
+	$(BIN)/python cmake/install.py $(PIP_QUIET) -r $(VENV)/docs-requirements.txt
 	@touch $@
 
 # XFeat, ALIKED and LightGlue need torchvision, and a torch that goes with it: an environment of their own. The two

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from measuring import Report
 from numpy.typing import NDArray
+from shutter import Motion, Shutter, expose, fast_turns, middle_of
 from wrong_and_sure import RATE, Errors, Views, walk
 
 from loftr_ros.frontend.config import MONO, RGBD, FrontEndConfig
@@ -35,7 +36,6 @@ from loftr_ros.geometry.se3 import between, rotation_matrix, rotation_vector
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.settings import with_values
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
-from loftr_ros.worlds.shutter import Motion, Shutter, expose, fast_turns, middle_of
 
 Array = NDArray[np.float64]
 PERIOD = 5_000_000  # ns

@@ -21,6 +21,7 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.pipeline import FrontEnd
+from loftr_ros.geometry.se3 import between
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
 from loftr_ros.places.descriptor import PlaceDescriptor
@@ -28,6 +29,7 @@ from loftr_ros.places.detector import LoopDetector
 from loftr_ros.places.keyframe import KeyframeName, RecentPast
 from loftr_ros.places.view import NewKeyframe, View
 from loftr_ros.worlds.revisits import World
+from loftr_ros.worlds.scene import default_camera
 
 ROBOT = "benchmark"
 BETWEEN = 3  # images between two keyframes, plus one; those between may confirm a place
@@ -35,6 +37,7 @@ OWN_UNIT = 0.7  # of a single camera, for a metre, at the beginning of a walk
 SCALE_DRIFT = 0.004  # of the logarithm of that unit from keyframe to keyframe, standard deviation
 DEPTH_ERROR = 0.05  # relative error of the depths of keyframes' cells
 DRIFT = 0.2  # degrees, standard deviation of odometry's error from keyframe to keyframe, for each axis
+CELL = 8  # pixels of a cell with depth
 _WORLD = 10_000  # keyframe numbers of a world start at this times its seed
 
 Array = NDArray[np.float64]
@@ -209,7 +212,10 @@ class _Walk:
 
     def _depth(self, number: int) -> tuple[CellDepth, tuple[int, int]]:
         """Depths of a keyframe's cells as from triangulation: in the unit of its time, with errors."""
-        depth = self.world.cell_depths(number) * self.units[number * self.between]
+        small = default_camera(self.world.camera.width // CELL, self.world.camera.height // CELL)
+        pose = self.world.poses[number]
+        _, metres = self.world.building.render(small.matrix, (small.width, small.height), pose, supersample=1)
+        depth = metres * self.units[number * self.between]
         rng = np.random.default_rng([self.world.seed, 2, number])
         inverse = (1 + DEPTH_ERROR * rng.standard_normal(depth.shape)) / depth
         return CellDepth(inverse.ravel(), (DEPTH_ERROR / depth.ravel()) ** 2, False), depth.shape
@@ -255,7 +261,7 @@ class _Walk:
         tried.alike = world.alike(number, other) if tried.other_place else ""
         tried.angle, tried.distance = float(related.angle[number, other]), float(related.distance[number, other])
         tried.covisible = float(related.covisible[number, other])
-        truth = world.relative_pose(other, number)
+        truth = between(world.poses[other], world.poses[number])
         if pose.has_rotation:
             tried.rotation = rotation_error(pose.rotation, truth[:3, :3])
         if pose.has_direction and tried.distance > 0.05:

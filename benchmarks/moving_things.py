@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from measuring import Report
+from moving_box import MovingBox
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import MONO, RGBD, FrontEndConfig
@@ -27,7 +28,6 @@ from loftr_ros.frontend.results import KeyframeMatch
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.settings import with_values
-from loftr_ros.worlds.moving import MovingBox
 from loftr_ros.worlds.revisits import World
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 

@@ -17,6 +17,9 @@ from loftr_ros.msg import RelativePose
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
+# With a rotation and a direction. The second may be one of two solutions, the third is less accurate.
+WITH_POSE = (RelativePose.OK, RelativePose.PLANAR, RelativePose.CONCENTRATED)
+
 
 class Consumer(Node):
     """Subscribes to the front end's relative poses."""
@@ -28,7 +31,7 @@ class Consumer(Node):
 
     def on_pose(self, message: RelativePose) -> None:
         """Print one pose: T_keyframe_current, in the keyframe camera's optical axes (x right, y down, z forward)."""
-        if message.status != RelativePose.OK:
+        if message.status not in WITH_POSE:
             self.get_logger().info(f"keyframe {message.keyframe_id}: no good pose (status {message.status})")
             return
         at = message.pose.pose.position

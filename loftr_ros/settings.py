@@ -1,6 +1,6 @@
-"""Settings: every parameter is a field of a dataclass, with its meaning, unit and range, and is declared once.
+"""Settings: each parameter is declared once, as a dataclass field with its meaning, unit and range.
 
-ROS parameters, options of the command line, `config/front_end.yaml` and the tables in the docs are made of the fields.
+ROS parameters, command line options, `config/front_end.yaml` and the tables in the docs are generated from the fields.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A setting out of its range or of the wrong type; the message says which and what is allowed."""
+    """A setting is out of range or has the wrong type. The message names it and says what is allowed."""
 
 
 def setting(
@@ -28,50 +28,54 @@ def setting(
     choices: tuple[str, ...] = (),
     live: bool | None = None,
 ) -> T:
-    """A dataclass field that says what it means.
+    """A dataclass field with its description.
 
     Args:
-        default: its value where nothing is said.
-        description: one sentence without the unit and range.
-        unit: SI symbol or px; empty for a pure number.
-        low, high: the closed range of a number; give both.
-        choices: what a string may be; empty for any.
-        live: whether it may change while frames come; None for what its group says.
+        default: its default value.
+        description: one sentence, without unit and range.
+        unit: SI symbol or px; empty if it has none.
+        low, high: closed range of a number; give both.
+        choices: allowed strings; empty for any.
+        live: whether it may change while frames are processed; None for the default of its group.
     """
     metadata = {"description": description, "unit": unit, "low": low, "high": high, "choices": choices, "live": live}
     return field(default=default, metadata=metadata)
 
 
-# Metadata of a field that holds a group of settings which go by their own names, without the group's before them.
+# Metadata of a field with a group of settings whose names have no prefix of the group.
 FLAT = {"flat": True}
 
 
 def prefix_of(item: dataclasses.Field[Any], prefix: str) -> str:
-    """What stands before the names of the settings in a group, in a dataclass whose own names have `prefix`."""
+    """Prefix of the settings of a group, in a dataclass with the prefix `prefix`."""
     return prefix if item.metadata.get("flat") else f"{prefix}{item.name}."
 
 
 class Settings:
-    """Base of a settings dataclass: holds every field against its type, range and choices when it is made.
+    """Base of a settings dataclass. It checks the type, range and choices of each field when it is created.
 
     Attributes:
-        live: whether its settings may change while frames come, where they do not say themselves.
+        live: whether its settings may change while frames are processed; a setting may override it.
 
     Raises:
-        ConfigError: one is out.
+        ConfigError: a value is not allowed.
     """
 
     live: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(item.default, tuple) and isinstance(value, Iterable) and not isinstance(value, (str, tuple)):
+                object.__setattr__(self, item.name, tuple(value))  # ROS gives an array, YAML a list
         check(self)
 
 
 def check(config: Any) -> None:
-    """Hold every field of a settings dataclass against its type, range and choices.
+    """Check each field of a settings dataclass against its type, range and choices.
 
     Raises:
-        ConfigError: one is out.
+        ConfigError: a value is not allowed.
     """
     for item in dataclasses.fields(config):
         value: Any = getattr(config, item.name)
@@ -91,8 +95,8 @@ def with_values(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
 
     Args:
         config: a dataclass of settings, or of such dataclasses.
-        values: new values by name, for example {"keyframe.capacity": 5}; names that it has not are left alone.
-        prefix: what stands before the names of this dataclass's fields.
+        values: new values by name, for example {"keyframe.capacity": 5}. Unknown names are ignored.
+        prefix: of the names of this dataclass's fields.
 
     Raises:
         ConfigError: a value is out of its range or of the wrong type.
@@ -111,15 +115,15 @@ def with_values(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def is_live(group: Any, item: dataclasses.Field[Any]) -> bool:
-    """Whether a setting of a group of settings may change while frames come."""
+    """Whether a setting of a group may change while frames are processed."""
     live = item.metadata.get("live")
     return bool(group.live if live is None else live)
 
 
 def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """Name, group and field of every setting of a dataclass of settings, or of such dataclasses.
+    """Name, group and field of each setting of a dataclass of settings, or of such dataclasses.
 
-    The names are those that `with_values` takes; a setting's value is its group's attribute.
+    The names are as for `with_values`. A setting's value is the attribute of its group.
     """
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -130,7 +134,7 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, datac
 
 
 def changed(before: Any, after: Any) -> dict[str, bool]:
-    """Names of the settings in which two dataclasses of settings differ, and whether each may change at any time."""
+    """Names of the settings that differ between two dataclasses, and whether each may change at any time."""
     return {
         name: is_live(group, item)
         for (name, group, item), (_, other, _) in zip(settings_of(before), settings_of(after), strict=True)
@@ -139,9 +143,9 @@ def changed(before: Any, after: Any) -> dict[str, bool]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like another one; empty where none is like it.
+    """The most similar known name; empty if none is similar.
 
-    A name whose last part is right is meant by it: `max_parallax` is `keyframe.max_parallax`.
+    A correct last part is enough: `max_parallax` finds `keyframe.max_parallax`.
     """
     names = sorted(known)
     last = {other: other.rpartition(".")[2] for other in names}
@@ -154,12 +158,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A sentence on a name that nothing goes by.
+    """A sentence about an unknown name.
 
     Args:
-        what: the name is of, for example "parameter".
-        name: as it was given.
-        known: the names that there are.
+        what: kind of thing, for example "parameter".
+        name: the given name.
+        known: all valid names.
     """
     meant = nearest(name, known)
     return f"{what} '{name}' is not known and has no effect" + (f"; did you mean '{meant}'?" if meant else "")

@@ -1,4 +1,4 @@
-"""Text files as people have them: with a byte order mark, from Windows, or no text at all."""
+"""Text files of users: with a byte order mark, with Windows line ends, or not text at all."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _KINDS = (
 
 
 class TextFileError(ValueError):
-    """A file that is not there, or not the text that was expected; the message says which, where, and what to do."""
+    """A file is missing, or is not the expected text. The message says which, where, and what to do."""
 
 
 def what_it_is(head: bytes) -> str | None:
-    """What a file is that people have by mistake in place of another, by its first bytes; None for anything else."""
+    """Kind of a file that is often given by mistake, by its first bytes; None for other files."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     return next((name for magic, name in _KINDS if start.startswith(magic)), None)
 
 
 def read_text(path: Path) -> str:
-    """A text file's content, in UTF-8 (or UTF-16 with a byte order mark), with line ends as Python has them.
+    """A text file's content, in UTF-8 (or UTF-16 with a byte order mark), with a line feed at each line end.
 
     Raises:
-        TextFileError: it cannot be read, or is no text.
+        TextFileError: the file cannot be read, or is not text.
     """
     try:
         with path.open("rb") as file:
@@ -59,12 +59,12 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, of one document or the first of several. OpenCV's head line and its tags are tolerated.
+    """The YAML mapping of a file's first document. OpenCV's first line and tags are accepted.
 
-    Numbers are those of YAML 1.2, where 1e-05 is one.
+    Numbers are as in YAML 1.2, where 1e-05 is a number.
 
     Raises:
-        TextFileError: the file cannot be read, is not YAML, or no mapping.
+        TextFileError: the file cannot be read, is not YAML, or is not a mapping.
     """
     text = read_text(path)
     if text.startswith("%YAML"):  # OpenCV writes `%YAML:1.0`, which is not YAML
@@ -93,7 +93,7 @@ def _line_of(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and truth values, and whatever tags there are taken as what they stand before."""
+    """Reads numbers and booleans as in YAML 1.2, and ignores tags."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as PyYAML has it)
 

@@ -1,4 +1,4 @@
-"""A thread with work of several kinds, of which its owner says what comes next."""
+"""A thread that runs tasks of several kinds. Its owner chooses the next task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Task = Callable[[], None]
 
 
 class WorkThread:
-    """Runs one task after the other, and waits where there is none.
+    """Runs one task after the other, and waits while there is none.
 
     Attributes:
-        condition: guards what the owner's tasks are made of; notify it after every change.
-        is_stopping: whether `stop` was called; `next_task` may then still return what must not be lost.
+        condition: guards the data that `next_task` reads; notify it after every change.
+        is_stopping: whether `stop` was called; `next_task` may still return tasks that must not be lost.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class WorkThread:
         """Start the thread.
 
         Args:
-            next_task: called with the condition held: what to do next; or seconds after which to ask again; or None
-                for nothing until there is a notification. With nothing to do, a thread that is to stop ends.
-            name: the thread's.
-            on_error: called, on the thread, with what a task raised; None where tasks never raise.
-            on_start: called first, on the thread.
+            next_task: called with the condition held. Returns the next task, or seconds after which to ask again, or
+                None to wait for a notification. A stopping thread ends when there is no task.
+            name: name of the thread.
+            on_error: called on the thread with the exception of a task; None if tasks never raise.
+            on_start: called first on the thread.
         """
         self.condition = threading.Condition()
         self.is_stopping = False
@@ -41,11 +41,11 @@ class WorkThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; after the owner has everything that `next_task` looks at."""
+        """Start the thread. Call it once the owner has all data that `next_task` reads."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the tasks that `next_task` still has, and end the thread."""
+        """Run the tasks that `next_task` still returns, and end the thread."""
         with self.condition:
             self.is_stopping = True
             self.condition.notify()
@@ -73,10 +73,10 @@ class WorkThread:
 
 
 class Asked(Generic[R]):
-    """A function that one thread runs, and another waits for.
+    """A function that one thread runs while another one waits for its result.
 
     Attributes:
-        answer: what it returns or raises.
+        answer: its result or exception.
     """
 
     def __init__(self, work: Callable[[], R]) -> None:
@@ -91,5 +91,5 @@ class Asked(Generic[R]):
             self.answer.set_exception(error)
 
     def refuse(self, reason: str) -> None:
-        """It will not be run."""
+        """Answer that it will not be run."""
         self.answer.set_exception(RuntimeError(reason))

@@ -6,9 +6,9 @@ import math
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most `most` characters: cut after a word, with an ellipsis, where it is longer.
+    """The text, cut after a word and with an ellipsis if it has more than `most` characters.
 
-    A word is cut only where it takes more than half of the room by itself, such as a path.
+    A word is cut only if it takes more than half of the length by itself, such as a path.
     """
     if len(text) <= most:
         return text
@@ -20,7 +20,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """A number for people: some digits that count, and never a power of ten, as 140, 1.26 or 0.034."""
+    """A number with some significant digits and without an exponent, such as 140, 1.26 or 0.034."""
     if not math.isfinite(value) or not value:
         return f"{value:g}"
     text = f"{value:.{min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 12)}f}"

@@ -117,11 +117,14 @@ class NodeProcess:
 
 
 class Lasting:
-    """A node that serves several tests, and is started again after a test that ended it.
+    """A node that serves several tests, and is started again after a test that ended it or a start that failed.
 
     Attributes:
-        process, client: the node's, as they are now.
+        process, client: the node's, as they are now; set by the first `revive`.
     """
+
+    process: NodeProcess
+    client: Client
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class Lasting:
         start: Callable[[NodeProcess, Client], None] = lambda process, client: None,
         kind: type[Client] | None = None,
     ) -> None:
-        """Start it.
+        """Prepare it; `revive` starts it.
 
         Args:
             folder, parameters: of `NodeProcess`.
@@ -139,24 +142,23 @@ class Lasting:
         """
         self._start, self._folder, self._parameters, self._kind = start, folder, parameters, kind or Client
         self._stack = contextlib.ExitStack()
-        self._begin()
+        self._is_started = False
 
     def revive(self) -> bool:
-        """Start the node again if it has ended; returns whether it had."""
-        if self.process.process.poll() is None:
+        """Start the node if it does not run; returns whether it did not."""
+        if self._is_started and self.process.process.poll() is None:
             return False
         self.close()
-        self._begin()
+        self.process = self._stack.enter_context(NodeProcess(self._folder, self._parameters))
+        self.client = self._stack.enter_context(self._kind(self.process.domain))
+        self._start(self.process, self.client)
+        self._is_started = True
         return True
 
     def close(self) -> None:
         """End it."""
+        self._is_started = False
         self._stack.close()
-
-    def _begin(self) -> None:
-        self.process = self._stack.enter_context(NodeProcess(self._folder, self._parameters))
-        self.client = self._stack.enter_context(self._kind(self.process.domain))
-        self._start(self.process, self.client)
 
 
 class Client:

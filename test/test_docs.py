@@ -303,11 +303,15 @@ def test_every_parameter_that_is_named_exists(reference: ModuleType) -> None:
 
 def test_every_file_that_is_named_exists() -> None:
     folders = {path.name for path in (*ROOT.iterdir(), *(ROOT / "loftr_ros").iterdir()) if path.is_dir()}
+    code_folders = ("benchmarks", "cmake", "docs", "examples", "launch", "loftr_ros", "test")
+    modules = {path.name for folder in code_folders for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
     wrong = []
     for page, code in each(lambda page: INLINE.findall(prose_of(page))):
         path = code.split()[0].split(":")[0]
         is_ours = re.fullmatch(r"[\w./-]+/[\w-]+\.\w+", path) and path.partition("/")[0] in folders - WRITTEN
         if is_ours and not (ROOT / path).exists() and not (ROOT / "loftr_ros" / path).exists():
+            wrong.append(f"{page_id(page)}: {path}")
+        if re.fullmatch(r"\w+\.py", path) and path not in modules:
             wrong.append(f"{page_id(page)}: {path}")
     assert not wrong, "\n".join(wrong)
 

@@ -48,6 +48,17 @@ def test_a_device_on_which_no_kernel_runs_fails_though_it_is_seen(monkeypatch: p
     assert finding.verdict == FAILS and finding.text.startswith("Old GPU") and "no kernel runs" in finding.text
 
 
+def test_ros_is_named_by_the_sourced_distribution_or_else_by_pypis_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["numpy", None, "ros-kilted-rclpy"]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: [SimpleNamespace(name=name) for name in names])
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    assert doctor._ros_distribution() == "jazzy"
+    monkeypatch.delenv("ROS_DISTRO")
+    assert doctor._ros_distribution() == "kilted, from PyPI's wheels"
+    names.pop()
+    assert not doctor._ros_distribution()
+
+
 def test_the_size_of_a_segment_is_the_profile_s(tmp_path: Path) -> None:
     profile = tmp_path / "profile.xml"
     profile.write_text(

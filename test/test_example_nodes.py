@@ -161,7 +161,8 @@ def test_the_consumer_says_how_the_camera_moved_and_where_no_good_pose_came(capf
         node = runpy.run_path(str(EXAMPLES / "consumer.py"))["Consumer"]()
         good = RelativePose(keyframe_id=3, status=RelativePose.OK, scale_known=True, num_inliers=90, num_matches=100)
         good.pose.pose.position.x = 0.25
-        for message in (good, RelativePose(keyframe_id=4, status=RelativePose.TOO_FEW_MATCHES)):
+        planar = RelativePose(keyframe_id=5, status=RelativePose.PLANAR)
+        for message in (good, planar, RelativePose(keyframe_id=4, status=RelativePose.TOO_FEW_MATCHES)):
             node.on_pose(message)
         assert [each.topic_name for each in node.subscriptions] == ["/loftr_front_end/relative_pose"]
         node.destroy_node()
@@ -169,6 +170,7 @@ def test_the_consumer_says_how_the_camera_moved_and_where_no_good_pose_came(capf
         rclpy.try_shutdown()
     said = "".join(capfd.readouterr())
     assert "keyframe 3: moved by +0.250 +0.000 +0.000 m, 90 of 100 matches agree" in said
+    assert "keyframe 5: moved by +0.000 +0.000 +0.000 (direction only)" in said
     assert f"keyframe 4: no good pose (status {RelativePose.TOO_FEW_MATCHES})" in said
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes import texture
 from made_world import WorldMatcher
+from moving_box import MovingBox, MovingRendering
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import FrontEndConfig
@@ -19,7 +20,6 @@ from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.settings import with_values
-from loftr_ros.worlds.moving import MovingBox, MovingRendering
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 Array = NDArray[np.float64]

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from conftest import SHARED_DATA
 if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
+import node_process
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
@@ -73,9 +75,9 @@ def running(footage, tmp_path_factory) -> Iterator[Lasting]:
     def start(process: NodeProcess, client: Client) -> None:
         assert client.transition("configure", "activate"), process.said
         client.connect(lambda: footage.frame(0, client.stamp()))
+        lasting.parameters = client.parameters()
 
     lasting = Lasting(tmp_path_factory.mktemp("node"), QUIET, start)
-    lasting.parameters = lasting.client.parameters()
     yield lasting
     lasting.close()
 
@@ -156,6 +158,21 @@ def test_a_node_that_a_test_broke_serves_the_next_test(running, footage, breaks)
     after = ready(running, footage)
     after.client.process(*after.next_frame())
     assert after.client.parameters() == running.parameters
+
+
+def test_a_node_that_did_not_start_is_started_again_for_the_next_test(tmp_path, monkeypatch):
+    process = SimpleNamespace(process=SimpleNamespace(poll=lambda: None), domain=1)
+    monkeypatch.setattr(node_process, "NodeProcess", lambda *_: nullcontext(process))
+    starts = []
+
+    def start(*_) -> None:
+        starts.append(len(starts))
+        assert len(starts) > 1, "the first start fails"
+
+    lasting = Lasting(tmp_path, {}, start, kind=nullcontext)
+    with pytest.raises(AssertionError, match="first start"):
+        lasting.revive()
+    assert lasting.revive() and not lasting.revive() and starts == [0, 1]
 
 
 # --- good frames ---

@@ -100,7 +100,7 @@ def test_what_two_views_share_is_the_part_that_the_other_sees() -> None:
     seen = world.relations.seen
     assert seen[0, 1] == pytest.approx(0.5, abs=0.03) and seen[1, 0] == pytest.approx(0.5, abs=0.03)
     assert seen[2, 0] == pytest.approx(1.0, abs=0.03) and seen[0, 2] == pytest.approx(0.25, abs=0.03)
-    assert world.covisibility(0, 2) == pytest.approx(0.25, abs=0.03)
+    assert world.relations.covisible[0, 2] == pytest.approx(0.25, abs=0.03)
     assert seen[0, 4] == 0 and world.relations.is_other_place[0, 4] and not world.relations.is_other_place[0, 1]
 
 

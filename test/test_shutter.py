@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from shutter import Motion, Shutter, expose, fast_turns, middle_of
 
 from loftr_ros.geometry.se3 import rotation_degrees
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
-from loftr_ros.worlds.shutter import Motion, Shutter, expose, fast_turns, middle_of
 
 CAMERA = default_camera(160, 120)
 RATE = 200.0

@@ -362,7 +362,7 @@ def command(*arguments: object) -> Any:
 def test_without_rerun_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     done = command("rendered", "--save", tmp_path / "x.rrd")
-    assert done.exit_code == 2 and "pip install loftr_ros[view]" in done.output
+    assert done.exit_code == 2 and "pip install 'loftr_ros[view]'" in done.output
     assert len(done.output.strip().splitlines()) == 1
 
 

@@ -88,6 +88,18 @@ matches = loftr_ros.match("a.png", "b.png")
 The names below are the public interface, for example `loftr_ros.match`.
 """
 
+# What the public functions return. Users get these objects and need not import their modules.
+RESULTS = (
+    "loftr_ros.frontend.results.FrontEndResult",
+    "loftr_ros.frontend.results.KeyframeMatch",
+    "loftr_ros.frontend.results.Correspondences",
+    "loftr_ros.geometry.two_view.RelativePose",
+    "loftr_ros.frontend.odometry.Location",
+    "loftr_ros.places.detector.LoopClosure",
+    "loftr_ros.recordings.base.Source",
+    "loftr_ros.recordings.reading.SourceFrame",
+)
+
 LAUNCH_HEAD = """\
 After this page you know every argument of the launch files. `ros2 launch -s loftr_ros front_end.launch.py` shows the
 same. How to use them: [Start the node](../launch.md).
@@ -413,14 +425,17 @@ def python_page() -> str:
     for kind, those in kinds.items():
         lines += [f"## {kind}", ""]
         for name in those:
-            lines += [
-                f"::: {names[name]}",
-                "    options:",
-                f"      heading: loftr_ros.{name}",
-                f"      toc_label: {name}",
-                "",
-            ]
+            lines += documented(names[name], f"loftr_ros.{name}", name)
+    lines += ["## Results", "", "What these functions and methods return.", ""]
+    for path in RESULTS:
+        name = path.rpartition(".")[2]
+        lines += documented(path, name, name)
     return "\n".join(lines)
+
+
+def documented(path: str, heading: str, label: str) -> list[str]:
+    """What mkdocstrings replaces by the documentation of a name."""
+    return [f"::: {path}", "    options:", f"      heading: {heading}", f"      toc_label: {label}", ""]
 
 
 def public_names() -> dict[str, str]:

@@ -9,6 +9,7 @@ import typer
 
 from loftr_ros.cli.errors import INTERRUPTED, PARTIAL, check_output, fail
 from loftr_ros.cli.options import Quiet, RecordingOptions, SourceArgument, Weights, grouped
+from loftr_ros.extras import how_to_install
 
 
 @grouped
@@ -28,7 +29,7 @@ def adapt(
         from loftr_ros.training.adaptation import AdaptationError
         from loftr_ros.training.adaptation import adapt as run
     except ImportError as error:
-        fail(f"{error}: training needs more than matching does; pip install 'loftr_ros[train]'")
+        fail(f"{error}: training needs more than matching does: {how_to_install('train')}")
     import logging
 
     from loftr_ros.matcher.checkpoints.recognition import WeightsError

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from loftr_ros.cli.errors import INTERRUPTED, fail
+from loftr_ros.extras import how_to_install
 
 app = typer.Typer(help="Train a network, and get its training data.", invoke_without_command=True)
 
@@ -57,7 +58,7 @@ def train(
     try:
         from loftr_ros.training.trainer import train as run
     except ImportError as error:
-        fail(f"{error}: training needs more than matching does; pip install 'loftr_ros[train]'")
+        fail(f"{error}: training needs more than matching does: {how_to_install('train')}")
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.training.assets import AssetError

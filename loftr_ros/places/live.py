@@ -1,4 +1,4 @@
-"""The front end with an archive and the search for loops behind one method, as a Python program wants it."""
+"""The front end with an archive and loop detection, in one class for Python programs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class LiveLoopDetector:
                 result, loops = detector.process(frame.to_frame())
 
     A place may have been seen earlier in this stream, in an earlier one, or by another robot with the same archive.
-    Every keyframe is searched for at once, so what is found does not depend on the machine's speed; a frame that
-    becomes a keyframe takes longer for it. Not thread-safe: one thread calls it.
+    Each keyframe is searched immediately, so the result does not depend on the machine's speed. A frame that becomes a
+    keyframe takes longer because of this. Not thread-safe: one thread calls it.
 
     Attributes:
-        front_end: processes the frames; its keyframes are numbered on from those that the robot has archived.
-        archive: where keyframes are kept.
-        view: the last frame as the search sees it; None before the first.
-        unread: a sentence on each archived image that was missing or damaged, and could not be compared.
+        front_end: processes the frames. Its keyframe numbers continue those that the robot has archived.
+        archive: of keyframes.
+        view: the last frame as used by the search; None before the first.
+        unread: one sentence for each archived image that was missing or damaged and could not be compared.
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class LiveLoopDetector:
         describe: Callable[[ImageFeatures], NDArray[np.float32]] | None = None,
         keep: Callable[[NewKeyframe], None] | None = None,
     ) -> None:
-        """Open the archive; a new session of the robot begins in it.
+        """Open the archive and start a new session of the robot in it.
 
         Args:
-            archive: a folder, which is made where it is not there, s3://bucket/folder, or an archive that is open,
-                which stays open.
-            matcher: of `load_matcher`. Keyframes can be compared only where the same network, with the same weights,
-                has seen them.
+            archive: a folder, which is created if it does not exist; s3://bucket/folder; or an open archive, which
+                stays open.
+            matcher: from `load_matcher`. Keyframes can be compared only with keyframes of the same network and
+                weights.
             robot: name of the robot in the archive. Two streams at the same time need two names.
             config: settings of the front end; None for the defaults.
             loop: when a place is believed; None for the defaults.
             max_size_mb: size of the archive in MB at which the least informative keyframes are dropped.
             jpeg_quality: 10 to 100, of images that do not come as JPEG.
-            describe: makes a keyframe's (D,) descriptor of length one, for an archive that is open; None for the
-                descriptor that belongs to the matcher.
-            keep: is given each keyframe that is complete, instead of the archive; None to archive it.
+            describe: computes a keyframe's (D,) descriptor of length one, for an open archive; None for the descriptor
+                that belongs to the matcher.
+            keep: called with each complete keyframe, instead of archiving it; None to archive it.
 
         Raises:
-            PlacesError: the archive cannot be opened, was made with another network, or LanceDB is not installed.
+            PlacesError: the archive cannot be opened or was made with another network; or LanceDB is not installed.
         """
         self._open = ExitStack()
         if describe is None or not isinstance(archive, Archive):
@@ -94,11 +94,11 @@ class LiveLoopDetector:
         """Process the stream's next frame.
 
         Args:
-            frame: the image, with its calibration where loops are to have poses.
+            frame: the image, with its calibration if loops should have poses.
 
         Returns:
-            What the front end found, and the keyframes whose places are believed by now. A loop comes some frames
-            after its keyframe, once enough images agree on the place.
+            The front end's result, and the loops that were confirmed with this frame. A loop is confirmed some frames
+            after its keyframe, when enough images agree on the place.
 
         Raises:
             FrameRefusedError: the frame contradicts the stream (time, size, camera); the state is unchanged.
@@ -123,11 +123,11 @@ class LiveLoopDetector:
 
     @property
     def session(self) -> int:
-        """Number of the stream that goes on, among the robot's in the archive."""
+        """Number of the current stream among the robot's streams in the archive."""
         return self._session
 
     def close(self) -> None:
-        """Archive the last keyframe, and close the archive where it was opened here. Nothing is processed afterwards.
+        """Archive the last keyframe, and close the archive if it was opened here. Do not use the object afterwards.
 
         Raises:
             PlacesError: the keyframe cannot be written.

@@ -100,7 +100,6 @@ class InputParameters(Settings):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "left_from_right", tuple(self.left_from_right))  # of ROS's array
         super().__post_init__()
         pose_of(self.left_from_right)
 

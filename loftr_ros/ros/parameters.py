@@ -88,7 +88,6 @@ class OdometryParameters(Settings):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS gives an array
         super().__post_init__()
         if any(self.base_from_camera):
             from_seven(self.base_from_camera, "base_from_camera")
@@ -139,7 +138,6 @@ class ImuParameters(GyroscopeConfig):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "camera_from_imu", tuple(self.camera_from_imu))  # ROS has it as an array
         super().__post_init__()
         numbers = self.camera_from_imu
         if len(numbers) != 4 or (any(numbers) and abs(sum(x * x for x in numbers) - 1) > 0.02):

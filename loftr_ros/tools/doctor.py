@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -203,8 +204,16 @@ def _network(values: Mapping[str, Any], device: str, precision: str) -> Iterator
         yield Finding(OK, "matching", f"{text}, {np.median(off):.2f} px off (median)")
 
 
+def _ros_distribution() -> str:
+    """Name of the sourced ROS 2, or of PyPI's wheels; empty if neither tells."""
+    if sourced := os.environ.get("ROS_DISTRO", ""):
+        return sourced
+    names = (re.fullmatch(r"ros-(\w+)-rclpy", each.name or "") for each in importlib.metadata.distributions())
+    return next((f"{name[1]}, from PyPI's wheels" for name in names if name), "")
+
+
 def _ros() -> Iterator[Finding]:
-    distribution = os.environ.get("ROS_DISTRO", "")
+    distribution = _ros_distribution()
     try:
         importlib.import_module("rclpy")
     except ImportError as error:

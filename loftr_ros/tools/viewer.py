@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from loftr_ros.extras import how_to_install
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -23,7 +24,7 @@ from loftr_ros.recordings.progress import Progress, first_reasons
 from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.view import ViewLog
 
-_INSTALL = "install it with `pip install loftr_ros[view]`"
+_INSTALL = f"install it: {how_to_install('view')}"
 _PORT = 9876  # default port of viewers
 _PATIENCE = 3.0  # seconds
 

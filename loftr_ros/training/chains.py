@@ -119,7 +119,7 @@ def inverted(warp: Float32) -> Float32:
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class _ChainFrame:
     number: int
     image: Gray
     camera: CameraModel
@@ -136,7 +136,7 @@ class _Chain:
         due: parts of SURVIVING that are still to come.
     """
 
-    first: _View
+    first: _ChainFrame
     points: Float32
     views: list[Float32] = field(default_factory=list)
     due: list[float] = field(default_factory=lambda: list(SURVIVING))
@@ -161,7 +161,7 @@ class Chains:
         self._geometry = GeometryConfig(threshold=_DISTANCE)
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._chains: list[_Chain] = []
-        self._last: _View | None = None
+        self._last: _ChainFrame | None = None
 
     def add(self, number: int, image: Gray, camera: CameraModel) -> list[ChainedPair]:
         """Take the next frame, and get the pairs that end in it.
@@ -171,7 +171,7 @@ class Chains:
             image: (H, W), as the network gets it.
             camera: of an image of any size.
         """
-        view, found = _View(number, image, camera), []
+        view, found = _ChainFrame(number, image, camera), []
         if self._last is not None and self._last.image.shape == image.shape and number == self._last.number + 1:
             if self._last.number % self._every == 0:
                 self._chains.append(_Chain(self._last, self._points(image).reshape(-1, 2)))
@@ -202,7 +202,7 @@ class Chains:
         target[np.linalg.norm(back - pixels, axis=-1) > _THERE_AND_BACK] = np.nan
         return np.asarray(target, np.float32)
 
-    def _follow(self, chain: _Chain, flow: Float32, view: _View) -> list[ChainedPair]:
+    def _follow(self, chain: _Chain, flow: Float32, view: _ChainFrame) -> list[ChainedPair]:
         """Move a chain by one frame."""
         chain.views.append(chain.points)
         chain.points = sampled(flow, chain.points, _SPREAD)
@@ -216,7 +216,7 @@ class Chains:
         pair = self._checked(chain, view)
         return [] if pair is None else [pair]
 
-    def _checked(self, chain: _Chain, view: _View) -> ChainedPair | None:
+    def _checked(self, chain: _Chain, view: _ChainFrame) -> ChainedPair | None:
         """The pair of a chain's first and newest view, of the points that agree with the geometry of all views."""
         between = np.linspace(0, len(chain.views), _VIEWS + 2)[1:-1].astype(int)
         chosen = [chain.views[0], *(chain.views[i] for i in between if 0 < i < len(chain.views)), chain.points]

@@ -36,7 +36,7 @@ _VERSION = 1  # of the cache's contents
 Array = NDArray[np.float64]
 
 
-class View(NamedTuple):
+class RenderedView(NamedTuple):
     """One view: (480, 640) uint8 gray, (4, 4) T_world_camera in metres, and its stamp in nanoseconds."""
 
     image: NDArray[np.uint8]
@@ -147,7 +147,7 @@ class World:
         exposed += NOISE * rng.standard_normal(image.shape, dtype=np.float32)
         return np.clip(exposed + 0.5, 0, 255).astype(np.uint8), depth
 
-    def view(self, number: int) -> View:
+    def view(self, number: int) -> RenderedView:
         """The view with a number from 0."""
         file = None if self._cache is None else self._cache / f"{number:05d}.npy"
         if file is not None and file.is_file():
@@ -157,28 +157,15 @@ class World:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 np.save(file, image)
-        return View(image, self.poses[number], self.stamps[number])
+        return RenderedView(image, self.poses[number], self.stamps[number])
 
     def shot(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Image and depth of a view by number, see `render`; not cached."""
         return self.render(self.poses[number], int(self.tours[number]), float(self._gains[number]))
 
-    def cell_depths(self, number: int, cell: int = 8) -> NDArray[np.float32]:
-        """(rows, columns) depth in metres at the centres of a view's cells of so many pixels, float32."""
-        small = default_camera(self.camera.width // cell, self.camera.height // cell)
-        return self.building.render(small.matrix, (small.width, small.height), self.poses[number], supersample=1)[1]
-
-    def views(self) -> list[View]:
+    def views(self) -> list[RenderedView]:
         """All views in order of time."""
         return [self.view(number) for number in range(len(self))]
-
-    def relative_pose(self, first: int, second: int) -> Array:
-        """(4, 4) T_first_second of two views, metres."""
-        return np.asarray(np.linalg.inv(self.poses[first]) @ self.poses[second])
-
-    def covisibility(self, first: int, second: int) -> float:
-        """The smaller of the parts of either view's pixels visible in the other, in [0, 1]."""
-        return float(self.relations.covisible[first, second])
 
     @cached_property
     def relations(self) -> Relations:

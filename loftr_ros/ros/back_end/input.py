@@ -42,13 +42,13 @@ _WITHOUT_POSE = (RelativePose.TOO_FEW_MATCHES, RelativePose.NO_CALIBRATION, Rela
 
 @dataclass(frozen=True, eq=False)
 class OdometryFix:
-    """Where the odometry says that the base is.
+    """Pose of the base by the odometry.
 
     Attributes:
         stamp_ns: of the image.
         pose: (4, 4) T_odom_base.
         odom_frame, base_frame: names of the frames.
-        is_broken: whether it is of another segment than the odometry's first: it says itself that nothing leads there.
+        is_broken: whether it belongs to a later segment of the odometry, which nothing connects with the first.
     """
 
     stamp_ns: int
@@ -66,7 +66,7 @@ class _Waiting:
 
 @dataclass(eq=False)
 class RobotInput:
-    """Puts together what the topics of one front end say of the same image. No thread, no ROS node.
+    """Combines the messages of one front end that belong to the same image. Has no thread and no ROS node.
 
     Attributes:
         robot: its name.
@@ -84,18 +84,18 @@ class RobotInput:
     _epoch: int = 0
 
     def key(self, keyframe_id: int) -> KeyframeKey:
-        """A keyframe's name; a front end that began its numbers anew has others than before."""
+        """Name of a keyframe; if the front end restarted its numbers, names differ from those before."""
         return KeyframeKey(self.robot, keyframe_id + self._epoch * _EPOCH)
 
     def known(self, key: KeyframeKey, stamp_ns: int) -> None:
-        """A keyframe of a map that was loaded."""
+        """Remember a keyframe of a loaded map."""
         if key.robot == self.robot and key.id < _EPOCH:
             self._stamps[key.id] = stamp_ns
         if key.robot == self.robot:
             self._epoch = max(self._epoch, key.id // _EPOCH)
 
     def add_odometry(self, message: Odometry) -> OdometryFix:
-        """Keep it for the keyframe of the same image."""
+        """Keep the message for the keyframe of the same image."""
         stamp_ns = to_nanoseconds(message.header.stamp)
         covariance = np.asarray(message.pose.covariance).reshape(6, 6)
         fix = OdometryFix(
@@ -112,14 +112,14 @@ class RobotInput:
         return fix
 
     def fix_at(self, stamp_ns: int) -> OdometryFix | None:
-        """The odometry of an image; None where there was none."""
+        """The odometry of an image; None without one."""
         return self._fixes.get(stamp_ns)
 
     def add_relative_pose(self, message: RelativePose) -> None:
-        """Keep it until the next keyframe.
+        """Keep the message until the next keyframe.
 
         Raises:
-            BackEndError: it is no pose.
+            BackEndError: the message has no valid pose.
         """
         stamp_ns = to_nanoseconds(message.header.stamp)
         self._newest_ns = max(self._newest_ns, stamp_ns)
@@ -131,18 +131,18 @@ class RobotInput:
             self._poses.popitem(last=False)
 
     def found_by(self, stamp_ns: int) -> tuple[KeyframeKey, PoseMeasurement] | None:
-        """The keyframe that an image was located by, and T_keyframe_image in metres; None where there is none."""
+        """The keyframe that located an image, and T_keyframe_image in metres; None without one."""
         known = self._poses.get(stamp_ns, {})
         return next(((key, pose) for key, pose in known.items() if pose.length is Length.METRES), None)
 
     def add_tracks(self, message: Tracks) -> None:
-        """Keep the newest of each keyframe: it is read when the next keyframe comes."""
+        """Keep the newest message of each keyframe until the next keyframe comes."""
         self._tracks[message.keyframe_id] = message
         while len(self._tracks) > 8:
             self._tracks.pop(next(iter(self._tracks)))
 
     def add_keyframe(self, message: Keyframe) -> None:
-        """Keep a new keyframe until what else is said of its image is there."""
+        """Keep a new keyframe until the other messages of its image are there."""
         if message.event == Keyframe.ADDED and message.reason != Keyframe.RECALLED:
             self._keyframes.append(_Waiting(message, time.monotonic()))
         elif message.event == Keyframe.REMOVED:
@@ -156,7 +156,7 @@ class RobotInput:
     def ready(
         self,
     ) -> Iterator[tuple[list[ImageMeasurement], KeyframeMeasurement, list[tuple[KeyframeKey, Landmarks]]]]:
-        """Keyframes of which all is there, oldest first, each with the images and landmarks since the one before.
+        """Complete keyframes, oldest first, each with the images and landmarks since the previous one.
 
         Raises:
             BackEndError: a message has no pose; its keyframe is left out.
@@ -175,7 +175,7 @@ class RobotInput:
         self, message: Keyframe, stamp_ns: int
     ) -> tuple[list[ImageMeasurement], KeyframeMeasurement, list[tuple[KeyframeKey, Landmarks]]]:
         if self._stamps.get(message.id, stamp_ns) != stamp_ns:
-            self._epoch += 1  # the front end was started anew, and has no archive that it would number on from
+            self._epoch += 1  # the front end was restarted without an archive, so its numbers start again
             self._stamps.clear()
             self._poses.clear()
             self._tracks.clear()
@@ -201,10 +201,10 @@ class RobotInput:
 
 
 def loop_of(message: LoopClosure) -> LoopMeasurement | None:
-    """A loop as the back end takes it; None of one without a pose.
+    """A loop as input of the back end; None if it has no pose.
 
     Raises:
-        BackEndError: it is no pose.
+        BackEndError: the message has no valid pose.
     """
     if message.status in _WITHOUT_POSE:
         return None
@@ -233,17 +233,17 @@ def landmarks(message: Tracks) -> Landmarks:
 
 
 def measured(pose: PoseWithCovariance, length: Length) -> PoseMeasurement:
-    """A pose with its covariance, both of them about the first camera's axes.
+    """A pose with its covariance, both in the first camera's axes.
 
     Raises:
-        BackEndError: it is no pose.
+        BackEndError: the message has no valid pose.
     """
     covariance = np.asarray(pose.covariance, np.float64).reshape(6, 6)
     return PoseMeasurement(pose_of(pose.pose), covariance, length)
 
 
 def pose_of(pose: Pose) -> Array:
-    """(4, 4) of a message; its numbers are NaN where the quaternion is none."""
+    """(4, 4) pose of a message; NaN if the quaternion is invalid."""
     at, turn = pose.position, pose.orientation
     try:
         return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
@@ -252,12 +252,12 @@ def pose_of(pose: Pose) -> Array:
 
 
 def robot_of(full_name: str) -> str:
-    """What a front end calls its robot where it is not told: its namespace, or else `robot`."""
+    """Default name of a front end's robot: its namespace, or `robot` without one."""
     return full_name.rpartition("/")[0].strip("/") or "robot"
 
 
 def topic_of(front_end: str, name: str) -> str:
-    """A front end's own topic."""
+    """Full name of a front end's topic."""
     return f"{front_end}/{name}"
 
 
@@ -268,4 +268,4 @@ TOPICS: dict[str, Any] = {
     "loop_closures": LoopClosure,
     "odometry": Odometry,
 }
-"""The front end's topics that the back end takes, and their types."""
+"""The front end's topics that the back end subscribes to, and their types."""

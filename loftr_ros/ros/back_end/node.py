@@ -1,4 +1,4 @@
-"""The back end's lifecycle node: it lives on the front ends' public topics alone."""
+"""The back end's lifecycle node. Its only input is the front ends' public topics."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class BackEndNode(SettingsNode[BackEndParameters]):
     """
 
     def __init__(self, **kwargs: object) -> None:
-        """Declare the parameters and report from now on; `kwargs` are those of `LifecycleNode`.
+        """Declare the parameters and start reporting; `kwargs` are those of `LifecycleNode`.
 
         Raises:
-            ParameterException, ConfigError: a parameter was given a value that it cannot have.
+            ParameterException, ConfigError: a parameter has a value that is not allowed.
         """
         super().__init__(NAME, BackEndParameters, **kwargs)
         self._work: BackEndWork | None = None
@@ -56,7 +56,7 @@ class BackEndNode(SettingsNode[BackEndParameters]):
     # --- lifecycle ---
 
     def _configure(self) -> None:
-        """Load the map, make the publishers."""
+        """Load the map and create the publishers."""
         parameters = self.settings
         self.errors.period = parameters.output.error_period
         frames = parameters.frames
@@ -100,7 +100,7 @@ class BackEndNode(SettingsNode[BackEndParameters]):
         self._made.clear()
 
     def close(self) -> None:
-        """Write the map and end the threads, whatever state the node is in; the node cannot be used after it."""
+        """Write the map and end the threads, in any state; the node cannot be used afterwards."""
         work, self._work = self._work, None
         if work is not None:
             work.close()
@@ -130,7 +130,7 @@ class BackEndNode(SettingsNode[BackEndParameters]):
         """The front ends' full names, and their robots'.
 
         Raises:
-            ConfigError: two have one name.
+            ConfigError: two have the same name.
         """
         namespace = self.get_namespace().rstrip("/")
         names = [name if name.startswith("/") else f"{namespace}/{name}" for name in parameters.input.front_end_names]
@@ -226,7 +226,7 @@ def main(args: list[str] | None = None, autostart: bool = False) -> int:
 
     Args:
         args: command line with ROS arguments; None for the process's own.
-        autostart: go to active by itself, for when no launch file does it.
+        autostart: become active without a launch file.
 
     Returns:
         The process's exit code: 0 after a clean stop, 2 where an argument is wrong, 1 where autostart failed.

@@ -1,4 +1,4 @@
-"""What the back end says: transform, path, graph, landmarks, status."""
+"""Messages of the back end: transform, pose, path, graph, landmarks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _LOOP, _REJECTED = (0.17, 0.55, 0.24), (0.76, 0.15, 0.36)
 
 @dataclass(frozen=True, eq=False)
 class MapFrame:
-    """The map in ROS's axes: the frame of the base where the map begins.
+    """The map in ROS's axes: the base's frame at the map's first keyframe.
 
     Attributes:
         name: of the frame.
@@ -55,11 +55,11 @@ class MapFrame:
     base_from_camera: Array
 
     def base(self, camera: Array) -> Array:
-        """(4, 4) T_map_base of a camera's place in the first camera's axes."""
+        """(4, 4) T_map_base, from a camera's pose in the first camera's axes."""
         return np.asarray(self.base_from_camera @ camera @ inverse(self.base_from_camera))
 
     def points(self, points: NDArray[np.floating]) -> Array:
-        """(N, 3) points of the first camera's axes in the map."""
+        """(N, 3) points in the map, from points in the first camera's axes."""
         return np.asarray(points @ self.base_from_camera[:3, :3].T + self.base_from_camera[:3, 3])
 
 
@@ -164,12 +164,12 @@ class MapOutput:
     """The lifecycle publishers: silent until the node is active."""
 
     def __init__(self, publisher: Callable[[type, str], Any], publish_tf: bool, warn: Callable[[str], None]) -> None:
-        """Make them.
+        """Create the publishers.
 
         Args:
-            publisher: makes one of a message type and a topic.
+            publisher: creates one for a message type and a topic.
             publish_tf: whether to publish on /tf.
-            warn: is told what cannot be published.
+            warn: called with a message if something cannot be published.
         """
         self._transform = publisher(TransformStamped, "~/map_to_odom")
         self._pose = publisher(PoseWithCovarianceStamped, "~/pose")

@@ -12,19 +12,19 @@ from loftr_ros.settings import FLAT, ConfigError, Settings, setting
 
 @dataclass(frozen=True)
 class InputParameters(Settings):
-    """Whose topics."""
+    """Front ends to listen to."""
 
     front_ends: str = setting(
         "loftr_front_end",
-        "Names of the front ends' nodes, with commas between; without a / at the beginning in this node's namespace",
+        "Names of the front ends' nodes, separated by commas; names without a leading / are in this node's namespace",
     )
     robots: str = setting(
         "",
-        "Names of their robots in the same order, as robot_name of each front end; empty for each one's namespace, or "
-        "else 'robot'",
+        "Names of their robots in the same order, as robot_name of each front end; empty for their namespaces, or "
+        "'robot' without a namespace",
     )
     queue_size: int = setting(
-        2000, "Messages that wait to be worked on, at most; then the oldest go, and are counted", low=10, high=1000000
+        2000, "Maximum number of waiting messages; beyond it the oldest are dropped and counted", low=10, high=1000000
     )
 
     def __post_init__(self) -> None:
@@ -39,12 +39,12 @@ class InputParameters(Settings):
 
     @property
     def front_end_names(self) -> list[str]:
-        """One by one."""
+        """The names as a list."""
         return [name.strip() for name in self.front_ends.split(",") if name.strip()]
 
     @property
     def robot_names(self) -> list[str]:
-        """One by one; empty where none are given."""
+        """The names as a list; empty if not given."""
         return [name.strip() for name in self.robots.split(",") if name.strip()]
 
 
@@ -52,21 +52,19 @@ class InputParameters(Settings):
 class FrameParameters(Settings):
     """Frames and transforms."""
 
-    map_frame: str = setting("map", "Frame of the map: that of the base where the map begins")
-    publish_tf: bool = setting(True, "Whether to publish the transform from the map's frame to the odometry's on /tf")
+    map_frame: str = setting("map", "Frame of the map: the base's frame at the map's first keyframe")
+    publish_tf: bool = setting(True, "Whether to publish the transform from map to odometry on /tf")
     tf_tolerance: float = setting(
-        0.1, "Time by which that transform is dated ahead of the image that it is of", unit="s", low=0.0, high=10.0
+        0.1, "Time that is added to the image's stamp in that transform", unit="s", low=0.0, high=10.0
     )
-    base_frame: str = setting("base_link", "Frame of the robot's base, for looking the camera up in tf2")
+    base_frame: str = setting("base_link", "Frame of the robot's base, to find the camera's pose by tf2")
     base_from_camera: tuple[float, ...] = setting(
         (0.0,) * 7,
-        "Where the camera's optical frame is in the base's: x y z in metres and the quaternion x y z w; zeros ask tf2, "
-        "where it is installed, and where it does not know take the camera to look ahead from the base's origin. As in "
-        "the front end",
+        "Pose of the camera's optical frame in the base's: x y z in metres and the quaternion x y z w, as in the front "
+        "end; with zeros tf2 is asked, and without an answer the camera looks ahead from the base's origin",
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_from_camera", tuple(self.base_from_camera))  # ROS has it as an array
         super().__post_init__()
         if any(self.base_from_camera):
             from_seven(self.base_from_camera, "base_from_camera")
@@ -78,26 +76,26 @@ class FileParameters(Settings):
 
     map_file: str = setting(
         "",
-        "File of the map: it is loaded where it is there, and written when the node is cleaned up or ends, by the "
-        "service ~/save_map, and now and then; empty for none",
+        "File of the map; it is loaded if it exists, and written when the node is cleaned up or ends, by the service "
+        "~/save_map, and every map_save_period; empty for none",
     )
     map_save_period: float = setting(
-        60.0, "Time between two times that it is written; 0 for at the end only", unit="s", low=0.0, high=86400.0
+        60.0, "Time between two writes of the map; 0 to write it only at the end", unit="s", low=0.0, high=86400.0
     )
 
 
 @dataclass(frozen=True)
 class ReportParameters(Settings):
-    """What goes out, and how often."""
+    """Rates of the output."""
 
     live: ClassVar[bool] = True
 
     optimise_period: float = setting(
-        1.0, "Time between two optimisations of the whole graph, at least", unit="s", low=0.0, high=3600.0
+        1.0, "Minimum time between two optimisations of the whole graph", unit="s", low=0.0, high=3600.0
     )
     map_period: float = setting(
         2.0,
-        "Time between two messages on ~/path, ~/pose_graph and ~/landmarks, at least",
+        "Minimum time between two messages on ~/path, ~/pose_graph and ~/landmarks",
         unit="s",
         low=0.1,
         high=3600.0,
@@ -112,7 +110,7 @@ class ReportParameters(Settings):
 
 @dataclass(frozen=True)
 class BackEndParameters:
-    """Everything that the back end's node can be told."""
+    """All parameters of the back end's node."""
 
     input: InputParameters = field(default_factory=InputParameters, metadata=FLAT)
     frames: FrameParameters = field(default_factory=FrameParameters, metadata=FLAT)

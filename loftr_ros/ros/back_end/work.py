@@ -1,13 +1,14 @@
-"""The back end's work in the node: a bounded queue, one thread, and what is published of it."""
+"""The back end in the node: a bounded queue, one thread, and the output."""
 
 from __future__ import annotations
 
-import threading
+import concurrent.futures
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from loftr_ros.ros.back_end.parameters import BackEndParameters
 from loftr_ros.ros.output.base_motion import base_covariance
 from loftr_ros.ros.output.camera_mount import CameraMount
 from loftr_ros.ros.output.messages import to_time
+from loftr_ros.threads import Asked, Task, WorkThread
 
 Array = NDArray[np.float64]
 
-# Seconds that the thread sleeps where nothing comes: a keyframe may be waiting, or a solution.
+# Seconds between two rounds if no message comes: a keyframe or a solution may be waiting.
 _TICK = 0.05
 
 
@@ -60,7 +62,7 @@ class WorkState:
 
 
 class BackEndWork:
-    """Owns the back end; everything but `put` and `state` happens on its thread."""
+    """Owns the back end. Everything but `put` and `state` runs on its thread."""
 
     def __init__(
         self,
@@ -76,13 +78,13 @@ class BackEndWork:
         Args:
             node: for its logger and clock.
             parameters: the node's.
-            robots: whose topics come.
+            robots: names of the robots.
             output: publishes.
-            mount: says where the cameras are on the robots.
-            on_error: is told what went wrong, and its traceback.
+            mount: poses of the cameras on the robots.
+            on_error: called with an error and its traceback (empty for expected errors).
 
         Raises:
-            BackEndError: GTSAM is missing, or there is a map that cannot be read.
+            BackEndError: GTSAM is missing, or the map cannot be read.
         """
         self._logger, self.parameters, self._is_alive = node.get_logger(), parameters, node.context.ok
         self._output, self._mount, self._on_error = output, mount, on_error
@@ -103,25 +105,26 @@ class BackEndWork:
         self._newest: dict[str, KeyframeKey] = {}
         self._fixes: dict[KeyframeKey, OdometryFix] = {}
         self._offsets: dict[str, tuple[Array, bool]] = {}  # map -> odom, and whether of the odometry's first segment
-        self._told: dict[str, bool] = {}
+        self._reported: dict[str, bool] = {}
         self._position_std: dict[str, float] = {}
         self._queue: deque[tuple[str, Any]] = deque()
-        self._condition = threading.Condition()
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[Task] = deque()
         self._received = self._dropped = 0
         self._solve_begun = self._solved_in = 0.0
         self._next_solve = self._next_map = 0.0
         self._next_save = time.monotonic() + parameters.file.map_save_period
         self._is_changed = self._is_unsaved = False
-        self._stopping = False
+        self._next_round = 0.0
+        self._is_finished = False
+        self._thread = WorkThread(self._next, "loftr_back_end")
+        self._condition = self._thread.condition
         self._state = self._made_state()
-        self._thread = threading.Thread(target=self._run, name="loftr_back_end", daemon=True)
         self._thread.start()
 
     # --- any thread ---
 
     def put(self, robot: str, message: Any) -> None:
-        """Take a message; the oldest goes where too many wait. Never blocks."""
+        """Queue a message; if the queue is full, the oldest is dropped. Never blocks."""
         with self._condition:
             self._received += 1
             self._queue.append((robot, message))
@@ -131,86 +134,74 @@ class BackEndWork:
             self._condition.notify()
 
     def save(self, timeout: float = 60.0) -> str:
-        """Write the map, on the thread, and wait for it.
+        """Write the map on the thread, and wait until it is written.
 
         Returns:
-            What was written.
+            A sentence that says what was written.
 
         Raises:
-            BackEndError: it cannot be, or takes too long.
+            BackEndError: there is no map file, it cannot be written, or it takes too long.
         """
         if self._path is None:
             raise BackEndError("no file of the map is known: set the parameter map_file")
-        done, failure = threading.Event(), list[BackEndError]()
-
-        def command() -> None:
-            try:
-                self._save()
-            except BackEndError as error:
-                failure.append(error)
-            done.set()
-
+        asked = Asked(self._save)
         with self._condition:
-            self._commands.append(command)
+            self._commands.append(asked)
             self._condition.notify()
-        if not done.wait(timeout):
-            raise BackEndError(f"the map was not written within {timeout:.0f} s")
-        if failure:
-            raise failure[0]
+        try:
+            asked.answer.result(timeout)
+        except concurrent.futures.TimeoutError:
+            raise BackEndError(f"the map was not written within {timeout:.0f} s") from None
         return f"{self._state.counts.keyframes} keyframes written to {self._path}"
 
     def reconfigure(self, parameters: BackEndParameters) -> None:
-        """Go by other live parameters."""
+        """Use other live parameters."""
         self.parameters = parameters
         self.back_end.config = parameters.back_end
 
     @property
     def state(self) -> WorkState:
-        """As it was a moment ago."""
+        """A recent snapshot, for the status."""
         return self._state
 
     def close(self) -> None:
-        """Finish what waits, write the map, and end the thread and the process."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
-        self._thread.join()
+        """Process the waiting messages, write the map, and end the thread and the solver."""
+        self._thread.stop()
         self._solver.close()
 
     # --- the thread ---
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                if not self._queue and not self._commands and not self._stopping:
-                    self._condition.wait(_TICK)
-                items, commands = list(self._queue), list(self._commands)
-                self._queue.clear()
-                self._commands.clear()
-                stopping = self._stopping
-            for robot, message in items:
-                self._guarded(self._take, robot, message)
-            for robot in self._inputs:
-                self._guarded(self._keyframes, robot)
-            for command in commands:
-                command()
-            self._guarded(self._solve)
-            self._guarded(self._publish)
-            self._guarded(self._save_in_time)
-            held = len(self.back_end.graph.vertices)
-            if (
-                items
-                or stopping
-                or held != self._state.counts.keyframes
-                or (self._solver.is_busy is not self._state.is_solving)
-            ):
-                self._state = self._made_state()
-            if stopping:
-                self._guarded(self._save_at_the_end)
-                return
+    def _next(self) -> Task | float | None:
+        wait = self._next_round - time.monotonic()
+        if self._queue or self._commands or (wait <= 0 and not self._thread.is_stopping):
+            items, commands = list(self._queue), list(self._commands)
+            self._queue.clear()
+            self._commands.clear()
+            return partial(self._round, items, commands)
+        if not self._thread.is_stopping:
+            return wait
+        if self._is_finished:
+            return None
+        self._is_finished = True
+        return partial(self._guarded, self._save_at_the_end)
+
+    def _round(self, items: list[tuple[str, Any]], commands: list[Task]) -> None:
+        for robot, message in items:
+            self._guarded(self._take, robot, message)
+        for robot in self._inputs:
+            self._guarded(self._keyframes, robot)
+        for command in commands:
+            command()
+        self._guarded(self._solve)
+        self._guarded(self._publish)
+        self._guarded(self._save_in_time)
+        held = len(self.back_end.graph.vertices)
+        if items or held != self._state.counts.keyframes or self._solver.is_busy is not self._state.is_solving:
+            self._state = self._made_state()
+        self._next_round = time.monotonic() + _TICK
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Log and count what is raised: the thread must not end by it."""
+        """Report exceptions: the thread must not end."""
         try:
             work(*arguments)
         except Exception as error:
@@ -274,12 +265,12 @@ class BackEndWork:
             self._solver.begin(*self.back_end.snapshot())
 
     def _home(self) -> int | None:
-        """The group that the map's frame is of: that of the first keyframe of all."""
+        """Group of the map's first keyframe, which defines the map's frame."""
         found = next(self.back_end.places(), None)
         return None if found is None else found[1].group
 
     def _locate(self, robot: str) -> None:
-        """Where the robot's odometry is in the map, by its newest keyframe; nowhere if no loop has told."""
+        """Compute map -> odom by the robot's newest keyframe; there is none if no loop connects it with the map."""
         key = self._newest[robot]
         place, fix = self.back_end.place(key), self._fixes.get(key)
         known = place is not None and place.group == self._home() and self._frame is not None and fix is not None
@@ -289,8 +280,8 @@ class BackEndWork:
             self._offsets[robot] = base @ inverse(fix.pose), fix.is_broken
         else:
             self._offsets.pop(robot, None)
-        if self._told.get(robot) is not known:
-            self._told[robot] = known
+        if self._reported.get(robot) is not known:
+            self._reported[robot] = known
             if known:
                 self._logger.info(f"robot '{robot}' is localized in the map, by keyframe {key}")
             else:
@@ -314,7 +305,7 @@ class BackEndWork:
         )
 
     def _found_again(self, robot: str, fix: OdometryFix) -> tuple[Array, bool] | None:
-        """Where the odometry is in the map, by a keyframe of the map that located the image."""
+        """map -> odom by a keyframe of the map that located the image; None without one."""
         found = self._inputs[robot].found_by(fix.stamp_ns)
         place = None if found is None else self.back_end.place(found[0])
         if found is None or place is None or place.group != self._home() or self._frame is None:

@@ -37,7 +37,7 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class View:
+class PairImage:
     """One image of the pair as in its file, and the places of the network's cells.
 
     Attributes:
@@ -197,7 +197,7 @@ class PairExplanation:
         unit: unit of attention and coarse matching: "cell", or "region" of several cells.
     """
 
-    views: tuple[View, View]
+    views: tuple[PairImage, PairImage]
     points0: Heat
     points1: Heat
     confidence: Heat

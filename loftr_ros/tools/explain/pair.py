@@ -32,7 +32,7 @@ from loftr_ros.tools.explain.explanation import (
     FineWindow,
     Heat,
     PairExplanation,
-    View,
+    PairImage,
 )
 from loftr_ros.tools.explain.loftr import InsideLoFTR
 from loftr_ros.tools.explain.observer import PairObserver
@@ -189,17 +189,19 @@ def _names(files: tuple[Path, Path]) -> list[str]:
     return [str(Path(file.absolute().parent.name) / file.name) for file in files]
 
 
-def _view(network: Matcher, name: str, image: tuple[Frame, NDArray[np.uint8]], encoded: EncodedFrame) -> View:
+def _view(network: Matcher, name: str, image: tuple[Frame, NDArray[np.uint8]], encoded: EncodedFrame) -> PairImage:
     frame, pixels = image
     # The network's own point of a cell, not the front end's tracking point.
-    return View(name, pixels, frame.image, encoded.features.grid, encoded.scale, network.cell_size, network.cell_offset)
+    return PairImage(
+        name, pixels, frame.image, encoded.features.grid, encoded.scale, network.cell_size, network.cell_offset
+    )
 
 
 def _describe(network: Matcher) -> str:
     return f"{network.config.name}, {str(network.dtype).removeprefix('torch.')}"
 
 
-def _coarse_maps(i: int, view: View, rows: ConfidenceRows, places: Lattice) -> CoarseMaps:
+def _coarse_maps(i: int, view: PairImage, rows: ConfidenceRows, places: Lattice) -> CoarseMaps:
     """Of point i, over image B."""
     row, column = divmod(int(rows.best[i]), places.grid[1])
     best = np.array(places.first) + places.side * np.array([column, row], np.float64)
@@ -211,13 +213,13 @@ def _coarse_maps(i: int, view: View, rows: ConfidenceRows, places: Lattice) -> C
     )
 
 
-def _choice_map(i: int, view: View, choice: CellChoice) -> CellChoiceMap | None:
+def _choice_map(i: int, view: PairImage, choice: CellChoice) -> CellChoiceMap | None:
     if choice.shares is None or choice.none is None:
         return None
     return CellChoiceMap(view.heat_map(choice.shares[i].numpy(), choice.places[i]), float(choice.none[i]))
 
 
-def _fine_window(i: int, cell: int, view: View, fine: FineHeat) -> FineWindow:
+def _fine_window(i: int, cell: int, view: PairImage, fine: FineHeat) -> FineWindow:
     """Its middle is the cell's point."""
     row, column = divmod(cell, view.grid[1])
     reach = (fine.heat.shape[1] - 1) / 2 * fine.spacing
@@ -228,7 +230,7 @@ def _fine_window(i: int, cell: int, view: View, fine: FineHeat) -> FineWindow:
 
 
 def _attention_map(
-    i: int, views: Sequence[View], rows: AttentionRows, places: Sequence[Lattice], head: int | None
+    i: int, views: Sequence[PairImage], rows: AttentionRows, places: Sequence[Lattice], head: int | None
 ) -> AttentionMap:
     weights = rows.weights[:, i].mean(dim=0) if head is None else rows.weights[head, i]
     attended = rows.image if rows.kind == "self" else 1 - rows.image

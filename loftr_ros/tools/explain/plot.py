@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.evaluation.drawing import draw_matches
-from loftr_ros.tools.explain.explanation import AttentionMap, ExplainedPoint, FineWindow, HeatMap, PairExplanation, View
+from loftr_ros.tools.explain.explanation import (
+    AttentionMap,
+    ExplainedPoint,
+    FineWindow,
+    HeatMap,
+    PairExplanation,
+    PairImage,
+)
 from loftr_ros.wording import plain
 
 if TYPE_CHECKING:
@@ -181,12 +188,12 @@ def _figure(shares: list[float], columns: int, caption: str) -> tuple[Figure, li
     return figure, [figure.add_subplot(grid[row, column]) for row in range(len(shares)) for column in range(columns)]
 
 
-def _tallest(views: tuple[View, ...]) -> float:
+def _tallest(views: tuple[PairImage, ...]) -> float:
     """Largest ratio of height to width of images."""
     return float(max(view.gray.shape[0] / view.gray.shape[1] for view in views))
 
 
-def _show(axes: Axes, view: View) -> None:
+def _show(axes: Axes, view: PairImage) -> None:
     """Draw the image in gray, so that all colour is heat, on axes in its pixels."""
     height, width = view.gray.shape
     shrink = min(1.0, _MAX_SIDE / max(height, width))
@@ -277,7 +284,7 @@ def _outline(axes: Axes, centre: NDArray[np.float64], sides: NDArray[np.float64]
     axes.add_patch(Rectangle((corner[0], corner[1]), sides[0], sides[1], fill=False, color=color, linewidth=1.5))
 
 
-def _zoom(axes: Axes, view: View, centre: NDArray[np.float64]) -> None:
+def _zoom(axes: Axes, view: PairImage, centre: NDArray[np.float64]) -> None:
     """Show the cells around one, within the image."""
     height, width = view.gray.shape
     reach = _ZOOM_CELLS * view.cell_sides
