@@ -1,4 +1,9 @@
-"""Landmarks that outlive keyframes: links between cells of two keyframes that observe the same point."""
+"""Landmarks that outlive keyframes: links between cells of two keyframes that observe the same point.
+
+An older keyframe's point meets a new keyframe's grid anywhere. The cell that it falls into takes it as its point: it
+keeps the way from its own point to this one. Where the point is in a later image follows from the matches of the cell
+and its neighbours.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Rows and columns of a cell's neighbours.
+_AROUND = np.array([(row, column) for row in range(-2, 3) for column in range(-2, 3) if row or column]).T
+# Weight of the slope of all values together, as a number of neighbours.
+_RIDGE = 0.5
+_LEAST_NEIGHBOURS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,14 +26,21 @@ class TrackLinks:
     Attributes:
         old_keyframe, new_keyframe: ids.
         old_track, new_track: (N,) uint32 cells of either, each at most once.
-        distance: (N,) float32 px of the new keyframe's image between the new cell's point and the old one's.
+        offset: (N, 2) float32 px of the new keyframe's image from the cell's own point to the old one's.
+        std: (N,) float32 px, standard deviation of it along one axis since the landmark's first keyframe.
     """
 
     old_keyframe: int
     new_keyframe: int
     old_track: NDArray[np.uint32]
     new_track: NDArray[np.uint32]
-    distance: NDArray[np.float32]
+    offset: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    @property
+    def distance(self) -> NDArray[np.float32]:
+        """(N,) px, the length of `offset`."""
+        return np.hypot(self.offset[:, 0], self.offset[:, 1])
 
     def __len__(self) -> int:
         return len(self.old_track)
@@ -58,6 +76,53 @@ def one_each(cell: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[
     first = np.ones(len(order), dtype=np.bool_)
     first[1:] = cell[order][1:] != cell[order][:-1]
     return np.sort(order[first])
+
+
+def beside(
+    cell: NDArray[np.integer],
+    offset: NDArray[np.floating],
+    cell_points: NDArray[np.floating],
+    values: NDArray[np.floating],
+    grid: tuple[int, int],
+    gate: NDArray[np.floating] | float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values beside some cells' points, by the slopes from each cell to its neighbours.
+
+    Args:
+        cell: (N,) numbers of cells of known value.
+        offset: (N, 2) px from their points.
+        cell_points: (L, 2) px of all cells' points, row by row on a regular grid.
+        values: (L, D) of all cells; NaN where unknown.
+        grid: (rows, columns).
+        gate: how far the next cell's value may be from where all values together expect it, and a farther one's in
+            proportion; one beyond is across an edge.
+
+    Returns:
+        (N, D) values, NaN where fewer than three neighbours are known; and (N,) their standard deviation, from how much
+        the slopes differ.
+    """
+    rows, columns = grid
+    known = np.isfinite(values).all(axis=1)
+    design = np.column_stack([cell_points, np.ones(len(cell_points))])[known].astype(np.float64)
+    slope = np.linalg.lstsq(design, values[known].astype(np.float64), rcond=None)[0][:2]
+    row, column = (part[:, None] + _AROUND[axis] for axis, part in enumerate(np.divmod(cell.astype(np.int64), columns)))
+    near = np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)
+    step = np.abs(cell_points[-1] - cell_points[0]).sum() / max(rows + columns - 2, 1)
+    apart = (cell_points[near] - cell_points[cell][:, None]).astype(np.float64)
+    # Of each neighbour the direction, and the change a step.
+    away = np.maximum(np.linalg.norm(apart, axis=2, keepdims=True), 1e-9) / step
+    apart, change = apart / away, (values[near] - values[cell][:, None] - apart @ slope) / away
+    used = (row >= 0) & (row < rows) & (column >= 0) & (column < columns) & known[near]
+    with np.errstate(invalid="ignore"):
+        used &= np.abs(change).max(axis=2) < np.reshape(gate, (-1, 1))
+    apart, change = np.where(used[..., None], apart, 0.0), np.where(used[..., None], change, 0.0)
+    across = apart.swapaxes(1, 2)
+    more = np.linalg.solve(across @ apart + _RIDGE * step**2 * np.eye(2), across @ change)
+    count = np.maximum(used.sum(axis=1), 1)
+    rough = np.sqrt(((change - apart @ more) ** 2).sum(axis=(1, 2)) / count)
+    found = values[cell] + offset @ slope + (offset[:, None] @ more)[:, 0]
+    found[used.sum(axis=1) < _LEAST_NEIGHBOURS] = np.nan
+    return found, rough * np.linalg.norm(offset, axis=1) / step
 
 
 def landmarks_of(
