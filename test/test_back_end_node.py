@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -242,11 +242,21 @@ def test_the_map_is_published_in_the_base_s_axes_of_its_first_keyframe() -> None
     assert shown == {"keyframes robot": 37, "links robot": 72, "loops": 2, "loops rejected": 2}
 
 
-def test_what_rviz_shows_of_the_map_is_published() -> None:
-    topics: list[str] = []
-    MapOutput(lambda kind, topic: topics.append(topic), True, topics.append)
-    shown = re.findall("/loftr_back_end/([a-z_]+)", FILE.with_name("slam.rviz").read_text())
-    assert len(set(shown)) == 4 and {f"~/{name}" for name in shown} <= set(topics)
+def test_what_rviz_and_foxglove_show_of_the_map_is_published_with_the_type_that_they_expect() -> None:
+    kinds: dict[str, type] = {}
+    MapOutput(lambda kind, topic: kinds.update({topic: kind}), True, lambda *_: None)
+    displays = yaml.safe_load(FILE.with_name("slam.rviz").read_text())["Visualization Manager"]["Displays"]
+    topics = {each["Topic"]["Value"]: each["Class"].rpartition("/")[2] for each in displays if "Topic" in each}
+    shown = {name.rpartition("/")[2]: kind for name, kind in topics.items() if "back_end" in name}
+    assert len(shown) == 4 and {kinds[f"~/{name}"].__name__.removesuffix("Stamped") for name in shown} == set(
+        shown.values()
+    )
+    layout = json.loads(FILE.with_name("slam_foxglove_layout.json").read_text())["configById"]
+    panel = layout["3D!map"]["topics"]
+    assert {f"/loftr_back_end/{name}" for name in shown} == {name for name in panel if "back_end" in name}
+    cloud = landmarks_message(BackEnd(), MapFrame("map", np.eye(4)), 0)
+    assert panel["/loftr_back_end/landmarks"]["colorField"] in [field.name for field in cloud.fields]
+    assert layout["DiagnosticStatusPanel!back_end"]["selectedName"] == "/loftr_back_end: back end"
 
 
 def test_messages_that_are_broken_are_counted_and_the_next_ones_go_on() -> None:

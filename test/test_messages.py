@@ -520,14 +520,14 @@ def panels(split: object) -> list[str]:
     return [split] if isinstance(split, str) else panels(split["first"]) + panels(split["second"])
 
 
-@pytest.mark.parametrize("name", ["front_end.rviz", "foxglove_layout.json"])
+@pytest.mark.parametrize("name", ["front_end.rviz", "foxglove_layout.json", "slam_foxglove_layout.json"])
 def test_what_rviz_and_foxglove_show_is_what_the_node_publishes(name: str) -> None:
     node = FakeNode()
     outputs_of(node)
     published = {publisher.topic.removeprefix("~/") for publisher in node.alive} | {"status"}
     shown = values_of(yaml.safe_load((CONFIG / name).read_text()))
     paths = {value.removeprefix("/loftr_front_end/") for value in shown if value.startswith("/loftr_front_end/")}
-    assert {"path", "odometry", "matches_image", "landmarks"} <= paths
+    assert {"path", "matches_image", "landmarks"} <= paths
     kinds = {"status": FrontEndStatusMessage, "relative_pose": RelativePoseMessage}
     for path in paths:
         topic, _, field = path.partition(".")
