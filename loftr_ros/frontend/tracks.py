@@ -106,23 +106,36 @@ def beside(
     design = np.column_stack([cell_points, np.ones(len(cell_points))])[known].astype(np.float64)
     slope = np.linalg.lstsq(design, values[known].astype(np.float64), rcond=None)[0][:2]
     row, column = (part[:, None] + _AROUND[axis] for axis, part in enumerate(np.divmod(cell.astype(np.int64), columns)))
-    near = np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)
-    step = np.abs(cell_points[-1] - cell_points[0]).sum() / max(rows + columns - 2, 1)
-    apart = (cell_points[near] - cell_points[cell][:, None]).astype(np.float64)
-    # Of each neighbour the direction, and the change a step.
-    away = np.maximum(np.linalg.norm(apart, axis=2, keepdims=True), 1e-9) / step
-    apart, change = apart / away, (values[near] - values[cell][:, None] - apart @ slope) / away
-    used = (row >= 0) & (row < rows) & (column >= 0) & (column < columns) & known[near]
-    with np.errstate(invalid="ignore"):
-        used &= np.abs(change).max(axis=2) < np.reshape(gate, (-1, 1))
-    apart, change = np.where(used[..., None], apart, 0.0), np.where(used[..., None], change, 0.0)
-    across = apart.swapaxes(1, 2)
-    more = np.linalg.solve(across @ apart + _RIDGE * step**2 * np.eye(2), across @ change)
-    count = np.maximum(used.sum(axis=1), 1)
-    rough = np.sqrt(((change - apart @ more) ** 2).sum(axis=(1, 2)) / count)
-    found = values[cell] + offset @ slope + (offset[:, None] @ more)[:, 0]
-    found[used.sum(axis=1) < _LEAST_NEIGHBOURS] = np.nan
-    return found, rough * np.linalg.norm(offset, axis=1) / step
+    used = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    near = np.where(used, row * columns + column, 0)
+    used &= known[near]
+    # Of each neighbour the direction, and how much more than expected the values change a step in it.
+    step = (cell_points[-1] - cell_points[0]).astype(np.float64) / (max(columns - 1, 1), max(rows - 1, 1))
+    away = np.hypot(*_AROUND)
+    x, y = _AROUND[1] * step[0] / away, _AROUND[0] * step[1] / away
+    changes = []
+    for axis, value in enumerate(np.asarray(values, np.float64).T):
+        change = (value[near] - value[cell][:, None]) / away - (x * slope[0, axis] + y * slope[1, axis])
+        with np.errstate(invalid="ignore"):
+            used &= np.abs(change) < np.reshape(gate, (-1, 1))
+        changes.append(change)
+    weight = used.astype(np.float64)
+    ridge = _RIDGE * step[0] * step[1]
+    xx, xy, yy = weight @ (x * x), weight @ (x * y), weight @ (y * y)
+    determinant = (xx + ridge) * (yy + ridge) - xy**2
+    found, squared = np.asarray(values, np.float64)[cell] + offset @ slope, np.zeros(len(cell))
+    for axis, change in enumerate(changes):
+        change[~used] = 0.0
+        by_x, by_y = change @ x, change @ y
+        more_x = ((yy + ridge) * by_x - xy * by_y) / determinant
+        more_y = ((xx + ridge) * by_y - xy * by_x) / determinant
+        found[:, axis] += offset[:, 0] * more_x + offset[:, 1] * more_y
+        squared += (change**2).sum(axis=1) - 2 * (more_x * by_x + more_y * by_y)
+        squared += more_x**2 * xx + 2 * more_x * more_y * xy + more_y**2 * yy
+    count = used.sum(axis=1)
+    found[count < _LEAST_NEIGHBOURS] = np.nan
+    rough = np.sqrt(np.maximum(squared, 0.0) / np.maximum(count, 1))
+    return found, rough * np.linalg.norm(offset / step, axis=1)
 
 
 def landmarks_of(
