@@ -251,6 +251,10 @@ def recording(name: str, orders: list[Said], config: BackEndConfig) -> list[str]
         line("back end", [errors(*each) for each in zip(orders, wholes, strict=True)],
              f"{sum(each.believed for each in counts)} of {sum(each.loops for each in counts)} loops"),
     ]  # fmt: skip
+    if not said.metric:
+        smooth = with_values(config, {"local.window": 8})
+        rows = [errors(each, each.back_end(smooth, each.loops)) for each in orders]
+        lines.append(line("back end, local.window 8", rows))
     if all(each.loops for each in orders):
         chosen = [
             [false_loops(each, max(1, round(FALSE_PART / (1 - FALSE_PART) * len(each.loops))), seed)

@@ -56,7 +56,7 @@ class LoopsConfig(Settings):
         high=0.999999,
     )
     max_deviation: float = setting(
-        5.0,
+        3.0,
         "Standard deviations, by `noise`, by which a loop may contradict the steps between its two keyframes: one that "
         "contradicts them by more is a look-alike's, however many agree with it",
         low=1.0,
