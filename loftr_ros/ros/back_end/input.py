@@ -231,11 +231,17 @@ def _length(message: RelativePose | LoopClosure) -> Length:
 
 
 def shared_landmarks(message: Tracks | None, stamp_ns: int) -> SharedLandmarks | None:
-    """What a keyframe shares with the one before, from the tracks of its image; None if these are of another image."""
+    """What a keyframe shares with the one before, from the tracks of its image.
+
+    Returns:
+        None if these are of another image, or their arrays do not fit one another.
+    """
     if message is None or to_nanoseconds(message.header.stamp) != stamp_ns:
         return None
     name, std = np.asarray(message.landmark_id, np.uint64), np.asarray(message.ray_std, np.float32)
     seen, before = (np.asarray(each, np.float32).reshape(-1, 2) for each in (message.rays, message.keyframe_rays))
+    if not len(name) == len(std) == len(seen) == len(before):
+        return None
     return SharedLandmarks(Sightings(name, seen, std), born_in(message.keyframe_id, name, before, std))
 
 
