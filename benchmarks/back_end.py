@@ -1,13 +1,14 @@
-"""The back end: trajectories before and after it, with false loops put in, and what it costs as the map grows.
+"""The back end: trajectories before and after it, beside ORB-SLAM3, with false loops put in, and what it costs.
 
-Each recording goes through the front end once; what it says is given to back ends with other settings and other loops.
-Errors are over all located frames, aligned without scale in metric modes, with scale for one camera. `loops` says how
-many loops are believed, of how many; `false` how many of those that were put in on purpose.
+Each recording goes through front ends of several match orders (as in trajectory.py) and modes at once. What each says
+is given to back ends with other loops. Errors are aligned without scale in metric modes, with scale for one camera.
+Located: frames whose place is known, in the largest part of the map. Breaks: parts that nothing connects, less one; the
+odometry's errors are of all parts as they were placed.
 
-    .venv/bin/python benchmarks/back_end.py [--data ../shared/data] [--sets sevenscenes:rgbd revisits:700:rgbd]
+    .venv/bin/python benchmarks/back_end.py [--data ../shared/data] [--sets sevenscenes:rgbd+mono] [--out FILE]
     .venv/bin/python benchmarks/back_end.py --growth 100 1000 10000
 
-With `--keep FOLDER` what the front end said is kept there, and taken from there the next time. ORB-SLAM3 runs over the
+With `--keep FOLDER` what the front ends said is kept there, and taken from there the next time. ORB-SLAM3 runs over the
 same images where its environment is there (`make orb-slam3`), as fast as they were recorded, or `--slower` by a factor.
 """
 
@@ -19,6 +20,7 @@ import platform
 import resource
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,17 @@ from loftr_ros.settings import with_values
 
 Array = NDArray[np.float64]
 
-SETS = ("sevenscenes:rgbd", "sevenscenes:mono", "kitti06_stereo:stereo", "revisits:700:rgbd", "revisits:701:mono")
+SETS = (
+    "sevenscenes:rgbd+mono",
+    "kitti06_stereo:stereo+mono",
+    "rendered:room?seed=3&frames=300:rgbd+mono",
+    "revisits:700?rate=3:rgbd+mono",
+)
 # Loops within short recordings are wanted.
 SHORT = {"loop.min_age": 2.0}
 FALSE_PART = 0.2
+# Choices of false loops, for each order.
+CHOICES = 5
 ORDERS = 5
 
 
@@ -83,50 +92,85 @@ class Said:
         return back_end
 
 
-def listen(name: str, mode: str, data: Path, extra: dict[str, Any]) -> Said:
-    """Run the front end over a recording."""
+def listen(name: str, modes: list[str], orders: int, data: Path, extra: dict[str, Any]) -> dict[tuple[str, int], Said]:
+    """Run front ends over a recording, of each mode and order; an image is encoded once for all of them."""
+    from sparse_front_end import ShakenPairs
+
+    from loftr_ros.frontend.pipeline import FrontEnd
     from loftr_ros.places.config import LoopConfig
     from loftr_ros.recordings import open_source
     from loftr_ros.tools.opening import open_offline
     from loftr_ros.tools.optimise import LoopSearch, Optimisation
 
-    values = {"mode": mode, **(SHORT if not name.startswith("revisits") else {}), **extra}
-    front_end, reader = open_offline(values, "", "", None)
-    said = Said(metric=mode != "mono")
-
-    class Recorder(BackEnd):
-        """Notes what it is told, and takes it."""
-
-        def add_image(self, image: Any) -> None:
-            said.calls.append(("add_image", image))
-            super().add_image(image)
-
-        def add_keyframe(self, keyframe: Any) -> bool:
-            said.calls.append(("add_keyframe", keyframe))
-            return super().add_keyframe(keyframe)
-
-        def add_loop(self, loop: Any) -> None:
-            said.calls.append(("add_loop", loop))
-            super().add_loop(loop)
-
-    optimisation = Optimisation(Recorder(), LoopSearch(front_end, with_values(LoopConfig(), values, "loop.")))
+    said, standing = dict[tuple[str, int], Said](), []
+    for mode in modes:
+        values = {"mode": mode, **(SHORT if not name.startswith("revisits") else {}), **extra}
+        opened, opened_reader = open_offline(values, "", "", None)
+        if not standing:
+            first, reader = opened, opened_reader
+        for order in range(orders):
+            front_end = FrontEnd(ShakenPairs(first.matcher, opened.config, order), opened.config)
+            each = said[mode, order] = Said(metric=mode != "mono")
+            search = LoopSearch(front_end, with_values(LoopConfig(), values, "loop."))
+            standing.append((front_end, Optimisation(_Recorder(each), search), each))
     with open_source(_uri(name, data)) as source:
         for frame in source:
-            result = front_end.process(reader.read(frame, mode))
-            optimisation.add(result)
-            if frame.pose is not None:
-                said.truth[frame.stamp_ns] = frame.pose
-            if result.location is not None:
-                said.odometry[frame.stamp_ns] = result.location.pose
-    said.steps = [(stamp, *where) for stamp, where in zip(optimisation.stamps, optimisation.steps, strict=True)]
-    if optimisation.search is not None:
+            image = reader.read(frame, modes[0])
+            for front_end, optimisation, each in standing:
+                result = front_end.process(image)
+                optimisation.add(result)
+                if frame.pose is not None:
+                    each.truth[frame.stamp_ns] = frame.pose
+                if result.location is not None:
+                    each.odometry[frame.stamp_ns] = result.location.pose
+    for _, optimisation, each in standing:
+        steps = zip(optimisation.stamps, optimisation.steps, strict=True)
+        each.steps = [(stamp, *where) for stamp, where in steps]
+        assert optimisation.search is not None
         optimisation.search.close()
     return said
 
 
-def errors(said: Said, back_end: BackEnd | None) -> tuple[float, float]:
-    """ATE in metres and drift in percent, of the frames in the largest part of the map; None for the odometry."""
-    stamps, poses, groups = [], [], []
+class _Recorder(BackEnd):
+    """Notes what it is told, and takes it."""
+
+    def __init__(self, said: Said) -> None:
+        super().__init__()
+        self.said = said
+
+    def add_image(self, image: Any) -> None:
+        self.said.calls.append(("add_image", image))
+        super().add_image(image)
+
+    def add_keyframe(self, keyframe: Any) -> bool:
+        self.said.calls.append(("add_keyframe", keyframe))
+        return super().add_keyframe(keyframe)
+
+    def add_loop(self, loop: Any) -> None:
+        self.said.calls.append(("add_loop", loop))
+        super().add_loop(loop)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trajectory's errors.
+
+    Attributes:
+        located: frames that the errors are of.
+        breaks: parts of the trajectory that nothing connects, less one; None where that is not known.
+        ate: metres.
+        drift: percent.
+    """
+
+    located: int
+    breaks: int | None
+    ate: float
+    drift: float
+
+
+def errors(said: Said, back_end: BackEnd | None) -> Row:
+    """Errors of the frames in the largest part of the map; of all frames, without a back end."""
+    stamps, poses, groups, trajectories = [], [], [], set()
     for stamp, key, step in said.steps:
         if stamp not in said.truth or stamp not in said.odometry:
             continue
@@ -134,18 +178,33 @@ def errors(said: Said, back_end: BackEnd | None) -> tuple[float, float]:
         stamps.append(stamp)
         groups.append(0 if place is None else place.group)
         poses.append(said.odometry[stamp] if place is None else place.camera.moved(step).pose)
+    trajectories = {given.key for name, given in said.calls if name == "add_keyframe" and given.previous is None}
+    breaks = len(trajectories) - 1 if back_end is None else len(set(groups)) - 1
     largest = np.array(groups) == np.bincount(groups).argmax()
     true = np.array([said.truth[stamp] for stamp in stamps])
     found = trajectory_errors(np.array(poses)[largest], true[largest], not said.metric)
-    return (float("nan"), float("nan")) if found is None else (found.ate, found.drift)
+    ate, drift = (np.nan, np.nan) if found is None else (found.ate, found.drift)
+    return Row(int(largest.sum()), breaks, ate, drift)
 
 
-def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> None:
-    """Print ORB-SLAM3's row of a recording, or why there is none."""
+def line(label: str, rows: list[Row], more: str = "") -> str:
+    """Mean and standard deviation over orders, as a line of the table."""
+    ate, drift = (np.array([getattr(each, name) for each in rows]) for name in ("ate", "drift"))
+    located, breaks = sorted(each.located for each in rows), [each.breaks for each in rows if each.breaks is not None]
+    span = f"{located[0]}" if located[0] == located[-1] else f"{located[0]} to {located[-1]}"
+    broken = "-" if not breaks else f"{np.mean(breaks):.1f}"
+    return (
+        f"  {label:30s} {span:>13s} {broken:>6s} {1e3 * ate.mean():9.1f} +- {1e3 * ate.std():5.1f}"
+        f" {drift.mean():7.2f} +- {drift.std():.2f}  {more}"
+    )
+
+
+def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> str:
+    """ORB-SLAM3's line of a recording, or why there is none."""
     from loftr_ros.recordings import open_source
     from loftr_ros.recordings.reading import FrameReader
 
-    reader, found = FrameReader(), list[tuple[float, float, int]]()
+    reader, found = FrameReader(), list[Row]()
     rate = len(said.truth) / max(1e-9, (max(said.truth) - min(said.truth)) / 1e9)
     try:
         for _ in range(arguments.peer_runs):
@@ -155,13 +214,11 @@ def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> Non
             stamps = [stamp for stamp in poses if stamp in said.truth]
             estimated, true = (np.array([where[stamp] for stamp in stamps]) for where in (poses, said.truth))
             got = trajectory_errors(estimated, true, mode == "mono") if len(stamps) > 2 else None
-            found.append((*((np.nan, np.nan) if got is None else (got.ate, got.drift)), len(stamps)))
+            ate, drift = (np.nan, np.nan) if got is None else (got.ate, got.drift)
+            found.append(Row(len(stamps), None, ate, drift))
     except orb_slam3.PeerError as error:
-        print(f"  ORB-SLAM3 did not run: {error}")
-        return
-    ate, drift, located = np.array(found).T
-    print(f"  {'ORB-SLAM3':26s} ATE {np.mean(ate):8.4f} m  drift {np.mean(drift):6.2f} %  ATE +- {np.std(ate):.4f} in "
-          f"{len(found)} runs, {int(located.min())} to {int(located.max())} of {len(said.truth)} frames")  # fmt: skip
+        return f"  ORB-SLAM3 did not run: {error}"
+    return line("ORB-SLAM3", found, f"{len(found)} runs")
 
 
 def _uri(name: str, data: Path) -> str:
@@ -181,46 +238,58 @@ def false_loops(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
     return found
 
 
-def recording(name: str, said: Said, config: BackEndConfig) -> None:
-    """Print a recording's rows."""
-    loops = said.loops
-    whole = said.back_end(config, loops)
-    counts = whole.counts
-    rows = [("odometry", errors(said, None), "")]
-    rows.append(("back end", errors(said, whole), f"{counts.believed} of {counts.loops}"))
-    if loops:
-        number = max(1, round(FALSE_PART / (1 - FALSE_PART) * len(loops)))
-        rows.append(_with_false(said, config, whole, f"{number} false loops put in",
-                                [false_loops(said, number, seed) for seed in range(ORDERS)]))  # fmt: skip
-    rows.append(_with_false(said, config, whole, "a look-alike of 10 in a row",
-                            [look_alike(said, 10, seed) for seed in range(ORDERS)]))  # fmt: skip
-    print(f"{name}: {len(said.steps)} frames located, {whole.counts.keyframes} keyframes, "
-          f"{whole.counts.groups} parts, {'with' if not said.metric else 'without'} scale")  # fmt: skip
-    for label, (ate, drift), more in rows:
-        print(f"  {label:26s} ATE {ate:8.4f} m  drift {drift:6.2f} %  {more}")
+def recording(name: str, orders: list[Said], config: BackEndConfig) -> list[str]:
+    """A recording's lines, but for ORB-SLAM3's."""
+    wholes = [said.back_end(config, said.loops) for said in orders]
+    counts = [whole.counts for whole in wholes]
+    said = orders[0]
+    lines = [
+        f"{name}: {len(said.truth)} frames, {np.mean([each.keyframes for each in counts]):.0f} keyframes, "
+        f"{len(orders)} orders, {'with' if not said.metric else 'without'} scale",
+        f"  {'':30s} {'located':>13s} {'breaks':>6s} {'ATE, mm':>18s} {'drift, %':>15s}",
+        line("odometry", [errors(each, None) for each in orders]),
+        line("back end", [errors(*each) for each in zip(orders, wholes, strict=True)],
+             f"{sum(each.believed for each in counts)} of {sum(each.loops for each in counts)} loops"),
+    ]  # fmt: skip
+    if not said.metric:
+        smooth = with_values(config, {"local.window": 8})
+        rows = [errors(each, each.back_end(smooth, each.loops)) for each in orders]
+        lines.append(line("back end, local.window 8", rows))
+    if all(each.loops for each in orders):
+        chosen = [
+            [false_loops(each, max(1, round(FALSE_PART / (1 - FALSE_PART) * len(each.loops))), seed)
+             for seed in range(CHOICES)]
+            for each in orders
+        ]  # fmt: skip
+        lines.append(_with_false(orders, config, wholes, f"{FALSE_PART:.0%} false loops put in", chosen))
+    chosen = [[look_alike(each, 10, seed) for seed in range(CHOICES)] for each in orders]
+    lines.append(_with_false(orders, config, wholes, "a look-alike of 10 in a row", chosen))
+    return lines
 
 
 def _with_false(
-    said: Said, config: BackEndConfig, whole: BackEnd, label: str, orders: list[list[LoopMeasurement]]
-) -> tuple[str, tuple[float, float], str]:
-    """A row: with false loops beside those that were found, several times."""
-    ates, drifts, kept, lost = [], [], 0, 0
-    for wrong in orders:
-        back_end = said.back_end(config, [*said.loops, *wrong])
-        pairs = {frozenset((each.older, each.newer)) for each in wrong}
-        keys = [vertex.key for vertex in back_end.graph.vertices]
-        flags = [
-            (believed, frozenset((keys[loop.older], keys[loop.newer])) in pairs)
-            for loop, believed in zip(back_end.graph.loops, back_end.believed(), strict=True)
-        ]
-        kept += sum(believed and is_false for believed, is_false in flags)
-        lost += whole.counts.believed - sum(believed and not is_false for believed, is_false in flags)
-        ate, drift = errors(said, back_end)
-        ates.append(ate)
-        drifts.append(drift)
-    number = sum(map(len, orders))
-    said_of_it = f"{kept} of {number} false kept, {lost} right ones lost, ATE +- {np.std(ates):.4f}"
-    return label, (float(np.mean(ates)), float(np.mean(drifts))), said_of_it
+    orders: list[Said],
+    config: BackEndConfig,
+    wholes: list[BackEnd],
+    label: str,
+    chosen: list[list[list[LoopMeasurement]]],
+) -> str:
+    """A line: with false loops beside those that were found, several times for each order."""
+    rows, kept, lost, number = [], 0, 0, 0
+    for said, whole, choices in zip(orders, wholes, chosen, strict=True):
+        for wrong in choices:
+            back_end = said.back_end(config, [*said.loops, *wrong])
+            pairs = {frozenset((each.older, each.newer)) for each in wrong}
+            keys = [vertex.key for vertex in back_end.graph.vertices]
+            flags = [
+                (believed, frozenset((keys[loop.older], keys[loop.newer])) in pairs)
+                for loop, believed in zip(back_end.graph.loops, back_end.believed(), strict=True)
+            ]
+            kept += sum(believed and is_false for believed, is_false in flags)
+            lost += whole.counts.believed - sum(believed and not is_false for believed, is_false in flags)
+            number += len(wrong)
+            rows.append(errors(said, back_end))
+    return line(label, rows, f"{kept} of {number} false kept, {lost} right ones lost")
 
 
 def look_alike(said: Said, number: int, seed: int) -> list[LoopMeasurement]:
@@ -292,7 +361,11 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="*", default=SETS, help="folder of --data or revisits:SEED, a colon, the mode")
+    parser.add_argument(
+        "--sets", nargs="*", default=SETS, help="folder of --data or revisits:SEED, a colon, modes with + between"
+    )
+    parser.add_argument("--orders", type=int, default=ORDERS, help="match orders that everything is run with")
+    parser.add_argument("--out", type=Path, help="file for the table")
     parser.add_argument("--growth", nargs="*", type=int, help="number of keyframes; no recordings then")
     parser.add_argument("--keep", type=Path, help="folder to keep in what the front end said")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the back end")
@@ -305,22 +378,38 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config, extra = with_values(BackEndConfig(), _values(arguments.set)), _values(arguments.front_end)
-    print(f"{platform.processor() or platform.machine()}, settings {arguments.set or 'as by default'}")
+    table = list[str]()
+
+    def show(*lines: str) -> None:
+        table.extend(lines)
+        print(*lines, sep="\n", flush=True)
+        if arguments.out:
+            arguments.out.write_text("\n".join(table) + "\n")
+
+    show(
+        f"{platform.processor() or platform.machine()}, GTSAM {version('gtsam')}; settings by default"
+        + "".join(f", {each}" for each in (*arguments.set, *arguments.front_end)),
+        "Mean and standard deviation over orders, of false loops over choices, too.",
+        "",
+    )
     if arguments.growth is not None:
         growth(arguments.growth or [100, 1000, 10000], config)
         return
     for entry in arguments.sets:
-        name, _, mode = entry.rpartition(":")
-        kept = None if arguments.keep is None else arguments.keep / f"{entry.replace(':', '_')}.pickle"
+        name, _, modes = entry.rpartition(":")
+        kept = (
+            None if arguments.keep is None else arguments.keep / f"{entry.replace(':', '_')}_{arguments.orders}.pickle"
+        )
         if kept is not None and kept.exists():
             said = pickle.loads(kept.read_bytes())
         else:
-            said = listen(name, mode, arguments.data, extra)
+            said = listen(name, modes.split("+"), arguments.orders, arguments.data, extra)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(pickle.dumps(said))
-        recording(entry, said, config)
-        peer(name, mode, said, arguments)
+        for mode in modes.split("+"):
+            orders = [said[mode, order] for order in range(arguments.orders)]
+            show(*recording(f"{name}, {mode}", orders, config), peer(name, mode, orders[0], arguments), "")
 
 
 def _values(given: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and above its limit.
 
 A publisher process loops over a sequence, the node runs as a user would run it, this process watches ~/status and the
-node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` adds a load.
+node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` adds a load. `--back-end` runs everything
+without and with the back end's node beside it, in turns; what archive and loops cost is in loop_latency.py.
 
     .venv/bin/python benchmarks/node_latency.py [--source ../shared/data/sevenscenes] [--weights FILE] [--busy 2]
 """
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--hz", type=float, nargs="*", default=[30.0, 100.0], help="rates to play at")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long for each rate")
     parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
+    parser.add_argument("--back-end", type=int, default=0, metavar="TURNS", help="runs without and with it")
     parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it")
     parser.add_argument("--nice", type=int, default=10, help="niceness of these")
     arguments = parser.parse_args()
@@ -178,10 +180,20 @@ def main() -> None:
     source = str(Path(arguments.source).resolve()) if Path(arguments.source).exists() else arguments.source
     print(f"{os.cpu_count()} cores, load {np.round(os.getloadavg()[0], 1)} at the start")
     for hz in arguments.hz:
-        with busy(arguments.busy, arguments.nice):
-            samples = measure(source, arguments.weights, hz, arguments.seconds, extra)
-        beside = f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
-        report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{beside}", samples, arguments.seconds)
+        p99: dict[str, list[str]] = {}
+        for turn in range(max(1, 2 * arguments.back_end)):
+            beside = ["back-end"] if turn % 2 else None
+            with busy(arguments.busy, arguments.nice):
+                samples = measure(source, arguments.weights, hz, arguments.seconds, extra, beside)
+            what = f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
+            what += ", beside the back end" if beside else ""
+            report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{what}", samples, arguments.seconds)
+            last = samples[-1].status
+            total = 1e3 * last.latency_p99[list(last.stages).index("total")]
+            p99.setdefault("with" if beside else "without", []).append(f"{total:.1f}")
+        if arguments.back_end:
+            both = "; ".join(f"{kind} the back end {', '.join(found)}" for kind, found in p99.items())
+            print(f"\np99 of the total at {hz:g} Hz, in ms, {both}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from known_graphs import ROBOT, Measured, Noise, ate, circles, key
 pytest.importorskip("gtsam")
 
 from loftr_ros.backend.back_end import BackEnd
-from loftr_ros.backend.config import BackEndConfig, LoopsConfig, NoiseConfig
+from loftr_ros.backend.config import BackEndConfig, LocalConfig, LoopsConfig, NoiseConfig
 from loftr_ros.backend.factors import composed, factor_covariance, inverted
 from loftr_ros.backend.measurements import (
     BackEndError,
@@ -22,6 +23,9 @@ from loftr_ros.backend.measurements import (
     Length,
     LoopMeasurement,
     PoseMeasurement,
+    SharedLandmarks,
+    Sightings,
+    born_in,
 )
 from loftr_ros.backend.solver_process import SolverProcess
 from loftr_ros.backend.storage import load_map, save_map, write_g2o, write_ply
@@ -141,6 +145,66 @@ def test_without_loops_the_keyframes_stay_where_the_odometry_has_them() -> None:
     assert not back_end.graph.loops
     for (_, place), camera in zip(back_end.places(), back_end.odometry(), strict=True):
         np.testing.assert_array_equal(place.camera.pose, camera.pose)
+
+
+def seen_from(measured: Measured, std: float, seed: int = 0) -> list[KeyframeMeasurement]:
+    """The walk's keyframes with what each shares with the one before, of points that four see on average."""
+    random = np.random.default_rng(seed)
+    points = np.array([[6.0, 0, 0], [0, 2.0, 0], [0, 0, 6.0]]) @ random.normal(size=(3, 500))
+    given, names = [], np.full(points.shape[1], -1)
+    last = None
+    for k, pose in enumerate(measured.truth):
+        here = pose[:3, :3].T @ (points - pose[:3, 3:])
+        shown = (here[2] > 0.5) & (np.abs(here[:2]) < 0.8 * here[2]).all(axis=0)
+        rays = (here[:2] / here[2] + random.normal(size=(2, points.shape[1])) * std).T.astype(np.float32)
+        keyframe, shared = measured.keyframe(k), None
+        if last is not None:
+            both = np.flatnonzero(last[0] & shown)
+            names[last[0] & (names < 0)] = k - 1
+            name = (np.uint64(1) + names[both].astype(np.uint64) << np.uint64(32)) + both.astype(np.uint64)
+            sure = np.full(len(both), std, np.float32)
+            shared = SharedLandmarks(Sightings(name, rays[both], sure), born_in(k, name, last[1][both], sure))
+        names[~shown] = -1
+        given.append(replace(keyframe, shared=shared))
+        last = shown, rays
+    return given
+
+
+@pytest.mark.parametrize(("metric", "window"), [(False, 8), (False, 0), (True, 8)])
+def test_landmarks_smooth_the_newest_keyframes_of_a_single_camera_where_that_is_asked_for(
+    metric: bool, window: int
+) -> None:
+    measured = Measured(circles(18, 40), Noise(0.03, 0.004), seed=5, metric=metric)
+    back_end = BackEnd(BackEndConfig(local=LocalConfig(window)))
+    alone = BackEnd()
+    for keyframe in seen_from(measured, 0.001):
+        back_end.add_keyframe(keyframe)
+        alone.add_keyframe(keyframe)
+    before, after = (ate(each, measured.truth, with_scale=True) for each in (alone, back_end))
+    assert after < 0.5 * before if window and not metric else after == before
+
+
+def test_too_few_landmarks_and_wrong_ones_leave_the_keyframes_where_they_are() -> None:
+    measured = Measured(circles(12, 40), Noise(0.01, 0.002), seed=5, metric=False)
+    few, wrong, alone = (
+        BackEnd(BackEndConfig(local=LocalConfig(8))),
+        BackEnd(BackEndConfig(local=LocalConfig(8))),
+        BackEnd(),
+    )
+    random = np.random.default_rng(0)
+    for keyframe in seen_from(measured, 0.001):
+        alone.add_keyframe(keyframe)
+        shared = keyframe.shared
+        if shared is None:
+            few.add_keyframe(keyframe)
+            wrong.add_keyframe(keyframe)
+            continue
+        some = Sightings(shared.seen.landmark[:5], shared.seen.rays[:5], shared.seen.std[:5])
+        few.add_keyframe(replace(keyframe, shared=replace(shared, seen=some, born=Sightings())))
+        mixed = replace(shared.seen, rays=random.permutation(shared.seen.rays))
+        wrong.add_keyframe(replace(keyframe, shared=replace(shared, seen=mixed)))
+    assert ate(few, measured.truth, with_scale=True) == ate(alone, measured.truth, with_scale=True)
+    assert ate(wrong, measured.truth, with_scale=True) < 1.5 * ate(alone, measured.truth, with_scale=True)
 
 
 def test_a_pose_relative_to_a_keyframe_many_steps_back_is_a_loop() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -30,7 +30,7 @@ from std_msgs.msg import Header
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.measurements import Landmarks, Length, PoseMeasurement
 from loftr_ros.geometry.se3 import between
-from loftr_ros.ros.back_end.input import RobotInput, loop_of
+from loftr_ros.ros.back_end.input import RobotInput, loop_of, shared_landmarks
 from loftr_ros.ros.back_end.output import MapFrame, MapOutput, graph_message, landmarks_message, path_message
 from loftr_ros.ros.back_end.parameters import BackEndParameters
 from loftr_ros.ros.back_end.work import BackEndWork
@@ -242,11 +242,21 @@ def test_the_map_is_published_in_the_base_s_axes_of_its_first_keyframe() -> None
     assert shown == {"keyframes robot": 37, "links robot": 72, "loops": 2, "loops rejected": 2}
 
 
-def test_what_rviz_shows_of_the_map_is_published() -> None:
-    topics: list[str] = []
-    MapOutput(lambda kind, topic: topics.append(topic), True, topics.append)
-    shown = re.findall("/loftr_back_end/([a-z_]+)", FILE.with_name("slam.rviz").read_text())
-    assert len(set(shown)) == 4 and {f"~/{name}" for name in shown} <= set(topics)
+def test_what_rviz_and_foxglove_show_of_the_map_is_published_with_the_type_that_they_expect() -> None:
+    kinds: dict[str, type] = {}
+    MapOutput(lambda kind, topic: kinds.update({topic: kind}), True, lambda *_: None)
+    displays = yaml.safe_load(FILE.with_name("slam.rviz").read_text())["Visualization Manager"]["Displays"]
+    topics = {each["Topic"]["Value"]: each["Class"].rpartition("/")[2] for each in displays if "Topic" in each}
+    shown = {name.rpartition("/")[2]: kind for name, kind in topics.items() if "back_end" in name}
+    assert len(shown) == 4 and {kinds[f"~/{name}"].__name__.removesuffix("Stamped") for name in shown} == set(
+        shown.values()
+    )
+    layout = json.loads(FILE.with_name("slam_foxglove_layout.json").read_text())["configById"]
+    panel = layout["3D!map"]["topics"]
+    assert {f"/loftr_back_end/{name}" for name in shown} == {name for name in panel if "back_end" in name}
+    cloud = landmarks_message(BackEnd(), MapFrame("map", np.eye(4)), 0)
+    assert panel["/loftr_back_end/landmarks"]["colorField"] in [field.name for field in cloud.fields]
+    assert layout["DiagnosticStatusPanel!back_end"]["selectedName"] == "/loftr_back_end: back end"
 
 
 def test_messages_that_are_broken_are_counted_and_the_next_ones_go_on() -> None:
@@ -297,6 +307,30 @@ def test_a_keyframe_waits_for_the_poses_of_its_own_image() -> None:
     source.add_relative_pose(front_end.relative_pose(2, 3))
     found = list(source.ready())[-1]
     assert found[1].key == key(2) and [set(image.poses) for image in found[0]] == [{key(0)}]
+
+
+def test_a_keyframe_comes_with_the_landmarks_of_its_own_image_and_those_that_begin_before() -> None:
+    source, front_end = RobotInput("robot"), FrontEnd(10)
+    tracks = front_end.tracks(1)
+    tracks.keyframe_id = 1
+    tracks.landmark_id = to_array(np.array([(1 << 32) + 7, 5], np.uint64))
+    tracks.rays, tracks.keyframe_rays = [0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
+    tracks.ray_std = [0.001, 0.002]
+    found = []
+    for k in range(3):
+        source.add_keyframe(front_end.keyframe(k))
+        if k:
+            source.add_tracks(tracks)
+        source.add_odometry(front_end.odometry_at(k + 1))
+        found += [keyframe.shared for _, keyframe, _ in source.ready()]
+    assert found[0] is None and found[2] is None, "there is none before the first, and tracks of another image are none"
+    shared = found[1]
+    assert shared is not None and shared.seen.landmark.tolist() == [(1 << 32) + 7, 5]
+    assert shared.seen.rays == pytest.approx(np.array([[0.1, 0.2], [0.3, 0.4]]))
+    assert shared.born.landmark.tolist() == [(1 << 32) + 7]
+    assert shared.born.rays == pytest.approx(np.array([[0.5, 0.6]]))
+    tracks.ray_std = [0.001]
+    assert shared_landmarks(tracks, 10**9) is None
 
 
 def test_what_is_known_of_a_pose_arrives_as_it_was_said() -> None:

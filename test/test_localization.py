@@ -22,7 +22,7 @@ from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.relative_pose import why_no_length
 from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch, MatchedRays
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells, one_each
+from loftr_ros.frontend.tracks import TrackLinks, beside, landmarks_of, nearest_cells, one_each
 from loftr_ros.geometry.epipolar import homogeneous
 from loftr_ros.geometry.two_view import PoseStatus, ScaleReason
 from loftr_ros.matcher.interface import ImageFeatures, Matches
@@ -262,32 +262,68 @@ def test_keyframes_of_a_segment_that_was_lost_stay_while_they_are_less_than_half
     assert 0 in segments and segments.count(0) <= front_end.config.keyframe.capacity // 2 + 1
 
 
+@functools.cache
+def seen_landmarks() -> dict[int, list[tuple[int, np.ndarray, np.ndarray]]]:
+    """Sightings by name, of every second image of an RGB-D walk: the keyframe, the point in the trajectory's frame, and
+    how far the pixel is from where the landmark's first sighting is projected to, in standard deviations.
+    """
+    poses, (_, results) = walk(FRAMES), walked("rgbd")
+    found: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    for result, pose in list(zip(results, poses, strict=True))[2::2]:
+        match, camera = result.matches[0], result.frame.camera
+        place, points, seen = match.keyframe.location, match.points()[0], match.seen
+        assert place is not None and camera is not None
+        known = np.flatnonzero(match.pose.inliers & seen.known & np.isfinite(points[:, 0]))
+        world = points[known] @ place.pose[:3, :3].T + place.pose[:3, 3]
+        names = match.landmark[known].tolist()
+        first = np.array([found[name][0][1] if name in found else own for name, own in zip(names, world, strict=True)])
+        here = np.linalg.inv(poses[0]) @ pose
+        off = (camera.project((first - here[:3, 3]) @ here[:3, :3]) - seen.points[known]) / seen.std[known, None]
+        for name, point, each in zip(names, world, off, strict=True):
+            found.setdefault(name, []).append((match.keyframe.id, point, each))
+    return found
+
+
 def test_a_landmark_keeps_its_name_over_keyframes_and_names_one_scene_point() -> None:
-    front_end, results = walked("rgbd")
-    linked = [r for r in results if r.links is not None and len(r.links)]
-    assert linked
-    where: dict[int, list[np.ndarray]] = {}
-    for keyframe in front_end.buffer.keyframes:
-        assert keyframe.depth is not None
-        assert keyframe.location is not None
-        rays = keyframe.encoded.cell_rays
-        assert rays is not None
-        points = np.insert(rays, 2, 1.0, axis=1) / keyframe.depth.inverse[:, None]
-        world = points @ keyframe.location.pose[:3, :3].T + keyframe.location.pose[:3, 3]
-        for name, point in zip(keyframe.landmarks.tolist(), world, strict=True):
-            if np.isfinite(point).all():
-                where.setdefault(name, []).append(point)
-    shared = [np.linalg.norm(np.diff(points, axis=0), axis=1).max() for points in where.values() if len(points) > 1]
-    assert len(shared) > 20
-    assert np.median(shared) < 0.04
+    found = seen_landmarks().values()
+    shared = [[point for _, point, _ in each] for each in found if len({keyframe for keyframe, _, _ in each}) > 1]
+    assert len(shared) > len(found) / 4
+    assert np.median([np.linalg.norm(points[-1] - points[0]) for points in shared]) < 0.04
 
 
-def test_a_link_joins_cells_no_farther_apart_than_allowed_and_each_cell_once() -> None:
+def test_the_pixel_of_a_landmark_is_where_its_first_keyframes_point_is_seen_as_exactly_as_said() -> None:
+    off = [each for name, seen in seen_landmarks().items() for keyframe, _, each in seen if name >> 32 != keyframe]
+    assert len(off) > 500
+    assert np.percentile(np.abs(off), 68) < 1.5
+
+
+def test_a_link_leads_to_the_nearest_cell_and_to_each_cell_once() -> None:
     _, results = walked("rgbd")
     for links in (r.links for r in results if r.links is not None):
-        assert (links.distance <= 1.5).all()
+        assert (links.distance < 6).all()
         assert len(np.unique(links.new_track)) == len(links)
         assert len(np.unique(links.old_track)) == len(links)
+
+
+def test_values_beside_cells_are_those_of_the_plane_and_none_where_too_few_neighbours_are_known() -> None:
+    rng, grid = np.random.default_rng(0), (6, 8)
+    cells = np.stack(np.meshgrid(np.arange(8), np.arange(6)), axis=-1).reshape(-1, 2) * 8.0
+    values = np.column_stack([cells @ [1.1, 0.2] + 3, cells @ [-0.1, 0.9]])
+    cell, offset = np.arange(48), rng.uniform(-4, 4, (48, 2))
+    found, std = beside(cell, offset, cells, values, grid, 4.0)
+    assert found == pytest.approx(values + offset @ np.array([[1.1, -0.1], [0.2, 0.9]]))
+    assert std == pytest.approx(np.zeros(48), abs=1e-9)
+    alone = np.full_like(values, np.nan)
+    alone[[0, 1, 7, 20]] = values[[0, 1, 7, 20]]
+    assert np.isnan(beside(np.array([0, 7]), offset[:2], cells, alone, grid, 4.0)[0]).all()
+
+
+def test_a_neighbour_across_an_edge_does_not_move_a_landmark() -> None:
+    cells = np.stack(np.meshgrid(np.arange(8), np.arange(6)), axis=-1).reshape(-1, 2) * 8.0
+    values = cells + np.where(cells[:, :1] > 30, 20.0, 0.0)
+    own = np.flatnonzero(cells[:, 0] == 24)
+    found, _ = beside(own, np.full((len(own), 2), 3.0), cells, values, (6, 8), 4.0)
+    assert np.abs(found - (values[own] + 3)).max() < 1.0
 
 
 def test_the_nearest_cell_is_the_one_that_a_search_over_all_finds() -> None:
@@ -306,7 +342,8 @@ def test_of_several_matches_in_a_cell_the_nearest_to_its_point_is_taken() -> Non
 
 
 def test_a_linked_cell_takes_the_older_landmarks_name_and_the_others_their_own() -> None:
-    links = TrackLinks(1, 2, np.array([3], np.uint32), np.array([5], np.uint32), np.array([0.5], np.float32))
+    one = np.ones(1, np.float32)
+    links = TrackLinks(1, 2, np.array([3], np.uint32), np.array([5], np.uint32), np.stack([one, one], axis=1), one)
     old = landmarks_of(1, 8)
     names = landmarks_of(2, 8, links, old)
     assert names[5] == (1 << 32) + 3

@@ -78,6 +78,7 @@ def match(count: int = 5, depth: CellDepth | None = None, location: Location | N
         id=3,
         frame=frame(1_500_000_000, "first"),
         landmarks=landmarks,
+        offsets=np.zeros((count, 2), np.float32),
         location=location,
         encoded=encoded,
         depth=depth,
@@ -342,7 +343,7 @@ def test_a_relative_pose_says_why_it_has_no_length(pose: dict, reason: str) -> N
 
 def links() -> TrackLinks:
     old, new = np.array([4, 9], np.uint32), np.array([5, 8], np.uint32)
-    return TrackLinks(3, 4, old, new, np.array([0.5, 1.25], np.float32))
+    return TrackLinks(3, 4, old, new, np.array([[0.3, 0.4], [0, 1.25]], np.float32), np.ones(2, np.float32))
 
 
 @pytest.mark.kilted
@@ -519,14 +520,14 @@ def panels(split: object) -> list[str]:
     return [split] if isinstance(split, str) else panels(split["first"]) + panels(split["second"])
 
 
-@pytest.mark.parametrize("name", ["front_end.rviz", "foxglove_layout.json"])
+@pytest.mark.parametrize("name", ["front_end.rviz", "foxglove_layout.json", "slam_foxglove_layout.json"])
 def test_what_rviz_and_foxglove_show_is_what_the_node_publishes(name: str) -> None:
     node = FakeNode()
     outputs_of(node)
     published = {publisher.topic.removeprefix("~/") for publisher in node.alive} | {"status"}
     shown = values_of(yaml.safe_load((CONFIG / name).read_text()))
     paths = {value.removeprefix("/loftr_front_end/") for value in shown if value.startswith("/loftr_front_end/")}
-    assert {"path", "odometry", "matches_image", "landmarks"} <= paths
+    assert {"path", "matches_image", "landmarks"} <= paths
     kinds = {"status": FrontEndStatusMessage, "relative_pose": RelativePoseMessage}
     for path in paths:
         topic, _, field = path.partition(".")

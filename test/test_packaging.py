@@ -176,6 +176,7 @@ def test_every_service_is_installed_as_class_and_in_the_ament_index(prefix: Path
         "config/front_end.yaml",
         "config/back_end.yaml",
         "config/slam.rviz",
+        "config/slam_foxglove_layout.json",
         "config/front_end.rviz",
         "config/fleet_policy.xml",
         "config/foxglove_layout.json",

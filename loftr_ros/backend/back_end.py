@@ -19,9 +19,12 @@ from loftr_ros.backend.measurements import (
     Landmarks,
     LoopMeasurement,
     PoseMeasurement,
+    SharedLandmarks,
+    Sightings,
 )
+from loftr_ros.backend.smoothing import smoothed
 from loftr_ros.backend.solving import solve
-from loftr_ros.geometry.se3 import skew
+from loftr_ros.geometry.se3 import between, rotation_matrix, rotation_vector, skew
 
 Array = NDArray[np.float64]
 
@@ -93,6 +96,7 @@ class BackEnd:
         self.solution: Solution | None = None
         self.landmarks: dict[KeyframeKey, Landmarks] = {}
         self.is_solved = True
+        self._sightings: dict[int, Sightings] = {}  # of single cameras' newest keyframes, by vertex
         self._images: dict[str, list[ImageMeasurement]] = {}
         self._early: list[LoopMeasurement] = []
         self._covariances: dict[int, Array] = {}  # of keyframes since the last solution
@@ -122,6 +126,7 @@ class BackEnd:
             self._images[keyframe.key.robot] = later
         images = [each for each in images if each.stamp_ns <= keyframe.stamp_ns]
         self._revisits(vertex, images)
+        self._smooth(vertex, keyframe.shared)
         if self._early:
             early, self._early = self._early, []
             for loop in early:
@@ -275,6 +280,47 @@ class BackEnd:
         self._cameras = []
 
     # --- the rest ---
+
+    def _smooth(self, vertex: Vertex, shared: SharedLandmarks | None) -> None:
+        """Smooth the newest keyframes of a single camera: their links are replaced."""
+        graph, trajectory = self.graph, self.graph.trajectories[vertex.trajectory]
+        count = self.config.local.window
+        if trajectory.is_metric or not count or shared is None or vertex.previous is None:
+            return
+        sightings = self._sightings
+        sightings[vertex.number] = shared.seen
+        sightings[vertex.previous] = sightings.get(vertex.previous, Sightings()).with_new(shared.born)
+        window = trajectory.vertices[-count:]
+        for number in trajectory.vertices[-count - 8 : -count]:
+            sightings.pop(number, None)
+        poses: dict[int, Array] = {}
+        for number in window:
+            before, link = graph.vertices[number].previous, graph.vertices[number].link
+            if before in poses and link is not None:
+                poses[number] = poses[before] @ link.pose
+            else:  # what is before it in the window, nothing leads to
+                poses = {number: np.eye(4)}
+        window = list(poses)
+        if len(window) < 4:
+            return
+        place = {number: k for k, number in enumerate(window)}
+        links = [
+            None if link is None or before not in place else (place[before], link)
+            for before, link in ((graph.vertices[n].previous, graph.vertices[n].link) for n in window)
+        ]
+        held = len(window) // 2
+        found = smoothed(list(poses.values()), links, [sightings.get(number, Sightings()) for number in window], held)
+        if found is None:
+            return
+        for number, known in zip(window[held:], links[held:], strict=True):
+            if known is not None:
+                before, link = known
+                pose = between(found[before], found[place[number]])
+                pose[:3, :3] = rotation_matrix(rotation_vector(pose[:3, :3]))  # or rounding grows with each window
+                graph.vertices[number].link = replace(link, pose=pose)
+            self._covariances.pop(number, None)
+        del self._cameras[max(window[held], 0 if self.solution is None else len(self.solution.cameras)) :]
+        self.is_solved &= not graph.loops
 
     def _revisits(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
         """Take poses relative to keyframes far back in the trajectory, or of another one, as loops."""

@@ -56,7 +56,7 @@ class LoopsConfig(Settings):
         high=0.999999,
     )
     max_deviation: float = setting(
-        5.0,
+        3.0,
         "Standard deviations, by `noise`, by which a loop may contradict the steps between its two keyframes: one that "
         "contradicts them by more is a look-alike's, however many agree with it",
         low=1.0,
@@ -84,6 +84,21 @@ class LoopsConfig(Settings):
 
 
 @dataclass(frozen=True)
+class LocalConfig(Settings):
+    """Smoothing of the newest keyframes of a single camera."""
+
+    live: ClassVar[bool] = True
+
+    window: int = setting(
+        0,
+        "Newest keyframes of a single camera that are smoothed together by the landmarks that they share, the older "
+        "half of which stays where it is; 0 for none, else at least 4",
+        low=0,
+        high=50,
+    )
+
+
+@dataclass(frozen=True)
 class MapConfig(Settings):
     """What is kept of the scene."""
 
@@ -96,4 +111,5 @@ class BackEndConfig:
 
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     loops: LoopsConfig = field(default_factory=LoopsConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
     map: MapConfig = field(default_factory=MapConfig)

@@ -13,6 +13,8 @@ from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE
 
 Array = NDArray[np.float64]
 
+# Part of a match's standard deviation that a landmark has in its first keyframe.
+_EXACT = 0.25
 # Part of the largest variance by which rounding may bring others below zero.
 _ROUNDING = 1e-9
 
@@ -108,6 +110,46 @@ class PoseMeasurement:
 
 
 @dataclass(frozen=True, eq=False)
+class Sightings:
+    """Landmarks that a keyframe sees, under names that outlive keyframes.
+
+    Attributes:
+        landmark: (N,) uint64 names, each once.
+        rays: (N, 2) x / z and y / z.
+        std: (N,) standard deviation of the rays along one axis.
+    """
+
+    landmark: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    rays: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    std: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.std)
+
+    def with_new(self, other: Sightings) -> Sightings:
+        """With those of another that are not among these."""
+        new = ~np.isin(other.landmark, self.landmark)
+        return Sightings(
+            np.concatenate([self.landmark, other.landmark[new]]),
+            np.concatenate([self.rays, other.rays[new]]),
+            np.concatenate([self.std, other.std[new]]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SharedLandmarks:
+    """Landmarks that a keyframe shares with the one that it was located by.
+
+    Attributes:
+        seen: in the keyframe.
+        born: those of them whose first keyframe is the one before, as they are there.
+    """
+
+    seen: Sightings
+    born: Sightings
+
+
+@dataclass(frozen=True, eq=False)
 class KeyframeMeasurement:
     """A new keyframe.
 
@@ -118,6 +160,7 @@ class KeyframeMeasurement:
         previous: the keyframe that it was located by; None for the first of a trajectory.
         link: pose in that keyframe's camera, T_previous_this; None where `previous` is.
         is_metric: whether lengths of its trajectory are in metres.
+        shared: landmarks that it shares with `previous`; None where that is not known.
     """
 
     key: KeyframeKey
@@ -126,6 +169,22 @@ class KeyframeMeasurement:
     previous: KeyframeKey | None
     link: PoseMeasurement | None
     is_metric: bool
+    shared: SharedLandmarks | None = None
+
+
+def born_in(
+    keyframe_id: int, landmark: NDArray[np.uint64], rays: NDArray[np.floating], std: NDArray[np.floating]
+) -> Sightings:
+    """Landmarks that begin in a keyframe, as they are there: exact, since they are what the keyframe shows.
+
+    Args:
+        keyframe_id: of the front end.
+        landmark: (N,) names, keyframe_id * 2^32 + cell where they begin in this keyframe.
+        rays: (N, 2) in it.
+        std: (N,) of the rays in the image that was matched with it.
+    """
+    own = landmark >> np.uint64(32) == np.uint64(keyframe_id)
+    return Sightings(landmark[own], rays[own].astype(np.float32), (_EXACT * std[own]).astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,13 +77,6 @@ class KeyframeConfig(Settings):
         low=0.0,
         high=86400.0,
     )
-    max_link: float = setting(
-        1.5,
-        "Maximum distance between the points of two keyframes' cells that are linked as one landmark",
-        unit="px",
-        low=0.0,
-        high=100.0,
-    )
 
 
 @dataclass(frozen=True)

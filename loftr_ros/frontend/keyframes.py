@@ -15,7 +15,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.mask import on_usable
 from loftr_ros.frontend.odometry import ChainLink, Location
 from loftr_ros.frontend.quality import FrameQuality, sharpness
-from loftr_ros.frontend.tracks import landmarks_of, nearest_cells
+from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, nearest_cells
 from loftr_ros.frontend.trust import Texture, texture_of
 from loftr_ros.geometry.epipolar import ray_area
 from loftr_ros.geometry.two_view import RelativePose
@@ -163,6 +163,8 @@ class Keyframe:
         coverage: part of the newest frame matched with it that its inliers covered, 0 to 1.
         last_matched: number of the frame it was last matched with.
         landmarks: (L,) uint64 names of its cells' scene points; by default its own (see `landmarks_of`).
+        offsets: (L, 2) float32 px from its cells' own points to those of older keyframes that they have taken over.
+        offset_std: (L,) float32 px, standard deviation of them along one axis.
         depth: of its cells; None if unknown so far.
         depth_parallax: px, median parallax of the views used to triangulate its depths.
         first_depth: `depth` before later views refined it. It holds a single camera's unit of length, which these views
@@ -178,6 +180,8 @@ class Keyframe:
     coverage: float = 1.0
     last_matched: int = 0
     landmarks: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    offsets: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    offset_std: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     depth: CellDepth | None = None
     depth_parallax: float = 0.0
     first_depth: CellDepth | None = None
@@ -189,6 +193,14 @@ class Keyframe:
     def __post_init__(self) -> None:
         if not len(self.landmarks):
             self.landmarks = landmarks_of(self.id, len(self.encoded.cell_points))
+        if not len(self.offsets):
+            self.offsets = np.zeros((len(self.landmarks), 2), np.float32)
+            self.offset_std = np.zeros(len(self.landmarks), np.float32)
+
+    def take_over(self, links: TrackLinks, landmarks: NDArray[np.uint64]) -> None:
+        """Continue the landmarks of an older keyframe, whose names by cell are given."""
+        self.landmarks = landmarks_of(self.id, len(self.landmarks), links, landmarks)
+        self.offsets[links.new_track], self.offset_std[links.new_track] = links.offset, links.std
 
     @property
     def frame(self) -> Frame:

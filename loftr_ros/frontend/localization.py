@@ -28,7 +28,7 @@ from loftr_ros.frontend.relative_pose import (
     why_no_length,
 )
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays, Orientation
-from loftr_ros.frontend.tracks import TrackLinks, landmarks_of, one_each
+from loftr_ros.frontend.tracks import TrackLinks, one_each
 from loftr_ros.frontend.trust import explained_back, explained_part
 from loftr_ros.frontend.wheel_odometry import OdometryMotion, WheelOdometry
 from loftr_ros.geometry.epipolar import homogeneous
@@ -47,6 +47,8 @@ _CARRIED = 2.0
 _CARRIED_PART = 0.5
 # Factor on the standard deviations of a pose that is accepted because it agrees with the prediction.
 _WEAK_FACTOR = 2.0
+# In cells: standard deviation at which a landmark ends with its keyframe.
+_LARGEST_TRACK_ERROR = 0.125
 # Degrees by which rotation and direction of motion may differ between two views and depths.
 _AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
 # Largest standard deviation of a typical two-view match, in thresholds. It is larger if both images are blurred.
@@ -510,7 +512,7 @@ class Localizer:
             keyframe.link = ChainLink(old.id, located.pose.matrix, located.pose.covariance, location.is_metric)
         keyframe.depth, keyframe.location = depth, location
         links = self._links(located.match, keyframe)
-        keyframe.landmarks = landmarks_of(keyframe.id, len(keyframe.landmarks), links, old.landmarks)
+        keyframe.take_over(links, old.landmarks)
         # Tracks go on over keyframes, and a single camera's cells of known depth give the length.
         keyframe.follow(links.new_track if self._own is None or depth is None else np.flatnonzero(depth.known))
         return links
@@ -554,12 +556,20 @@ class Localizer:
         return join
 
     def _links(self, match: KeyframeMatch, keyframe: Keyframe) -> TrackLinks:
-        found = match.correspondences[match.pose.inliers]
-        cell, distance = keyframe.encoded.nearest_cells(found.current_points)
+        seen, new = match.seen, keyframe.encoded
+        # One that is known too badly by now ends: its cell begins another.
+        keep = match.pose.inliers & seen.known & ~(seen.std > _LARGEST_TRACK_ERROR * new.cell_size * max(new.scale))
+        points = seen.points[keep]
+        cell, distance = new.nearest_cells(points)
         chosen = one_each(cell, distance)
-        chosen = chosen[distance[chosen] <= self._config.keyframe.max_link]
+        chosen = chosen[distance[chosen] < 0.75 * new.cell_size * max(new.scale)]  # else outside of all cells
         return TrackLinks(
-            match.keyframe.id, keyframe.id, found.track_id[chosen], cell[chosen].astype(np.uint32), distance[chosen]
+            match.keyframe.id,
+            keyframe.id,
+            match.correspondences.track_id[keep][chosen],
+            cell[chosen].astype(np.uint32),
+            points[chosen] - new.cell_points[cell[chosen]],
+            seen.std[keep][chosen],
         )
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.budget import Effort
+from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, KeyframeEvent
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.quality import FrameQuality
 from loftr_ros.frontend.quick import FullMatch
 from loftr_ros.frontend.recovery import TrackingState
-from loftr_ros.frontend.tracks import TrackLinks
+from loftr_ros.frontend.tracks import TrackLinks, beside
 from loftr_ros.geometry.two_view import PoseStatus, RelativePose
+
+# In cells: how far a neighbour's match may be from where all matches expect it, and the largest error of a landmark.
+_LARGEST_BEND, _LARGEST_ERROR = 0.5, 0.125
+# A neighbour's inverse depth may differ by this part, and by this many standard deviations.
+_LARGEST_SLOPE, _NOISE = 0.3, 3.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,25 @@ class MatchedRays:
     view_area: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class SeenLandmarks:
+    """Where the current image shows the scene points of the matched cells, which may be older keyframes' points.
+
+    Attributes:
+        points: (N, 2) float32 pixels; NaN where that is not known.
+        std: (N,) float32 pixels, standard deviation along one axis, as seen from the landmark's first keyframe; NaN if
+            the network gives none.
+    """
+
+    points: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,) bool."""
+        return np.isfinite(self.points[:, 0])
+
+
 @dataclass(frozen=True)
 class KeyframeMatch:
     """The current frame matched with one keyframe.
@@ -93,22 +119,66 @@ class KeyframeMatch:
         """(N,) persistent names of the matches' scene points, which outlive the keyframe (see `TrackLinks`)."""
         return self.keyframe.landmarks[self.correspondences.track_id]
 
+    @cached_property
+    def seen(self) -> SeenLandmarks:
+        """Where the current image shows the landmarks: the matches, or beside them by `Keyframe.offsets`."""
+        found, encoded = self.correspondences, self.keyframe.encoded
+        points, std = found.current_points.copy(), found.std.copy()
+        taken = np.flatnonzero(self.pose.inliers & self._taken)
+        if len(taken):
+            cell, cells = found.track_id, len(encoded.cell_points)
+            shown = np.full((cells, 2), np.nan)
+            shown[cell[self.pose.inliers]] = points[self.pose.inliers]
+            offset, side = self.keyframe.offsets[cell[taken]], encoded.cell_size * max(encoded.scale)
+            there, error = beside(
+                cell[taken], offset, encoded.cell_points, shown, encoded.features.grid, side * _LARGEST_BEND
+            )
+            there[error > side * _LARGEST_ERROR] = np.nan
+            points[taken], own = there, self.keyframe.offset_std[cell[taken]]
+            std[taken] = np.sqrt(std[taken] ** 2 + error**2 + own**2)
+        return SeenLandmarks(points, std)
+
     @property
     def keyframe_rays(self) -> NDArray[np.float64]:
-        """(N, 2) rays (x / z, y / z) of the keyframe's points; NaN where a pixel has none, and without calibration."""
-        rays = self.keyframe.encoded.cell_rays
-        return np.full((len(self.correspondences), 2), np.nan) if rays is None else rays[self.correspondences.track_id]
+        """(N, 2) rays (x / z, y / z) of the landmarks in the keyframe; NaN where there is none, and uncalibrated."""
+        cell, encoded, camera = self.correspondences.track_id, self.keyframe.encoded, self.keyframe.frame.camera
+        if encoded.cell_rays is None or camera is None:
+            return np.full((len(cell), 2), np.nan)
+        rays, taken = encoded.cell_rays[cell], cell[self._taken]
+        if len(taken):
+            rays[self._taken] = camera.unproject(encoded.cell_points[taken] + self.keyframe.offsets[taken])
+        return rays
 
     def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The matches' scene points in the keyframe's optical frame, in the unit of its depths.
+        """The matches' landmarks in the keyframe's optical frame, in the unit of its depths.
 
         Returns:
             (N, 3) points and (N,) their standard deviations along the keyframe's rays; see `CellDepth.points`.
         """
-        rays, depth = self.keyframe_rays, self.keyframe.depth
+        rays, depth, cell = self.keyframe_rays, self.keyframe.depth, self.correspondences.track_id
         if depth is None:
             return np.full((len(rays), 3), np.nan), np.full(len(rays), np.nan)
-        return depth.points(self.correspondences.track_id, rays)
+        taken = np.flatnonzero(self._taken & depth.known[cell])
+        if len(taken):
+            encoded, own = self.keyframe.encoded, cell[taken]
+            gate = _LARGEST_SLOPE * np.abs(depth.inverse[own]) + _NOISE * np.sqrt(depth.variance[own])
+            there, error = beside(
+                own,
+                self.keyframe.offsets[own],
+                encoded.cell_points,
+                depth.inverse[:, None],
+                encoded.features.grid,
+                gate,
+            )
+            inverse, variance = depth.inverse.copy(), depth.variance.copy()
+            inverse[own], variance[own] = there[:, 0], variance[own] + error**2
+            depth = CellDepth(inverse, variance, depth.is_metric)
+        return depth.points(cell, rays)
+
+    @property
+    def _taken(self) -> NDArray[np.bool_]:
+        """(N,) bool, matches whose cells have taken over an older keyframe's point."""
+        return np.asarray(self.keyframe.offsets[self.correspondences.track_id].any(axis=1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,9 @@ from loftr_ros.backend.measurements import (
     Length,
     LoopMeasurement,
     PoseMeasurement,
+    SharedLandmarks,
+    Sightings,
+    born_in,
 )
 from loftr_ros.backend.storage import save_map, write_g2o, write_ply
 from loftr_ros.evaluation.trajectory import tum_lines
@@ -97,6 +100,17 @@ def back_end_of(keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> Ba
         if found is not None:
             back_end.add_loop(found)
     return back_end
+
+
+def shared_landmarks(match: KeyframeMatch | None, keyframe: Keyframe) -> SharedLandmarks | None:
+    """What a keyframe shares with the one before, from the match of the two; None without a calibration."""
+    camera = keyframe.frame.camera
+    if match is None or camera is None:
+        return None
+    keep = match.pose.inliers & match.seen.known
+    name, std = match.landmark[keep], match.seen.std[keep] / np.float32(camera.focal_length)
+    seen = Sightings(name, camera.unproject(match.seen.points[keep]).astype(np.float32), std)
+    return SharedLandmarks(seen, born_in(match.keyframe.id, name, match.keyframe_rays[keep], std))
 
 
 class LoopSearch:
@@ -181,6 +195,7 @@ class Optimisation:
                     None if link is None else KeyframeKey(_ROBOT, link.previous),
                     None if link is None else measured_link(link),
                     location is not None and location.is_metric,
+                    None if link is None else shared_landmarks(self._seen.get(link.previous), keyframe),
                 )
             )
             self._keep_landmarks()

@@ -21,6 +21,9 @@ from loftr_ros.backend.measurements import (
     Length,
     LoopMeasurement,
     PoseMeasurement,
+    SharedLandmarks,
+    Sightings,
+    born_in,
 )
 from loftr_ros.geometry.se3 import from_quaternion
 from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE
@@ -194,6 +197,7 @@ class RobotInput:
             self.key(message.previous_id) if message.previous_known else None,
             link,
             message.scale_known,
+            shared_landmarks(self._tracks.get(message.previous_id), stamp_ns) if message.previous_known else None,
         )
         seen = [(self.key(number), landmarks(tracks)) for number, tracks in self._tracks.items()]
         self._tracks.clear()
@@ -224,6 +228,21 @@ def _length(message: RelativePose | LoopClosure) -> Length:
     position = message.pose.pose.position
     moved = (position.x, position.y, position.z) != (0.0, 0.0, 0.0)
     return Length.METRES if message.scale_known else Length.DIRECTION if moved else Length.NONE
+
+
+def shared_landmarks(message: Tracks | None, stamp_ns: int) -> SharedLandmarks | None:
+    """What a keyframe shares with the one before, from the tracks of its image.
+
+    Returns:
+        None if these are of another image, or their arrays do not fit one another.
+    """
+    if message is None or to_nanoseconds(message.header.stamp) != stamp_ns:
+        return None
+    name, std = np.asarray(message.landmark_id, np.uint64), np.asarray(message.ray_std, np.float32)
+    seen, before = (np.asarray(each, np.float32).reshape(-1, 2) for each in (message.rays, message.keyframe_rays))
+    if not len(name) == len(std) == len(seen) == len(before):
+        return None
+    return SharedLandmarks(Sightings(name, seen, std), born_in(message.keyframe_id, name, before, std))
 
 
 def landmarks(message: Tracks) -> Landmarks:

@@ -71,7 +71,8 @@ class BackEndNode(SettingsNode[BackEndParameters]):
         assert self._work is not None
         for front_end, robot in self._robots(self._work.parameters).items():
             for name, kind in TOPICS.items():
-                if name == "tracks" and not self._work.parameters.back_end.map.landmarks:
+                config = self._work.parameters.back_end
+                if name == "tracks" and not (config.map.landmarks or config.local.window):
                     continue  # the front end makes them only while somebody listens
                 self._subscribed.append(
                     self.create_subscription(

@@ -179,12 +179,12 @@ def pose_message(
 
 def tracks_message(match: KeyframeMatch, current: Frame) -> Tracks:
     """The inliers of the match with one keyframe, in the form that back ends need."""
-    keep = match.pose.inliers
-    found = match.correspondences[keep]
-    rays: NDArray[np.floating] = np.full((len(found), 2), np.nan)
+    keep = match.pose.inliers & match.seen.known
+    pixels, std = match.seen.points[keep], match.seen.std[keep]
+    rays: NDArray[np.floating] = np.full((len(pixels), 2), np.nan)
     focal_length = float("nan")
     if current.camera is not None:
-        rays, focal_length = current.camera.unproject(found.current_points), current.camera.focal_length
+        rays, focal_length = current.camera.unproject(pixels), current.camera.focal_length
     keyframe, depth = match.keyframe, match.keyframe.depth
     points, point_std = match.points()
     return Tracks(
@@ -194,12 +194,12 @@ def tracks_message(match: KeyframeMatch, current: Frame) -> Tracks:
         keyframe_frame_id=keyframe.frame.frame_id,
         camera=current.camera_number,
         keyframe_camera=keyframe.frame.camera_number,
-        track_id=to_array(found.track_id),
+        track_id=to_array(match.correspondences.track_id[keep]),
         landmark_id=to_array(match.landmark[keep]),
-        pixels=to_array(found.current_points),
+        pixels=to_array(pixels),
         rays=to_array(rays.astype(np.float32)),
-        std=to_array(found.std),
-        ray_std=to_array((found.std / focal_length).astype(np.float32)),
+        std=to_array(std),
+        ray_std=to_array((std / focal_length).astype(np.float32)),
         keyframe_rays=to_array(match.keyframe_rays[keep].astype(np.float32)),
         points=to_array(points[keep].astype(np.float32)),
         point_std=to_array(point_std[keep].astype(np.float32)),
@@ -218,7 +218,7 @@ def landmarks_message(match: KeyframeMatch, current: Frame, location: Location |
     start, cloud = match.keyframe.location, np.zeros(0, _LANDMARK)
     if location is not None and start is not None and location.segment == start.segment:
         points, std = match.points()
-        keep = match.pose.inliers & np.isfinite(std)
+        keep = match.pose.inliers & match.seen.known & np.isfinite(std)
         T_current_keyframe = between(location.pose, start.pose)
         cloud = np.empty(int(keep.sum()), _LANDMARK)
         in_current = points[keep] @ T_current_keyframe[:3, :3].T + T_current_keyframe[:3, 3]
