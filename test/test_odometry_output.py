@@ -620,7 +620,7 @@ def test_tracks_links_odometry_path_and_transform_of_a_rendered_walk_come_over_d
             count = pose_of.num_inliers
             assert each.keyframe_id == pose_of.keyframe_id and each.header.frame_id == "camera"
             assert 100 < len(each.track_id) == len(each.landmark_id) == len(each.std) == len(each.ray_std) <= count
-            assert len(each.track_id) > 0.9 * count
+            assert len(each.track_id) > 0.85 * count, "more have too few neighbours, as sparse ones of optical flow"
             pixels = np.asarray(each.pixels).reshape(-1, 2)
             assert np.asarray(each.rays).reshape(-1, 2) == pytest.approx((pixels - [319.5, 239.5]) / focal, abs=1e-5)
 
