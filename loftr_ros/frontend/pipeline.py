@@ -204,12 +204,15 @@ class FrontEnd:
             covered = self._coverage(best, current)
             # As by the network: on the way to the first of these frames little but poorly textured points was lost.
             by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
-            if not best.is_sure or self._reason_for_keyframe(by_network, covered, current) is not None:
+            is_last = self._reason_for_keyframe(by_network, covered, current) is not None
+            if not best.is_sure or (is_last and not self._quick.is_for_long):
                 self._flow.record(is_located=False)
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
         self._flow.record(is_located=True)
+        if is_last:  # the next frame probably becomes a keyframe
+            self._flow.forget()
         self._quick.followed()
         self.recovery.located()
         self.buffer.record_match(keyframe, covered)
