@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -45,28 +46,21 @@ class KeyframeReason(IntEnum):
     RESIZED = 20
 
 
-class CellsOfFrame:
-    """What follows from a frame and its grid of cells alone.
+class StreamFrame(ABC):
+    """A frame of the stream, encoded or not.
 
     Attributes:
         frame: the image and its origin.
-        scale: (u, v) pixels of the raw image per pixel of the encoded image.
-        cell_size: side of a coarse cell, in pixels of the encoded image.
-        cell_offset: from a cell's top-left pixel to the point of its matches, along either axis, in pixels of the
-            encoded image.
         quality: verdict on the image alone.
     """
 
     frame: Frame
-    scale: tuple[float, float]
-    cell_size: int
-    cell_offset: float
     quality: FrameQuality
 
     @property
+    @abstractmethod
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of cells."""
-        raise NotImplementedError
 
     @cached_property
     def texture(self) -> Texture:
@@ -77,6 +71,58 @@ class CellsOfFrame:
     def sharpness(self) -> float:
         """Ratio of finest to coarser detail, see `quality.sharpness`."""
         return sharpness(self.frame.image)
+
+
+@dataclass(frozen=True)
+class PreparedFrame(StreamFrame):
+    """A frame that the network has not encoded, because its points can probably be followed by optical flow.
+
+    Attributes:
+        cells: (rows, columns), as the network has them in an image of this size.
+        seconds: time spent on it so far.
+    """
+
+    frame: Frame
+    cells: tuple[int, int]
+    seconds: float = 0.0
+    quality: FrameQuality = FrameQuality.USABLE
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells."""
+        return self.cells
+
+
+@dataclass(frozen=True)
+class EncodedFrame(StreamFrame):
+    """A frame with everything computed from it alone. It can become a keyframe without further computation.
+
+    Attributes:
+        features: the network's, on its device.
+        scale: (u, v) pixels of the raw image per pixel of the encoded image.
+        cell_size: side of a coarse cell, in pixels of the encoded image.
+        cell_offset: from a cell's top-left pixel to the point of its matches, along either axis, in pixels of the
+            encoded image.
+        seconds: time of the encoding.
+    """
+
+    frame: Frame
+    features: ImageFeatures
+    scale: tuple[float, float]
+    cell_size: int
+    cell_offset: float
+    seconds: float = 0.0
+    quality: FrameQuality = FrameQuality.USABLE
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells."""
+        return self.features.grid
+
+    @cached_property
+    def mean_feature(self) -> NDArray[np.float32]:
+        """(C,) mean of the coarse features, for comparing views; waits for the device once."""
+        return self.features.tokens[0].float().mean(dim=0).cpu().numpy()
 
     @cached_property
     def cell_points(self) -> NDArray[np.float32]:
@@ -100,57 +146,6 @@ class CellsOfFrame:
     def nearest_cells(self, points: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(N,) cells nearest to (N, 2) raw pixels, and (N,) distances in pixels."""
         return nearest_cells(points, self.cell_points, self.grid)
-
-
-@dataclass(frozen=True)
-class PreparedFrame(CellsOfFrame):
-    """A frame that the network has not encoded, because its points can probably be followed by optical flow.
-
-    Attributes:
-        cells: (rows, columns), as the network has them in an image of this size.
-        seconds: time spent on it so far.
-    """
-
-    frame: Frame
-    cells: tuple[int, int]
-    scale: tuple[float, float]
-    cell_size: int
-    cell_offset: float
-    seconds: float = 0.0
-    quality: FrameQuality = FrameQuality.USABLE
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of cells."""
-        return self.cells
-
-
-@dataclass(frozen=True)
-class EncodedFrame(CellsOfFrame):
-    """A frame with everything computed from it alone. It can become a keyframe without further computation.
-
-    Attributes:
-        features: the network's, on its device.
-        seconds: time of the encoding.
-    """
-
-    frame: Frame
-    features: ImageFeatures
-    scale: tuple[float, float]
-    cell_size: int
-    cell_offset: float
-    seconds: float = 0.0
-    quality: FrameQuality = FrameQuality.USABLE
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of cells."""
-        return self.features.grid
-
-    @cached_property
-    def mean_feature(self) -> NDArray[np.float32]:
-        """(C,) mean of the coarse features, for comparing views; waits for the device once."""
-        return self.features.tokens[0].float().mean(dim=0).cpu().numpy()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
-from loftr_ros.frontend.keyframes import CellsOfFrame, Keyframe
+from loftr_ros.frontend.keyframes import Keyframe, StreamFrame
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale, without_unit
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
@@ -124,7 +124,7 @@ class Localizer:
     def locate(
         self,
         keyframe: Keyframe,
-        current: CellsOfFrame,
+        current: StreamFrame,
         matches: Correspondences,
         quickly: bool = False,
         is_close: bool = False,
@@ -149,8 +149,7 @@ class Localizer:
             nothing = pose_without_calibration(matches, self._config.geometry)
             return Located(KeyframeMatch(keyframe, matches, nothing), None, None)
         since_last = self.since_last(current.frame.stamp_ns)
-        moved = self.moved_since_last(current.frame.stamp_ns)
-        expected = self._motion.expected(current.frame.stamp_ns, since_last[1] if since_last else None, moved)
+        expected = self._expected(current.frame.stamp_ns, since_last)
         start = _relative(keyframe, expected) if is_close else None
         by_depth = pose = own = None
         why = ScaleReason.OWN_UNIT
@@ -247,8 +246,7 @@ class Localizer:
             stamp_ns: of the frame that they move to.
         """
         camera, rays = keyframe.frame.camera, keyframe.encoded.cell_rays
-        since_last, moved = self.since_last(stamp_ns), self.moved_since_last(stamp_ns)
-        there = _relative(keyframe, self._motion.expected(stamp_ns, since_last[1] if since_last else None, moved))
+        there = _relative(keyframe, self._expected(stamp_ns, self.since_last(stamp_ns)))
         if camera is None or rays is None or there is None:
             return np.zeros((len(cell), 2), np.float32)
         inverse = np.full(len(cell), 1 / _typical_depth(keyframe))
@@ -263,6 +261,11 @@ class Localizer:
         shift = np.zeros((len(cell), 2), np.float32)
         shift[ahead] = camera.project(ends[1][ahead]) - camera.project(ends[0][ahead])
         return np.nan_to_num(shift)
+
+    def _expected(self, stamp_ns: int, since_last: tuple[Location, IntegratedRotation] | None) -> Expected | None:
+        """The prediction by all that is known of the motion, with what `since_last` gives; None without any."""
+        rotated = since_last[1] if since_last else None
+        return self._motion.expected(stamp_ns, rotated, self.moved_since_last(stamp_ns))
 
     def since_last(self, stamp_ns: int) -> tuple[Location, IntegratedRotation] | None:
         """The last location, and the camera's rotation since by the gyroscope; None if either is unknown."""
@@ -361,7 +364,7 @@ class Localizer:
         located: Located,
         expected: Expected | None,
         since_last: tuple[Location, IntegratedRotation] | None,
-        current: CellsOfFrame,
+        current: StreamFrame,
         depths_agree: bool = False,
     ) -> Located:
         """Accept or reject a pose: by itself, or by the predicted motion; never against a healthy gyroscope.
@@ -393,7 +396,7 @@ class Localizer:
         located: Located,
         expected: Expected | None,
         rotation_agrees: bool,
-        current: CellsOfFrame,
+        current: StreamFrame,
         depths_agree: bool,
     ) -> Located:
         """Accept or reject a pose by the images: by the explained part of the common view, or by the prediction."""
@@ -432,7 +435,7 @@ class Localizer:
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
         return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
 
-    def _are_alike(self, located: Located, current: CellsOfFrame) -> bool:
+    def _are_alike(self, located: Located, current: StreamFrame) -> bool:
         """Whether both images are equally sharp, and sharp enough for precise matches.
 
         A motion trail in one of them shifts all matches along edges, and then a wrong pose fits as well as the true

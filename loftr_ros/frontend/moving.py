@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import MovingConfig
-from loftr_ros.frontend.keyframes import CellsOfFrame, EncodedFrame, Keyframe
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, StreamFrame
 from loftr_ros.frontend.localization import Located
 from loftr_ros.geometry.epipolar import homogeneous
 
@@ -90,7 +90,7 @@ class MovingThings:
         """Forget all keyframes."""
         self._histories.clear()
 
-    def flagged(self, located: Located, current: CellsOfFrame) -> Located:
+    def flagged(self, located: Located, current: StreamFrame) -> Located:
         """Flag the matches on moving things; these are no inliers.
 
         Args:
@@ -146,7 +146,7 @@ class MovingThings:
         rays[located.match.correspondences.track_id] = located.rays.current
         frames.append(_Earlier(stamp_ns, located.pose.matrix, rays))
 
-    def _found(self, located: Located, history: _History, current: CellsOfFrame) -> Flags:
+    def _found(self, located: Located, history: _History, current: StreamFrame) -> Flags:
         """(N,) matches on moving things, found in this frame."""
         match, rays, pose = located.match, located.rays, located.pose
         nothing = np.zeros(len(match.correspondences), np.bool_)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.keyframes import CellsOfFrame, Keyframe
+from loftr_ros.frontend.keyframes import Keyframe, StreamFrame
 from loftr_ros.frontend.mask import on_usable
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch
 from loftr_ros.geometry.two_view import PoseStatus, RelativePose, without_pose
@@ -56,7 +56,7 @@ class OpticalFlow:
         self.frames = 0
         self._wait, self._waiting = 1, 0
         self.keyframe: Keyframe | None = None
-        self._frame: CellsOfFrame | None = None
+        self._frame: StreamFrame | None = None
         self._start = Correspondences.none()
         self.pose: RelativePose | None = None
         self._explained, self._gain = 1.0, 0.0
@@ -70,7 +70,7 @@ class OpticalFlow:
         """(N,) cells of the keyframe that are followed."""
         return self._start.track_id
 
-    def start(self, frame: CellsOfFrame, match: KeyframeMatch, pose: RelativePose | None, explained: float) -> None:
+    def start(self, frame: StreamFrame, match: KeyframeMatch, pose: RelativePose | None, explained: float) -> None:
         """Follow a frame's inliers from now on, spread over the image; those of known depth are preferred.
 
         Args:
@@ -98,7 +98,7 @@ class OpticalFlow:
     def _begin(
         self,
         keyframe: Keyframe,
-        frame: CellsOfFrame,
+        frame: StreamFrame,
         found: Correspondences,
         weakness: NDArray[np.floating],
         pose: RelativePose | None,
@@ -133,7 +133,7 @@ class OpticalFlow:
         elif not self.frames:  # a later frame is farther away
             self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
 
-    def follow(self, current: CellsOfFrame, shift: Points) -> Correspondences:
+    def follow(self, current: StreamFrame, shift: Points) -> Correspondences:
         """The keyframe's matches in another image; points that are lost are not looked for again.
 
         Args:

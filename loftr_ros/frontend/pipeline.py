@@ -16,13 +16,13 @@ from loftr_ros.frontend.config import MONO, RGBD, STEREO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.keyframes import (
-    CellsOfFrame,
     EncodedFrame,
     Keyframe,
     KeyframeBuffer,
     KeyframeEvent,
     KeyframeReason,
     PreparedFrame,
+    StreamFrame,
     coverage,
     reason_for_keyframe,
 )
@@ -351,7 +351,7 @@ class FrontEnd:
             return located
         return None
 
-    def _motion(self, current: CellsOfFrame, keyframe: Keyframe) -> float | None:
+    def _motion(self, current: StreamFrame, keyframe: Keyframe) -> float | None:
         """Expected motion of the image since the last located frame, as a part of its width; None if unknown."""
         motion = self.localizer.motion_until(current.frame.stamp_ns, keyframe)
         return None if motion is None else motion / current.frame.size[0]
@@ -550,16 +550,13 @@ class FrontEnd:
         reference = self.buffer.reference
         if reference is None or not self._flow_expected(frame) or reference.frame.size != frame.size:
             return self.encode(frame)
-        like = reference.encoded
         if frame.usable is not None:
             check_mask(frame.usable, frame.image)
         quality = judge(frame.image, frame.usable)
-        if quality != FrameQuality.USABLE or like.features.size != self.pairs.network_size(
-            *frame.size, self._resolution
-        ):
+        size = self.pairs.network_size(*frame.size, self._resolution)
+        if quality != FrameQuality.USABLE or reference.encoded.features.size != size:
             return self.encode(frame)
-        seconds = time.perf_counter() - start
-        return PreparedFrame(frame, like.grid, like.scale, like.cell_size, like.cell_offset, seconds, quality)
+        return PreparedFrame(frame, reference.encoded.grid, time.perf_counter() - start, quality)
 
     def encode(self, frame: Frame, effort: float | None = None) -> EncodedFrame:
         """Compute everything that depends on the frame alone; may be called from another thread than the rest.
@@ -666,7 +663,7 @@ class FrontEnd:
             return None
         return self.localizer.go_on(keyframe, depth, best, location)
 
-    def _reason_for_keyframe(self, located: Located, coverage: float, current: CellsOfFrame) -> KeyframeReason | None:
+    def _reason_for_keyframe(self, located: Located, coverage: float, current: StreamFrame) -> KeyframeReason | None:
         """Why a located frame should become a keyframe; None if it should not."""
         keyframe = located.match.keyframe
         reason = reason_for_keyframe(
@@ -676,7 +673,7 @@ class FrontEnd:
             return None  # blurred: a sharper frame may follow in time
         return reason
 
-    def _coverage(self, located: Located, current: CellsOfFrame) -> float:
+    def _coverage(self, located: Located, current: StreamFrame) -> float:
         """Part of the frame that the inliers of an accepted match cover, 0 to 1."""
         if not located.is_believed:
             return 0.0

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.frontend.keyframes import CellsOfFrame, EncodedFrame
+from loftr_ros.frontend.keyframes import EncodedFrame, StreamFrame
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.geometry.metric_pose import metric_relative_pose
@@ -24,7 +24,7 @@ from loftr_ros.geometry.two_view import (
 Array = NDArray[np.float64]
 
 
-def matched_rays(keyframe: EncodedFrame, current: CellsOfFrame, matches: Correspondences) -> MatchedRays | None:
+def matched_rays(keyframe: EncodedFrame, current: StreamFrame, matches: Correspondences) -> MatchedRays | None:
     """Rays of the matches; None if one of the cameras is not calibrated."""
     camera, rays = current.frame.camera, keyframe.cell_rays
     if camera is None or keyframe.frame.camera is None or rays is None:
