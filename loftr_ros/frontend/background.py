@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from loftr_ros.frontend.cell_depth import CellDepth
-from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
+from loftr_ros.frontend.keyframes import EncodedFrame
+from loftr_ros.frontend.localization import Located
 from loftr_ros.frontend.odometry import Location
 from loftr_ros.frontend.results import Correspondences
 
@@ -46,13 +47,13 @@ class BackgroundMatch:
     """A frame that the network is matching.
 
     Attributes:
-        keyframe: with which.
-        location: of the frame's camera, by optical flow.
+        located: the frame by optical flow, relative to the keyframe that it is matched with.
+        location: of its camera, by optical flow.
         quickly: whether without attention.
         result: of the network.
     """
 
-    keyframe: Keyframe
+    located: Located
     location: Location
     quickly: bool
     result: Future[NetworkResult]

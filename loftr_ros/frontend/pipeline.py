@@ -94,6 +94,7 @@ class FrontEnd:
         self._background: BackgroundMatch | None = None
         self._links: list[TrackLinks] = []  # of keyframes that no result has told of yet
         self._full_match = FullMatch.UNEXPECTED
+        self._doubt = FullMatch.NOT  # why the frame must be matched in full, by optical flow
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
@@ -136,6 +137,7 @@ class FrontEnd:
         frame = current.frame
         self._admit(frame)
         self.catch_up()
+        self._doubt = FullMatch.NOT
         if isinstance(current, PreparedFrame):
             if (followed := self._follow(current, timer)) is not None:
                 return followed
@@ -221,13 +223,14 @@ class FrontEnd:
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
             if not best.is_sure or (is_last and not self._quick.is_for_long):
                 self._flow.record(is_located=False)
+                self._doubt = FullMatch.KEYFRAME if best.is_sure else FullMatch.DOUBT
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
         self._flow.record(is_located=True)
         if self.uses_background and location is not None:
             if is_last or self._flow.frames >= self.config.tracking.flow_period // 2:
-                self._match_in_background(current, keyframe, location, not is_last and not self._quick.is_full_due)
+                self._match_in_background(current, best, location, not is_last and not self._quick.is_full_due)
         elif is_last:  # the next frame probably becomes a keyframe
             self._flow.forget()
         self._quick.followed()
@@ -268,12 +271,13 @@ class FrontEnd:
         return is_quick_on_cpu and self.config.tracking.flow_period > 0 and self._budget.effort.keyframes == 1
 
     def _match_in_background(
-        self, frame: EncodedFrame | PreparedFrame, keyframe: Keyframe, location: Location, quickly: bool
+        self, frame: EncodedFrame | PreparedFrame, located: Located, location: Location, quickly: bool
     ) -> None:
         """Begin to match a located frame by the network, unless it still matches another one."""
         if self._background is None and self._submit is not None:
+            keyframe = located.match.keyframe
             result = self._submit(partial(self._matched_by_network, keyframe, frame, self._resolution, quickly))
-            self._background = BackgroundMatch(keyframe, location, quickly, result)
+            self._background = BackgroundMatch(located, location, quickly, result)
 
     def _matched_by_network(
         self, keyframe: Keyframe, frame: EncodedFrame | PreparedFrame, resolution: float, quickly: bool
@@ -304,7 +308,7 @@ class FrontEnd:
 
     def _go_on_from(self, matched: BackgroundMatch, result: NetworkResult) -> None:
         """Follow an earlier frame by what the network found of it, or make it a keyframe."""
-        keyframe = matched.keyframe
+        keyframe = matched.located.match.keyframe
         if keyframe is not self.buffer.reference or keyframe is not self._flow.keyframe or keyframe.location is None:
             return  # nothing goes on from it any more
         encoded = result.encoded
@@ -321,16 +325,18 @@ class FrontEnd:
                 return
             best = self.moving.flagged(best, encoded)
             keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
-            self._quick.record(FullMatch.NOT if matched.quickly else FullMatch.PERIOD, False, not matched.quickly)
+            is_keyframe = reason is not None and not matched.quickly
+            self._quick.record(FullMatch.NOT if matched.quickly else FullMatch.PERIOD, False, is_keyframe)
             if reason is not None and not matched.quickly:
                 self._make_keyframe(result, reason, best, location)
                 return
-            self._flow.start(encoded, best.match, best.pose, best.explained)
+            gain = best.explained / max(matched.located.explained, 1e-6)
+            self._flow.start(encoded, best.match, best.pose, best.explained, gain)
         elif not matched.quickly:
             self._flow.forget()
             return
         if matched.quickly and (reason is not None or not best.is_sure):
-            self._match_in_background(encoded, keyframe, matched.location, quickly=False)
+            self._match_in_background(encoded, matched.located, matched.location, quickly=False)
 
     def _make_keyframe(self, result: NetworkResult, reason: KeyframeReason, its: Located, location: Location) -> None:
         """Make an earlier frame a keyframe, and follow it."""
@@ -451,7 +457,7 @@ class FrontEnd:
         """
         is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
         motion = self._motion(current, keyframes[0]) if is_tracked else None
-        self._full_match = self._quick.why_not(motion)
+        self._full_match = self._doubt or self._quick.why_not(motion)
         if self._full_match != FullMatch.NOT:
             return None
         is_close = motion is not None and motion < CLOSE
