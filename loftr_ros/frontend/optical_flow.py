@@ -51,10 +51,11 @@ class OpticalFlow:
         keyframe: whose matches are followed; None for none.
         pose: of the frame that they start from relative to it, in the trajectory's unit; None if unknown.
         frames: located in a row since `start`.
+        weak: of these, the last ones in a row that were accepted only because they agree with the prediction.
     """
 
     def __init__(self) -> None:
-        self.frames = 0
+        self.frames = self.weak = 0
         self._wait, self._waiting = 1, 0
         self.keyframe: Keyframe | None = None
         self._frame: StreamFrame | None = None
@@ -65,6 +66,7 @@ class OpticalFlow:
     def forget(self) -> None:
         """Follow nothing until the next `start`."""
         self.keyframe = self._frame = None
+        self.weak = 0
 
     @property
     def cells(self) -> NDArray[np.uint32]:
@@ -135,10 +137,11 @@ class OpticalFlow:
             self._gain = min(max(self._explained / max(explained, 1e-6), 1.0), _MOST_GAIN)
         return min(self._gain * explained, 1.0)
 
-    def record(self, is_located: bool) -> None:
-        """Record whether the matches of `follow` located the frame."""
+    def record(self, is_located: bool, is_weak: bool = False) -> None:
+        """Record whether the matches of `follow` located the frame, and whether only with the prediction's help."""
         if is_located:
             self.frames += 1
+            self.weak = self.weak + 1 if is_weak else 0
             self._wait = 1
         elif not self.frames:  # a later frame is farther away
             self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)

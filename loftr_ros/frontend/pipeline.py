@@ -60,6 +60,9 @@ _LEFT_BEHIND = 0.9
 _AGREEING_ROTATION = 0.05
 # Without the network's result flow goes on for so many times `tracking.flow_period`.
 _LONGEST_FLOW = 3
+# Frames in a row that flow may locate by poses that are accepted only because they agree with the prediction, while the
+# network matches one of them.
+_MOST_WEAK = 6
 # Evicted keyframes whose places are kept for a recall: a kilobyte each.
 _MOST_EVICTED = 20_000
 
@@ -221,22 +224,25 @@ class FrontEnd:
             # As by the network: on the way to the first of these frames little but poorly textured points was lost.
             by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
-            if not best.is_sure or (is_last and not self._quick.is_for_long):
+            # Weak poses bridge the time until the network has matched one of their frames.
+            is_enough = best.is_sure or (self.uses_background and best.is_believed and self._flow.weak < _MOST_WEAK)
+            if not is_enough or (is_last and not self._quick.is_for_long):
                 self._flow.record(is_located=False)
                 self._doubt = FullMatch.KEYFRAME if best.is_sure else FullMatch.DOUBT
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
-        self._flow.record(is_located=True)
+        self._flow.record(is_located=True, is_weak=not best.is_sure)
         if self.uses_background and location is not None:
-            if is_last or self._flow.frames >= self.config.tracking.flow_period // 2:
-                self._match_in_background(current, best, location, not is_last and not self._quick.is_full_due)
+            quickly = best.is_sure and not is_last and not self._quick.is_full_due
+            if not quickly or self._flow.frames >= self.config.tracking.flow_period // 2:
+                self._match_in_background(current, best, location, quickly)
         elif is_last:  # the next frame probably becomes a keyframe
             self._flow.forget()
         self._quick.followed()
-        self.recovery.located()
+        self.recovery.located(best.is_sure)
         self.buffer.record_match(keyframe, covered)
-        self._before = None if location is None else (current, best, location)
+        self._before = (current, best, location) if location is not None and best.is_sure else None
         return FrontEndResult(
             current.frame,
             (best.match,),
@@ -325,6 +331,7 @@ class FrontEnd:
                 return
             best = self.moving.flagged(best, encoded)
             keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
+            self.recovery.located()
             is_keyframe = reason is not None and not matched.quickly
             self._quick.record(FullMatch.NOT if matched.quickly else FullMatch.PERIOD, False, is_keyframe)
             if reason is not None and not matched.quickly:
@@ -352,9 +359,10 @@ class FrontEnd:
 
     def _flow_expected(self, frame: Frame) -> bool:
         """Whether optical flow can probably locate a frame; asked by the thread that encodes, too."""
-        tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
+        tracked = self.recovery.state == TrackingState.TRACKING and not self._forced
         return (
             tracked
+            and (not self.recovery.is_weak or 0 < self._flow.weak < _MOST_WEAK)
             and self._can_follow
             and self._flow.frames < self.config.tracking.flow_period * (_LONGEST_FLOW if self.uses_background else 1)
             and self._budget.effort.scale == self._resolution
