@@ -18,7 +18,6 @@ from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.matcher.config import COARSE_LITE, LOFTR
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 
-
 R = TypeVar("R")
 
 

@@ -120,7 +120,7 @@ def test_fast_motion_is_matched_frame_by_frame() -> None:
     stream = Stream()
     submitted = stream.thread.submit
     calls = []
-    stream.front_end.use_background(lambda work: calls.append(1) or submitted(work))  # type: ignore[func-returns-value,arg-type]
+    stream.front_end.use_background(lambda work: calls.append(1) or submitted(work))  # type: ignore[func-returns-value]
     shown = 1.5 * UNIT
     for number in range(16):
         shown += 12.0  # 4 % of the width
