@@ -505,11 +505,13 @@ def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
     prefix = tmp_path / "prefix"
     share = prefix / "share" / "loftr_ros"
     (share / "launch" / "slam.launch.py").write_text((folder / "launch" / "slam.launch.py").read_text())
-    (share / "config" / "back_end.yaml").write_text('/**:\n  ros__parameters:\n    robots: "of the file"\n')
+    file = share / "config" / "back_end.yaml"
+    file.write_text('/**:\n  ros__parameters:\n    robots: "of the file"\n')
     executable = prefix / "lib" / "loftr_ros" / "back_end"
     executable.write_text(BACK_END.format(python=sys.executable))
     executable.chmod(0o755)
     arguments = ("namespace:=left", "map_file:=/a/map.npz", "use_sim_time:=true", "device:=cpu")
+    arguments += (f"back_end_params_file:={file}", "back_end_name:=loftr_back_end", "archive:=~/.ros/loftr_ros/places")
     launched = launch(*arguments, file=("loftr_ros", "slam.launch.py"))
     launched.wait_for("BACK END")
     found = json.loads(re.search(r"BACK END (\{.*\})", launched.said)[1])
@@ -525,6 +527,7 @@ def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
     assert (values["device"], values["archive.uri"]) == ("cpu", "~/.ros/loftr_ros/places")
     assert (values["name"], values["use_sim_time"]) == ("/left/loftr_front_end", True)
     launched.wait_for("/left/loftr_back_end is active")
+    assert "has no effect" not in launched.said
     assert launched.interrupt() == 0, launched.said
 
 
