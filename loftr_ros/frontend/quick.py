@@ -11,9 +11,10 @@ from enum import IntEnum
 
 from loftr_ros.frontend.config import TrackingConfig
 
-# Largest expected motion of the image between two frames for a quick match, for optical flow, and that for which the
-# expected pose is so good that it may take the place of a search; as parts of its width.
-_LARGEST_MOTION, FOLLOWED_MOTION, CLOSE = 0.08, 0.25, 0.02
+# Largest expected motion of the image between two frames for a quick match, for optical flow, for going on by flow until
+# the network has matched one of several frames, and that for which the expected pose is so good that it may take the
+# place of a search; as parts of its width.
+_LARGEST_MOTION, FOLLOWED_MOTION, SLOW, CLOSE = 0.08, 0.25, 0.03, 0.02
 # Least number of frames that a single camera's keyframes must serve: on 51 frames of KITTI, with a keyframe for every
 # second one, its trajectory lost accuracy to quick matches; that of the stereo pair did not.
 _LEAST_LIFE = 4
@@ -71,12 +72,17 @@ class QuickMatching:
             return FullMatch.UNEXPECTED
         if motion > _LARGEST_MOTION or max(self._life, self._age) < self._least_life:
             return FullMatch.MOTION
-        if self._since_full >= self.config.full_period:
+        if self.is_full_due:
             return FullMatch.PERIOD
         if self._waiting:
             self._waiting -= 1
             return self._reason
         return FullMatch.NOT
+
+    @property
+    def is_full_due(self) -> bool:
+        """Whether the next frame that the network matches must be matched in full, whatever is expected of it."""
+        return not (self.config.quick and self._is_supported) or self._since_full >= self.config.full_period
 
     @property
     def is_for_long(self) -> bool:
