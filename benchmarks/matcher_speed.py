@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +86,10 @@ def watch_stages(network: LoFTR) -> Meter:
     # With many matches, their windows are computed from the whole map of the new image.
     watch.watch(network.backbone, "smooth", STAGES[-1])
     watched = network.backbone, network.loftr_coarse, network.loftr_coarse, network
-    for stage, owner, name in zip(STAGES, watched, ("forward", "encode", "forward", "_match_coarse"), strict=False):
+    for stage, owner, name in zip(STAGES, watched, ("forward", "encode", "forward", "match_coarse"), strict=False):
         watch.watch(owner, name, stage)
-    # Looked up in the class: a wrapper replaces the object.
-    network._fine = _Timed(network._fine, watch.measured(STAGES[-1], network._fine))  # type: ignore[assignment, arg-type]
+    watch.watch(network.fine_matcher, "refined", STAGES[-1])
     return watch
-
-
-class _Timed:
-    def __init__(self, inner: Any, call: Callable[..., Any]) -> None:
-        self._inner, self._call = inner, call
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
 
 
 def agreement(ours: Matches, theirs: dict[str, Tensor], tolerance: float) -> str:

@@ -61,7 +61,7 @@ class Errors:
         wrong: descriptions of poses that are wrong and sure.
         frames: processed; `located` of them with a place in the trajectory.
         states: number of each tracking state.
-        full: number of frames by why they were matched in full; NOT if they were matched quickly.
+        full: number of frames by how they were matched, as names of `FrameMatch`.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -79,7 +79,7 @@ class Errors:
         self.frames += 1
         self.located += result.is_located
         self.states[result.state.name] += 1
-        self.full[result.full_match.name] += 1
+        self.full[result.frame_match.name] += 1
         for match in result.matches:
             self.statuses[match.pose.status.name] += 1
             if match.pose.is_believed:

@@ -115,8 +115,9 @@ ARGUMENTS = [
     ("log_level", "info", "Lowest level of messages that the node logs: debug, info, warn, error or fatal."),
     ("autostart", "true", "true: configure and activate the node. false: you or a lifecycle manager do that."),
 ]
-# Arguments of camera drivers' launch files that look like ours, and reach a launch that includes both.
-OF_DRIVERS = ("camera_model", "camera_name", "camera_namespace")
+# Arguments of camera drivers' launch files and of slam.launch.py that look like ours, and reach a launch that includes
+# both.
+OF_OTHERS = ("camera_model", "camera_name", "camera_namespace", "back_end_params_file")
 TOPICS = ("image", "camera_info", "right_image", "right_camera_info", "depth_image", "mask")
 CHOICES = {
     "mode": ["", "mono", "stereo", "rgbd"],
@@ -159,7 +160,7 @@ def unknown_arguments(given: list[str], command: list[str]) -> list[str]:
     said = []
     for name in (word.partition(":=")[0] for word in given if ":=" in word):
         near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
-        if name not in known and (is_ours or (near and name not in OF_DRIVERS)):
+        if name not in known and (is_ours or (near and name not in OF_OTHERS)):
             meant = f"; did you mean '{near[0]}'?" if near else ", and like none: ros2 launch -s shows all"
             said.append(f"launch argument '{name}' is not one of {Path(__file__).name} and has no effect{meant}")
     return said

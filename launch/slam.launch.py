@@ -18,6 +18,7 @@ from launch.actions import (
     OpaqueFunction,
     RegisterEventHandler,
     Shutdown,
+    TimerAction,
 )
 from launch.events import matches_action
 from launch.events.process import ProcessExited
@@ -61,6 +62,8 @@ ARGUMENTS = [
         "true: configure and activate the nodes. false: leave that to you or to a lifecycle manager.",
     ),
 ]
+# Seconds after its start in which a back end normally tells of its configuration.
+USUAL = 10.0
 CHOICES = {"use_sim_time": ["", "true", "false"], "autostart": ["true", "false"]}
 
 
@@ -101,10 +104,29 @@ def back_end(arguments: dict[str, str], context: LaunchContext) -> list[LaunchDe
     if arguments["autostart"] == "false":
         return [node]
 
+    heard: list[str] = []  # states that the node told of
+    hurried: list[bool] = []  # whether it was asked to activate without that
+
     def on(begin: str, goal: str, *actions: LaunchDescriptionEntity) -> RegisterEventHandler:
+        said = OpaqueFunction(function=lambda context: heard.append(goal))
         return RegisterEventHandler(
-            OnStateTransition(target_lifecycle_node=node, start_state=begin, goal_state=goal, entities=list(actions))
+            OnStateTransition(target_lifecycle_node=node, start_state=begin, goal_state=goal, entities=[said, *actions])
         )
+
+    def activate(context: LaunchContext) -> list[EmitEvent]:
+        return [] if hurried else [EmitEvent(event=change_state(node, Transition.TRANSITION_ACTIVATE))]
+
+    def hurry(context: LaunchContext) -> list[EmitEvent]:
+        # It configures itself at once, on a busy machine before DDS has connected its events and answers to this
+        # launch: then both are lost, and it would wait for ever.
+        if heard:
+            return []
+        asked = activate(context)
+        hurried.append(True)
+        return asked
+
+    def is_active(context: LaunchContext) -> None:
+        hurried.clear()
 
     def refused(context: LaunchContext) -> None:
         get_logger("slam.launch").error(
@@ -114,11 +136,14 @@ def back_end(arguments: dict[str, str], context: LaunchContext) -> list[LaunchDe
 
     # The handlers come first: the node may be through a transition before a later action is visited.
     return [
-        on("configuring", "inactive", EmitEvent(event=change_state(node, Transition.TRANSITION_ACTIVATE))),
-        on("activating", "active", LogInfo(msg=f"{path} is active")),
+        on("configuring", "inactive", OpaqueFunction(function=activate)),
+        on(
+            "activating", "active", LogInfo(msg=f"{path} is active"), OpaqueFunction(function=lambda _: hurried.clear())
+        ),
         on("configuring", "unconfigured", OpaqueFunction(function=refused)),
         node,
         EmitEvent(event=change_state(node, Transition.TRANSITION_CONFIGURE)),
+        TimerAction(period=USUAL, actions=[OpaqueFunction(function=hurry)]),
     ]
 
 

@@ -74,15 +74,15 @@ def kitti_pair(data: Path, size: tuple[int, int] | None = None) -> tuple[Tensor,
 def matched(model: LoFTR, keyframe: ImageFeatures, current: ImageFeatures) -> tuple[Matches, CoarseMatches]:
     """The result of `match` for one pair, and the coarse matches before refinement."""
     found: list[CoarseMatches] = []
-    match_coarse = loftr_module.LoFTR._match_coarse
+    match_coarse = loftr_module.LoFTR.match_coarse
 
     def spy(*arguments: object) -> CoarseMatches:
         found.append(match_coarse(*arguments))  # type: ignore[arg-type]
         return found[-1]
 
-    loftr_module.LoFTR._match_coarse = spy  # type: ignore[method-assign]
+    loftr_module.LoFTR.match_coarse = spy  # type: ignore[method-assign]
     try:
         matches = model.match([keyframe], current)[0]
     finally:
-        loftr_module.LoFTR._match_coarse = match_coarse  # type: ignore[method-assign]
+        loftr_module.LoFTR.match_coarse = match_coarse  # type: ignore[method-assign]
     return matches, found[0]

@@ -11,7 +11,7 @@ from test_optical_flow import by_flow, front_end, run
 from test_quick_matching import UNIT, QuickShiftMatcher
 
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.quick import FullMatch
+from loftr_ros.frontend.quick import FrameMatch
 from loftr_ros.frontend.results import FrontEndResult
 
 # Frames of the camera that the other thread takes for one of the network, and the frames between two of the network.
@@ -87,7 +87,7 @@ def test_if_flow_cannot_go_on_the_frame_waits_for_what_the_network_is_working_on
     stream.next(PERIOD)
     assert stream.thread.waited == 0
     jump = stream.front_end.process(stream.shown.at(90.0, 40.0))
-    assert stream.thread.waited >= 1 and jump.full_match != FullMatch.FLOW
+    assert stream.thread.waited >= 1 and jump.frame_match != FrameMatch.FLOW
 
 
 def test_a_black_frame_meanwhile_harms_nothing() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from loftr_ros.frontend.odometry import Location, origin
+from loftr_ros.frontend.results import Correspondences
 from loftr_ros.geometry.two_view import PoseStatus
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -334,3 +335,14 @@ def test_the_benchmark_of_a_gpu_compares_with_the_cpu(monkeypatch: pytest.Monkey
     bench = gpu.Bench(repeats=1)
     full = bench.parity("compact")["torch.float32"]
     assert full["matches"] > 30 and full["again"] == 1 and full["p99.5 px"] < 1e-3 and full["finite"]
+
+
+def test_matches_count_as_kept_where_the_same_cell_is_found_within_a_pixel(benchmark) -> None:
+    def found(cells: list[int], off: float) -> Correspondences:
+        points = np.stack([np.float32(cells), np.full(len(cells), off, np.float32)], axis=1)
+        return Correspondences(np.uint32(cells), points, points, *np.ones((2, len(cells)), np.float32))
+
+    kept_part = benchmark("int8").kept_part
+    assert kept_part(found([1, 4, 7, 9], 0.0), found([1, 2, 4, 7, 8], 0.9)) == 3 / 5
+    assert kept_part(found([1, 4, 7, 9], 0.0), found([1, 2, 4, 7, 8], 1.1)) == 0
+    assert kept_part(found([1], 0.0), found([], 0.0)) == 0

@@ -500,16 +500,35 @@ except (KeyboardInterrupt, ExternalShutdownException):
 """
 
 
-def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
+EARLY = """
+    node = StandIn()
+    node.trigger_configure()
+    while rclpy.ok():
+        try:
+            rclpy.spin(node)
+        except RuntimeError:
+            pass
+"""
+
+
+def with_back_end(tmp_path, script):
+    """Adds the launch file of both nodes, the back end's parameters and its stand-in; returns the parameter file."""
     folder = LAUNCH_FILE.parents[1]
     prefix = tmp_path / "prefix"
     share = prefix / "share" / "loftr_ros"
     (share / "launch" / "slam.launch.py").write_text((folder / "launch" / "slam.launch.py").read_text())
-    (share / "config" / "back_end.yaml").write_text('/**:\n  ros__parameters:\n    robots: "of the file"\n')
+    file = share / "config" / "back_end.yaml"
+    file.write_text('/**:\n  ros__parameters:\n    robots: "of the file"\n')
     executable = prefix / "lib" / "loftr_ros" / "back_end"
-    executable.write_text(BACK_END.format(python=sys.executable))
+    executable.write_text(script.format(python=sys.executable))
     executable.chmod(0o755)
+    return file
+
+
+def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
+    file = with_back_end(tmp_path, BACK_END)
     arguments = ("namespace:=left", "map_file:=/a/map.npz", "use_sim_time:=true", "device:=cpu")
+    arguments += (f"back_end_params_file:={file}", "back_end_name:=loftr_back_end", "archive:=~/.ros/loftr_ros/places")
     launched = launch(*arguments, file=("loftr_ros", "slam.launch.py"))
     launched.wait_for("BACK END")
     found = json.loads(re.search(r"BACK END (\{.*\})", launched.said)[1])
@@ -525,6 +544,15 @@ def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
     assert (values["device"], values["archive.uri"]) == ("cpu", "~/.ros/loftr_ros/places")
     assert (values["name"], values["use_sim_time"]) == ("/left/loftr_front_end", True)
     launched.wait_for("/left/loftr_back_end is active")
+    assert "has no effect" not in launched.said
+    assert launched.interrupt() == 0, launched.said
+
+
+def test_a_back_end_of_which_nothing_was_heard_is_activated_all_the_same(launch, tmp_path):
+    # Configured before anybody listens, and without an answer to the launch, as where DDS loses both.
+    with_back_end(tmp_path, BACK_END.replace("    rclpy.spin(StandIn())\n", EARLY))
+    launched = launch(file=("loftr_ros", "slam.launch.py"))
+    launched.wait_for("loftr_back_end is active")
     assert launched.interrupt() == 0, launched.said
 
 

@@ -925,6 +925,14 @@ def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
 
 
 @pytest.mark.kilted
+def test_a_transition_that_the_state_does_not_have_is_refused_and_the_node_goes_on(node):
+    assert not node.client.transition("activate") and not node.client.transition("configure")
+    assert node.client.state() == "active"
+    assert "refused transition 3 in the state active" in node.process.said
+    node.client.connect(node.next_frame)
+
+
+@pytest.mark.kilted
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [

@@ -14,7 +14,7 @@ from loftr_ros.frontend.config import FrontEndConfig, KeyframeConfig, TrackingCo
 from loftr_ros.frontend.keyframes import EncodedFrame, PreparedFrame
 from loftr_ros.frontend.own_scale import without_unit
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.quick import FullMatch
+from loftr_ros.frontend.quick import FrameMatch
 from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.frontend.stream import FrameRefusedError
@@ -32,7 +32,7 @@ def run(fe: FrontEnd, frames: int, stream: PanningStream, start: int = 0) -> lis
 
 
 def by_flow(results: list[FrontEndResult]) -> list[bool]:
-    return [result.full_match == FullMatch.FLOW for result in results]
+    return [result.frame_match == FrameMatch.FLOW for result in results]
 
 
 def test_a_tracked_camera_is_located_without_the_network_between_two_frames_that_it_matches() -> None:
@@ -73,7 +73,7 @@ def test_a_covered_lens_is_not_located_by_flow() -> None:
         shown = stream.at(1.5 * (UNIT + number))
         noise = np.random.default_rng(number).integers(0, 255, shown.image.shape, dtype=np.uint8)
         result = fe.process(replace(shown, image=noise))
-        assert result.full_match != FullMatch.FLOW
+        assert result.frame_match != FrameMatch.FLOW
     assert any(by_flow(run(fe, 9, stream, start=UNIT + 3)))
 
 
@@ -90,7 +90,7 @@ def test_the_wrong_picture_of_a_jump_is_matched_by_the_network() -> None:
     stream, fe = PanningStream(), front_end(period=8)
     run(fe, UNIT, stream)
     jumped = fe.process(stream.at(90.0, 40.0))
-    assert jumped.full_match != FullMatch.FLOW
+    assert jumped.frame_match != FrameMatch.FLOW
 
 
 def test_masked_pixels_are_not_followed() -> None:
@@ -110,7 +110,7 @@ def test_a_change_of_exposure_moves_no_point() -> None:
     run(fe, UNIT, stream)
     shown = stream.at(1.5 * UNIT)
     result = fe.process(replace(shown, image=np.clip(0.5 * shown.image + 20, 0, 255).astype(np.uint8)))
-    assert result.full_match == FullMatch.FLOW
+    assert result.frame_match == FrameMatch.FLOW
     match = result.matches[0]
     moved = match.correspondences.current_points - match.correspondences.keyframe_points
     assert np.percentile(np.abs(moved[match.pose.inliers] + (1.5 * UNIT, 0)), 90) < 0.3
@@ -132,7 +132,7 @@ def test_a_forced_keyframe_is_matched_by_the_network() -> None:
     run(fe, UNIT, stream)
     fe.force_keyframe()
     forced = fe.process(stream.at(1.5 * UNIT))
-    assert forced.full_match != FullMatch.FLOW and any(event.added for event in forced.events)
+    assert forced.frame_match != FrameMatch.FLOW and any(event.added for event in forced.events)
 
 
 def test_flow_goes_on_from_a_new_keyframe() -> None:

@@ -16,7 +16,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.quick import FullMatch, QuickMatching
+from loftr_ros.frontend.quick import FrameMatch, QuickMatching
 from loftr_ros.matcher.coarse import Candidates
 from loftr_ros.matcher.compact.network import spread
 from loftr_ros.matcher.factory import open_matcher
@@ -53,22 +53,22 @@ def front_end(matcher: FineShiftMatcher, **tracking: int | bool) -> FrontEnd:
     return FrontEnd(matcher, FrontEndConfig(tracking=TrackingConfig(**tracking), keyframe=keyframe))  # type: ignore[arg-type]
 
 
-def run(fe: FrontEnd, frames: int, stream: PanningStream | None = None, start: int = 0) -> list[FullMatch]:
+def run(fe: FrontEnd, frames: int, stream: PanningStream | None = None, start: int = 0) -> list[FrameMatch]:
     stream = stream or PanningStream()
     results = [fe.process(stream.at(1.5 * (start + number))) for number in range(frames)]
     assert all(result.is_located for result in results)
-    return [result.full_match for result in results]
+    return [result.frame_match for result in results]
 
 
 def test_a_tracked_frame_is_matched_quickly_and_in_full_at_intervals() -> None:
     matcher = QuickShiftMatcher()
     fe, stream = front_end(matcher, full_period=3), PanningStream()
-    assert run(fe, UNIT, stream)[:3] == [FullMatch.UNEXPECTED, FullMatch.UNEXPECTED, FullMatch.NOT]
+    assert run(fe, UNIT, stream)[:3] == [FrameMatch.UNEXPECTED, FrameMatch.UNEXPECTED, FrameMatch.QUICK]
     matcher.batches.clear()
     how = run(fe, 8, stream, start=UNIT)
-    first = how.index(FullMatch.PERIOD) + 1
-    assert first <= 4 and how[first : first + 4] == [*[FullMatch.NOT] * 3, FullMatch.PERIOD]
-    assert len(matcher.batches) == how.count(FullMatch.PERIOD), "matched twice, or not at all"
+    first = how.index(FrameMatch.PERIOD) + 1
+    assert first <= 4 and how[first : first + 4] == [*[FrameMatch.QUICK] * 3, FrameMatch.PERIOD]
+    assert len(matcher.batches) == how.count(FrameMatch.PERIOD), "matched twice, or not at all"
 
 
 def test_cells_of_the_frame_before_are_preferred_and_the_number_is_limited() -> None:
@@ -84,16 +84,16 @@ def test_a_quick_match_that_does_not_suffice_costs_no_frame_and_is_tried_less_of
     fe = front_end(matcher)
     run(fe, UNIT, stream)
     matcher.fails, before = True, len(matcher.quick)
-    assert FullMatch.NOT not in run(fe, 16, stream, start=UNIT)
+    assert FrameMatch.QUICK not in run(fe, 16, stream, start=UNIT)
     assert len(matcher.quick) - before <= 4, "each of them was tried quickly first"
     matcher.fails = False
-    assert FullMatch.NOT in run(fe, 9, stream, start=UNIT + 16)
+    assert FrameMatch.QUICK in run(fe, 9, stream, start=UNIT + 16)
 
 
 @pytest.mark.parametrize("matcher", [QuickShiftMatcher(), FineShiftMatcher()], ids=["off", "a network that cannot"])
 def test_without_it_every_frame_is_matched_in_full(matcher: FineShiftMatcher) -> None:
     how = run(front_end(matcher, quick=not isinstance(matcher, QuickShiftMatcher)), 5)
-    assert set(how[1:]) == {FullMatch.UNSUPPORTED}
+    assert set(how[1:]) == {FrameMatch.UNSUPPORTED}
 
 
 def test_a_frame_that_becomes_a_keyframe_is_matched_in_full() -> None:
@@ -102,37 +102,37 @@ def test_a_frame_that_becomes_a_keyframe_is_matched_in_full() -> None:
     fe = FrontEnd(matcher, FrontEndConfig(tracking=TrackingConfig(flow_period=0), keyframe=keyframe))
     results = [fe.process(stream.at(2.0 * number)) for number in range(45)]
     made = [r for r in results[1:] if any(event.added for event in r.events)]
-    assert len(made) >= 2 and FullMatch.NOT not in [r.full_match for r in made]
-    assert FullMatch.KEYFRAME in [r.full_match for r in made]
-    assert FullMatch.NOT in [r.full_match for r in results]
+    assert len(made) >= 2 and FrameMatch.QUICK not in [r.frame_match for r in made]
+    assert FrameMatch.KEYFRAME in [r.frame_match for r in made]
+    assert FrameMatch.QUICK in [r.frame_match for r in results]
 
 
 def test_the_setting_changes_while_frames_come() -> None:
     matcher, stream = QuickShiftMatcher(), PanningStream()
     fe = front_end(matcher)
-    assert run(fe, 4, stream)[-1] == FullMatch.NOT
+    assert run(fe, 4, stream)[-1] == FrameMatch.QUICK
     fe.reconfigure(FrontEndConfig(tracking=TrackingConfig(quick=False, flow_period=0), keyframe=fe.config.keyframe))
-    assert run(fe, 2, stream, start=4) == [FullMatch.UNSUPPORTED] * 2
+    assert run(fe, 2, stream, start=4) == [FrameMatch.UNSUPPORTED] * 2
 
 
 def test_a_camera_whose_motion_is_unknown_is_matched_in_full() -> None:
-    assert QuickMatching(TrackingConfig(), is_supported=True).why_not(motion=None) == FullMatch.UNEXPECTED
+    assert QuickMatching(TrackingConfig(), is_supported=True).why_not(motion=None) == FrameMatch.UNEXPECTED
 
 
 def test_a_fast_camera_is_matched_in_full() -> None:
     stream, fe = PanningStream(), front_end(QuickShiftMatcher())
     results = [fe.process(stream.at(30.0 * number)) for number in range(6)]
-    assert {result.full_match for result in results[2:]} == {FullMatch.MOTION}
+    assert {result.frame_match for result in results[2:]} == {FrameMatch.MOTION}
 
 
 def test_while_keyframes_follow_each_other_quickly_frames_are_matched_in_full() -> None:
     choice = QuickMatching(TrackingConfig(), is_supported=True)
     for is_keyframe in (True, False, True):
-        choice.record(FullMatch.UNEXPECTED, was_tried=False, is_keyframe=is_keyframe)
+        choice.record(FrameMatch.UNEXPECTED, was_tried=False, is_keyframe=is_keyframe)
     for _ in range(4):
-        assert choice.why_not(motion=0.01) == FullMatch.MOTION
-        choice.record(FullMatch.MOTION, was_tried=False, is_keyframe=False)
-    assert choice.why_not(motion=0.01) == FullMatch.NOT
+        assert choice.why_not(motion=0.01) == FrameMatch.MOTION
+        choice.record(FrameMatch.MOTION, was_tried=False, is_keyframe=False)
+    assert choice.why_not(motion=0.01) == FrameMatch.QUICK
 
 
 def test_few_matches_are_spread_one_to_a_region_before_any_has_two() -> None:

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from loftr_ros.evaluation.metrics import rotation_error, translation_direction_error
 from loftr_ros.geometry.config import GeometryConfig
-from loftr_ros.geometry.epipolar import ray_area
+from loftr_ros.geometry.epipolar import homogeneous, in_second_camera, ray_area
 from loftr_ros.geometry.two_view import (
     UNKNOWN_VARIANCE,
     PoseStatus,
@@ -324,3 +324,12 @@ def test_uncalibrated_inliers_are_those_of_the_fundamental_matrix() -> None:
     assert inliers[~views.is_outlier].mean() > 0.9
     assert inliers[views.is_outlier].mean() < 0.15
     assert not uncalibrated_inliers(points0[:5], points1[:5], EXACT).any()
+
+
+def test_points_on_rays_go_to_the_second_camera_those_at_infinity_too() -> None:
+    turn, step = rotation(3, -20, 5), np.array([0.4, -0.1, 0.3])
+    rays, depth = np.array([[0.1, 0.2], [-0.5, 0.0], [0.3, -0.4]]), np.array([2.0, 5.0, np.inf])
+    found = in_second_camera(rays, 1 / depth, turn, step)
+    points = (homogeneous(rays[:2]) * depth[:2, None] - step) @ turn
+    np.testing.assert_allclose(found[:2] * depth[:2, None], points, atol=1e-12)
+    np.testing.assert_allclose(found[2], homogeneous(rays[2:])[0] @ turn, atol=1e-12)

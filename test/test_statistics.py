@@ -53,9 +53,9 @@ def test_frames_that_match_no_keyframe_are_counted_among_those_processed() -> No
 
 def test_frames_are_counted_by_why_they_were_matched_in_full() -> None:
     statistics = Statistics(10)
-    for how in ("", "UNEXPECTED", "NOT", "NOT", "DOUBT"):
-        statistics.processed({}, 1.0, full_match=how)
-    assert dict(statistics.snapshot(2.0).full_matches) == {"UNEXPECTED": 1, "NOT": 2, "DOUBT": 1}
+    for how in ("", "UNEXPECTED", "QUICK", "QUICK", "DOUBT"):
+        statistics.processed({}, 1.0, frame_match=how)
+    assert dict(statistics.snapshot(2.0).frame_matches) == {"UNEXPECTED": 1, "QUICK": 2, "DOUBT": 1}
 
 
 def test_errors_are_counted_by_kind_and_only_failed_frames_as_frames() -> None:

@@ -340,8 +340,8 @@ def test_the_network_in_training_computes_what_the_network_in_use_does(config: L
         cells = torch.tensor([[0, 17, 95]]).expand(2, -1)
         assert made.fine0 is not None
         windows = objective._windows(made.fine0, cells, 12).view(2, 3, -1, made.fine0.shape[1])
-        assert network._fine is not None
-        expected = network._fine._windows(network.complete(features[0]), cells[1])
+        assert network.fine_matcher is not None
+        expected = network.fine_matcher._windows(network.complete(features[0]), cells[1])
         assert torch.allclose(windows[1], expected, atol=1e-4)
 
 

@@ -150,7 +150,7 @@ def test_the_longer_ago_the_less_is_expected_and_at_last_nothing() -> None:
     stds = [motion.expected(10**9 + k * 10**8).position_std for k in (2, 4, 8)]  # type: ignore[union-attr]
     assert stds == sorted(stds) and stds[0] < stds[-1]
     assert motion.expected(10**9 + 3 * 10**9) is None
-    assert motion.expected(10**9) is None, "a stamp that goes back"
+    assert motion.expected(10**9 + 5 * 10**7) is None, "a stamp that goes back to no located frame"
 
 
 def test_a_camera_that_turned_evenly_is_expected_to_go_on_so_for_longer_than_one_that_shook() -> None:

@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 
 # Images that wait for the next keyframe, at most: every second one goes where there are more.
 _WAITING = 400
+# Keyframes that a window must have to be smoothed.
+_LEAST_WINDOW = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,8 @@ class BackEnd:
         self.solution: Solution | None = None
         self.landmarks: dict[KeyframeKey, Landmarks] = {}
         self.is_solved = True
-        self._sightings: dict[int, Sightings] = {}  # of single cameras' newest keyframes, by vertex
+        # Of single cameras' newest keyframes, by trajectory and vertex.
+        self._sightings: dict[int, dict[int, Sightings]] = {}
         self._images: dict[str, list[ImageMeasurement]] = {}
         self._early: list[LoopMeasurement] = []
         self._covariances: dict[int, Array] = {}  # of keyframes since the last solution
@@ -283,44 +286,58 @@ class BackEnd:
 
     def _smooth(self, vertex: Vertex, shared: SharedLandmarks | None) -> None:
         """Smooth the newest keyframes of a single camera: their links are replaced."""
-        graph, trajectory = self.graph, self.graph.trajectories[vertex.trajectory]
-        count = self.config.local.window
+        trajectory, count = self.graph.trajectories[vertex.trajectory], self.config.local.window
         if trajectory.is_metric or not count or shared is None or vertex.previous is None:
             return
-        sightings = self._sightings
+        newest = trajectory.vertices[-count:]
+        sightings = self._sightings.get(vertex.trajectory, {})
         sightings[vertex.number] = shared.seen
         sightings[vertex.previous] = sightings.get(vertex.previous, Sightings()).with_new(shared.born)
-        window = trajectory.vertices[-count:]
-        for number in trajectory.vertices[-count - 8 : -count]:
-            sightings.pop(number, None)
-        poses: dict[int, Array] = {}
-        for number in window:
-            before, link = graph.vertices[number].previous, graph.vertices[number].link
-            if before in poses and link is not None:
-                poses[number] = poses[before] @ link.pose
-            else:  # what is before it in the window, nothing leads to
-                poses = {number: np.eye(4)}
-        window = list(poses)
-        if len(window) < 4:
+        self._sightings[vertex.trajectory] = {number: sightings[number] for number in newest if number in sightings}
+        window = self._chained(newest)
+        if len(window) < _LEAST_WINDOW:
             return
         place = {number: k for k, number in enumerate(window)}
         links = [
             None if link is None or before not in place else (place[before], link)
-            for before, link in ((graph.vertices[n].previous, graph.vertices[n].link) for n in window)
+            for before, link in ((self.graph.vertices[n].previous, self.graph.vertices[n].link) for n in window)
         ]
         held = len(window) // 2
-        found = smoothed(list(poses.values()), links, [sightings.get(number, Sightings()) for number in window], held)
-        if found is None:
-            return
-        for number, known in zip(window[held:], links[held:], strict=True):
+        found = smoothed(list(window.values()), links, [sightings.get(number, Sightings()) for number in window], held)
+        if found is not None:
+            self._replace_links(list(window)[held:], links[held:], found)
+
+    def _chained(self, numbers: list[int]) -> dict[int, Array]:
+        """Poses of the newest of these keyframes that links connect, by number, in the frame of the first of them."""
+        poses: dict[int, Array] = {}
+        for number in numbers:
+            before, link = self.graph.vertices[number].previous, self.graph.vertices[number].link
+            if before in poses and link is not None:
+                poses[number] = poses[before] @ link.pose
+            else:
+                poses = {number: np.eye(4)}
+        return poses
+
+    def _replace_links(
+        self, numbers: list[int], links: list[tuple[int, PoseMeasurement] | None], poses: list[Array]
+    ) -> None:
+        """Make the links of the newest keyframes agree with the poses of their window.
+
+        Args:
+            numbers: the keyframes, the last of the window.
+            links: of each, as `smoothed` takes them.
+            poses: (4, 4) of all keyframes of the window.
+        """
+        vertices = self.graph.vertices
+        for number, known, found in zip(numbers, links, poses[-len(numbers) :], strict=True):
             if known is not None:
                 before, link = known
-                pose = between(found[before], found[place[number]])
+                pose = between(poses[before], found)
                 pose[:3, :3] = rotation_matrix(rotation_vector(pose[:3, :3]))  # or rounding grows with each window
-                graph.vertices[number].link = replace(link, pose=pose)
+                vertices[number].link = replace(link, pose=pose)
             self._covariances.pop(number, None)
-        del self._cameras[max(window[held], 0 if self.solution is None else len(self.solution.cameras)) :]
-        self.is_solved &= not graph.loops
+        del self._cameras[max(numbers[0], 0 if self.solution is None else len(self.solution.cameras)) :]
+        self.is_solved &= not self.graph.loops
 
     def _revisits(self, vertex: Vertex, images: list[ImageMeasurement]) -> None:
         """Take poses relative to keyframes far back in the trajectory, or of another one, as loops."""

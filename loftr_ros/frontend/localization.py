@@ -31,7 +31,7 @@ from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRa
 from loftr_ros.frontend.tracks import TrackLinks, one_each
 from loftr_ros.frontend.trust import explained_back, explained_part
 from loftr_ros.frontend.wheel_odometry import OdometryMotion, WheelOdometry
-from loftr_ros.geometry.epipolar import homogeneous
+from loftr_ros.geometry.epipolar import in_second_camera
 from loftr_ros.geometry.se3 import between, rotation_degrees
 from loftr_ros.geometry.two_view import (
     UNKNOWN_VARIANCE,
@@ -263,11 +263,8 @@ class Localizer:
         inverse = np.full(len(cell), 1 / _typical_depth(keyframe))
         if keyframe.depth is not None:
             inverse = np.where(keyframe.depth.known[cell], keyframe.depth.inverse[cell], inverse)
-        far = homogeneous(rays[cell])
-        ends = [
-            (far - inverse[:, None] * translation) @ rotation
-            for rotation, translation in ((since.rotation, since.translation), there)
-        ]
+        poses = (since.rotation, since.translation), there
+        ends = [in_second_camera(rays[cell], inverse, *pose) for pose in poses]
         ahead = np.isfinite(ends).all(axis=(0, 2)) & (ends[0][:, 2] > 0.05) & (ends[1][:, 2] > 0.05)
         shift = np.zeros((len(cell), 2), np.float32)
         shift[ahead] = camera.project(ends[1][ahead]) - camera.project(ends[0][ahead])
@@ -686,7 +683,7 @@ def _depths_here(located: Located) -> tuple[NDArray[np.float64], NDArray[np.floa
     inverse = depth.inverse[match.correspondences.track_id]
     with np.errstate(invalid="ignore"):
         keep = match.pose.inliers & (inverse > 0)
-    points = homogeneous(rays.keyframe[keep]) / inverse[keep, None] - pose.translation
-    ahead = points @ pose.rotation[:, 2]
+    moved = in_second_camera(rays.keyframe[keep], inverse[keep], pose.rotation, pose.translation)
+    ahead = moved[:, 2] / inverse[keep]
     in_front = ahead > 0
     return match.correspondences.current_points[keep][in_front].astype(np.float64), ahead[in_front]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import MovingConfig
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, StreamFrame
 from loftr_ros.frontend.localization import Located
-from loftr_ros.geometry.epipolar import homogeneous
+from loftr_ros.geometry.epipolar import homogeneous, in_second_camera
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -223,14 +223,8 @@ def scene_offset(rays0: Array, rays1: Array, pose: Array, low: Array, high: Arra
         pose: (4, 4) T_0_1.
         low, high: (N,) range of the inverse depth in image 0, in the unit of the pose.
     """
-    rotation, translation = pose[:3, :3], pose[:3, 3]
-    far = homogeneous(rays0) @ rotation
-    moved = translation @ rotation
-    ends = []
-    for inverse in (low, high):
-        point = far - inverse[:, None] * moved
-        ends.append(point[:, :2] / np.maximum(point[:, 2:], 0.05))
-    start, along = ends[0], ends[1] - ends[0]
+    start, end = _seen(rays0, pose, np.stack([low, high]))
+    along = end - start
     length = np.maximum((along**2).sum(axis=1), 1e-18)
     part = np.clip(((rays1 - start) * along).sum(axis=1) / length, 0, 1)
     return np.asarray(rays1 - start - part[:, None] * along)
@@ -287,8 +281,13 @@ def _groups(
 def _places(rays0: Array, pose: Array, low: Array, high: Array) -> Array:
     """(N, P, 2) rays in image 1 of points that stand still, at inverse depths from `low` to `high`."""
     inverse = low + (high - low) * np.linspace(0, 1, _PLACES)[:, None]
-    point = (homogeneous(rays0) @ pose[:3, :3])[None] - inverse[..., None] * (pose[:3, 3] @ pose[:3, :3])
-    return np.asarray(point[..., :2] / np.maximum(point[..., 2:], 0.05)).transpose(1, 0, 2)
+    return _seen(rays0, pose, inverse).transpose(1, 0, 2)
+
+
+def _seen(rays0: Array, pose: Array, inverse: Array) -> Array:
+    """(P, N, 2) rays in image 1 of points at (P, N) inverse depths on rays of image 0; `pose` is T_0_1."""
+    point = in_second_camera(rays0, inverse, pose[:3, :3], pose[:3, 3])
+    return np.asarray(point[..., :2] / np.maximum(point[..., 2:], 0.05))
 
 
 def left_its_place(

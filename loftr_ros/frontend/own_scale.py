@@ -19,7 +19,7 @@ from loftr_ros.frontend.relative_pose import pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
-from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous
+from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous, in_second_camera
 from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose
 
 Array = NDArray[np.float64]
@@ -168,11 +168,10 @@ class OwnScale:
         if keep.sum() < self._config.min_cells:
             return None
         inverse = both.inverse[keep]
-        # The point over its depth in the older keyframe, in the new one's axes.
-        far = homogeneous(rays.keyframe[keep]) @ pose.rotation
-        ahead = far[:, 2] - inverse * float(pose.translation @ pose.rotation[:, 2])
+        ahead = in_second_camera(rays.keyframe[keep], inverse, pose.rotation, pose.translation)[:, 2]
         there = inverse / ahead
-        variance = both.variance[keep] * (far[:, 2] / ahead**2) ** 2 + (_SLANT * there) ** 2
+        slope = (homogeneous(rays.keyframe[keep]) @ pose.rotation[:, 2]) / ahead**2
+        variance = both.variance[keep] * slope**2 + (_SLANT * there) ** 2
         cell, distance = new.nearest_cells(matches.current_points[keep])
         chosen = one_each(cell, distance)
         chosen = chosen[(there[chosen] > 0) & (distance[chosen] < new.cell_size * max(new.scale))]

@@ -35,7 +35,7 @@ from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
-from loftr_ros.frontend.quick import CLOSE, FAIRLY_SLOW, FOLLOWED_MOTION, SLOW, FullMatch, QuickMatching
+from loftr_ros.frontend.quick import CLOSE, FAIRLY_SLOW, FOLLOWED_MOTION, SLOW, FrameMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -96,8 +96,8 @@ class FrontEnd:
         self._submit: Submit | None = None
         self._background: BackgroundMatch | None = None
         self._links: list[TrackLinks] = []  # of keyframes that no result has told of yet
-        self._full_match = FullMatch.UNEXPECTED
-        self._doubt = FullMatch.NOT  # why the frame must be matched in full, by optical flow
+        self._frame_match = FrameMatch.UNEXPECTED
+        self._doubt = FrameMatch.QUICK  # why the frame must be matched in full, by optical flow
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
@@ -140,7 +140,7 @@ class FrontEnd:
         frame = current.frame
         self._admit(frame)
         self.catch_up()
-        self._doubt = FullMatch.NOT
+        self._doubt = FrameMatch.QUICK
         if isinstance(current, PreparedFrame):
             if (followed := self._follow(current, timer)) is not None:
                 return followed
@@ -176,7 +176,7 @@ class FrontEnd:
                 if best is not None and links is not None and self.buffer.reference is not None:
                     self.moving.add_keyframe(self.buffer.reference)
         is_keyframe = any(event.added for event in self.buffer.pending_events[announced:])
-        self._quick.record(self._full_match, len(timer.runs) > len(located), is_keyframe)
+        self._quick.record(self._frame_match, len(timer.runs) > len(located), is_keyframe)
         self._remember_evicted()
         self._before = None
         self._flow.forget()
@@ -200,7 +200,7 @@ class FrontEnd:
             current.quality,
             joined,
             self.localizer.orientation(frame.stamp_ns) if location is None else None,
-            self._full_match,
+            self._frame_match,
             current,
         )
 
@@ -232,7 +232,7 @@ class FrontEnd:
             is_enough = best.is_sure or (in_background and best.is_believed and self._flow.weak < _MOST_WEAK)
             if not is_enough or (is_last and not (in_background or self._quick.is_for_long)):
                 self._flow.record(is_located=False)
-                self._doubt = FullMatch.KEYFRAME if best.is_sure else FullMatch.DOUBT
+                self._doubt = FrameMatch.KEYFRAME if best.is_sure else FrameMatch.DOUBT
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
@@ -256,7 +256,7 @@ class FrontEnd:
             self._take_links(),
             effort=self._budget.effort,
             quality=current.quality,
-            full_match=FullMatch.FLOW,
+            frame_match=FrameMatch.FLOW,
         )
 
     def use_background(self, submit: Submit | None) -> None:
@@ -337,7 +337,7 @@ class FrontEnd:
             keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
             self.recovery.located()
             is_keyframe = reason is not None and not matched.quickly
-            self._quick.record(FullMatch.NOT if matched.quickly else FullMatch.PERIOD, False, is_keyframe)
+            self._quick.record(FrameMatch.QUICK if matched.quickly else FrameMatch.PERIOD, False, is_keyframe)
             if reason is not None and not matched.quickly:
                 self._make_keyframe(result, reason, best, location)
                 return
@@ -389,7 +389,7 @@ class FrontEnd:
             is none.
         """
         reference = self.buffer.reference
-        self._full_match = FullMatch.UNEXPECTED
+        self._frame_match = FrameMatch.UNEXPECTED
         if reference is None:
             return [], None
         if current.quality != FrameQuality.USABLE:
@@ -465,20 +465,20 @@ class FrontEnd:
     def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
 
-        The reason is in `_full_match`.
+        The reason is in `_frame_match`.
         """
         is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
         motion = self._motion(current, keyframes[0]) if is_tracked else None
-        self._full_match = self._doubt or self._quick.why_not(motion)
-        if self._full_match != FullMatch.NOT:
+        self._frame_match = self._doubt or self._quick.why_not(motion)
+        if self._frame_match != FrameMatch.QUICK:
             return None
         is_close = motion is not None and motion < CLOSE
         located = self._match(keyframes, current, timer, quickly=True, is_close=is_close)
         best = next((each for each in located if each.is_believed), None)
         if best is None or not best.is_sure:
-            self._full_match = FullMatch.DOUBT
+            self._frame_match = FrameMatch.DOUBT
         elif self._reason_for_keyframe(best, self._coverage(best, current), current) is not None:
-            self._full_match = FullMatch.KEYFRAME
+            self._frame_match = FrameMatch.KEYFRAME
         else:
             return located
         return None

@@ -20,13 +20,13 @@ _LARGEST_MOTION, FOLLOWED_MOTION, FAIRLY_SLOW, SLOW, CLOSE = 0.08, 0.25, 0.06, 0
 _LEAST_LIFE = 4
 
 
-class FullMatch(IntEnum):
-    """Why a frame was matched in full; the names are those of msg/FrontEndStatus.
+class FrameMatch(IntEnum):
+    """How a frame was matched: quickly, by optical flow without the network, or in full and why.
 
-    Two say that it was not: NOT, it was matched quickly; FLOW, by optical flow without the network.
+    The names of the reasons are those of msg/FrontEndStatus.
     """
 
-    NOT = 0
+    QUICK = 0
     UNSUPPORTED = 1
     UNEXPECTED = 2
     PERIOD = 3
@@ -34,6 +34,11 @@ class FullMatch(IntEnum):
     KEYFRAME = 5
     MOTION = 6
     FLOW = 7
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the network matched the frame with attention."""
+        return self not in (FrameMatch.QUICK, FrameMatch.FLOW)
 
 
 class QuickMatching:
@@ -55,30 +60,30 @@ class QuickMatching:
         self._is_supported = is_supported
         self._since_full = 0
         self._wait, self._waiting = 1, 0
-        self._reason = FullMatch.DOUBT
+        self._reason = FrameMatch.DOUBT
         # Frames that the last keyframe but one served, and the last one so far.
         self._life = self._age = _LEAST_LIFE
         self._keyframes = 0  # the first one ends a life that was only assumed
 
-    def why_not(self, motion: float | None) -> FullMatch:
-        """Why the next frame must be matched in full at once; NOT if it may be matched quickly.
+    def why_not(self, motion: float | None) -> FrameMatch:
+        """Why the next frame must be matched in full at once; QUICK if it may be matched quickly.
 
         Args:
             motion: by which the image is expected to move since the last frame, as a part of its width; None if the
                 camera is not being tracked, or its motion is unknown.
         """
         if not (self.config.quick and self._is_supported):
-            return FullMatch.UNSUPPORTED
+            return FrameMatch.UNSUPPORTED
         if motion is None:
-            return FullMatch.UNEXPECTED
+            return FrameMatch.UNEXPECTED
         if motion > _LARGEST_MOTION or max(self._life, self._age) < self._least_life:
-            return FullMatch.MOTION
+            return FrameMatch.MOTION
         if self.is_full_due:
-            return FullMatch.PERIOD
+            return FrameMatch.PERIOD
         if self._waiting:
             self._waiting -= 1
             return self._reason
-        return FullMatch.NOT
+        return FrameMatch.QUICK
 
     @property
     def is_full_due(self) -> bool:
@@ -94,19 +99,19 @@ class QuickMatching:
         """A frame was located by optical flow: one more that the last keyframe serves."""
         self._age += 1
 
-    def record(self, why: FullMatch, was_tried: bool, is_keyframe: bool) -> None:
+    def record(self, how: FrameMatch, was_tried: bool, is_keyframe: bool) -> None:
         """Record how a frame was matched in the end.
 
         Args:
-            why: it was matched in full; NOT if it was not.
+            how: it was matched.
             was_tried: whether it was matched quickly before.
             is_keyframe: whether it became a keyframe.
         """
-        self._since_full = self._since_full + 1 if why == FullMatch.NOT else 0
+        self._since_full = self._since_full + 1 if how == FrameMatch.QUICK else 0
         self._keyframes += is_keyframe
         self._life, self._age = (self._age, 0) if is_keyframe else (self._life, self._age + 1)
-        if why == FullMatch.NOT or is_keyframe:
+        if how == FrameMatch.QUICK or is_keyframe:
             self._wait, self._waiting = 1, 0
         elif was_tried:
-            self._reason, self._waiting = why, self._wait
+            self._reason, self._waiting = how, self._wait
             self._wait = min(2 * self._wait, max(self.config.full_period, 1))

@@ -106,6 +106,7 @@ def pose_by_depth(
         min_cells,
         rays.view_area,
         expected,
+        depth.is_metric,
     )
 
 

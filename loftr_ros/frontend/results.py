@@ -14,7 +14,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, KeyframeEvent
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.quality import FrameQuality
-from loftr_ros.frontend.quick import FullMatch
+from loftr_ros.frontend.quick import FrameMatch
 from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.tracks import TrackLinks, beside
 from loftr_ros.geometry.two_view import PoseStatus, RelativePose
@@ -214,7 +214,7 @@ class FrontEndResult:
         quality: verdict on the image alone; a useless one is not matched.
         joined: two segments of the trajectory in which this frame was located; None for most frames.
         orientation: of the camera by a gyroscope since the last location, if `location` is None; else None.
-        full_match: why the frame was matched in full; NOT if it was matched quickly, FLOW if not by the network.
+        frame_match: how the frame was matched, and why in full if it was.
         encoded: the frame with its features; None if the network was not needed.
     """
 
@@ -229,7 +229,7 @@ class FrontEndResult:
     quality: FrameQuality = FrameQuality.USABLE
     joined: SegmentJoin | None = None
     orientation: Orientation | None = None
-    full_match: FullMatch = FullMatch.UNEXPECTED
+    frame_match: FrameMatch = FrameMatch.UNEXPECTED
     encoded: EncodedFrame | None = None
 
     @property

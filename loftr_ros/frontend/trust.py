@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.geometry.camera import CameraModel
+from loftr_ros.geometry.epipolar import in_second_camera
 from loftr_ros.geometry.two_view import RelativePose
 
 Array = NDArray[np.float64]
@@ -154,8 +155,7 @@ def _part(
     size = first.width, first.height
     centres, _ = _centres(*size, texture.blocks)
     rays = first.unproject(centres)
-    shift = np.broadcast_to(inverse, len(centres))[:, None] * translation
-    there = (np.insert(rays, 2, 1.0, axis=1) - shift) @ rotation
+    there = in_second_camera(rays, np.broadcast_to(inverse, len(centres)), rotation, translation)
     ahead = np.isfinite(there).all(axis=1) & (there[:, 2] > 1e-3)
     pixels = np.full((len(there), 2), -1.0)
     pixels[ahead] = second.project(there[ahead])

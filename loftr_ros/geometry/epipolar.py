@@ -122,6 +122,20 @@ def homogeneous(rays: Array) -> Array:
     return np.hstack([rays, np.ones((len(rays), 1))])
 
 
+def in_second_camera(rays: Array, inverse: Array, rotation: Array, translation: Array) -> Array:
+    """(..., N, 3) points on the first camera's rays in the second camera's frame, divided by their first depths.
+
+    The division keeps points at infinity finite. It does not change where the second camera sees a point; z is the
+    ratio of the two depths, and is not positive behind the second camera.
+
+    Args:
+        rays: (N, 2) normalised coordinates.
+        inverse: (..., N) inverse depths in the first camera.
+        rotation, translation: T_first_second.
+    """
+    return np.asarray((homogeneous(rays) - inverse[..., None] * translation) @ rotation)
+
+
 def ray_area(rays: Array) -> float:
     """Area of the normalised plane that rays cover, without the outer twentieth on each side.
 

@@ -29,8 +29,9 @@ from loftr_ros.geometry.two_view import PoseStatus, RelativePose, is_concentrate
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Maximum number of matches used to compute a pose, see `two_view`.
-_USED = 1000
+# Maximum number of matches used to compute a pose by measured depths, whose errors weigh more than the matches', and by
+# a single camera's own, see `two_view`.
+_USED, _USED_OWN = 1000, 2000
 # Maximum number of matches used to refine the result of a search, or an expected pose.
 _ROUGH = 300
 # Part of the matches of known depth that an expected pose must explain, once refined, to take the place of a search.
@@ -77,6 +78,7 @@ def metric_relative_pose(
     min_cells: int,
     view_area: float | None = None,
     expected: tuple[Array, Array] | None = None,
+    is_metric: bool = True,
 ) -> RelativePose | None:
     """The relative pose in the unit of the keyframe's depths, if enough of them are known.
 
@@ -90,6 +92,7 @@ def metric_relative_pose(
         min_cells: least inliers of known depth for a known length.
         view_area: as in `estimate_relative_pose`.
         expected: as in `estimate_metric_pose`.
+        is_metric: whether the depths were measured; otherwise a single camera's own.
 
     Returns:
         The pose with one inlier flag per match and `scale_known`; without a pose if there are too few matches; None if
@@ -102,7 +105,7 @@ def metric_relative_pose(
     known = np.maximum(known, _LEAST_STD)
     every = DepthMatches(rays_keyframe, rays_current, inverse, variance, known / focal_length)[usable]
     # Matches are ordered by cell: every n-th of them is spread like all of them.
-    step = -(-len(every) // _USED)
+    step = -(-len(every) // (_USED if is_metric else _USED_OWN))
     matches = every[np.arange(0, len(every), step)] if step > 1 else every
     found = estimate_metric_pose(matches, focal_length, geometry, expected)
     if found is None or found.depth_inliers * step < min_cells:

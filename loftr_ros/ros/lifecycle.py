@@ -8,9 +8,11 @@ import threading
 import traceback
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -60,6 +62,9 @@ class SettingsNode(LifecycleNode, Generic[P]):
         """
         super().__init__(name, **kwargs)
         self._kind: type[P] = kind
+        for service in self.services:
+            if service.srv_name.endswith("/change_state"):
+                service.callback = partial(self._change_state, service.callback)
         declare(self, kind)
         for warning in unknown_parameters(self):
             self.get_logger().warning(warning)
@@ -130,6 +135,18 @@ class SettingsNode(LifecycleNode, Generic[P]):
             self.given_up.set_result(self._fault[1])
 
     # --- transitions ---
+
+    def _change_state(
+        self, change: Callable[..., ChangeState.Response], request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Answer a request. One that the state has no transition for is refused: rclpy itself would end the process."""
+        try:
+            return change(request, response)
+        except RuntimeError as error:  # rclpy's RCLError, which has no public name
+            asked = request.transition.label or request.transition.id
+            self.get_logger().warning(f"refused transition {asked} in the state {self.lifecycle}: {error}")
+            response.success = False
+            return response
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and prepare everything."""

@@ -193,7 +193,7 @@ class FrameStages:
             result.is_unmatched,
             result.is_useless,
             result.is_located,
-            result.full_match.name if result.matches and not result.is_useless else "",
+            result.frame_match.name if result.matches and not result.is_useless else "",
         )
         if warning := self.front_end.take_warning():
             self._errors.error("time", warning)

@@ -172,7 +172,7 @@ class FineMatcher:
         fine = self._backbone.smooth_places(features.unsmoothed, wanted.view(height, width))
         return replace(features, fine=self._backbone.smooth(features.unsmoothed) if fine is None else fine)
 
-    def __call__(
+    def refined(
         self,
         features0: ImageFeatures,
         features1: ImageFeatures,

@@ -46,7 +46,7 @@ class LoFTR(StreamingNetwork):
         self.loftr_coarse = LocalFeatureTransformer(config.backbone.coarse_dim, config.transformer)
         if config.coarse.method == "optimal_transport":
             self.coarse_matching = _OptimalTransport()
-        self._fine: FineMatcher | None = None
+        self.fine_matcher: FineMatcher | None = None
         if config.fine is not None:
             if config.coarse.point != "corner":
                 raise ValueError(f"network '{config.name}': the fine stage's windows are at the cells' corners")
@@ -54,7 +54,7 @@ class LoFTR(StreamingNetwork):
             self.fine_preprocess = FinePreprocess(config.backbone.coarse_dim, fine_dim)
             self.loftr_fine = FineTransformer(fine_dim, config.fine.transformer)
             ratio = config.backbone.stride // config.backbone.fine_stride
-            self._fine = FineMatcher(config.fine, ratio, self.backbone, self.fine_preprocess, self.loftr_fine)
+            self.fine_matcher = FineMatcher(config.fine, ratio, self.backbone, self.fine_preprocess, self.loftr_fine)
 
     @property
     def first_weight(self) -> Tensor:
@@ -118,10 +118,10 @@ class LoFTR(StreamingNetwork):
             usable0 = torch.cat([_all_usable(keyframe) for keyframe in keyframes])
         tokens0, tokens1 = self.loftr_coarse(tokens0.float(), current.tokens.float(), usable0, current.usable)
         tokens1 = tokens1.expand(batch, -1, -1)
-        found = self._match_coarse(tokens0, tokens1, keyframes, current, usable0)
+        found = self.match_coarse(tokens0, tokens1, keyframes, current, usable0)
         counts = torch.bincount(found.pair, minlength=batch).tolist()
-        if self._fine is not None:
-            current = self._fine.smoothed(current, found.cell1)
+        if self.fine_matcher is not None:
+            current = self.fine_matcher.smoothed(current, found.cell1)
         parts = zip(
             keyframes,
             found.cell0.split(counts),
@@ -146,13 +146,13 @@ class LoFTR(StreamingNetwork):
         points0 = points(self.config, rows.cell0, keyframes.grid)
         points1 = points(self.config, rows.cell1, current.grid)
         std = torch.full_like(rows.confidence, torch.nan)
-        if self._fine is not None:
-            fine = self._fine.fixed(keyframes, current, rows, tokens0, tokens1)
+        if self.fine_matcher is not None:
+            fine = self.fine_matcher.fixed(keyframes, current, rows, tokens0, tokens1)
             points1 = points1 + fine.offset.view(points1.shape) * self.config.backbone.fine_stride
             std = fine.std.view(std.shape) * self.config.backbone.fine_stride
         return FixedMatches(rows.cell0, rows.cell1, points0, points1, rows.confidence, std)
 
-    def _match_coarse(
+    def match_coarse(
         self,
         tokens0: Tensor,
         tokens1: Tensor,
@@ -160,6 +160,13 @@ class LoFTR(StreamingNetwork):
         current: ImageFeatures,
         usable0: Tensor | None,
     ) -> CoarseMatches:
+        """Matches of cells.
+
+        Args:
+            tokens0, tokens1: (K, L, C) and (K, S, C) after the transformer.
+            keyframes, current: the K keyframes' features, and the current image's.
+            usable0: (K, L) cells of the keyframes that take part; None: all.
+        """
         coarse, batch = self.config.coarse, len(keyframes)
         allowed0 = torch.cat([allowed_cells(self.config, keyframe) for keyframe in keyframes])
         allowed1 = allowed_cells(self.config, current).expand(batch, -1)
@@ -184,8 +191,8 @@ class LoFTR(StreamingNetwork):
         points0 = points_of_cells(self.config, cell0, keyframe.grid[1])
         points1 = points_of_cells(self.config, cell1, current.grid[1])
         std = torch.full_like(confidence, torch.nan)
-        if self._fine is not None and len(cell0):
-            fine = self._fine(keyframe, current, cell0, cell1, tokens0, tokens1)
+        if self.fine_matcher is not None and len(cell0):
+            fine = self.fine_matcher.refined(keyframe, current, cell0, cell1, tokens0, tokens1)
             points1 = points1 + fine.offset * self.config.backbone.fine_stride
             std = fine.std * self.config.backbone.fine_stride
         matches = without_ignored(Matches(cell0, points0, points1, confidence, std), keyframe, current)

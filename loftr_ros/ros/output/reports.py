@@ -19,7 +19,7 @@ from rclpy.qos import QoSProfile
 from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError
-from loftr_ros.frontend.quick import FullMatch
+from loftr_ros.frontend.quick import FrameMatch
 from loftr_ros.geometry.camera import CameraError
 from loftr_ros.msg import FrontEndStatus
 from loftr_ros.places.keyframe import PlacesError
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from loftr_ros.frontend.pipeline import FrontEnd
 
 
-_NOT_IN_FULL = (FullMatch.NOT, FullMatch.FLOW)
 _STATES = {
     FrontEndStatus.TRACKING: "TRACKING",
     FrontEndStatus.DOUBTFUL: "DOUBTFUL",
@@ -268,7 +267,7 @@ class Reporter:
         self._previous = snapshot
 
     def _status_message(self, state: FrontEndState, now: Snapshot) -> FrontEndStatus:
-        full = {name: count for name, count in now.full_matches.items() if FullMatch[name] not in _NOT_IN_FULL}
+        full = {name: count for name, count in now.frame_matches.items() if FrameMatch[name].is_full}
         message = FrontEndStatus(
             network=state.network,
             device=state.device,
@@ -281,8 +280,8 @@ class Reporter:
             frames_unmatched=now.unmatched,
             frames_useless=now.useless,
             frames_located=now.located,
-            frames_quick=now.full_matches.get(FullMatch.NOT.name, 0),
-            frames_by_flow=now.full_matches.get(FullMatch.FLOW.name, 0),
+            frames_quick=now.frame_matches.get(FrameMatch.QUICK.name, 0),
+            frames_by_flow=now.frame_matches.get(FrameMatch.FLOW.name, 0),
             full_match_reasons=list(full),
             full_match_counts=to_array(np.asarray(list(full.values()), dtype=np.uint64)),
             frames_unpaired=now.unpaired,
@@ -323,8 +322,8 @@ class Reporter:
             "frames unmatched": now.unmatched,
             "frames useless": now.useless,
             "frames located": now.located,
-            "frames matched quickly": now.full_matches.get(FullMatch.NOT.name, 0),
-            "frames followed by optical flow": now.full_matches.get(FullMatch.FLOW.name, 0),
+            "frames matched quickly": now.frame_matches.get(FrameMatch.QUICK.name, 0),
+            "frames followed by optical flow": now.frame_matches.get(FrameMatch.FLOW.name, 0),
             "frames dropped": now.dropped,
             "frames unpaired": now.unpaired,
             "messages lost": now.lost,

@@ -41,7 +41,7 @@ class Snapshot:
         unmatched: processed frames with too few matches with every keyframe.
         useless: processed frames with nothing to match.
         located: processed frames with a known location in the trajectory.
-        full_matches: processed frames by why they were matched in full; NOT if they were matched quickly.
+        frame_matches: processed frames by how they were matched, as names of `FrameMatch`.
         errors: failures by kind.
         last_error: the newest message.
         latency_median, latency_p99: seconds, one entry for each of STAGES; NaN before the first frame.
@@ -60,7 +60,7 @@ class Snapshot:
     located: int
     unpaired: int
     lost: int
-    full_matches: Mapping[str, int]
+    frame_matches: Mapping[str, int]
     errors: Mapping[str, int]
     last_error: str
     latency_median: tuple[float, ...]
@@ -78,7 +78,7 @@ class Statistics:
         self._received = self._decoded = self._dropped = self._failed = self._processed = self._unmatched = 0
         self._useless = self._located = 0
         self._unpaired = self._lost = 0
-        self._full_matches: Counter[str] = Counter()
+        self._frame_matches: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._last_frame_id = ""
@@ -141,7 +141,7 @@ class Statistics:
         unmatched: bool = False,
         useless: bool = False,
         located: bool = False,
-        full_match: str = "",
+        frame_match: str = "",
     ) -> None:
         """Results of a frame were published.
 
@@ -151,12 +151,12 @@ class Statistics:
             unmatched: there were keyframes, and each had too few matches.
             useless: the frame has nothing to match.
             located: its location in the trajectory is known.
-            full_match: why it was matched in full; empty if it was not matched.
+            frame_match: how it was matched; empty if it was not.
         """
         with self._lock:
             self._processed += 1
-            if full_match:
-                self._full_matches[full_match] += 1
+            if frame_match:
+                self._frame_matches[frame_match] += 1
             self._unmatched += unmatched
             self._useless += useless
             self._located += located
@@ -182,14 +182,14 @@ class Statistics:
                 lost=self._lost,
             )
             errors, last_error, last_frame_id = dict(self._errors), self._last_error, self._last_frame_id
-            full_matches = dict(self._full_matches)
+            frame_matches = dict(self._frame_matches)
             finished = list(self._finished)
         # Outside of the lock: the inference thread must not wait for percentiles.
         latencies = np.asarray([stages for stages, _ in finished], dtype=np.float64).reshape(-1, len(STAGES))
         unknown = (float("nan"),) * len(STAGES)
         return Snapshot(
             **counters,
-            full_matches=full_matches,
+            frame_matches=frame_matches,
             errors=errors,
             last_error=last_error,
             last_frame_id=last_frame_id,

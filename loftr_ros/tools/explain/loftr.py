@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from loftr_ros.matcher.coarse import NEVER
 from loftr_ros.matcher.interface import ImageFeatures
 from loftr_ros.matcher.loftr.attention import EPSILON, feature_map
-from loftr_ros.matcher.loftr.fine import FineMatcher, heat_map
+from loftr_ros.matcher.loftr.fine import heat_map
 from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.loftr.transformer import EncoderLayer
 from loftr_ros.tools.explain.views import (
@@ -45,13 +45,10 @@ class InsideLoFTR(InsideCells):
     @torch.inference_mode()
     def fine_heat(self, cells0: Tensor, cells1: Tensor, features: Both, tokens: tuple[Tensor, Tensor]) -> FineHeat:
         network = self.network
-        config, backbone = network.config.fine, network.config.backbone
-        if config is None:
+        config, stage = network.config.fine, network.fine_matcher
+        if config is None or stage is None:
             raise ValueError(f"network '{network.config.name}' has no fine stage")
-        spacing = backbone.fine_stride
-        stage = FineMatcher(
-            config, backbone.stride // spacing, network.backbone, network.fine_preprocess, network.loftr_fine
-        )
+        spacing = network.config.backbone.fine_stride
         heats: list[Tensor] = []
 
         def keep_heat(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -60,7 +57,7 @@ class InsideLoFTR(InsideCells):
         hook = network.loftr_fine.register_forward_hook(keep_heat)
         try:
             device = network.device
-            found = stage(*features, cells0.to(device), cells1.to(device), tokens[0][0], tokens[1][0])
+            found = stage.refined(*features, cells0.to(device), cells1.to(device), tokens[0][0], tokens[1][0])
         finally:
             hook.remove()
         heat = torch.cat(heats)[: len(cells0)]  # without the padding of the batch
