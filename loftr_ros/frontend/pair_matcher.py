@@ -19,7 +19,8 @@ from loftr_ros.frontend.quality import judge
 from loftr_ros.frontend.refinement import refine
 from loftr_ros.frontend.results import Correspondences
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.frontend.wide_pairs import match_at_scales
+from loftr_ros.matcher.interface import Matcher, Matches, lenient_matching
 
 # Least side of an image in pixels, and of the network's input. Networks fail on smaller ones, each in its own way.
 _LEAST_SIDE, _LEAST_SEEN = 32, 24
@@ -30,7 +31,7 @@ class PairMatcher:
 
     Attributes:
         matcher: the network.
-        config: settings; only `image` and `refine` are used here.
+        config: settings; only `image`, `refine` and `wide` are used here.
     """
 
     def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None) -> None:
@@ -46,13 +47,24 @@ class PairMatcher:
         found = self.matcher.match([keyframe.features for keyframe in keyframes], current.features)
         return [self.to_raw_pixels(keyframe, current, each) for keyframe, each in zip(keyframes, found, strict=True)]
 
+    def match_single(self, keyframe: EncodedFrame, current: EncodedFrame) -> Correspondences:
+        """Correspondences of two images that are not of one moment of a stream, and may be distant views.
+
+        As `match`, and with more effort if they have few matches; see `WideConfig`.
+        """
+        found = self.match([keyframe], current)[0]
+        lenient = lenient_matching(self.matcher)
+        if lenient is None or len(found) >= self.config.wide.min_matches:
+            return found
+        return match_at_scales(self.matcher, lenient, keyframe, current)
+
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
-        """Match two images.
+        """Match two images, as `match_single`.
 
         Raises:
             MaskError, FrameRefusedError: as `encode`.
         """
-        return self.match([self.complete(self.encode(keyframe))], self.encode(current))[0]
+        return self.match_single(self.complete(self.encode(keyframe)), self.encode(current))
 
     def encode(self, frame: Frame, effort: float = 1.0) -> EncodedFrame:
         """Compute everything that depends on the frame alone.
