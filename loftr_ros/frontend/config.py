@@ -48,7 +48,7 @@ class WideConfig(Settings):
 
     min_matches: int = setting(
         1000,
-        "Number of matches below which network `compact` matches two single images at half their size too, and keeps "
+        "Number of matches below which network `compact` matches two single images at other scales too, and keeps "
         "doubtful matches that their neighbours confirm; 0 for never. The tracked stream is not affected",
         low=0,
         high=100000,

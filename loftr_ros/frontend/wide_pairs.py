@@ -1,8 +1,8 @@
 """Matching of two images that have little in common: at several scales, with doubtful matches that neighbours confirm.
 
 Distant views and other light give few confident matches. Among the doubtful ones, right matches have neighbours whose
-partners are neighbours too, while wrong ones are scattered. And where one camera is much closer, the network compares
-regions of different size unless the closer camera's image is reduced.
+partners are neighbours too, while wrong ones are scattered. And where one camera is much closer, or looks at a wall
+from the side, the network compares regions of different size or shape unless one of the images is reduced.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ _NEAREST, _FARTHEST = 2, 6
 _CLOSER, _FARTHER, _TOLERANCE = 0.5, 2.0, 0.5
 # Scales are used if they have this share of the confident matches of the best one.
 _COMPARABLE = 0.5
-# Minimum side of an image at half its size, in pixels.
+# Minimum side of a reduced image, in pixels.
 _LEAST_SIDE = 64
+# Factors (u, v) by which images are reduced: half the size, and half the width, as of a wall seen from the side.
+_FULL, _HALF, _NARROW = (1, 1), (2, 2), (2, 1)
+# Those of images 0 and 1 that are matched.
+_SCALES = ((_FULL, _FULL), (_HALF, _HALF), (_FULL, _HALF), (_HALF, _FULL), (_FULL, _NARROW), (_NARROW, _FULL))
 
 Grid = tuple[int, int]
 
@@ -43,17 +47,17 @@ class _Scaled:
 
     Attributes:
         features: the network's.
-        factor: pixels of the image as encoded in full per pixel.
-        start: first row and column of that image which this one shows.
+        factor: (u, v) pixels of the image as encoded in full per pixel.
+        start: (u, v) first pixel of that image which this one shows.
     """
 
     features: ImageFeatures
-    factor: int = 1
-    start: int = 0
+    factor: tuple[int, int] = (1, 1)
+    start: tuple[int, int] = (0, 0)
 
     def in_full(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 2) pixels of the image as encoded in full."""
-        return np.asarray(self.factor * (points + 0.5) - 0.5 + self.start, np.float32)
+        return np.asarray(np.array(self.factor) * (points + 0.5) - 0.5 + np.array(self.start), np.float32)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class _Found:
 def match_at_scales(
     matcher: Matcher, lenient: Lenient, keyframe: EncodedFrame, current: EncodedFrame
 ) -> Correspondences:
-    """Match two images, each in full and at half its size.
+    """Match two images at several scales.
 
     Args:
         matcher: the network; its cells' points are the cells' centres.
@@ -90,7 +94,11 @@ def match_at_scales(
     cell = matcher.cell_size
     # Half a cell is left out: the centres of cells at half the size are then those of every second cell.
     views0, views1 = _views(matcher, keyframe, cell // 2), _views(matcher, current, 0)
-    found = [_matched(matcher, lenient, one, other) for one, other in product(views0, views1)]
+    found = [
+        _matched(matcher, lenient, views0[one], views1[other])
+        for one, other in _SCALES
+        if one in views0 and other in views1
+    ]
     most = max(each.confident for each in found)
     found = sorted((each for each in found if each.confident >= _COMPARABLE * most), key=lambda each: -each.confident)
     points0, points1, confidence, std = (
@@ -114,22 +122,31 @@ def match_at_scales(
     return correspondences[usable & on_usable(correspondences.current_points, current.frame.usable)]
 
 
-def _views(matcher: Matcher, encoded: EncodedFrame, start: int) -> list[_Scaled]:
-    """The image in full, and at half its size without its first `start` rows and columns unless that is too small."""
-    views = [_Scaled(encoded.features)]
+def _views(matcher: Matcher, encoded: EncodedFrame, skipped: int) -> dict[tuple[int, int], _Scaled]:
+    """An image by the factors of its scales, without those at which it is too small.
+
+    Args:
+        matcher: the network.
+        encoded: the image, as encoded in full.
+        skipped: first pixels that are left out along each reduced axis.
+    """
+    views = {_FULL: _Scaled(encoded.features)}
     width, height = encoded.features.size
-    size = (width - start) // 2, (height - start) // 2
-    if min(size) < _LEAST_SIDE:
-        return views
     image, usable = encoded.frame.image, encoded.frame.usable
     if image.shape != (height, width):
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         usable = None if usable is None else shrink_mask(usable, (width, height))
-    part = slice(start, start + 2 * size[1]), slice(start, start + 2 * size[0])
-    half = np.asarray(cv2.resize(image[part], size, interpolation=cv2.INTER_AREA), np.uint8)
-    mask = None if usable is None else torch.from_numpy(shrink_mask(usable[part], size))
-    features = matcher.complete(matcher.encode(torch.from_numpy(half), mask))
-    return [*views, _Scaled(features, 2, start)]
+    for factor in (_HALF, _NARROW):
+        start = skipped * (factor[0] - 1), skipped * (factor[1] - 1)
+        size = (width - start[0]) // factor[0], (height - start[1]) // factor[1]
+        if min(size) < _LEAST_SIDE:
+            continue
+        part = tuple(slice(start[axis], start[axis] + factor[axis] * size[axis]) for axis in (1, 0))
+        reduced = np.asarray(cv2.resize(image[part], size, interpolation=cv2.INTER_AREA), np.uint8)
+        mask = None if usable is None else torch.from_numpy(shrink_mask(usable[part], size))
+        features = matcher.complete(matcher.encode(torch.from_numpy(reduced), mask))
+        views[factor] = _Scaled(features, factor, start)
+    return views
 
 
 def _matched(matcher: Matcher, lenient: Lenient, view0: _Scaled, view1: _Scaled) -> _Found:
@@ -141,7 +158,7 @@ def _matched(matcher: Matcher, lenient: Lenient, view0: _Scaled, view1: _Scaled)
     points0, points1 = (
         view.in_full(points.numpy()[kept]) for view, points in ((view0, matches.points0), (view1, matches.points1))
     )
-    std = matches.std.numpy()[kept] * np.float32(view1.factor)
+    std = matches.std.numpy()[kept] * np.float32(max(view1.factor))
     return _Found(points0, points1, confidence[kept], std, int(sure.sum()))
 
 
