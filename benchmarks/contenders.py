@@ -181,7 +181,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.0, help="least confidence of ours; 0 for the preset's")
     parser.add_argument("--max-matches", type=int, default=0, help="most matches of ours; 0 for the preset's")
     parser.add_argument(
-        "--matchers", nargs="+", default=list(EVERY), choices=[*EVERY, OURS_SINGLE, "aliked-lightglue-unscaled"], help="which run"
+        "--matchers",
+        nargs="+",
+        default=list(EVERY),
+        choices=[*EVERY, OURS_SINGLE, "aliked-lightglue-unscaled"],
+        help="which run",
     )
     parser.add_argument("--threads", type=int, default=0, help="of every matcher; 0 for all cores")
     parser.add_argument("--peers", type=Path, default=PYTHON, help="python of the environment that `make peers` makes")

@@ -16,8 +16,8 @@ from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import Correspondences
 from loftr_ros.frontend.wide_pairs import confirmed
-from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.checkpoints.files import load_network
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.interface import Matches, lenient_matching
 from loftr_ros.matcher.runtime.gpu import GpuMatcher
 from loftr_ros.weights import find_weights
