@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches, lenient_matching
+from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 from loftr_ros.ros.spare_time import LentMatcher, SpareTime, kind_of, one_torch_thread_here
 from loftr_ros.ros.worker import NewestWorker
 
@@ -165,21 +165,6 @@ def test_images_like_the_streams_are_worked_on_by_the_streams_threads(lending: L
     assert lending.lent.geometry(lambda: threading.current_thread().name) == "matching"
     assert lending.matcher.threads == [("encode", "encoding"), ("match", "matching")]
     assert lending.lent.fingerprint == "made"
-
-
-def test_a_lent_matcher_matches_leniently_exactly_where_its_own_can(lending: Lending) -> None:
-    assert lenient_matching(lending.lent) is None
-    lending.kinds.add((SIZE, False))
-    features = lending.lent.encode(image())
-    matches = Matches(*(torch.zeros(0) for _ in range(5)))
-
-    def lenient(keyframe: ImageFeatures, current: ImageFeatures, threshold: float) -> Matches:
-        assert threshold == 0.02 and threading.current_thread().name == "matching"
-        return matches
-
-    lending.matcher.match_leniently = lenient  # type: ignore[attr-defined]
-    found = lenient_matching(lending.lent)
-    assert found is not None and found(features, features, 0.02) is matches
 
 
 def test_images_of_a_new_size_are_worked_on_where_they_are_asked_for_the_first_time(lending: Lending) -> None:

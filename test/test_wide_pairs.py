@@ -10,12 +10,12 @@ from fakes import PanningStream, texture
 from numpy.typing import NDArray
 from pretended_device import PretendedDevice
 
-from loftr_ros.frontend.config import FrontEndConfig, WideConfig
+from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import Correspondences
-from loftr_ros.frontend.wide_pairs import confirmed
+from loftr_ros.frontend.wide_pairs import WideConfig, confirmed
 from loftr_ros.matcher.checkpoints.files import load_network
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.interface import Matches, lenient_matching
@@ -24,7 +24,7 @@ from loftr_ros.weights import find_weights
 
 CPU = torch.device("cpu")
 SIZE = 320, 240
-NEVER = FrontEndConfig(wide=WideConfig(min_matches=0))
+NEVER = WideConfig(min_matches=0)
 # Image 1 -> image 0, so that neither image shows pixels beyond the texture.
 NEARER = np.array([[0.4, 0, 90], [0, 0.4, 70], [0, 0, 1.0]])
 FROM_THE_SIDE = np.array([[2.2, 0, -190], [0, 1, 0], [0, 0, 1.0]])
@@ -69,7 +69,7 @@ def test_views_of_other_scale_or_from_the_side_have_more_right_matches(
     network: Compact, wall: NDArray[np.uint8], to_first: NDArray[np.float64]
 ) -> None:
     pair = frames(wall, to_first)
-    alone, found = (PairMatcher(network, config).match_pair(*pair) for config in (NEVER, FrontEndConfig()))
+    alone, found = (PairMatcher(network, wide=wide).match_pair(*pair) for wide in (NEVER, None))
     right, before = (int((errors(each, to_first) < 8).sum()) for each in (found, alone))
     assert right > 50 and right > 2 * before
     assert right > 0.8 * len(found)
@@ -81,11 +81,11 @@ def test_views_of_other_scale_or_from_the_side_have_more_right_matches(
 
 def test_enough_matches_or_zero_leave_a_pair_as_the_stream_has_it(network: Compact, wall: NDArray[np.uint8]) -> None:
     pair = frames(wall, np.array([[1, 0, 24], [0, 1, 16], [0, 0, 1.0]]))
-    pairs = PairMatcher(network, FrontEndConfig(wide=WideConfig(min_matches=100)))
+    pairs = PairMatcher(network, wide=WideConfig(min_matches=100))
     keyframe, current = (pairs.encode(frame) for frame in pair)
     plain = pairs.match([keyframe], current)[0]
     assert len(plain) > 100
-    for each in (pairs, PairMatcher(network, NEVER)):
+    for each in (pairs, PairMatcher(network, wide=NEVER)):
         assert np.array_equal(each.match_single(keyframe, current).current_points, plain.current_points)
 
 

@@ -41,21 +41,6 @@ class RefineConfig(Settings):
 
 
 @dataclass(frozen=True)
-class WideConfig(Settings):
-    """Matching of single pairs of distant views: loop closures, recalled keyframes and `loftr_ros.match`."""
-
-    live: ClassVar[bool] = True
-
-    min_matches: int = setting(
-        1000,
-        "Number of matches below which network `compact` matches two single images at other scales too, and keeps "
-        "doubtful matches that their neighbours confirm; 0 for never. The tracked stream is not affected",
-        low=0,
-        high=100000,
-    )
-
-
-@dataclass(frozen=True)
 class KeyframeConfig(Settings):
     """Selection of keyframes, and their buffer."""
 
@@ -208,7 +193,6 @@ class FrontEndConfig:
     latency: LatencyConfig = field(default_factory=LatencyConfig, metadata=FLAT)
     image: ImageConfig = field(default_factory=ImageConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
-    wide: WideConfig = field(default_factory=WideConfig)
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     keyframe: KeyframeConfig = field(default_factory=KeyframeConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)

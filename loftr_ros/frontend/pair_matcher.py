@@ -19,7 +19,7 @@ from loftr_ros.frontend.quality import judge
 from loftr_ros.frontend.refinement import refine
 from loftr_ros.frontend.results import Correspondences
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.frontend.wide_pairs import match_at_scales
+from loftr_ros.frontend.wide_pairs import WideConfig, match_at_scales
 from loftr_ros.matcher.interface import Matcher, Matches, lenient_matching
 
 # Least side of an image in pixels, and of the network's input. Networks fail on smaller ones, each in its own way.
@@ -31,12 +31,14 @@ class PairMatcher:
 
     Attributes:
         matcher: the network.
-        config: settings; only `image`, `refine` and `wide` are used here.
+        config: settings; only `image` and `refine` are used here.
+        wide: settings of `match_single`.
     """
 
-    def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None) -> None:
+    def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None, wide: WideConfig | None = None) -> None:
         self.matcher = matcher
         self.config = config or FrontEndConfig()
+        self.wide = wide or WideConfig()
 
     def complete(self, encoded: EncodedFrame) -> EncodedFrame:
         """Add what only keyframes need (see `Matcher.complete`)."""
@@ -48,13 +50,14 @@ class PairMatcher:
         return [self.to_raw_pixels(keyframe, current, each) for keyframe, each in zip(keyframes, found, strict=True)]
 
     def match_single(self, keyframe: EncodedFrame, current: EncodedFrame) -> Correspondences:
-        """Correspondences of two images that are not of one moment of a stream, and may be distant views.
+        """Correspondences of two images that may be distant views: as `match`, with more effort if they are few.
 
-        As `match`, and with more effort if they have few matches; see `WideConfig`.
+        Not for the recognition of places: images of different places get more matches, too, which agree with each
+        other.
         """
         found = self.match([keyframe], current)[0]
         lenient = lenient_matching(self.matcher)
-        if lenient is None or len(found) >= self.config.wide.min_matches:
+        if lenient is None or len(found) >= self.wide.min_matches:
             return found
         return match_at_scales(self.matcher, lenient, keyframe, current)
 

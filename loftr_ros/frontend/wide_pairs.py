@@ -20,6 +20,7 @@ from loftr_ros.frontend.keyframes import EncodedFrame, raw_pixels
 from loftr_ros.frontend.mask import on_usable, shrink_mask
 from loftr_ros.frontend.results import Correspondences
 from loftr_ros.matcher.interface import ImageFeatures, Lenient, Matcher, Matches
+from loftr_ros.settings import Settings, setting
 
 # Minimum confidence of a match that its neighbours must confirm.
 _DOUBTFUL = 0.01
@@ -39,6 +40,19 @@ _FULL, _HALF, _NARROW = (1, 1), (2, 2), (2, 1)
 _SCALES = ((_FULL, _FULL), (_HALF, _HALF), (_FULL, _HALF), (_HALF, _FULL), (_FULL, _NARROW), (_NARROW, _FULL))
 
 Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WideConfig(Settings):
+    """Matching of two single images, which may be distant views."""
+
+    min_matches: int = setting(
+        1000,
+        "Number of matches below which network `compact` matches two single images at other scales too, and keeps "
+        "doubtful matches that their neighbours confirm; 0 for never",
+        low=0,
+        high=100000,
+    )
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Verifier:
         """
         current = self.encode(frame)
         encoded = self._encoded(archived, frame)
-        matches = self.pairs.match_single(encoded, current)
+        matches = self.pairs.match([encoded], current)[0]
         pose, own_unit = self._geometry(lambda: self._poses(archived, encoded, current, matches))
         covered = min(
             coverage(matches.keyframe_points[pose.inliers], archived.size),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # these import torch, which the node loads when it is configu
     from torch import Tensor
 
     from loftr_ros.matcher.config import NetworkConfig
-    from loftr_ros.matcher.interface import ImageFeatures, Lenient, Matcher, Matches
+    from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
 
 R = TypeVar("R")
 # (width, height) of the network's input for an image, and whether it has a mask.
@@ -190,21 +190,6 @@ class LentMatcher:
         """As of `Matcher`, on the thread that matches."""
         kinds = [kind_of(each) for each in (*keyframes, current)]
         return self._run("match", kinds, self._matching, lambda: self._matcher.match(keyframes, current))
-
-    @property
-    def match_leniently(self) -> Lenient | None:
-        """As of `lenient_matching`, on the thread that matches."""
-        from loftr_ros.matcher.interface import lenient_matching
-
-        lenient = lenient_matching(self._matcher)
-        if lenient is None:
-            return None
-
-        def match(keyframe: ImageFeatures, current: ImageFeatures, threshold: float) -> Matches:
-            kinds = [kind_of(each) for each in (keyframe, current)]
-            return self._run("match_leniently", kinds, self._matching, lambda: lenient(keyframe, current, threshold))
-
-        return match
 
     def geometry(self, work: Callable[[], R]) -> R:
         """Run the geometry after matching, on the thread that matches."""
