@@ -125,6 +125,12 @@ class TrackingConfig(Settings):
         low=0,
         high=1000,
     )
+    in_background: bool = setting(
+        True,
+        "Whether the node's network matches frames in a thread of its own while optical flow locates the next ones; "
+        "an image becomes a keyframe some frames later then. Without flow, and in programs that do not provide a "
+        "thread, it has no effect",
+    )
     max_matches: int = setting(
         1000,
         "Maximum number of matches of a frame that is not matched in full, spread over the image; cells that the "

@@ -234,6 +234,17 @@ class Localizer:
         angle = np.radians(rotation_degrees(before[:3, :3].T @ expected.pose[:3, :3]))
         return float(camera.focal_length * (shift + angle))
 
+    def was_at(self, location: Location, stamp_ns: int, keyframe: Keyframe) -> bool:
+        """Whether a located frame's location agrees with the one that it has in the trajectory.
+
+        Args:
+            location: of its camera, found once more.
+            stamp_ns: of the frame.
+            keyframe: gives the typical depth.
+        """
+        known = self._motion.expected(stamp_ns)
+        return known is not None and known.agrees(location, _typical_depth(keyframe))
+
     def expected_shift(
         self, keyframe: Keyframe, cell: NDArray[np.integer], since: RelativePose, stamp_ns: int
     ) -> NDArray[np.float32]:

@@ -31,8 +31,9 @@ _WINDOW, _LEVELS, _ITERATIONS = 21, 3, 10
 _BACKWARD_START, _RETURNS = 1.0, 1.0
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.
 _STD = 0.15
-# Largest ratio of the parts of the common view that the network and flow explain.
-_MOST_GAIN = 1.15
+# Largest ratio of the parts of the common view that the network and flow explain: as concluded from the frame before,
+# and as measured in one frame.
+_MOST_GAIN, _MOST_MEASURED = 1.15, 1.4
 # Part of the contrast by which two images may differ in mean and contrast and still be compared as they are.
 _ALIKE = 0.03
 # Least number of points worth following.
@@ -50,10 +51,11 @@ class OpticalFlow:
         keyframe: whose matches are followed; None for none.
         pose: of the frame that they start from relative to it, in the trajectory's unit; None if unknown.
         frames: located in a row since `start`.
+        weak: of these, the last ones in a row that were accepted only because they agree with the prediction.
     """
 
     def __init__(self) -> None:
-        self.frames = 0
+        self.frames = self.weak = 0
         self._wait, self._waiting = 1, 0
         self.keyframe: Keyframe | None = None
         self._frame: StreamFrame | None = None
@@ -64,13 +66,21 @@ class OpticalFlow:
     def forget(self) -> None:
         """Follow nothing until the next `start`."""
         self.keyframe = self._frame = None
+        self.weak = 0
 
     @property
     def cells(self) -> NDArray[np.uint32]:
         """(N,) cells of the keyframe that are followed."""
         return self._start.track_id
 
-    def start(self, frame: StreamFrame, match: KeyframeMatch, pose: RelativePose | None, explained: float) -> None:
+    def start(
+        self,
+        frame: StreamFrame,
+        match: KeyframeMatch,
+        pose: RelativePose | None,
+        explained: float,
+        gain: float | None = None,
+    ) -> None:
         """Follow a frame's inliers from now on, spread over the image; those of known depth are preferred.
 
         Args:
@@ -78,9 +88,11 @@ class OpticalFlow:
             match: of it with a keyframe.
             pose: of it relative to the keyframe, in the trajectory's unit; None if unknown.
             explained: part of the common view that its inliers cover, 0 to 1.
+            gain: the ratio of that part to what flow explained of the same frame; None if unknown.
         """
         found = match.correspondences[match.pose.inliers]
         self._begin(match.keyframe, frame, found, np.nan_to_num(found.std, nan=1.0), pose, explained)
+        self._gain = 0.0 if gain is None else min(max(gain, 1.0), _MOST_MEASURED)
 
     def start_at(self, keyframe: Keyframe) -> None:
         """Follow a new keyframe's own cells from now on, spread over the image; those of known depth are preferred."""
@@ -125,10 +137,11 @@ class OpticalFlow:
             self._gain = min(max(self._explained / max(explained, 1e-6), 1.0), _MOST_GAIN)
         return min(self._gain * explained, 1.0)
 
-    def record(self, is_located: bool) -> None:
-        """Record whether the matches of `follow` located the frame."""
+    def record(self, is_located: bool, is_weak: bool = False) -> None:
+        """Record whether the matches of `follow` located the frame, and whether only with the prediction's help."""
         if is_located:
             self.frames += 1
+            self.weak = self.weak + 1 if is_weak else 0
             self._wait = 1
         elif not self.frames:  # a later frame is farther away
             self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)

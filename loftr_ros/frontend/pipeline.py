@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
+from loftr_ros.frontend.background import BackgroundMatch, NetworkResult, Submit
 from loftr_ros.frontend.budget import Effort, LatencyBudget
 from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
 from loftr_ros.frontend.config import MONO, RGBD, STEREO, FrontEndConfig
@@ -42,7 +44,7 @@ from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import rotation_vector
 from loftr_ros.geometry.two_view import PoseStatus, without_pose
 from loftr_ros.matcher.faults import is_out_of_memory
-from loftr_ros.matcher.interface import Matcher, QuickMatcher, release_memory, waited_for_encoding
+from loftr_ros.matcher.interface import Matcher, Matches, QuickMatcher, release_memory, waited_for_encoding
 from loftr_ros.settings import ConfigError, changed
 
 __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeMatch", "TrackingState"]
@@ -56,6 +58,11 @@ _WAITS = 0.55
 _LEFT_BEHIND = 0.9
 # Radians by which the motion by matching and the motion on the trajectory may differ in rotation.
 _AGREEING_ROTATION = 0.05
+# Without the network's result flow goes on for so many times `tracking.flow_period`.
+_LONGEST_FLOW = 3
+# Frames in a row that flow may locate by poses that are accepted only because they agree with the prediction, while the
+# network matches one of them.
+_MOST_WEAK = 6
 # Evicted keyframes whose places are kept for a recall: a kilobyte each.
 _MOST_EVICTED = 20_000
 
@@ -86,7 +93,11 @@ class FrontEnd:
             self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher), self.config.scale.mode != MONO
         )
         self._flow = OpticalFlow()
+        self._submit: Submit | None = None
+        self._background: BackgroundMatch | None = None
+        self._links: list[TrackLinks] = []  # of keyframes that no result has told of yet
         self._full_match = FullMatch.UNEXPECTED
+        self._doubt = FullMatch.NOT  # why the frame must be matched in full, by optical flow
         self._until_other = 0
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
@@ -128,10 +139,18 @@ class FrontEnd:
         timer.seconds["encode"] = current.seconds
         frame = current.frame
         self._admit(frame)
+        self.catch_up()
+        self._doubt = FullMatch.NOT
         if isinstance(current, PreparedFrame):
             if (followed := self._follow(current, timer)) is not None:
                 return followed
-            current = self._encoded(current, timer)
+            if self._background is not None:
+                self._wait_for_background(timer)
+                if (followed := self._follow(current, timer)) is not None:
+                    return followed
+        self._wait_for_background(timer)
+        announced = len(self.buffer.pending_events)
+        current = self._encoded(current, timer)
         reference = self.buffer.reference
         if reference is not None and reference.encoded.features.size != current.features.size:
             current = self.encode(frame)  # encoded before the resolution changed
@@ -156,7 +175,7 @@ class FrontEnd:
                 links = self._update_keyframes(current, located, best, location, timer)
                 if best is not None and links is not None and self.buffer.reference is not None:
                     self.moving.add_keyframe(self.buffer.reference)
-        is_keyframe = any(event.added for event in self.buffer.pending_events)
+        is_keyframe = any(event.added for event in self.buffer.pending_events[announced:])
         self._quick.record(self._full_match, len(timer.runs) > len(located), is_keyframe)
         self._remember_evicted()
         self._before = None
@@ -175,7 +194,7 @@ class FrontEnd:
             self.buffer.take_events(),
             timer.seconds,
             location,
-            links,
+            self._take_links() if links is None else (*self._take_links(), links),
             self._budget.effort,
             self.recovery.state,
             current.quality,
@@ -205,38 +224,147 @@ class FrontEnd:
             # As by the network: on the way to the first of these frames little but poorly textured points was lost.
             by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
-            if not best.is_sure or (is_last and not self._quick.is_for_long):
+            # Weak poses bridge the time until the network has matched one of their frames.
+            is_enough = best.is_sure or (self.uses_background and best.is_believed and self._flow.weak < _MOST_WEAK)
+            if not is_enough or (is_last and not self._quick.is_for_long):
                 self._flow.record(is_located=False)
+                self._doubt = FullMatch.KEYFRAME if best.is_sure else FullMatch.DOUBT
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
-        self._flow.record(is_located=True)
-        if is_last:  # the next frame probably becomes a keyframe
+        self._flow.record(is_located=True, is_weak=not best.is_sure)
+        if self.uses_background and location is not None:
+            quickly = best.is_sure and not is_last and not self._quick.is_full_due
+            if not quickly or self._flow.frames >= self.config.tracking.flow_period // 2:
+                self._match_in_background(current, best, location, quickly)
+        elif is_last:  # the next frame probably becomes a keyframe
             self._flow.forget()
         self._quick.followed()
-        self.recovery.located()
+        self.recovery.located(best.is_sure)
         self.buffer.record_match(keyframe, covered)
-        self._before = None if location is None else (current, best, location)
+        self._before = (current, best, location) if location is not None and best.is_sure else None
         return FrontEndResult(
             current.frame,
             (best.match,),
             self.buffer.take_events(),
             timer.seconds,
             location,
+            self._take_links(),
             effort=self._budget.effort,
             quality=current.quality,
             full_match=FullMatch.FLOW,
         )
 
+    def use_background(self, submit: Submit | None) -> None:
+        """Let the network match frames in another thread while optical flow locates the next ones.
+
+        The results then depend on how fast that thread is.
+
+        Args:
+            submit: runs a function in that thread; None for the calling thread, in turn with everything else.
+        """
+        self._submit = submit
+
+    @property
+    def uses_background(self) -> bool:
+        """Whether the network matches frames in another thread while optical flow locates the next ones."""
+        return self._submit is not None and self.config.tracking.in_background and self._can_follow
+
+    @property
+    def _can_follow(self) -> bool:
+        """Whether optical flow may locate frames with this network and these settings."""
+        is_quick_on_cpu = isinstance(self.matcher, QuickMatcher) and self.matcher.device.type == "cpu"
+        return is_quick_on_cpu and self.config.tracking.flow_period > 0 and self._budget.effort.keyframes == 1
+
+    def _match_in_background(
+        self, frame: EncodedFrame | PreparedFrame, located: Located, location: Location, quickly: bool
+    ) -> None:
+        """Begin to match a located frame by the network, unless it still matches another one."""
+        if self._background is None and self._submit is not None:
+            keyframe = located.match.keyframe
+            result = self._submit(partial(self._matched_by_network, keyframe, frame, self._resolution, quickly))
+            self._background = BackgroundMatch(located, location, quickly, result)
+
+    def _matched_by_network(
+        self, keyframe: Keyframe, frame: EncodedFrame | PreparedFrame, resolution: float, quickly: bool
+    ) -> NetworkResult:
+        """What the network finds of a frame; changes no state, because it runs in another thread."""
+        encoded = frame if isinstance(frame, EncodedFrame) else self.pairs.encode(frame.frame, resolution)
+        found = self._correspondences([keyframe], encoded, self._matches([keyframe], encoded, quickly))[0]
+        if quickly:
+            return NetworkResult(encoded, found)
+        complete = self.pairs.complete(encoded)
+        return NetworkResult(complete, found, self._measured_depth(complete))
+
+    def catch_up(self) -> None:
+        """Go on from what the network has found meanwhile, if it has; `process` does it, too."""
+        matched = self._background
+        if matched is not None and matched.result.done():
+            self._background = None
+            self._go_on_from(matched, matched.result.result())
+
+    def _wait_for_background(self, timer: _Timer) -> None:
+        """Go on from all that the network is working on."""
+        while (matched := self._background) is not None:
+            self._background = None
+            with timer("match"):
+                result = matched.result.result()
+            with timer("geometry"):
+                self._go_on_from(matched, result)
+
+    def _go_on_from(self, matched: BackgroundMatch, result: NetworkResult) -> None:
+        """Follow an earlier frame by what the network found of it, or make it a keyframe."""
+        keyframe = matched.located.match.keyframe
+        if keyframe is not self.buffer.reference or keyframe is not self._flow.keyframe or keyframe.location is None:
+            return  # nothing goes on from it any more
+        encoded = result.encoded
+        best = self.localizer.locate(
+            keyframe, encoded, result.correspondences, matched.quickly, is_close=matched.quickly
+        )
+        best = self.localizer.with_length(best)
+        covered = self._coverage(best, encoded)
+        reason = self._reason_for_keyframe(best, covered, encoded)
+        if best.is_sure and best.pose is not None:
+            location = keyframe.location.moved(best.pose.matrix, best.pose.covariance)
+            if not self.localizer.was_at(location, encoded.frame.stamp_ns, keyframe):
+                self._flow.forget()  # one of the two is wrong
+                return
+            best = self.moving.flagged(best, encoded)
+            keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
+            self.recovery.located()
+            is_keyframe = reason is not None and not matched.quickly
+            self._quick.record(FullMatch.NOT if matched.quickly else FullMatch.PERIOD, False, is_keyframe)
+            if reason is not None and not matched.quickly:
+                self._make_keyframe(result, reason, best, location)
+                return
+            gain = best.explained / max(matched.located.explained, 1e-6)
+            self._flow.start(encoded, best.match, best.pose, best.explained, gain)
+        elif not matched.quickly:
+            self._flow.forget()
+            return
+        if matched.quickly and (reason is not None or not best.is_sure):
+            self._match_in_background(encoded, matched.located, matched.location, quickly=False)
+
+    def _make_keyframe(self, result: NetworkResult, reason: KeyframeReason, its: Located, location: Location) -> None:
+        """Make an earlier frame a keyframe, and follow it."""
+        keyframe = self.buffer.add(result.encoded, reason, location.segment)
+        self._links.append(self.localizer.go_on(keyframe, result.depth, its, location))
+        self.moving.add_keyframe(keyframe)
+        self._remember_evicted()
+        self._flow.start_at(keyframe)
+
+    def _take_links(self) -> tuple[TrackLinks, ...]:
+        links, self._links = tuple(self._links), []
+        return links
+
     def _flow_expected(self, frame: Frame) -> bool:
         """Whether optical flow can probably locate a frame; asked by the thread that encodes, too."""
-        tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
+        tracked = self.recovery.state == TrackingState.TRACKING and not self._forced
         return (
             tracked
-            and self._flow.frames < self.config.tracking.flow_period
-            and isinstance(self.matcher, QuickMatcher)
-            and self.matcher.device.type == "cpu"
-            and self._budget.effort.keyframes == 1
+            and (not self.recovery.is_weak or 0 < self._flow.weak < _MOST_WEAK)
+            and self._can_follow
+            and self._flow.frames < self.config.tracking.flow_period * (_LONGEST_FLOW if self.uses_background else 1)
             and self._budget.effort.scale == self._resolution
             and self._flow.can_follow(frame.size)
         )
@@ -337,7 +465,7 @@ class FrontEnd:
         """
         is_tracked = self.recovery.state == TrackingState.TRACKING and not self.recovery.is_weak and not self._forced
         motion = self._motion(current, keyframes[0]) if is_tracked else None
-        self._full_match = self._quick.why_not(motion)
+        self._full_match = self._doubt or self._quick.why_not(motion)
         if self._full_match != FullMatch.NOT:
             return None
         is_close = motion is not None and motion < CLOSE
@@ -374,23 +502,30 @@ class FrontEnd:
             is_close: as of `Localizer.locate`.
         """
         timer.runs += keyframes
-        features = [keyframe.encoded.features for keyframe in keyframes]
         with timer("match"):
-            if quickly and isinstance(self.matcher, QuickMatcher):
-                first = [None if k.followed is None else torch.from_numpy(k.followed) for k in keyframes]
-                found = self.matcher.match_quickly(features, current.features, self.config.tracking.max_matches, first)
-            else:
-                found = self.matcher.match(features, current.features)
+            found = self._matches(keyframes, current, quickly)
         timer.move(waited_for_encoding(self.matcher), "match", "encode")
         with timer("refine"):
-            correspondences = [
-                self.pairs.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)
-            ]
+            correspondences = self._correspondences(keyframes, current, found)
         with timer("geometry"):
             return [
                 self.localizer.locate(k, current, c, quickly, is_close)
                 for k, c in zip(keyframes, correspondences, strict=True)
             ]
+
+    def _matches(self, keyframes: list[Keyframe], current: EncodedFrame, quickly: bool) -> list[Matches]:
+        """The network's matches with each of the keyframes."""
+        features = [keyframe.encoded.features for keyframe in keyframes]
+        if quickly and isinstance(self.matcher, QuickMatcher):
+            first = [None if k.followed is None else torch.from_numpy(k.followed) for k in keyframes]
+            return self.matcher.match_quickly(features, current.features, self.config.tracking.max_matches, first)
+        return self.matcher.match(features, current.features)
+
+    def _correspondences(
+        self, keyframes: list[Keyframe], current: EncodedFrame, found: list[Matches]
+    ) -> list[Correspondences]:
+        """The same in pixels of the incoming images, refined."""
+        return [self.pairs.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
 
     def _look_for_other_segments(
         self, current: EncodedFrame, best: Located, location: Location, timer: _Timer
@@ -475,7 +610,8 @@ class FrontEnd:
         self.recovery.reset()
         self.moving.reset()
         self._evicted.clear()
-        self._forced, self._before = False, None
+        self._forced, self._before, self._background = False, None, None
+        self._links.clear()
         self._flow.forget()
         self.buffer.clear(reason)
         return self.buffer.take_events()

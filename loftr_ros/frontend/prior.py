@@ -27,6 +27,8 @@ _VELOCITY_PART, _SMOOTH_VELOCITY_PART = 0.3, 0.15
 # Angular accelerations that tell whether a camera moves smoothly, the factor on their root mean square, and the least
 # result in rad/s^2.
 _SMOOTH_FRAMES, _SMOOTH_FACTOR, _LEAST_ANGULAR_ACCELERATION = 10, 3.0, 1.0
+# Located frames whose locations are remembered.
+_REMEMBERED = 64
 # Possible speed of a camera of unknown velocity: m/s, own units/s, and rad/s.
 _SPEED, _OWN_SPEED, _ANGULAR_SPEED = 1.5, 0.7, 1.0
 # Standard deviations within which a pose agrees with the prediction.
@@ -78,6 +80,7 @@ class ConstantVelocity:
 
     def __init__(self) -> None:
         self._last: tuple[int, Location] | None = None
+        self._located: dict[int, Location] = {}  # by stamp, oldest first
         self._velocity: Array | None = None
         self._angular_velocity: Array = np.zeros(3)
         self._accelerations: deque[float] = deque(maxlen=_SMOOTH_FRAMES)  # angular ones, rad/s^2
@@ -85,6 +88,7 @@ class ConstantVelocity:
     def reset(self) -> None:
         """Forget the motion."""
         self._last = self._velocity = None
+        self._located.clear()
         self._accelerations.clear()
 
     @property
@@ -116,6 +120,9 @@ class ConstantVelocity:
             location: of the camera.
         """
         before, self._last = self._last, (stamp_ns, location)
+        self._located[stamp_ns] = location
+        if len(self._located) > _REMEMBERED:
+            del self._located[next(iter(self._located))]
         had_velocity, self._velocity = self._velocity is not None, None
         if before is None or before[1].segment != location.segment:
             self._accelerations.clear()
@@ -135,7 +142,7 @@ class ConstantVelocity:
     def expected(
         self, stamp_ns: int, rotated: IntegratedRotation | None = None, moved: OdometryMotion | None = None
     ) -> Expected | None:
-        """Predict the pose at a time; None if nothing is known, or for too long.
+        """Predict the pose at a time; None if nothing is known, or for too long. That of a located frame is known.
 
         Args:
             stamp_ns: of the frame.
@@ -145,6 +152,11 @@ class ConstantVelocity:
         if self._last is None:
             return None
         last_ns, last = self._last
+        if (known := self._located.get(stamp_ns)) is not None:
+            position_std, rotation_std = (
+                float(np.sqrt(np.trace(part) / 3)) for part in (known.covariance[:3, :3], known.covariance[3:, 3:])
+            )
+            return Expected(known.pose, position_std + 0.005, rotation_std + 0.005, known.segment)
         seconds = (stamp_ns - last_ns) / 1e9
         if not 0 < seconds <= _LONGEST:
             return None

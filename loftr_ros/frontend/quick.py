@@ -71,12 +71,17 @@ class QuickMatching:
             return FullMatch.UNEXPECTED
         if motion > _LARGEST_MOTION or max(self._life, self._age) < self._least_life:
             return FullMatch.MOTION
-        if self._since_full >= self.config.full_period:
+        if self.is_full_due:
             return FullMatch.PERIOD
         if self._waiting:
             self._waiting -= 1
             return self._reason
         return FullMatch.NOT
+
+    @property
+    def is_full_due(self) -> bool:
+        """Whether the next frame that the network matches must be matched in full, whatever is expected of it."""
+        return not (self.config.quick and self._is_supported) or self._since_full >= self.config.full_period
 
     @property
     def is_for_long(self) -> bool:

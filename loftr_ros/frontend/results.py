@@ -203,12 +203,12 @@ class FrontEndResult:
     Attributes:
         frame: the input.
         matches: one entry per matched keyframe, the reference first; empty for the first frame.
-        events: keyframes added and removed, including those of an earlier frame that failed halfway. The frame before
-            may have become a keyframe, if this one is not located without it.
+        events: keyframes added and removed, including those of an earlier frame that failed halfway. An earlier frame
+            may have become a keyframe: the one before, if this one is not located without it; or one that the network
+            matched while optical flow went on.
         latencies: seconds spent in each of STAGES.
         location: of the camera in the trajectory; None if unknown.
-        links: from the cells of the previous reference keyframe to those of the keyframe made of this frame, or of the
-            frame before.
+        links: from the cells of the previous reference keyframe to those of each new keyframe.
         effort: of the next frame, chosen to stay inside `max_latency_ms`.
         state: of tracking.
         quality: verdict on the image alone; a useless one is not matched.
@@ -223,7 +223,7 @@ class FrontEndResult:
     events: tuple[KeyframeEvent, ...]
     latencies: dict[str, float] = field(default_factory=dict)
     location: Location | None = None
-    links: TrackLinks | None = None
+    links: tuple[TrackLinks, ...] = ()
     effort: Effort = field(default_factory=lambda: Effort(1))
     state: TrackingState = TrackingState.TRACKING
     quality: FrameQuality = FrameQuality.USABLE

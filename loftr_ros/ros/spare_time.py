@@ -118,6 +118,7 @@ class LentMatcher:
         spare: SpareTime,
         encoding: NewestWorker[Any],
         matching: NewestWorker[Any],
+        is_busy: Callable[[], bool],
         kinds: Collection[ImageKind],
     ) -> None:
         """Create it.
@@ -126,10 +127,11 @@ class LentMatcher:
             matcher: the front end's.
             spare: decides when there is time.
             encoding, matching: the threads that call `Matcher.encode`, and the rest of it.
+            is_busy: whether a frame waits or is being processed.
             kinds: kinds of images that the front end has processed so far.
         """
         self._matcher, self.spare = matcher, spare
-        self._encoding, self._matching = encoding, matching
+        self._encoding, self._matching, self._is_busy = encoding, matching, is_busy
         self._kinds = kinds
         self._known: set[Hashable] = set()
 
@@ -216,8 +218,7 @@ class LentMatcher:
                 self.spare.spent(what, now - start, now)
 
         def wait() -> float:
-            is_busy = self._encoding.is_busy or self._matching.is_busy
-            return self.spare.wait(what, since, is_busy, time.monotonic())
+            return self.spare.wait(what, since, self._is_busy(), time.monotonic())
 
         return worker.spare(timed, wait).result()
 

@@ -76,7 +76,7 @@ class FrameStages:
         self._is_alive = is_alive
         self.spare = SpareTime()
         self._kinds: set[ImageKind] = set()
-        self._encoding: NewestWorker[Arrival]
+        self._encoding: NewestWorker[Any]
         if pipelined:
             matching: NewestWorker[_Encoded] = NewestWorker(self._match, self._dropped, "loftr_match")
             self._encoding = NewestWorker(lambda a: self._encode(a, matching.put), self._dropped, "loftr_encode")
@@ -84,11 +84,13 @@ class FrameStages:
         else:
             self._encoding = NewestWorker(lambda a: self._encode(a, self._match), self._dropped, "loftr_inference")
             self._matching = self._encoding
-        self._threads = (self._encoding, self._matching) if pipelined else (self._encoding,)
+        self._network: NewestWorker[Any] = NewestWorker(lambda _: None, lambda _: None, "loftr_network")
+        self._threads = (*((self._encoding,) if pipelined else ()), self._matching, self._network)
         try:
             # On a thread that will run it: one more thread in torch makes more OpenMP threads than cores. They then
             # sleep between two operations instead of spinning, and everything takes twice as long.
             self.front_end = self._matching.ask(load)
+            self.front_end.use_background(self._network.submit)
         except BaseException:
             self.stop()
             raise
@@ -108,7 +110,14 @@ class FrameStages:
 
     def lend(self, matcher: Matcher) -> LentMatcher:
         """The front end's network for another thread; it runs on these threads when they have time."""
-        return LentMatcher(matcher, self.spare, self._encoding, self._matching, self._kinds)
+        encoding, matching = self._encoding, self._matching
+        if self.front_end.uses_background:  # no frame waits for what is done there
+            encoding = matching = self._network
+
+        def is_busy() -> bool:
+            return self._encoding.is_busy or self._matching.is_busy
+
+        return LentMatcher(matcher, self.spare, encoding, matching, is_busy, self._kinds)
 
     def gpu_lost_by(self, lost: Callable[[str], None]) -> None:
         """Set a receiver of the message that this process has lost its GPU, on one of these threads."""
@@ -192,6 +201,7 @@ class FrameStages:
             if self._observe is not None:
                 self._observe(result)
             self._outputs.publish_picture(result)
+            self.front_end.catch_up()
         except Exception as error:  # the frame is done, and counted
             self._report(error, self._errors.error)
 

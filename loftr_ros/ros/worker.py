@@ -69,9 +69,13 @@ class NewestWorker(Generic[T]):
 
     def ask(self, question: Callable[[], R]) -> R:
         """Run a function on the thread, as `call` does, and return its result or raise its error."""
+        return self.submit(question).result()
+
+    def submit(self, question: Callable[[], R]) -> Future[R]:
+        """Run a function on the thread, as `call` does; returns its result or error to come."""
         asked = Asked(question)
         self.call(asked)
-        return asked.answer.result()
+        return asked.answer
 
     def spare(self, work: Callable[[], R], wait: Callable[[], float]) -> Future[R]:
         """Run a function on the thread when there is time for it.

@@ -87,9 +87,10 @@ class Outputs:
             self._tracks.publish(tracks_message(result.matches[0], result.frame))
         if result.matches and self._landmarks.get_subscription_count():
             self._landmarks.publish(landmarks_message(result.matches[0], result.frame, result.location))
-        if result.links is not None and len(result.links):
-            made = [e.keyframe.frame for e in result.events if e.added and e.keyframe.id == result.links.new_keyframe]
-            self._track_links.publish(track_links_message(result.links, made[0] if made else result.frame))
+        added = {event.keyframe.id: event.keyframe.frame for event in result.events if event.added}
+        for links in result.links:
+            if len(links):
+                self._track_links.publish(track_links_message(links, added.get(links.new_keyframe, result.frame)))
         if result.joined is not None:
             self._segments_joined.publish(segments_joined_message(result.joined, result.frame))
             self._node.get_logger().info(
