@@ -27,6 +27,9 @@ SIZE = 320, 240
 NEVER = WideConfig(min_matches=0)
 # Image 1 -> image 0, so that neither image shows pixels beyond the texture.
 NEARER = np.array([[0.4, 0, 90], [0, 0.4, 70], [0, 0, 1.0]])
+ON_ITS_SIDE = np.array([[0, 1.0, 40], [-1.0, 0, 239], [0, 0, 1.0]])
+UPSIDE_DOWN = np.array([[-1.0, 0, 319], [0, -1.0, 239], [0, 0, 1.0]])
+TURNED = [pytest.param(turn, marks=pytest.mark.long) for turn in (np.linalg.inv(ON_ITS_SIDE), UPSIDE_DOWN)]
 FROM_THE_SIDE = np.array([[2.2, 0, -190], [0, 1, 0], [0, 0, 1.0]])
 
 
@@ -64,8 +67,8 @@ def errors(found: Correspondences, to_first: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(np.linalg.norm(there - found.current_points, axis=1))
 
 
-@pytest.mark.parametrize("to_first", [NEARER, np.linalg.inv(NEARER), FROM_THE_SIDE])
-def test_views_of_other_scale_or_from_the_side_have_more_right_matches(
+@pytest.mark.parametrize("to_first", [NEARER, np.linalg.inv(NEARER), FROM_THE_SIDE, ON_ITS_SIDE, *TURNED])
+def test_views_of_other_scale_turned_or_from_the_side_have_more_right_matches(
     network: Compact, wall: NDArray[np.uint8], to_first: NDArray[np.float64]
 ) -> None:
     pair = frames(wall, to_first)

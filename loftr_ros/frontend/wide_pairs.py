@@ -2,12 +2,14 @@
 
 Distant views and other light give few confident matches. Among the doubtful ones, right matches have neighbours whose
 partners are neighbours too, while wrong ones are scattered. And where one camera is much closer, or looks at a wall
-from the side, the network compares regions of different size or shape unless one of the images is reduced.
+from the side, the network compares regions of different size or shape unless one of the images is reduced. A picture
+may also be turned by a quarter.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -34,12 +36,17 @@ _CLOSER, _FARTHER, _TOLERANCE = 0.5, 2.0, 0.5
 _COMPARABLE = 0.5
 # Minimum side of a reduced image, in pixels.
 _LEAST_SIDE = 64
+# Number of confident matches below which turned images are tried, and how many times more a turned one must have.
+_HARDLY, _TURNED = 100, 1.5
 # Factors (u, v) by which images are reduced: half the size, and half the width, as of a wall seen from the side.
 _FULL, _HALF, _NARROW = (1, 1), (2, 2), (2, 1)
 # Those of images 0 and 1 that are matched.
 _SCALES = ((_FULL, _FULL), (_HALF, _HALF), (_FULL, _HALF), (_HALF, _FULL), (_FULL, _NARROW), (_NARROW, _FULL))
+# Those at which it is tried whether an image is turned.
+_COARSELY = ((_HALF, _HALF),)
 
 Grid = tuple[int, int]
+Factor = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,66 @@ class WideConfig(Settings):
 
 
 @dataclass(frozen=True)
-class _Scaled:
-    """An image as encoded at one scale.
+class _View:
+    """An image as encoded at one scale, and perhaps turned.
 
     Attributes:
         features: the network's.
-        factor: (u, v) pixels of the image as encoded in full per pixel.
+        factor: (u, v) pixels of the image as encoded in full, and turned, per pixel.
         start: (u, v) first pixel of that image which this one shows.
+        turns: quarter turns to the left.
+        size: (width, height) of the image as encoded in full, not turned.
     """
 
     features: ImageFeatures
-    factor: tuple[int, int] = (1, 1)
-    start: tuple[int, int] = (0, 0)
+    factor: Factor
+    start: tuple[int, int]
+    turns: int
+    size: tuple[int, int]
 
     def in_full(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, 2) pixels of the image as encoded in full."""
-        return np.asarray(np.array(self.factor) * (points + 0.5) - 0.5 + np.array(self.start), np.float32)
+        """(N, 2) pixels of the image as encoded in full, not turned."""
+        u, v = (np.array(self.factor) * (points + 0.5) - 0.5 + np.array(self.start)).T
+        right, bottom = self.size[0] - 1, self.size[1] - 1
+        turned = ((u, v), (right - v, u), (right - u, bottom - v), (v, bottom - u))[self.turns]
+        return np.stack(turned, axis=1).astype(np.float32)
+
+
+class _Views:
+    """All views of one image that were needed so far."""
+
+    def __init__(self, matcher: Matcher, encoded: EncodedFrame, skipped: int) -> None:
+        """Create it with the image in full.
+
+        Args:
+            matcher: the network.
+            encoded: the image, as encoded in full.
+            skipped: number of first pixels that are left out along each reduced axis.
+        """
+        self._matcher, self._skipped = matcher, skipped
+        self.size = encoded.features.size
+        self._image, self._usable = encoded.frame.image, encoded.frame.usable
+        if self._image.shape[::-1] != self.size:
+            self._image = np.asarray(cv2.resize(self._image, self.size, interpolation=cv2.INTER_AREA), np.uint8)
+            self._usable = None if self._usable is None else shrink_mask(self._usable, self.size)
+        self._made: dict[tuple[Factor, int], _View] = {(_FULL, 0): _View(encoded.features, _FULL, (0, 0), 0, self.size)}
+
+    def at(self, factor: Factor, turns: int = 0) -> _View | None:
+        """The image reduced by (u, v) factors after some quarter turns; None if it is too small."""
+        if (factor, turns) not in self._made:
+            image = np.rot90(self._image, turns)
+            start = self._skipped * (factor[0] - 1), self._skipped * (factor[1] - 1)
+            size = (image.shape[1] - start[0]) // factor[0], (image.shape[0] - start[1]) // factor[1]
+            if min(size) < _LEAST_SIDE:
+                return None
+            part = tuple(slice(start[axis], start[axis] + factor[axis] * size[axis]) for axis in (1, 0))
+            seen = cv2.resize(np.ascontiguousarray(image[part]), size, interpolation=cv2.INTER_AREA)
+            mask = None
+            if self._usable is not None:
+                mask = torch.from_numpy(shrink_mask(np.rot90(self._usable, turns)[part], size))
+            features = self._matcher.complete(self._matcher.encode(torch.from_numpy(seen), mask))
+            self._made[factor, turns] = _View(features, factor, start, turns, self.size)
+        return self._made[factor, turns]
 
 
 @dataclass(frozen=True)
@@ -95,7 +146,7 @@ class _Found:
 def match_at_scales(
     matcher: Matcher, lenient: Lenient, keyframe: EncodedFrame, current: EncodedFrame
 ) -> Correspondences:
-    """Match two images at several scales.
+    """Match two images at several scales, and if they hardly match with image 1 turned.
 
     Args:
         matcher: the network; its cells' points are the cells' centres.
@@ -107,13 +158,19 @@ def match_at_scales(
     """
     cell = matcher.cell_size
     # Half a cell is left out: the centres of cells at half the size are then those of every second cell.
-    views0, views1 = _views(matcher, keyframe, cell // 2), _views(matcher, current, 0)
-    found = [
-        _matched(matcher, lenient, views0[one], views1[other])
-        for one, other in _SCALES
-        if one in views0 and other in views1
-    ]
-    most = max(each.confident for each in found)
+    views0, views1 = _Views(matcher, keyframe, cell // 2), _Views(matcher, current, 0)
+
+    def match(scales: Sequence[tuple[Factor, Factor]], turns: int) -> list[_Found]:
+        pairs = ((views0.at(one), views1.at(other, turns)) for one, other in scales)
+        return [_matched(matcher, lenient, one, other) for one, other in pairs if one and other]
+
+    found = match(_SCALES, 0)
+    if _most(found) < _HARDLY:
+        turned = {turns: _most(match(_COARSELY, turns)) for turns in (1, 2, 3)}
+        best = max(turned, key=lambda turns: turned[turns])
+        if turned[best] > _TURNED * max(_most(found), 1):
+            found = match(_SCALES, best)
+    most = _most(found)
     found = sorted((each for each in found if each.confident >= _COMPARABLE * most), key=lambda each: -each.confident)
     points0, points1, confidence, std = (
         np.concatenate([getattr(each, name) for each in found]) for name in ("points0", "points1", "confidence", "std")
@@ -136,34 +193,12 @@ def match_at_scales(
     return correspondences[usable & on_usable(correspondences.current_points, current.frame.usable)]
 
 
-def _views(matcher: Matcher, encoded: EncodedFrame, skipped: int) -> dict[tuple[int, int], _Scaled]:
-    """An image by the factors of its scales, without those at which it is too small.
-
-    Args:
-        matcher: the network.
-        encoded: the image, as encoded in full.
-        skipped: first pixels that are left out along each reduced axis.
-    """
-    views = {_FULL: _Scaled(encoded.features)}
-    width, height = encoded.features.size
-    image, usable = encoded.frame.image, encoded.frame.usable
-    if image.shape != (height, width):
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        usable = None if usable is None else shrink_mask(usable, (width, height))
-    for factor in (_HALF, _NARROW):
-        start = skipped * (factor[0] - 1), skipped * (factor[1] - 1)
-        size = (width - start[0]) // factor[0], (height - start[1]) // factor[1]
-        if min(size) < _LEAST_SIDE:
-            continue
-        part = tuple(slice(start[axis], start[axis] + factor[axis] * size[axis]) for axis in (1, 0))
-        reduced = np.asarray(cv2.resize(image[part], size, interpolation=cv2.INTER_AREA), np.uint8)
-        mask = None if usable is None else torch.from_numpy(shrink_mask(usable[part], size))
-        features = matcher.complete(matcher.encode(torch.from_numpy(reduced), mask))
-        views[factor] = _Scaled(features, factor, start)
-    return views
+def _most(found: Sequence[_Found]) -> int:
+    """The largest number of confident matches; 0 for none."""
+    return max((each.confident for each in found), default=0)
 
 
-def _matched(matcher: Matcher, lenient: Lenient, view0: _Scaled, view1: _Scaled) -> _Found:
+def _matched(matcher: Matcher, lenient: Lenient, view0: _View, view1: _View) -> _Found:
     """Confident matches, and doubtful ones that their neighbours confirm."""
     matches = lenient(view0.features, view1.features, _DOUBTFUL)
     confidence = matches.confidence.numpy()
