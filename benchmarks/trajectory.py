@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import yaml
 from contenders import OPENCV, OURS
+from network_behind import HELP, FrontEndBehind
 from numpy.typing import NDArray
 from sparse_front_end import LEFT_OUT, KeypointMatcher, KeypointPairs, ShakenPairs, use_threads
 from trajectory_scores import EvoMissingError, require_evo
@@ -66,7 +67,10 @@ def open_contenders(arguments: argparse.Namespace) -> Iterator[Contender]:
             ours = open_matcher(matcher_spec(config, MatchingConfig()))
             label = f"{ours.config.name}{'' if ours.has_fine_stage else ' + LK'}, {precision_name(ours.dtype)}"
             yield Contender(
-                label, lambda config, order, matcher=ours: FrontEnd(ShakenPairs(matcher, config, order), config)
+                label,
+                lambda config, order, matcher=ours: FrontEndBehind(
+                    ShakenPairs(matcher, config, order), config, arguments.behind
+                ),
             )
         else:
             sparse = KeypointMatcher(name)
@@ -126,6 +130,8 @@ def protocol(arguments: argparse.Namespace) -> list[str]:
     import torch
 
     changed = ", ".join(f"{name}={value}" for name, value in arguments.set)
+    if arguments.behind is not None:
+        changed += f"{', ' if changed else ''}the network {arguments.behind} frames behind"
     parts = ", ".join(f"{100 * part:g}" for part in DISTANCES)
     return [
         f"The front end's defaults{f', but for {changed}' if changed else ''}; the same keyframe policy, depth,",
@@ -159,6 +165,7 @@ def main() -> None:
     for name in ("network", "weights", "device", "precision", "backend"):
         parser.add_argument(f"--{name}", default=getattr(defaults, name), help="of ours, as the node's parameter")
     parser.add_argument("--threads", type=int, default=0, help="of every matcher; 0 for all cores")
+    parser.add_argument("--behind", type=int, metavar="FRAMES", help=f"of ours: {HELP}")
     parser.add_argument("--out", type=Path, help="file for the tables")
     parser.add_argument("--plots", type=Path, help="folder for pictures")
     arguments = parser.parse_args()

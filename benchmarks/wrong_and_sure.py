@@ -24,12 +24,13 @@ import cv2
 import numpy as np
 import yaml
 from measuring import Report
+from network_behind import HELP, FrontEndBehind
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.config import MONO, RGBD, FrontEndConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
-from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
+from loftr_ros.frontend.results import FrontEndResult
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 from loftr_ros.matcher.factory import open_matcher
@@ -215,7 +216,7 @@ def _one_run(
     """A walk through one of the worlds; wrong and sure poses are printed at once."""
     seed = arguments.worlds[run % len(arguments.worlds)]
     views = Views(seed, arguments.cache, arguments.views, arguments.rate)
-    front_end, truth = FrontEnd(matcher, config), {}
+    front_end, truth = FrontEndBehind(matcher, config, arguments.behind), {}
     for frame, pose in walk(views, run // len(arguments.worlds), mode):
         truth[frame.stamp_ns] = pose
         before = len(total.wrong)
@@ -248,7 +249,7 @@ def recorded(arguments: argparse.Namespace, matcher: object, report: Report) -> 
         for mode in modes:
             for step in (1, 3, 10):
                 front_end, errors, truth = (
-                    FrontEnd(matcher, with_values(FrontEndConfig(), {"mode": mode})),
+                    FrontEndBehind(matcher, with_values(FrontEndConfig(), {"mode": mode}), arguments.behind),
                     Errors(),
                     {},
                 )
@@ -279,6 +280,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, help="folder for rendered views, 0.9 MB each")
     parser.add_argument("--recordings", type=Path, help="hold poses on recordings against their truth instead")
     parser.add_argument("--set", nargs="*", type=pair, default=[], help="NAME=VALUE of settings of the front end")
+    parser.add_argument("--behind", type=int, metavar="FRAMES", help=HELP)
     parser.add_argument("--report", type=Path, help="also write the report here")
     arguments = parser.parse_args()
     report = Report()

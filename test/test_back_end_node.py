@@ -316,11 +316,15 @@ def test_a_keyframe_comes_with_the_landmarks_of_its_own_image_and_those_that_beg
     tracks.landmark_id = to_array(np.array([(1 << 32) + 7, 5], np.uint64))
     tracks.rays, tracks.keyframe_rays = [0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
     tracks.ray_std = [0.001, 0.002]
+    # A later image's: the keyframe is made of one that the network matched while flow went on.
+    later = front_end.tracks(3)
+    later.keyframe_id = 1
     found = []
     for k in range(3):
         source.add_keyframe(front_end.keyframe(k))
         if k:
             source.add_tracks(tracks)
+            source.add_tracks(later)
         source.add_odometry(front_end.odometry_at(k + 1))
         found += [keyframe.shared for _, keyframe, _ in source.ready()]
     assert found[0] is None and found[2] is None, "there is none before the first, and tracks of another image are none"
@@ -330,7 +334,7 @@ def test_a_keyframe_comes_with_the_landmarks_of_its_own_image_and_those_that_beg
     assert shared.born.landmark.tolist() == [(1 << 32) + 7]
     assert shared.born.rays == pytest.approx(np.array([[0.5, 0.6]]))
     tracks.ray_std = [0.001]
-    assert shared_landmarks(tracks, 10**9) is None
+    assert shared_landmarks(tracks) is None
 
 
 def test_what_is_known_of_a_pose_arrives_as_it_was_said() -> None:

@@ -164,7 +164,8 @@ def test_a_frame_that_moved_too_far_from_the_keyframe_is_located_by_the_frame_be
     for result, event in late:
         number = next(i for i, each in enumerate(results) if each is result)
         assert event.keyframe.frame is results[number - 1].frame
-        assert result.links is not None and result.links.new_keyframe == event.keyframe.id and len(result.links)
+        (links,) = result.links
+        assert links.new_keyframe == event.keyframe.id and len(links)
         assert result.matches[0].keyframe is event.keyframe
         assert event.keyframe.link is not None
     assert all(
@@ -299,7 +300,7 @@ def test_the_pixel_of_a_landmark_is_where_its_first_keyframes_point_is_seen_as_e
 
 def test_a_link_leads_to_the_nearest_cell_and_to_each_cell_once() -> None:
     _, results = walked("rgbd")
-    for links in (r.links for r in results if r.links is not None):
+    for links in (each for r in results for each in r.links):
         assert (links.distance < 6).all()
         assert len(np.unique(links.new_track)) == len(links)
         assert len(np.unique(links.old_track)) == len(links)

@@ -452,7 +452,7 @@ class FakeNode:
 
 def result() -> SimpleNamespace:
     nothing = {"location": None, "joined": None, "orientation": None}
-    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=links(), **nothing)
+    return SimpleNamespace(frame=frame(1), matches=(match(),), events=(), links=(links(),), **nothing)
 
 
 def outputs_of(node: FakeNode) -> Outputs:
@@ -479,7 +479,7 @@ def test_tracks_cost_nothing_while_nobody_listens_and_links_go_out_at_once(monke
 def test_no_links_are_sent_for_a_keyframe_that_has_none() -> None:
     node, found = FakeNode(), result()
     outputs = outputs_of(node)
-    for nothing in (None, dataclasses.replace(links(), old_track=links().old_track[:0])):
+    for nothing in ((), (dataclasses.replace(links(), old_track=links().old_track[:0]),)):
         found.links = nothing
         outputs.publish(found)
     assert node.sent("~/track_links") == []

@@ -147,7 +147,9 @@ def lending() -> Iterator[Lending]:
     encoding: NewestWorker[Callable[[], None]] = NewestWorker(lambda work: work(), lambda _: None, "encoding")
     matching: NewestWorker[Callable[[], None]] = NewestWorker(lambda work: work(), lambda _: None, "matching")
     kinds: set[Any] = set()
-    lent = LentMatcher(cast(Matcher, matcher), spare, encoding, matching, kinds)
+    lent = LentMatcher(
+        cast(Matcher, matcher), spare, encoding, matching, lambda: encoding.is_busy or matching.is_busy, kinds
+    )
     yield Lending(matcher, spare, encoding, matching, kinds, lent)
     encoding.stop()
     matching.stop()

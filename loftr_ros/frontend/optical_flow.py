@@ -26,7 +26,7 @@ Points = NDArray[np.float32]
 # side: those of `trust`, then half as large.
 _MOST, _BLOCKS = 700, (1 / 20, 1 / 40)
 # Side of the patches in px, pyramid levels above the image, and the most iterations per level.
-_WINDOW, _LEVELS, _ITERATIONS = 21, 3, 10
+_WINDOW, _LEVELS, _ITERATIONS = 21, 3, 6
 # Offset of the start of backward tracking from the point, px in u and v; largest distance from it at the end.
 _BACKWARD_START, _RETURNS = 1.0, 1.0
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.

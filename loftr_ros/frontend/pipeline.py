@@ -35,7 +35,7 @@ from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
-from loftr_ros.frontend.quick import CLOSE, FOLLOWED_MOTION, FullMatch, QuickMatching
+from loftr_ros.frontend.quick import CLOSE, FOLLOWED_MOTION, SLOW, FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -212,6 +212,9 @@ class FrontEnd:
         motion = self._motion(current, keyframe)
         if motion is None or motion > FOLLOWED_MOTION:
             return None
+        in_background = self.uses_background and motion < SLOW
+        if self._flow.frames >= self.config.tracking.flow_period and not in_background:
+            return None
         since, stamp_ns = self._flow.pose, current.frame.stamp_ns
         with timer("match"):
             shift = np.zeros((len(self._flow.cells), 2), np.float32)
@@ -225,7 +228,7 @@ class FrontEnd:
             by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
             # Weak poses bridge the time until the network has matched one of their frames.
-            is_enough = best.is_sure or (self.uses_background and best.is_believed and self._flow.weak < _MOST_WEAK)
+            is_enough = best.is_sure or (in_background and best.is_believed and self._flow.weak < _MOST_WEAK)
             if not is_enough or (is_last and not self._quick.is_for_long):
                 self._flow.record(is_located=False)
                 self._doubt = FullMatch.KEYFRAME if best.is_sure else FullMatch.DOUBT
@@ -233,9 +236,9 @@ class FrontEnd:
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
         self._flow.record(is_located=True, is_weak=not best.is_sure)
-        if self.uses_background and location is not None:
+        if in_background and location is not None:
             quickly = best.is_sure and not is_last and not self._quick.is_full_due
-            if not quickly or self._flow.frames >= self.config.tracking.flow_period // 2:
+            if not quickly or self._flow.frames >= self.config.tracking.flow_period:
                 self._match_in_background(current, best, location, quickly)
         elif is_last:  # the next frame probably becomes a keyframe
             self._flow.forget()

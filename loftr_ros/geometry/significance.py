@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Approximate number of random pairs used to measure the chance of an inlier.
-_TRIALS = 3000
+# Approximate number of random pairs used to measure the chance of an inlier; fewer are enough where the result is so
+# many times what is needed.
+_TRIALS, _FEW_TRIALS, _CLEAR = 3000, 300, 3.0
 # Lower limit of the chance, because matches are not independent.
 _LEAST_CHANCE = 1e-4
 # Side of a block in px. Only one match per block counts, because errors of neighbours are correlated.
@@ -45,7 +46,11 @@ def is_significant(
     count = int(inliers.sum())
     if least <= 0 or (count >= _OBVIOUS and count >= _OBVIOUS_PART * len(inliers)):
         return True
-    return significance(rays_keyframe, rays_current, inliers, agree, focal_length) >= least
+    # Few random pairs tell enough of most poses.
+    return any(
+        significance(rays_keyframe, rays_current, inliers, agree, focal_length, trials) >= enough
+        for trials, enough in ((_FEW_TRIALS, _CLEAR * least), (_TRIALS, least))
+    )
 
 
 def significance(
@@ -54,6 +59,7 @@ def significance(
     inliers: Flags,
     agree: Callable[[Array, Array], Flags],
     focal_length: float,
+    trials: int = _TRIALS,
 ) -> float:
     """Minus the decimal logarithm of the number of false alarms; see `is_significant`.
 
@@ -67,7 +73,7 @@ def significance(
     if good <= 5:
         return -np.inf
     random = np.random.default_rng(number)
-    rounds = max(_TRIALS // len(rays_keyframe), 1)
+    rounds = max(trials // len(rays_keyframe), 1)
     chosen = [random.permutation(len(rays_current)) for _ in range(rounds)]
     hits = sum(int(agree(rays_keyframe, rays_current[order]).sum()) for order in chosen)
     chance = max((hits + 1) / (rounds * len(rays_current) + 1), _LEAST_CHANCE)

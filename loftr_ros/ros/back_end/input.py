@@ -36,6 +36,8 @@ Array = NDArray[np.float64]
 _PATIENCE = 0.3
 # Odometry that is kept, for keyframes that come after it.
 _KEPT = 400
+# Messages with tracks that are kept: a keyframe comes this many images after its own at most.
+_KEPT_TRACKS = 32
 # Ids of keyframes, which a front end without an archive begins anew.
 _EPOCH = 1 << 32
 # A pose with such a variance says that nothing leads to it.
@@ -82,7 +84,7 @@ class RobotInput:
     _poses: OrderedDict[int, dict[KeyframeKey, PoseMeasurement]] = field(default_factory=OrderedDict)
     _keyframes: list[_Waiting] = field(default_factory=list)
     _stamps: dict[int, int] = field(default_factory=dict)
-    _tracks: dict[int, Tracks] = field(default_factory=dict)
+    _tracks: OrderedDict[tuple[int, int], Tracks] = field(default_factory=OrderedDict)  # by keyframe and stamp
     _newest_ns: int = 0
     _epoch: int = 0
 
@@ -139,10 +141,10 @@ class RobotInput:
         return next(((key, pose) for key, pose in known.items() if pose.length is Length.METRES), None)
 
     def add_tracks(self, message: Tracks) -> None:
-        """Keep the newest message of each keyframe until the next keyframe comes."""
-        self._tracks[message.keyframe_id] = message
-        while len(self._tracks) > 8:
-            self._tracks.pop(next(iter(self._tracks)))
+        """Keep the message until the next keyframe comes, which may be of an earlier image than the newest."""
+        self._tracks[message.keyframe_id, to_nanoseconds(message.header.stamp)] = message
+        while len(self._tracks) > _KEPT_TRACKS:
+            self._tracks.popitem(last=False)
 
     def add_keyframe(self, message: Keyframe) -> None:
         """Keep a new keyframe until the other messages of its image are there."""
@@ -197,9 +199,10 @@ class RobotInput:
             self.key(message.previous_id) if message.previous_known else None,
             link,
             message.scale_known,
-            shared_landmarks(self._tracks.get(message.previous_id), stamp_ns) if message.previous_known else None,
+            shared_landmarks(self._tracks.get((message.previous_id, stamp_ns))) if message.previous_known else None,
         )
-        seen = [(self.key(number), landmarks(tracks)) for number, tracks in self._tracks.items()]
+        newest = {number: tracks for (number, _), tracks in self._tracks.items()}
+        seen = [(self.key(number), landmarks(tracks)) for number, tracks in newest.items()]
         self._tracks.clear()
         return images, keyframe, seen
 
@@ -230,13 +233,11 @@ def _length(message: RelativePose | LoopClosure) -> Length:
     return Length.METRES if message.scale_known else Length.DIRECTION if moved else Length.NONE
 
 
-def shared_landmarks(message: Tracks | None, stamp_ns: int) -> SharedLandmarks | None:
-    """What a keyframe shares with the one before, from the tracks of its image.
-
-    Returns:
-        None if these are of another image, or their arrays do not fit one another.
+def shared_landmarks(message: Tracks | None) -> SharedLandmarks | None:
+    """What a keyframe shares with the one before, from the tracks of its image; None without any, or if their arrays
+    do not fit one another.
     """
-    if message is None or to_nanoseconds(message.header.stamp) != stamp_ns:
+    if message is None:
         return None
     name, std = np.asarray(message.landmark_id, np.uint64), np.asarray(message.ray_std, np.float32)
     seen, before = (np.asarray(each, np.float32).reshape(-1, 2) for each in (message.rays, message.keyframe_rays))
