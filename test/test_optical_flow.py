@@ -145,6 +145,13 @@ def test_flow_goes_on_from_a_new_keyframe() -> None:
     assert {result.matches[0].keyframe.id for result in results} == {2}
 
 
+def test_until_a_keyframe_has_served_for_long_flow_takes_no_frame_that_should_become_one() -> None:
+    stream, fe = PanningStream(), front_end(period=8, max_parallax=0.03)
+    results = [fe.process(stream.at(6.0 * number)) for number in range(4)]
+    due = next(n for n, result in enumerate(results) if n and any(event.added for event in result.events))
+    assert due == 2 and not any(by_flow(results[:3]))
+
+
 def test_after_flow_in_vain_it_is_tried_less_often() -> None:
     stream, fe = PanningStream(), front_end(period=8)
     run(fe, UNIT, stream)

@@ -823,8 +823,7 @@ class FrontEnd:
         frames.
         """
         if current.quality != FrameQuality.USABLE:
-            self.recovery.followed(False)
-            return None
+            return None  # which says nothing of the place
         candidate = self.buffer.candidate
         is_followed = candidate is not None and self._match([candidate], current, timer)[0].is_believed
         if self.recovery.followed(is_followed, self.buffer.keyframes):
@@ -863,7 +862,13 @@ class FrontEnd:
             return None
         right = frame.right
         encoded_right = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
-        found = self.pairs.match([keyframe], encoded_right)[0]
+        # The two images of a stereo pair are close to each other, so that attention changes nearly nothing.
+        if isinstance(self.matcher, QuickMatcher):
+            cells = len(keyframe.cell_points)
+            matches = self.matcher.match_quickly([keyframe.features], encoded_right.features, cells, [None])[0]
+        else:
+            matches = self.matcher.match([keyframe.features], encoded_right.features)[0]
+        found = self.pairs.to_raw_pixels(keyframe, encoded_right, matches)
         return from_stereo(
             len(keyframe.cell_points),
             found.track_id,

@@ -58,6 +58,7 @@ class QuickMatching:
         self._reason = FullMatch.DOUBT
         # Frames that the last keyframe but one served, and the last one so far.
         self._life = self._age = _LEAST_LIFE
+        self._keyframes = 0  # the first one ends a life that was only assumed
 
     def why_not(self, motion: float | None) -> FullMatch:
         """Why the next frame must be matched in full at once; NOT if it may be matched quickly.
@@ -87,7 +88,7 @@ class QuickMatching:
     @property
     def is_for_long(self) -> bool:
         """Whether keyframes serve so many frames that it does no harm if some add nothing to them."""
-        return max(self._life, self._age) >= _LEAST_LIFE
+        return (self._keyframes > 1 and self._life >= _LEAST_LIFE) or self._age >= _LEAST_LIFE
 
     def followed(self) -> None:
         """A frame was located by optical flow: one more that the last keyframe serves."""
@@ -102,6 +103,7 @@ class QuickMatching:
             is_keyframe: whether it became a keyframe.
         """
         self._since_full = self._since_full + 1 if why == FullMatch.NOT else 0
+        self._keyframes += is_keyframe
         self._life, self._age = (self._age, 0) if is_keyframe else (self._life, self._age + 1)
         if why == FullMatch.NOT or is_keyframe:
             self._wait, self._waiting = 1, 0
