@@ -38,9 +38,9 @@ class Sample:
 
 
 def measure(
-    source: str, weights: str, hz: float, seconds: float, extra: list[str], beside: list[str] | None = None
+    source: str, weights: str, hz: float, seconds: float, mode: str, extra: list[str], beside: list[str] | None = None
 ) -> list[Sample]:
-    """Play `source` in a loop at `hz` for `seconds` and sample the node once a second.
+    """Play `source` in a loop at `hz` for `seconds` in a mode and sample the node once a second.
 
     `beside` is a command of loftr_ros that runs, too, such as `["back-end"]`.
     """
@@ -59,7 +59,7 @@ def measure(
         statuses: list[FrontEndStatus] = []
         watcher.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)
         node_command = [str(BIN / "loftr_ros"), "node", *(["--weights", weights] if weights else []), "--ros-args"]
-        node_command += ["-p", "output.status_window:=100000", *extra]
+        node_command += ["-p", "output.status_window:=100000", "-p", f"mode:={mode}", *extra]
         play_command = [
             str(BIN / "loftr_ros"),
             "play",
@@ -69,6 +69,8 @@ def measure(
             "--loop",
             "--duration",
             str(seconds),
+            "--mode",
+            mode,
             "-q",
         ]
         node = Child("node", node_command, Path(folder) / "node.log", environment)
@@ -172,6 +174,7 @@ def main() -> None:
     parser.add_argument("--hz", type=float, nargs="*", default=[30.0, 100.0], help="rates to play at")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long for each rate")
     parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
+    parser.add_argument("--mode", default="mono", choices=["mono", "stereo", "rgbd"])
     parser.add_argument("--back-end", type=int, default=0, metavar="TURNS", help="runs without and with it")
     parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it")
     parser.add_argument("--nice", type=int, default=10, help="niceness of these")
@@ -184,8 +187,9 @@ def main() -> None:
         for turn in range(max(1, 2 * arguments.back_end)):
             beside = ["back-end"] if turn % 2 else None
             with busy(arguments.busy, arguments.nice):
-                samples = measure(source, arguments.weights, hz, arguments.seconds, extra, beside)
-            what = f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
+                samples = measure(source, arguments.weights, hz, arguments.seconds, arguments.mode, extra, beside)
+            what = f", {arguments.mode}"
+            what += f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
             what += ", beside the back end" if beside else ""
             report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{what}", samples, arguments.seconds)
             last = samples[-1].status

@@ -35,7 +35,7 @@ from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
-from loftr_ros.frontend.quick import CLOSE, FOLLOWED_MOTION, SLOW, FullMatch, QuickMatching
+from loftr_ros.frontend.quick import CLOSE, FAIRLY_SLOW, FOLLOWED_MOTION, SLOW, FullMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
 from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
@@ -212,7 +212,8 @@ class FrontEnd:
         motion = self._motion(current, keyframe)
         if motion is None or motion > FOLLOWED_MOTION:
             return None
-        in_background = self.uses_background and motion < SLOW
+        slow = FAIRLY_SLOW if self._quick.is_for_long else SLOW
+        in_background = self.uses_background and motion < slow
         if self._flow.frames >= self.config.tracking.flow_period and not in_background:
             return None
         since, stamp_ns = self._flow.pose, current.frame.stamp_ns
@@ -229,7 +230,7 @@ class FrontEnd:
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
             # Weak poses bridge the time until the network has matched one of their frames.
             is_enough = best.is_sure or (in_background and best.is_believed and self._flow.weak < _MOST_WEAK)
-            if not is_enough or (is_last and not self._quick.is_for_long):
+            if not is_enough or (is_last and not (in_background or self._quick.is_for_long)):
                 self._flow.record(is_located=False)
                 self._doubt = FullMatch.KEYFRAME if best.is_sure else FullMatch.DOUBT
                 return None

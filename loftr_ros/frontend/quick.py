@@ -12,9 +12,9 @@ from enum import IntEnum
 from loftr_ros.frontend.config import TrackingConfig
 
 # Largest expected motion of the image between two frames for a quick match, for optical flow, for going on by flow
-# until the network has matched one of several frames, and that for which the expected pose is so good that it may take
-# the place of a search; as parts of its width.
-_LARGEST_MOTION, FOLLOWED_MOTION, SLOW, CLOSE = 0.08, 0.25, 0.03, 0.02
+# until the network has matched one of several frames (the first if keyframes serve for long), and that for which the
+# expected pose is so good that it may take the place of a search; as parts of its width.
+_LARGEST_MOTION, FOLLOWED_MOTION, FAIRLY_SLOW, SLOW, CLOSE = 0.08, 0.25, 0.06, 0.03, 0.02
 # Least number of frames that a single camera's keyframes must serve: on 51 frames of KITTI, with a keyframe for every
 # second one, its trajectory lost accuracy to quick matches; that of the stereo pair did not.
 _LEAST_LIFE = 4
