@@ -32,6 +32,8 @@ from loftr_ros.weights import WeightsError
 Points = NDArray[np.float32]
 
 OURS, STUDENT = "ours", "student"
+# Ours as `loftr_ros.match` and loops have it: with more effort where a pair has few matches.
+OURS_SINGLE = "ours-single"
 OPENCV = ("sift", "orb")
 EVERY = (OURS, STUDENT, *OPENCV, *PEERS)
 KEYPOINTS = 2048
@@ -80,12 +82,20 @@ class Contender(Protocol):
 class Ours:
     """A network behind the front end, as in the node: resized, encoded, matched, refined if needed."""
 
-    def __init__(self, label: str, spec: MatcherSpec) -> None:
-        """`label` replaces the network's name unless empty. `front_end` has the default settings."""
+    def __init__(self, label: str, spec: MatcherSpec, single: bool = False) -> None:
+        """Create it with the default settings.
+
+        Args:
+            label: replaces the network's name unless empty.
+            spec: the matcher.
+            single: whether pairs are matched as single ones, and not as those of a stream.
+        """
         matcher = open_matcher(spec)
         refined = "" if matcher.has_fine_stage else " + LK"
-        self.label = f"{label or matcher.config.name}{refined}, {precision_name(matcher.dtype)}"
+        as_single = ", single pairs" if single else ""
+        self.label = f"{label or matcher.config.name}{refined}, {precision_name(matcher.dtype)}{as_single}"
         self.front_end = FrontEnd(matcher, FrontEndConfig())
+        self._single = single
 
     def encode(self, view: View) -> tuple[Any, float]:
         start = time.perf_counter()
@@ -93,10 +103,10 @@ class Ours:
         return encoded, time.perf_counter() - start
 
     def match(self, features0: EncodedFrame, features1: EncodedFrame) -> Found:
-        matcher = self.front_end.matcher
+        pairs = self.front_end.pairs
         start = time.perf_counter()
-        matches = matcher.match([matcher.complete(features0.features)], features1.features)[0]
-        found = self.front_end.pairs.to_raw_pixels(features0, features1, matches)
+        keyframe = pairs.complete(features0)
+        found = pairs.match_single(keyframe, features1) if self._single else pairs.match([keyframe], features1)[0]
         seconds = time.perf_counter() - start
         return Found(found.keyframe_points, found.current_points, seconds, found.std)
 
@@ -171,7 +181,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.0, help="least confidence of ours; 0 for the preset's")
     parser.add_argument("--max-matches", type=int, default=0, help="most matches of ours; 0 for the preset's")
     parser.add_argument(
-        "--matchers", nargs="+", default=list(EVERY), choices=[*EVERY, "aliked-lightglue-unscaled"], help="which run"
+        "--matchers",
+        nargs="+",
+        default=list(EVERY),
+        choices=[*EVERY, OURS_SINGLE, "aliked-lightglue-unscaled"],
+        help="which run",
     )
     parser.add_argument("--threads", type=int, default=0, help="of every matcher; 0 for all cores")
     parser.add_argument("--peers", type=Path, default=PYTHON, help="python of the environment that `make peers` makes")
@@ -208,7 +222,7 @@ class _StudentError(Exception):
 
 
 def _opened(name: str, arguments: argparse.Namespace, process: PeerProcess) -> Iterator[Contender]:
-    if name == OURS:
+    if name in (OURS, OURS_SINGLE):
         matching = MatchingConfig(threshold=arguments.threshold, max_matches=arguments.max_matches)
         for network, weights in _networks(arguments.network, arguments.weights):
             config = MatcherConfig(
@@ -220,7 +234,8 @@ def _opened(name: str, arguments: argparse.Namespace, process: PeerProcess) -> I
                 threads=arguments.threads,
             )
             several = len(arguments.weights) > 1
-            yield Ours(f"{network} {Path(weights).name}" if several else "", matcher_spec(config, matching))
+            label = f"{network} {Path(weights).name}" if several else ""
+            yield Ours(label, matcher_spec(config, matching), name == OURS_SINGLE)
     elif name == STUDENT:
         config = MatcherConfig(network="coarse_lite", device=arguments.device, threads=arguments.threads)
         try:

@@ -20,7 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from contenders import Found, Race, View, add_options, open_contenders
+from contenders import EVERY, OURS_SINGLE, Found, Race, View, add_options, open_contenders
 from numpy.typing import NDArray
 from pair_scores import orders_of, score_pose
 from parallel import in_processes
@@ -327,6 +327,7 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, nargs="+", help="run nothing: one table of these files of --raw")
     parser.add_argument("--plot", type=Path, help="file for a picture of the curves")
     add_options(parser)
+    parser.set_defaults(matchers=[OURS_SINGLE, *EVERY])
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.pairs, arguments.orders = arguments.pairs or QUICK_PAIRS, QUICK_ORDERS

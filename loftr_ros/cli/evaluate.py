@@ -28,6 +28,14 @@ def evaluate(
     optimise: Annotated[
         bool, typer.Option("--optimise", help="Of trajectories also those of the back end (needs GTSAM).")
     ] = False,
+    min_matches: Annotated[
+        int,
+        typer.Option(
+            help="Number of matches of a pair below which compact takes more effort, see docs/matcher.md; 0 for never.",
+            min=0,
+            max=100000,
+        ),
+    ] = 1000,
     quiet: Quiet = False,
 ) -> None:
     """Evaluate published benchmarks: ATE and RPE as evo's, t_rel and r_rel as KITTI's, AUC as LoFTR's."""
@@ -35,6 +43,7 @@ def evaluate(
     from loftr_ros.evaluation.pair_sets import PairSetError, open_pair_set
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.frontend.pair_matcher import PairMatcher
+    from loftr_ros.frontend.wide_pairs import WideConfig
     from loftr_ros.matcher.checkpoints.files import WeightsError
     from loftr_ros.matcher.precision import DeviceError
     from loftr_ros.places.config import LoopConfig
@@ -68,7 +77,7 @@ def evaluate(
             if pairs is not None:
                 place = output / folder.resolve().name
                 place.mkdir(exist_ok=True)
-                matcher = PairMatcher(front_end.matcher, unshrunk(front_end.config))
+                matcher = PairMatcher(front_end.matcher, unshrunk(front_end.config), WideConfig(min_matches))
                 tables.append(evaluate_pairs(pairs, matcher, reader, place, not quiet))
                 tables[-1].write(place)
             for path in [] if pairs is not None else recordings:

@@ -19,7 +19,8 @@ from loftr_ros.frontend.quality import judge
 from loftr_ros.frontend.refinement import refine
 from loftr_ros.frontend.results import Correspondences
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.frontend.wide_pairs import WideConfig, match_at_scales
+from loftr_ros.matcher.interface import Matcher, Matches, lenient_matching
 
 # Least side of an image in pixels, and of the network's input. Networks fail on smaller ones, each in its own way.
 _LEAST_SIDE, _LEAST_SEEN = 32, 24
@@ -31,11 +32,13 @@ class PairMatcher:
     Attributes:
         matcher: the network.
         config: settings; only `image` and `refine` are used here.
+        wide: settings of `match_single`.
     """
 
-    def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None) -> None:
+    def __init__(self, matcher: Matcher, config: FrontEndConfig | None = None, wide: WideConfig | None = None) -> None:
         self.matcher = matcher
         self.config = config or FrontEndConfig()
+        self.wide = wide or WideConfig()
 
     def complete(self, encoded: EncodedFrame) -> EncodedFrame:
         """Add what only keyframes need (see `Matcher.complete`)."""
@@ -46,13 +49,25 @@ class PairMatcher:
         found = self.matcher.match([keyframe.features for keyframe in keyframes], current.features)
         return [self.to_raw_pixels(keyframe, current, each) for keyframe, each in zip(keyframes, found, strict=True)]
 
+    def match_single(self, keyframe: EncodedFrame, current: EncodedFrame) -> Correspondences:
+        """Correspondences of two images that may be distant views: as `match`, with more effort if they are few.
+
+        Not for the recognition of places: images of different places get more matches, too, which agree with each
+        other.
+        """
+        found = self.match([keyframe], current)[0]
+        lenient = lenient_matching(self.matcher)
+        if lenient is None or len(found) >= self.wide.min_matches:
+            return found
+        return match_at_scales(self.matcher, lenient, keyframe, current)
+
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
-        """Match two images.
+        """Match two images, as `match_single`.
 
         Raises:
             MaskError, FrameRefusedError: as `encode`.
         """
-        return self.match([self.complete(self.encode(keyframe))], self.encode(current))[0]
+        return self.match_single(self.complete(self.encode(keyframe)), self.encode(current))
 
     def encode(self, frame: Frame, effort: float = 1.0) -> EncodedFrame:
         """Compute everything that depends on the frame alone.

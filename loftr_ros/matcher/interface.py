@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -76,6 +76,15 @@ def release_memory(matcher: Matcher) -> None:
 def waited_for_encoding(matcher: Matcher) -> float:
     """Seconds of the last `match` in which encoding went on, on devices where `encode` returns before it is done."""
     return float(getattr(matcher, "waited_for_encoding", 0.0))
+
+
+# Matches one pair as `Matcher.match` does, with all mutual best matches above the given confidence, however many.
+Lenient = Callable[[ImageFeatures, ImageFeatures, float], Matches]
+
+
+def lenient_matching(matcher: Matcher) -> Lenient | None:
+    """The `match_leniently` of a matcher; None if its threshold is fixed."""
+    return getattr(matcher, "match_leniently", None)
 
 
 class Matcher(Protocol):

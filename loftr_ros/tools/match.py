@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pair_matcher import PairMatcher
+from loftr_ros.frontend.wide_pairs import WideConfig
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.recordings.reading import FrameReader
@@ -92,10 +93,14 @@ def match(
     usable0: NDArray[np.bool_] | None = None,
     usable1: NDArray[np.bool_] | None = None,
     config: FrontEndConfig | None = None,
+    min_matches: int = WideConfig().min_matches,
 ) -> PairMatches:
     """Match two images.
 
     For a stream of images use `FrontEnd`, which encodes each image once and also finds the camera's pose.
+
+    If `compact` finds few matches, the images are probably distant views or in other light. It then matches them at
+    other scales too, and keeps doubtful matches that their neighbours confirm. This costs several times as much.
 
     Args:
         image0, image1: each an image file, or its pixels: (H, W) gray, uint8 or uint16, or (H, W, 3) uint8 BGR as
@@ -103,8 +108,10 @@ def match(
         matcher: from `load_matcher`; None for the network in the package, which is loaded once, at the first call.
         usable0, usable1: (H, W) bool, false for pixels that must not appear in a match; None to use all.
         config: settings of the front end; None for the defaults.
+        min_matches: number of matches below which more effort is taken; 0 for never.
 
     Raises:
+        ConfigError: `min_matches` is negative.
         SourceError: a file is missing or is not an image.
         ValueError: an array is not an image of these kinds.
         FrameRefusedError: an image is too small, or the network was exported for images of another shape.
@@ -112,11 +119,12 @@ def match(
     """
     frames = [still(image, name) for image, name in ((image0, "image0"), (image1, "image1"))]
     read = [FrameReader(mask=mask).read(frame) for frame, mask in zip(frames, (usable0, usable1), strict=True)]
+    wide = WideConfig(min_matches)
     if matcher is not None:
-        found = PairMatcher(matcher, config).match_pair(*read)
+        found = PairMatcher(matcher, config, wide).match_pair(*read)
     else:
         with _common:
-            found = PairMatcher(_matcher_in_the_package(), config).match_pair(*read)
+            found = PairMatcher(_matcher_in_the_package(), config, wide).match_pair(*read)
     return PairMatches(found.keyframe_points, found.current_points, found.confidence, found.std)
 
 

@@ -7,6 +7,7 @@ quarter as many as cells (1,200 at 640x480), and everything after that is local.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from loftr_ros.matcher.compact.cells import CellMatcher
 from loftr_ros.matcher.compact.fine import CompactFine
 from loftr_ros.matcher.compact.local_affine import local_affine
 from loftr_ros.matcher.compact.region_transformer import RegionTransformer
-from loftr_ros.matcher.config import CompactConfig
+from loftr_ros.matcher.config import CoarseMatchingConfig, CompactConfig
 from loftr_ros.matcher.convolutions import biases_of, lay_out_products, round_weights, use_onednn
 from loftr_ros.matcher.fixed import FixedMatches, mutual_best, points, ranked
 from loftr_ros.matcher.interface import ImageFeatures, Matches
@@ -160,16 +161,28 @@ class Compact(StreamingNetwork):
         ]
 
     @torch.inference_mode()
+    def match_leniently(self, keyframe: ImageFeatures, current: ImageFeatures, threshold: float) -> Matches:
+        """See `Lenient`."""
+        return self._matches(keyframe, current, self.matched_cells([keyframe], current, threshold=threshold)[0])
+
+    @torch.inference_mode()
     def matched_cells(
-        self, keyframes: Sequence[ImageFeatures], current: ImageFeatures, attend: bool = True
+        self,
+        keyframes: Sequence[ImageFeatures],
+        current: ImageFeatures,
+        attend: bool = True,
+        threshold: float | None = None,
     ) -> list[Candidates]:
         """Matched cells of each keyframe, by the coarse stages.
 
         Args:
             keyframes, current: as of `match`.
             attend: whether the images attend to each other; without, the most confident matches are not selected.
+            threshold: minimum confidence, of all matches; None for the network's, of the most confident ones.
         """
-        coarse = self.config.coarse
+        coarse, select = self.config.coarse, attend and threshold is None
+        if threshold is not None:
+            coarse = replace(coarse, threshold=threshold)
         tokens0, tokens1, mask0, mask1 = (self._attend if attend else self._tokens)(keyframes, current)
         masks = Masks(attended0=mask0, attended1=mask1)
         found = dual_softmax(tokens0, tokens1, coarse.temperature, coarse.threshold, masks)
@@ -177,7 +190,7 @@ class Compact(StreamingNetwork):
         regions = zip(*(part.split(counts) for part in (found.cell0, found.cell1, found.confidence)), strict=True)
         allowed1 = allowed_cells(self.config, current)[0]
         return [
-            self._cells_of(keyframe, current, allowed1, attended0, attended1, Candidates(*matched), attend)
+            self._cells_of(keyframe, current, allowed1, attended0, attended1, Candidates(*matched), coarse, select)
             for keyframe, attended0, attended1, matched in zip(
                 keyframes, tokens0.split(1), tokens1.split(1), regions, strict=True
             )
@@ -191,11 +204,11 @@ class Compact(StreamingNetwork):
         tokens0: Tensor,
         tokens1: Tensor,
         regions: Candidates,
+        coarse: CoarseMatchingConfig,
         select: bool,
     ) -> Candidates:
         """The cells of one pair from its regions; if `select`, the most confident of them."""
         assert keyframe.cells is not None and current.cells is not None
-        coarse = self.config.coarse
         cells = self.cell_matcher(
             self.cell_matcher.vectors(keyframe.cells, tokens0)[0],
             self.cell_matcher.vectors(current.cells, tokens1)[0],

@@ -21,7 +21,7 @@ from loftr_ros.matcher.config import NetworkConfig
 from loftr_ros.matcher.constants import holding
 from loftr_ros.matcher.faults import is_lost, is_out_of_memory
 from loftr_ros.matcher.fixed import fixed_program
-from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
+from loftr_ros.matcher.interface import ImageFeatures, Lenient, Matcher, Matches, lenient_matching
 
 # Maximum number of programs, each for one image size, number of keyframes, and presence of masks.
 _KEPT = 32
@@ -266,6 +266,19 @@ class GpuMatcher:
                 for i, matches in zip(indices, found, strict=True):
                     results[i] = matches
         return [matches for matches in results if matches is not None]
+
+    @property
+    def match_leniently(self) -> Lenient | None:
+        """See `lenient_matching`; operation by operation, since single pairs come too rarely for a recorded program."""
+        lenient = lenient_matching(self.network)
+        if lenient is None:
+            return None
+
+        def match(keyframe: ImageFeatures, current: ImageFeatures, threshold: float) -> Matches:
+            with self._matching, self._enqueuing, self._queue.queue():
+                return lenient(keyframe, current, threshold)
+
+        return match
 
     def release(self) -> None:
         """Give the memory of all programs back; later calls record them again."""

@@ -1,0 +1,237 @@
+"""Matching of two images that have little in common: at several scales, with doubtful matches that neighbours confirm.
+
+Distant views and other light give few confident matches. Among the doubtful ones, right matches have neighbours whose
+partners are neighbours too, while wrong ones are scattered. And where one camera is much closer, or looks at a wall
+from the side, the network compares regions of different size or shape unless one of the images is reduced. A picture
+may also be turned by a quarter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loftr_ros.frontend.keyframes import EncodedFrame, raw_pixels
+from loftr_ros.frontend.mask import on_usable, shrink_mask
+from loftr_ros.frontend.results import Correspondences
+from loftr_ros.matcher.interface import ImageFeatures, Lenient, Matcher, Matches
+from loftr_ros.settings import Settings, setting
+
+# Minimum confidence of a match that its neighbours must confirm.
+_DOUBTFUL = 0.01
+# Minimum share and number of the matched neighbours that confirm it.
+_AGREEING, _LEAST_AGREEING = 0.3, 3
+# Distance of neighbours, in cells. Nearer cells may be of the same region, and are then matched together.
+_NEAREST, _FARTHEST = 2, 6
+# Range of the ratio of the partners' distance to the neighbours', and its tolerance in cells.
+_CLOSER, _FARTHER, _TOLERANCE = 0.5, 2.0, 0.5
+# Scales are used if they have this share of the confident matches of the best one.
+_COMPARABLE = 0.5
+# Minimum side of a reduced image, in pixels.
+_LEAST_SIDE = 64
+# Number of confident matches below which turned images are tried, and how many times more a turned one must have.
+_HARDLY, _TURNED = 100, 1.5
+# Factors (u, v) by which images are reduced: half the size, and half the width, as of a wall seen from the side.
+_FULL, _HALF, _NARROW = (1, 1), (2, 2), (2, 1)
+# Those of images 0 and 1 that are matched.
+_SCALES = ((_FULL, _FULL), (_HALF, _HALF), (_FULL, _HALF), (_HALF, _FULL), (_FULL, _NARROW), (_NARROW, _FULL))
+# Those at which it is tried whether an image is turned.
+_COARSELY = ((_HALF, _HALF),)
+
+Grid = tuple[int, int]
+Factor = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WideConfig(Settings):
+    """Matching of two single images, which may be distant views."""
+
+    min_matches: int = setting(
+        1000,
+        "Number of matches below which network `compact` matches two single images at other scales too, and keeps "
+        "doubtful matches that their neighbours confirm; 0 for never",
+        low=0,
+        high=100000,
+    )
+
+
+@dataclass(frozen=True)
+class _View:
+    """An image as encoded at one scale, and perhaps turned.
+
+    Attributes:
+        features: the network's.
+        factor: (u, v) pixels of the image as encoded in full, and turned, per pixel.
+        start: (u, v) first pixel of that image which this one shows.
+        turns: quarter turns to the left.
+        size: (width, height) of the image as encoded in full, not turned.
+    """
+
+    features: ImageFeatures
+    factor: Factor
+    start: tuple[int, int]
+    turns: int
+    size: tuple[int, int]
+
+    def in_full(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, 2) pixels of the image as encoded in full, not turned."""
+        u, v = (np.array(self.factor) * (points + 0.5) - 0.5 + np.array(self.start)).T
+        right, bottom = self.size[0] - 1, self.size[1] - 1
+        turned = ((u, v), (right - v, u), (right - u, bottom - v), (v, bottom - u))[self.turns]
+        return np.stack(turned, axis=1).astype(np.float32)
+
+
+class _Views:
+    """All views of one image that were needed so far."""
+
+    def __init__(self, matcher: Matcher, encoded: EncodedFrame, skipped: int) -> None:
+        """Create it with the image in full.
+
+        Args:
+            matcher: the network.
+            encoded: the image, as encoded in full.
+            skipped: number of first pixels that are left out along each reduced axis.
+        """
+        self._matcher, self._skipped = matcher, skipped
+        self.size = encoded.features.size
+        self._image, self._usable = encoded.frame.image, encoded.frame.usable
+        if self._image.shape[::-1] != self.size:
+            self._image = np.asarray(cv2.resize(self._image, self.size, interpolation=cv2.INTER_AREA), np.uint8)
+            self._usable = None if self._usable is None else shrink_mask(self._usable, self.size)
+        self._made: dict[tuple[Factor, int], _View] = {(_FULL, 0): _View(encoded.features, _FULL, (0, 0), 0, self.size)}
+
+    def at(self, factor: Factor, turns: int = 0) -> _View | None:
+        """The image reduced by (u, v) factors after some quarter turns; None if it is too small."""
+        if (factor, turns) not in self._made:
+            image = np.rot90(self._image, turns)
+            start = self._skipped * (factor[0] - 1), self._skipped * (factor[1] - 1)
+            size = (image.shape[1] - start[0]) // factor[0], (image.shape[0] - start[1]) // factor[1]
+            if min(size) < _LEAST_SIDE:
+                return None
+            part = tuple(slice(start[axis], start[axis] + factor[axis] * size[axis]) for axis in (1, 0))
+            seen = cv2.resize(np.ascontiguousarray(image[part]), size, interpolation=cv2.INTER_AREA)
+            mask = None
+            if self._usable is not None:
+                mask = torch.from_numpy(shrink_mask(np.rot90(self._usable, turns)[part], size))
+            features = self._matcher.complete(self._matcher.encode(torch.from_numpy(seen), mask))
+            self._made[factor, turns] = _View(features, factor, start, turns, self.size)
+        return self._made[factor, turns]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Matches at one combination of scales.
+
+    Attributes:
+        points0, points1: (N, 2) float32 pixels of the images as encoded in full.
+        confidence: (N,) float32.
+        std: (N,) float32 pixels of image 1 as encoded in full.
+        confident: number of those above the network's own threshold.
+    """
+
+    points0: NDArray[np.float32]
+    points1: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    std: NDArray[np.float32]
+    confident: int
+
+
+def match_at_scales(
+    matcher: Matcher, lenient: Lenient, keyframe: EncodedFrame, current: EncodedFrame
+) -> Correspondences:
+    """Match two images at several scales, and if they hardly match with image 1 turned.
+
+    Args:
+        matcher: the network; its cells' points are the cells' centres.
+        lenient: its `match_leniently`.
+        keyframe, current: images 0 and 1.
+
+    Returns:
+        The correspondences, ordered by cell, at most one of each.
+    """
+    cell = matcher.cell_size
+    # Half a cell is left out: the centres of cells at half the size are then those of every second cell.
+    views0, views1 = _Views(matcher, keyframe, cell // 2), _Views(matcher, current, 0)
+
+    def match(scales: Sequence[tuple[Factor, Factor]], turns: int) -> list[_Found]:
+        pairs = ((views0.at(one), views1.at(other, turns)) for one, other in scales)
+        return [_matched(matcher, lenient, one, other) for one, other in pairs if one and other]
+
+    found = match(_SCALES, 0)
+    if _most(found) < _HARDLY:
+        turned = {turns: _most(match(_COARSELY, turns)) for turns in (1, 2, 3)}
+        best = max(turned, key=lambda turns: turned[turns])
+        if turned[best] > _TURNED * max(_most(found), 1):
+            found = match(_SCALES, best)
+    most = _most(found)
+    found = sorted((each for each in found if each.confident >= _COMPARABLE * most), key=lambda each: -each.confident)
+    points0, points1, confidence, std = (
+        np.concatenate([getattr(each, name) for each in found]) for name in ("points0", "points1", "confidence", "std")
+    )
+    place = (points0 // cell).astype(np.int64)
+    cells, first = np.unique(place[:, 1] * keyframe.grid[1] + place[:, 0], return_index=True)
+    limit = matcher.config.coarse.max_matches
+    if 0 < limit < len(first):
+        kept = np.sort(np.argsort(-confidence[first], kind="stable")[:limit])
+        cells, first = cells[kept], first[kept]
+    enlarged = np.float32(math.sqrt(current.scale[0] * current.scale[1]))
+    correspondences = Correspondences(
+        cells.astype(np.uint32),
+        keyframe.cell_points[cells],
+        raw_pixels(points1[first], current.scale),
+        confidence[first],
+        std[first] * enlarged,
+    )
+    usable = on_usable(correspondences.keyframe_points, keyframe.frame.usable)
+    return correspondences[usable & on_usable(correspondences.current_points, current.frame.usable)]
+
+
+def _most(found: Sequence[_Found]) -> int:
+    """The largest number of confident matches; 0 for none."""
+    return max((each.confident for each in found), default=0)
+
+
+def _matched(matcher: Matcher, lenient: Lenient, view0: _View, view1: _View) -> _Found:
+    """Confident matches, and doubtful ones that their neighbours confirm."""
+    matches = lenient(view0.features, view1.features, _DOUBTFUL)
+    confidence = matches.confidence.numpy()
+    sure = confidence > matcher.config.coarse.threshold
+    kept = sure | confirmed(matches, view0.features.grid, matcher.cell_size)
+    points0, points1 = (
+        view.in_full(points.numpy()[kept]) for view, points in ((view0, matches.points0), (view1, matches.points1))
+    )
+    std = matches.std.numpy()[kept] * np.float32(max(view1.factor))
+    return _Found(points0, points1, confidence[kept], std, int(sure.sum()))
+
+
+def confirmed(matches: Matches, grid: Grid, cell: int) -> NDArray[np.bool_]:
+    """(N,) bool: matches whose neighbours in image 0 have partners around their own partner in image 1.
+
+    Args:
+        matches: of one pair.
+        grid: (rows, columns) of the cells of image 0.
+        cell: their side, in pixels.
+    """
+    number = matches.cell.numpy()
+    margin = _FARTHEST
+    partner = np.full((grid[0] + 2 * margin, grid[1] + 2 * margin, 2), np.nan, np.float32)
+    row, column = number // grid[1] + margin, number % grid[1] + margin
+    partner[row, column] = matches.points1.numpy() / cell
+    there, agreeing = (np.zeros(len(number), np.int64) for _ in range(2))
+    for down, along in product(range(-_FARTHEST, _FARTHEST + 1), repeat=2):
+        distance = math.hypot(down, along)
+        if not _NEAREST <= distance <= _FARTHEST:
+            continue
+        step = partner[row + down, column + along] - partner[row, column]
+        apart = np.hypot(step[:, 0], step[:, 1])  # NaN where the neighbour has no match
+        there += np.isfinite(apart)
+        with np.errstate(invalid="ignore"):
+            agreeing += (apart > _CLOSER * distance - _TOLERANCE) & (apart < _FARTHER * distance + _TOLERANCE)
+    return (agreeing >= _LEAST_AGREEING) & (agreeing > _AGREEING * there)
