@@ -123,7 +123,7 @@ def test_fast_motion_is_matched_frame_by_frame() -> None:
     stream.front_end.use_background(lambda work: calls.append(1) or submitted(work))  # type: ignore[func-returns-value]
     shown = 1.5 * UNIT
     for number in range(16):
-        shown += 12.0  # 4 % of the width
+        shown += 22.0  # 7 % of the width
         stream.front_end.process(stream.shown.at(shown))
         if number == 7:  # the first frames were not expected to be so far apart
             calls.clear()
