@@ -125,9 +125,6 @@ def back_end(arguments: dict[str, str], context: LaunchContext) -> list[LaunchDe
         hurried.append(True)
         return asked
 
-    def is_active(context: LaunchContext) -> None:
-        hurried.clear()
-
     def refused(context: LaunchContext) -> None:
         get_logger("slam.launch").error(
             f"{path} could not be configured; its own error says why. It waits, unconfigured: correct it and call "

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,7 +91,7 @@ class FrameStages:
             # On a thread that will run it: one more thread in torch makes more OpenMP threads than cores. They then
             # sleep between two operations instead of spinning, and everything takes twice as long.
             self.front_end = self._matching.ask(load)
-            self.front_end.use_background(self._network.submit)
+            self.front_end.use_background(self._submit)
         except BaseException:
             self.stop()
             raise
@@ -143,6 +144,18 @@ class FrameStages:
     def ask(self, question: Callable[[FrontEnd], R]) -> R:
         """Run a function with the front end on its thread, between two frames, and wait for the result."""
         return self._matching.ask(lambda: question(self.front_end))
+
+    def _submit(self, work: Callable[[], R]) -> Future[R]:
+        """Run a function of the network on its thread; the front end goes on from it as soon as it has no frame."""
+        found = self._network.submit(work)
+        found.add_done_callback(lambda _: self._matching.call(self._catch_up))
+        return found
+
+    def _catch_up(self) -> None:
+        try:
+            self.front_end.catch_up()
+        except Exception as error:
+            self._report(error, self._errors.error)
 
     def drain(self) -> None:
         """Finish the frames in progress, drop those that wait."""
@@ -201,7 +214,6 @@ class FrameStages:
             if self._observe is not None:
                 self._observe(result)
             self._outputs.publish_picture(result)
-            self.front_end.catch_up()
         except Exception as error:  # the frame is done, and counted
             self._report(error, self._errors.error)
 
