@@ -928,7 +928,9 @@ def test_ctrl_c_while_the_network_loads_is_a_clean_stop(footage, tmp_path):
 def test_a_transition_that_the_state_does_not_have_is_refused_and_the_node_goes_on(node):
     assert not node.client.transition("activate") and not node.client.transition("configure")
     assert node.client.state() == "active"
-    assert "refused transition 3 in the state active" in node.process.said
+    # Jazzy's rclpy raises, Kilted's says it by itself.
+    said = node.process.said
+    assert "refused transition 3 in the state active" in said or "Unable to start transition" in said
     node.client.connect(node.next_frame)
 
 
