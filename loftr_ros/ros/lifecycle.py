@@ -139,7 +139,7 @@ class SettingsNode(LifecycleNode, Generic[P]):
     def _change_state(
         self, change: Callable[..., ChangeState.Response], request: ChangeState.Request, response: ChangeState.Response
     ) -> ChangeState.Response:
-        """Answer a request. One that the state has no transition for is refused: Jazzy's rclpy would end the process."""
+        """Answer a request. One that the state has no transition for is refused; Jazzy's rclpy ends the process."""
         try:
             return change(request, response)
         except RuntimeError as error:  # rclpy's RCLError, which has no public name
