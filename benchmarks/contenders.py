@@ -32,7 +32,7 @@ from loftr_ros.weights import WeightsError
 Points = NDArray[np.float32]
 
 OURS, STUDENT = "ours", "student"
-# Ours as `loftr_ros.match` and loops have it: with more effort where a pair has few matches.
+# Ours as `loftr_ros.match` has it: with more effort where a pair has few matches.
 OURS_SINGLE = "ours-single"
 OPENCV = ("sift", "orb")
 EVERY = (OURS, STUDENT, *OPENCV, *PEERS)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -17,38 +15,6 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.matcher.config import COARSE_LITE, LOFTR
 from loftr_ros.matcher.interface import ImageFeatures, Matches
-
-R = TypeVar("R")
-
-
-class LaterThread:
-    """Stands for another thread: what is given to it is done some calls of `tick` later, or when it is waited for.
-
-    Attributes:
-        waited: how often the caller waited.
-    """
-
-    def __init__(self, delay: int) -> None:
-        self.now, self.waited, self._delay = 0, 0, delay
-
-    def tick(self) -> None:
-        self.now += 1
-
-    def submit(self, work: Callable[[], R]) -> Future[R]:
-        return _Later(self, work, self.now + self._delay)
-
-
-class _Later(Future[R]):
-    def __init__(self, thread: LaterThread, work: Callable[[], R], due: int) -> None:
-        super().__init__()
-        self._thread, self._work, self._due = thread, work, due
-
-    def done(self) -> bool:
-        return self._thread.now >= self._due
-
-    def result(self, timeout: float | None = None) -> R:
-        self._thread.waited += not self.done()
-        return self._work()
 
 
 class ShiftMatcher:

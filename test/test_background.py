@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import LaterThread, PanningStream
+from fakes import PanningStream
+from network_behind import LaterThread
 from test_optical_flow import by_flow, front_end, run
 from test_quick_matching import UNIT, QuickShiftMatcher
 

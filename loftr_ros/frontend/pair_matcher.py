@@ -47,7 +47,7 @@ class PairMatcher:
     def match(self, keyframes: Sequence[EncodedFrame], current: EncodedFrame) -> list[Correspondences]:
         """Correspondences with each keyframe (image 0), in pixels of the incoming images."""
         found = self.matcher.match([keyframe.features for keyframe in keyframes], current.features)
-        return [self.to_raw_pixels(keyframe, current, each) for keyframe, each in zip(keyframes, found, strict=True)]
+        return self.all_to_raw_pixels(keyframes, current, found)
 
     def match_single(self, keyframe: EncodedFrame, current: EncodedFrame) -> Correspondences:
         """Correspondences of two images that may be distant views: as `match`, with more effort if they are few.
@@ -131,6 +131,12 @@ class PairMatcher:
                 f"shape. Export it with --width {width} --height {height}, or a smaller size of that shape",
             )
         return fixed
+
+    def all_to_raw_pixels(
+        self, keyframes: Sequence[EncodedFrame], current: EncodedFrame, found: Sequence[Matches]
+    ) -> list[Correspondences]:
+        """As `to_raw_pixels`, of the matches with each keyframe."""
+        return [self.to_raw_pixels(keyframe, current, each) for keyframe, each in zip(keyframes, found, strict=True)]
 
     def to_raw_pixels(self, keyframe: EncodedFrame, current: EncodedFrame, matches: Matches) -> Correspondences:
         """Convert matches to pixels of the incoming images, refined if the network has no fine stage."""

@@ -294,7 +294,7 @@ class FrontEnd:
     ) -> NetworkResult:
         """What the network finds of a frame; changes no state, because it runs in another thread."""
         encoded = frame if isinstance(frame, EncodedFrame) else self.pairs.encode(frame.frame, resolution)
-        found = self._correspondences([keyframe], encoded, self._matches([keyframe], encoded, quickly))[0]
+        found = self.pairs.to_raw_pixels(keyframe.encoded, encoded, self._matches([keyframe], encoded, quickly)[0])
         if quickly:
             return NetworkResult(encoded, found)
         complete = self.pairs.complete(encoded)
@@ -510,7 +510,7 @@ class FrontEnd:
             found = self._matches(keyframes, current, quickly)
         timer.move(waited_for_encoding(self.matcher), "match", "encode")
         with timer("refine"):
-            correspondences = self._correspondences(keyframes, current, found)
+            correspondences = self.pairs.all_to_raw_pixels([k.encoded for k in keyframes], current, found)
         with timer("geometry"):
             return [
                 self.localizer.locate(k, current, c, quickly, is_close)
@@ -524,12 +524,6 @@ class FrontEnd:
             first = [None if k.followed is None else torch.from_numpy(k.followed) for k in keyframes]
             return self.matcher.match_quickly(features, current.features, self.config.tracking.max_matches, first)
         return self.matcher.match(features, current.features)
-
-    def _correspondences(
-        self, keyframes: list[Keyframe], current: EncodedFrame, found: list[Matches]
-    ) -> list[Correspondences]:
-        """The same in pixels of the incoming images, refined."""
-        return [self.pairs.to_raw_pixels(k.encoded, current, m) for k, m in zip(keyframes, found, strict=True)]
 
     def _look_for_other_segments(
         self, current: EncodedFrame, best: Located, location: Location, timer: _Timer
