@@ -151,3 +151,26 @@ def test_weak_poses_of_flow_are_few_in_a_row() -> None:
     stream.front_end.localizer.locate = weak  # type: ignore[method-assign]
     followed = by_flow(stream.next(12))
     assert 1 <= followed.index(False) <= 6
+
+
+def only_supported(stream: Stream) -> None:
+    """From now on poses are accepted only because they agree with the prediction, as of blurred images."""
+    judged = stream.front_end.localizer.locate
+    stream.front_end.localizer.locate = lambda *arguments, **options: replace(  # type: ignore[method-assign]
+        judged(*arguments, **options), is_trusted=False
+    )
+
+
+def test_flow_goes_on_from_blurred_frames_that_the_network_confirms() -> None:
+    stream = Stream()
+    stream.next(PERIOD)
+    only_supported(stream)
+    followed = by_flow(stream.next(20))
+    assert all(followed[DELAY + 1 :]) and followed.count(False) <= 1  # that one when the doubt begins
+
+
+def test_a_frame_that_needs_a_keyframe_is_not_followed_unless_it_matches_by_itself() -> None:
+    stream = Stream(max_parallax=0.06)
+    only_supported(stream)
+    results = stream.next(20)
+    assert not all(by_flow(results)) and all(result.is_located for result in results)

@@ -52,7 +52,7 @@ __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeM
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two attempts to match a keyframe of another segment.
 _OTHER_SEGMENTS_PERIOD = 5
-# A blurred frame is not made a keyframe while the explained part is above this.
+# A blurred frame is not made a keyframe while the explained part is above this; nor is optical flow in doubt then.
 _WAITS = 0.55
 # Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
 _LEFT_BEHIND = 0.9
@@ -180,11 +180,15 @@ class FrontEnd:
         self._remember_evicted()
         self._before = None
         self._flow.forget()
-        if best is not None and best.is_trusted and location is not None and not is_keyframe:
-            self._before = current, best, location
-            self._flow.start(current, best.match, best.pose, best.explained)
-        elif is_keyframe and best is not None and location is not None and self.buffer.reference is not None:
-            self._flow.start_at(self.buffer.reference)
+        if best is not None and location is not None:
+            if is_keyframe:
+                if best.is_trusted and self.buffer.reference is not None:
+                    self._flow.start_at(self.buffer.reference)
+            elif best.is_trusted:
+                self._before = current, best, location
+                self._flow.start(current, best.match, best.pose, best.explained)
+            elif self._reason_for_keyframe(best, self._coverage(best, current), current) is None:
+                self._flow.start(current, best.match, best.pose, best.explained)  # blurred
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
@@ -328,14 +332,16 @@ class FrontEnd:
         best = self.localizer.with_length(best)
         covered = self._coverage(best, encoded)
         reason = self._reason_for_keyframe(best, covered, encoded)
-        if best.is_sure and best.pose is not None:
+        # A blurred frame is accepted as it agrees with the prediction; one that needs a keyframe must match by itself.
+        is_supported = best.is_believed and not matched.quickly and reason is None
+        if (best.is_sure or is_supported) and best.pose is not None:
             location = keyframe.location.moved(best.pose.matrix, best.pose.covariance)
             if not self.localizer.was_at(location, encoded.frame.stamp_ns, keyframe):
                 self._flow.forget()  # one of the two is wrong
                 return
             best = self.moving.flagged(best, encoded)
             keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
-            self.recovery.located()
+            self.recovery.located(best.is_sure)
             is_keyframe = reason is not None and not matched.quickly
             self._quick.record(FrameMatch.QUICK if matched.quickly else FrameMatch.PERIOD, False, is_keyframe)
             if reason is not None and not matched.quickly:
@@ -343,6 +349,8 @@ class FrontEnd:
                 return
             gain = best.explained / max(matched.located.explained, 1e-6)
             self._flow.start(encoded, best.match, best.pose, best.explained, gain)
+            if best.explained >= _WAITS:
+                self._flow.weak = 0  # the network confirms them
         elif not matched.quickly:
             self._flow.forget()
             return
@@ -366,7 +374,7 @@ class FrontEnd:
         tracked = self.recovery.state == TrackingState.TRACKING and not self._forced
         return (
             tracked
-            and (not self.recovery.is_weak or 0 < self._flow.weak < _MOST_WEAK)
+            and (not self.recovery.is_weak or self._flow.weak < _MOST_WEAK)
             and self._can_follow
             and self._flow.frames < self.config.tracking.flow_period * (_LONGEST_FLOW if self.uses_background else 1)
             and self._budget.effort.scale == self._resolution
