@@ -12,7 +12,7 @@ from test_optical_flow import by_flow, front_end, run
 from test_quick_matching import UNIT, QuickShiftMatcher
 
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.quick import FrameMatch
+from loftr_ros.frontend.quick import FAIRLY_SLOW, FrameMatch
 from loftr_ros.frontend.results import FrontEndResult
 
 # Frames of the camera that the other thread takes for one of the network, and the frames between two of the network.
@@ -149,8 +149,11 @@ def test_weak_poses_of_flow_are_few_in_a_row() -> None:
         return replace(found, is_trusted=False) if options.get("by_flow") else found
 
     stream.front_end.localizer.locate = weak  # type: ignore[method-assign]
-    followed = by_flow(stream.next(12))
-    assert 1 <= followed.index(False) <= 6
+    waited = []
+    for _ in range(12):
+        stream.next()
+        waited.append(stream.thread.waited > 0)
+    assert 1 <= waited.index(True) <= 6  # then the network must confirm them
 
 
 def only_supported(stream: Stream) -> None:
@@ -174,3 +177,16 @@ def test_a_frame_that_needs_a_keyframe_is_not_followed_unless_it_matches_by_itse
     only_supported(stream)
     results = stream.next(20)
     assert not all(by_flow(results)) and all(result.is_located for result in results)
+
+
+def test_on_a_busy_machine_frames_that_follow_dropped_images_do_not_wait_for_the_network_either() -> None:
+    stream = Stream()
+    stamp, shown = 100 + stream.number / 10, 1.5 * (stream.number - 1)
+    results = []
+    for number in range(11):
+        images = 1 if number < 6 else 4  # the camera's rate is known by then
+        stamp, shown = stamp + images / 10, shown + 6.0 * images
+        stream.thread.tick()
+        results.append(stream.front_end.process(stream.shown.at(shown, stamp=stamp)))
+    assert stream.front_end._stream.images == 4 and FAIRLY_SLOW < 24.0 / 320
+    assert all(by_flow(results)) and stream.thread.waited == 0

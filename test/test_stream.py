@@ -99,6 +99,18 @@ def test_after_a_gap_that_the_stream_goes_on_from_old_stamps_are_strays_again() 
     assert outcome(guard, at(18.4)) == "admitted" and not guard.stray
 
 
+def test_images_dropped_between_two_frames_are_counted_by_the_cameras_rate() -> None:
+    guard = StreamGuard()
+    times, images = [1.0, 1.1, 1.2, 1.301, 1.6, 1.7, 2.2], []
+    for time in times:
+        guard.admit(at(time))
+        images.append(guard.images)
+    assert images == [1, 1, 1, 1, 3, 1, 5]
+    assert outcome(guard, at(0.5)) == "refused: time" and guard.images == 5
+    guard.reset()
+    assert guard.images == 1
+
+
 def test_a_small_step_back_is_no_return_from_a_leap() -> None:
     guard = StreamGuard()
     for stamp in (10.0, 10.1, 10.2, 10.3):

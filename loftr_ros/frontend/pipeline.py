@@ -176,7 +176,7 @@ class FrontEnd:
                 if best is not None and links is not None and self.buffer.reference is not None:
                     self.moving.add_keyframe(self.buffer.reference)
         is_keyframe = any(event.added for event in self.buffer.pending_events[announced:])
-        self._quick.record(self._frame_match, len(timer.runs) > len(located), is_keyframe)
+        self._quick.record(self._frame_match, len(timer.runs) > len(located), is_keyframe, self._stream.images)
         self._remember_evicted()
         self._before = None
         self._flow.forget()
@@ -217,7 +217,8 @@ class FrontEnd:
         if motion is None or motion > FOLLOWED_MOTION:
             return None
         slow = FAIRLY_SLOW if self._quick.is_for_long else SLOW
-        in_background = self.uses_background and motion < slow
+        # Per image of the camera, so that images dropped on a busy machine do not make it wait for the network, too.
+        in_background = self.uses_background and motion / self._stream.images < slow
         if self._flow.frames >= self.config.tracking.flow_period and not in_background:
             return None
         since, stamp_ns = self._flow.pose, current.frame.stamp_ns
@@ -247,7 +248,7 @@ class FrontEnd:
                 self._match_in_background(current, best, location, quickly)
         elif is_last:  # the next frame probably becomes a keyframe
             self._flow.forget()
-        self._quick.followed()
+        self._quick.followed(self._stream.images)
         self.recovery.located(best.is_sure)
         self.buffer.record_match(keyframe, covered)
         self._before = (current, best, location) if location is not None and best.is_sure else None
@@ -690,7 +691,9 @@ class FrontEnd:
         """
         start = time.perf_counter()
         reference = self.buffer.reference
-        if reference is None or not self._flow_expected(frame) or reference.frame.size != frame.size:
+        # After what the network is working on flow may go on, too.
+        is_flow_possible = self._background is not None or self._flow_expected(frame)
+        if reference is None or not is_flow_possible or reference.frame.size != frame.size:
             return self.encode(frame)
         if frame.usable is not None:
             check_mask(frame.usable, frame.image)

@@ -11,9 +11,9 @@ from enum import IntEnum
 
 from loftr_ros.frontend.config import TrackingConfig
 
-# Largest expected motion of the image between two frames for a quick match, for optical flow, for going on by flow
-# until the network has matched one of several frames (the first if keyframes serve for long), and that for which the
-# expected pose is so good that it may take the place of a search; as parts of its width.
+# Largest expected motion of the image between two frames for a quick match, and for optical flow; between two images of
+# the camera for going on by flow until the network has matched one of several frames (the first if keyframes serve for
+# long); and that for which the expected pose is so good that it may take the place of a search; as parts of its width.
 _LARGEST_MOTION, FOLLOWED_MOTION, FAIRLY_SLOW, SLOW, CLOSE = 0.08, 0.25, 0.06, 0.03, 0.02
 # Least number of frames that a single camera's keyframes must serve: on 51 frames of KITTI, with a keyframe for every
 # second one, its trajectory lost accuracy to quick matches; that of the stereo pair did not.
@@ -61,7 +61,7 @@ class QuickMatching:
         self._since_full = 0
         self._wait, self._waiting = 1, 0
         self._reason = FrameMatch.DOUBT
-        # Frames that the last keyframe but one served, and the last one so far.
+        # Images of the camera that the last keyframe but one served, and the last one so far.
         self._life = self._age = _LEAST_LIFE
         self._keyframes = 0  # the first one ends a life that was only assumed
 
@@ -92,24 +92,25 @@ class QuickMatching:
 
     @property
     def is_for_long(self) -> bool:
-        """Whether keyframes serve so many frames that it does no harm if some add nothing to them."""
+        """Whether keyframes serve so many images that it does no harm if some add nothing to them."""
         return (self._keyframes > 1 and self._life >= _LEAST_LIFE) or self._age >= _LEAST_LIFE
 
-    def followed(self) -> None:
-        """A frame was located by optical flow: one more that the last keyframe serves."""
-        self._age += 1
+    def followed(self, images: int = 1) -> None:
+        """A frame was located by optical flow: so many images more that the last keyframe serves."""
+        self._age += images
 
-    def record(self, how: FrameMatch, was_tried: bool, is_keyframe: bool) -> None:
+    def record(self, how: FrameMatch, was_tried: bool, is_keyframe: bool, images: int = 1) -> None:
         """Record how a frame was matched in the end.
 
         Args:
             how: it was matched.
             was_tried: whether it was matched quickly before.
             is_keyframe: whether it became a keyframe.
+            images: of the camera since the frame before.
         """
         self._since_full = self._since_full + 1 if how == FrameMatch.QUICK else 0
         self._keyframes += is_keyframe
-        self._life, self._age = (self._age, 0) if is_keyframe else (self._life, self._age + 1)
+        self._life, self._age = (self._age, 0) if is_keyframe else (self._life, self._age + images)
         if how == FrameMatch.QUICK or is_keyframe:
             self._wait, self._waiting = 1, 0
         elif was_tried:

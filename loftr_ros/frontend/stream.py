@@ -18,6 +18,8 @@ LEAP = 3.0
 FIRST_LEAP_NS = 1_000_000_000  # before any step is known
 # Number of steps that define the usual one.
 STEPS = 9
+# Number of steps, of which the shortest tenth tell the camera's rate although images are dropped between others.
+_RATE_STEPS = 30
 
 CURE = (
     "If the driver's stamps cannot be fixed, use the time of arrival: set the parameter input.stamps to 'arrival'. "
@@ -56,6 +58,13 @@ class StreamGuard:
         self._before: Frame | None = None
         self._since_leap = 0
         self._steps: deque[int] = deque(maxlen=STEPS)  # ns
+        self._rate_steps: deque[int] = deque(maxlen=_RATE_STEPS)  # ns
+        self._images = 1
+
+    @property
+    def images(self) -> int:
+        """Number of the camera's images from the frame before to the last one; one if none was dropped."""
+        return self._images
 
     def reset(self) -> None:
         """Forget the stream: the next frame is admitted whatever it is."""
@@ -97,10 +106,15 @@ class StreamGuard:
     def _begin(self, frame: Frame | None) -> None:
         self._last, self._strays, self._before = frame, [], None
         self._steps.clear()
+        self._rate_steps.clear()
+        self._images = 1
 
     def _step(self, last: Frame, frame: Frame) -> None:
         self._last, self._strays = frame, []
         step = frame.stamp_ns - last.stamp_ns
+        self._rate_steps.append(step)
+        shortest = sorted(self._rate_steps)[len(self._rate_steps) // 10]
+        self._images = max(round(step / shortest), 1)
         if self._before is not None:
             self._since_leap += 1
             if self._since_leap < PATIENCE:
