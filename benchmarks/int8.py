@@ -1,8 +1,9 @@
 """int8 for the encoding of `compact`: CPU time and accuracy beside float32 and bfloat16.
 
-NNCF quantises the exported graph after training, calibrated on photographs of the training assets: the whole graph, the
-backbone, and the backbone without its first convolution or the branch of the fine features. OpenVINO runs all variants
-in one process, in turns. What is not int8 is in bfloat16 where the processor has it, otherwise in float32.
+`precision: int8` of the node, that is with the ranges beside the weights, and with `--nncf` what NNCF's quantisation
+after training gives, calibrated on photographs of the training assets: the whole exported graph, the backbone, and the
+backbone without its first convolution or the branch of the fine features. OpenVINO runs all variants in one process,
+in turns. What is not int8 is in bfloat16 where the processor has it, otherwise in float32.
 
 `--isa AVX512_CORE_VNNI` leaves out what newer processors have (OpenVINO's oneDNN reads it as ONEDNN_MAX_CPU_ISA): it
 shows a processor with VNNI and without bfloat16 and AMX. NNCF is no dependency of the package:
@@ -39,12 +40,16 @@ from loftr_ros.frontend.results import Correspondences
 from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoints.files import load_network
+from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.precision import cpu_has_bf16, precision_name
 from loftr_ros.matcher.runtime.export import export_network
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
+from loftr_ros.matcher.runtime.int8 import Int8Ranges, find_ranges
+from loftr_ros.matcher.runtime.openvino_compact import compiled
 from loftr_ros.matcher.runtime.openvino_runtime import Runtime
 from loftr_ros.training.assets import AssetBank, default_folder
+from loftr_ros.training.int8_ranges import photographs
 from loftr_ros.weights import find_weights
 
 NETWORK = "compact"
@@ -61,8 +66,6 @@ QUANTISED = {
     "int8 backbone without first convolution": (TRANSFORMER, FIRST),
     "int8 backbone without both": (TRANSFORMER, FIRST, FINE),
 }
-# Darker photographs, so that activations of dark images are in range.
-DARKEST, DARK = 0.2, 0.5
 
 
 class GraphSession:
@@ -100,23 +103,6 @@ class Result:
         return np.array([pose_auc(list(row)) for row in np.array([each.errors for each in self.poses]).T])
 
 
-def photographs(bank: AssetBank, size: tuple[int, int], count: int) -> list[NDArray[np.float32]]:
-    """(1, 1, H, W) in [0, 1], random parts of held-out photographs, every second one darker."""
-    rng, (width, height) = np.random.default_rng(0), size
-    large = [each for each in bank.photos if each.sizes[0][0] >= height and each.sizes[0][1] >= width]
-    if not large:
-        raise SystemExit(f"{bank.folder} has no photographs of {width}x{height} px or more")
-    found = []
-    for number in rng.permutation(len(large))[:count]:
-        image = bank.levels(large[number])[0]
-        top, left = (
-            int(rng.integers(have - want + 1)) for have, want in zip(image.shape, (height, width), strict=True)
-        )
-        part = image[top : top + height, left : left + width].astype(np.float32) / 255
-        found.append((part if rng.random() < DARK else part * rng.uniform(DARKEST, 1))[None, None])
-    return found
-
-
 def quantised(model: Any, images: list[NDArray[np.float32]], ignored: Sequence[str]) -> Any:
     """A model in int8, without the layers whose names match."""
     import nncf
@@ -134,32 +120,45 @@ def quantised(model: Any, images: list[NDArray[np.float32]], ignored: Sequence[s
     )
 
 
-def variants(
-    network: Network, size: tuple[int, int], arguments: argparse.Namespace, folder: Path
-) -> dict[str, PairMatcher]:
-    """The matchers to compare, for images of one size."""
-    exported = export_network(network, folder, *size, weights="in the package")
-    runtimes = {REFERENCE: Runtime(torch.float32, arguments.threads)}
+def variants(size: tuple[int, int], arguments: argparse.Namespace, folder: Path) -> dict[str, PairMatcher]:
+    """The matchers to compare, for images of one size; the reference comes first."""
     rest = torch.bfloat16 if cpu_has_bf16() and not arguments.isa else torch.float32
-    runtimes.setdefault(precision_name(rest), Runtime(rest, arguments.threads))
-    core = runtimes[REFERENCE].core
-    match = GraphSession(core.read_model(folder / MATCH_FILE), folder / MATCH_FILE, runtimes[REFERENCE])
-    model = core.read_model(folder / ENCODE_FILE)
-    graphs = {name: (model, runtime) for name, runtime in runtimes.items()}
-    images = photographs(AssetBank(arguments.assets, validation=True), size, arguments.photographs)
+    half = precision_name(rest)
+    weights = find_weights(NETWORK)
+    network = load_network(NETWORK, weights, torch.device("cpu"), torch.float32)
+    ranges = find_ranges(weights, network.fingerprint)
+
+    def ours(precision: torch.dtype, int8: Int8Ranges | None = None) -> PairMatcher:
+        loaded = load_network(NETWORK, weights, torch.device("cpu"), torch.float32)
+        assert isinstance(loaded, Compact)
+        return PairMatcher(compiled(loaded, precision, arguments.threads, int8))
+
+    matchers = {REFERENCE: ours(torch.float32), half: ours(rest), f"int8 and {half}": ours(rest, ranges)}
+    if arguments.nncf:
+        matchers |= by_nncf(network, size, rest, arguments, folder)
+    return matchers
+
+
+def by_nncf(
+    network: Network, size: tuple[int, int], rest: torch.dtype, arguments: argparse.Namespace, folder: Path
+) -> dict[str, PairMatcher]:
+    """NNCF's variants of the exported graph."""
+    exported = export_network(network, folder, *size, weights="in the package")
+    runtime, full = Runtime(rest, arguments.threads), Runtime(torch.float32, arguments.threads)
+    match = GraphSession(full.core.read_model(folder / MATCH_FILE), folder / MATCH_FILE, full)
+    model = full.core.read_model(folder / ENCODE_FILE)
+    images = [
+        each[None, None].astype(np.float32) / 255
+        for each in photographs(AssetBank(arguments.assets, validation=True), arguments.photographs, size)
+        if each.shape == size[::-1]
+    ]
+    matchers = {}
     for name, ignored in QUANTISED.items():
-        graphs[f"{name}, else {precision_name(rest)}"] = (
-            quantised(model, images, ignored),
-            runtimes[precision_name(rest)],
+        session = GraphSession(quantised(model, images, ignored), folder / ENCODE_FILE, runtime)
+        matchers[f"NNCF: {name}, else {precision_name(rest)}"] = PairMatcher(
+            ExportedMatcher(exported, session, match, torch.device("cpu"), "openvino")
         )
-    return {
-        name: PairMatcher(
-            ExportedMatcher(
-                exported, GraphSession(graph, folder / ENCODE_FILE, runtime), match, torch.device("cpu"), "openvino"
-            )
-        )
-        for name, (graph, runtime) in graphs.items()
-    }
+    return matchers
 
 
 def encode_times(matchers: dict[str, PairMatcher], image: Tensor, repeats: int) -> dict[str, float]:
@@ -205,7 +204,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the sequences")
     parser.add_argument("--assets", type=Path, default=default_folder(), help="of `loftr_ros train assets`")
-    parser.add_argument("--photographs", type=int, default=48, help="to calibrate with")
+    parser.add_argument("--nncf", action="store_true", help="NNCF's variants, too")
+    parser.add_argument("--photographs", type=int, default=48, help="to calibrate NNCF's variants with")
     parser.add_argument("--sets", nargs="+", default=SETS, help="FOLDER:GAP each")
     parser.add_argument("--pairs", type=int, default=40, help="of each set, at most; 0 for all")
     parser.add_argument("--orders", type=int, default=5, help="match orders that every pose is estimated with")
@@ -231,7 +231,7 @@ def main() -> None:
             frame = pairs[0][0][0].frame
             size = PairMatcher(network).network_size(*frame.size)
             if size not in opened:
-                opened[size] = variants(network, size, arguments, Path(folder) / f"{size[0]}x{size[1]}")
+                opened[size] = variants(size, arguments, Path(folder) / f"{size[0]}x{size[1]}")
                 image = cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
                 times[size] = encode_times(opened[size], torch.from_numpy(image), arguments.repeats)
             results = compare(opened[size], pairs, limit_of(name), arguments.orders)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 GROUPS = {
     "networks": "checkpoint coarse compact efficient efficient_parity embedded_weights explain export fixed_program "
-    "gpu_faults half_precision "
+    "gpu_faults half_precision int8 "
     "loftr matcher openvino parity ring tensorrt weights",
     "front_end": "background budget camera cell_depth covariance gyroscope keyframes local_affine localization mask "
     "match_metrics metric_pose moving_things optical_flow pipeline quick_matching recovery refinement relative_pose "

@@ -162,7 +162,7 @@ def test_while_configured_our_parameters_are_refused_and_those_of_others_are_not
 def test_while_unconfigured_only_what_is_no_choice_is_refused() -> None:
     assert refusal({"precision": "float16"}, configured=False) == ""
     assert refusal({"precision": "float8"}, configured=False) == (
-        "precision is 'float8'; expected one of auto, float32, bfloat16, float16"
+        "precision is 'float8'; expected one of auto, float32, bfloat16, float16, int8"
     )
 
 

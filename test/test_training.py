@@ -882,6 +882,7 @@ def test_the_command_line_trains_on_a_folder_of_photos_and_refuses_what_it_canno
     target = tmp_path / "calibrated.safetensors"
     said = call("calibrate", str(find_weights("auto")), str(target), "--pairs", "1", "--assets", str(assets))
     assert re.fullmatch(r"of \d+ matches .* within two\n", said) and target.is_file()
+    assert f"written to {target.with_suffix('.int8.json')}" in call("int8", str(target), "--assets", str(assets))
     assert "has a training already" in call(*train, code=2)
     call("--output", str(runs), "--resume", "--quiet", "--max-steps", "3")
     assert torch.load(runs / "last.ckpt", weights_only=True)["global_step"] == 3

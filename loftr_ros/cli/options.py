@@ -52,7 +52,9 @@ Weights = Annotated[
     typer.Option(help="Weights file, a name of `weights list`, or `random`.", show_default="the first found"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; empty for the parameter's value.")]
-Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; empty for the parameter's value.")]
+Precision = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16 or int8; empty for the parameter's value.")
+]
 ParamsFile = Annotated[Path | None, typer.Option(help="Parameter file of the node (see config/front_end.yaml).")]
 NodeName = Annotated[
     str,

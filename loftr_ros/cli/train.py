@@ -144,6 +144,27 @@ def calibrate(
 
 
 @app.command()
+def int8(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Weights of `compact`.", show_default=False)],
+    photos: Annotated[int, typer.Option(help="Number of held-out photos, at most.", min=1)] = 48,
+    folder: Annotated[
+        Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
+    ] = None,
+) -> None:
+    """Measure what `precision: int8` needs of weights, on held-out photos; written beside them."""
+    from loftr_ros.matcher.checkpoints.files import WeightsError
+    from loftr_ros.training.assets import AssetBank, AssetError, default_folder
+    from loftr_ros.training.int8_ranges import int8_ranges, photographs
+
+    try:
+        images = photographs(AssetBank(folder or default_folder(), validation=True), photos)
+        path = int8_ranges(weights, images).write(weights)
+    except (AssetError, OSError, WeightsError) as error:
+        fail(error)
+    typer.echo(f"written to {path}, from {len(images)} photos")
+
+
+@app.command()
 def places(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
     weights: Annotated[

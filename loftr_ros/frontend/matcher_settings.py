@@ -35,9 +35,10 @@ class MatcherConfig(Settings):
     )
     precision: str = setting(
         "auto",
-        "Floating-point precision of the network: auto for float16 on CUDA, bfloat16 on CPUs with hardware "
-        "support, float32 elsewhere",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "Precision of the network: auto for float16 on CUDA, bfloat16 on CPUs with hardware support, float32 "
+        "elsewhere; int8 for the backbone of compact on a CPU, all else as with auto; auto is int8 on a processor with "
+        "VNNI or AMX if the weights come with the ranges of their activations, as the packaged ones do",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
     )
     backend: str = setting(
         "auto",

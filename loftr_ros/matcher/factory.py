@@ -15,9 +15,18 @@ from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.matcher.interface import Matcher
-from loftr_ros.matcher.precision import DeviceError, resolve_device, resolve_precision, why_no_gpu
+from loftr_ros.matcher.precision import (
+    INT8,
+    DeviceError,
+    cpu_has_int8,
+    precision_name,
+    resolve_device,
+    resolve_precision,
+    why_no_gpu,
+)
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.runtime.gpu import CudaDevice, GpuMatcher
+from loftr_ros.matcher.runtime.int8 import Int8Ranges, find_ranges
 from loftr_ros.matcher.runtime.tensorrt import PROVIDER, TensorRTConfig
 
 _CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -35,7 +44,9 @@ class MatcherSpec:
         weights: a weights file, or a folder of `loftr_ros export`; None for random weights, always the same ones, which
             match nothing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto`, `float32`, `bfloat16` or `float16`; a network exported for onnxruntime has its own.
+        precision: `auto`, `float32`, `bfloat16`, `float16`, or `int8` for the backbone of `compact` by OpenVINO, which
+            `auto` is, too, if the processor has it and the weights' ranges are there; a network exported for
+            onnxruntime has its own.
         backend: the runtime: `torch`, `onnx` (onnxruntime, an exported network), `tensorrt` (onnxruntime's TensorRT, a
             network exported for GPUs), `openvino` (an exported network, or `compact` by its weights); `auto` is
             OpenVINO if it is installed and suitable, else torch.
@@ -66,6 +77,8 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
     """
     if spec.backend not in BACKENDS:
         raise ValueError(f"backend '{spec.backend}' is not known; expected one of {', '.join(BACKENDS)}")
+    if spec.precision == INT8 and spec.backend not in ("auto", "openvino"):
+        raise DeviceError(f"precision '{INT8}' needs backend openvino or auto, not {spec.backend}")
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = resolve_device(spec.device)
@@ -85,7 +98,11 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
         try:
             return _open_openvino(replace(spec, network=network.config.name), device)
         except DeviceError as error:
+            if spec.precision == INT8:
+                raise
             _logger.warning("torch runs the network, because OpenVINO cannot: %s", error)
+    if spec.precision == INT8:
+        raise DeviceError(f"precision '{INT8}' is for network compact by OpenVINO: pip install openvino, or use auto")
     return GpuMatcher(network, CudaDevice(device)) if device.type == "cuda" else network
 
 
@@ -96,6 +113,14 @@ def backend_of(matcher: Matcher) -> str:
     from loftr_ros.matcher.runtime.openvino_compact import is_compiled
 
     return "openvino" if isinstance(matcher, Compact) and is_compiled(matcher) else "torch"
+
+
+def precision_of(matcher: Matcher) -> str:
+    """The precision of a matcher, for messages."""
+    from loftr_ros.matcher.runtime.openvino_compact import is_int8
+
+    name = precision_name(matcher.dtype)
+    return f"{INT8} and {name}" if isinstance(matcher, Compact) and is_int8(matcher) else name
 
 
 def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
@@ -151,6 +176,8 @@ def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:
     precision = resolve_precision(spec.precision, device)
     threads = spec.threads or torch.get_num_threads()
     if spec.weights is not None and spec.weights.is_dir():
+        if spec.precision == INT8:
+            raise DeviceError(f"precision '{INT8}' runs weights of compact, not an export: give the weights file")
         return _as_asked(load_openvino(spec.weights, precision, threads, coarse=spec.coarse or None), spec)
     network = load_network(spec.network, spec.weights, device, torch.float32, coarse=spec.coarse)
     if not isinstance(network, Compact):
@@ -158,7 +185,19 @@ def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:
             f"backend openvino runs network 'compact' from its weights, but '{network.config.name}' only as "
             "exported by `loftr_ros export`: give that folder as the weights"
         )
-    return compiled(network, precision, threads)
+    return compiled(network, precision, threads, _ranges(spec, network))
+
+
+def _ranges(spec: MatcherSpec, network: Compact) -> Int8Ranges | None:
+    """The ranges for int8, if it is asked for, or `auto` on a processor that has it."""
+    if spec.precision != INT8 and not (spec.precision == "auto" and cpu_has_int8()):
+        return None
+    ranges = find_ranges(spec.weights, network.fingerprint)
+    if ranges is None and spec.precision == INT8:
+        raise WeightsError(
+            f"precision '{INT8}' needs the largest activations of these weights: `loftr_ros train int8` measures them"
+        )
+    return ranges
 
 
 def _as_asked(matcher: ExportedMatcher, spec: MatcherSpec) -> Matcher:

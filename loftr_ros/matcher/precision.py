@@ -15,8 +15,12 @@ PRECISIONS: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
+# The convolutions of `compact`'s backbone in 8 bits, all else in bf16 or fp32: by OpenVINO only.
+INT8 = "int8"
 # x86: AVX512-BF16 and AMX; Arm: the bf16 extension.
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+# x86: VNNI and AMX. Not measured on Arm, so that `auto` does not choose it there.
+_INT8_CPU_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -30,12 +34,20 @@ class DeviceError(RuntimeError):
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bfloat16 in hardware; emulated, it is slower than fp32."""
+    return bool(_cpu_flags(cpuinfo) & _BF16_CPU_FLAGS)
+
+
+def cpu_has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor sums products of 8-bit integers in one instruction; without, int8 gains little."""
+    return bool(_cpu_flags(cpuinfo) & _INT8_CPU_FLAGS)
+
+
+def _cpu_flags(cpuinfo: Path) -> set[str]:
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
-    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()[2:]}
-    return bool(flags & _BF16_CPU_FLAGS)
+        return set()
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()[2:]}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -76,18 +88,20 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
     Args:
         name: `float32`, `bfloat16`, `float16`, or `auto`: fp16 on CUDA, bf16 on a CPU that has it in hardware, fp32
-            elsewhere.
+            elsewhere. Of `int8` the dtype of what is not in 8 bits.
         device: where it will run.
 
     Raises:
         DeviceError: the name is unknown, or the device does not support the precision.
     """
-    if name == "auto":
+    if name == INT8 and device.type != "cpu":
+        raise DeviceError(f"precision '{INT8}' is for the CPU, not for {device}; use auto, or device cpu")
+    if name in ("auto", INT8):
         if device.type == "cuda":
             return torch.float16
         return torch.bfloat16 if cpu_has_bf16() else torch.float32
     if name not in PRECISIONS:
-        raise DeviceError(f"precision '{name}' is not known; expected auto, {', '.join(PRECISIONS)}")
+        raise DeviceError(f"precision '{name}' is not known; expected auto, {', '.join((*PRECISIONS, INT8))}")
     return PRECISIONS[name]
 
 

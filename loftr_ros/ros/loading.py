@@ -43,8 +43,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
     """
     from loftr_ros.frontend.matcher_settings import RANDOM, matcher_spec
     from loftr_ros.frontend.pipeline import FrontEnd
-    from loftr_ros.matcher.factory import backend_of, open_matcher
-    from loftr_ros.matcher.precision import precision_name
+    from loftr_ros.matcher.factory import backend_of, open_matcher, precision_of
 
     wanted = parameters.matcher
     cores = os.cpu_count() or 1
@@ -60,7 +59,7 @@ def load_front_end(parameters: Parameters, first_keyframe_id: int, logger: Any) 
         front_end.warm_up(size)
     warm = f"warmed up in {time.monotonic() - start:.2f} s" if min(size) > 0 else "not warmed up"
     logger.info(
-        f"network {matcher.config.name} on {matcher.device} in {precision_name(matcher.dtype)}, weights "
+        f"network {matcher.config.name} on {matcher.device} in {precision_of(matcher)}, weights "
         f"{spec.weights or RANDOM}, backend {backend_of(matcher)}, {warm}"
     )
     if wanted.weights == RANDOM:

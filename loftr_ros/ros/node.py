@@ -233,7 +233,7 @@ class FrontEndNode(SettingsNode[Parameters]):
         stages, images = self._stages, self._input
         if stages is None or self._outputs is None:
             return FrontEndState(self.lifecycle, self.failure)
-        from loftr_ros.matcher.precision import precision_name
+        from loftr_ros.matcher.factory import precision_of
 
         front_end = stages.front_end
         reference = front_end.buffer.reference
@@ -245,7 +245,7 @@ class FrontEndNode(SettingsNode[Parameters]):
             waiting=waiting,
             network=front_end.matcher.config.name,
             device=str(front_end.matcher.device),
-            precision=precision_name(front_end.matcher.dtype),
+            precision=precision_of(front_end.matcher),
             pending=stages.pending + waiting,
             keyframes_held=len(front_end.buffer),
             keyframe_capacity=front_end.config.keyframe.capacity,

@@ -161,8 +161,7 @@ def _cuda() -> Iterator[Finding]:
 def _network(values: Mapping[str, Any], device: str, precision: str) -> Iterator[Finding]:
     """Build the network of the parameters, and match an image with itself."""
     from loftr_ros.frontend.frame import Frame
-    from loftr_ros.matcher.factory import backend_of
-    from loftr_ros.matcher.precision import precision_name
+    from loftr_ros.matcher.factory import backend_of, precision_of
     from loftr_ros.tools.opening import open_offline
 
     try:
@@ -175,7 +174,7 @@ def _network(values: Mapping[str, Any], device: str, precision: str) -> Iterator
     yield Finding(
         OK,
         "network",
-        f"{matcher.config.name} on {matcher.device} in {precision_name(matcher.dtype)}, backend {backend_of(matcher)}, "
+        f"{matcher.config.name} on {matcher.device} in {precision_of(matcher)}, backend {backend_of(matcher)}, "
         f"weights {weights}",
     )
     if weights == "random":

@@ -20,6 +20,7 @@ from loftr_ros.matcher.compact.backbone import CompactBackbone, CompactFeatures
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.compact.region_transformer import RegionTransformer
 from loftr_ros.matcher.convolutions import round_weights
+from loftr_ros.matcher.runtime.int8 import Int8Ranges, check_ranges, quantise
 from loftr_ros.matcher.runtime.openvino_runtime import Graph, Runtime
 
 # Maximum number of cached graphs, each for one image size.
@@ -30,7 +31,7 @@ Grid = tuple[int, int]
 _logger = logging.getLogger(__name__)
 
 
-def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Compact:
+def compiled(network: Compact, precision: torch.dtype, threads: int = 0, int8: Int8Ranges | None = None) -> Compact:
     """The same network, run by OpenVINO.
 
     A graph is built for each new image size, which takes some seconds; the warm-up does it in advance.
@@ -39,14 +40,18 @@ def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Comp
         network: prepared, in float32, on the CPU; must not be used afterwards.
         precision: of OpenVINO's computation and of the features.
         threads: 0 for as many as there are cores.
+        int8: ranges for a backbone in int8; None for the precision everywhere.
 
     Raises:
         DeviceError: OpenVINO is not installed, or does not support the precision here.
+        WeightsError: the ranges are of another network.
     """
     graphs = _Graphs(Runtime(precision, threads))
-    if precision != torch.float32:
+    if int8 is not None:
+        check_ranges(int8, [name for name, layer in network.backbone.named_modules() if isinstance(layer, nn.Conv2d)])
+    elif precision != torch.float32:
         round_weights(network.backbone, precision)
-    network.backbone = _CompiledBackbone(network.backbone, graphs)  # type: ignore[assignment]
+    network.backbone = _CompiledBackbone(network.backbone, graphs, int8)  # type: ignore[assignment]
     network.transformer = _CompiledTransformer(network.transformer, graphs)  # type: ignore[assignment]
     return network
 
@@ -54,6 +59,11 @@ def compiled(network: Compact, precision: torch.dtype, threads: int = 0) -> Comp
 def is_compiled(network: Compact) -> bool:
     """Whether OpenVINO runs a network."""
     return isinstance(network.backbone, _CompiledBackbone)
+
+
+def is_int8(network: Compact) -> bool:
+    """Whether OpenVINO runs a network's backbone in int8."""
+    return isinstance(network.backbone, _CompiledBackbone) and network.backbone.int8 is not None
 
 
 class _Graphs:
@@ -64,8 +74,14 @@ class _Graphs:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Graph] = OrderedDict()
 
-    def get(self, name: Hashable, module: Callable[[], nn.Module], examples: tuple[Tensor, ...]) -> Graph:
-        """The graph of a module, for inputs of the examples' shapes."""
+    def get(
+        self,
+        name: Hashable,
+        module: Callable[[], nn.Module],
+        examples: tuple[Tensor, ...],
+        int8: Int8Ranges | None = None,
+    ) -> Graph:
+        """The graph of a module, for inputs of the examples' shapes; with `int8` that of the backbone in 8 bits."""
         key = name, tuple(tuple(example.shape) for example in examples)
         with self._lock:
             if key in self._kept:
@@ -76,7 +92,10 @@ class _Graphs:
         if name == "backbone":  # the first graph that a new image needs; the others follow
             height, width = examples[0].shape[-2:]
             _logger.info("OpenVINO builds graphs for images of %dx%d px, which takes some seconds", width, height)
-        graph = self.runtime.compile(_converted(module(), examples, self.runtime.precision))
+        model = _converted(module(), examples, self.runtime.precision)
+        if int8 is not None:
+            quantise(model, int8)
+        graph = self.runtime.compile(model)
         _logger.debug("OpenVINO built %s in %.1f s", key, time.monotonic() - start)
         with self._lock:
             self._kept[key] = graph
@@ -119,9 +138,9 @@ def _converted(module: nn.Module, examples: tuple[Tensor, ...], kept: torch.dtyp
 class _CompiledBackbone(nn.Module):
     """Replaces `CompactBackbone`."""
 
-    def __init__(self, backbone: CompactBackbone, graphs: _Graphs) -> None:
+    def __init__(self, backbone: CompactBackbone, graphs: _Graphs, int8: Int8Ranges | None) -> None:
         super().__init__()
-        self._module, self._graphs = _Maps(backbone), graphs
+        self._module, self._graphs, self.int8 = _Maps(backbone), graphs, int8
         # Defines device and dtype of the features.
         self.register_buffer("first_weight", torch.empty(0, dtype=graphs.runtime.precision), persistent=False)
         dims = backbone.region_projection, backbone.cell_projection, backbone.fine_projection
@@ -129,7 +148,7 @@ class _CompiledBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> CompactFeatures:
         """(1, 1, H, W), sides multiples of 16."""
-        graph = self._graphs.get("backbone", lambda: self._module, (image,))
+        graph = self._graphs.get("backbone", lambda: self._module, (image,), self.int8)
         height, width = image.shape[2:]
         made = [
             torch.empty((1, height // stride, width // stride, channels), dtype=image.dtype)
