@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from groups import GROUPS, files
+
+from loftr_ros.tools.domains import free_domain, own_domain
 
 # Before torch is imported, and for the processes that tests start too: threads that wait for each other are very slow
 # on a busy machine, and most tests are too small to gain from a second thread.
@@ -44,12 +47,25 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _apart() -> Iterator[None]:
+    """Other runs on this machine do not meet this one over DDS, and what it starts ends by Ctrl-C wherever it runs.
+
+    A script's shell ignores SIGINT in what it starts in the background, and so does all that those start.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with own_domain() as domain, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", str(domain))
+        yield
+
+
 @pytest.fixture
-def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A ROS_DOMAIN_ID of this test process, set for it and its children."""
-    domain = 1 + os.getpid() % 100
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-    return domain
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A ROS_DOMAIN_ID of this test alone, set for it and its children."""
+    with free_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        yield domain
 
 
 # Tests of the transport of images.

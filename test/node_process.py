@@ -28,11 +28,13 @@ from rclpy.parameter import Parameter, parameter_value_to_python
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from loftr_ros.tools.domains import free_domain
+
 # Long enough for a busy machine; every wait ends as soon as its condition holds.
 PATIENCE = 40.0
 NAME = "/loftr_front_end"
 _CODE = "import sys; from loftr_ros.ros.node import main; sys.exit(main(autostart={autostart}))"
-_domains = itertools.count(os.getpid())
+_numbers = itertools.count(1)
 
 
 class NodeProcess:
@@ -59,9 +61,9 @@ class NodeProcess:
             autostart: whether it becomes active by itself.
             domain: of another process, to share its domain.
         """
-        number = 1 + next(_domains) % 100
-        self.domain = domain or number
-        self._log = folder / f"node-{number}.log"
+        self._reserved = contextlib.ExitStack()
+        self.domain = domain or self._reserved.enter_context(free_domain())
+        self._log = folder / f"node-{next(_numbers)}.log"
         command = [sys.executable, "-c", _CODE.format(autostart=autostart), "--ros-args"]
         for name, value in (parameters or {}).items():
             text = f"'{value}'" if isinstance(value, str) else str(value).lower()
@@ -83,6 +85,7 @@ class NodeProcess:
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
         self.process.wait()
+        self._reserved.close()
 
     @property
     def said(self) -> str:

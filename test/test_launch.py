@@ -141,7 +141,7 @@ class Launched:
 
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(tmp_path, ros_domain):
     """Starts `ros2 launch` on an ament prefix with our launch file and the test double."""
     prefix = tmp_path / "prefix"
     share = prefix / "share" / "loftr_ros"
@@ -162,7 +162,6 @@ def launch(tmp_path):
         "ROS_LOG_DIR": str(tmp_path / "log"),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }
-    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     running: list[Launched] = []
 
     def start(*arguments, file=("loftr_ros", "front_end.launch.py")):
@@ -454,13 +453,12 @@ def test_the_example_with_image_proc_starts_the_front_end_on_what_is_rectified(l
     assert (values["input.rectified"], values["device"], values["archive.uri"]) == (True, "cpu", "/a")
 
 
-def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path):
+def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path, ros_domain):
     pytest.importorskip("torch")
     from ament_index_python import get_package_prefix
 
     assert (Path(get_package_prefix("loftr_ros")) / "lib" / "loftr_ros" / "front_end").is_file()
     environment = os.environ | {"ROS_LOG_DIR": str(tmp_path / "log"), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     launched = Launched(tmp_path / "output", environment, "loftr_ros", "front_end.launch.py")
     try:
         launched.wait_for("/loftr_front_end is active")

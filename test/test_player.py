@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -417,32 +417,34 @@ def test_a_source_that_lacks_what_the_mode_needs_is_refused_before_anybody_is_wa
     assert time.monotonic() - began < 3
 
 
-def test_ctrl_c_ends_it_cleanly_with_a_report(folder):
+def test_sigint_ends_it_cleanly_with_a_report_even_where_a_script_started_it_in_the_background(folder):
     code = (
         "import sys\n"
-        "from loftr_ros.tools.player.player import play\n"
-        "from loftr_ros.recordings import open_source\n"
-        "source = open_source(sys.argv[1])\n"
-        "frames = type(source).__iter__\n"
+        "from loftr_ros.cli.main import main\n"
+        "from loftr_ros.recordings.folders import FolderSource\n"
+        "frames = FolderSource.__iter__\n"
         "passes = iter(range(1000))\n"
         "def told(self):\n"
         "    if next(passes) == 1:\n"
         "        print('ready', flush=True)\n"  # the first pass is through: frames are published
         "    yield from frames(self)\n"
-        "type(source).__iter__ = told\n"
-        "report = play(source, loop=True, wait_for_subscriber=None, progress=False)\n"
-        "print(report.interrupted, report.published > 0, flush=True)\n"
+        "FolderSource.__iter__ = told\n"
+        "main()\n"
     )
     isolated = "-P" if sys.version_info >= (3, 11) else "-E"
-    command = [sys.executable, isolated, "-c", code, str(folder)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
+    # A shell without job control ignores SIGINT in what it starts with `&`.
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, isolated, "-c", code]
+    command += ["play", str(folder), "--loop", "--wait", "0", "-q"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
         assert process.stdout.readline() == "ready\n"
-        time.sleep(1.0)
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=10)
-    assert (process.returncode, out) == (0, "True True\n"), errors
+        out, errors = process.communicate(timeout=40)
+    finally:  # a player that goes on would publish into later tests
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, errors
+    assert re.search(r"^[1-9]\d* frames in .* s, 0 failed", out, re.MULTILINE), out
     assert "Traceback" not in errors
 
 

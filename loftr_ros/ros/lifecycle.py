@@ -118,6 +118,15 @@ class SettingsNode(LifecycleNode, Generic[P]):
     def close(self) -> None:
         """End the threads, in any state; the node cannot be used afterwards."""
 
+    def destroy_node(self) -> None:
+        """As for every node, and the lifecycle's services with it.
+
+        rclpy keeps them until the garbage is collected: clients would take them for those of a living node, and wait
+        for an answer for ever.
+        """
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     # --- faults after which only a new process helps ---
 
     def give_up(self, kind: str, message: str) -> None:
