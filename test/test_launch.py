@@ -22,6 +22,8 @@ pytestmark = [
 ]
 
 LAUNCH_FILE = Path(__file__).resolve().parents[1] / "launch" / "front_end.launch.py"
+# Seconds: long enough for a busy machine; every wait ends as soon as what it waits for is there.
+PATIENCE = 90.0
 ROS2 = [
     sys.executable,
     "-P" if sys.version_info >= (3, 11) else "-E",
@@ -115,7 +117,7 @@ class Launched:
     def said(self) -> str:
         return re.sub("\x1b\\[[0-9;]*m", "", self._log.read_text())
 
-    def wait_for(self, words: str, seconds: float = 30) -> None:
+    def wait_for(self, words: str, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while words not in self.said:
             assert time.monotonic() < end, f"waited in vain for {words!r} in:\n{self.said}"
@@ -128,7 +130,7 @@ class Launched:
 
     def all_started_with(self, count: int) -> dict[str, dict[str, object]]:
         """The arguments of each of `count` nodes, by full name."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while len(said := re.findall(r"STARTED (\{.*\})", self.said)) < count:
             assert time.monotonic() < end and self.process.poll() is None, self.said
             time.sleep(0.05)
@@ -137,7 +139,7 @@ class Launched:
     def interrupt(self) -> int:
         """Like Ctrl-C in a terminal: SIGINT for the whole group. Returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -176,7 +178,7 @@ def launch(tmp_path, ros_domain):
 
 
 def arguments_shown(launched) -> dict[str, str]:
-    assert launched.process.wait(timeout=30) == 0, launched.said
+    assert launched.process.wait(timeout=PATIENCE) == 0, launched.said
     return dict(re.findall(r"^    '(\w+)':\n((?:        .*\n?)+)", launched.said, re.MULTILINE))
 
 
@@ -412,7 +414,7 @@ def test_a_node_that_someone_deactivates_stays_inactive(launch):
 
 def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
     launched = launch("weights:=crash")
-    assert launched.process.wait(timeout=30) == 1
+    assert launched.process.wait(timeout=PATIENCE) == 1
     assert "the front end ended by itself with exit code 3" in launched.said
 
 
@@ -431,7 +433,7 @@ def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
 )
 def test_a_wrong_argument_is_refused_before_anything_starts(launch, argument, words):
     launched = launch(*re.split(r" (?=\w+:=)", argument))
-    assert launched.process.wait(timeout=30) == 1
+    assert launched.process.wait(timeout=PATIENCE) == 1
     assert words in launched.said
     assert "process started" not in launched.said
 
@@ -664,5 +666,5 @@ def test_the_example_with_robot_localization_starts_the_filter_on_the_nodes_odom
 
 def test_an_example_whose_cameras_model_is_not_named_is_refused(launch):
     launched = launch(file=(str(EXAMPLES / "zed.launch.py"),))
-    assert launched.process.wait(timeout=30) == 1
+    assert launched.process.wait(timeout=PATIENCE) == 1
     assert "camera_model" in launched.said and "process started" not in launched.said
