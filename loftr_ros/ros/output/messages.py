@@ -231,14 +231,14 @@ def to_cloud(header: Header, points: NDArray[np.void]) -> PointCloud2:
         header: of the message.
         points: (N,) records without padding, with the fields x, y, z and others, each `<f4` or `<u4`.
     """
-    layout = points.dtype.fields or {}  # in their order
+    kinds: Any = points.dtype.fields
     return PointCloud2(
         header=header,
         height=1,
         width=len(points),
         fields=[
-            PointField(name=name, offset=offset, datatype=_FIELD_TYPES[kind.str], count=1)
-            for name, (kind, offset, *_) in layout.items()
+            PointField(name=name, offset=kinds[name][1], datatype=_FIELD_TYPES[kinds[name][0].str], count=1)
+            for name in kinds
         ],
         is_bigendian=False,
         point_step=points.dtype.itemsize,
