@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from groups import GROUPS, files
+from pytest_timeout import timeout_sigalrm
 
 from loftr_ros.tools.domains import free_domain, own_domain
 
@@ -37,6 +40,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes long: run with --long"))
+
+
+# Seconds between two looks at how long a test has run.
+TICK = 5.0
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """pytest-timeout's own way, but a test's time passes only while this process runs.
+
+    A stopped process, or a machine that sleeps, has no timer ticks but one: what then runs on must not fail at once.
+    """
+    if settings.method != "signal" or threading.current_thread() is not threading.main_thread():
+        return None
+    left = settings.timeout
+
+    def tick(*_: object) -> None:
+        nonlocal left
+        left -= TICK
+        if left <= 0:
+            timeout_sigalrm(item, settings)
+
+    signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, min(TICK, settings.timeout), TICK)
+    return True
+
+
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    """Ends the ticks; pytest-timeout goes on with what it does itself."""
+    if threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture(scope="session")

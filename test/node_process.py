@@ -214,7 +214,9 @@ class Client:
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait until a condition on the received messages holds; returns its value."""
         with self._changed:
-            ended = self._changed.wait_for(condition, PATIENCE)
+            # In slices: of the time for which this process and the node are stopped only one counts.
+            slices = (self._changed.wait_for(condition, 0.5) for _ in range(round(PATIENCE / 0.5)))
+            ended = next(filter(None, slices), None)
             last = self.statuses[-1] if self.statuses else None
             assert ended, f"waited in vain for {what}; the last status is {last}"
             return ended
