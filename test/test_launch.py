@@ -32,19 +32,19 @@ ROS2 = [
 ]
 
 STAND_IN = """#!{python}
-import json, signal, sys
+import contextlib, json, signal, sys
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified",
-         "archive.uri", "robot_name", "fleet.share")
+         "archive.uri", "robot_name", "fleet.share", "input.mask_topic")
 DEFAULTS = {{"threads": 0, "input.rectified": False, "fleet.share": False}}
 TOPICS = {{
     "image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo,
     "right/image": Image, "right/image/compressed": CompressedImage, "right/camera_info": CameraInfo,
-    "depth/image": Image,
+    "depth/image": Image, "mask": Image,
 }}
 
 class StandIn(LifecycleNode):
@@ -79,7 +79,8 @@ try:
     rclpy.spin(node)
 except (KeyboardInterrupt, ExternalShutdownException):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-rclpy.try_shutdown()
+with contextlib.suppress(RuntimeError):  # the signal's own thread may be shutting it down
+    rclpy.try_shutdown()
 """
 
 PARAMETERS = """
@@ -187,7 +188,7 @@ def test_every_argument_is_shown_with_a_description(launch):
     assert set(shown) == {
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
         *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
-        *("depth_image", "rectified", "camera_names", "archive", "robot_name", "share_places"),
+        *("depth_image", "mask", "rectified", "camera_names", "archive", "robot_name", "share_places"),
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
@@ -213,6 +214,8 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
         "right/image/compressed": "/right/image/compressed",
         "right/camera_info": "/right/camera_info",
         "depth/image": "/depth/image",
+        "mask": "/mask",
+        "input.mask_topic": "default",
         "input.rectified": False,
         "archive.uri": "default",
         "robot_name": "default",
@@ -268,6 +271,15 @@ def test_a_depth_image_has_an_argument_of_its_own_and_what_is_not_given_keeps_it
     values = launch("mode:=rgbd", "depth_image:=/depth/image_rect", "right_camera_info:=/other").started_with()
     assert (values["mode"], values["depth/image"]) == ("rgbd", "/depth/image_rect")
     assert (values["right/image"], values["right/camera_info"]) == ("/right/image", "/other")
+
+
+@pytest.mark.parametrize("said", ["none", "latest"])
+def test_masks_belong_to_the_images_of_their_stamps_unless_the_params_file_says_latest(launch, tmp_path, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(PARAMETERS + f'      mask_topic: "{said}"\n')
+    values = launch("mask:=/eyes/mask", f"params_file:={file}").started_with()
+    assert values["mask"] == "/eyes/mask"
+    assert values["input.mask_topic"] == ("latest" if said == "latest" else "synchronized")
 
 
 def test_each_named_camera_gets_an_active_node_in_a_namespace_of_its_own(launch):

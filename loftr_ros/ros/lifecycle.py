@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -317,5 +318,7 @@ def run_node(
         if node is not None:
             node.close()
             node.destroy_node()
-        rclpy.try_shutdown()
+        # rclpy's own thread may be doing it after a signal: between try_shutdown's look and its call.
+        with contextlib.suppress(RuntimeError):
+            rclpy.try_shutdown()
     return 0
