@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loftr_ros.tools.demo.processes import Child, own_domain, wait_until
+from loftr_ros.tools.demo.processes import Child, wait_until
+from loftr_ros.tools.domains import own_domain
 
 BIN = Path(sys.executable).parent
 

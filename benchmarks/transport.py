@@ -19,7 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from loftr_ros.tools.demo.processes import Child, own_domain, wait_until
+from loftr_ros.tools.demo.processes import Child, wait_until
+from loftr_ros.tools.domains import own_domain
 
 BIN = Path(sys.executable).parent
 # Seconds after the last image: unpaired ones are given up by then.

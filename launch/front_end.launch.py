@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler, Shutdown
 from launch.events import matches_action
@@ -58,8 +59,8 @@ ARGUMENTS = [
     (
         "mask",
         "",
-        "Topic of masks of moving things (mono8), with the images' stamps unless params_file sets input.mask_topic. "
-        "Not given: as in params_file.",
+        "Topic of masks of moving things (mono8), with the images' stamps unless input.mask_topic is latest in "
+        "params_file. Not given: as in params_file.",
     ),
     (
         "rectified",
@@ -250,15 +251,32 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
     if arguments["use_sim_time"]:
         given["use_sim_time"] = ParameterValue(arguments["use_sim_time"] == "true", value_type=bool)
 
+    file = Path(arguments["params_file"]).expanduser() if arguments["params_file"] else None
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"params_file: there is no file {file}")
+    # The file that comes with the package says that there is no mask.
+    if arguments["mask"] and (file is None or not says(file, "input", "mask_topic", "latest")):
+        given["input.mask_topic"] = ParameterValue("synchronized", value_type=str)
+
     sources: list[str | dict[str, ParameterValue]] = [given] if given else []
-    if arguments["params_file"]:
-        file = Path(arguments["params_file"]).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"params_file: there is no file {file}")
+    if file is not None:
         sources.insert(0, str(file))
-    if arguments["mask"]:  # before the file, which may say more of them
-        sources.insert(0, {"input.mask_topic": ParameterValue("synchronized", value_type=str)})
     return sources
+
+
+def says(file: Path, group: str, name: str, value: str) -> bool:
+    """Whether a params file gives a group's parameter a value, for whichever node."""
+    sections = [yaml.safe_load(file.read_text())]
+    while sections:
+        section = sections.pop()
+        if not isinstance(section, dict):
+            continue
+        if section.get(f"{group}.{name}") == value:
+            return True
+        if isinstance(inner := section.get(group), dict) and inner.get(name) == value:
+            return True
+        sections += section.values()
+    return False
 
 
 def remappings(arguments: dict[str, str]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ Every argument of front_end.launch.py may be given too, and reaches it. Both nod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -104,44 +105,66 @@ def back_end(arguments: dict[str, str], context: LaunchContext) -> list[LaunchDe
     if arguments["autostart"] == "false":
         return [node]
 
-    heard: list[str] = []  # states that the node told of
-    hurried: list[bool] = []  # whether it was asked to activate without that
+    autostart = Autostart(node, path)
 
-    def on(begin: str, goal: str, *actions: LaunchDescriptionEntity) -> RegisterEventHandler:
-        said = OpaqueFunction(function=lambda context: heard.append(goal))
+    def on(
+        begin: str, goal: str, function: Callable[[LaunchContext], list[LaunchDescriptionEntity] | None]
+    ) -> RegisterEventHandler:
+        entities = [OpaqueFunction(function=function)]
         return RegisterEventHandler(
-            OnStateTransition(target_lifecycle_node=node, start_state=begin, goal_state=goal, entities=[said, *actions])
-        )
-
-    def activate(context: LaunchContext) -> list[EmitEvent]:
-        return [] if hurried else [EmitEvent(event=change_state(node, Transition.TRANSITION_ACTIVATE))]
-
-    def hurry(context: LaunchContext) -> list[EmitEvent]:
-        # It configures itself at once, on a busy machine before DDS has connected its events and answers to this
-        # launch: then both are lost, and it would wait for ever.
-        if heard:
-            return []
-        asked = activate(context)
-        hurried.append(True)
-        return asked
-
-    def refused(context: LaunchContext) -> None:
-        get_logger("slam.launch").error(
-            f"{path} could not be configured; its own error says why. It waits, unconfigured: correct it and call "
-            f"`ros2 lifecycle set {path} configure`. The front end runs without it"
+            OnStateTransition(target_lifecycle_node=node, start_state=begin, goal_state=goal, entities=entities)
         )
 
     # The handlers come first: the node may be through a transition before a later action is visited.
     return [
-        on("configuring", "inactive", OpaqueFunction(function=activate)),
-        on(
-            "activating", "active", LogInfo(msg=f"{path} is active"), OpaqueFunction(function=lambda _: hurried.clear())
-        ),
-        on("configuring", "unconfigured", OpaqueFunction(function=refused)),
+        on("configuring", "inactive", autostart.configured),
+        on("activating", "active", autostart.activated),
+        on("configuring", "unconfigured", autostart.refused),
         node,
         EmitEvent(event=change_state(node, Transition.TRANSITION_CONFIGURE)),
-        TimerAction(period=USUAL, actions=[OpaqueFunction(function=hurry)]),
+        TimerAction(period=USUAL, actions=[OpaqueFunction(function=autostart.overdue)]),
     ]
+
+
+class Autostart:
+    """Activates the back end once it is configured, as its events say, or as is to be expected where none comes.
+
+    It configures itself at once, on a busy machine before DDS has connected its events and answers to this launch: then
+    both are lost, and who waits for them waits for ever.
+    """
+
+    def __init__(self, node: LifecycleNode, path: str) -> None:
+        self._node, self._path = node, path
+        self._is_heard = False  # an event has come
+        self._is_asked = False  # to activate, though none had come: an event that comes late must not ask again
+
+    def configured(self, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        """It says that it is configured."""
+        self._is_heard = True
+        return [] if self._is_asked else [self._activate()]
+
+    def activated(self, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        """It says that it is active; where someone configures it anew later, it is activated as usual."""
+        self._is_heard, self._is_asked = True, False
+        return [LogInfo(msg=f"{self._path} is active")]
+
+    def refused(self, context: LaunchContext) -> None:
+        """It says that it could not be configured."""
+        self._is_heard = True
+        get_logger("slam.launch").error(
+            f"{self._path} could not be configured; its own error says why. It waits, unconfigured: correct it and "
+            f"call `ros2 lifecycle set {self._path} configure`. The front end runs without it"
+        )
+
+    def overdue(self, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        """It should have said something by now."""
+        if self._is_heard:
+            return []
+        self._is_asked = True
+        return [self._activate()]
+
+    def _activate(self) -> EmitEvent:
+        return EmitEvent(event=change_state(self._node, Transition.TRANSITION_ACTIVATE))
 
 
 def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue]]:

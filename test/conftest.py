@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from groups import GROUPS, files
+from pytest_timeout import timeout_sigalrm
+
+from loftr_ros.tools.domains import free_domain, own_domain
 
 # Before torch is imported, and for the processes that tests start too: threads that wait for each other are very slow
 # on a busy machine, and most tests are too small to gain from a second thread.
@@ -36,6 +42,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes long: run with --long"))
 
 
+# Seconds between two looks at how long a test has run.
+TICK = 5.0
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """pytest-timeout's own way, but a test's time passes only while this process runs.
+
+    A stopped process, or a machine that sleeps, has no timer ticks but one: what then runs on must not fail at once.
+    """
+    if settings.method != "signal" or threading.current_thread() is not threading.main_thread():
+        return None
+    left = settings.timeout
+
+    def tick(*_: object) -> None:
+        nonlocal left
+        left -= TICK
+        if left <= 0:
+            timeout_sigalrm(item, settings)
+
+    signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, min(TICK, settings.timeout), TICK)
+    return True
+
+
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    """Ends the ticks; pytest-timeout goes on with what it does itself."""
+    if threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real sequences beside the project; the test is skipped if it is missing."""
@@ -44,12 +80,25 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _apart() -> Iterator[None]:
+    """Other runs on this machine do not meet this one over DDS, and what it starts ends by Ctrl-C wherever it runs.
+
+    A script's shell ignores SIGINT in what it starts in the background, and so does all that those start.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with own_domain() as domain, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", str(domain))
+        yield
+
+
 @pytest.fixture
-def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A ROS_DOMAIN_ID of this test process, set for it and its children."""
-    domain = 1 + os.getpid() % 100
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-    return domain
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A ROS_DOMAIN_ID of this test alone, set for it and its children."""
+    with free_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        yield domain
 
 
 # Tests of the transport of images.

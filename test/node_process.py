@@ -28,11 +28,13 @@ from rclpy.parameter import Parameter, parameter_value_to_python
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from loftr_ros.tools.domains import free_domain
+
 # Long enough for a busy machine; every wait ends as soon as its condition holds.
 PATIENCE = 40.0
 NAME = "/loftr_front_end"
 _CODE = "import sys; from loftr_ros.ros.node import main; sys.exit(main(autostart={autostart}))"
-_domains = itertools.count(os.getpid())
+_numbers = itertools.count(1)
 
 
 class NodeProcess:
@@ -59,9 +61,9 @@ class NodeProcess:
             autostart: whether it becomes active by itself.
             domain: of another process, to share its domain.
         """
-        number = 1 + next(_domains) % 100
-        self.domain = domain or number
-        self._log = folder / f"node-{number}.log"
+        self._reserved = contextlib.ExitStack()
+        self.domain = domain or self._reserved.enter_context(free_domain())
+        self._log = folder / f"node-{next(_numbers)}.log"
         command = [sys.executable, "-c", _CODE.format(autostart=autostart), "--ros-args"]
         for name, value in (parameters or {}).items():
             text = f"'{value}'" if isinstance(value, str) else str(value).lower()
@@ -83,6 +85,7 @@ class NodeProcess:
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
         self.process.wait()
+        self._reserved.close()
 
     @property
     def said(self) -> str:
@@ -211,7 +214,9 @@ class Client:
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait until a condition on the received messages holds; returns its value."""
         with self._changed:
-            ended = self._changed.wait_for(condition, PATIENCE)
+            # In slices: of the time for which this process and the node are stopped only one counts.
+            slices = (self._changed.wait_for(condition, 0.5) for _ in range(round(PATIENCE / 0.5)))
+            ended = next(filter(None, slices), None)
             last = self.statuses[-1] if self.statuses else None
             assert ended, f"waited in vain for {what}; the last status is {last}"
             return ended

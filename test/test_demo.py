@@ -20,10 +20,11 @@ import pytest
 from loftr_ros.evaluation.records import KeyframeChange, Located, accuracy, to_previous, to_reference
 from loftr_ros.geometry.two_view import PoseStatus
 from loftr_ros.recordings import SourceError, open_source
-from loftr_ros.tools.demo.processes import Child, DemoError, own_domain, wait_until
+from loftr_ros.tools.demo.processes import Child, DemoError, wait_until
 from loftr_ros.tools.demo.report import chained, draw_trajectory, lines, summary, without_nan
 from loftr_ros.tools.demo.run import Settings, _publisher_command, run_demo
 from loftr_ros.tools.demo.sequence import Sequence, Truth, prepare
+from loftr_ros.tools.domains import DomainError, free_domain, own_domain
 
 ROOM = "rendered:room?seed=3&frames=20&width=320&height=240"
 
@@ -316,6 +317,21 @@ def test_two_demos_on_one_machine_do_not_meet_unless_told_to(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "7")
     with own_domain() as one, own_domain() as other:
         assert one == other == 7
+
+
+def test_a_domain_is_free_only_once_its_last_participant_has_gone(monkeypatch):
+    rclpy = pytest.importorskip("rclpy")
+    with free_domain() as used:
+        context = rclpy.Context()
+        context.init(args=None, domain_id=used)
+        node = rclpy.create_node("lasting", context=context)
+    monkeypatch.setattr("loftr_ros.tools.domains.DOMAINS", [used])
+    with pytest.raises(DomainError, match="ROS_DOMAIN_ID"), free_domain():
+        pass
+    node.destroy_node()
+    context.try_shutdown()
+    with free_domain() as again:
+        assert again == used
 
 
 # --- the whole ---

@@ -27,11 +27,11 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Ours without what belongs to this environment, and with a DDS domain of its own."""
+    """Ours, with this run's DDS domain, without what belongs to this environment."""
     ours = ("AMENT_PREFIX_PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     kept["PATH"] = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
-    return kept | {"ROS_DOMAIN_ID": str(1 + os.getpid() % 100), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    return kept | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 
 
 @pytest.fixture(scope="module")

@@ -447,6 +447,8 @@ def test_a_name_that_another_node_has_which_is_there_is_not_taken_over(
     bob, ada = start("bob"), start("ada")
     ada.add(1)
     bob.wait_for("ada", 1)
+    # DDS tells of a topic before it tells whose it is.
+    wait(lambda: bob.fleet._is_running("/ada/front_end"), "ada's node")
     bob.fleet._on_announcement(announcement(keyframe(1, "ada", stamp=77.0), SPACE, "/eve/front_end"))
     assert bob.refused == ["keyframe_name"]
     assert "is running, but /eve/front_end uses it too" in capfd.readouterr().err

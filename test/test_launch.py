@@ -22,6 +22,8 @@ pytestmark = [
 ]
 
 LAUNCH_FILE = Path(__file__).resolve().parents[1] / "launch" / "front_end.launch.py"
+# Seconds: long enough for a busy machine; every wait ends as soon as what it waits for is there.
+PATIENCE = 90.0
 ROS2 = [
     sys.executable,
     "-P" if sys.version_info >= (3, 11) else "-E",
@@ -30,19 +32,19 @@ ROS2 = [
 ]
 
 STAND_IN = """#!{python}
-import json, signal, sys
+import contextlib, json, signal, sys
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified",
-         "archive.uri", "robot_name", "fleet.share")
+         "archive.uri", "robot_name", "fleet.share", "input.mask_topic")
 DEFAULTS = {{"threads": 0, "input.rectified": False, "fleet.share": False}}
 TOPICS = {{
     "image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo,
     "right/image": Image, "right/image/compressed": CompressedImage, "right/camera_info": CameraInfo,
-    "depth/image": Image,
+    "depth/image": Image, "mask": Image,
 }}
 
 class StandIn(LifecycleNode):
@@ -77,7 +79,8 @@ try:
     rclpy.spin(node)
 except (KeyboardInterrupt, ExternalShutdownException):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-rclpy.try_shutdown()
+with contextlib.suppress(RuntimeError):  # the signal's own thread may be shutting it down
+    rclpy.try_shutdown()
 """
 
 PARAMETERS = """
@@ -115,7 +118,7 @@ class Launched:
     def said(self) -> str:
         return re.sub("\x1b\\[[0-9;]*m", "", self._log.read_text())
 
-    def wait_for(self, words: str, seconds: float = 30) -> None:
+    def wait_for(self, words: str, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while words not in self.said:
             assert time.monotonic() < end, f"waited in vain for {words!r} in:\n{self.said}"
@@ -128,7 +131,7 @@ class Launched:
 
     def all_started_with(self, count: int) -> dict[str, dict[str, object]]:
         """The arguments of each of `count` nodes, by full name."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while len(said := re.findall(r"STARTED (\{.*\})", self.said)) < count:
             assert time.monotonic() < end and self.process.poll() is None, self.said
             time.sleep(0.05)
@@ -137,11 +140,11 @@ class Launched:
     def interrupt(self) -> int:
         """Like Ctrl-C in a terminal: SIGINT for the whole group. Returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(tmp_path, ros_domain):
     """Starts `ros2 launch` on an ament prefix with our launch file and the test double."""
     prefix = tmp_path / "prefix"
     share = prefix / "share" / "loftr_ros"
@@ -162,7 +165,6 @@ def launch(tmp_path):
         "ROS_LOG_DIR": str(tmp_path / "log"),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }
-    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     running: list[Launched] = []
 
     def start(*arguments, file=("loftr_ros", "front_end.launch.py")):
@@ -177,7 +179,7 @@ def launch(tmp_path):
 
 
 def arguments_shown(launched) -> dict[str, str]:
-    assert launched.process.wait(timeout=30) == 0, launched.said
+    assert launched.process.wait(timeout=PATIENCE) == 0, launched.said
     return dict(re.findall(r"^    '(\w+)':\n((?:        .*\n?)+)", launched.said, re.MULTILINE))
 
 
@@ -186,7 +188,7 @@ def test_every_argument_is_shown_with_a_description(launch):
     assert set(shown) == {
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
         *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
-        *("depth_image", "rectified", "camera_names", "archive", "robot_name", "share_places"),
+        *("depth_image", "mask", "rectified", "camera_names", "archive", "robot_name", "share_places"),
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
@@ -212,6 +214,8 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
         "right/image/compressed": "/right/image/compressed",
         "right/camera_info": "/right/camera_info",
         "depth/image": "/depth/image",
+        "mask": "/mask",
+        "input.mask_topic": "default",
         "input.rectified": False,
         "archive.uri": "default",
         "robot_name": "default",
@@ -267,6 +271,15 @@ def test_a_depth_image_has_an_argument_of_its_own_and_what_is_not_given_keeps_it
     values = launch("mode:=rgbd", "depth_image:=/depth/image_rect", "right_camera_info:=/other").started_with()
     assert (values["mode"], values["depth/image"]) == ("rgbd", "/depth/image_rect")
     assert (values["right/image"], values["right/camera_info"]) == ("/right/image", "/other")
+
+
+@pytest.mark.parametrize("said", ["none", "latest"])
+def test_masks_belong_to_the_images_of_their_stamps_unless_the_params_file_says_latest(launch, tmp_path, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(PARAMETERS + f'      mask_topic: "{said}"\n')
+    values = launch("mask:=/eyes/mask", f"params_file:={file}").started_with()
+    assert values["mask"] == "/eyes/mask"
+    assert values["input.mask_topic"] == ("latest" if said == "latest" else "synchronized")
 
 
 def test_each_named_camera_gets_an_active_node_in_a_namespace_of_its_own(launch):
@@ -413,7 +426,7 @@ def test_a_node_that_someone_deactivates_stays_inactive(launch):
 
 def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
     launched = launch("weights:=crash")
-    assert launched.process.wait(timeout=30) == 1
+    assert launched.process.wait(timeout=PATIENCE) == 1
     assert "the front end ended by itself with exit code 3" in launched.said
 
 
@@ -432,7 +445,7 @@ def test_a_node_that_dies_ends_the_launch_with_an_error(launch):
 )
 def test_a_wrong_argument_is_refused_before_anything_starts(launch, argument, words):
     launched = launch(*re.split(r" (?=\w+:=)", argument))
-    assert launched.process.wait(timeout=30) == 1
+    assert launched.process.wait(timeout=PATIENCE) == 1
     assert words in launched.said
     assert "process started" not in launched.said
 
@@ -454,13 +467,12 @@ def test_the_example_with_image_proc_starts_the_front_end_on_what_is_rectified(l
     assert (values["input.rectified"], values["device"], values["archive.uri"]) == (True, "cpu", "/a")
 
 
-def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path):
+def test_the_real_node_becomes_active_and_ctrl_c_stops_it_with_exit_code_zero(tmp_path, ros_domain):
     pytest.importorskip("torch")
     from ament_index_python import get_package_prefix
 
     assert (Path(get_package_prefix("loftr_ros")) / "lib" / "loftr_ros" / "front_end").is_file()
     environment = os.environ | {"ROS_LOG_DIR": str(tmp_path / "log"), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     launched = Launched(tmp_path / "output", environment, "loftr_ros", "front_end.launch.py")
     try:
         launched.wait_for("/loftr_front_end is active")
@@ -666,5 +678,5 @@ def test_the_example_with_robot_localization_starts_the_filter_on_the_nodes_odom
 
 def test_an_example_whose_cameras_model_is_not_named_is_refused(launch):
     launched = launch(file=(str(EXAMPLES / "zed.launch.py"),))
-    assert launched.process.wait(timeout=30) == 1
+    assert launched.process.wait(timeout=PATIENCE) == 1
     assert "camera_model" in launched.said and "process started" not in launched.said

@@ -121,7 +121,7 @@ def counts(status: FrontEndStatus) -> dict[str, int]:
 
 
 @pytest.mark.kilted
-def test_no_attribute_of_the_nodes_hides_one_of_rclpys():
+def test_no_attribute_of_the_nodes_hides_one_of_rclpys(ros_domain):
     from rclpy.lifecycle import LifecycleNode
 
     from loftr_ros.ros.back_end.node import BackEndNode
@@ -132,14 +132,35 @@ def test_no_attribute_of_the_nodes_hides_one_of_rclpys():
     own = {name for each in classes for name in vars(each)}
     transitions = {f"on_{name}" for name in ("configure", "activate", "deactivate", "cleanup", "shutdown", "error")}
     hidden = {name for name in own if hasattr(LifecycleNode, name) and not name.startswith("__")}
-    assert hidden == transitions | {"set_parameters", "set_parameters_atomically"}
+    assert hidden == transitions | {"destroy_node", "set_parameters", "set_parameters_atomically"}
     context = rclpy.Context()
-    context.init(args=None, domain_id=101)
+    context.init(args=None, domain_id=ros_domain)
     bare = LifecycleNode("bare", context=context)
     assigned = {name for each in classes for name in each.__init__.__code__.co_names} & set(vars(bare))
     bare.destroy_node()
     context.try_shutdown()
     assert not assigned
+
+
+@pytest.mark.kilted
+def test_a_destroyed_node_leaves_no_service_that_a_client_would_wait_for(ros_domain):
+    from loftr_ros.ros.back_end.node import BackEndNode
+
+    ours, theirs = rclpy.Context(), rclpy.Context()
+    for context in (ours, theirs):
+        context.init(args=None, domain_id=ros_domain)
+    node, other = BackEndNode(context=ours), rclpy.create_node("other", context=theirs)
+    client = other.create_client(ChangeState, "/loftr_back_end/change_state")
+    assert client.wait_for_service(PATIENCE)
+    node.close()
+    node.destroy_node()
+    ours.try_shutdown()
+    end = time.monotonic() + PATIENCE
+    while client.service_is_ready():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    other.destroy_node()
+    theirs.try_shutdown()
 
 
 @pytest.mark.kilted

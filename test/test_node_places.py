@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import threading
 import time
 import xml.etree.ElementTree
@@ -80,9 +79,8 @@ class MadeArchive:
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def bare(ros_domain: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The services over a dummy archive, on an executor that nothing else wakes: no timer, no topic."""
-    domain = 1 + (os.getpid() + 50) % 100
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     archive = MadeArchive()
     recognition = PlaceRecognition(
@@ -91,7 +89,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         *(lambda _: None,) * 3,
     )
     context = rclpy.Context()
-    context.init(args=None, domain_id=domain)
+    context.init(args=None, domain_id=ros_domain)
     node = LifecycleNode("loftr_front_end", context=context, enable_communication_interface=False)
     declare(node)
     places = SimpleNamespace(recognition=recognition, robot="ada")
@@ -105,7 +103,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
     thread = threading.Thread(target=spin, daemon=True)
     thread.start()
-    with Client(domain) as client:
+    with Client(ros_domain) as client:
         yield SimpleNamespace(client=client, archive=archive, node=node)
     context.try_shutdown()
     thread.join()

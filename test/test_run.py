@@ -255,13 +255,16 @@ def test_ctrl_c_ends_a_run_with_what_there_is_and_exit_code_130(tmp_path: Path, 
             os.link(images / "0.png", images / f"{k}.png")
     command = [PROGRAM, "run", source, "-o", out, "--weights", "random", "--network", "coarse_lite", "-q"]
     child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    poses = out / "relative_poses.csv"
-    end = time.monotonic() + 90
-    while time.monotonic() < end and child.poll() is None and not poses.exists():
-        time.sleep(0.05)
-    time.sleep(0.5)
-    child.send_signal(sent)
-    said, complained = child.communicate(timeout=60)
+    try:
+        poses = out / "relative_poses.csv"
+        end = time.monotonic() + 90
+        while time.monotonic() < end and child.poll() is None and not poses.exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        child.send_signal(sent)
+        said, complained = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130, said + complained
     assert "Traceback" not in complained
     assert said.strip().splitlines()[-1].endswith("(partial)") and "stopped by Ctrl-C" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
 import threading
 import time
@@ -384,14 +383,14 @@ def test_the_modules_names_are_message_filters_where_it_is_installed_and_ours_el
 @pytest.mark.kilted
 @pytest.mark.ros
 @needs_ros
-def test_images_and_calibrations_that_were_really_sent_are_paired(api):
+def test_images_and_calibrations_that_were_really_sent_are_paired(api, ros_domain):
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import CameraInfo, Image
 
     context = rclpy.Context()
-    context.init(args=None, domain_id=int(os.environ.get("ROS_DOMAIN_ID") or 1 + os.getpid() % 100))
+    context.init(args=None, domain_id=ros_domain)
     node = rclpy.create_node("synchronizer_test", context=context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)

@@ -67,7 +67,7 @@ class Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        _catch_termination()
+        _catch_signals()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -82,9 +82,13 @@ class Commands(typer.core.TyperGroup):
             fail("there is not enough memory")
 
 
-def _catch_termination() -> None:
+def _catch_signals() -> None:
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
+        # A script's shell starts `loftr_ros ... &` with SIGINT ignored, and so does a launch that it started so. Like
+        # all nodes of ROS, the command ends by it nonetheless.
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupt(*_: object) -> NoReturn:

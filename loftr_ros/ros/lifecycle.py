@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -117,6 +118,15 @@ class SettingsNode(LifecycleNode, Generic[P]):
     @abstractmethod
     def close(self) -> None:
         """End the threads, in any state; the node cannot be used afterwards."""
+
+    def destroy_node(self) -> None:
+        """As for every node, and the lifecycle's services with it.
+
+        rclpy keeps them until the garbage is collected: clients would take them for those of a living node, and wait
+        for an answer for ever.
+        """
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
 
     # --- faults after which only a new process helps ---
 
@@ -308,5 +318,7 @@ def run_node(
         if node is not None:
             node.close()
             node.destroy_node()
-        rclpy.try_shutdown()
+        # rclpy's own thread may be doing it after a signal: between try_shutdown's look and its call.
+        with contextlib.suppress(RuntimeError):
+            rclpy.try_shutdown()
     return 0

@@ -19,25 +19,16 @@ from geometry_msgs.msg import (
 )
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
-from sensor_msgs.msg import PointCloud2, PointField
+from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import ColorRGBA, Header
 
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.geometry.se3 import inverse, quaternion_of
-from loftr_ros.ros.output.messages import to_array, to_pose, to_pose_with_covariance, to_time
+from loftr_ros.ros.output.messages import to_cloud, to_pose, to_pose_with_covariance, to_time
 
 Array = NDArray[np.float64]
 
 _LANDMARK = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("std", "<f4"), ("keyframe", "<u4"), ("id", "<u4")])
-_FIELDS = [
-    PointField(
-        name=name,
-        offset=4 * place,
-        datatype=PointField.UINT32 if name in ("keyframe", "id") else PointField.FLOAT32,
-        count=1,
-    )
-    for place, name in enumerate(_LANDMARK.names or ())
-]
 _ROBOT_COLORS = ((0.12, 0.44, 0.71), (0.90, 0.45, 0.10), (0.45, 0.30, 0.70), (0.10, 0.60, 0.55))
 _LOOP, _REJECTED = (0.17, 0.55, 0.24), (0.76, 0.15, 0.36)
 
@@ -147,17 +138,7 @@ def landmarks_message(back_end: BackEnd, frame: MapFrame, group: int) -> PointCl
         parts.append(part)
         newest = max(newest, vertex.stamp_ns)
     cloud = np.concatenate(parts) if parts else np.empty(0, _LANDMARK)
-    return PointCloud2(
-        header=Header(stamp=to_time(newest), frame_id=frame.name),
-        height=1,
-        width=len(cloud),
-        fields=_FIELDS,
-        is_bigendian=False,
-        point_step=_LANDMARK.itemsize,
-        row_step=cloud.nbytes,
-        data=to_array(cloud.view(np.uint8)),
-        is_dense=True,
-    )
+    return to_cloud(Header(stamp=to_time(newest), frame_id=frame.name), cloud)
 
 
 class MapOutput:

@@ -33,12 +33,7 @@ LEAST_VARIANCE = 1e-9
 # Packed layout of one landmark in the cloud.
 _LANDMARK_TYPES = dict(x="<f4", y="<f4", z="<f4", keyframe_id="<u4", id="<u4", confidence="<f4", std="<f4")
 _LANDMARK = np.dtype(list(_LANDMARK_TYPES.items()))
-_LANDMARK_FIELDS = [
-    PointField(
-        name=name, offset=4 * place, datatype=PointField.UINT32 if kind == "<u4" else PointField.FLOAT32, count=1
-    )
-    for place, (name, kind) in enumerate(_LANDMARK_TYPES.items())
-]
+_FIELD_TYPES = {"<f4": PointField.FLOAT32, "<u4": PointField.UINT32}
 
 
 class SourceImage(Protocol):
@@ -226,15 +221,29 @@ def landmarks_message(match: KeyframeMatch, current: Frame, location: Location |
         landmark = match.landmark[keep]
         cloud["keyframe_id"], cloud["id"] = landmark >> np.uint64(32), landmark & np.uint64(0xFFFFFFFF)
         cloud["confidence"], cloud["std"] = match.correspondences.confidence[keep], std[keep]
+    return to_cloud(to_header(current), cloud)
+
+
+def to_cloud(header: Header, points: NDArray[np.void]) -> PointCloud2:
+    """A cloud of points, all of them finite.
+
+    Args:
+        header: of the message.
+        points: (N,) records without padding, with the fields x, y, z and others, each `<f4` or `<u4`.
+    """
+    kinds: Any = points.dtype.fields
     return PointCloud2(
-        header=to_header(current),
+        header=header,
         height=1,
-        width=len(cloud),
-        fields=_LANDMARK_FIELDS,
+        width=len(points),
+        fields=[
+            PointField(name=name, offset=kinds[name][1], datatype=_FIELD_TYPES[kinds[name][0].str], count=1)
+            for name in kinds
+        ],
         is_bigendian=False,
-        point_step=_LANDMARK.itemsize,
-        row_step=cloud.nbytes,
-        data=to_array(cloud.view(np.uint8)),
+        point_step=points.dtype.itemsize,
+        row_step=points.nbytes,
+        data=to_array(points.view(np.uint8)),
         is_dense=True,
     )
 

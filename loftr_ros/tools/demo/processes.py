@@ -1,4 +1,4 @@
-"""Child processes that never outlive the demo, and a free ROS domain."""
+"""Child processes that never outlive the demo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _LAST_LINES = 12
-_DOMAINS = range(1, 102)  # above 101 the ports of DDS overlap Linux's ephemeral ports
 
 
 class DemoError(Exception):
@@ -130,30 +128,3 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, childre
             said = "".join(f"\n  last output of the {child.name}:\n{child.last_lines}" for child in children)
             raise DemoError(f"waited {seconds:g} s for {what} without success{said}")
         time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def own_domain() -> Iterator[int]:
-    """A ROS domain that no other demo and no visible participant uses on this machine.
-
-    ROS_DOMAIN_ID of the environment is used if it is set.
-    """
-    if os.environ.get("ROS_DOMAIN_ID"):
-        yield int(os.environ["ROS_DOMAIN_ID"])
-        return
-    first = os.getpid() % len(_DOMAINS)
-    for domain in [*_DOMAINS[first:], *_DOMAINS[:first]]:
-        # The domain's UDP port for discovery. Its TCP port is unused by DDS: holding it reserves the domain against
-        # other demos.
-        port = 7400 + 250 * domain
-        with socket.socket(type=socket.SOCK_STREAM) as mark, socket.socket(type=socket.SOCK_DGRAM) as probe:
-            try:
-                mark.bind(("127.0.0.1", port))
-                mark.listen()
-                probe.bind(("", port))
-            except OSError:
-                continue
-            probe.close()
-            yield domain
-            return
-    raise DemoError("every ROS domain from 1 to 101 is in use on this machine; set ROS_DOMAIN_ID to choose one")

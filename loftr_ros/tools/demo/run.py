@@ -21,8 +21,9 @@ from loftr_ros.matcher.checkpoints.files import WeightsError
 from loftr_ros.matcher.config import AUTO
 from loftr_ros.recordings import SourceError
 from loftr_ros.ros.transport import SharedMemory, provide_profile
-from loftr_ros.tools.demo.processes import Child, DemoError, own_domain, wait_until
+from loftr_ros.tools.demo.processes import Child, DemoError, wait_until
 from loftr_ros.tools.demo.sequence import Sequence, prepare
+from loftr_ros.tools.domains import DomainError, own_domain
 from loftr_ros.tools.params_file import ParamsFileError, node_parameters
 from loftr_ros.weights import find_weights
 
@@ -139,7 +140,7 @@ def run_demo(
     except (ParamsFileError, SourceError, WeightsError, _UsageError) as error:
         print(f"loftr_ros demo: {error}", file=sys.stderr)
         return 2
-    except DemoError as error:
+    except (DemoError, DomainError) as error:
         print(f"loftr_ros demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
