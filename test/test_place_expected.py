@@ -155,7 +155,7 @@ def test_keyframes_whose_descriptor_finds_nothing_get_their_loop_once_later_ones
         assert angle(closure.found.pose.rotation.T @ truth(one, closure)[:3, :3]) < 0.5
 
 
-def test_half_the_score_is_enough_only_where_known_loops_expect_the_place(tmp_path: Path) -> None:
+def test_two_thirds_of_the_score_are_enough_only_where_known_loops_expect_the_place(tmp_path: Path) -> None:
     one = Robot(tmp_path / "one", there_and_back)
     first = one.go([*range(FRAMES), *AWAY, *AGAIN[: FRAMES // 2]])
     assert len(first) >= 2

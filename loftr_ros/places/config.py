@@ -53,7 +53,7 @@ class LoopConfig(Settings):
     min_coverage: float = setting(0.2, "Minimum share of either image that a loop's inliers cover", low=0.0, high=1.0)
     min_score: float = setting(
         0.3,
-        "Minimum score of a loop: coverage times share of matches that are inliers; half of it where known loops "
+        "Minimum score of a loop: coverage times share of matches that are inliers; two thirds of it where known loops "
         "expect the place",
         low=0.0,
         high=1.0,

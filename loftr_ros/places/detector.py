@@ -40,7 +40,7 @@ _WITHOUT_LOOP = 6
 # Keyframes that an image is matched with where it is expected.
 _EXPECTED = 3
 # Part of the minimum score that is enough where a known loop expects the place.
-_EXPECTED_SCORE = 0.5
+_EXPECTED_SCORE = 2 / 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,7 +369,7 @@ class LoopDetector:
     def _is_expected(self, known: KnownLoop, view: View, found: Verification) -> bool:
         """Whether a match is strong enough where a known loop expects it.
 
-        A position that agrees is evidence of its own: half the score is enough then, also on a plane.
+        A position that agrees is evidence of its own: two thirds of the score are enough then, also on a plane.
         """
         match, config = self._match(view, found), self.config
         errors = None if match is None else known.errors(match)
