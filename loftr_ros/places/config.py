@@ -53,7 +53,8 @@ class LoopConfig(Settings):
     min_coverage: float = setting(0.2, "Minimum share of either image that a loop's inliers cover", low=0.0, high=1.0)
     min_score: float = setting(
         0.3,
-        "Minimum score of a loop: coverage times share of matches that are inliers",
+        "Minimum score of a loop: coverage times share of matches that are inliers; two thirds of it where known loops "
+        "expect the place",
         low=0.0,
         high=1.0,
     )
@@ -65,7 +66,11 @@ class LoopConfig(Settings):
         high=1.0,
     )
     confirmations: int = setting(
-        3, "Number of consecutive images that must agree on a place before the loop is published", low=1, high=10
+        3,
+        "Number of consecutive images that must agree on a place before the loop is published; one is enough where "
+        "known loops expect the place",
+        low=1,
+        high=10,
     )
     max_rotation_error: float = setting(
         3.0,

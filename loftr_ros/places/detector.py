@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from loftr_ros.geometry.se3 import between, inverse, rotation_degrees
 from loftr_ros.geometry.two_view import RelativePose
 from loftr_ros.places.archive import Archive
 from loftr_ros.places.config import LoopConfig
+from loftr_ros.places.expected import KnownLoop, KnownLoops, Match
 from loftr_ros.places.keyframe import ArchivedKeyframe, Candidate, KeyframeName, RecentPast
 from loftr_ros.places.path_length import PathLength
 from loftr_ros.places.verification import Verification, Verifier
@@ -33,6 +35,12 @@ _SCALE_REACH = 3.0
 _CERTAIN = 0.6
 # Possible error in degrees of a two-view pose of distant cameras.
 _UNCERTAIN_ROTATION = 5.0
+# Latest keyframes without a loop, which are looked at again when one is known near them.
+_WITHOUT_LOOP = 6
+# Keyframes that an image is matched with where it is expected.
+_EXPECTED = 3
+# Part of the minimum score that is enough where a known loop expects the place.
+_EXPECTED_SCORE = 2 / 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +84,15 @@ class _Observation:
         return self.view.name is not None
 
 
+@dataclass(eq=False)
+class _WithoutLoop:
+    """A keyframe without a loop, its matches so far, and whether it was matched where a known loop expects it."""
+
+    view: View
+    tried: list[Verification]
+    is_matched: bool = False
+
+
 class LoopDetector:
     """Searches an archive for the places in a stream of images. Not thread-safe: call it from one thread."""
 
@@ -107,6 +124,11 @@ class LoopDetector:
         self._last: _Observation | None = None
         self._agreed = self._missed = 0
         self._waiting: list[_Observation] = []
+        self._session: int | None = None
+        self._known = KnownLoops()
+        self._without: OrderedDict[KeyframeName, _WithoutLoop] = OrderedDict()
+        self._tried: list[Verification] = []
+        self._found: list[LoopClosure] = []  # kept if an archived image cannot be read after they were found
 
     @property
     def is_waiting(self) -> bool:
@@ -128,16 +150,27 @@ class LoopDetector:
         """
         if encoded is not None:
             self.verifier.know(encoded)
+        if view.session != self._session:
+            self._session, self._known = view.session, KnownLoops()
+            self._without.clear()
         if view.name is not None:
             self._path_length.note(view)
         found = self._best(view)
+        if view.name is not None:
+            self._without[view.name] = _WithoutLoop(view, self._tried)
+            if len(self._without) > _WITHOUT_LOOP:
+                self._without.popitem(last=False)
         if found is not None:
             self._go_on(_Observation(view, found))
         elif self._last is not None and (view.name is not None or self._waiting):
             self._missed += 1
             if self._missed >= _PATIENCE:
-                self.reset()
-        return self._believed()
+                self._leave()
+        self._found += self._believed()
+        if view.name is not None:
+            self._find_expected(view)
+        closures, self._found = self._found, []
+        return closures
 
     def known_place(self, view: View, encoded: EncodedFrame | None = None) -> ArchivedKeyframe | None:
         """A keyframe of the same stream that shows the same place; None if no candidate is accepted.
@@ -193,6 +226,7 @@ class LoopDetector:
 
         A place that agrees with the last image's is not preferred, because the last one may have been wrong.
         """
+        self._tried = []
         for look in (self._alike, self._at_the_last_place):
             best: Verification | None = None
             for name in look(view):
@@ -200,6 +234,7 @@ class LoopDetector:
                 if archived is None or self._is_recent(view, archived):
                     continue
                 found = self.verifier.verify(archived, view.frame)
+                self._tried.append(found)
                 if not self._is_possible(view, found):
                     continue
                 if best is None or found.score > best.score:
@@ -220,12 +255,31 @@ class LoopDetector:
         return [candidate.name for candidate in self.candidates(view.descriptor, recent)]
 
     def _at_the_last_place(self, view: View) -> list[KeyframeName]:
-        """The last image's keyframe; for a keyframe also those recorded before and after it, nearest first."""
+        """The last image's keyframe; for a keyframe also those recorded before and after it, nearest first. Near a
+        known loop, those that a keyframe is expected to share its view with.
+        """
+        known = self._known_near(view)
+        if known is not None:
+            return self._sharing(known, view)[:_EXPECTED]
         if self._last is None or (view.name is None and not self._waiting):
             return []
         last = self._last.found.keyframe.name
         steps = (0,) if view.name is None else (0, 1, -1, 2, -2)
         return [KeyframeName(last.robot, last.id + step) for step in steps]
+
+    def _known_near(self, view: View) -> KnownLoop | None:
+        """A known loop that says where a keyframe is."""
+        if view.name is None or view.location is None:
+            return None
+        return self._known.near(view.name.id, view.location)
+
+    def _sharing(self, known: KnownLoop, view: View) -> list[KeyframeName]:
+        """Keyframes that an image is expected to share its view with, the largest part first."""
+        if view.location is None or view.frame.camera is None:
+            return []
+        nearby = self.archive.descriptors(known.around())
+        older = [each for each in nearby if not self._is_recent(view, each)]
+        return known.sharing(older, view.location, view.frame.camera)
 
     def _newest(self, view: View) -> int:
         """Stamp up to which keyframes of the view's own session are not recent past."""
@@ -241,7 +295,7 @@ class LoopDetector:
         A room furnished like another agrees with it in each image. Within one trajectory the motion between the two
         tells them apart, unless it has drifted by more than the distance of the rooms.
         """
-        if not found.is_believed(self.config):
+        if not found.is_believed(self.config) or self._is_contradicted(view, found):
             return False
         keyframe, location, config = found.keyframe, view.location, self.config
         since = self._path_length.since(view, keyframe)
@@ -257,6 +311,12 @@ class LoopDetector:
         limit = _POSITION_LEAST + (config.max_drift + _SCALE_REACH * since.scale_std) * since.path_length
         return bool(np.linalg.norm(expected[:3, 3] - measured.translation) <= limit)
 
+    def _is_contradicted(self, view: View, found: Verification) -> bool:
+        """Whether a known loop near a keyframe excludes its match: a few steps cannot have drifted so far."""
+        known, match = self._known_near(view), self._match(view, found)
+        errors = None if known is None or match is None else known.errors(match)
+        return errors is not None and errors.contradict
+
     def _with_length(self, view: View, found: Verification) -> RelativePose | None:
         """The pose with its length in the unit of the camera's trajectory; None if that length is unknown."""
         if view.location is None:
@@ -264,6 +324,87 @@ class LoopDetector:
         if view.location.is_metric:
             return found.pose if found.pose.scale_known else None
         return found.own_unit if self._path_length.is_on(view, found.keyframe) else None
+
+    def _leave(self) -> None:
+        """Give up the last place."""
+        self._last, self._agreed, self._missed, self._waiting = None, 0, 0, []
+
+    def _find_expected(self, view: View) -> None:
+        """Find loops of this keyframe, and of those before it that have none, where known loops expect them.
+
+        One of those before it is matched at a time, so that no keyframe takes much longer than others.
+        """
+        assert view.name is not None
+        may_match = True
+        waiting = {observation.view.name for observation in self._waiting}
+        for name, one in list(reversed(self._without.items())):
+            known = self._known_near(one.view)
+            if known is None or name in waiting:
+                continue
+            found = self._best_expected(known, one.view, one.tried)
+            if found is None and name != view.name and may_match and not one.is_matched:
+                may_match, one.is_matched = False, True
+                found = self._best_expected(known, one.view, self._matches_where_expected(known, one))
+            if found is not None:
+                self._found.append(self._close(_Observation(one.view, found), self.config.confirmations))
+
+    def _matches_where_expected(self, known: KnownLoop, one: _WithoutLoop) -> Iterator[Verification]:
+        """Matches of a keyframe with those that it is expected to share its view with, the largest part first."""
+        tried = {each.keyframe.name for each in one.tried}
+        for name in [name for name in self._sharing(known, one.view) if name not in tried][:_EXPECTED]:
+            found = self.verify(name, one.view)
+            if found is not None:
+                yield found
+
+    def _best_expected(self, known: KnownLoop, view: View, matches: Iterable[Verification]) -> Verification | None:
+        """The best of a keyframe's matches that are where a known loop expects them."""
+        best: Verification | None = None
+        for found in matches:
+            if self._is_expected(known, view, found) and (best is None or found.score > best.score):
+                best = found
+                if best.score >= _CERTAIN:
+                    break
+        return best
+
+    def _is_expected(self, known: KnownLoop, view: View, found: Verification) -> bool:
+        """Whether a match is strong enough where a known loop expects it.
+
+        A position that agrees is evidence of its own: two thirds of the score are enough then, also on a plane.
+        """
+        match, config = self._match(view, found), self.config
+        errors = None if match is None else known.errors(match)
+        return (
+            errors is not None
+            and errors.agree
+            and found.num_inliers >= config.min_inliers
+            and found.inlier_ratio >= config.min_inlier_ratio
+            and found.score >= _EXPECTED_SCORE * config.min_score
+        )
+
+    def _match(self, view: View, found: Verification) -> Match | None:
+        """A match with its length in the unit of both trajectories; None if the image's location is unknown.
+
+        The length is not used if the archived depths give another rotation than the two views do.
+        """
+        if view.location is None:
+            return None
+        length, measured = float("nan"), self._with_length(view, found)
+        if measured is not None and measured.has_rotation and found.pose.has_rotation:
+            turned = rotation_degrees(measured.rotation.T @ found.pose.rotation)
+            if turned <= self.config.max_rotation_error:
+                length = float(np.linalg.norm(measured.translation))
+        return Match(view.location, found.keyframe, found.pose, length)
+
+    def _close(self, observation: _Observation, confirmations: int) -> LoopClosure:
+        """The loop of a keyframe, which is known from now on."""
+        view, found = observation.view, observation.found
+        assert view.name is not None
+        self._without.pop(view.name, None)
+        match = self._match(view, found)
+        loop = None if match is None else KnownLoop.of(view.name.id, match)
+        if loop is not None and found.is_believed(self.config):
+            self._known.add(loop)
+        return _closure(observation, confirmations)
 
     def _go_on(self, observation: _Observation) -> None:
         """Count the image as one more that agrees, or as the first at another place."""
@@ -303,7 +444,7 @@ class LoopDetector:
         if self._agreed < self.config.confirmations:
             return []
         waiting, self._waiting = self._waiting, []
-        return [_closure(observation, self._agreed) for observation in waiting]
+        return [self._close(observation, self._agreed) for observation in waiting]
 
 
 def _closure(observation: _Observation, confirmations: int) -> LoopClosure:
