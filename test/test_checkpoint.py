@@ -407,7 +407,7 @@ def test_an_impossible_device_or_precision_is_refused_with_what_there_is() -> No
     with pytest.raises(DeviceError, match="expected auto, cpu"):
         resolve_device("tpu")
     with pytest.raises(DeviceError, match="expected auto, float32"):
-        resolve_precision("int8", CPU)
+        resolve_precision("int4", CPU)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_a_blank_image_has_no_matches_and_arrays_of_the_right_shapes(matcher: Ma
         ({"weights": "nowhere.pt"}, loftr_ros.WeightsError, "nowhere.pt does not exist"),
         ({"network": "superglue"}, loftr_ros.WeightsError, "superglue"),
         ({"device": "gpu"}, loftr_ros.DeviceError, "gpu"),
-        ({"precision": "int8"}, loftr_ros.ConfigError, "precision is 'int8'; expected one of auto, float32"),
+        ({"precision": "int4"}, loftr_ros.ConfigError, "precision is 'int4'; expected one of auto, float32"),
         ({"backend": "tflite"}, loftr_ros.ConfigError, "backend is 'tflite'"),
         ({"threshold": 2}, loftr_ros.ConfigError, "threshold is 2.0; expected 0.0 to 1.0"),
         ({"max_matches": -1}, loftr_ros.ConfigError, "max_matches"),

@@ -56,6 +56,8 @@ def export(
     coarse = {name: value for name, value in asked.items() if value is not None}
     if device not in ("cpu", "cuda") or (build_engine and device != "cuda"):
         fail(DeviceError(f"device is '{device}'; expected cpu or cuda, and cuda with --build-engine"))
+    if precision not in ("float32", "float16"):
+        fail(f"precision is '{precision}'; expected float32 or float16")
     try:
         path = None if weights == _RANDOM else find_weights(network, weights)
         here = torch.device("cpu")
