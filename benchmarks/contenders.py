@@ -25,8 +25,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.matcher.factory import MatcherSpec, open_matcher
-from loftr_ros.matcher.precision import precision_name
+from loftr_ros.matcher.factory import MatcherSpec, open_matcher, precision_of
 from loftr_ros.weights import WeightsError
 
 Points = NDArray[np.float32]
@@ -93,7 +92,7 @@ class Ours:
         matcher = open_matcher(spec)
         refined = "" if matcher.has_fine_stage else " + LK"
         as_single = ", single pairs" if single else ""
-        self.label = f"{label or matcher.config.name}{refined}, {precision_name(matcher.dtype)}{as_single}"
+        self.label = f"{label or matcher.config.name}{refined}, {precision_of(matcher)}{as_single}"
         self.front_end = FrontEnd(matcher, FrontEndConfig())
         self._single = single
 

@@ -29,8 +29,7 @@ from trajectory_tables import DISTANCES, Run, Walk, plot, tables
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, matcher_spec
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.matcher.factory import open_matcher
-from loftr_ros.matcher.precision import precision_name
+from loftr_ros.matcher.factory import open_matcher, precision_of
 from loftr_ros.recordings import open_source
 from loftr_ros.settings import ConfigError, settings_of, with_values
 
@@ -65,7 +64,7 @@ def open_contenders(arguments: argparse.Namespace) -> Iterator[Contender]:
                 threads=arguments.threads,
             )
             ours = open_matcher(matcher_spec(config, MatchingConfig()))
-            label = f"{ours.config.name}{'' if ours.has_fine_stage else ' + LK'}, {precision_name(ours.dtype)}"
+            label = f"{ours.config.name}{'' if ours.has_fine_stage else ' + LK'}, {precision_of(ours)}"
             yield Contender(
                 label,
                 lambda config, order, matcher=ours: FrontEndBehind(
