@@ -10,6 +10,10 @@ import typer
 from loftr_ros.cli.errors import INTERRUPTED, fail
 from loftr_ros.extras import how_to_install
 
+Assets = Annotated[
+    Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
+]
+
 app = typer.Typer(help="Train a network, and get its training data.", invoke_without_command=True)
 
 
@@ -113,9 +117,7 @@ def calibrate(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Weights of `compact`.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
     pairs: Annotated[int, typer.Option(help="Number of held-out photos, under moderate homographies.", min=1)] = 100,
-    folder: Annotated[
-        Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
-    ] = None,
+    folder: Assets = None,
 ) -> None:
     """Scale the predicted standard deviations, so that 68 % of the errors along an axis are within them."""
     from loftr_ros.matcher.checkpoints.files import WeightsError
@@ -147,9 +149,7 @@ def calibrate(
 def int8(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Weights of `compact`.", show_default=False)],
     photos: Annotated[int, typer.Option(help="Number of held-out photos, at most.", min=1)] = 48,
-    folder: Annotated[
-        Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
-    ] = None,
+    folder: Assets = None,
 ) -> None:
     """Measure what `precision: int8` needs of weights, on held-out photos; written beside them."""
     from loftr_ros.matcher.checkpoints.files import WeightsError
@@ -179,9 +179,7 @@ def places(
         int, typer.Option(help="Number of walks through buildings that return to their places.", min=0)
     ] = 2,
     dimension: Annotated[int, typer.Option(help="Dimension of the descriptor.", min=8, max=512)] = 256,
-    folder: Annotated[
-        Path | None, typer.Option("--assets", help="Folder of the assets.", show_default="in the user's cache")
-    ] = None,
+    folder: Assets = None,
 ) -> None:
     """Learn the pooling of the place descriptor from views of rendered places."""
     from itertools import chain

@@ -121,9 +121,7 @@ class LoopDetector:
 
     def reset(self) -> None:
         """Forget the stream's place."""
-        self._last: _Observation | None = None
-        self._agreed = self._missed = 0
-        self._waiting: list[_Observation] = []
+        self._leave()
         self._session: int | None = None
         self._known = KnownLoops()
         self._without: OrderedDict[KeyframeName, _WithoutLoop] = OrderedDict()
@@ -228,22 +226,19 @@ class LoopDetector:
         """
         self._tried = []
         for look in (self._alike, self._at_the_last_place):
-            best: Verification | None = None
-            for name in look(view):
-                archived = self._readable(name)
-                if archived is None or self._is_recent(view, archived):
-                    continue
-                found = self.verifier.verify(archived, view.frame)
-                self._tried.append(found)
-                if not self._is_possible(view, found):
-                    continue
-                if best is None or found.score > best.score:
-                    best = found
-                if best.score >= _CERTAIN:
-                    break
+            best = _strongest(self._matches(view, look(view)), lambda found: self._is_possible(view, found))
             if best is not None:
                 return best
         return None
+
+    def _matches(self, view: View, names: Iterable[KeyframeName]) -> Iterator[Verification]:
+        """Matches of an image with archived keyframes that are not recent past, which are remembered as tried."""
+        for name in names:
+            archived = self._readable(name)
+            if archived is not None and not self._is_recent(view, archived):
+                found = self.verifier.verify(archived, view.frame)
+                self._tried.append(found)
+                yield found
 
     def _alike(self, view: View) -> list[KeyframeName]:
         """Keyframes similar to a keyframe, the most similar first; none for other images, which are not searched
@@ -327,7 +322,9 @@ class LoopDetector:
 
     def _leave(self) -> None:
         """Give up the last place."""
-        self._last, self._agreed, self._missed, self._waiting = None, 0, 0, []
+        self._last: _Observation | None = None
+        self._agreed = self._missed = 0
+        self._waiting: list[_Observation] = []
 
     def _find_expected(self, view: View) -> None:
         """Find loops of this keyframe, and of those before it that have none, where known loops expect them.
@@ -358,13 +355,7 @@ class LoopDetector:
 
     def _best_expected(self, known: KnownLoop, view: View, matches: Iterable[Verification]) -> Verification | None:
         """The best of a keyframe's matches that are where a known loop expects them."""
-        best: Verification | None = None
-        for found in matches:
-            if self._is_expected(known, view, found) and (best is None or found.score > best.score):
-                best = found
-                if best.score >= _CERTAIN:
-                    break
-        return best
+        return _strongest(matches, lambda found: self._is_expected(known, view, found))
 
     def _is_expected(self, known: KnownLoop, view: View, found: Verification) -> bool:
         """Whether a match is strong enough where a known loop expects it.
@@ -445,6 +436,17 @@ class LoopDetector:
             return []
         waiting, self._waiting = self._waiting, []
         return [self._close(observation, self._agreed) for observation in waiting]
+
+
+def _strongest(matches: Iterable[Verification], is_accepted: Callable[[Verification], bool]) -> Verification | None:
+    """The accepted match of the highest score; none is asked for after one that is certain."""
+    best: Verification | None = None
+    for found in matches:
+        if is_accepted(found) and (best is None or found.score > best.score):
+            best = found
+            if best.score >= _CERTAIN:
+                break
+    return best
 
 
 def _closure(observation: _Observation, confirmations: int) -> LoopClosure:
