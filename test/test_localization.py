@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_world import WIDTH, WorldMatcher, frame, walk
+from scipy.spatial.transform import Rotation
 
 from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig
+from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.own_scale import OwnScale
@@ -29,6 +33,7 @@ from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.settings import ConfigError, with_values
 
 FRAMES = 40
+Spoil = Callable[[Frame], Frame]
 
 
 @functools.cache
@@ -218,6 +223,67 @@ def test_a_depth_image_of_another_size_is_refused_with_what_to_do() -> None:
     small = type(whole.depth)(whole.depth.values[::2, ::2], 0.001)
     with pytest.raises(FrameRefusedError, match=r"160x120.*register"):
         front_end.process(type(whole)(whole.image, whole.stamp_ns, "cam", whole.camera, None, small))
+
+
+def _in_metres(whole: Frame) -> Frame:
+    """With the depth's numbers in millimetres, but as float, which means metres."""
+    return replace(whole, depth=DepthImage(whole.depth.values.astype(np.float32), 1.0))
+
+
+def _empty(whole: Frame) -> Frame:
+    return replace(whole, depth=DepthImage(np.zeros_like(whole.depth.values), 0.001))
+
+
+def _too_small(whole: Frame) -> Frame:
+    return replace(whole, depth=DepthImage(whole.depth.values, 1e-6))
+
+
+def _noise(whole: Frame) -> Frame:
+    noise = np.random.default_rng(0).integers(500, 5000, whole.depth.values.shape, dtype=np.uint16)
+    return replace(whole, depth=DepthImage(noise, 0.001))
+
+
+def _swapped(whole: Frame) -> Frame:
+    right = whole.right
+    return replace(whole, right=replace(right, left_from_right=np.linalg.inv(right.left_from_right)))
+
+
+def _in_millimetres(whole: Frame) -> Frame:
+    pose = whole.right.left_from_right.copy()
+    pose[:3, 3] *= 1000
+    return replace(whole, right=replace(whole.right, left_from_right=pose))
+
+
+def _of_another_pair(whole: Frame) -> Frame:
+    pose = whole.right.left_from_right.copy()
+    pose[:3, :3] = Rotation.from_euler("x", 3, degrees=True).as_matrix()
+    return replace(whole, right=replace(whole.right, left_from_right=pose))
+
+
+@pytest.mark.parametrize(
+    ("mode", "spoil", "words"),
+    [
+        ("rgbd", _in_metres, r"median depth is \d+ m, beyond depth.max_depth .* 32FC1 in metres .*another unit"),
+        ("rgbd", _too_small, r"below depth.min_depth"),
+        ("rgbd", _empty, r"only 0 of \d+ cells have a value: is the depth sensor covered"),
+        ("rgbd", _noise, r"is the image noisy"),
+        ("stereo", _swapped, r"matches fit if left and right are swapped"),
+        ("stereo", _of_another_pair, r"hardly one of \d+ matches is on its epipolar line"),
+        ("stereo", _in_millimetres, r"the cameras \d+ m apart.*in millimetres"),
+    ],
+)
+def test_depths_that_cannot_be_used_are_told_of_with_their_cause(mode: str, spoil: Spoil, words: str) -> None:
+    poses = walk(3)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": mode}))
+    whole = [frame(poses, i, right=mode == "stereo", depth=mode == "rgbd") for i in range(3)]
+    front_end.process(spoil(whole[0]))
+    (warning,) = front_end.take_warnings()
+    assert warning.kind == {"rgbd": "depth", "stereo": "right"}[mode]
+    assert re.search(words, warning.text)
+    assert front_end.take_warnings() == []
+    front_end.force_keyframe()
+    front_end.process(whole[1])
+    assert front_end.take_warnings() == []
 
 
 def turned_about(poses: list[np.ndarray], count: int) -> list[np.ndarray]:

@@ -373,6 +373,30 @@ def test_a_bad_companion_is_refused_with_clear_words_and_the_next_good_frame_is_
     assert "Traceback" not in rig.process.said
 
 
+def test_depths_in_millimetres_that_are_called_metres_are_told_of_and_good_ones_give_metres_again(running) -> None:
+    rig = in_mode(running, "rgbd")
+    client = rig.client
+    assert client.trigger("reset").success
+    before = client.status()
+
+    def in_millimetres(number: int) -> Frame:
+        image, beside = rig.rgbd(number, "32FC1")
+        depth = beside["/depth/image"]
+        depth.data = (1000 * np.frombuffer(bytes(depth.data), np.float32)).tobytes()
+        return image, beside
+
+    client.process(*in_millimetres(0))
+    stamp = client.process(*in_millimetres(1))
+    assert not any(pose.scale_known for pose in client.poses_for(stamp))
+    after = client.status(lambda status: counts(status).get("depth", 0) > counts(before).get("depth", 0))
+    assert "beyond depth.max_depth" in after.last_error and after.frames_failed == before.frames_failed
+    seen = len(client.diagnostics)
+    client.process(*in_millimetres(1))
+    told = client.wait(lambda: [d for d in client.diagnostics[seen:] if "no depths" in d.message], "a diagnostic")[0]
+    assert told.level == DiagnosticStatus.WARN
+    assert rig.walk(rig.rgbd) == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("mode", "lost", "kind", "words"),
     [

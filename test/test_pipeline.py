@@ -147,7 +147,7 @@ def test_a_stamp_ahead_of_its_time_costs_no_keyframe_and_is_told_of(ahead: float
         result = front_end.process(stream.at(4 * number, stamp=10 + number / 10 + ahead * (number == 6)))
         reasons += [event.reason for event in result.events]
         assert result.matches or not number
-        assert bool(front_end.take_warning()) == (number == 7)
+        assert bool(front_end.take_warnings()) == (number == 7)
     assert KeyframeReason.TIME_JUMPED not in reasons
 
 

@@ -13,8 +13,8 @@ import torch
 
 from loftr_ros.frontend.background import BackgroundMatch, NetworkResult, Submit
 from loftr_ros.frontend.budget import Effort, LatencyBudget
-from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo
-from loftr_ros.frontend.config import MONO, RGBD, STEREO, FrontEndConfig
+from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.frontend.keyframes import (
@@ -30,6 +30,7 @@ from loftr_ros.frontend.keyframes import (
 )
 from loftr_ros.frontend.localization import Localizer, Located
 from loftr_ros.frontend.mask import check_mask
+from loftr_ros.frontend.measured_depth import DepthMeasuring
 from loftr_ros.frontend.moving import MovingThings
 from loftr_ros.frontend.odometry import Location, SegmentJoin
 from loftr_ros.frontend.optical_flow import OpticalFlow
@@ -38,7 +39,7 @@ from loftr_ros.frontend.quality import SHARPER, FrameQuality, judge
 from loftr_ros.frontend.quick import CLOSE, FAIRLY_SLOW, FOLLOWED_MOTION, SLOW, FrameMatch, QuickMatching
 from loftr_ros.frontend.recovery import Recovery, TrackingState
 from loftr_ros.frontend.results import Correspondences, FrontEndResult, KeyframeMatch
-from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, check_companions
+from loftr_ros.frontend.stream import FrameRefusedError, StreamGuard, StreamWarning, check_companions
 from loftr_ros.frontend.tracks import TrackLinks
 from loftr_ros.frontend.wheel_odometry import WheelOdometry
 from loftr_ros.geometry.se3 import rotation_vector
@@ -89,6 +90,7 @@ class FrontEnd:
         self.localizer = Localizer(self.config)
         self.recovery = Recovery(self.config.recovery)
         self.moving = MovingThings(self.config.moving)
+        self._measuring = DepthMeasuring(self.pairs)
         self._quick = QuickMatching(
             self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher), self.config.scale.mode != MONO
         )
@@ -303,7 +305,7 @@ class FrontEnd:
         if quickly:
             return NetworkResult(encoded, found)
         complete = self.pairs.complete(encoded)
-        return NetworkResult(complete, found, self._measured_depth(complete))
+        return NetworkResult(complete, found, self._measuring.of(complete, self.encode))
 
     def catch_up(self) -> None:
         """Go on from what the network has found meanwhile, if it has; `process` does it, too."""
@@ -456,7 +458,7 @@ class FrontEnd:
                 return None, None
             location = reference.location.moved(its.pose.matrix, its.pose.covariance)
         complete = self.pairs.complete(encoded)
-        depth = self._measured_depth(complete)
+        depth = self._measuring.of(complete, self.encode)
         tried = Keyframe(self.buffer.next_id, complete)
         self.localizer.go_on(tried, depth, its, location)
         found = self._match([tried], current, timer)[0]
@@ -678,10 +680,11 @@ class FrontEnd:
         """Make the next frame a keyframe regardless of the policies."""
         self._forced = True
 
-    def take_warning(self) -> str:
-        """Warning about the stream's stamps since the last call; empty if there is none."""
-        warning, self._stream.stray = self._stream.stray, ""
-        return warning
+    def take_warnings(self) -> list[StreamWarning]:
+        """The warnings about the stream since the last call."""
+        stray, self._stream.stray = self._stream.stray, ""
+        measured = self._measuring.take_warning()
+        return ([StreamWarning("time", stray)] if stray else []) + ([measured] if measured is not None else [])
 
     def prepare(self, frame: Frame) -> EncodedFrame | PreparedFrame:
         """As `encode`, but without the network if optical flow can probably locate the frame.
@@ -798,7 +801,7 @@ class FrontEnd:
         if reason is None:
             return None
         complete = self.pairs.complete(current)
-        depth = self._measured_depth(complete)
+        depth = self._measuring.of(complete, self.encode)
         segment = self.localizer.next_segment if location is None else location.segment
         keyframe = self.buffer.add(complete, reason, segment)
         self._forced = False
@@ -858,33 +861,6 @@ class FrontEnd:
         if kept is not None:
             kept.location = location
         return False
-
-    def _measured_depth(self, keyframe: EncodedFrame) -> CellDepth | None:
-        """Measured depths of the cells, from the depth image or the right image; None for a single camera."""
-        frame, config = keyframe.frame, self.config.depth
-        if self.config.scale.mode == RGBD and frame.depth is not None:
-            return from_depth_image(frame.depth, keyframe.cell_points, config)
-        if self.config.scale.mode != STEREO or frame.right is None or keyframe.cell_rays is None:
-            return None
-        right = frame.right
-        encoded_right = self.encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera))
-        # The two images of a stereo pair are close to each other, so that attention changes nearly nothing.
-        if isinstance(self.matcher, QuickMatcher):
-            cells = len(keyframe.cell_points)
-            matches = self.matcher.match_quickly([keyframe.features], encoded_right.features, cells, [None])[0]
-        else:
-            matches = self.matcher.match([keyframe.features], encoded_right.features)[0]
-        found = self.pairs.to_raw_pixels(keyframe, encoded_right, matches)
-        return from_stereo(
-            len(keyframe.cell_points),
-            found.track_id,
-            keyframe.cell_rays[found.track_id],
-            right.camera.unproject(found.current_points),
-            right.left_from_right,
-            found.std,
-            right.camera,
-            config,
-        )
 
 
 class _Timer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from typing import NamedTuple
 
 from loftr_ros.frontend.config import MONO, RGBD, STEREO
 from loftr_ros.frontend.frame import Frame
@@ -25,6 +26,18 @@ CURE = (
     "If the driver's stamps cannot be fixed, use the time of arrival: set the parameter input.stamps to 'arrival'. "
     "For a recording, make new stamps with --frame-rate"
 )
+
+
+class StreamWarning(NamedTuple):
+    """What is wrong with a stream whose frames are admitted all the same.
+
+    Attributes:
+        kind: `time` (stamps), `depth` (the depth image has no usable depths) or `right` (the right image gives none).
+        text: the cause, and the remedy.
+    """
+
+    kind: str
+    text: str
 
 
 class FrameRefusedError(ValueError):

@@ -143,10 +143,10 @@ def _say(text: str) -> None:
     print(f"loftr_ros: {text}", file=sys.stderr, flush=True)
 
 
-def first_reasons(refused: Sequence[str]) -> list[str]:
-    """The first few reasons for refused frames, one per line."""
-    more = len(refused) - _SHOWN
-    return [f"  refused: {reason}" for reason in refused[:_SHOWN]] + ([f"  and {more} more"] if more > 0 else [])
+def first_reasons(reasons: Sequence[str], of: str = "refused: ") -> list[str]:
+    """The first few reasons for refused frames, or others with the beginning `of`, one per line."""
+    more = len(reasons) - _SHOWN
+    return [f"  {of}{reason}" for reason in reasons[:_SHOWN]] + ([f"  and {more} more"] if more > 0 else [])
 
 
 def write_marker(output: Path, missing: Sequence[str]) -> None:

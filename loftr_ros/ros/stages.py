@@ -208,8 +208,8 @@ class FrameStages:
             result.is_located,
             result.frame_match.name if result.matches and not result.is_useless else "",
         )
-        if warning := self.front_end.take_warning():
-            self._errors.error("time", warning)
+        for warning in self.front_end.take_warnings():
+            self._errors.error(warning.kind, warning.text)
         try:
             if self._observe is not None:
                 self._observe(result)

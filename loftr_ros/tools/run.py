@@ -48,7 +48,7 @@ class Report:
         truth_is_metric: whether the truth is in metres.
         trajectory: each frame's place by the front end's odometry.
         latencies: seconds by stage, one entry for each frame.
-        warnings: about the recording's stamps.
+        warnings: about the recording's stamps and depths.
         notes: for people, on how the source was read.
         progress: how far the run came.
         back_end: lines of text on the back end's result.
@@ -75,7 +75,7 @@ class Report:
         """The report as lines of text."""
         text = [f"{self.frames} frames, {len(self.keyframes)} keyframes, {len(self.refused)} frames refused"]
         text += first_reasons(self.refused)
-        text += [f"  {warning}" for warning in self.warnings[:3]]
+        text += first_reasons(self.warnings, "")
         text.append("poses: " + (", ".join(f"{count} {name}" for name, count in self.statuses.items()) or "none"))
         text += self.trajectory.lines(self.frames, self.truth, self.truth_is_metric)
         stages = (f"{stage} {1e3 * np.median(values):.1f}" for stage, values in self.latencies.items())
@@ -163,8 +163,7 @@ def run(
                 except (FrameRefusedError, MaskError, SourceError) as error:
                     report.refused.append(str(error))
                     continue
-                if warning := front_end.take_warning():
-                    report.warnings.append(warning)
+                report.warnings += [warning.text for warning in front_end.take_warnings()]
                 if frame.pose is not None:
                     report.truth[frame.stamp_ns] = frame.pose
                     report.truth_is_metric &= frame.metric

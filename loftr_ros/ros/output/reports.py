@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from loftr_ros.backend.measurements import BackEndError
+from loftr_ros.frontend.config import MONO
 from loftr_ros.frontend.image_files import ImageError
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.quick import FrameMatch
@@ -397,6 +398,11 @@ class Reporter:
                 return (
                     DiagnosticStatus.WARN,
                     f"{now.rate:.1f} frames/s, but none since the last report matches a keyframe",
+                )
+            if state.motion.mode != MONO and state.reference_keyframe_id and not state.motion.keyframe_depth_cells:
+                return (
+                    DiagnosticStatus.WARN,
+                    f"{now.rate:.1f} frames/s, but the reference keyframe has no depths, so that poses have no length",
                 )
             return DiagnosticStatus.OK, f"{now.rate:.1f} frames/s"
         if new_errors:
