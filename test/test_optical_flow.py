@@ -77,13 +77,32 @@ def test_a_covered_lens_is_not_located_by_flow() -> None:
     assert any(by_flow(run(fe, 9, stream, start=UNIT + 3)))
 
 
-def test_a_black_frame_is_not_followed_and_costs_no_later_frame() -> None:
-    stream, fe = PanningStream(), front_end(period=8)
+@pytest.mark.parametrize("count", [1, 3])
+def test_black_frames_are_not_followed_and_flow_goes_on_after_them_without_the_network(count: int) -> None:
+    stream, matcher = PanningStream(), QuickShiftMatcher()
+    fe = front_end(matcher, period=20)
     run(fe, UNIT, stream)
-    black = fe.process(replace(stream.at(12.0), image=np.zeros((240, 320), np.uint8)))
-    assert black.is_useless and not black.is_located
-    results = run(fe, 8, stream, start=UNIT + 1)
-    assert all(result.is_located for result in results) and any(by_flow(results))
+    assert by_flow(run(fe, 2, stream, start=UNIT))[-1]
+    before, start = matcher.encoded, UNIT + 2
+    for number in range(count):
+        black = fe.process(replace(stream.at(1.5 * (start + number)), image=np.zeros((240, 320), np.uint8)))
+        assert black.is_useless and not black.is_located and black.state == TrackingState.DOUBTFUL
+    results = run(fe, 3, stream, start=start + count)
+    assert all(by_flow(results)) and matcher.encoded == before
+    moved = results[-1].matches[0].correspondences
+    assert np.median(moved.current_points - moved.keyframe_points, axis=0) == pytest.approx(
+        [-1.5 * (start + count + 2), 0], abs=0.1
+    )
+
+
+def test_after_many_black_frames_the_network_finds_the_camera() -> None:
+    stream, fe = PanningStream(), front_end(period=8)
+    run(fe, UNIT + 2, stream)
+    for number in range(fe.config.recovery.patience + 1):
+        lost = fe.process(replace(stream.at(1.5 * (UNIT + 2 + number)), image=np.zeros((240, 320), np.uint8)))
+    assert lost.state == TrackingState.LOST
+    (found,) = run(fe, 1, stream, start=UNIT + 3)
+    assert found.is_located and found.frame_match.is_full
 
 
 def test_the_wrong_picture_of_a_jump_is_matched_by_the_network() -> None:

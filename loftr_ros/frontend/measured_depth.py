@@ -131,7 +131,7 @@ def why_stereo_fails(
         right: camera and position of the right image.
         config: thresholds.
     """
-    swapped = np.linalg.inv(right.left_from_right)
+    swapped = np.asarray(np.linalg.inv(right.left_from_right), np.float64)
     std = np.full(len(rays_left), config.stereo_std)
     cells = np.arange(len(rays_left))
     by_swapped = from_stereo(len(cells), cells, rays_left, rays_right, swapped, std, right.camera, config)

@@ -143,6 +143,8 @@ class FrontEnd:
         self._admit(frame)
         self.catch_up()
         self._doubt = FrameMatch.QUICK
+        if current.quality != FrameQuality.USABLE and self.buffer.reference is not None:
+            return self._not_matched(current, self.buffer.reference, timer)
         if isinstance(current, PreparedFrame):
             if (followed := self._follow(current, timer)) is not None:
                 return followed
@@ -208,6 +210,25 @@ class FrontEnd:
             self.localizer.orientation(frame.stamp_ns) if location is None else None,
             self._frame_match,
             current,
+        )
+
+    def _not_matched(self, current: EncodedFrame | PreparedFrame, reference: Keyframe, timer: _Timer) -> FrontEndResult:
+        """The result of an image that shows nothing. What is being followed is followed into the next one."""
+        self.recovery.not_found()
+        self.recovery.missed(shows_nothing=True)
+        self._quick.followed(self._stream.images)
+        nothing = without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(0, np.bool_))
+        return FrontEndResult(
+            current.frame,
+            (KeyframeMatch(reference, Correspondences.none(), nothing),),
+            self.buffer.take_events(),
+            timer.seconds,
+            None,
+            self._take_links(),
+            self._budget.effort,
+            self.recovery.state,
+            current.quality,
+            orientation=self.localizer.orientation(current.frame.stamp_ns),
         )
 
     def _follow(self, current: PreparedFrame, timer: _Timer) -> FrontEndResult | None:
@@ -344,7 +365,8 @@ class FrontEnd:
                 return
             best = self.moving.flagged(best, encoded)
             keyframe.follow(best.match.correspondences.track_id[best.match.pose.inliers])
-            self.recovery.located(best.is_sure)
+            if not self.recovery.failed:
+                self.recovery.located(best.is_sure)
             is_keyframe = reason is not None and not matched.quickly
             self._quick.record(FrameMatch.QUICK if matched.quickly else FrameMatch.PERIOD, False, is_keyframe)
             if reason is not None and not matched.quickly:
@@ -374,9 +396,10 @@ class FrontEnd:
 
     def _flow_expected(self, frame: Frame) -> bool:
         """Whether optical flow can probably locate a frame; asked by the thread that encodes, too."""
-        tracked = self.recovery.state == TrackingState.TRACKING and not self._forced
+        tracked = self.recovery.state == TrackingState.TRACKING or self.recovery.is_blinded
         return (
             tracked
+            and not self._forced
             and (not self.recovery.is_weak or self._flow.weak < _MOST_WEAK)
             and self._can_follow
             and self._flow.frames < self.config.tracking.flow_period * (_LONGEST_FLOW if self.uses_background else 1)
@@ -403,11 +426,6 @@ class FrontEnd:
         self._frame_match = FrameMatch.UNEXPECTED
         if reference is None:
             return [], None
-        if current.quality != FrameQuality.USABLE:
-            nothing = without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(0, np.bool_))
-            self.recovery.not_found()
-            self.recovery.missed()
-            return [Located(KeyframeMatch(reference, Correspondences.none(), nothing), None, None)], None
         chosen = self.buffer.choose(self._budget.effort.keyframes)
         located = self._match_quickly(chosen, current, timer) or self._match(chosen, current, timer)
         best = next((each for each in located if each.is_believed), None)
@@ -441,7 +459,7 @@ class FrontEnd:
         Returns:
             The frame relative to the new keyframe, and links to that keyframe's cells; None without one.
         """
-        if self._before is None or current.quality != FrameQuality.USABLE:
+        if self._before is None:
             return None, None
         before, its, location = self._before
         reference = its.match.keyframe
@@ -687,22 +705,23 @@ class FrontEnd:
         return ([StreamWarning("time", stray)] if stray else []) + ([measured] if measured is not None else [])
 
     def prepare(self, frame: Frame) -> EncodedFrame | PreparedFrame:
-        """As `encode`, but without the network if optical flow can probably locate the frame.
+        """As `encode`, but without the network if optical flow can probably locate the frame, or it shows nothing.
 
         Raises:
             MaskError, FrameRefusedError: as `encode`.
         """
         start = time.perf_counter()
         reference = self.buffer.reference
-        # After what the network is working on flow may go on, too.
-        is_flow_possible = self._background is not None or self._flow_expected(frame)
-        if reference is None or not is_flow_possible or reference.frame.size != frame.size:
+        if reference is None or reference.frame.size != frame.size:
             return self.encode(frame)
         if frame.usable is not None:
             check_mask(frame.usable, frame.image)
         quality = judge(frame.image, frame.usable)
+        # After what the network is working on flow may go on, too.
+        is_flow_possible = self._background is not None or self._flow_expected(frame)
         size = self.pairs.network_size(*frame.size, self._resolution)
-        if quality != FrameQuality.USABLE or reference.encoded.features.size != size:
+        is_of_its_size = reference.encoded.features.size == size
+        if quality == FrameQuality.USABLE and not (is_flow_possible and is_of_its_size):
             return self.encode(frame)
         return PreparedFrame(frame, reference.encoded.grid, time.perf_counter() - start, quality)
 
@@ -785,7 +804,7 @@ class FrontEnd:
         reason: KeyframeReason | None = None
         if reference is None:
             reason = KeyframeReason.FIRST if current.quality == FrameQuality.USABLE else None
-        elif self._forced and current.quality == FrameQuality.USABLE:
+        elif self._forced:
             reason = KeyframeReason.FORCED
         elif best is None:
             reason = self._new_place(current, timer)
@@ -831,8 +850,6 @@ class FrontEnd:
         """Whether a frame that was not located begins a new segment: its place must have been tracked for some
         frames.
         """
-        if current.quality != FrameQuality.USABLE:
-            return None  # which says nothing of the place
         candidate = self.buffer.candidate
         is_followed = candidate is not None and self._match([candidate], current, timer)[0].is_believed
         if self.recovery.followed(is_followed, self.buffer.keyframes):
