@@ -11,7 +11,7 @@ from fakes import FineShiftMatcher, PanningStream
 from test_quick_matching import UNIT, QuickShiftMatcher
 
 from loftr_ros.frontend.config import FrontEndConfig, KeyframeConfig, TrackingConfig
-from loftr_ros.frontend.keyframes import EncodedFrame, PreparedFrame
+from loftr_ros.frontend.keyframes import PreparedFrame
 from loftr_ros.frontend.own_scale import without_unit
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.quick import FrameMatch
@@ -136,13 +136,14 @@ def test_a_change_of_exposure_moves_no_point() -> None:
     assert match.pose.inliers.mean() > 0.8
 
 
-def test_a_frame_of_another_size_is_not_followed_and_says_what_it_did_before() -> None:
-    stream, fe = PanningStream(), front_end(period=8)
+def test_a_stray_of_another_size_costs_no_run_of_the_network_and_flow_goes_on_after_it() -> None:
+    stream, matcher = PanningStream(), QuickShiftMatcher()
+    fe = front_end(matcher, period=8)
     run(fe, UNIT, stream)
-    other = PanningStream(160, 120).at(0.0, stamp=200.0)
-    assert isinstance(fe.prepare(other), EncodedFrame)
+    before = matcher.encoded
     with pytest.raises(FrameRefusedError, match="size"):
-        fe.process(other)
+        fe.process(PanningStream(160, 120).at(0.0, stamp=200.0))
+    assert matcher.encoded == before
     assert isinstance(fe.prepare(stream.at(1.5 * UNIT)), PreparedFrame)
 
 

@@ -63,7 +63,8 @@ class MatcherConfig(Settings):
     )
     warm_up_width: int = setting(
         640,
-        "Width of the camera image that the network is warmed up for; 0 for no warm-up",
+        "Width of the camera image that the network is warmed up for; 0, or of another size than the camera's, for a "
+        "warm-up when the first image comes",
         unit="px",
         low=0,
         high=8192,

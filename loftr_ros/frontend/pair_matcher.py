@@ -78,18 +78,11 @@ class PairMatcher:
 
         Raises:
             MaskError: mask and image differ in size.
-            FrameRefusedError: the network takes only images of another shape.
+            FrameRefusedError: the image is too small, or the network takes only images of another shape.
         """
         start = time.perf_counter()
         width, height = frame.size
         size = self.network_size(width, height, effort)
-        if min(width, height) < _LEAST_SIDE or min(size) < _LEAST_SEEN:
-            resized = "" if size == frame.size else f", resized to {size[0]}x{size[1]} for the network"
-            raise FrameRefusedError(
-                "size",
-                f"image of {width}x{height} px{resized}: too small to be matched; expected sides of at least "
-                f"{_LEAST_SIDE} px",
-            )
         image, usable = frame.image, frame.usable
         if usable is not None:
             check_mask(usable, image)
@@ -117,12 +110,20 @@ class PairMatcher:
             effort: part of the configured resolution.
 
         Raises:
-            FrameRefusedError: the network takes only images of another shape.
+            FrameRefusedError: the image is too small, or the network takes only images of another shape.
         """
         fixed = self.matcher.fixed_size
+        shrink = min(1.0, self.config.image.max_side / max(width, height)) * effort
+        size = fixed or (max(round(width * shrink), 1), max(round(height * shrink), 1))
+        if min(width, height) < _LEAST_SIDE or min(size) < _LEAST_SEEN:
+            resized = "" if size == (width, height) else f", resized to {size[0]}x{size[1]} for the network"
+            raise FrameRefusedError(
+                "size",
+                f"image of {width}x{height} px{resized}: too small to be matched; expected sides of at least "
+                f"{_LEAST_SIDE} px",
+            )
         if fixed is None:
-            shrink = min(1.0, self.config.image.max_side / max(width, height)) * effort
-            return max(round(width * shrink), 1), max(round(height * shrink), 1)
+            return size
         # A side rounded by one pixel is not another shape.
         if abs(width * fixed[1] - height * fixed[0]) > max(width, height, *fixed):
             raise FrameRefusedError(

@@ -104,6 +104,7 @@ class FrontEnd:
         self._joined: set[tuple[int, int]] = set()
         self._evicted: dict[int, Location] = {}
         self._resolution = 1.0
+        self._warm: set[tuple[int, int]] = set()  # sizes of images that the network has been run on
         self._drops_keyframes = False
         # The frame before, if it was located by itself and is no keyframe, with its location.
         self._before: tuple[EncodedFrame | PreparedFrame, Located, Location] | None = None
@@ -614,6 +615,7 @@ class FrontEnd:
         The first run of a shape allocates memory and chooses kernels, which would delay the first frames. Memory for
         the keyframes is allocated too; this fails here if there is too little.
         """
+        self._warm.add(size)
         # Not blank: in an image without contrast no cell takes part.
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
         features = self.encode(Frame(noise, 0, "")).features
@@ -624,6 +626,18 @@ class FrontEnd:
         for effort in self._budget.efforts[self.config.keyframe.max_matched :]:
             smaller = self.encode(Frame(noise, 0, ""), effort.scale).features
             self.matcher.match([self.matcher.complete(smaller)], smaller)
+
+    def warm_up_once(self, size: tuple[int, int]) -> bool:
+        """`warm_up` for the images of a new stream, if none of their size came so far; returns whether it was done.
+
+        Raises:
+            FrameRefusedError: the network takes no images of this size, or the GPU's memory ran out.
+        """
+        if size in self._warm or self.buffer.reference is not None:
+            return False
+        with self._memory_guarded():
+            self.warm_up(size)
+        return True
 
     @property
     def effort(self) -> Effort:
@@ -705,21 +719,24 @@ class FrontEnd:
         return ([StreamWarning("time", stray)] if stray else []) + ([measured] if measured is not None else [])
 
     def prepare(self, frame: Frame) -> EncodedFrame | PreparedFrame:
-        """As `encode`, but without the network if optical flow can probably locate the frame, or it shows nothing.
+        """As `encode`, but without the network if it is probably not needed: optical flow can locate the frame, the
+        frame shows nothing, or it is of another size than the stream.
 
         Raises:
             MaskError, FrameRefusedError: as `encode`.
         """
         start = time.perf_counter()
         reference = self.buffer.reference
-        if reference is None or reference.frame.size != frame.size:
+        if reference is None:
             return self.encode(frame)
         if frame.usable is not None:
             check_mask(frame.usable, frame.image)
+        size = self.pairs.network_size(*frame.size, self._resolution)
         quality = judge(frame.image, frame.usable)
+        if reference.frame.size != frame.size:  # probably a stray, which is not worth a run of the network
+            return PreparedFrame(frame, reference.encoded.grid, time.perf_counter() - start, quality)
         # After what the network is working on flow may go on, too.
         is_flow_possible = self._background is not None or self._flow_expected(frame)
-        size = self.pairs.network_size(*frame.size, self._resolution)
         is_of_its_size = reference.encoded.features.size == size
         if quality == FrameQuality.USABLE and not (is_flow_possible and is_of_its_size):
             return self.encode(frame)
@@ -851,10 +868,12 @@ class FrontEnd:
         frames.
         """
         candidate = self.buffer.candidate
-        is_followed = candidate is not None and self._match([candidate], current, timer)[0].is_believed
+        found = None if candidate is None else self._match([candidate], current, timer)[0]
+        is_followed = found is not None and found.is_believed
         if self.recovery.followed(is_followed, self.buffer.keyframes):
             return KeyframeReason.LOST
-        if not is_followed:
+        # A vehicle leaves a place behind with every frame, so each one that is sure of the last becomes the next.
+        if found is None or not is_followed or found.is_sure:
             self.buffer.consider(self.pairs.complete(current))
         return None
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loftr_ros.ros.input.inputs import Arrival, FrameDecoder
@@ -19,6 +20,7 @@ from loftr_ros.ros.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
 from loftr_ros.ros.worker import NewestWorker
 
 if TYPE_CHECKING:
+    from loftr_ros.frontend.frame import Frame
     from loftr_ros.frontend.keyframes import EncodedFrame, PreparedFrame
     from loftr_ros.frontend.pipeline import FrontEnd, FrontEndResult
     from loftr_ros.matcher.interface import Matcher
@@ -172,12 +174,22 @@ class FrameStages:
         try:
             frame = self._decoder(arrival)
             self._statistics.decoded()
+            if self._warmed_up(frame) and self._encoding.has_next:
+                self._dropped(arrival)
+                return
             decoded = time.monotonic()
             encoded = self.front_end.prepare(frame)
         except Exception as error:
             self._report(error, self._errors.frame_failed)
             return
         then(_Encoded(encoded, arrival.received, begun, decoded, time.monotonic()))
+
+    def _warmed_up(self, frame: Frame) -> bool:
+        """Warm up for the images of a new stream, which takes seconds: the first keyframe must not be that old when the
+        next image is matched. Returns whether it was done.
+        """
+        run = partial(self.front_end.warm_up_once, frame.size)
+        return run() if self._matching is self._encoding else self._matching.ask(run)
 
     def _match(self, item: _Encoded) -> None:
         assert self._outputs is not None

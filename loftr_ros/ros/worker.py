@@ -46,6 +46,11 @@ class NewestWorker(Generic[T]):
             return int(self._slot is not None) + int(self._busy)
 
     @property
+    def has_next(self) -> bool:
+        """Whether an item waits for the one in progress."""
+        return self._slot is not None
+
+    @property
     def is_busy(self) -> bool:
         """Whether an item was waiting or in progress a moment ago; takes no lock."""
         return self._slot is not None or self._busy
