@@ -95,6 +95,16 @@ def test_black_frames_are_not_followed_and_flow_goes_on_after_them_without_the_n
     )
 
 
+def test_after_a_frame_of_noise_flow_goes_on_from_the_frames_before_it() -> None:
+    stream, fe = PanningStream(), front_end(period=20)
+    run(fe, UNIT + 2, stream)
+    shown = stream.at(1.5 * (UNIT + 2))
+    noise = np.random.default_rng(0).integers(0, 255, shown.image.shape, dtype=np.uint8)
+    bad = fe.process(replace(shown, image=noise))
+    assert not bad.is_located and bad.state == TrackingState.DOUBTFUL
+    assert all(by_flow(run(fe, 3, stream, start=UNIT + 3)))
+
+
 def test_after_many_black_frames_the_network_finds_the_camera() -> None:
     stream, fe = PanningStream(), front_end(period=8)
     run(fe, UNIT + 2, stream)

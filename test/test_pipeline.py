@@ -16,6 +16,7 @@ from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.mask import MaskError
 from loftr_ros.frontend.pipeline import STAGES, FrontEnd
+from loftr_ros.frontend.recovery import TrackingState
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.two_view import PoseStatus
@@ -111,6 +112,19 @@ def test_a_place_seen_again_is_matched_with_its_old_keyframe() -> None:
     last = [fe.process(stream.at(0)) for _ in range(3)]
     assert fe.buffer.reference is not None and fe.buffer.reference.id == 1
     assert not any(result.events for result in last[1:])
+
+
+@pytest.mark.parametrize("step", [100, 130])
+def test_a_lost_vehicle_that_leaves_every_place_behind_at_once_begins_a_new_segment(step: int) -> None:
+    stream, fe = PanningStream(), FrontEnd(FineShiftMatcher())
+    fe.process(stream.at(0))
+    results = [fe.process(stream.at(700 + step * number)) for number in range(9)]
+    states = [result.state for result in results]
+    assert states[: fe.config.recovery.patience] == [TrackingState.DOUBTFUL] * fe.config.recovery.patience
+    first = next(number for number, result in enumerate(results) if result.is_located)
+    assert first <= fe.config.recovery.patience + 1 and all(result.is_located for result in results[first:])
+    assert [event.reason for event in results[first].events if event.added] == [KeyframeReason.LOST]
+    assert results[-1].location is not None and results[-1].location.segment == 1
 
 
 def test_forcing_makes_the_next_frame_a_keyframe_once() -> None:

@@ -57,6 +57,8 @@ _OTHER_SEGMENTS_PERIOD = 5
 _WAITS = 0.55
 # Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
 _LEFT_BEHIND = 0.9
+# Least matches of a frame with its keyframes for other ways to locate it at once: a bad image has hardly any.
+_LEAST_SHARED = 8
 # Radians by which the motion by matching and the motion on the trajectory may differ in rotation.
 _AGREEING_ROTATION = 0.05
 # Without the network's result flow goes on for so many times `tracking.flow_period`.
@@ -183,8 +185,9 @@ class FrontEnd:
         is_keyframe = any(event.added for event in self.buffer.pending_events[announced:])
         self._quick.record(self._frame_match, len(timer.runs) > len(located), is_keyframe, self._stream.images)
         self._remember_evicted()
-        self._before = None
-        self._flow.forget()
+        if best is not None or self.recovery.is_lost:  # else the frame is to blame, not what came before it
+            self._before = None
+            self._flow.forget()
         if best is not None and location is not None:
             if is_keyframe:
                 if best.is_trusted and self.buffer.reference is not None:
@@ -216,7 +219,7 @@ class FrontEnd:
     def _not_matched(self, current: EncodedFrame | PreparedFrame, reference: Keyframe, timer: _Timer) -> FrontEndResult:
         """The result of an image that shows nothing. What is being followed is followed into the next one."""
         self.recovery.not_found()
-        self.recovery.missed(shows_nothing=True)
+        self.recovery.missed()
         self._quick.followed(self._stream.images)
         nothing = without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(0, np.bool_))
         return FrontEndResult(
@@ -397,10 +400,8 @@ class FrontEnd:
 
     def _flow_expected(self, frame: Frame) -> bool:
         """Whether optical flow can probably locate a frame; asked by the thread that encodes, too."""
-        tracked = self.recovery.state == TrackingState.TRACKING or self.recovery.is_blinded
         return (
-            tracked
-            and not self._forced
+            not (self.recovery.is_lost or self._forced)
             and (not self.recovery.is_weak or self._flow.weak < _MOST_WEAK)
             and self._can_follow
             and self._flow.frames < self.config.tracking.flow_period * (_LONGEST_FLOW if self.uses_background else 1)
@@ -434,6 +435,8 @@ class FrontEnd:
             for keyframe in chosen:
                 self.recovery.tried(keyframe)
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
+            if not (self.recovery.failed or _shares_something(located)):
+                rest = []  # the next frame may tell whether it was the image or the camera's motion
             for keyframe in self.recovery.others(rest, self.localizer.looking(current.frame.stamp_ns), current):
                 found = self._match([keyframe], current, timer)[0]
                 if found.is_believed:
@@ -471,16 +474,20 @@ class FrontEnd:
         encoded = self._encoded(before, timer)
         if len({each.features.size for each in (encoded, current, reference.encoded)}) > 1:
             return None, None
+        complete = self.pairs.complete(encoded)
+        tried = Keyframe(self.buffer.next_id, complete)
+        matches = self._correspondences([tried], current, timer)[0]
+        if len(matches) < self.config.geometry.min_inliers:
+            return None, None  # a bad image, most likely
         if encoded is not before:  # optical flow has too few matches for a keyframe
             its = self.localizer.with_length(self._match([reference], encoded, timer)[0])
             if not its.is_sure or its.pose is None or reference.location is None:
                 return None, None
             location = reference.location.moved(its.pose.matrix, its.pose.covariance)
-        complete = self.pairs.complete(encoded)
         depth = self._measuring.of(complete, self.encode)
-        tried = Keyframe(self.buffer.next_id, complete)
         self.localizer.go_on(tried, depth, its, location)
-        found = self._match([tried], current, timer)[0]
+        with timer("geometry"):
+            found = self.localizer.locate(tried, current, matches)
         if not found.is_sure:
             return None, None
         keyframe = self.buffer.add(complete, KeyframeReason.LOW_COVERAGE, location.segment)
@@ -535,17 +542,23 @@ class FrontEnd:
             quickly: whether to match without attention.
             is_close: as of `Localizer.locate`.
         """
-        timer.runs += keyframes
-        with timer("match"):
-            found = self._matches(keyframes, current, quickly)
-        timer.move(waited_for_encoding(self.matcher), "match", "encode")
-        with timer("refine"):
-            correspondences = self.pairs.all_to_raw_pixels([k.encoded for k in keyframes], current, found)
+        correspondences = self._correspondences(keyframes, current, timer, quickly)
         with timer("geometry"):
             return [
                 self.localizer.locate(k, current, c, quickly, is_close)
                 for k, c in zip(keyframes, correspondences, strict=True)
             ]
+
+    def _correspondences(
+        self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer, quickly: bool = False
+    ) -> list[Correspondences]:
+        """Match the frame with each of the keyframes."""
+        timer.runs += keyframes
+        with timer("match"):
+            found = self._matches(keyframes, current, quickly)
+        timer.move(waited_for_encoding(self.matcher), "match", "encode")
+        with timer("refine"):
+            return self.pairs.all_to_raw_pixels([k.encoded for k in keyframes], current, found)
 
     def _matches(self, keyframes: list[Keyframe], current: EncodedFrame, quickly: bool) -> list[Matches]:
         """The network's matches with each of the keyframes."""
@@ -814,7 +827,8 @@ class FrontEnd:
         """
         covered = {}
         if best is not None:
-            for each in located:
+            # The reference first: the others are compared with what it covers now.
+            for each in sorted(located, key=lambda each: each.match.keyframe is not self.buffer.reference):
                 covered[each.match.keyframe.id] = self._coverage(each, current)
                 self.buffer.record_match(each.match.keyframe, covered[each.match.keyframe.id])
         reference = self.buffer.reference
@@ -897,6 +911,11 @@ class FrontEnd:
         if kept is not None:
             kept.location = location
         return False
+
+
+def _shares_something(located: list[Located]) -> bool:
+    """Whether a frame has matches with one of its keyframes."""
+    return any(len(each.match.correspondences) >= _LEAST_SHARED for each in located)
 
 
 class _Timer:

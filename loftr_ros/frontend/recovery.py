@@ -38,7 +38,7 @@ class Recovery:
 
     def reset(self) -> None:
         """Forget the stream."""
-        self._failed = self._seeing = 0
+        self._failed = 0
         self._weak = 0
         self._confirmed = 0
         self._tried: dict[int, int] = {}
@@ -57,11 +57,6 @@ class Recovery:
         if self._failed <= self.config.patience:
             return TrackingState.DOUBTFUL
         return TrackingState.RELOCALISING if self._confirmed or self._found is not None else TrackingState.LOST
-
-    @property
-    def is_blinded(self) -> bool:
-        """Whether the last frames, and not too many, showed nothing: the camera is probably where it was expected."""
-        return 0 < self._failed <= self.config.patience and not self._seeing
 
     @property
     def is_lost(self) -> bool:
@@ -88,10 +83,9 @@ class Recovery:
         self.reset()
         self._weak = weak
 
-    def missed(self, shows_nothing: bool = False) -> None:
-        """A frame was not located; `shows_nothing` if there is nothing in the image."""
+    def missed(self) -> None:
+        """A frame was not located."""
         self._failed += 1
-        self._seeing += not shows_nothing
 
     def found(self, keyframe: int, is_sure: bool) -> bool:
         """A keyframe matches a frame.
