@@ -60,6 +60,7 @@ class OpticalFlow:
         self.keyframe: Keyframe | None = None
         self._frame: StreamFrame | None = None
         self._start = Correspondences.none()
+        self._kept = np.zeros(0, np.bool_)  # of these, found in the last image
         self.pose: RelativePose | None = None
         self._explained, self._gain = 1.0, 0.0
 
@@ -140,6 +141,7 @@ class OpticalFlow:
     def record(self, is_located: bool, is_weak: bool = False) -> None:
         """Record whether the matches of `follow` located the frame, and whether only with the prediction's help."""
         if is_located:
+            self._start = self._start[self._kept]
             self.frames += 1
             self.weak = self.weak + 1 if is_weak else 0
             self._wait = 1
@@ -147,7 +149,7 @@ class OpticalFlow:
             self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
 
     def follow(self, current: StreamFrame, shift: Points) -> Correspondences:
-        """The keyframe's matches in another image; points that are lost are not looked for again.
+        """The keyframe's matches in another image. Points that are lost in one that they locate are not looked for again.
 
         Args:
             current: the frame.
@@ -164,7 +166,7 @@ class OpticalFlow:
         keep = found & found_back & (away < _RETURNS) & (forward >= 0).all(axis=1)
         keep &= (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)
         keep &= on_usable(np.where(keep[:, None], forward, 0).astype(np.float32), current.frame.usable)
-        before = self._start = self._start[keep]
+        before, self._kept = self._start[keep], keep
         std = np.sqrt(before.std**2 + np.float32(_STD**2) + away[keep] ** 2 / 2)
         return Correspondences(
             before.track_id, before.keyframe_points, forward[keep], before.confidence, std.astype(np.float32)
