@@ -149,7 +149,7 @@ class OpticalFlow:
             self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
 
     def follow(self, current: StreamFrame, shift: Points) -> Correspondences:
-        """The keyframe's matches in another image. Points that are lost in one that they locate are not looked for again.
+        """The keyframe's matches in another image. If they locate it, points that were lost are not looked for again.
 
         Args:
             current: the frame.
