@@ -11,18 +11,20 @@ import pytest
 import torch
 from made_compact import shifted_pair
 from made_weights import CPU, rendered_pair, sevenscenes_pair
-from pretended_device import PretendedDevice, pretended_gpu
+from pretended_device import GPU, PretendedDevice, pretended_gpu
 from test_compact import blobs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loftr_ros.matcher import fixed
-from loftr_ros.matcher.build import Network
+from loftr_ros.matcher.build import Network, build_network
 from loftr_ros.matcher.cells import allowed_cells
 from loftr_ros.matcher.checkpoints.files import load_network
+from loftr_ros.matcher.config import PRESETS
 from loftr_ros.matcher.constants import forget_constants
 from loftr_ros.matcher.fixed import fixed_program
 from loftr_ros.matcher.interface import ImageFeatures, Matcher, Matches
+from loftr_ros.matcher.loftr.backbone import Backbone
 from loftr_ros.matcher.runtime.gpu import GpuMatcher
 from loftr_ros.weights import find_weights
 
@@ -114,6 +116,43 @@ def test_matching_runs_whole_on_tensors_without_values(preset: str) -> None:
         forget_constants()
     rows = min(grid[0] * grid[1], model.config.coarse.max_matches or fixed.MOST_ROWS)
     assert found.confidence.shape == (1, rows) and found.points1.shape == (1, rows, 2)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_half_precision_on_a_gpu_has_channels_by_eights(preset: str) -> None:
+    model = build_network(PRESETS[preset]).prepare(GPU, torch.float16)
+    sides = {
+        name: tuple(layer.weight.shape[:2])
+        for name, layer in model.named_modules()
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and layer.weight.dtype == torch.float16
+    }
+    # A single input is that of the gray image, or of a convolution channel by channel.
+    odd = {name: (out, into) for name, (out, into) in sides.items() if out % 8 or (into % 8 and into > 1)}
+    if preset == "loftr_16_4":  # its fine features themselves have 196 channels
+        odd = {name: each for name, each in odd.items() if "fine" not in name}
+        assert odd.pop("backbone.layer2_outconv2.3") == (196, 256)
+    assert len(sides) >= 20 and odd == {}
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-6), (torch.float16, 1e-3)])
+def test_channels_that_are_added_change_nothing(dtype: torch.dtype, off: float) -> None:
+    plain, wide = (build_network(PRESETS["loftr"]).eval().requires_grad_(False).backbone for _ in range(2))
+    assert isinstance(plain, Backbone) and isinstance(wide, Backbone)
+    wide.load_state_dict(plain.state_dict())
+    for backbone in (plain, wide):
+        backbone.fold_batch_norm()
+    wide.pad_channels()
+    assert wide.get_submodule("layer2.0.conv1").weight.shape == (200, 128, 3, 3)
+    image = rendered_pair(WIDTH, HEIGHT)[0][None, None, :48, :64].to(dtype) / 255
+    with fixed_program():
+        made = [
+            (coarse, backbone.smooth(unsmoothed))
+            for backbone in (plain.to(dtype), wide.to(dtype))
+            for coarse, unsmoothed in [backbone(image)]
+        ]
+    for one, other in zip(*made, strict=True):
+        assert one.shape == other.shape and float(one.norm()) > 0
+        assert float((one.float() - other.float()).norm() / one.float().norm()) < off
 
 
 def matched(matcher: Matcher, images: list[tuple[Tensor, Tensor | None]], current: ImageFeatures) -> list[Matches]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Tensor cores read channels of half precision by eights (NVIDIA's guide to convolutional layers, "channels in and out").
+CHANNEL_STEP = 8
 _SLOPE = 0.01  # of torch's leaky ReLU
 
 
@@ -21,6 +23,16 @@ def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.copy_(_rounded_with_carry(module.weight, dtype))
+
+
+def pad_convolution(conv: nn.Conv2d, inputs: int, outputs: int) -> None:
+    """Append so many inputs and outputs with weights of zero, in place; for inference only."""
+    if inputs or outputs:
+        weight = functional.pad(conv.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        if conv.bias is not None:
+            conv.bias = nn.Parameter(functional.pad(conv.bias, (0, outputs)), requires_grad=False)
+        conv.in_channels, conv.out_channels = conv.in_channels + inputs, conv.out_channels + outputs
 
 
 def biases_of(network: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from loftr_ros.matcher.config import BackboneConfig
-from loftr_ros.matcher.convolutions import OneDnnConv, smoothed
+from loftr_ros.matcher.convolutions import CHANNEL_STEP, OneDnnConv, pad_convolution, smoothed
 from loftr_ros.matcher.fixed import is_fixed
 
 # Size of the largest temporary when a whole map of fine features is computed, in bytes.
@@ -167,6 +167,23 @@ class Backbone(nn.Module):
         """
         assert self.fine_level is not None
         return smoothed_places(self._smoothing(self.fine_level), unsmoothed, wanted)
+
+    def pad_channels(self) -> None:
+        """Give all maps inside a multiple of 8 channels: the same function, as tensor cores want it.
+
+        The 196 channels of the published networks become 200. Weights of the new channels are zero, so these are zero
+        behind every activation. `fold_batch_norm` must have been called.
+        """
+        if self.projection.out_channels % CHANNEL_STEP:
+            return  # the pyramid adds its maps to those of the coarse features, which keep their channels
+        results = [self.projection]
+        if self.fine_level is not None:
+            results.append(self._smoothing(self.fine_level)[3])  # type: ignore[arg-type]
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                outputs = 0 if conv in results else -conv.out_channels % CHANNEL_STEP
+                inputs = 0 if conv is self.conv1 else -conv.in_channels % CHANNEL_STEP
+                pad_convolution(conv, inputs, outputs)
 
     def fold_batch_norm(self) -> None:
         """Fold the batch norms into the convolutions before them: the same function, fewer passes over memory."""

@@ -70,6 +70,8 @@ class LoFTR(StreamingNetwork):
         biases, projection = biases_of(self.backbone), self.backbone.projection.weight.clone()
         if dtype != torch.float32:
             round_weights(self.backbone, dtype)
+            if device.type != "cpu":
+                self.backbone.pad_channels()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if dtype == torch.float16 and self.config.coarse_dim <= _NARROW:
             self.loftr_coarse.float()  # casts would take longer than they save
