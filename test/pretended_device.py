@@ -107,13 +107,14 @@ class PretendedDevice:
     Attributes:
         device: of its tensors, the pretended GPU or the CPU.
         waits, copies: number of waits of the host, and of copies between it and the GPU.
+        fetched: number of waits for a result.
         emptied: number of times that unused memory was given back.
         gpu_seconds: what two marks are apart.
     """
 
     def __init__(self, device: torch.device = GPU, gpu_seconds: float = 0.0) -> None:
         self.device, self.gpu_seconds = device, gpu_seconds
-        self.waits = self.copies = self.emptied = 0
+        self.waits = self.fetched = self.copies = self.emptied = 0
 
     @contextmanager
     def queue(self) -> Iterator[None]:
@@ -144,6 +145,7 @@ class PretendedDevice:
 
     def fetch(self, buffer: Tensor, mark: None) -> NDArray[Any]:
         self.waits += 1
+        self.fetched += 1
         return buffer.numpy()
 
     def empty_cache(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FineShiftMatcher, PanningStream
+from pretended_device import PretendedDevice
 from rendered_pair import CAMERA, POSES, errors, views
 from torch import Tensor
 
@@ -17,10 +18,13 @@ from loftr_ros.frontend.matcher_settings import MatcherConfig, MatchingConfig, m
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.quick import FrameMatch, QuickMatching
+from loftr_ros.matcher.checkpoints.files import load_network
 from loftr_ros.matcher.coarse import Candidates
 from loftr_ros.matcher.compact.network import spread
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import ImageFeatures, Matches
+from loftr_ros.matcher.runtime.gpu import GpuMatcher
+from loftr_ros.weights import find_weights
 
 # Frames after which the trajectory of these tests has its unit of length, and the motion in it is known.
 UNIT = 8
@@ -160,3 +164,15 @@ def test_without_attention_a_close_view_is_matched_as_precisely() -> None:
     full = matcher.match(features[:1], features[1])[0]
     off = [np.median(errors(each.points0.numpy(), each.points1.numpy(), 1)) for each in (quick, full)]
     assert len(POSES) > 1 and len(quick) == 400 and off[0] < max(1.3 * off[1], 0.5), off
+
+
+def test_on_a_gpu_every_frame_is_matched_in_full_with_one_wait() -> None:
+    network = load_network("compact", find_weights("compact", ""), torch.device("cpu"), torch.float32)
+    device = PretendedDevice(torch.device("cpu"))
+    fe = FrontEnd(GpuMatcher(network, device), FrontEndConfig())
+    fe.process(Frame(views()[0].image, 1, "cam", CAMERA))
+    for number in (1, 2, 3):
+        device.fetched = 0
+        result = fe.process(Frame(views()[number].image, number + 1, "cam", CAMERA))
+        assert result.frame_match == FrameMatch.UNSUPPORTED and result.is_located
+        assert len(result.matches[0].correspondences) > 300 and device.fetched == 1

@@ -112,7 +112,7 @@ class TrackingConfig(Settings):
     quick: bool = setting(
         True,
         "Whether a tracked frame is first matched without attention and with fewer matches, and in full only if "
-        "that result leaves a doubt; of networks that can (compact)",
+        "that result leaves a doubt; on CPUs, of networks that can (compact)",
     )
     full_period: int = setting(
         10, "Maximum number of consecutive frames without a full match", unit="frames", low=0, high=100000

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Tensor cores read channels of half precision by eights (NVIDIA's guide to convolutional layers, "channels in and out").
+# Tensor cores read channels of half precision by eights (NVIDIA, Convolutional Layers, section "Channels In And Out").
 CHANNEL_STEP = 8
 _SLOPE = 0.01  # of torch's leaky ReLU
 
