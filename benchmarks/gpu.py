@@ -1,10 +1,13 @@
 """A GPU: does every network find there what it finds on the CPU, and what does a frame cost?
 
-Measures, one line of JSON a section: the device; parity with float32 on the CPU; masks, blank images and odd sizes;
-waits of the host; kernels; milliseconds a frame as captured program and launched one by one, for one keyframe and four,
-beside kornia's LoFTR where it is installed; a second thread; memory over changing images; a frame after memory ran out;
-and the node's latencies at 30 and 60 Hz. `compact` has the weights in the package, `efficient` and `loftr` weights that
-are made to match, `coarse_lite` random ones. It takes some minutes, and ends at once where torch has no GPU.
+Measures, one line of JSON a section, printed and written to `--out`: the device; parity with float32 on the CPU; masks,
+blank images and odd sizes; waits of the host; kernels; milliseconds a frame as captured program and launched one by
+one, for one keyframe and four, beside kornia's LoFTR where it is installed; the node's latencies at 30 and 60 Hz; a
+second thread; memory over changing images; a frame after memory ran out; and exports in float16 and int8 by TensorRT,
+where onnxruntime has it. `compact` has the weights in the package, `efficient` and `loftr` weights that are made to
+match, `coarse_lite` random ones.
+
+It begins no section after `--minutes`: those are written as left out. It ends at once where torch has no GPU.
 
     .venv/bin/python benchmarks/gpu.py [--networks compact coarse_lite efficient loftr] [--repeats 50] [--no-node]
 """
@@ -14,8 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -27,29 +30,54 @@ from typing import Any
 import torch
 from calibrated_efficient import made_efficient_state_dict
 from calibrated_weights import made_state_dict
+from node_latency import measure
 from torch import Tensor
 
 from loftr_ros.matcher.build import Network, build_network
 from loftr_ros.matcher.checkpoints.files import load_network
 from loftr_ros.matcher.config import PRESETS
+from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.faults import gpu_problem, is_out_of_memory
 from loftr_ros.matcher.interface import Matcher, Matches
+from loftr_ros.matcher.runtime.export import export_network
 from loftr_ros.matcher.runtime.gpu import CudaDevice, GpuMatcher
+from loftr_ros.matcher.runtime.int8 import ranges_for
 from loftr_ros.weights import find_weights
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 WIDTH, HEIGHT = 640, 480
+# Duration of a rate's measurement; images of the section on memory.
+RATE_SECONDS, IMAGES = 2.0, 300
+NODE_SECONDS = 30.0
+# What becomes of the node's frames.
+FRAMES = ("received", "processed", "dropped", "failed", "located")
 
 
-def section(name: str, work: Callable[[], Any]) -> None:
-    """Print what `work` returns, or why it failed: the others are run anyway."""
-    start = time.monotonic()
-    try:
-        result = work()
-    except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc().splitlines()[-3:]}
-    print(json.dumps({"section": name, "seconds": round(time.monotonic() - start, 1), "result": result}), flush=True)
+class Sections:
+    """Prints sections and writes them to a file, within a limit of time."""
+
+    def __init__(self, out: Path | None, minutes: float) -> None:
+        """Begin; the file is written anew."""
+        self._out, self._end = out, time.monotonic() + 60 * minutes
+        if out is not None:
+            out.write_text(f"{' '.join(sys.argv)}\n")
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> None:
+        """Report what `work` returns, or why it failed: the others are run anyway."""
+        start = time.monotonic()
+        if start > self._end:
+            result = "left out: no time"
+        else:
+            try:
+                result = work()
+            except Exception as error:
+                result = {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc().splitlines()[-3:]}
+        line = json.dumps({"section": name, "seconds": round(time.monotonic() - start, 1), "result": result})
+        print(line, flush=True)
+        if self._out is not None:
+            with self._out.open("a") as file:
+                file.write(line + "\n")
 
 
 class Bench:
@@ -183,6 +211,22 @@ class Bench:
 
         return timed(frame, self.repeats)
 
+    def tensorrt(self, precision: str) -> dict[str, Any]:
+        """`compact` exported for GPUs and run by TensorRT: parity with float32 on the CPU, and milliseconds a frame."""
+        network = self.network("compact", CPU, torch.float16)
+        weights = find_weights("compact", "")
+        ranges = ranges_for(weights, network.fingerprint) if precision == "int8" else None
+        expected = self.matches(self.network("compact", CPU, torch.float32))
+        with tempfile.TemporaryDirectory() as folder:
+            export_network(network, Path(folder), WIDTH, HEIGHT, weights="", fixed=True, int8=ranges)
+            start = time.monotonic()
+            matcher = open_matcher(MatcherSpec("compact", Path(folder), str(GPU), backend="tensorrt"))
+            built = time.monotonic() - start
+            there = torch.isin(expected.cell, self.matches(matcher).cell)
+            keyframe = matcher.encode(self.images[0])
+            times = timed(lambda: matcher.match([keyframe], matcher.encode(self.images[1])), self.repeats)
+        return {"seconds to build": round(built, 1), "again": round(float(there.float().mean()), 4), **times}
+
     def threads(self, name: str) -> dict[str, float]:
         """Matches a second, alone and beside a thread that encodes."""
         matcher, result, stop = self.matcher(name), {}, threading.Event()
@@ -190,10 +234,10 @@ class Bench:
 
         def rate() -> float:
             start, count = time.monotonic(), 0
-            while time.monotonic() - start < 2:
+            while time.monotonic() - start < RATE_SECONDS:
                 matcher.match([keyframe], keyframe)
                 count += 1
-            return round(count / 2, 1)
+            return round(count / RATE_SECONDS, 1)
 
         def encode() -> None:
             while not stop.is_set():
@@ -212,12 +256,12 @@ class Bench:
         return result
 
     def memory(self, name: str) -> list[int]:
-        """MiB in use after each hundred of changing images."""
+        """MiB in use after each third of many changing images."""
         matcher, used = self.matcher(name), []
         keyframe = matcher.encode(self.images[0])
-        for i in range(300):
+        for i in range(IMAGES):
             matcher.match([keyframe], matcher.encode(torch.roll(self.images[1], i, 1)))
-            if i % 100 == 99:
+            if (i + 1) % (IMAGES // 3) == 0:
                 used.append(torch.cuda.memory_allocated() >> 20)
         return used
 
@@ -263,12 +307,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def node(rate: float) -> list[str]:
-    """The last lines of the benchmark of the node's latencies, with the network on the GPU."""
-    script = Path(__file__).with_name("node_latency.py")
-    command = [sys.executable, str(script), "--hz", str(rate), "--seconds", "30", "--parameter", "device:=cuda"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    return (done.stdout or done.stderr).splitlines()[-12:]
+def node(rate: float, source: str) -> dict[str, Any]:
+    """What the node says of its frames, and 50th and 99th percentile of its stages in milliseconds, on the GPU."""
+    status: Any = measure(source, "", rate, NODE_SECONDS, "mono", ["-p", "device:=cuda"])[-1].status
+    stages = zip(status.stages, status.latency_median, status.latency_p99, strict=True)
+    return {
+        "device": f"{status.network} on {status.device} in {status.precision}",
+        "frames": {kind: getattr(status, f"frames_{kind}") for kind in FRAMES},
+        "errors": dict(zip(status.error_kinds, status.error_counts, strict=True)),
+        "ms": {stage: [round(1e3 * median, 2), round(1e3 * p99, 2)] for stage, median, p99 in stages},
+    }
 
 
 def main() -> int:
@@ -277,21 +325,26 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", default=["compact", "coarse_lite", "efficient", "loftr"])
     parser.add_argument("--repeats", type=int, default=50, help="frames that are timed")
     parser.add_argument("--no-node", action="store_true", help="without the node's latencies")
+    parser.add_argument("--source", default="../shared/data/sevenscenes", help="that the node gets")
+    parser.add_argument("--minutes", type=float, default=7.0, help="after which no section begins")
+    parser.add_argument("--out", type=Path, help="file for the results")
     options = parser.parse_args()
     problem = gpu_problem(GPU) if torch.cuda.is_available() else f"torch {torch.__version__} sees none"
     if problem:
         print(f"gpu.py needs a CUDA device: {problem}", file=sys.stderr)
         return 2
-    bench = Bench(options.repeats)
+    bench, section = Bench(options.repeats), Sections(options.out, options.minutes)
     section("environment", environment)
     for name in options.networks:
         for work in (bench.parity, bench.odd, bench.waits, bench.kernels, bench.speed):
             section(f"{name}: {work.__name__}", lambda work=work, name=name: work(name))  # type: ignore[misc]
     section("kornia", bench.kornia)
+    for rate in () if options.no_node else (30.0, 60.0):
+        section(f"node at {rate:g} Hz", lambda rate=rate: node(rate, options.source))  # type: ignore[misc]
     for work in (bench.threads, bench.memory, bench.short_of_memory):
         section(work.__name__, lambda work=work: work(options.networks[0]))  # type: ignore[misc]
-    for rate in () if options.no_node else (30.0, 60.0):
-        section(f"node at {rate:g} Hz", lambda rate=rate: node(rate))  # type: ignore[misc]
+    for precision in ("float16", "int8"):
+        section(f"TensorRT in {precision}", lambda precision=precision: bench.tensorrt(precision))  # type: ignore[misc]
     return 0
 
 

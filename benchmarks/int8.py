@@ -37,6 +37,7 @@ from torch import Tensor
 from loftr_ros.evaluation.metrics import pose_auc
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.results import Correspondences
+from loftr_ros.frontend.wide_pairs import WideConfig
 from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoints.files import load_network
@@ -46,6 +47,7 @@ from loftr_ros.matcher.runtime.export import export_network
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.runtime.int8 import Int8Ranges, find_ranges
+from loftr_ros.matcher.runtime.onnx_backend import load_onnx
 from loftr_ros.matcher.runtime.openvino_compact import compiled
 from loftr_ros.matcher.runtime.openvino_runtime import Runtime
 from loftr_ros.training.assets import AssetBank, default_folder
@@ -134,8 +136,28 @@ def variants(size: tuple[int, int], arguments: argparse.Namespace, folder: Path)
         return PairMatcher(compiled(loaded, precision, arguments.threads, int8))
 
     matchers = {REFERENCE: ours(torch.float32), half: ours(rest), f"int8 and {half}": ours(rest, ranges)}
+    if arguments.exports:
+        matchers |= by_export(ranges, size, arguments.threads, folder)
+        for pairs in matchers.values():
+            pairs.wide = WideConfig(min_matches=0)  # exports match no pair at several scales
     if arguments.nncf:
         matchers |= by_nncf(network, size, rest, arguments, folder)
+    return matchers
+
+
+def by_export(ranges: Int8Ranges | None, size: tuple[int, int], threads: int, folder: Path) -> dict[str, PairMatcher]:
+    """What `loftr_ros export` writes, by onnxruntime's CPU provider: for CPUs, and for TensorRT."""
+    matchers = {}
+    for kind, rest, int8 in (
+        ("for CPUs", torch.float32, None),
+        ("for CPUs", torch.float32, ranges),
+        ("for TensorRT", torch.float16, ranges),
+    ):
+        network = load_network(NETWORK, find_weights(NETWORK), torch.device("cpu"), rest)
+        place = folder / f"{kind}{int8 is None}"
+        made = export_network(network, place, *size, weights="", fixed=rest == torch.float16, int8=int8)
+        label = f"export {kind} in {made.precision_name}, by onnxruntime"
+        matchers[label] = PairMatcher(load_onnx(place, ["CPUExecutionProvider"], threads=threads))
     return matchers
 
 
@@ -204,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the sequences")
     parser.add_argument("--assets", type=Path, default=default_folder(), help="of `loftr_ros train assets`")
+    parser.add_argument("--exports", action="store_true", help="exports in int8 by onnxruntime, too")
     parser.add_argument("--nncf", action="store_true", help="NNCF's variants, too")
     parser.add_argument("--photographs", type=int, default=48, help="to calibrate NNCF's variants with")
     parser.add_argument("--sets", nargs="+", default=SETS, help="FOLDER:GAP each")

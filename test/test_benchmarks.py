@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -320,6 +321,49 @@ def test_the_benchmark_of_a_gpu_ends_with_the_reason_where_there_is_none(
     monkeypatch.setattr("sys.argv", ["gpu.py"])
     assert gpu.main() == 2
     assert capsys.readouterr().err == f"gpu.py needs a CUDA device: torch {torch.__version__} sees none\n"
+
+
+def test_every_section_of_the_benchmark_of_a_gpu_runs_and_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gpu
+    import torch
+    from pretended_device import PretendedDevice
+
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_per_process_memory_fraction"), None
+    ) | {"max_memory_allocated": 0, "memory_allocated": 0, "set_sync_debug_mode": None, "is_available": True}
+    for name, result in nothing.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, result=result: result)
+    for name, value in {"WIDTH": 160, "HEIGHT": 128, "RATE_SECONDS": 0.01, "IMAGES": 3, "GPU": gpu.CPU}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "gpu_problem", lambda device: "")
+    monkeypatch.setattr(gpu, "environment", lambda: {"gpu": "none"})
+    monkeypatch.setattr(gpu, "CudaDevice", lambda device, graphs=True: PretendedDevice(device))
+    status = SimpleNamespace(
+        stages=["encode", "total"],
+        latency_median=[0.002, 0.004],
+        latency_p99=[0.003, 0.005],
+        error_kinds=[],
+        error_counts=[],
+        **dict.fromkeys(("network", "device", "precision"), "it"),
+        **{f"frames_{kind}": 9 for kind in ("received", "processed", "dropped", "failed", "located")},
+    )
+    monkeypatch.setattr(gpu, "measure", lambda *_: [SimpleNamespace(status=status)])
+    out = tmp_path / "gpu.txt"
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--networks", "coarse_lite", "--repeats", "2", "--out", str(out)])
+    assert gpu.main() == 0
+    command, *lines = out.read_text().splitlines()
+    results = {each["section"]: each["result"] for each in map(json.loads, lines)}
+    assert command.startswith("gpu.py --networks") and len(results) == 14
+    failed = {name for name, result in results.items() if isinstance(result, dict) and "error" in result}
+    assert failed <= {"kornia", "TensorRT in float16", "TensorRT in int8"}
+    assert "needs a GPU" in results["TensorRT in int8"]["error"]
+    assert results["coarse_lite: parity"]["torch.float32"]["finite"] and results["memory"] == [0, 0, 0]
+    assert results["node at 60 Hz"]["ms"] == {"encode": [2.0, 3.0], "total": [4.0, 5.0]}
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--networks", "coarse_lite", "--minutes", "-1", "--out", str(out)])
+    assert gpu.main() == 0
+    assert all(json.loads(line)["result"] == "left out: no time" for line in out.read_text().splitlines()[1:])
 
 
 @pytest.mark.long

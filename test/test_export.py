@@ -199,7 +199,7 @@ ALLOWED = """
     AveragePool Conv Gemm LayerNormalization LogSoftmax MatMul MaxPool Resize Softmax
     ArgMax ReduceMax ReduceMean ReduceMin ReduceSum TopK And Equal Greater GreaterOrEqual Less LessOrEqual Not Or Where
     Cast Concat Constant ConstantOfShape Expand Flatten Gather GatherElements Identity Pad Reshape ScatterElements Shape
-    Slice Split Squeeze Tile Transpose Unsqueeze
+    Slice Split Squeeze Tile Transpose Unsqueeze QuantizeLinear DequantizeLinear
 """
 
 
@@ -208,6 +208,7 @@ def assert_is_fixed(path: Path) -> None:
 
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     assert {node.op_type for node in graph.node} <= set(ALLOWED.split())
+    assert {imported.domain for imported in onnx.load(str(path)).opset_import} == {""}
     for output in graph.output:
         assert all(dimension.HasField("dim_value") for dimension in output.type.tensor_type.shape.dim)
     constants = {each.name: each for each in graph.initializer}

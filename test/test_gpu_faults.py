@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from loftr_ros.frontend.config import FrontEndConfig, KeyframeConfig
 from loftr_ros.frontend.keyframes import KeyframeReason
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.stream import FrameRefusedError
-from loftr_ros.matcher import factory, precision
+from loftr_ros.matcher import constants, factory, precision
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher
 from loftr_ros.matcher.faults import gpu_problem, is_lost, is_out_of_memory, missing_gpu_build
 from loftr_ros.matcher.interface import ImageFeatures, Matches
@@ -208,6 +209,39 @@ def test_the_factory_runs_a_network_on_a_gpu_as_a_fixed_program(monkeypatch: pyt
     matcher = open_matcher(MatcherSpec("coarse_lite", None, device="cuda"))
     assert isinstance(matcher, GpuMatcher) and matcher.network is loaded
     assert factory.backend_of(matcher) == "torch"
+
+
+@pytest.mark.ros
+def test_cleanup_leaves_nothing_of_the_network_in_memory(ros_domain: int) -> None:
+    import rclpy
+    from rclpy.parameter import Parameter
+
+    from loftr_ros.ros.node import FrontEndNode
+
+    settings = {"network": "coarse_lite", "weights": "random", "device": "cpu", "backend": "torch"}
+    settings |= {"warm_up_width": 160, "warm_up_height": 128}
+    context = rclpy.Context()
+    context.init(args=None, domain_id=ros_domain)
+    node = FrontEndNode(
+        context=context, parameter_overrides=[Parameter(*each) for each in ((n, None, v) for n, v in settings.items())]
+    )
+    try:
+        node.trigger_configure()
+        stages = node._stages
+        assert stages is not None and constants_kept() > 0
+        network = weakref.ref(stages.front_end.matcher)
+        assert network() is not None
+        del stages
+        node.trigger_cleanup()
+        assert network() is None and constants_kept() == 0
+    finally:
+        node.close()
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def constants_kept() -> int:
+    return sum(int(cache.cache_info().currsize) for cache in constants._caches)
 
 
 @pytest.mark.ros

@@ -11,19 +11,25 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from rendered_pair import CAMERA, views
+from test_export import assert_is_fixed
 
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.results import Correspondences
-from loftr_ros.matcher.checkpoints.files import WeightsError
+from loftr_ros.frontend.wide_pairs import WideConfig
+from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.factory import MatcherSpec, open_matcher, precision_of
 from loftr_ros.matcher.precision import DeviceError, cpu_has_int8, resolve_precision
-from loftr_ros.matcher.runtime.int8 import FIRST, Int8Ranges, find_ranges
+from loftr_ros.matcher.runtime.export import ExportError, export_network
+from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, read_model
+from loftr_ros.matcher.runtime.int8 import FIRST, Int8Ranges, find_ranges, ranges_for
 from loftr_ros.training.int8_ranges import int8_ranges
 from loftr_ros.weights import find_weights
 
 pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
 
 CPU, NETWORK = torch.device("cpu"), "compact"
 WEIGHTS = find_weights(NETWORK)
@@ -102,11 +108,94 @@ def test_int8_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     Int8Ranges("of another network", ranges.largest).write(alone)
     with pytest.raises(WeightsError, match="loftr_ros train int8"):
         opened("int8", alone)
-    for name, options in (("coarse_lite", {}), (NETWORK, {"backend": "torch"}), (NETWORK, {"backend": "onnx"})):
-        with pytest.raises((DeviceError, WeightsError), match="int8"):
+    for name, options in (("coarse_lite", {}), (NETWORK, {"backend": "torch"})):
+        with pytest.raises(DeviceError, match=f"'int8' is for network compact: .* here torch runs {name} in .* on cpu"):
             open_matcher(MatcherSpec(name, None, "cpu", "int8", **options))
-    with pytest.raises(DeviceError, match="for the CPU"):
-        resolve_precision("int8", torch.device("cuda", 0))
+
+
+def test_what_is_not_in_8_bits_is_in_half_precision_on_a_gpu() -> None:
+    assert resolve_precision("int8", torch.device("cuda", 0)) == torch.float16
+
+
+# --- exported ---
+
+SIZE = (CAMERA.width, CAMERA.height)
+
+
+def exported(folder: Path, precision: torch.dtype, *, fixed: bool) -> Path:
+    network = load_network(NETWORK, WEIGHTS, CPU, precision)
+    ranges = ranges_for(WEIGHTS, network.fingerprint)
+    export_network(network, folder, *SIZE, weights="in the package", fixed=fixed, int8=ranges)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def for_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export for CPUs."""
+    return exported(tmp_path_factory.mktemp("cpu"), torch.float32, fixed=False)
+
+
+@pytest.fixture(scope="module")
+def for_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export for TensorRT."""
+    return exported(tmp_path_factory.mktemp("gpu"), torch.float16, fixed=True)
+
+
+@pytest.mark.parametrize("kind", ["for_cpu", "for_gpu"])
+def test_an_export_says_which_convolutions_are_in_8_bits(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    model = onnx.load(str(folder / ENCODE_FILE))
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    rounded = [node for node in convolutions if node.input[1] in made_by]
+    assert (len(convolutions), len(rounded)) == (25, 21)
+    for node in rounded:
+        activation, weight = (made_by[name] for name in node.input[:2])
+        assert activation.op_type == weight.op_type == "DequantizeLinear"
+        assert values[weight.input[0]].dtype == np.int8 and weight.attribute[0].i == 0
+        assert values[weight.input[1]].shape == (len(values[weight.input[0]]),)
+        source = made_by[activation.input[0]]
+        assert source.op_type == "QuantizeLinear" and source.input[1:] == activation.input[1:]
+        zero = values[source.input[2]]
+        # TensorRT has signed integers alone, and none for zero but zero.
+        assert zero == 0 and zero.dtype == (np.int8 if kind == "for_gpu" else np.uint8)
+    if kind == "for_gpu":
+        for name in (ENCODE_FILE, MATCH_FILE):
+            assert_is_fixed(folder / name)
+    assert read_model(folder).precision_name == ("int8 and float16" if kind == "for_gpu" else "int8 and float32")
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("for_cpu", "onnx"), ("for_gpu", "onnx"), ("for_cpu", "openvino")])
+def test_an_export_finds_what_int8_by_openvino_finds(
+    kind: str, backend: str, request: pytest.FixtureRequest, pair: tuple[Correspondences, Correspondences]
+) -> None:
+    matcher = open_matcher(MatcherSpec("auto", request.getfixturevalue(kind), "cpu", "int8", backend))
+    assert precision_of(matcher).startswith("int8 and float")
+    found = PairMatcher(matcher, wide=WideConfig(min_matches=0)).match_pair(frame(0), frame(1))
+    for expected in pair:
+        _, mine, theirs = np.intersect1d(found.track_id, expected.track_id, assume_unique=True, return_indices=True)
+        off = np.linalg.norm(found.current_points[mine] - expected.current_points[theirs], axis=1)
+        assert (off < 1).sum() > 0.95 * len(expected) and abs(len(found) - len(expected)) < 0.03 * len(expected)
+        assert np.median(off) < 0.07
+
+
+def test_an_export_that_is_not_in_int8_is_not_taken_for_one(for_cpu: Path, tmp_path: Path) -> None:
+    export_network(load_network("coarse_lite", None, CPU, torch.float32), tmp_path, 96, 64, weights="random")
+    with pytest.raises(DeviceError, match=r"'int8' is for network compact: .* here onnx runs coarse_lite in float32"):
+        open_matcher(MatcherSpec("auto", tmp_path, "cpu", "int8", "onnx"))
+    shutil.copytree(for_cpu, tmp_path, dirs_exist_ok=True)
+    assert precision_of(open_matcher(MatcherSpec("auto", tmp_path, "cpu", "auto", "onnx"))) == "int8 and float32"
+
+
+def test_ranges_and_operators_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    network, other = (load_network(name, None, CPU, torch.float16) for name in (NETWORK, "coarse_lite"))
+    ranges = find_ranges(WEIGHTS, opened("int8").fingerprint)
+    with pytest.raises(ExportError, match="opset 17 is not supported; expected 19 to 20"):
+        export_network(network, tmp_path, 96, 64, weights="", opset=17, int8=ranges)
+    with pytest.raises(WeightsError, match="ranges of int8 are of other convolutions"):
+        export_network(other, tmp_path, 96, 64, weights="", int8=ranges)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": "%s", "largest": {"cell_above": -1}}', "\x00"])

@@ -81,13 +81,14 @@ def test_the_provider_gets_what_the_parameters_say(
     given = dict(encode[PROVIDER])
     folder = Path(given.pop("trt_engine_cache_path"))
     assert folder.is_dir() and folder.parent == cache and timing.is_dir()
-    assert folder.name.endswith("_trt10.3.0_driver540.4.0_Orin-nvgpu-")
+    assert folder.name.endswith("_float32_trt10.3.0_driver540.4.0_Orin-nvgpu-")
     assert given == {
         "device_id": "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_prefix": "encode",
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(timing),
+        "trt_int8_enable": "0",
         "trt_fp16_enable": "0",  # with which the provider's network is strongly typed
         "trt_cuda_graph_enable": "0",
         "trt_max_workspace_size": str(256 * 2**20),
@@ -111,6 +112,22 @@ def test_weak_typing_and_the_dla_are_asked_for_by_their_own_parameters(
     assert Path(weak["trt_engine_cache_path"]).parent == folders[True] / "engines"
 
 
+def test_an_export_in_int8_is_built_as_it_says(
+    folders: dict[bool, Path], options: list[dict[str, dict[str, str]]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "int8"
+    shutil.copytree(folders[True], folder)
+    model = folder / MODEL_FILE
+    model.write_text(model.read_text().replace('"int8": false', '"int8": true'))
+    open_matcher(spec(folder))
+    open_matcher(spec(folder, strongly_typed=False))
+    asked = [(each[PROVIDER]["trt_fp16_enable"], each[PROVIDER]["trt_int8_enable"]) for each in options[::2]]
+    assert asked == [("0", "0"), ("1", "1")]  # a strongly typed network has int8 where the graph says so
+    assert "_int8-float32_trt" in options[0][PROVIDER]["trt_engine_cache_path"]
+    with pytest.raises(DeviceError, match=r"tensorrt.dla takes no export in int8"):
+        open_matcher(spec(folder, dla=0))
+
+
 def test_minutes_of_building_are_announced_unless_the_engine_is_there(
     folders: dict[bool, Path],
     options: list[dict[str, dict[str, str]]],
@@ -128,22 +145,25 @@ def test_minutes_of_building_are_announced_unless_the_engine_is_there(
     assert "minutes" not in caplog.text
 
 
-@pytest.mark.parametrize("changed", ["tensorrt", "driver", "gpu", "graph", "precision"])
+@pytest.mark.parametrize("changed", ["tensorrt", "driver", "gpu", "graph", "precision", "typing"])
 def test_another_engine_is_built_when_one_of_what_it_depends_on_changes(
     folders: dict[bool, Path], tmp_path: Path, changed: str
 ) -> None:
     graph, config = tmp_path / ENCODE_FILE, TensorRTConfig()
     graph.write_bytes((folders[True] / ENCODE_FILE).read_bytes())
-    before = engine_name(config, graph, ORIN)
-    assert engine_name(config, graph, ORIN) == before
-    machine = ORIN
+    before = engine_name(config, graph, "float32", ORIN)
+    assert engine_name(config, graph, "float32", ORIN) == before
+    machine, precision = ORIN, "float32"
     if changed == "graph":
         graph.write_bytes(graph.read_bytes() + b" ")
     elif changed == "precision":
+        precision = "int8 and float16"
+        assert engine_name(config, graph, precision, machine).split("_")[1] == "int8-float16"
+    elif changed == "typing":
         config = TensorRTConfig(strongly_typed=False)
     else:
         machine = replace(ORIN, **{changed: "other"})
-    assert engine_name(config, graph, machine) != before
+    assert engine_name(config, graph, precision, machine) != before
 
 
 def test_captured_engines_run_in_the_same_memory_and_find_the_same(folders: dict[bool, Path]) -> None:

@@ -37,7 +37,8 @@ class MatcherConfig(Settings):
         "auto",
         "Precision of the network: auto for float16 on CUDA, bfloat16 on CPUs with hardware support, float32 "
         "elsewhere; int8 for the backbone of compact on a CPU, all else as with auto; auto is int8 on a processor with "
-        "VNNI or AMX if the weights come with the ranges of their activations, as the packaged ones do",
+        "VNNI or AMX if the weights come with the ranges of their activations, as the packaged ones do; an export has "
+        "its own precision, and is refused if int8 is asked for and it is not in int8",
         choices=("auto", "float32", "bfloat16", "float16", "int8"),
     )
     backend: str = setting(

@@ -390,6 +390,9 @@ PRESETS: dict[str, NetworkConfig] = {
     for config in (LOFTR, LOFTR_NEW, LOFTR_OT, LOFTR_16_4, COARSE_LITE, COMPACT, EFFICIENT, EFFICIENT_OPT)
 }
 
+# As a precision: the convolutions of `compact`'s backbone in 8 bits, all else in another precision.
+INT8 = "int8"
+
 # Instead of a preset's name: the network of the weights, or the default one without weights.
 AUTO = "auto"
 # Its weights are in the package.

@@ -13,10 +13,9 @@ import torch
 from loftr_ros.matcher.build import Network
 from loftr_ros.matcher.checkpoints.files import WeightsError, load_network
 from loftr_ros.matcher.compact.network import Compact
-from loftr_ros.matcher.config import AUTO
+from loftr_ros.matcher.config import AUTO, INT8
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.matcher.precision import (
-    INT8,
     DeviceError,
     cpu_has_int8,
     precision_name,
@@ -26,7 +25,7 @@ from loftr_ros.matcher.precision import (
 )
 from loftr_ros.matcher.runtime.exported_matcher import ExportedMatcher
 from loftr_ros.matcher.runtime.gpu import CudaDevice, GpuMatcher
-from loftr_ros.matcher.runtime.int8 import Int8Ranges, find_ranges
+from loftr_ros.matcher.runtime.int8 import Int8Ranges, find_ranges, ranges_for
 from loftr_ros.matcher.runtime.tensorrt import PROVIDER, TensorRTConfig
 
 _CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -45,8 +44,8 @@ class MatcherSpec:
             match nothing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32`, `bfloat16`, `float16`, or `int8` for the backbone of `compact` by OpenVINO, which
-            `auto` is, too, if the processor has it and the weights' ranges are there; a network exported for
-            onnxruntime has its own.
+            `auto` is, too, if the processor has it and the weights' ranges are there; an exported network has its own,
+            which may be int8.
         backend: the runtime: `torch`, `onnx` (onnxruntime, an exported network), `tensorrt` (onnxruntime's TensorRT, a
             network exported for GPUs), `openvino` (an exported network, or `compact` by its weights); `auto` is
             OpenVINO if it is installed and suitable, else torch.
@@ -72,18 +71,27 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
 
     Raises:
         WeightsError: the network is unknown; the weights are missing, damaged or of another network.
-        DeviceError: the device, precision or backend is not available.
+        DeviceError: the device, precision or backend is not available; int8 is asked for, and nothing is in int8.
         ValueError: there is no such backend.
     """
     if spec.backend not in BACKENDS:
         raise ValueError(f"backend '{spec.backend}' is not known; expected one of {', '.join(BACKENDS)}")
-    if spec.precision == INT8 and spec.backend not in ("auto", "openvino"):
-        raise DeviceError(f"precision '{INT8}' needs backend openvino or auto, not {spec.backend}")
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = resolve_device(spec.device)
     if spec.device == "auto" and (problem := why_no_gpu()):
         _logger.warning("the CPU computes, although there is a GPU: %s", problem)
+    matcher = _opened(spec, device)
+    if spec.precision == INT8 and not is_int8(matcher):
+        raise DeviceError(
+            f"precision '{INT8}' is for network compact: by its weights with OpenVINO on a CPU (pip install openvino), "
+            f"or by `loftr_ros export --precision {INT8}`; here {backend_of(matcher)} runs {matcher.config.name} in "
+            f"{precision_of(matcher)} on {matcher.device}"
+        )
+    return matcher
+
+
+def _opened(spec: MatcherSpec, device: torch.device) -> Matcher:
     if spec.backend == "tensorrt":
         spec = replace(spec, providers=spec.providers or (PROVIDER, _CUDA_PROVIDER))
         if spec.device == "cpu" or PROVIDER not in spec.providers:
@@ -101,8 +109,6 @@ def open_matcher(spec: MatcherSpec) -> Matcher:
             if spec.precision == INT8:
                 raise
             _logger.warning("torch runs the network, because OpenVINO cannot: %s", error)
-    if spec.precision == INT8:
-        raise DeviceError(f"precision '{INT8}' is for network compact by OpenVINO: pip install openvino, or use auto")
     return GpuMatcher(network, CudaDevice(device)) if device.type == "cuda" else network
 
 
@@ -117,10 +123,17 @@ def backend_of(matcher: Matcher) -> str:
 
 def precision_of(matcher: Matcher) -> str:
     """The precision of a matcher, for messages."""
+    name = precision_name(matcher.dtype)
+    return f"{INT8} and {name}" if is_int8(matcher) else name
+
+
+def is_int8(matcher: Matcher) -> bool:
+    """Whether the backbone's convolutions are computed in 8 bits."""
+    if isinstance(matcher, ExportedMatcher):
+        return matcher.is_int8
     from loftr_ros.matcher.runtime.openvino_compact import is_int8
 
-    name = precision_name(matcher.dtype)
-    return f"{INT8} and {name}" if isinstance(matcher, Compact) and is_int8(matcher) else name
+    return isinstance(matcher, Compact) and is_int8(matcher)
 
 
 def _open_onnx(spec: MatcherSpec, device: torch.device) -> Matcher:
@@ -176,8 +189,6 @@ def _open_openvino(spec: MatcherSpec, device: torch.device) -> Matcher:
     precision = resolve_precision(spec.precision, device)
     threads = spec.threads or torch.get_num_threads()
     if spec.weights is not None and spec.weights.is_dir():
-        if spec.precision == INT8:
-            raise DeviceError(f"precision '{INT8}' runs weights of compact, not an export: give the weights file")
         return _as_asked(load_openvino(spec.weights, precision, threads, coarse=spec.coarse or None), spec)
     network = load_network(spec.network, spec.weights, device, torch.float32, coarse=spec.coarse)
     if not isinstance(network, Compact):
@@ -192,12 +203,8 @@ def _ranges(spec: MatcherSpec, network: Compact) -> Int8Ranges | None:
     """The ranges for int8, if it is asked for, or `auto` on a processor that has it."""
     if spec.precision != INT8 and not (spec.precision == "auto" and cpu_has_int8()):
         return None
-    ranges = find_ranges(spec.weights, network.fingerprint)
-    if ranges is None and spec.precision == INT8:
-        raise WeightsError(
-            f"precision '{INT8}' needs the largest activations of these weights: `loftr_ros train int8` measures them"
-        )
-    return ranges
+    find = ranges_for if spec.precision == INT8 else find_ranges
+    return find(spec.weights, network.fingerprint)
 
 
 def _as_asked(matcher: ExportedMatcher, spec: MatcherSpec) -> Matcher:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from loftr_ros.matcher.config import INT8
 from loftr_ros.matcher.faults import gpu_problem, missing_gpu_build
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -15,8 +16,6 @@ PRECISIONS: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-# The convolutions of `compact`'s backbone in 8 bits, all else in bf16 or fp32: by OpenVINO only.
-INT8 = "int8"
 # x86: AVX512-BF16 and AMX; Arm: the bf16 extension.
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # x86: VNNI and AMX. Not measured on Arm, so that `auto` does not choose it there.
@@ -88,14 +87,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
     Args:
         name: `float32`, `bfloat16`, `float16`, or `auto`: fp16 on CUDA, bf16 on a CPU that has it in hardware, fp32
-            elsewhere. Of `int8` the dtype of what is not in 8 bits.
+            elsewhere. Of `int8`, which not every runtime has, the dtype of what is not in 8 bits.
         device: where it will run.
 
     Raises:
         DeviceError: the name is unknown, or the device does not support the precision.
     """
-    if name == INT8 and device.type != "cpu":
-        raise DeviceError(f"precision '{INT8}' is for the CPU, not for {device}; use auto, or device cpu")
     if name in ("auto", INT8):
         if device.type == "cuda":
             return torch.float16

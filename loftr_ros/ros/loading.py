@@ -23,6 +23,9 @@ def free_gpu_memory() -> None:
     """Give the memory of a front end that is gone back to other processes."""
     import torch
 
+    from loftr_ros.matcher.constants import forget_constants
+
+    forget_constants()  # captured programs of others hold theirs
     gc.collect()
     if torch.cuda.is_initialized():
         with suppress(RuntimeError):  # of a lost GPU

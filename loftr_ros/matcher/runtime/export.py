@@ -22,6 +22,8 @@ from loftr_ros.matcher.precision import precision_name
 from loftr_ros.matcher.runtime.export_check import DisagreementError, check_export, made_images
 from loftr_ros.matcher.runtime.exported import ENCODE_FILE, MATCH_FILE, MODEL_FILE, Exported, write_model
 from loftr_ros.matcher.runtime.graphs import EncodeGraph, MatchGraph
+from loftr_ros.matcher.runtime.int8 import Int8Ranges
+from loftr_ros.matcher.runtime.int8_onnx import HALF_OPSET, quantise_graph
 from loftr_ros.matcher.runtime.tensorrt import TensorRTConfig
 
 # 17 introduced LayerNorm. torch 2.2 writes up to 17 by its TorchScript-based exporter, later versions up to 20.
@@ -35,7 +37,15 @@ class ExportError(RuntimeError):
 
 
 def export_network(
-    network: Network, folder: Path, width: int, height: int, *, weights: str, opset: int = 0, fixed: bool = False
+    network: Network,
+    folder: Path,
+    width: int,
+    height: int,
+    *,
+    weights: str,
+    opset: int = 0,
+    fixed: bool = False,
+    int8: Int8Ranges | None = None,
 ) -> Exported:
     """Write a network for images of one size.
 
@@ -45,9 +55,11 @@ def export_network(
             fails, an earlier export stays.
         width, height: of the images, in pixels; at least one cell each.
         weights: origin of the weights, for people.
-        opset: version of ONNX's operators; 0 for DEFAULT_OPSET.
+        opset: version of ONNX's operators; 0 for DEFAULT_OPSET, or what int8 needs.
         fixed: all shapes are fixed, for GPUs and TensorRT: unused rows of matches have confidence 0. Else the number of
             matches varies, which is less work on a CPU.
+        int8: ranges for the convolutions of `compact`'s backbone in 8 bits: signed and symmetric with `fixed`, as
+            TensorRT needs, else unsigned, which is more accurate.
 
     Returns:
         The contents of model.json.
@@ -56,15 +68,17 @@ def export_network(
         ExportError: the size, precision or opset is not supported; torch cannot compute the precision here, or fails at
             the export; the package onnx or onnxruntime is missing; the graphs are invalid, or their results differ from
             the network's (see `check_export`); the folder cannot be written.
+        WeightsError: the ranges are of another network.
     """
     cell = network.cell_size
     if min(width, height) < cell:
         raise ExportError(f"images of {width}x{height}: expected sides of at least a cell, {cell} px")
     if network.dtype not in (torch.float32, torch.float16):
         raise ExportError(f"precision {precision_name(network.dtype)} is not exported; float32 and float16 are")
-    opset = opset or DEFAULT_OPSET
-    if opset not in OPSETS:
-        raise ExportError(f"opset {opset} is not supported; expected {OPSETS[0]} to {OPSETS[-1]}")
+    least = HALF_OPSET if int8 is not None and network.dtype == torch.float16 else OPSETS[0]
+    opset = opset or max(DEFAULT_OPSET, least)
+    if opset not in OPSETS or opset < least:
+        raise ExportError(f"opset {opset} is not supported; expected {least} to {OPSETS[-1]}")
     exported = Exported(
         config=network.config,
         width=width,
@@ -76,6 +90,7 @@ def export_network(
         torch_version=torch.__version__,
         fingerprint=network.fingerprint,
         fixed=fixed,
+        int8=int8 is not None,
     )
     for package, what in (("onnx", "torch writes ONNX with"), ("onnxruntime", "an export is checked by")):
         if importlib.util.find_spec(package) is None:
@@ -83,6 +98,8 @@ def export_network(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _export_graphs(network, folder, exported)
+        if int8 is not None:
+            quantise_graph(_part(folder / ENCODE_FILE), int8, symmetric=fixed)
         check_export(network, exported, *(_part(folder / name) for name in (ENCODE_FILE, MATCH_FILE)))
         write_model(exported, _part(folder / MODEL_FILE))
         (folder / MODEL_FILE).unlink(missing_ok=True)
@@ -90,7 +107,7 @@ def export_network(
             _part(folder / name).replace(folder / name)
     except DisagreementError as error:
         raise ExportError(
-            f"{network.config.name} in {exported.precision} for {width}x{height}, opset {opset}, by torch "
+            f"{network.config.name} in {exported.precision_name} for {width}x{height}, opset {opset}, by torch "
             f"{torch.__version__}: {error}. Nothing was written; try another opset, precision or torch"
         ) from error
     except OSError as error:

@@ -20,6 +20,7 @@ from loftr_ros.matcher.runtime.onnx_backend import open_graphs
 # By precision: largest relative error of features; least part of matches found by both; and largest distance of their
 # points in pixels, for 9 matches in 10.
 _LIMITS = {"float32": (1e-3, 0.97, 0.05), "float16": (0.02, 0.9, 0.1)}
+_INT8_LIMITS = (0.15, 0.8, 0.5)
 # Number of matches that may differ anyway, by chance.
 _FEW = 2
 # Sides of the patches in the test images, in pixels, and their spacing.
@@ -93,7 +94,7 @@ def made_images(width: int, height: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def _agreement(network: Network, graphs: Matcher, exported: Exported) -> Agreement:
-    off, share, reach = _LIMITS[exported.precision]
+    off, share, reach = _INT8_LIMITS if exported.int8 else _LIMITS[exported.precision]
     images = made_images(exported.width, exported.height)
     masks: Sequence[Tensor | None] = (None, _mask(exported))  # an image without and one with pixels to ignore
     encoded = []

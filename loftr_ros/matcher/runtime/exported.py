@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loftr_ros.matcher.checkpoints.recognition import WeightsError, config_from_metadata, metadata_of_config
-from loftr_ros.matcher.config import CompactConfig, EfficientConfig, NetworkConfig
+from loftr_ros.matcher.config import INT8, CompactConfig, EfficientConfig, NetworkConfig
 
 MODEL_FILE, ENCODE_FILE, MATCH_FILE = "model.json", "encode.onnx", "match.onnx"
 FORMAT = "loftr_ros-onnx"
@@ -31,6 +31,7 @@ class Exported:
         loftr_ros_version, torch_version: that wrote it.
         fingerprint: the network's, see `Matcher.fingerprint`; empty in older files.
         fixed: whether match.onnx has a fixed number of rows, of which unused ones have confidence 0.
+        int8: whether the backbone's convolutions are in 8 bits.
     """
 
     config: NetworkConfig
@@ -43,6 +44,12 @@ class Exported:
     torch_version: str
     fingerprint: str = ""
     fixed: bool = False
+    int8: bool = False
+
+    @property
+    def precision_name(self) -> str:
+        """The precision, for people and for names."""
+        return f"{INT8} and {self.precision}" if self.int8 else self.precision
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,6 +85,7 @@ class Exported:
     def command(self) -> str:
         """The command that repeats the export, without the weights."""
         command = f"loftr_ros export --network {self.config.name} --width {self.width} --height {self.height}"
+        command = f"{command} --precision {INT8}" if self.int8 else command
         return f"{command} --device cuda" if self.fixed else command
 
 
@@ -141,6 +149,7 @@ def read_model(folder: Path) -> Exported:
             torch_version=str(content["torch_version"]),
             fingerprint=str(content.get("fingerprint", "")),
             fixed=bool(content.get("fixed", False)),
+            int8=bool(content.get("int8", False)),
         )
     except (KeyError, TypeError, ValueError, WeightsError) as error:
         raise WeightsError(f"{path} is damaged ({error!r}); {again}") from error

@@ -93,6 +93,11 @@ class ExportedMatcher(ConfiguredCells):
         return self._exported.fingerprint
 
     @property
+    def is_int8(self) -> bool:
+        """Whether the backbone's convolutions are in 8 bits."""
+        return self._exported.int8
+
+    @property
     def fixed_size(self) -> tuple[int, int]:
         """(width, height) of the exported network's images."""
         return self._exported.width, self._exported.height

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
+from loftr_ros.matcher.config import INT8
 
 # Of OpenVINO's operations in 8 bits: unsigned, and signed and symmetric.
 _LEVELS, _WEIGHT_LEVELS = 256, 255
@@ -78,6 +79,21 @@ def _read(path: Path) -> Int8Ranges:
     return Int8Ranges(fingerprint, largest)
 
 
+def ranges_for(weights: Path | None, fingerprint: str) -> Int8Ranges:
+    """As `find_ranges`, where int8 is asked for.
+
+    Raises:
+        WeightsError: there are none; the ranges' file is damaged.
+    """
+    ranges = find_ranges(weights, fingerprint)
+    if ranges is None:
+        raise WeightsError(
+            f"precision '{INT8}' is for network compact, and needs the largest activations of its weights: "
+            "`loftr_ros train int8` measures them"
+        )
+    return ranges
+
+
 def check_ranges(ranges: Int8Ranges, convolutions: Iterable[str]) -> None:
     """Check that ranges are those of a backbone's convolutions, by their names.
 
@@ -86,6 +102,19 @@ def check_ranges(ranges: Int8Ranges, convolutions: Iterable[str]) -> None:
     """
     if set(convolutions) - {FIRST} != set(ranges.largest):
         raise WeightsError(f"the ranges of int8 are of other convolutions than the network has; {_CURE}")
+
+
+def rounded_weights(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights (O, I, H, W) in levels from -127 to 127, and the size of each output's level, (O,)."""
+    full = weight.astype(np.float32)
+    step = _most(full) / np.float32(_WEIGHT_LEVELS // 2)
+    return np.rint(full / step).astype(np.int8), step[:, 0, 0, 0].astype(np.float32)
+
+
+def _most(weight: NDArray[Any]) -> NDArray[Any]:
+    """(O, 1, 1, 1) largest weight of each output; not zero."""
+    most: NDArray[Any] = np.maximum(np.abs(weight).max(axis=(1, 2, 3), keepdims=True), 1e-9)
+    return most
 
 
 def quantise(model: Any, ranges: Int8Ranges) -> None:
@@ -109,8 +138,7 @@ def quantise(model: Any, ranges: Int8Ranges) -> None:
             for reader in readers:
                 reader.replace_source_output(rounded.output(0))
         weight = convolution.input(1).get_source_output()
-        values = weight.get_node().data
-        most = np.maximum(np.abs(values).max(axis=(1, 2, 3), keepdims=True), 1e-9)
+        most = _most(weight.get_node().data)
         convolution.input(1).replace_source_output(_fake_quantize(weight, -most, most, _WEIGHT_LEVELS).output(0))
 
 

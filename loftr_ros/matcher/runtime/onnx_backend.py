@@ -91,6 +91,8 @@ def open_graphs(
     by_graph = PROVIDER in asked and config.cuda_graph
     if by_graph and not on_gpu:
         raise DeviceError("tensorrt.cuda_graph needs features on the GPU: device cuda, and a CUDA build of torch")
+    if PROVIDER in asked and config.dla >= 0 and exported.int8:
+        raise DeviceError("tensorrt.dla takes no export in int8: a DLA has no quantised graphs; export it in float16")
     sessions = []
     for path in (encode, match):
         options: dict[str, dict[str, str]] = {name: {} for name in asked}
@@ -100,12 +102,14 @@ def open_graphs(
         if PROVIDER in asked:
             machine = this_machine(torch.cuda.get_device_name(device) if on_gpu else "")
             try:
-                options[PROVIDER] = provider_options(config, path, machine, number)
+                options[PROVIDER] = provider_options(config, path, exported.precision_name, machine, number)
             except OSError as error:
                 raise DeviceError(
                     f"folders for TensorRT's engines cannot be made: {error}; set tensorrt.engine_cache"
                 ) from error
-        sessions.append(_Session(path, list(options.items()), threads, place, by_graph=by_graph))
+        # onnxruntime's own fusions of int8 with float16 are wrong by half on a CPU; TensorRT has fusions of its own.
+        as_written = exported.int8 and exported.precision == "float16"
+        sessions.append(_Session(path, list(options.items()), threads, place, by_graph=by_graph, as_written=as_written))
     return ExportedMatcher(exported, sessions[0], sessions[1], place, "onnx")
 
 
@@ -123,10 +127,12 @@ class _Session:
         device: torch.device,
         *,
         by_graph: bool = False,
+        as_written: bool = False,
     ) -> None:
         """Open a graph.
 
-        With `by_graph` the provider captures a CUDA graph, which always needs the same memory.
+        With `by_graph` the provider captures a CUDA graph, which always needs the same memory. With `as_written`
+        onnxruntime does not rewrite the graph.
 
         Raises:
             DeviceError, WeightsError: as `load_onnx`.
@@ -149,6 +155,8 @@ class _Session:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only; other messages are for authors of graphs
         options.intra_op_num_threads = threads
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Threads that spin while waiting would take the cores from torch's, and from the other graph's.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from loftr_ros.matcher.config import INT8
 from loftr_ros.settings import Settings, setting
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -66,14 +67,18 @@ def this_machine(gpu: str) -> Machine:
     return Machine(_tensorrt_version(), _driver_version(), gpu or _gpu_name())
 
 
-def provider_options(config: TensorRTConfig, graph: Path, machine: Machine, device: int) -> dict[str, str]:
+def provider_options(
+    config: TensorRTConfig, graph: Path, precision: str, machine: Machine, device: int
+) -> dict[str, str]:
     """Options of the provider for one graph; announces that an engine is going to be built.
 
-    An engine's folder is named by its graph, TensorRT, driver and GPU: if one of them changes, another is built.
+    An engine's folder is named by its graph and precision, TensorRT, driver and GPU: if one of them changes, another is
+    built.
 
     Args:
         config: the settings.
         graph: file of the graph, in the folder of the export.
+        precision: of the export, as `Exported.precision_name`.
         machine: where it runs.
         device: number of the GPU.
 
@@ -83,7 +88,7 @@ def provider_options(config: TensorRTConfig, graph: Path, machine: Machine, devi
     cache = Path(config.engine_cache).expanduser() if config.engine_cache else graph.parent / _CACHE
     timing = Path(config.timing_cache).expanduser() if config.timing_cache else cache / _TIMING
     name = graph.name.strip(".").split(".")[0]
-    folder = cache / engine_name(config, graph, machine)
+    folder = cache / engine_name(config, graph, precision, machine)
     for each in (folder, timing):
         each.mkdir(parents=True, exist_ok=True)
     if not any(folder.glob("*.engine")):
@@ -94,6 +99,7 @@ def provider_options(config: TensorRTConfig, graph: Path, machine: Machine, devi
             machine.gpu,
             folder,
         )
+    is_strict = config.strongly_typed and config.dla < 0
     return {
         "device_id": str(device),
         "trt_engine_cache_enable": "1",
@@ -101,8 +107,9 @@ def provider_options(config: TensorRTConfig, graph: Path, machine: Machine, devi
         "trt_engine_cache_prefix": name,
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(timing),
-        # Without any precision flag the provider builds a strongly typed network.
-        "trt_fp16_enable": "0" if config.strongly_typed and config.dla < 0 else "1",
+        # Without any precision flag the provider builds a strongly typed network, int8 where the graph says so.
+        "trt_fp16_enable": "0" if is_strict else "1",
+        "trt_int8_enable": "1" if INT8 in precision and not is_strict else "0",
         "trt_cuda_graph_enable": "1" if config.cuda_graph else "0",
         "trt_max_workspace_size": str(config.workspace << 20),
         "trt_dla_enable": "1" if config.dla >= 0 else "0",
@@ -110,11 +117,12 @@ def provider_options(config: TensorRTConfig, graph: Path, machine: Machine, devi
     }
 
 
-def engine_name(config: TensorRTConfig, graph: Path, machine: Machine) -> str:
+def engine_name(config: TensorRTConfig, graph: Path, precision: str, machine: Machine) -> str:
     """Name of an engine's folder, by everything that it depends on."""
     digest = hashlib.sha256(graph.read_bytes())
     digest.update(f"{config.strongly_typed} {config.workspace} {config.dla}".encode())
-    parts = digest.hexdigest()[:12], f"trt{machine.tensorrt}", f"driver{machine.driver}", machine.gpu
+    versions = f"trt{machine.tensorrt}", f"driver{machine.driver}"
+    parts = digest.hexdigest()[:12], precision.replace(" and ", "-"), *versions, machine.gpu
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
 
 
