@@ -42,6 +42,7 @@ from loftr_ros.matcher.interface import Matcher, Matches
 from loftr_ros.matcher.runtime.export import export_network
 from loftr_ros.matcher.runtime.gpu import CudaDevice, GpuMatcher
 from loftr_ros.matcher.runtime.int8 import ranges_for
+from loftr_ros.matcher.runtime.tensorrt import PROVIDER
 from loftr_ros.weights import find_weights
 from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
@@ -160,7 +161,7 @@ class Bench:
 
     def kernels(self, name: str) -> dict[str, Any]:
         """Kernels of a frame that is launched one by one, and the time that they take together."""
-        from torch.profiler import ProfilerActivity, profile
+        from torch.profiler import profile, supported_activities
 
         matcher, result = self.matcher(name, graphs=False), {}
         self.matches(matcher)
@@ -170,7 +171,7 @@ class Bench:
             "match": lambda: matcher.match([keyframe], keyframe),
         }
         for stage, work in stages.items():
-            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            with profile(activities=supported_activities()) as profiled:
                 work()
                 torch.cuda.synchronize()
             events = [e for e in profiled.events() if e.device_type == torch.autograd.DeviceType.CUDA]
@@ -199,20 +200,27 @@ class Bench:
         return result
 
     def kornia(self) -> dict[str, Any]:
-        """kornia's LoFTR in half precision, which encodes both images for every pair."""
+        """kornia's LoFTR, which encodes both images for every pair, in float32 and with autocast to float16."""
         from kornia.feature import LoFTR
 
-        network = LoFTR(pretrained=None).to(GPU).eval().half()
-        images = [(image.to(GPU).half() / 255)[None, None] for image in self.images]
+        network = LoFTR(pretrained=None).to(GPU).eval()
+        images = [(image.to(GPU).float() / 255)[None, None] for image in self.images]
+        result = {}
+        for name, is_half in (("float32", False), ("float16 by autocast", True)):
 
-        def frame() -> None:
-            with torch.inference_mode():
-                network({"image0": images[0], "image1": images[1]})["keypoints1"].cpu()
+            def frame(is_half: bool = is_half) -> None:
+                with torch.inference_mode(), torch.autocast(GPU.type, torch.float16, enabled=is_half):
+                    network({"image0": images[0], "image1": images[1]})["keypoints1"].cpu()
 
-        return timed(frame, self.repeats)
+            result[name] = timed(frame, self.repeats)
+        return result
 
     def tensorrt(self, precision: str) -> dict[str, Any]:
         """`compact` exported for GPUs and run by TensorRT: parity with float32 on the CPU, and milliseconds a frame."""
+        import onnxruntime
+
+        if PROVIDER not in onnxruntime.get_available_providers():
+            return {"left out": f"onnxruntime {onnxruntime.__version__} has no {PROVIDER}"}
         network = self.network("compact", CPU, torch.float16)
         weights = find_weights("compact", "")
         ranges = ranges_for(weights, network.fingerprint) if precision == "int8" else None
@@ -319,6 +327,11 @@ def node(rate: float, source: str) -> dict[str, Any]:
     }
 
 
+def missing() -> str:
+    """Why nothing can be measured here; empty if it can."""
+    return gpu_problem(GPU) if torch.cuda.is_available() else f"torch {torch.__version__} sees none"
+
+
 def main() -> int:
     """Run all sections; returns 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -329,8 +342,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=7.0, help="after which no section begins")
     parser.add_argument("--out", type=Path, help="file for the results")
     options = parser.parse_args()
-    problem = gpu_problem(GPU) if torch.cuda.is_available() else f"torch {torch.__version__} sees none"
-    if problem:
+    if problem := missing():
         print(f"gpu.py needs a CUDA device: {problem}", file=sys.stderr)
         return 2
     bench, section = Bench(options.repeats), Sections(options.out, options.minutes)
