@@ -132,6 +132,12 @@ def test_half_precision_on_a_gpu_has_channels_by_eights(preset: str) -> None:
         odd = {name: each for name, each in odd.items() if "fine" not in name}
         assert odd.pop("backbone.layer2_outconv2.3") == (196, 256)
     assert len(sides) >= 20 and odd == {}
+    if preset not in ("loftr", "loftr_16_4"):
+        return  # no channels are added
+    with torch.inference_mode(), fixed_program():
+        features = model.encode_pixels(torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.float16, device=GPU), None)
+        allowed = allowed_cells(model.config, features)
+        assert model.match_fixed(features, features, allowed, allowed).points1.shape[2] == 2
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-6), (torch.float16, 1e-3)])

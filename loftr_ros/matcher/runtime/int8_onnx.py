@@ -16,7 +16,7 @@ from loftr_ros.matcher.runtime.int8 import FIRST, Int8Ranges, check_ranges, roun
 
 # Convolutions that keep their precision: the first, those that read its output, and one after them. Rounding what these
 # read makes three quarters of the features' error (on held-out training photographs, signed: 19 % of the tokens with
-# only the first left out, 7 % without all four), and they are 14 % of the backbone's work.
+# only the first left out, 7 % without all four), and they are 15 % of the backbone's work.
 FULL = (FIRST, "stages.1.0.conv", "half_lateral", "stages.1.1.conv1.conv")
 # Part of the largest activations that signed integers cover, in half as many levels: 5 % error on the same photographs
 # in place of 7 %. What is above becomes the largest level.
