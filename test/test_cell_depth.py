@@ -178,7 +178,7 @@ def stereo(name: str, rays0: Array, rays1: Array, std: float = 0.5, **config: fl
 @pytest.mark.parametrize("name", PAIRS)
 def test_stereo_matches_tell_their_cells_depth_and_nothing_of_the_others(name: str) -> None:
     _, _, rays0, rays1, inverse = pair(name)
-    found = stereo(name, rays0, rays1)
+    found = stereo(name, rays0, rays1, max_baselines=1e5)
     np.testing.assert_allclose(found.inverse[::2], inverse, rtol=1e-9)
     assert not found.known[1::2].any() and np.isinf(found.variance[1::2]).all()
     assert found.is_metric
@@ -199,6 +199,18 @@ def test_a_stereo_match_nearer_than_anything_is_refused() -> None:
     _, _, rays0, rays1, inverse = pair("rectified", depths=(0.5, 4.0))
     known = stereo("rectified", rays0, rays1, min_depth=1.0).known[::2]
     assert (known == (inverse < 1)).all() and 0 < known.sum() < len(known)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_far_stereo_depths_are_left_out_where_enough_are_near_and_kept_where_not(name: str) -> None:
+    _, move, rays0, rays1, inverse = pair(name)
+    middle = np.sort(1 / inverse)[len(inverse) // 2 - 1 :][:2].mean()  # half are nearer
+    limit = float(middle / np.linalg.norm(move))
+    near = inverse * limit * np.linalg.norm(move) > 1
+    found = stereo(name, rays0, rays1, max_baselines=limit, min_cells=int(near.sum()) // 5)
+    assert (found.known[::2] == near).all()
+    all_kept = stereo(name, rays0, rays1, max_baselines=limit, min_cells=int(near.sum()) // 5 + 1)
+    assert all_kept.known[::2].all()
 
 
 def test_stereo_without_standard_deviations_takes_the_one_that_is_set() -> None:

@@ -17,6 +17,8 @@ from loftr_ros.geometry.config import DepthConfig
 
 Array = NDArray[np.float64]
 
+# Cells of near depth by stereo, in `min_cells`, from which far ones are left out.
+_ENOUGH_NEAR = 5
 # Largest distance in standard deviations between two compatible measurements of one cell.
 _GATE = 3.0
 
@@ -217,7 +219,8 @@ def from_stereo(
     """Depth of cells from matches between the keyframe's image and its simultaneous stereo partner.
 
     A match off its epipolar line is wrong. A match on it whose disparity is below its own uncertainty shows only that
-    the point is far. It is kept: an inverse depth near zero, of either sign, is useful.
+    the point is far. Such points are kept only if too few are near: errors that all disparities share make far points
+    too far, and steps too long.
 
     Args:
         cells: number of the keyframe's cells.
@@ -242,4 +245,7 @@ def from_stereo(
     with np.errstate(invalid="ignore"):
         good = (found.off < config.max_epipolar) & (found.inverse <= 1 / config.min_depth)
     good &= np.isfinite(found.inverse)
+    near = good & (found.inverse * config.max_baselines * np.linalg.norm(left_from_right[:3, 3]) > 1)
+    if near.sum() >= _ENOUGH_NEAR * config.min_cells:
+        good = near
     return CellDepth.unknown(cells, True).with_measured(cell[good], found.inverse[good], found.variance[good])

@@ -139,6 +139,13 @@ class DepthConfig(Settings):
     stereo_std: float = setting(
         0.5, "Standard deviation of a stereo match if the network predicts none", unit="px", low=0.01, high=10.0
     )
+    max_baselines: float = setting(
+        40.0,
+        "Maximum depth by stereo, in baselines, if five times depth.min_cells cells are nearer. An error that all "
+        "disparities share (0.2 px on KITTI) makes farther points too far by a percent and more",
+        low=1.0,
+        high=100000.0,
+    )
     min_parallax: float = setting(
         5.0, "Minimum median parallax for triangulation with a single camera", unit="px", low=0.0, high=1000.0
     )
