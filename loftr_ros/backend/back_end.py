@@ -108,7 +108,8 @@ class BackEnd:
         landmarks: of the keyframes, by name.
         is_solved: whether nothing that could change the solution has come since.
         imu: samples of the robots' inertial sensors, by the robots' names; whoever has a sensor puts it here.
-        inertial: what the newest window of each robot told, whether it was believed or not.
+        inertial: what the newest window of each robot told, whether it was believed or not; None where it could not
+            be solved.
     """
 
     def __init__(self, config: BackEndConfig | None = None) -> None:
@@ -124,7 +125,7 @@ class BackEnd:
         self.landmarks: dict[KeyframeKey, Landmarks] = {}
         self.is_solved = True
         self.imu: dict[str, ImuSamples] = {}
-        self.inertial: dict[str, InertialSolution] = {}
+        self.inertial: dict[str, InertialSolution | None] = {}
         self._windows: dict[int, _InertialWindow] = {}  # by trajectory
         # Of single cameras' newest keyframes, by trajectory and vertex.
         self._sightings: dict[int, dict[int, Sightings]] = {}
@@ -275,18 +276,23 @@ class BackEnd:
         samples, found, config = self.imu.get(robot), self.inertial.get(robot), self.config.inertial
         if samples is None or not len(samples):
             return None
-        units = [u for number, u in self.graph.units.items() if self.graph.vertices[number].key.robot == robot]
+        own = [vertex for vertex in self.graph.vertices if vertex.key.robot == robot]
+        if own and self.graph.trajectories[own[-1].trajectory].is_metric:
+            return "not needed: the front end knows metres"
+        units = [self.graph.units[vertex.number] for vertex in own if vertex.number in self.graph.units]
         if units:
             std = min(unit.std for unit in units)
             return f"metres by {len(units)} windows, of a standard deviation of {100 * std:.1f} % and more"
         if samples.camera_from_imu is None:
             return "scale unknown: its pose in the camera is not known"
-        if found is None:
+        if robot not in self.inertial:
             return "scale unknown: no window yet of a single camera's keyframes with all samples between them"
+        if found is None:
+            return "scale unknown: the motion does not tell it"
         if found.misfit > config.max_misfit:
             return (
-                f"scale unknown: it contradicts the images (misfit {found.misfit:.1f}); check its pose in the camera, its "
-                "stamps and its noise"
+                f"scale unknown: it contradicts the images (misfit {found.misfit:.1f}); check its pose in the camera, "
+                "its stamps and its noise"
             )
         return (
             f"scale unknown: the motion tells it to {100 * float(found.unit_stds.min()):.0f} % only, and "
@@ -391,15 +397,13 @@ class BackEnd:
         window.next_attempt = seconds / config.window + _NEXT_ATTEMPT
         place = {number: k for k, number in enumerate(window.vertices)}
         stretches = samples.between([each.stamp_ns for each in vertices])
-        found = None
         if stretches is not None:
             links = [(place[e.previous], e.link) for e in vertices[1:] if e.previous is not None and e.link is not None]
             found = solve_inertial(links, stretches, samples.camera_from_imu, config, self.config.noise)
-        if found is not None:
             self.inertial[vertex.key.robot] = found
-            best, unit = found.measurement()
-            if found.misfit <= config.max_misfit and unit.std <= config.max_scale_std:
-                self.graph.units[window.vertices[best]] = unit
+            told = None if found is None or found.misfit > config.max_misfit else found.measurement()
+            if told is not None and told[1].std <= config.max_scale_std:
+                self.graph.units[window.vertices[told[0]]] = told[1]
                 self.is_solved = False
                 self._windows[trajectory.number] = _InertialWindow([vertex.number], True)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 
@@ -77,7 +78,7 @@ class ImuSamples:
         if len(stamps) < 2 or np.diff(stamps).max() > gap:
             return None
         seconds, found = (stamps - first) / 1e9, []
-        for start, end in zip(stamps_ns[:-1], stamps_ns[1:], strict=True):
+        for start, end in itertools.pairwise(stamps_ns):
             inside = (stamps > start) & (stamps < end)
             times = np.concatenate([[(start - first) / 1e9], seconds[inside], [(end - first) / 1e9]])
             at = np.stack([np.interp(times, seconds, samples[:, k]) for k in range(6)], axis=1)

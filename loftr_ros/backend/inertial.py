@@ -218,9 +218,7 @@ class _Window:
         factors = gtsam.NonlinearFactorGraph()
         factors.addPriorPose3(_POSE, gtsam.Pose3(self.mount), gtsam.noiseModel.Isotropic.Sigma(6, _HELD))
         bias = np.repeat([config.accelerometer_bias, config.gyroscope_bias], 3)
-        factors.addPriorConstantBias(
-            _BIAS, gtsam.imuBias.ConstantBias(), gtsam.noiseModel.Diagonal.Sigmas(bias)
-        )
+        factors.addPriorConstantBias(_BIAS, gtsam.imuBias.ConstantBias(), gtsam.noiseModel.Diagonal.Sigmas(bias))
         factors.addPriorVector(_UNIT, np.zeros(1), gtsam.noiseModel.Isotropic.Sigma(1, _UNKNOWN_UNIT))
         walk = gtsam.noiseModel.Isotropic.Sigma(1, self.noise.scale)
         for k, ((before, link), one) in enumerate(zip(self.links, integrated, strict=True)):

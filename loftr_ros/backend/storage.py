@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.factors import Camera, factor_covariance, require_gtsam, widened
 from loftr_ros.backend.graph import Graph, Loop, Solution, Trajectory, Vertex
-from loftr_ros.backend.measurements import BackEndError, KeyframeKey, Landmarks, Length, PoseMeasurement, UnitMeasurement
+from loftr_ros.backend.measurements import (
+    BackEndError,
+    KeyframeKey,
+    Landmarks,
+    Length,
+    PoseMeasurement,
+    UnitMeasurement,
+)
 
 Array = NDArray[np.float64]
 
@@ -154,7 +161,7 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
     landmarks: dict[Any, Landmarks] = {}
     owners = arrays["landmark_vertex"]
     starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]]) if len(owners) else np.zeros(0, np.int64)
-    for start, end in zip(starts, [*starts[1:], len(owners)], strict=True):
+    for start, end in zip(starts, np.r_[starts[1:], len(owners)][: len(starts)], strict=True):
         part = slice(int(start), int(end))
         landmarks[graph.vertices[owners[start]].key] = Landmarks(
             arrays["landmark_point"][part], arrays["landmark_std"][part], arrays["landmark_track"][part]

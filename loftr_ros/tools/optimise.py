@@ -339,11 +339,11 @@ class Optimisation:
             before = trajectory_errors(np.array([odometry[stamp] for stamp in stamps]), true, not odometry_is_metric)
             unit = "m" if truth_is_metric else "(the truth's unit)"
             if found is not None and before is not None:
+                before_scaled = " with scale" if before.with_scale and not found.with_scale else ""
                 text.append(
                     f"back end against the truth: ATE {found.ate:.3f} {unit} RMSE, aligned "
-                    f"{'with' if found.with_scale else 'without'} scale, odometry {before.ate:.3f}"
-                    f"{' with scale' if before.with_scale and not found.with_scale else ''}; drift {found.drift:.2f} %, odometry "
-                    f"{before.drift:.2f} % of the path ({found.poses} frames)"
+                    f"{'with' if found.with_scale else 'without'} scale, odometry {before.ate:.3f}{before_scaled}; "
+                    f"drift {found.drift:.2f} %, odometry {before.drift:.2f} % of the path ({found.poses} frames)"
                 )
         return text
 
