@@ -394,6 +394,8 @@ class BackEnd:
         is_due = not window.is_known and seconds >= window.next_attempt * config.window
         if len(vertices) < _LEAST_INERTIAL or not (is_full or is_due):
             return
+        if (samples.newest_ns or 0) < vertex.stamp_ns:  # they come later: with the next keyframe
+            return
         window.next_attempt = seconds / config.window + _NEXT_ATTEMPT
         place = {number: k for k, number in enumerate(window.vertices)}
         stretches = samples.between([each.stamp_ns for each in vertices])

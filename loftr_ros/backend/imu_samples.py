@@ -32,6 +32,12 @@ class ImuSamples:
     def __len__(self) -> int:
         return len(self._stamps)
 
+    @property
+    def newest_ns(self) -> int | None:
+        """Stamp of the newest sample; None before the first."""
+        with self._lock:
+            return self._stamps[-1] if self._stamps else None
+
     def add(self, stamp_ns: int, rate: ArrayLike, acceleration: ArrayLike) -> None:
         """Add a sample; one that is not newer than the last, or not finite, is ignored.
 
