@@ -182,7 +182,7 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
         robots = [f"{robot}/{camera}" for camera in cameras] or [robot]
         given["robots"] = ParameterValue(",".join(robots), value_type=str)
     if arguments["imu"]:
-        given["imu.topic"] = ParameterValue(arguments["imu"], value_type=str)
+        given["inertial_sensor.topic"] = ParameterValue(arguments["imu"], value_type=str)
     if arguments["map_file"]:
         given["map_file"] = ParameterValue(str(Path(arguments["map_file"]).expanduser()), value_type=str)
     if arguments["use_sim_time"]:

@@ -546,7 +546,13 @@ def test_over_dds_the_node_listens_to_an_inertial_sensor_where_its_parameter_say
     environment = os.environ | {"ROS_DOMAIN_ID": str(ros_domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     environment |= {"ROS_LOG_DIR": str(tmp_path / "log")}
     seven = [float(value) for value in (*MOUNT[:3, 3], *quaternion_of(MOUNT[:3, :3]))]
-    arguments = ["--ros-args", "-p", f"imu.camera_from_imu:={seven}", "-p", "imu.topic:=/body/imu"]
+    arguments = [
+        "--ros-args",
+        "-p",
+        f"inertial_sensor.camera_from_imu:={seven}",
+        "-p",
+        "inertial_sensor.topic:=/body/imu",
+    ]
     arguments += ["-p", "qos_overrides./body/imu.subscription.reliability:=reliable", "-p", "front_ends:=/one/front"]
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain)

@@ -9,7 +9,7 @@ from sensor_msgs.msg import Imu
 
 from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.geometry.se3 import from_seven
-from loftr_ros.ros.back_end.parameters import ImuParameters
+from loftr_ros.ros.back_end.parameters import InertialSensorParameters
 from loftr_ros.ros.input.inputs import input_options
 from loftr_ros.ros.logs import Warnings
 from loftr_ros.ros.output.messages import to_nanoseconds
@@ -25,7 +25,12 @@ class ImuInput:
     """Subscribes to one robot's sensor, best effort, and passes the samples on."""
 
     def __init__(
-        self, node: Node, topic: str, parameters: ImuParameters, samples: ImuSamples, camera_frame: Callable[[], str]
+        self,
+        node: Node,
+        topic: str,
+        parameters: InertialSensorParameters,
+        samples: ImuSamples,
+        camera_frame: Callable[[], str],
     ) -> None:
         """Subscribe.
 
@@ -40,7 +45,7 @@ class ImuInput:
         self._warn_once = Warnings(node.get_logger())
         self._transforms: Transforms | None = None
         if any(parameters.camera_from_imu):
-            samples.camera_from_imu = from_seven(parameters.camera_from_imu, "imu.camera_from_imu")
+            samples.camera_from_imu = from_seven(parameters.camera_from_imu, "inertial_sensor.camera_from_imu")
         elif samples.camera_from_imu is None:
             self._transforms = Transforms(node, PATIENCE)
         self._subscription = node.create_subscription(
@@ -75,7 +80,7 @@ class ImuInput:
         except NoTransformError as error:
             self._warn_once(
                 f"no transform from {imu_frame} to {camera_frame} ({error}); the inertial sensor is not used, and a "
-                "single camera's unit stays unknown. Publish the transform, or set imu.camera_from_imu"
+                "single camera's unit stays unknown. Publish the transform, or set inertial_sensor.camera_from_imu"
             )
             self._end_search()
         if self._samples.camera_from_imu is not None:

@@ -131,10 +131,10 @@ class BackEndNode(SettingsNode[BackEndParameters]):
     # --- the rest ---
 
     def _listen_to_imu(self, front_end: str, robot: str, work: BackEndWork) -> None:
-        imu = work.parameters.imu
-        if imu.topic:
-            topic, samples = imu_topic(front_end, imu.topic), work.back_end.imu[robot]
-            self._imus.append(ImuInput(self, topic, imu, samples, partial(work.camera_frame, robot)))
+        sensor = work.parameters.inertial_sensor
+        if sensor.topic:
+            topic, samples = imu_topic(front_end, sensor.topic), work.back_end.imu[robot]
+            self._imus.append(ImuInput(self, topic, sensor, samples, partial(work.camera_frame, robot)))
 
     def _robots(self, parameters: BackEndParameters) -> dict[str, str]:
         """The front ends' full names, and their robots'.

@@ -49,7 +49,7 @@ class InputParameters(Settings):
 
 
 @dataclass(frozen=True)
-class ImuParameters(Settings):
+class InertialSensorParameters(Settings):
     """The inertial sensor, which tells a single camera's unit in metres."""
 
     topic: str = setting(
@@ -134,7 +134,7 @@ class BackEndParameters:
     """All parameters of the back end's node."""
 
     input: InputParameters = field(default_factory=InputParameters, metadata=FLAT)
-    imu: ImuParameters = field(default_factory=ImuParameters)
+    inertial_sensor: InertialSensorParameters = field(default_factory=InertialSensorParameters)
     frames: FrameParameters = field(default_factory=FrameParameters, metadata=FLAT)
     file: FileParameters = field(default_factory=FileParameters, metadata=FLAT)
     back_end: BackEndConfig = field(default_factory=BackEndConfig, metadata=FLAT)
