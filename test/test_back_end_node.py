@@ -228,6 +228,9 @@ def test_an_inertial_sensor_beside_a_single_camera_brings_the_map_into_metres_an
         places = np.array([place.camera.pose[:3, 3] for _, place in back.work.back_end.places()])
         true = np.array([between(front_end.carried.camera(0), front_end.carried.camera(k))[:3, 3] for k in range(30)])
         assert np.linalg.norm(places) / np.linalg.norm(true) == pytest.approx(1, abs=0.05)
+        back.until(lambda state: state.down is not None)
+        down = forward_camera()[:3, :3] @ front_end.carried.down()
+        assert down @ back.work.state.down > np.cos(np.radians(2))
 
 
 def test_before_loops_lead_to_the_map_nothing_is_said_of_where_it_is() -> None:
@@ -603,6 +606,7 @@ def test_over_dds_the_node_listens_to_an_inertial_sensor_where_its_parameter_say
                 publishers[type(each)].publish(each)
         until(lambda: said and said[-1].get("scale known") == "True")
         assert "metres by" in said[-1]["inertial sensor of one"] and said[-1]["messages dropped"] == "0"
+        assert len(said[-1]["direction of gravity in the map"].split()) == 3
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, log.read_text()
         assert "Traceback" not in log.read_text()

@@ -282,7 +282,7 @@ class BackEnd:
         units = [self.graph.units[vertex.number] for vertex in own if vertex.number in self.graph.units]
         if units:
             std = min(unit.std for unit in units)
-            return f"metres by {len(units)} windows, of a standard deviation of {100 * std:.1f} % and more"
+            return f"metres by {len(units)} window(s), known best to a standard deviation of {100 * std:.1f} %"
         if samples.camera_from_imu is None:
             return "scale unknown: its pose in the camera is not known"
         if robot not in self.inertial:

@@ -331,6 +331,12 @@ class Optimisation:
             )
         if (said := self.back_end.inertial_report(_ROBOT)) is not None:
             text.append(f"  inertial sensor: {said}")
+            down = self.back_end.down(names[0]) if names else None
+            if down is not None:
+                axes = " ".join(f"{part:.3f}" for part in down)
+                text.append(
+                    f"  gravity points along {axes} of the axes that optimised.tum has (x right, y down, z ahead)"
+                )
         stamps = [stamp for stamp in own if stamp in truth]
         if len(stamps) > 2:
             true = np.array([truth[stamp] for stamp in stamps])

@@ -221,6 +221,8 @@ class BackEndNode(SettingsNode[BackEndParameters]):
             values |= {
                 f"robot {robot}": "localized" if at else "not localized" for robot, at in state.localized.items()
             }
+            if state.down is not None:
+                values["direction of gravity in the map"] = " ".join(f"{part:.3f}" for part in state.down)
             values |= {f"inertial sensor of {robot}": said for robot, said in state.inertial.items()}
             values |= {f"position std of {robot} [{unit}]": f"{std:.3f}" for robot, std in state.position_std.items()}
             self._dropped_before = state.dropped

@@ -50,6 +50,7 @@ class WorkState:
         position_std: for each robot that is localized, metres (or the map's unit), of its newest keyframe in the map.
         is_metric: whether the map is in metres.
         inertial: for each robot with an inertial sensor, what that tells of its single camera's unit, in words.
+        down: (3,) direction of gravity about the map's axes; None where nothing tells it.
     """
 
     counts: Counts
@@ -62,6 +63,7 @@ class WorkState:
     position_std: dict[str, float]
     is_metric: bool
     inertial: dict[str, str]
+    down: Array | None
 
 
 class BackEndWork:
@@ -363,6 +365,9 @@ class BackEndWork:
         std = {robot: self._position_std[robot] for robot in self._offsets if robot in self._position_std}
         home = self._home()
         place = next(self.back_end.places(), None)
+        down = None if home is None else self.back_end.down(home)
+        if down is not None:
+            down = None if self._frame is None else self._frame.base_from_camera[:3, :3] @ down
         with self._condition:
             queued, dropped, received = len(self._queue), self._dropped, self._received
         return WorkState(
@@ -376,4 +381,5 @@ class BackEndWork:
             std,
             home is not None and place is not None and place[1].is_metric,
             {robot: said for robot in self._inputs if (said := self.back_end.inertial_report(robot)) is not None},
+            down,
         )
