@@ -276,10 +276,11 @@ class BackEnd:
         samples, found, config = self.imu.get(robot), self.inertial.get(robot), self.config.inertial
         if samples is None or not len(samples):
             return None
-        own = [vertex for vertex in self.graph.vertices if vertex.key.robot == robot]
-        if own and self.graph.trajectories[own[-1].trajectory].is_metric:
+        vertices = self.graph.vertices
+        newest = next((each for each in reversed(vertices) if each.key.robot == robot), None)
+        if newest is not None and self.graph.trajectories[newest.trajectory].is_metric:
             return "not needed: the front end knows metres"
-        units = [self.graph.units[vertex.number] for vertex in own if vertex.number in self.graph.units]
+        units = [unit for number, unit in self.graph.units.items() if vertices[number].key.robot == robot]
         if units:
             std = min(unit.std for unit in units)
             return f"metres by {len(units)} window(s), known best to a standard deviation of {100 * std:.1f} %"
@@ -380,7 +381,11 @@ class BackEnd:
             self._replace_links(list(window)[held:], links[held:], found)
 
     def _measure_unit(self, vertex: Vertex) -> None:
-        """Find a single camera's unit by the inertial sensor, where a window of keyframes is complete."""
+        """Find a single camera's unit by the inertial sensor, where a window of keyframes is complete.
+
+        Before metres are known shorter windows are tried too. One that tells them ends at its newest keyframe, where the
+        next one begins: no measurement is used twice.
+        """
         samples, config = self.imu.get(vertex.key.robot), self.config.inertial
         trajectory = self.graph.trajectories[vertex.trajectory]
         if samples is None or samples.camera_from_imu is None or trajectory.is_metric:
