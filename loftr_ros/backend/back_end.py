@@ -383,8 +383,8 @@ class BackEnd:
     def _measure_unit(self, vertex: Vertex) -> None:
         """Find a single camera's unit by the inertial sensor, where a window of keyframes is complete.
 
-        Before metres are known shorter windows are tried too. One that tells them ends at its newest keyframe, where the
-        next one begins: no measurement is used twice.
+        Before metres are known shorter windows are tried too. One that tells them ends at its newest keyframe, where
+        the next one begins: no measurement is used twice.
         """
         samples, config = self.imu.get(vertex.key.robot), self.config.inertial
         trajectory = self.graph.trajectories[vertex.trajectory]
