@@ -188,7 +188,7 @@ def test_every_argument_is_shown_with_a_description(launch):
     assert set(shown) == {
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
         *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
-        *("depth_image", "mask", "rectified", "camera_names", "archive", "robot_name", "share_places"),
+        *("depth_image", "mask", "imu", "rectified", "camera_names", "archive", "robot_name", "share_places"),
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
