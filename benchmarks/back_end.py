@@ -204,6 +204,8 @@ def peer(name: str, mode: str, said: Said, arguments: argparse.Namespace) -> str
     from loftr_ros.recordings import open_source
     from loftr_ros.recordings.reading import FrameReader
 
+    if not arguments.peer_runs:
+        return "  ORB-SLAM3 was not run"
     reader, found = FrameReader(), list[Row]()
     rate = len(said.truth) / max(1e-9, (max(said.truth) - min(said.truth)) / 1e9)
     try:

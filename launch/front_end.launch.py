@@ -62,6 +62,7 @@ ARGUMENTS = [
         "Topic of masks of moving things (mono8), with the images' stamps unless input.mask_topic is latest in "
         "params_file. Not given: as in params_file.",
     ),
+    ("imu", "", "Topic of an inertial sensor (sensor_msgs/Imu). Not given: `imu`."),
     (
         "rectified",
         "",
@@ -283,7 +284,7 @@ def remappings(arguments: dict[str, str]) -> list[tuple[str, str]]:
     """From the node's topic names to the camera's; a topic that was not given keeps its name."""
     rules = camera_topics(arguments["image"], arguments["camera_info"], "")
     rules += camera_topics(arguments["right_image"], arguments["right_camera_info"], "right/")
-    beside = {"depth/image": arguments["depth_image"], "mask": arguments["mask"]}
+    beside = {"depth/image": arguments["depth_image"], "mask": arguments["mask"], "imu": arguments["imu"]}
     return rules + [(ours, topic) for ours, topic in beside.items() if topic]
 
 

@@ -56,6 +56,7 @@ ARGUMENTS = [
     ("name", "loftr_front_end", "Name of the front end's node."),
     ("camera_names", "", "As in front_end.launch.py: a front end for each; the back end listens to all of them."),
     ("robot_name", "", "Name of the robot, as in front_end.launch.py."),
+    ("imu", "", "Topic of an inertial sensor, for both nodes. Not given: `imu` for both."),
     ("use_sim_time", "", "true: take the time from /clock (simulation, bag). Not given: as in the parameter files."),
     (
         "autostart",
@@ -180,6 +181,8 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
     if robot:
         robots = [f"{robot}/{camera}" for camera in cameras] or [robot]
         given["robots"] = ParameterValue(",".join(robots), value_type=str)
+    if arguments["imu"]:
+        given["inertial_sensor.topic"] = ParameterValue(arguments["imu"], value_type=str)
     if arguments["map_file"]:
         given["map_file"] = ParameterValue(str(Path(arguments["map_file"]).expanduser()), value_type=str)
     if arguments["use_sim_time"]:

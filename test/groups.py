@@ -11,8 +11,8 @@ GROUPS = {
     "small_motion sparse_front_end stereo_calibration stream trust wheel_odometry wide_pairs",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "
     "text_formats video view",
-    "places": "archive archive_files back_end loops place_conversion place_descriptor place_detector place_expected "
-    "place_query revisits",
+    "places": "archive archive_files back_end inertial loops place_conversion place_descriptor place_detector "
+    "place_expected place_query revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
     "node": "back_end_node decoding images messages moving_masks node node_archive node_depth node_imu node_places "
     "odometry_output pairing parameters spare_time statistics synchronizer worker",

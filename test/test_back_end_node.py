@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from known_graphs import Measured, Noise, circles, key
+from known_inertia import IN_A_HAND, MOUNT, Carried
 
 if importlib.util.find_spec("rclpy") is None or importlib.util.find_spec("gtsam") is None:
     pytest.skip("needs rclpy and GTSAM", allow_module_level=True)
@@ -104,6 +105,31 @@ class FrontEnd:
         return base_pose(between(self.measured.truth[0], self.measured.truth[k]), forward_camera())
 
 
+class MonoFrontEnd(FrontEnd):
+    """Says what a front end of a single camera would say that is carried in a hand, a keyframe every half second."""
+
+    def __init__(self) -> None:
+        super().__init__(2, metric=False)
+        self.carried = Carried(IN_A_HAND)
+
+    def header(self, k: int) -> Header:
+        return Header(stamp=to_time(k * 500_000_000), frame_id="camera")
+
+    def keyframe(self, k: int, begins: bool = False) -> Keyframe:
+        stamp = to_time(k * 500_000_000)
+        message = Keyframe(header=self.header(k), id=k + 1, stamp=stamp, frame_id="camera", event=Keyframe.ADDED)
+        if k:
+            link = self.carried.link(k)
+            self.odometry = self.odometry @ link.pose
+            message.previous_known, message.previous_id, message.previous_pose = True, k, pose_message(link)
+        return message
+
+    def messages(self, k: int, begins: bool = False) -> list[Any]:
+        odometry = self.odometry_at(k)
+        odometry.header.stamp = self.header(k).stamp
+        return [self.keyframe(k), odometry]
+
+
 class FakeOutput:
     """Collects what is published."""
 
@@ -188,6 +214,23 @@ def test_map_to_odom_takes_out_what_the_odometry_has_drifted_by(tmp_path: Path) 
         again.put(*front_end.messages(60))
         again.until(lambda state: state.counts.keyframes == 61)
         assert again.work.state.counts.groups == 1, "the same front end goes on: so does the map"
+
+
+def test_an_inertial_sensor_beside_a_single_camera_brings_the_map_into_metres_and_the_status_says_by_what() -> None:
+    front_end = MonoFrontEnd()
+    with Working() as back:
+        back.work.back_end.imu["robot"] = front_end.carried.samples(31)
+        for k in range(30):
+            back.put(*front_end.messages(k))
+        back.until(lambda state: state.counts.keyframes == 30 and state.is_metric and not state.is_solving)
+        assert "metres by" in back.work.state.inertial["robot"] and not back.failed
+        assert back.work.camera_frame("robot") == "camera"
+        places = np.array([place.camera.pose[:3, 3] for _, place in back.work.back_end.places()])
+        true = np.array([between(front_end.carried.camera(0), front_end.carried.camera(k))[:3, 3] for k in range(30)])
+        assert np.linalg.norm(places) / np.linalg.norm(true) == pytest.approx(1, abs=0.05)
+        back.until(lambda state: state.down is not None)
+        down = forward_camera()[:3, :3] @ front_end.carried.down()
+        assert down @ back.work.state.down > np.cos(np.radians(2))
 
 
 def test_before_loops_lead_to_the_map_nothing_is_said_of_where_it_is() -> None:
@@ -483,6 +526,90 @@ def test_the_node_over_dds_says_map_to_odom_and_goes_on_from_its_map_after_it_wa
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, log.read_text()
         assert (tmp_path / "map.npz").exists() and "Traceback" not in log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+@pytest.mark.long
+def test_over_dds_the_node_listens_to_an_inertial_sensor_where_its_parameter_says_that_it_is(
+    tmp_path: Path, ros_domain: int
+) -> None:
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticStatus
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import Imu
+
+    from loftr_ros.geometry.se3 import quaternion_of
+
+    code = "import sys; from loftr_ros.ros.back_end.node import main; sys.exit(main(autostart=True))"
+    environment = os.environ | {"ROS_DOMAIN_ID": str(ros_domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    environment |= {"ROS_LOG_DIR": str(tmp_path / "log")}
+    seven = [float(value) for value in (*MOUNT[:3, 3], *quaternion_of(MOUNT[:3, :3]))]
+    arguments = [
+        "--ros-args",
+        "-p",
+        f"inertial_sensor.camera_from_imu:={seven}",
+        "-p",
+        "inertial_sensor.topic:=/body/imu",
+    ]
+    arguments += ["-p", "qos_overrides./body/imu.subscription.reliability:=reliable", "-p", "front_ends:=/one/front"]
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    node = rclpy.create_node("fake_front_end", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    log, said = tmp_path / "said", list[dict[str, str]]()
+    with log.open("w") as out:
+        command = [sys.executable, "-c", code, *arguments]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+    node.create_subscription(
+        DiagnosticStatus,
+        "/loftr_back_end/status",
+        lambda message: said.append({pair.key: pair.value for pair in message.values}),
+        100,
+    )
+    depth = QoSProfile(depth=5000)
+    sensor = node.create_publisher(Imu, "/body/imu", depth)
+    publishers = {
+        Keyframe: node.create_publisher(Keyframe, "/one/front/keyframe", depth),
+        Odometry: node.create_publisher(Odometry, "/one/front/odometry", depth),
+    }
+
+    def until(condition: Any, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end and process.poll() is None, (log.read_text(), said[-1:])
+            executor.spin_once(timeout_sec=0.02)
+
+    try:
+        until(lambda: all(each.get_subscription_count() for each in (sensor, *publishers.values())))
+        front_end, number = MonoFrontEnd(), 0
+        samples = front_end.carried.samples(32)
+        kept = list(zip(samples._stamps, samples._samples, strict=True))
+        for k in range(31):
+            while number < len(kept) and kept[number][0] < (k + 1.2) * 500_000_000:
+                stamp, values = kept[number]
+                message = Imu()
+                message.header.frame_id = "body"
+                if stamp >= 0:
+                    message.header.stamp = to_time(stamp)
+                    turned, pushed = message.angular_velocity, message.linear_acceleration
+                    turned.x, turned.y, turned.z, pushed.x, pushed.y, pushed.z = values
+                    sensor.publish(message)
+                number += 1
+            time.sleep(0.15)  # as they come in time: no more than 1000 wait
+            for each in front_end.messages(k):
+                publishers[type(each)].publish(each)
+        until(lambda: said and said[-1].get("scale known") == "True")
+        assert "metres by" in said[-1]["inertial sensor of one"] and said[-1]["messages dropped"] == "0"
+        assert len(said[-1]["direction of gravity in the map"].split()) == 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

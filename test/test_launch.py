@@ -36,7 +36,7 @@ import contextlib, json, signal, sys
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified",
          "archive.uri", "robot_name", "fleet.share", "input.mask_topic")
@@ -44,7 +44,7 @@ DEFAULTS = {{"threads": 0, "input.rectified": False, "fleet.share": False}}
 TOPICS = {{
     "image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo,
     "right/image": Image, "right/image/compressed": CompressedImage, "right/camera_info": CameraInfo,
-    "depth/image": Image, "mask": Image,
+    "depth/image": Image, "mask": Image, "imu": Imu,
 }}
 
 class StandIn(LifecycleNode):
@@ -188,7 +188,7 @@ def test_every_argument_is_shown_with_a_description(launch):
     assert set(shown) == {
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
         *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
-        *("depth_image", "mask", "rectified", "camera_names", "archive", "robot_name", "share_places"),
+        *("depth_image", "mask", "imu", "rectified", "camera_names", "archive", "robot_name", "share_places"),
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
@@ -215,6 +215,7 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
         "right/camera_info": "/right/camera_info",
         "depth/image": "/depth/image",
         "mask": "/mask",
+        "imu": "/imu",
         "input.mask_topic": "default",
         "input.rectified": False,
         "archive.uri": "default",
@@ -494,11 +495,11 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 class StandIn(LifecycleNode):
     def __init__(self):
         super().__init__("stand_in")
-        for name in ("front_ends", "robots", "map_file"):
+        for name in ("front_ends", "robots", "map_file", "inertial_sensor.topic"):
             self.declare_parameter(name, "default")
 
     def on_activate(self, state):
-        names = ("front_ends", "robots", "map_file", "use_sim_time")
+        names = ("front_ends", "robots", "map_file", "inertial_sensor.topic", "use_sim_time")
         values = {{name: self.get_parameter(name).value for name in names}}
         values["name"] = self.get_fully_qualified_name()
         print("BACK END", json.dumps(values), flush=True)
@@ -539,7 +540,7 @@ def with_back_end(tmp_path, script):
 
 def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
     file = with_back_end(tmp_path, BACK_END)
-    arguments = ("namespace:=left", "map_file:=/a/map.npz", "use_sim_time:=true", "device:=cpu")
+    arguments = ("namespace:=left", "map_file:=/a/map.npz", "use_sim_time:=true", "device:=cpu", "imu:=/imu/data")
     arguments += (f"back_end_params_file:={file}", "back_end_name:=loftr_back_end", "archive:=~/.ros/loftr_ros/places")
     launched = launch(*arguments, file=("loftr_ros", "slam.launch.py"))
     launched.wait_for("BACK END")
@@ -548,6 +549,7 @@ def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
         "front_ends": "loftr_front_end",
         "robots": "of the file",
         "map_file": "/a/map.npz",
+        "inertial_sensor.topic": "/imu/data",
         "use_sim_time": True,
         "name": "/left/loftr_back_end",
     }
@@ -555,6 +557,7 @@ def test_both_nodes_become_active_and_know_each_other(launch, tmp_path):
     values = launched.started_with()
     assert (values["device"], values["archive.uri"]) == ("cpu", "~/.ros/loftr_ros/places")
     assert (values["name"], values["use_sim_time"]) == ("/left/loftr_front_end", True)
+    assert values["imu"] == "/imu/data"
     launched.wait_for("/left/loftr_back_end is active")
     assert "has no effect" not in launched.said
     assert launched.interrupt() == 0, launched.said

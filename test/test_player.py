@@ -27,11 +27,13 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.recordings import SourceError, open_source
 from loftr_ros.recordings.decoding import decode_compressed, decode_image
+from loftr_ros.recordings.imu import RecordedImu
+from loftr_ros.tools.player.imu import ImuTopic
 from loftr_ros.tools.player.messages import camera_info_message
 from loftr_ros.tools.player.player import PlayError, play
 from loftr_ros.tools.player.topics import Topics
@@ -129,6 +131,30 @@ def test_every_frame_arrives_once_in_order_with_its_stamp_pixels_and_calibration
         assert message.encoding == "mono8"
         assert np.array_equal(decode_image(message), frame.decode())
         assert CameraModel.from_camera_info(info).same_as(camera)
+
+
+def test_an_inertial_sensor_s_samples_arrive_once_each_up_to_their_image_in_every_round(folder, camera, listener):
+    samples = []
+    listener.node.create_subscription(Imu, "imu", samples.append, QoSProfile(depth=1000))
+    source = open_source(folder, camera=camera, rate=10)
+    first = next(iter(source)).stamp_ns
+    stamps = first + np.arange(-100, 200) * 5_000_000
+    numbers = np.arange(300.0)[:, None] * [1, 10, 100]
+    source.imu = RecordedImu(stamps, numbers, numbers + 0.5, np.eye(4))
+    report = play_quietly(source, rate=5.0)
+    until(lambda: len(listener.images) == 6 and len(samples) >= 144)
+    assert report.published == 6
+    # From 0.2 s before the first image to 20 ms after the last one.
+    assert [nanoseconds(each) for each in samples] == stamps[60:205].tolist()
+    assert samples[10].angular_velocity.y == numbers[70, 1]
+    assert samples[10].linear_acceleration.z == numbers[70, 2] + 0.5
+    moved = ImuTopic(listener.node, source.imu, QoSProfile(depth=10))
+    published = []
+    moved._publisher = SimpleNamespace(publish=published.append)
+    moved.publish_until(first, first)
+    moved.publish_until(first + 50_000_000, first + 50_000_000)
+    moved.publish_until(first, first + 600_000_000)  # the next round
+    assert [nanoseconds(each) for each in published[55:]] == (stamps[60:105] + 600_000_000).tolist()
 
 
 def test_a_png_passes_unchanged_with_the_compressed_transport(folder, camera, listener):

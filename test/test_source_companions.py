@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.frontend.gyroscope import Gyroscope
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.recordings import DepthFile, PixelImage, RightView, SourceError, SourceFrame, open_source
@@ -438,11 +439,16 @@ def test_the_real_stereo_and_depth_recordings_have_their_companions(shared_data)
 def test_a_recording_s_gyroscope_that_stands_still_tells_its_bias(shared_data):
     imu = open_source(shared_data / "euroc_micro").imu
     # The body's x axis is the camera's y axis, turned; see the data set's sensor.yaml.
-    assert imu.camera_from_imu @ imu.camera_from_imu.T == pytest.approx(np.eye(3), abs=1e-6)
-    assert imu.camera_from_imu[0, 1] > 0.99
-    gyroscope = Gyroscope(camera_from_imu=imu.camera_from_imu)
-    number = imu.until(int(imu.stamps[0]) + 2_600_000_000, 0, gyroscope)
+    turn = imu.camera_from_imu[:3, :3]
+    assert turn @ turn.T == pytest.approx(np.eye(3), abs=1e-6)
+    assert turn[0, 1] > 0.99
+    gyroscope, samples = Gyroscope(camera_from_imu=turn), ImuSamples(imu.camera_from_imu)
+    number = imu.until(int(imu.stamps[0]) + 2_600_000_000, 0, gyroscope, samples)
     assert 500 < number < len(imu.stamps)
+    # At rest the acceleration is gravity's, upward: the drone's x axis points up on the floor.
+    (_, standing), *_ = samples.between([int(imu.stamps[0]), int(imu.stamps[0]) + 1_000_000_000]) or []
+    assert np.linalg.norm(standing[:, 3:].mean(axis=0)) == pytest.approx(9.8, abs=0.2)
+    assert standing[:, 3].mean() > 9
     # What the data set's own smoothing found a second later (state_groundtruth_estimate0).
     assert np.abs(gyroscope.bias - (-0.0022, 0.0208, 0.0758)).max() < 4 * gyroscope.bias_std < 0.03
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.factors import Camera, composed, inverted, require_gtsam, widened
 from loftr_ros.backend.graph import Graph, Solution, Vertex
+from loftr_ros.backend.imu_samples import ImuSamples
+from loftr_ros.backend.inertial import InertialSolution, solve_inertial
 from loftr_ros.backend.measurements import (
     BackEndError,
     ImageMeasurement,
@@ -32,6 +34,10 @@ Array = NDArray[np.float64]
 _WAITING = 400
 # Keyframes that a window must have to be smoothed.
 _LEAST_WINDOW = 4
+# Keyframes that a window with an inertial sensor must have, and has at most: the newest ones.
+_LEAST_INERTIAL, _MOST_INERTIAL = 6, 60
+# Parts of `inertial.window`: of the first attempt to find metres, and between two attempts.
+_FIRST_ATTEMPT, _NEXT_ATTEMPT = 1 / 3, 1 / 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +67,7 @@ class Counts:
         waiting: loops of which a keyframe has not come.
         broken: links between keyframes that are rejected.
         landmarks: held.
+        units: windows in which an inertial sensor told metres.
     """
 
     keyframes: int
@@ -71,6 +78,22 @@ class Counts:
     waiting: int
     broken: int
     landmarks: int
+    units: int
+
+
+@dataclass(eq=False)
+class _InertialWindow:
+    """Keyframes of a single camera that have not told metres yet.
+
+    Attributes:
+        vertices: their numbers, oldest first.
+        is_known: whether an earlier window told metres.
+        next_attempt: part of the whole window's time at which it is tried next.
+    """
+
+    vertices: list[int] = field(default_factory=list)
+    is_known: bool = False
+    next_attempt: float = _FIRST_ATTEMPT
 
 
 class BackEnd:
@@ -84,6 +107,9 @@ class BackEnd:
         solution: of the graph as it was when it was last solved; None before.
         landmarks: of the keyframes, by name.
         is_solved: whether nothing that could change the solution has come since.
+        imu: samples of the robots' inertial sensors, by the robots' names; whoever has a sensor puts it here.
+        inertial: what the newest window of each robot told, whether it was believed or not; None where it could not
+            be solved.
     """
 
     def __init__(self, config: BackEndConfig | None = None) -> None:
@@ -98,6 +124,9 @@ class BackEnd:
         self.solution: Solution | None = None
         self.landmarks: dict[KeyframeKey, Landmarks] = {}
         self.is_solved = True
+        self.imu: dict[str, ImuSamples] = {}
+        self.inertial: dict[str, InertialSolution | None] = {}
+        self._windows: dict[int, _InertialWindow] = {}  # by trajectory
         # Of single cameras' newest keyframes, by trajectory and vertex.
         self._sightings: dict[int, dict[int, Sightings]] = {}
         self._images: dict[str, list[ImageMeasurement]] = {}
@@ -130,6 +159,7 @@ class BackEnd:
         images = [each for each in images if each.stamp_ns <= keyframe.stamp_ns]
         self._revisits(vertex, images)
         self._smooth(vertex, keyframe.shared)
+        self._measure_unit(vertex)
         if self._early:
             early, self._early = self._early, []
             for loop in early:
@@ -170,6 +200,7 @@ class BackEnd:
         copy.trajectories = [replace(each, vertices=list(each.vertices)) for each in self.graph.trajectories]
         copy.loops = list(self.graph.loops)
         copy.numbers = dict(self.graph.numbers)
+        copy.units = dict(self.graph.units)
         self.is_solved = True
         return copy, self.config, self.solution
 
@@ -240,6 +271,46 @@ class BackEnd:
                 metric[group] = self._is_metric(group)
             yield vertex, Place(camera, group, metric[group])
 
+    def inertial_report(self, robot: str) -> str | None:
+        """What a robot's inertial sensor tells of its single camera's unit, in words; None without a sensor."""
+        samples, found, config = self.imu.get(robot), self.inertial.get(robot), self.config.inertial
+        if samples is None or not len(samples):
+            return None
+        vertices = self.graph.vertices
+        newest = next((each for each in reversed(vertices) if each.key.robot == robot), None)
+        if newest is not None and self.graph.trajectories[newest.trajectory].is_metric:
+            return "not needed: the front end knows metres"
+        units = [unit for number, unit in self.graph.units.items() if vertices[number].key.robot == robot]
+        if units:
+            std = min(unit.std for unit in units)
+            return f"metres by {len(units)} window(s), known best to a standard deviation of {100 * std:.1f} %"
+        if samples.camera_from_imu is None:
+            return "scale unknown: its pose in the camera is not known"
+        if robot not in self.inertial:
+            return "scale unknown: no window yet of a single camera's keyframes with all samples between them"
+        if found is None:
+            return "scale unknown: the motion does not tell it"
+        if found.misfit > config.max_misfit:
+            return (
+                f"scale unknown: it contradicts the images (misfit {found.misfit:.1f}); check its pose in the camera, "
+                "its stamps and its noise"
+            )
+        return (
+            f"scale unknown: the motion tells it to {100 * float(found.unit_stds.min()):.0f} % only, and "
+            f"{100 * config.max_scale_std:.0f} % are wanted; faster changes of velocity tell more"
+        )
+
+    def down(self, group: int) -> Array | None:
+        """(3,) direction of gravity about a group's axes, those of its first camera; None where nothing tells it."""
+        self._extend()
+        told = [
+            self._cameras[number].pose[:3, :3] @ unit.down / unit.down_std**2
+            for number, unit in self.graph.units.items()
+            if self._group(self.graph.vertices[number].trajectory) == group
+        ]
+        total = np.sum(told, axis=0) if told else np.zeros(3)
+        return np.asarray(total / np.linalg.norm(total)) if total.any() else None
+
     def odometry(self) -> list[Camera]:
         """The keyframes where the links alone lead to, each in its trajectory's frame and unit."""
         return self.graph.chained(None)
@@ -269,6 +340,7 @@ class BackEnd:
             len(self._early),
             0 if self.solution is None else len(self.solution.broken),
             sum(len(each) for each in self.landmarks.values()),
+            len(self.graph.units),
         )
 
     def restore(self, graph: Graph, solution: Solution | None, landmarks: dict[KeyframeKey, Landmarks]) -> None:
@@ -280,6 +352,7 @@ class BackEnd:
         if self.graph.vertices:
             raise BackEndError("a map can only be loaded before the first keyframe")
         self.graph, self.solution, self.landmarks = graph, solution, landmarks
+        self._windows.clear()
         self._cameras = []
 
     # --- the rest ---
@@ -306,6 +379,43 @@ class BackEnd:
         found = smoothed(list(window.values()), links, [sightings.get(number, Sightings()) for number in window], held)
         if found is not None:
             self._replace_links(list(window)[held:], links[held:], found)
+
+    def _measure_unit(self, vertex: Vertex) -> None:
+        """Find a single camera's unit by the inertial sensor, where a window of keyframes is complete.
+
+        Before metres are known shorter windows are tried too. One that tells them ends at its newest keyframe, where
+        the next one begins: no measurement is used twice.
+        """
+        samples, config = self.imu.get(vertex.key.robot), self.config.inertial
+        trajectory = self.graph.trajectories[vertex.trajectory]
+        if samples is None or samples.camera_from_imu is None or trajectory.is_metric:
+            return
+        window = self._windows.setdefault(trajectory.number, _InertialWindow())
+        window.vertices.append(vertex.number)
+        window.vertices = list(self._chained(window.vertices[-_MOST_INERTIAL:]))
+        vertices = [self.graph.vertices[number] for number in window.vertices]
+        seconds = (vertex.stamp_ns - vertices[0].stamp_ns) / 1e9
+        is_full = seconds >= config.window or len(vertices) == _MOST_INERTIAL
+        is_due = not window.is_known and seconds >= window.next_attempt * config.window
+        if len(vertices) < _LEAST_INERTIAL or not (is_full or is_due):
+            return
+        if (samples.newest_ns or 0) < vertex.stamp_ns:  # they come later: with the next keyframe
+            return
+        window.next_attempt = seconds / config.window + _NEXT_ATTEMPT
+        place = {number: k for k, number in enumerate(window.vertices)}
+        stretches = samples.between([each.stamp_ns for each in vertices])
+        if stretches is not None:
+            links = [(place[e.previous], e.link) for e in vertices[1:] if e.previous is not None and e.link is not None]
+            found = solve_inertial(links, stretches, samples.camera_from_imu, config, self.config.noise)
+            self.inertial[vertex.key.robot] = found
+            told = None if found is None or found.misfit > config.max_misfit else found.measurement()
+            if told is not None and told[1].std <= config.max_scale_std:
+                self.graph.units[window.vertices[told[0]]] = told[1]
+                self.is_solved = False
+                self._windows[trajectory.number] = _InertialWindow([vertex.number], True)
+                return
+        if is_full:  # the next one has its newer half
+            window.vertices, window.next_attempt = window.vertices[len(vertices) // 2 :], _FIRST_ATTEMPT
 
     def _chained(self, numbers: list[int]) -> dict[int, Array]:
         """Poses of the newest of these keyframes that links connect, by number, in the frame of the first of them."""

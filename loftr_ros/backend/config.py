@@ -99,6 +99,54 @@ class LocalConfig(Settings):
 
 
 @dataclass(frozen=True)
+class InertialConfig(Settings):
+    """An inertial sensor beside a single camera: it tells metres and gravity."""
+
+    live: ClassVar[bool] = True
+
+    window: float = setting(
+        15.0,
+        "Keyframes of this time are solved together with accelerations and angular velocities; until metres are known, "
+        "shorter times too, from a third of it on",
+        unit="s",
+        low=3.0,
+        high=60.0,
+    )
+    max_scale_std: float = setting(
+        0.08,
+        "Standard deviation of the unit's length in metres, as a part of it, above which it counts as unknown",
+        low=0.001,
+        high=1.0,
+    )
+    max_misfit: float = setting(
+        2.0,
+        "Sum of squared deviations for each degree of freedom above which the sensor contradicts the images: its "
+        "mounting, its stamps or its noise is not as stated",
+        low=0.1,
+        high=1000.0,
+    )
+    gyroscope_noise: float = setting(
+        0.002, "Noise density of the angular velocity", unit="rad/s/sqrt(Hz)", low=1e-6, high=1.0
+    )
+    gyroscope_bias_walk: float = setting(
+        0.0005, "Random walk of the angular velocity's bias", unit="rad/s/sqrt(s)", low=1e-8, high=1.0
+    )
+    gyroscope_bias: float = setting(
+        0.1, "Standard deviation of that bias at the start", unit="rad/s", low=1e-6, high=10.0
+    )
+    accelerometer_noise: float = setting(
+        0.02, "Noise density of the acceleration", unit="m/s^2/sqrt(Hz)", low=1e-6, high=10.0
+    )
+    accelerometer_bias_walk: float = setting(
+        0.003, "Random walk of the acceleration's bias", unit="m/s^2/sqrt(s)", low=1e-8, high=10.0
+    )
+    accelerometer_bias: float = setting(
+        0.3, "Standard deviation of that bias at the start", unit="m/s^2", low=1e-6, high=10.0
+    )
+    gravity: float = setting(9.81, "Acceleration of gravity", unit="m/s^2", low=0.1, high=30.0)
+
+
+@dataclass(frozen=True)
 class MapConfig(Settings):
     """What is kept of the scene."""
 
@@ -112,4 +160,5 @@ class BackEndConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     loops: LoopsConfig = field(default_factory=LoopsConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
+    inertial: InertialConfig = field(default_factory=InertialConfig)
     map: MapConfig = field(default_factory=MapConfig)

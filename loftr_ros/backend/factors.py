@@ -152,7 +152,7 @@ class RigidSpace:
         """Hold a variable; with `free_scale` but for its unit, which another one tells."""
         graph.addPriorPose3(key, self.variable(camera), self.gtsam.noiseModel.Isotropic.Sigma(6, _HELD))
 
-    def held_scale(self, graph: Any, key: int, camera: Camera) -> None:
+    def held_scale(self, graph: Any, key: int, camera: Camera, metres: float = 1.0, std: float = _METRIC_SCALE) -> None:
         """Hold a variable's unit, which is a metre: here it always is."""
 
     def link(self, first: int, second: int, measured: PoseMeasurement, scale_std: float = 0.0) -> Any:
@@ -218,12 +218,10 @@ class SimilaritySpace(RigidSpace):
         sigmas = np.r_[np.full(6, _HELD), _UNKNOWN_SCALE if free_scale else _HELD]
         graph.addPriorSimilarity3(key, self.variable(camera), self.gtsam.noiseModel.Diagonal.Sigmas(sigmas))
 
-    def held_scale(self, graph: Any, key: int, camera: Camera) -> None:
-        """Hold a variable's unit, which is a metre."""
-        sigmas = np.r_[np.full(6, 1e3), _METRIC_SCALE]
-        graph.addPriorSimilarity3(
-            key, self.variable(Camera(camera.pose, 1.0)), self.gtsam.noiseModel.Diagonal.Sigmas(sigmas)
-        )
+    def held_scale(self, graph: Any, key: int, camera: Camera, metres: float = 1.0, std: float = _METRIC_SCALE) -> None:
+        """Hold a variable's unit, which is a metre, or as many metres with a standard deviation of the logarithm."""
+        model = self.gtsam.noiseModel.Diagonal.Sigmas(np.r_[np.full(6, 1e3), std])
+        graph.addPriorSimilarity3(key, self.variable(Camera(camera.pose, metres)), model)
 
     def link(self, first: int, second: int, measured: PoseMeasurement, scale_std: float = 0.0) -> Any:
         """A factor from a keyframe to a later one; a unit that is no metre may change by `scale_std`."""

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.backend.factors import Camera
-from loftr_ros.backend.measurements import KeyframeKey, KeyframeMeasurement, LoopMeasurement, PoseMeasurement
+from loftr_ros.backend.measurements import (
+    KeyframeKey,
+    KeyframeMeasurement,
+    LoopMeasurement,
+    PoseMeasurement,
+    UnitMeasurement,
+)
 
 Array = NDArray[np.float64]
 
@@ -97,6 +103,7 @@ class Graph:
         trajectories: what links connect.
         loops: measured poses between keyframes.
         numbers: of the vertices, by the keyframes' names.
+        units: what inertial sensors tell at some vertices, by their numbers.
     """
 
     def __init__(self) -> None:
@@ -104,6 +111,7 @@ class Graph:
         self.trajectories: list[Trajectory] = []
         self.loops: list[Loop] = []
         self.numbers: dict[KeyframeKey, int] = {}
+        self.units: dict[int, UnitMeasurement] = {}
         self._pairs: dict[tuple[int, int], int] = {}
 
     def add(self, keyframe: KeyframeMeasurement) -> Vertex:

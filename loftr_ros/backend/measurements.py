@@ -241,3 +241,20 @@ class Landmarks:
         if len(known) > count:
             known = np.sort(known[np.argsort(self.std[known] / self.points[known, 2], kind="stable")[:count]])
         return Landmarks(self.points[known], self.std[known], self.track_id[known])
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMeasurement:
+    """What an inertial sensor tells at a keyframe of a single camera.
+
+    Attributes:
+        metres: length of the keyframe's unit.
+        std: standard deviation of its logarithm.
+        down: (3,) unit vector, direction of gravity about the keyframe's optical axes.
+        down_std: standard deviation of that direction along one axis, radians.
+    """
+
+    metres: float
+    std: float
+    down: Array
+    down_std: float

@@ -75,9 +75,10 @@ def solve(graph: Graph, config: BackEndConfig, before: Solution | None = None) -
     for group in dict.fromkeys(groups):
         members = {each.number for each in graph.trajectories if groups[each.number] == group}
         loops = list(graph.loops_between(members))
-        if any(graph.trajectories[each].is_metric for each in members):
+        units = [each for each in graph.units if graph.vertices[each].trajectory in members]
+        if units or any(graph.trajectories[each].is_metric for each in members):
             metric.add(group)
-        if not loops:
+        if not loops and not units:
             continue
         try:
             _Group(graph, config, cameras, members, group, loops).solve(believed, broken, covariances)
@@ -113,6 +114,7 @@ class _Group:
         self.vertices = sorted(number for each in trajectories for number in each.vertices)
         self.anchor = graph.trajectories[group].vertices[0]
         self.metric_origins = [each.vertices[0] for each in trajectories if each.is_metric]
+        self.units = [] if self.metric_origins else [number for number in self.vertices if number in graph.units]
         self.space = RigidSpace()
         if len(self.metric_origins) < len(trajectories):
             metric = frozenset(n for each in trajectories if each.is_metric for n in each.vertices)
@@ -121,29 +123,35 @@ class _Group:
 
     def solve(self, believed: list[bool], broken: set[int], covariances: dict[int, Array]) -> None:
         """Decide on the loops, optimise, and put the results into what all groups share."""
-        vetoed = self._contradicted()
-        weights, cost = self._weights(self._steps(), vetoed=vetoed)
-        weights, loose = self._without_links(weights, cost, vetoed)
+        weights, loose = np.zeros(0), list[int]()
+        if self.loops:
+            vetoed = self._contradicted()
+            weights, cost = self._weights(self._steps(), vetoed=vetoed)
+            weights, loose = self._without_links(weights, cost, vetoed)
         for k, weight in zip(self.loops, weights, strict=True):
             believed[k] = bool(weight >= _BELIEVED)
         broken.update(loose)
         covariances.update(self._optimise([k for k in self.loops if believed[k]], set(loose)))
 
     def _use_metres(self) -> None:
-        """Let the group's unit be a metre where one of its trajectories knows it."""
+        """Let the group's unit be a metre where one of its trajectories, or an inertial sensor, knows it."""
+        unit = 1.0
         if self.metric_origins:
             unit = self.cameras[self.metric_origins[0]].scale
-            if unit != 1.0:
-                for number in self.vertices:
-                    pose = self.cameras[number].pose.copy()
-                    pose[:3, 3] /= unit
-                    self.cameras[number] = Camera(pose, self.cameras[number].scale / unit)
+        elif self.units:
+            known = self.units[0]
+            unit = self.cameras[known].scale / self.graph.units[known].metres
+        if unit != 1.0:
+            for number in self.vertices:
+                pose = self.cameras[number].pose.copy()
+                pose[:3, 3] /= unit
+                self.cameras[number] = Camera(pose, self.cameras[number].scale / unit)
 
     # --- which loops are believed ---
 
     def _steps(self) -> list[Step]:
         """Links, those after one another taken together where no loop ends in between."""
-        graph, kept = self.graph, {self.anchor}
+        graph, kept = self.graph, {self.anchor, *self.units}
         for k in self.loops:
             kept |= {graph.loops[k].older, graph.loops[k].newer}
         following: dict[int, int] = {}
@@ -353,6 +361,10 @@ class _Group:
         return self.space.loop(loop.older, loop.newer, loop.measured, self.config.noise, ends)
 
     def _hold(self, factors: Any) -> None:
-        self.space.held(factors, self.anchor, self.cameras[self.anchor], bool(self.metric_origins))
+        is_told = bool(self.metric_origins or self.units)
+        self.space.held(factors, self.anchor, self.cameras[self.anchor], is_told)
         for number in self.metric_origins:
             self.space.held_scale(factors, number, self.cameras[number])
+        for number in self.units:
+            told = self.graph.units[number]
+            self.space.held_scale(factors, number, self.cameras[number], told.metres, told.std)

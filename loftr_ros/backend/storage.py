@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.factors import Camera, factor_covariance, require_gtsam, widened
 from loftr_ros.backend.graph import Graph, Loop, Solution, Trajectory, Vertex
-from loftr_ros.backend.measurements import BackEndError, KeyframeKey, Landmarks, Length, PoseMeasurement
+from loftr_ros.backend.measurements import (
+    BackEndError,
+    KeyframeKey,
+    Landmarks,
+    Length,
+    PoseMeasurement,
+    UnitMeasurement,
+)
 
 Array = NDArray[np.float64]
 
@@ -56,6 +63,9 @@ def save_map(back_end: BackEnd, path: Path) -> None:
         "metric": np.array([] if solution is None else sorted(solution.metric), np.uint32),
         "believed": np.array([] if solution is None else solution.believed, np.bool_),
         "broken": np.array([] if solution is None else sorted(solution.broken), np.uint32),
+        "unit_vertex": np.array(list(graph.units), np.uint32),
+        "unit_metres": np.array([[each.metres, each.std] for each in graph.units.values()]).reshape(-1, 2),
+        "unit_down": np.array([[*each.down, each.down_std] for each in graph.units.values()]).reshape(-1, 4),
         "landmark_vertex": np.repeat([number for number, _ in landmarks], [len(each) for _, each in landmarks]).astype(
             np.uint32
         ),
@@ -131,6 +141,11 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
         if max(older, newer) >= count:
             raise ValueError("a loop has an end that is no keyframe")
         graph.know(Loop(older, newer, measured, float(score)))
+    units = (arrays.get(name, ()) for name in ("unit_vertex", "unit_metres", "unit_down"))  # later than the format
+    for number, metres, down in zip(*units, strict=True):
+        if number >= count or not np.isfinite([*metres, *down]).all() or min(*metres, down[3]) <= 0:
+            raise ValueError("a unit of length belongs to no keyframe, or has no length")
+        graph.units[int(number)] = UnitMeasurement(float(metres[0]), float(metres[1]), down[:3], float(down[3]))
     solution = None
     if head["solved"]:
         cameras = [Camera(p, float(s)) for p, s in zip(arrays["camera_pose"], arrays["camera_scale"], strict=True)]
@@ -146,7 +161,7 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
     landmarks: dict[Any, Landmarks] = {}
     owners = arrays["landmark_vertex"]
     starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]]) if len(owners) else np.zeros(0, np.int64)
-    for start, end in zip(starts, [*starts[1:], len(owners)], strict=True):
+    for start, end in zip(starts, np.r_[starts[1:], len(owners)][: len(starts)], strict=True):
         part = slice(int(start), int(end))
         landmarks[graph.vertices[owners[start]].key] = Landmarks(
             arrays["landmark_point"][part], arrays["landmark_std"][part], arrays["landmark_track"][part]

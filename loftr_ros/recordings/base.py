@@ -17,7 +17,7 @@ from loftr_ros.recordings.images import BagImage, EncodedImage, PixelImage, Sour
 from loftr_ros.recordings.reading import SourceFrame
 
 if TYPE_CHECKING:
-    from loftr_ros.recordings.imu import ImuSamples
+    from loftr_ros.recordings.imu import RecordedImu
 
 FRAME_ID = "camera_optical_frame"
 FIRST_STAMP_NS = 1_000_000_000  # first generated stamp: in ROS a stamp of zero means no stamp
@@ -91,7 +91,7 @@ class Source(ABC):
         lost: frames missing in the last pass, for example of a damaged video.
         lacks: by mode of the front end (`stereo`, `rgbd`), why the source does not support it; supported modes are
             absent. In a recording with gaps, single frames may still lack their partner.
-        imu: samples of a gyroscope beside the camera; None without.
+        imu: samples of an inertial sensor beside the camera; None without.
         has_masks: whether frames come with masks of what moves.
     """
 
@@ -103,7 +103,7 @@ class Source(ABC):
     slow: bool = False
     cost: str = ""
     lacks: Mapping[str, str] = NO_COMPANIONS
-    imu: ImuSamples | None = None
+    imu: RecordedImu | None = None
     has_masks: bool = False
 
     @property

@@ -24,7 +24,7 @@ from loftr_ros.recordings.files import (
     numbered,
     numbers_of,
 )
-from loftr_ros.recordings.imu import ImuSamples, euroc_imu
+from loftr_ros.recordings.imu import RecordedImu, euroc_imu
 from loftr_ros.recordings.mask_folder import MaskFolder
 from loftr_ros.recordings.pairing import (
     KINECT_DEPTH,
@@ -81,7 +81,7 @@ class _Listing:
     companions: Companions = field(default_factory=Companions)
     notes: list[str] = field(default_factory=list)
     times: str = ""
-    imu: ImuSamples | None = None
+    imu: RecordedImu | None = None
 
 
 class FolderSource(Source):

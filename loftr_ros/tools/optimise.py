@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.backend.back_end import BackEnd
+from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.backend.measurements import (
     ImageMeasurement,
     KeyframeKey,
@@ -173,6 +174,18 @@ class Optimisation:
     steps: list[tuple[KeyframeKey, Array]] = field(default_factory=list)
     _seen: dict[int, KeyframeMatch] = field(default_factory=dict)
 
+    def use_imu(self, camera_from_imu: Array) -> ImuSamples:
+        """Let an inertial sensor tell metres, if a single camera does not know them.
+
+        Args:
+            camera_from_imu: (4, 4) T_camera_imu, metres.
+
+        Returns:
+            What takes its samples, which come before the frames.
+        """
+        samples = self.back_end.imu[_ROBOT] = ImuSamples(camera_from_imu)
+        return samples
+
     def add(self, result: FrontEndResult) -> None:
         """Add the next frame's result."""
         frame = result.frame
@@ -316,17 +329,27 @@ class Optimisation:
                 f"  {len(names)} parts without a loop between them: optimised.tum is the longest, optimised_1.tum and "
                 "so on are the others, each in its own frame"
             )
+        if (said := self.back_end.inertial_report(_ROBOT)) is not None:
+            text.append(f"  inertial sensor: {said}")
+            down = self.back_end.down(names[0]) if names else None
+            if down is not None:
+                axes = " ".join(f"{part:.3f}" for part in down)
+                text.append(
+                    f"  gravity points along {axes} of the axes that optimised.tum has (x right, y down, z ahead)"
+                )
         stamps = [stamp for stamp in own if stamp in truth]
         if len(stamps) > 2:
             true = np.array([truth[stamp] for stamp in stamps])
             found = trajectory_errors(np.array([own[stamp] for stamp in stamps]), true, not metric)
-            before = trajectory_errors(np.array([odometry[stamp] for stamp in stamps]), true, not metric)
+            odometry_is_metric = metric and not self.back_end.graph.units
+            before = trajectory_errors(np.array([odometry[stamp] for stamp in stamps]), true, not odometry_is_metric)
             unit = "m" if truth_is_metric else "(the truth's unit)"
             if found is not None and before is not None:
+                before_scaled = " with scale" if before.with_scale and not found.with_scale else ""
                 text.append(
-                    f"back end against the truth: ATE {found.ate:.3f} {unit} RMSE, odometry {before.ate:.3f}, aligned "
-                    f"{'with' if found.with_scale else 'without'} scale; drift {found.drift:.2f} %, odometry "
-                    f"{before.drift:.2f} % of the path ({found.poses} frames)"
+                    f"back end against the truth: ATE {found.ate:.3f} {unit} RMSE, aligned "
+                    f"{'with' if found.with_scale else 'without'} scale, odometry {before.ate:.3f}{before_scaled}; "
+                    f"drift {found.drift:.2f} %, odometry {before.drift:.2f} % of the path ({found.poses} frames)"
                 )
         return text
 

@@ -143,7 +143,8 @@ def run(
         (output / old).unlink(missing_ok=True)
     report, picture = Report(), _BestPicture()
     back = _open_back_end(front_end, loop or LoopConfig()) if optimise else None
-    gyroscope = None if source.imu is None else Gyroscope(camera_from_imu=source.imu.camera_from_imu)
+    gyroscope = None if source.imu is None else Gyroscope(camera_from_imu=source.imu.camera_from_imu[:3, :3])
+    samples = None if back is None or source.imu is None else back.use_imu(source.imu.camera_from_imu)
     front_end.use_gyroscope(gyroscope)
     sample = 0
     with ExitStack() as files:
@@ -157,7 +158,7 @@ def run(
         with report.progress.watching():
             for frame in report.progress.frames(source, progress):
                 if source.imu is not None and gyroscope is not None:
-                    sample = source.imu.until(frame.stamp_ns, sample, gyroscope)
+                    sample = source.imu.until(frame.stamp_ns, sample, gyroscope, samples)
                 try:
                     result = front_end.process(reader.read(frame, mode))
                 except (FrameRefusedError, MaskError, SourceError) as error:

@@ -13,6 +13,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_srvs.srv import Trigger
 
 from loftr_ros.backend.measurements import BackEndError
+from loftr_ros.ros.back_end.imu import ImuInput, imu_topic
 from loftr_ros.ros.back_end.input import TOPICS, robot_of, topic_of
 from loftr_ros.ros.back_end.output import MapOutput
 from loftr_ros.ros.back_end.parameters import BackEndParameters
@@ -44,6 +45,7 @@ class BackEndNode(SettingsNode[BackEndParameters]):
         self._mount: CameraMount | None = None
         self._made: list[Any] = []
         self._subscribed: list[Any] = []
+        self._imus: list[ImuInput] = []
         self._errors_before = self._dropped_before = 0
         self._status = self.create_publisher(DiagnosticStatus, "~/status", QoSProfile(depth=10))
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", QoSProfile(depth=10))
@@ -83,6 +85,7 @@ class BackEndNode(SettingsNode[BackEndParameters]):
                         qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                     )
                 )
+            self._listen_to_imu(front_end, robot, self._work)
             self.get_logger().info(f"listens to {front_end}, robot '{robot}'")
 
     def _deactivate(self) -> None:
@@ -127,6 +130,12 @@ class BackEndNode(SettingsNode[BackEndParameters]):
 
     # --- the rest ---
 
+    def _listen_to_imu(self, front_end: str, robot: str, work: BackEndWork) -> None:
+        sensor = work.parameters.inertial_sensor
+        if sensor.topic:
+            topic, samples = imu_topic(front_end, sensor.topic), work.back_end.imu[robot]
+            self._imus.append(ImuInput(self, topic, sensor, samples, partial(work.camera_frame, robot)))
+
     def _robots(self, parameters: BackEndParameters) -> dict[str, str]:
         """The front ends' full names, and their robots'.
 
@@ -159,6 +168,9 @@ class BackEndNode(SettingsNode[BackEndParameters]):
         for subscription in self._subscribed:
             self.destroy_subscription(subscription)
         self._subscribed.clear()
+        for imu in self._imus:
+            imu.close()
+        self._imus.clear()
 
     # --- status ---
 
@@ -209,6 +221,9 @@ class BackEndNode(SettingsNode[BackEndParameters]):
             values |= {
                 f"robot {robot}": "localized" if at else "not localized" for robot, at in state.localized.items()
             }
+            if state.down is not None:
+                values["direction of gravity in the map"] = " ".join(f"{part:.3f}" for part in state.down)
+            values |= {f"inertial sensor of {robot}": said for robot, said in state.inertial.items()}
             values |= {f"position std of {robot} [{unit}]": f"{std:.3f}" for robot, std in state.position_std.items()}
             self._dropped_before = state.dropped
         values |= {f"errors: {kind}": count for kind, count in snapshot.errors.items()}

@@ -49,6 +49,27 @@ class InputParameters(Settings):
 
 
 @dataclass(frozen=True)
+class InertialSensorParameters(Settings):
+    """The inertial sensor, which tells a single camera's unit in metres."""
+
+    topic: str = setting(
+        "imu",
+        "Topic of sensor_msgs/Imu: below each front end's namespace, or with a leading / the same for all; empty for "
+        "none",
+    )
+    camera_from_imu: tuple[float, ...] = setting(
+        (0.0,) * 7,
+        "Pose of the IMU's frame in the camera's optical frame: x y z in metres and the quaternion x y z w; zeros ask "
+        "tf2, and without an answer the sensor is not used",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(self.camera_from_imu):
+            from_seven(self.camera_from_imu, "camera_from_imu")
+
+
+@dataclass(frozen=True)
 class FrameParameters(Settings):
     """Frames and transforms."""
 
@@ -113,6 +134,7 @@ class BackEndParameters:
     """All parameters of the back end's node."""
 
     input: InputParameters = field(default_factory=InputParameters, metadata=FLAT)
+    inertial_sensor: InertialSensorParameters = field(default_factory=InertialSensorParameters)
     frames: FrameParameters = field(default_factory=FrameParameters, metadata=FLAT)
     file: FileParameters = field(default_factory=FileParameters, metadata=FLAT)
     back_end: BackEndConfig = field(default_factory=BackEndConfig, metadata=FLAT)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 
 from loftr_ros.backend.back_end import BackEnd, Counts
+from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.backend.measurements import BackEndError, KeyframeKey
 from loftr_ros.backend.solver_process import SolverProcess
 from loftr_ros.backend.storage import load_map, save_map
@@ -48,6 +49,8 @@ class WorkState:
         solved_in: seconds that the last solution took; 0 before.
         position_std: for each robot that is localized, metres (or the map's unit), of its newest keyframe in the map.
         is_metric: whether the map is in metres.
+        inertial: for each robot with an inertial sensor, what that tells of its single camera's unit, in words.
+        down: (3,) direction of gravity about the map's axes; None where nothing tells it.
     """
 
     counts: Counts
@@ -59,6 +62,8 @@ class WorkState:
     solved_in: float
     position_std: dict[str, float]
     is_metric: bool
+    inertial: dict[str, str]
+    down: Array | None
 
 
 class BackEndWork:
@@ -90,6 +95,7 @@ class BackEndWork:
         self._output, self._mount, self._on_error = output, mount, on_error
         self._inputs = {robot: RobotInput(robot) for robot in robots}
         self.back_end = BackEnd(parameters.back_end)
+        self.back_end.imu.update({robot: ImuSamples() for robot in robots})
         self._path = Path(parameters.file.map_file).expanduser() if parameters.file.map_file else None
         if self._path is not None and self._path.exists():
             load_map(self.back_end, self._path)
@@ -103,6 +109,7 @@ class BackEndWork:
         self._solver = SolverProcess()
         self._frame: MapFrame | None = None
         self._newest: dict[str, KeyframeKey] = {}
+        self._camera_frames: dict[str, str] = {}
         self._fixes: dict[KeyframeKey, OdometryFix] = {}
         self._offsets: dict[str, tuple[Array, bool]] = {}  # map -> odom, and whether of the odometry's first segment
         self._reported: dict[str, bool] = {}
@@ -158,6 +165,10 @@ class BackEndWork:
         """Use other live parameters."""
         self.parameters = parameters
         self.back_end.config = parameters.back_end
+
+    def camera_frame(self, robot: str) -> str:
+        """Optical frame of a robot's newest keyframe; empty before the first."""
+        return self._camera_frames.get(robot, "")
 
     @property
     def state(self) -> WorkState:
@@ -237,7 +248,7 @@ class BackEndWork:
             for key, landmarks in seen:
                 self.back_end.add_landmarks(key, landmarks)
             self._is_changed = self._is_unsaved = True
-            self._newest[robot] = keyframe.key
+            self._newest[robot], self._camera_frames[robot] = keyframe.key, keyframe.frame_id
             fix = source.fix_at(keyframe.stamp_ns)
             if fix is not None:
                 self._fixes[keyframe.key] = fix
@@ -354,6 +365,9 @@ class BackEndWork:
         std = {robot: self._position_std[robot] for robot in self._offsets if robot in self._position_std}
         home = self._home()
         place = next(self.back_end.places(), None)
+        down = None if home is None else self.back_end.down(home)
+        if down is not None:
+            down = None if self._frame is None else self._frame.base_from_camera[:3, :3] @ down
         with self._condition:
             queued, dropped, received = len(self._queue), self._dropped, self._received
         return WorkState(
@@ -366,4 +380,6 @@ class BackEndWork:
             self._solved_in,
             std,
             home is not None and place is not None and place[1].is_metric,
+            {robot: said for robot in self._inputs if (said := self.back_end.inertial_report(robot)) is not None},
+            down,
         )

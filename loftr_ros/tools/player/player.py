@@ -77,7 +77,7 @@ def play(
     The mode `stereo` adds the right images, on `right/image` and `right/camera_info`; `rgbd` adds the depth images, on
     `depth/image` and `depth/camera_info`. Data passes unchanged where possible, see `player/messages.py`. All messages
     of a frame carry the same stamp. Without a calibration nothing is published on `camera_info`. Masks of what moves
-    go out on `mask`.
+    go out on `mask`, and an inertial sensor's samples on `imu`, those up to a frame together with it.
 
     Args:
         source: see `loftr_ros.recordings.open_source`; it is not closed.
@@ -119,8 +119,10 @@ def play(
         reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=depth, reliability=reliability)
         compressed = image_transport == COMPRESSED
-        masks = source.has_masks
-        topics = Topics(node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos, masks=masks)
+        topics = Topics(
+            node, mode, compressed=compressed, color=color, now=now, clock=clock, qos=qos, masks=source.has_masks,
+            imu=source.imu,
+        )  # fmt: skip
         return _Player(node, topics).run(
             source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress
         )
@@ -209,10 +211,10 @@ class _Player:
             )
             lines = Lines(source, say=log.info)
             with bar:
-                for frame, moved in self._rounds(frames, source.rate, loop):
+                for frame, shift in self._rounds(frames, source.rate, loop):
                     try:
                         # Prepared before it is due: only publishing remains.
-                        messages = self._topics.messages(frame, moved)
+                        messages = self._topics.messages(frame, shift != 0)
                     except SourceError as error:
                         self._failed += 1
                         streak += 1
@@ -233,7 +235,7 @@ class _Player:
                     last = time.monotonic()
                     first = first if published else last
                     late += last - due > _LATE
-                    self._topics.publish(messages, frame.stamp_ns)
+                    self._topics.publish(messages, frame.stamp_ns, frame.stamp_ns - shift)
                     published += 1
                     bar.update()
                     if not (progress or loop):
@@ -246,8 +248,8 @@ class _Player:
             interrupted = True
         return PlayReport(published, self._failed, late, last - first, interrupted)
 
-    def _rounds(self, frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, bool]]:
-        """Frames of all rounds with continuing stamps, and whether the stamp was moved."""
+    def _rounds(self, frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, int]]:
+        """Frames of all rounds with continuing stamps, and the nanoseconds by which a stamp was moved."""
         period = round(1e9 / rate)
         shift = 0
         while True:
@@ -256,7 +258,7 @@ class _Player:
                 lowest = frame.stamp_ns if lowest is None else min(lowest, frame.stamp_ns)
                 highest = frame.stamp_ns if highest is None else max(highest, frame.stamp_ns)
                 moved = replace(frame, stamp_ns=frame.stamp_ns + shift) if shift else frame
-                yield moved, shift != 0
+                yield moved, shift
             if lowest is None or highest is None:
                 raise SourceError("the source has no frames to play")
             if not loop:

@@ -17,7 +17,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from loftr_ros.frontend.config import RGBD, STEREO
 from loftr_ros.geometry.se3 import quaternion_of
 from loftr_ros.recordings import PixelImage, SourceError, SourceFrame
+from loftr_ros.recordings.imu import RecordedImu
 from loftr_ros.ros.output.messages import to_time
+from loftr_ros.tools.player.imu import ImuTopic
 from loftr_ros.tools.player.messages import depth_messages, frame_messages, mask_message, right_messages
 
 _READ_WITHIN = 0.5  # s for a busy reader to take the last image
@@ -47,6 +49,7 @@ class Topics:
         clock: bool,
         qos: QoSProfile,
         masks: bool = False,
+        imu: RecordedImu | None = None,
     ) -> None:
         """Create the publishers.
 
@@ -59,6 +62,7 @@ class Topics:
             clock: publish each frame's stamp on `/clock`.
             qos: of all publishers except the clock's.
             masks: also publish masks of what moves on `mask`.
+            imu: samples of an inertial sensor, to publish on `imu`.
         """
         self._node, self._mode, self._compressed, self._color, self._now = node, mode, compressed, color, now
         kind, name = (CompressedImage, "image/compressed") if compressed else (Image, "image")
@@ -77,6 +81,7 @@ class Topics:
                 node.create_publisher(CameraInfo, "depth/camera_info", qos),
             ]
         self._mask = node.create_publisher(Image, "mask", qos) if masks else None
+        self._imu = None if imu is None else ImuTopic(node, imu, qos)
         self._clock = None
         if clock:
             from rosgraph_msgs.msg import Clock
@@ -155,13 +160,15 @@ class Topics:
                 once=True,
             )
 
-    def publish(self, messages: Messages, stamp_ns: int) -> None:
-        """Publish a frame's messages, the clock first.
+    def publish(self, messages: Messages, stamp_ns: int, recorded_ns: int | None = None) -> None:
+        """Publish a frame's messages, the clock first, then the samples of an inertial sensor up to the frame.
 
         Args:
             messages: see `messages`.
             stamp_ns: the frame's stamp; replaced by the wall clock's with `now`.
+            recorded_ns: the frame's stamp in the source; None if it is the same.
         """
+        recorded_ns = stamp_ns if recorded_ns is None else recorded_ns
         if self._now:
             stamp_ns = time.time_ns()
             for _, message in messages:
@@ -170,6 +177,8 @@ class Topics:
             from rosgraph_msgs.msg import Clock
 
             self._clock.publish(Clock(clock=to_time(stamp_ns)))
+        if self._imu is not None:
+            self._imu.publish_until(recorded_ns, stamp_ns)
         for publisher, message in messages:
             publisher.publish(message)
 
