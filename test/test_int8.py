@@ -66,8 +66,9 @@ def int8() -> Compact:
 @pytest.fixture(scope="module")
 def pair() -> tuple[Correspondences, Correspondences]:
     """Matches of a rendered pair in float32 and in int8."""
-    by_float = PairMatcher(opened("float32")).match_pair(frame(0), frame(1))
-    return by_float, PairMatcher(opened("int8")).match_pair(frame(0), frame(1))
+    once = WideConfig(min_matches=0)
+    by_float = PairMatcher(opened("float32"), wide=once).match_pair(frame(0), frame(1))
+    return by_float, PairMatcher(opened("int8"), wide=once).match_pair(frame(0), frame(1))
 
 
 def test_every_convolution_of_the_backbone_but_the_first_is_computed_in_8_bits(int8: Compact) -> None:
