@@ -143,7 +143,7 @@ def closures(folder: Path, **settings: object) -> tuple[Robot, list[LoopClosure]
     return one, one.go([*range(FRAMES), *AWAY, *AGAIN])
 
 
-@pytest.mark.parametrize("mode", ["rgbd", "mono"])
+@pytest.mark.parametrize("mode", ["rgbd", pytest.param("mono", marks=pytest.mark.long)])
 def test_keyframes_whose_descriptor_finds_nothing_get_their_loop_once_later_ones_have_one(
     tmp_path: Path, mode: str
 ) -> None:
