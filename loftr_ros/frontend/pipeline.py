@@ -640,17 +640,18 @@ class FrontEnd:
             smaller = self.encode(Frame(noise, 0, ""), effort.scale).features
             self.matcher.match([self.matcher.complete(smaller)], smaller)
 
-    def warm_up_once(self, size: tuple[int, int]) -> bool:
-        """`warm_up` for the images of a new stream, if none of their size came so far; returns whether it was done.
+    def is_warm(self, size: tuple[int, int]) -> bool:
+        """Whether images of a size need no warm-up: one was done, or the stream goes on; any thread may ask."""
+        return size in self._warm or self.buffer.reference is not None
+
+    def warm_up_for_stream(self, size: tuple[int, int]) -> None:
+        """`warm_up` for the images of a new stream.
 
         Raises:
             FrameRefusedError: the network takes no images of this size, or the GPU's memory ran out.
         """
-        if size in self._warm or self.buffer.reference is not None:
-            return False
         with self._memory_guarded():
             self.warm_up(size)
-        return True
 
     @property
     def effort(self) -> Effort:

@@ -188,8 +188,14 @@ class FrameStages:
         """Warm up for the images of a new stream, which takes seconds: the first keyframe must not be that old when the
         next image is matched. Returns whether it was done.
         """
-        run = partial(self.front_end.warm_up_once, frame.size)
-        return run() if self._matching is self._encoding else self._matching.ask(run)
+        if self.front_end.is_warm(frame.size):
+            return False
+        run = partial(self.front_end.warm_up_for_stream, frame.size)
+        if self._matching is self._encoding:
+            run()
+        else:
+            self._matching.ask(run)
+        return True
 
     def _match(self, item: _Encoded) -> None:
         assert self._outputs is not None
