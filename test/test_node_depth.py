@@ -459,8 +459,11 @@ def test_compressed_pairs_with_the_latest_calibrations_take_their_scale_from_the
     client = rig.client
     assert rig.walk(lambda number: jpegs(rig.stereo(number))) == pytest.approx(2, abs=0.1)
     # An unused right image may be damaged; one of a keyframe costs its frame.
+    last = len(rig.footage.poses) - 1
+    assert client.trigger("force_keyframe").success
+    client.process(*jpegs(rig.stereo(last)))
     before = client.status()
-    client.process(*_with_half_of_the_right(jpegs(rig.stereo(len(rig.footage.poses) - 1))))
+    client.process(*_with_half_of_the_right(jpegs(rig.stereo(last))))
     assert client.trigger("force_keyframe").success
     client.send(*_with_half_of_the_right(jpegs(rig.stereo(0))))
     after = client.status(lambda status: status.frames_failed > before.frames_failed)

@@ -7,13 +7,12 @@ import pytest
 from fakes import camera, texture
 from known_scenes import EXACT, FOCAL, Array, rays_anywhere, rotation, scene
 
-from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.prior import ConstantVelocity
-from loftr_ros.frontend.trust import Texture, explained_back, explained_part, texture_of
+from loftr_ros.frontend.trust import Texture, View, explained_part, texture_of
 from loftr_ros.geometry.epipolar import MAX_RESIDUAL, homogeneous, rotated_residual, sampson_distance
 from loftr_ros.geometry.significance import significance
-from loftr_ros.geometry.two_view import PoseStatus, RelativePose, estimate_relative_pose
+from loftr_ros.geometry.two_view import PoseStatus, estimate_relative_pose
 
 FIELD_OF_CELLS = np.stack(np.meshgrid(np.arange(40), np.arange(30)), axis=-1).reshape(-1, 2) * 8.0 + 3.5
 
@@ -59,11 +58,6 @@ def test_the_parallax_of_rays_that_point_away_is_bounded() -> None:
 # --- what both images should show ---
 
 
-def pose_of(turn: Array, translation: Array, scale_known: bool = True, parallax: float = 0.0) -> RelativePose:
-    inliers = np.ones(1, np.bool_)
-    return RelativePose(PoseStatus.OK, turn, np.asarray(translation, float), np.eye(6), inliers, parallax, scale_known)
-
-
 def test_flat_parts_of_an_image_have_no_texture_and_masked_ones_do_not_count() -> None:
     image = texture(240, 320)
     image[:, :160] = 120
@@ -83,41 +77,52 @@ def test_a_dark_image_has_its_texture_too_and_its_noise_is_none(gain: float) -> 
     assert not texture_of(blank, 40).flags.any()
 
 
+def view(texture: Texture, inliers: Array, points: Array, inverse: float | Array) -> View:
+    return View(camera(), texture, inliers, points, np.broadcast_to(inverse, len(points)).astype(float))
+
+
 @pytest.mark.parametrize("cells", [10, 16, 20, 28, 80])
 def test_a_network_with_few_cells_explains_an_image_as_well(cells: int) -> None:
-    eye, image = camera(), texture(240, 320)
     side = 320 / cells
     v, u = np.meshgrid(np.arange(0, 240, side), np.arange(0, 320, side), indexing="ij")
-    points = np.stack([u.ravel(), v.ravel()], axis=1)
-    found = explained_back(texture_of(image, cells), points + 0.4 * side, pose_of(np.eye(3), np.zeros(3)), eye, eye)
-    assert found > 0.9
+    points = np.stack([u.ravel(), v.ravel()], axis=1) + 0.4 * side
+    seen = view(texture_of(texture(240, 320), cells), points, points, 0.0)
+    assert explained_part(seen, camera(), np.eye(3), np.zeros(3)) > 0.9
+
+
+EVERY = Texture(np.ones(300, np.bool_), 20)
 
 
 @pytest.mark.parametrize("part", [1.0, 0.5, 0.1])
 def test_inliers_of_a_part_of_the_image_explain_that_part(part: float) -> None:
-    eye, every = camera(), Texture(np.ones(300, np.bool_), 20)
-    depth = CellDepth(np.full(len(FIELD_OF_CELLS), 0.5), np.full(len(FIELD_OF_CELLS), 1e-6), True)
     inliers = FIELD_OF_CELLS[FIELD_OF_CELLS[:, 0] < 320 * part]
-    found = explained_part(every, inliers, pose_of(np.eye(3), np.zeros(3)), eye, eye, FIELD_OF_CELLS, depth)
+    found = explained_part(view(EVERY, inliers, FIELD_OF_CELLS, 0.5), camera(), np.eye(3), np.zeros(3))
     assert found == pytest.approx(part, abs=0.06)
 
 
 def test_what_the_pose_says_is_out_of_view_need_not_be_explained() -> None:
-    eye, every = camera(), Texture(np.ones(300, np.bool_), 20)
-    depth = CellDepth(np.full(len(FIELD_OF_CELLS), 0.5), np.full(len(FIELD_OF_CELLS), 1e-6), True)
+    right = view(EVERY, FIELD_OF_CELLS[FIELD_OF_CELLS[:, 0] > 160], FIELD_OF_CELLS, 0.5)
     # 160 px at 2 m and a focal length of 300 px.
-    aside = pose_of(np.eye(3), np.array([160 * 2 / 300, 0, 0]))
-    right = FIELD_OF_CELLS[FIELD_OF_CELLS[:, 0] > 160]
-    assert explained_part(every, right, aside, eye, eye, FIELD_OF_CELLS, depth) > 0.95
-    still = pose_of(np.eye(3), np.zeros(3))
-    assert explained_part(every, right, still, eye, eye, FIELD_OF_CELLS, depth) < 0.55
+    assert explained_part(right, camera(), np.eye(3), np.array([160 * 2 / 300, 0, 0])) > 0.95
+    assert explained_part(right, camera(), np.eye(3), np.zeros(3)) < 0.55
+
+
+def test_near_parts_leave_the_view_of_a_camera_that_drives_on_and_far_ones_stay() -> None:
+    ahead, near = np.array([0, 0, 1.5]), FIELD_OF_CELLS[:, 1] > 160
+    inverse = np.where(near, 0.5, 0.02)  # a road before far houses
+    houses = FIELD_OF_CELLS[~near]
+    assert explained_part(view(EVERY, houses, FIELD_OF_CELLS, inverse), camera(), np.eye(3), ahead) > 0.95
+    assert explained_part(view(EVERY, houses, FIELD_OF_CELLS, 0.02), camera(), np.eye(3), ahead) < 0.75
+    # The road's depth is known at its far end alone: all of it is as near as that.
+    some = ~near | (FIELD_OF_CELLS[:, 1] < 180)
+    known = view(EVERY, houses, FIELD_OF_CELLS[some], inverse[some])
+    assert explained_part(known, camera(), np.eye(3), ahead) > 0.9
 
 
 def test_a_thing_that_is_there_twice_does_not_explain_what_is_around_it() -> None:
-    eye, every = camera(), Texture(np.ones(300, np.bool_), 20)
     poster = FIELD_OF_CELLS[(np.abs(FIELD_OF_CELLS - (100, 90)) < 40).all(axis=1)]
-    for pose in (pose_of(rotation(0, 0, 90), np.zeros(3)), pose_of(np.eye(3), np.array([1.0, 0, 0]), False, 20.0)):
-        assert explained_part(every, poster, pose, eye, eye, FIELD_OF_CELLS, None) < 0.3
+    assert explained_part(view(EVERY, poster, poster, 0.0), camera(), rotation(0, 0, 90), np.zeros(3)) < 0.3
+    assert explained_part(view(EVERY, poster, poster, 0.07), camera(), np.eye(3), np.array([1.0, 0, 0])) < 0.3
 
 
 # --- what is expected ---

@@ -57,6 +57,12 @@ class KeyframeConfig(Settings):
         low=0.0,
         high=1.0,
     )
+    min_explained_mono: float = setting(
+        0.8,
+        "As `keyframe.min_explained`, for mode mono, in which a keyframe takes its depths from the one before",
+        low=0.0,
+        high=1.0,
+    )
     max_parallax: float = setting(
         0.05,
         "Maximum median parallax as a fraction of the image width; above it the frame becomes a keyframe",

@@ -418,6 +418,7 @@ def reason_for_keyframe(
     frame: Frame,
     config: KeyframeConfig,
     explained: float = 1.0,
+    is_mono: bool = False,
 ) -> KeyframeReason | None:
     """Why a located frame should become a keyframe, compared with the reference; None if it should not.
 
@@ -428,8 +429,9 @@ def reason_for_keyframe(
         frame: the current one.
         config: the limits.
         explained: part of what both images should show that inliers cover, 0 to 1.
+        is_mono: whether there is one camera without depth.
     """
-    if explained < config.min_explained:
+    if explained < (config.min_explained_mono if is_mono else config.min_explained):
         return KeyframeReason.LOW_COVERAGE
     if coverage < config.min_coverage:
         return KeyframeReason.LOW_COVERAGE

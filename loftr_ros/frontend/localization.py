@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.cell_depth import CellDepth, triangulate
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import Keyframe, StreamFrame
@@ -21,6 +21,7 @@ from loftr_ros.frontend.own_scale import OwnScale, without_unit
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.quality import SHARPER
 from loftr_ros.frontend.relative_pose import (
+    length_by_few_depths,
     matched_rays,
     pose_by_depth,
     pose_by_two_views,
@@ -29,7 +30,7 @@ from loftr_ros.frontend.relative_pose import (
 )
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays, Orientation
 from loftr_ros.frontend.tracks import TrackLinks, one_each
-from loftr_ros.frontend.trust import explained_back, explained_part
+from loftr_ros.frontend.trust import View, explained_part
 from loftr_ros.frontend.wheel_odometry import OdometryMotion, WheelOdometry
 from loftr_ros.geometry.epipolar import in_second_camera
 from loftr_ros.geometry.se3 import between, rotation_degrees
@@ -53,6 +54,8 @@ _LARGEST_TRACK_ERROR = 0.125
 _AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
 # Largest standard deviation of a typical two-view match, in thresholds. It is larger if both images are blurred.
 _CERTAIN = 0.8
+# Part of the inliers that must have a measured depth for the depths to refute a pose.
+_FEW_DEPTHS = 0.5
 # Longest time between two frames, in nanoseconds, for learning the gyroscope's bias from their rotation; additional
 # noise of such a rotation in radians, beyond that of the matches; largest std of an informative gyroscope rotation.
 _LEARNING_GAP, _ROTATION_NOISE, _INFORMATIVE_STD = 10**9, 0.002, 0.05
@@ -172,6 +175,8 @@ class Localizer:
                 keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known=own is not None
             )
         found = Located(KeyframeMatch(keyframe, matches, two_views), rays, None, by_depth=own)
+        if pose is None and why == ScaleReason.DEPTHS_DISAGREE and _has_few_depths(found):
+            return self._judged_with_length(found, expected, since_last, current)
         agree = pose is not None and _agree(pose, two_views)
         by_two = self._judged(found, expected, since_last, current, agree)
         if by_depth is None or pose is None:
@@ -399,6 +404,31 @@ class Localizer:
         refused = replace(judged.match, pose=doubtful(judged.match.pose))
         return replace(judged, match=refused, pose=None, is_trusted=False)
 
+    def _judged_with_length(
+        self,
+        located: Located,
+        expected: Expected | None,
+        since_last: tuple[Location, IntegratedRotation] | None,
+        current: StreamFrame,
+    ) -> Located:
+        """As `_judged`, for a two-view pose whose inliers mostly have no measured depth: the others give its length, if
+        they agree.
+        """
+        match, rays, depth = located.match, located.rays, located.match.keyframe.depth
+        assert rays is not None and depth is not None
+        pose = replace(match.pose, without_length=ScaleReason.FEW_DEPTHS)
+        length = length_by_few_depths(
+            depth, match.correspondences, rays, pose, self._config.geometry, self._config.depth.min_cells
+        )
+        by_depth = length.of(pose) if length is not None else None
+        judged = self._judged(
+            replace(located, match=replace(match, pose=pose), by_depth=by_depth), expected, since_last, current
+        )
+        if length is None or not judged.is_believed:
+            return replace(judged, by_depth=None)
+        pose = length.of(judged.match.pose)
+        return replace(judged, match=replace(judged.match, pose=pose), pose=pose, by_depth=None)
+
     def _judged_by_images(
         self,
         located: Located,
@@ -408,16 +438,8 @@ class Localizer:
         depths_agree: bool,
     ) -> Located:
         """Accept or reject a pose by the images: by the explained part of the common view, or by the prediction."""
-        pose, keyframe, camera = located.match.pose, located.match.keyframe, current.frame.camera
-        before = keyframe.frame.camera
-        if not pose.has_rotation or camera is None or before is None:
-            return replace(located, is_trusted=False)
-        points = located.match.correspondences.keyframe_points[pose.inliers]
-        part = explained_part(
-            keyframe.encoded.texture, points, pose, before, camera, keyframe.encoded.cell_points, keyframe.depth
-        )
-        here = located.match.correspondences.current_points[pose.inliers]
-        part = min(part, explained_back(current.texture, here, pose, before, camera))
+        pose, keyframe = located.match.pose, located.match.keyframe
+        part = _explained(located, current)
         if pose.scale_known:
             located = replace(located, pose=pose)
         located = replace(located, explained=part)
@@ -591,6 +613,57 @@ def _relative(keyframe: Keyframe, expected: Expected | None) -> tuple[NDArray[np
         return None
     axes = place.pose[:3, :3].T
     return axes @ expected.pose[:3, :3], axes @ (expected.pose[:3, 3] - place.pose[:3, 3])
+
+
+def _has_few_depths(located: Located) -> bool:
+    """Whether a two-view pose with a direction has too few inliers of measured depth to be refuted by them."""
+    match, depth = located.match, located.match.keyframe.depth
+    if depth is None or not match.pose.has_direction:
+        return False
+    known = depth.known[match.correspondences.track_id[match.pose.inliers]]
+    return float(known.mean()) < _FEW_DEPTHS
+
+
+def _explained(located: Located, current: StreamFrame) -> float:
+    """Part of what both images should show that inliers cover, in the image where it is smaller."""
+    match, rays, pose, camera = located.match, located.rays, located.match.pose, current.frame.camera
+    keyframe = match.keyframe
+    before, cell_rays, known = keyframe.frame.camera, keyframe.encoded.cell_rays, keyframe.depth
+    assert before is not None and camera is not None and rays is not None and cell_rays is not None
+    here, there = (
+        match.correspondences.keyframe_points[pose.inliers],
+        match.correspondences.current_points[pose.inliers],
+    )
+    if pose.scale_known and known is not None and known.known.any():
+        points, seen, inverse = (
+            keyframe.encoded.cell_points[known.known],
+            cell_rays[known.known],
+            known.inverse[known.known],
+        )
+    else:  # by the inliers' parallax
+        points, seen = here, rays.keyframe[pose.inliers]
+        found = triangulate(
+            seen,
+            rays.current[pose.inliers],
+            pose.rotation,
+            pose.translation,
+            np.ones(len(seen)),
+            rays.focal_length,
+            past_infinity=True,
+        )
+        inverse = np.nan_to_num(found.inverse)
+    inverse = np.maximum(inverse, 0)
+    moved = in_second_camera(seen, inverse, pose.rotation, pose.translation)
+    ahead = np.isfinite(moved).all(axis=1) & (moved[:, 2] > 1e-3)
+    pixels, inverse_there = camera.project(moved[ahead]), inverse[ahead] / moved[ahead, 2]
+    inside = np.isfinite(pixels).all(axis=1)
+    first = View(before, keyframe.encoded.texture, here, points, inverse)
+    second = View(camera, current.texture, there, pixels[inside], inverse_there[inside])
+    back = np.ascontiguousarray(pose.rotation.T)
+    return min(
+        explained_part(first, camera, pose.rotation, pose.translation),
+        explained_part(second, before, back, -back @ pose.translation),
+    )
 
 
 def _rotation_covariance(pose: RelativePose) -> NDArray[np.float64]:

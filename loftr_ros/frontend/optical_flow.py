@@ -52,10 +52,12 @@ class OpticalFlow:
         pose: of the frame that they start from relative to it, in the trajectory's unit; None if unknown.
         frames: located in a row since `start`.
         weak: of these, the last ones in a row that were accepted only because they agree with the prediction.
+        is_leaving: whether the last of these shares so little with the keyframe that the network may not match it.
     """
 
     def __init__(self) -> None:
         self.frames = self.weak = 0
+        self.is_leaving = False
         self._wait, self._waiting = 1, 0
         self.keyframe: Keyframe | None = None
         self._frame: StreamFrame | None = None
@@ -120,6 +122,7 @@ class OpticalFlow:
         if keyframe.depth is not None:
             weakness = np.where(keyframe.depth.known[found.track_id], weakness, weakness + 1e6)
         self.keyframe, self._frame, self.pose, self.frames = keyframe, frame, pose, 0
+        self.is_leaving = False
         self._explained, self._gain = explained, 0.0
         self._waiting = max(self._waiting - 1, 0)
         self._start = _spread(found, weakness, frame.frame.size)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate, variance_by_pose
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.relative_pose import pose_by_depth
+from loftr_ros.frontend.relative_pose import in_unit_of, pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 _FARTHER = 1.15
 # Relative error of a transferred depth, because a cell's point and its source may lie on a slanted surface.
 _SLANT = 0.05
-# Depths used for the first guess of a length; up to twice as many.
+# Depths used to tell whether they form a plane; up to twice as many.
 _RATIOS = 200
 # Largest departure (logarithm) of the unit from that of the depths that a keyframe began with. Beyond it new depths are
 # brought back. The ratio itself is as uncertain as some hundredths, so a smaller departure is left alone.
@@ -121,30 +121,13 @@ class OwnScale:
         self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose
     ) -> RelativePose | None:
         """The pose by known depths near a two-view pose; None if they determine none. Nothing is changed."""
-        return self._posed(depth, matches, rays, self._with_length(depth, matches, rays, pose))
+        return self._posed(depth, matches, rays, in_unit_of(depth, matches, rays, pose))
 
     def _posed(
         self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, expected: tuple[Array, Array] | None
     ) -> RelativePose | None:
         pose = pose_by_depth(depth, matches, rays, self._geometry, self._config.min_cells, expected)
         return pose if pose is not None and pose.has_rotation else None
-
-    def _with_length(
-        self, depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose
-    ) -> tuple[Array, Array] | None:
-        """Rotation and translation of a two-view pose in the unit of known depths: the median of the ratios of them to
-        the triangulated ones. None if there are too few.
-        """
-        if not pose.has_direction:
-            return pose.rotation, pose.translation
-        some = np.flatnonzero(pose.inliers & depth.known[matches.track_id])
-        some = some[:: max(len(some) // _RATIOS, 1)]
-        found = triangulate(
-            rays.keyframe[some], rays.current[some], pose.rotation, pose.translation, np.ones(len(some)), 1.0
-        )
-        ratio = found.inverse / depth.inverse[matches.track_id[some]]
-        ratio = ratio[np.isfinite(ratio)]
-        return (pose.rotation, pose.translation * float(np.median(ratio))) if len(ratio) else None
 
     def transfer_depth(
         self, keyframe: Keyframe, matches: Correspondences, rays: MatchedRays, pose: RelativePose, new: EncodedFrame

@@ -53,7 +53,8 @@ __all__ = ["STAGES", "Correspondences", "FrontEnd", "FrontEndResult", "KeyframeM
 STAGES = ("encode", "match", "refine", "geometry", "keyframe")
 # Frames between two attempts to match a keyframe of another segment.
 _OTHER_SEGMENTS_PERIOD = 5
-# A blurred frame is not made a keyframe while the explained part is above this; nor is optical flow in doubt then.
+# A blurred frame is not made a keyframe while the explained part is above this; nor is optical flow in doubt then, nor
+# an earlier frame made a keyframe for its sake.
 _WAITS = 0.55
 # Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
 _LEFT_BEHIND = 0.9
@@ -148,14 +149,13 @@ class FrontEnd:
         self._doubt = FrameMatch.QUICK
         if current.quality != FrameQuality.USABLE and self.buffer.reference is not None:
             return self._not_matched(current, self.buffer.reference, timer)
-        if isinstance(current, PreparedFrame):
+        # One that was encoded while the last one was matched may be followed from that, too.
+        if (followed := self._follow(current, timer)) is not None:
+            return followed
+        if self._background is not None:
+            self._wait_for_background(timer)
             if (followed := self._follow(current, timer)) is not None:
                 return followed
-            if self._background is not None:
-                self._wait_for_background(timer)
-                if (followed := self._follow(current, timer)) is not None:
-                    return followed
-        self._wait_for_background(timer)
         announced = len(self.buffer.pending_events)
         current = self._encoded(current, timer)
         reference = self.buffer.reference
@@ -178,10 +178,11 @@ class FrontEnd:
             best, location, joined = self._look_for_other_segments(current, best, location, timer)
             located[0] = best
         with timer("keyframe"):
-            if links is None:
-                links = self._update_keyframes(current, located, best, location, timer)
-                if best is not None and links is not None and self.buffer.reference is not None:
-                    self.moving.add_keyframe(self.buffer.reference)
+            if links is not None:
+                self._links.append(links)
+            links = self._update_keyframes(current, located, best, location, timer)
+            if best is not None and links is not None and self.buffer.reference is not None:
+                self.moving.add_keyframe(self.buffer.reference)
         is_keyframe = any(event.added for event in self.buffer.pending_events[announced:])
         self._quick.record(self._frame_match, len(timer.runs) > len(located), is_keyframe, self._stream.images)
         self._remember_evicted()
@@ -235,7 +236,7 @@ class FrontEnd:
             orientation=self.localizer.orientation(current.frame.stamp_ns),
         )
 
-    def _follow(self, current: PreparedFrame, timer: _Timer) -> FrontEndResult | None:
+    def _follow(self, current: EncodedFrame | PreparedFrame, timer: _Timer) -> FrontEndResult | None:
         """The result by optical flow from the last frames; None if the network must match the frame."""
         keyframe = self._flow.keyframe
         if not self._flow_expected(current.frame) or keyframe is not self.buffer.reference or keyframe is None:
@@ -269,6 +270,7 @@ class FrontEnd:
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
         self._flow.record(is_located=True, is_weak=not best.is_sure)
+        self._flow.is_leaving = is_last and by_network.explained < _WAITS
         if in_background and location is not None:
             quickly = best.is_sure and not is_last and not self._quick.is_full_due
             if not quickly or self._flow.frames >= self.config.tracking.flow_period:
@@ -360,6 +362,8 @@ class FrontEnd:
         best = self.localizer.with_length(best)
         covered = self._coverage(best, encoded)
         reason = self._reason_for_keyframe(best, covered, encoded)
+        if reason is None and self._flow.is_leaving and best.is_sure and best.explained < _LEFT_BEHIND:
+            reason = KeyframeReason.LOW_COVERAGE  # of the frames since then, which are farther away
         # A blurred frame is accepted as it agrees with the prediction; one that needs a keyframe must match by itself.
         is_supported = best.is_believed and not matched.quickly and reason is None
         if (best.is_sure or is_supported) and best.pose is not None:
@@ -428,8 +432,14 @@ class FrontEnd:
         self._frame_match = FrameMatch.UNEXPECTED
         if reference is None:
             return [], None
-        chosen = self.buffer.choose(self._budget.effort.keyframes)
-        located = self._match_quickly(chosen, current, timer) or self._match(chosen, current, timer)
+        chosen: list[Keyframe] = []
+        located: list[Located] = []
+        is_late = self._stream.images > 1
+        # A camera that may be anywhere is as likely near any other keyframe.
+        is_anywhere = is_late and self.recovery.is_lost
+        if not is_anywhere:
+            chosen = self.buffer.choose(self._budget.effort.keyframes)
+            located = self._match_quickly(chosen, current, timer) or self._match(chosen, current, timer)
         best = next((each for each in located if each.is_believed), None)
         if best is None:
             for keyframe in chosen:
@@ -437,8 +447,13 @@ class FrontEnd:
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
             if not (self.recovery.failed or _shares_something(located)):
                 rest = []  # the next frame may tell whether it was the image or the camera's motion
-            for keyframe in self.recovery.others(rest, self.localizer.looking(current.frame.stamp_ns), current):
+            if self._has_before(current):
+                rest = []  # likelier than any of these
+            looking = self.localizer.looking(current.frame.stamp_ns)
+            for keyframe in self.recovery.others(rest, looking, current, is_late):
                 found = self._match([keyframe], current, timer)[0]
+                if is_anywhere:
+                    located.append(found)
                 if found.is_believed:
                     best = found
                     break
@@ -463,14 +478,10 @@ class FrontEnd:
         Returns:
             The frame relative to the new keyframe, and links to that keyframe's cells; None without one.
         """
-        if self._before is None:
+        if self._before is None or not self._has_before(current):
             return None, None
         before, its, location = self._before
         reference = its.match.keyframe
-        if reference is not self.buffer.reference or its.explained > _LEFT_BEHIND:
-            return None, None
-        if min(before.sharpness, current.sharpness) * SHARPER < reference.encoded.sharpness:
-            return None, None  # it is blur that takes the matches
         encoded = self._encoded(before, timer)
         if len({each.features.size for each in (encoded, current, reference.encoded)}) > 1:
             return None, None
@@ -482,6 +493,7 @@ class FrontEnd:
         if encoded is not before:  # optical flow has too few matches for a keyframe
             its = self.localizer.with_length(self._match([reference], encoded, timer)[0])
             if not its.is_sure or its.pose is None or reference.location is None:
+                self._before = None
                 return None, None
             location = reference.location.moved(its.pose.matrix, its.pose.covariance)
         depth = self._measuring.of(complete, self.encode)
@@ -489,6 +501,7 @@ class FrontEnd:
         with timer("geometry"):
             found = self.localizer.locate(tried, current, matches)
         if not found.is_sure:
+            self._before = None
             return None, None
         keyframe = self.buffer.add(complete, KeyframeReason.LOW_COVERAGE, location.segment)
         links = self.localizer.go_on(keyframe, depth, its, location)
@@ -498,6 +511,17 @@ class FrontEnd:
         keyframe.follow(found.match.correspondences.track_id[found.match.pose.inliers])
         self.buffer.record_match(keyframe, self._coverage(found, current))
         return found, links
+
+    def _has_before(self, current: EncodedFrame) -> bool:
+        """Whether the frame before may link one to its keyframe that does not match it."""
+        if self._before is None or self.recovery.is_lost:
+            return False
+        before, its, _ = self._before
+        reference = its.match.keyframe
+        if reference is not self.buffer.reference or its.explained > _LEFT_BEHIND:
+            return False
+        # Else it is blur that takes the matches.
+        return min(before.sharpness, current.sharpness) * SHARPER >= reference.encoded.sharpness
 
     def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
@@ -866,7 +890,13 @@ class FrontEnd:
         """Why a located frame should become a keyframe; None if it should not."""
         keyframe = located.match.keyframe
         reason = reason_for_keyframe(
-            keyframe, coverage, located.match.pose, current.frame, self.config.keyframe, located.explained
+            keyframe,
+            coverage,
+            located.match.pose,
+            current.frame,
+            self.config.keyframe,
+            located.explained,
+            self.config.scale.mode == MONO,
         )
         if located.explained >= _WAITS and current.sharpness * SHARPER < keyframe.encoded.sharpness:
             return None  # blurred: a sharper frame may follow in time
@@ -887,8 +917,9 @@ class FrontEnd:
         is_followed = found is not None and found.is_believed
         if self.recovery.followed(is_followed, self.buffer.keyframes):
             return KeyframeReason.LOST
-        # A vehicle leaves a place behind with every frame, so each one that is sure of the last becomes the next.
-        if found is None or not is_followed or found.is_sure:
+        # A vehicle leaves a place behind with every frame, so each one that is sure of the last becomes the next. Of an
+        # image just before no look-alike is to be feared.
+        if found is None or not is_followed or found.explained >= self.config.geometry.min_explained:
             self.buffer.consider(self.pairs.complete(current))
         return None
 

@@ -125,7 +125,11 @@ class Recovery:
         self._tried[keyframe.id] = self._tried.get(keyframe.id, 0) + 1
 
     def others(
-        self, keyframes: Iterable[Keyframe], last: Location | None, current: EncodedFrame | None = None
+        self,
+        keyframes: Iterable[Keyframe],
+        last: Location | None,
+        current: EncodedFrame | None = None,
+        is_late: bool = False,
     ) -> list[Keyframe]:
         """Further keyframes to try one after the other until one matches, the likeliest first.
 
@@ -134,13 +138,20 @@ class Recovery:
             last: the last known location; None if unknown.
             current: the frame. From the second unlocated frame on, as many similar keyframes come before those tried in
                 rotation; None for rotation only.
+            is_late: whether the camera's images wait: then it is either the similar ones or those in rotation, in
+                turns. A frame that takes longer makes the next one more distant.
         """
         rest = list(keyframes)
         most = self.config.max_tried
         chosen: list[Keyframe] = []
         if self._failed and current is not None:
-            likeness = _Likeness(rest, current)
-            chosen = sorted(rest, key=lambda each: self._tried.get(each.id, 0) * _TRIED_COST - likeness(each))[:most]
+            if not is_late or self._failed % 2:
+                likeness = _Likeness(rest, current)
+                chosen = sorted(rest, key=lambda each: self._tried.get(each.id, 0) * _TRIED_COST - likeness(each))[
+                    :most
+                ]
+            if is_late and chosen:
+                return chosen
             rest = [each for each in rest if each not in chosen]
         elif self._failed:
             most *= 2

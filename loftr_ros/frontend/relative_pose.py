@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.cell_depth import CellDepth, triangulate
 from loftr_ros.frontend.keyframes import EncodedFrame, StreamFrame
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.geometry.epipolar import COMMON_FACTOR
 from loftr_ros.geometry.metric_pose import metric_relative_pose
 from loftr_ros.geometry.two_view import (
     PoseStatus,
@@ -22,6 +25,13 @@ from loftr_ros.geometry.two_view import (
 )
 
 Array = NDArray[np.float64]
+
+# Depths used for the first guess of a length; up to twice as many.
+_RATIOS = 200
+# Largest spread of the logarithms of the lengths that depths give one pose; matches whose errors are one.
+_MOST_SPREAD, _SHARING = 0.15, 4
+# Standard deviation of a normal distribution over its median absolute deviation.
+_DEVIATION = 1.4826
 
 
 def matched_rays(keyframe: EncodedFrame, current: StreamFrame, matches: Correspondences) -> MatchedRays | None:
@@ -107,6 +117,96 @@ def pose_by_depth(
         rays.view_area,
         expected,
         depth.is_metric,
+    )
+
+
+def in_unit_of(
+    depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose
+) -> tuple[Array, Array] | None:
+    """Rotation and translation of a two-view pose in the unit of a keyframe's depths: the median of the ratios of them
+    to the triangulated ones. None if there are too few.
+
+    Args:
+        depth: of the keyframe's cells.
+        matches: with it.
+        rays: of the matches.
+        pose: by two views; without a direction its translation stays as it is.
+    """
+    if not pose.has_direction:
+        return pose.rotation, pose.translation
+    ratio = _lengths(depth, matches, rays, pose, _RATIOS)
+    return (pose.rotation, pose.translation * float(np.median(ratio))) if len(ratio) else None
+
+
+def _lengths(
+    depth: CellDepth, matches: Correspondences, rays: MatchedRays, pose: RelativePose, most: int | None = None
+) -> Array:
+    """(M,) lengths of a two-view pose's translation in the unit of known depths, one of each inlier that has one.
+
+    Args:
+        depth, matches, rays, pose: as `in_unit_of`.
+        most: use about so many of them; None for all.
+    """
+    some = np.flatnonzero(pose.inliers & depth.known[matches.track_id])
+    some = some if most is None else some[:: max(len(some) // most, 1)]
+    found = triangulate(
+        rays.keyframe[some], rays.current[some], pose.rotation, pose.translation, np.ones(len(some)), 1.0
+    )
+    ratio = found.inverse / depth.inverse[matches.track_id[some]]
+    return np.asarray(ratio[np.isfinite(ratio)])
+
+
+class Length(NamedTuple):
+    """Length of a two-view pose's translation.
+
+    Attributes:
+        value: in the unit of the depths that gave it.
+        std: standard deviation of its logarithm.
+    """
+
+    value: float
+    std: float
+
+    def of(self, pose: RelativePose) -> RelativePose:
+        """The two-view pose with this length."""
+        unit = np.diag([self.value] * 3 + [1.0] * 3)
+        covariance = unit @ pose.covariance @ unit
+        covariance[:3, :3] += (self.std * self.value) ** 2 * np.outer(pose.translation, pose.translation)
+        return replace(pose, translation=self.value * pose.translation, covariance=covariance, scale_known=True)
+
+
+def length_by_few_depths(
+    depth: CellDepth,
+    matches: Correspondences,
+    rays: MatchedRays,
+    pose: RelativePose,
+    geometry: GeometryConfig,
+    min_cells: int,
+) -> Length | None:
+    """The length of a two-view pose by the keyframe's depths, for matches most of which have none; None if fewer than
+    `min_cells` tell it, or if they disagree.
+
+    A vehicle's matches after a long way are farther than any measured depth. The few near ones determine no pose.
+
+    Args:
+        depth: of the keyframe's cells.
+        matches: with it.
+        rays: of the matches.
+        pose: by two views.
+        geometry: settings.
+        min_cells: least inliers of known depth for a length.
+    """
+    lengths = _lengths(depth, matches, rays, pose)
+    lengths = lengths[lengths > 0]
+    if len(lengths) < min_cells:
+        return None
+    middle = float(np.median(lengths))
+    spread = _DEVIATION * float(np.median(np.abs(np.log(lengths / middle))))
+    if spread > _MOST_SPREAD:
+        return None
+    # Neighbours share their errors.
+    return Length(
+        middle, math.hypot(spread / math.sqrt(len(lengths) / _SHARING), COMMON_FACTOR * geometry.depth_scale_std)
     )
 
 

@@ -14,10 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.epipolar import in_second_camera
-from loftr_ros.geometry.two_view import RelativePose
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -84,89 +82,53 @@ def texture_of(image: NDArray[np.uint8], cells: int, usable: NDArray[np.bool_] |
     return Texture(np.asarray(textured), blocks)
 
 
-def explained_part(
-    texture: Texture,
-    points: NDArray[np.floating],
-    pose: RelativePose,
-    keyframe: CameraModel,
-    current: CameraModel,
-    cell_points: NDArray[np.floating],
-    depth: CellDepth | None,
-) -> float:
-    """Part of the keyframe's textured blocks in view of the current camera that hold inliers, 0 to 1.
+@dataclass(frozen=True, eq=False)
+class View:
+    """An image whose parts another one should show, too.
+
+    Attributes:
+        camera: its calibration.
+        texture: its textured blocks.
+        inliers: (N, 2) pixels that agree with the pose.
+        points: (M, 2) pixels of known depth.
+        inverse: (M,) their inverse depths in the pose's unit of length.
+    """
+
+    camera: CameraModel
+    texture: Texture
+    inliers: NDArray[np.floating]
+    points: NDArray[np.floating]
+    inverse: Array
+
+
+def explained_part(view: View, other: CameraModel, rotation: Array, translation: Array) -> float:
+    """Part of an image's textured blocks in view of another camera that hold inliers, 0 to 1.
+
+    A block without a point of known depth is as far as the nearest one that has any.
 
     Args:
-        texture: of the keyframe.
-        points: (N, 2) pixels of the keyframe's image where the inliers are.
-        pose: of the current camera relative to the keyframe.
-        keyframe, current: calibrations.
-        cell_points: (L, 2) pixels of the keyframe's cells.
-        depth: of these cells; without it, the inliers' parallax gives one depth for all.
+        view: the image.
+        other: calibration of the other camera.
+        rotation, translation: T_image_other.
 
     Returns:
         The part; 0 if too few blocks are in view.
     """
-    size = keyframe.width, keyframe.height
-    _, grid = _centres(*size, texture.blocks)
-    inverse: Array | float = pose.median_parallax / keyframe.focal_length
-    if pose.scale_known and depth is not None and depth.known.any():
-        inverse = _inverse_of_blocks(cell_points, depth, size, grid)
-    return _part(texture, points, pose.rotation, pose.translation, inverse, keyframe, current)
-
-
-def explained_back(
-    texture: Texture, points: NDArray[np.floating], pose: RelativePose, keyframe: CameraModel, current: CameraModel
-) -> float:
-    """As `explained_part`, for the current image's blocks in view of the keyframe.
-
-    The inliers' parallax gives one depth for all of them.
-
-    Args:
-        texture: of the current image.
-        points: (N, 2) pixels of the current image with inliers.
-        pose: of the current camera relative to the keyframe.
-        keyframe, current: calibrations.
-    """
-    rotated = np.ascontiguousarray(pose.rotation.T)
-    length = float(np.linalg.norm(pose.translation))
-    back = -rotated @ pose.translation / max(length, 1e-12)
-    inverse = pose.median_parallax / current.focal_length if length else 0.0
-    return _part(texture, points, rotated, back, inverse, current, keyframe)
-
-
-def _part(
-    texture: Texture,
-    points: NDArray[np.floating],
-    rotation: Array,
-    translation: Array,
-    inverse: Array | float,
-    first: CameraModel,
-    second: CameraModel,
-) -> float:
-    """Part of the first image's textured blocks in view of the second camera that contain a point.
-
-    Args:
-        texture: of the first image.
-        points: (N, 2) pixels of it.
-        rotation, translation: T_first_second.
-        inverse: (B,) inverse depths of the blocks, or one for all.
-        first, second: calibrations.
-    """
-    size = first.width, first.height
-    centres, _ = _centres(*size, texture.blocks)
-    rays = first.unproject(centres)
-    there = in_second_camera(rays, np.broadcast_to(inverse, len(centres)), rotation, translation)
+    size = view.camera.width, view.camera.height
+    centres, grid = _centres(*size, view.texture.blocks)
+    inverse = _inverse_of_blocks(view.points, view.inverse, size, grid)
+    there = in_second_camera(view.camera.unproject(centres), inverse, rotation, translation)
     ahead = np.isfinite(there).all(axis=1) & (there[:, 2] > 1e-3)
     pixels = np.full((len(there), 2), -1.0)
-    pixels[ahead] = second.project(there[ahead])
-    margin = second.width / _BLOCKS / 4
+    pixels[ahead] = other.project(there[ahead])
+    margin = other.width / _BLOCKS / 4
     with np.errstate(invalid="ignore"):
         visible = ahead & (pixels > margin).all(axis=1)
-        visible &= (pixels[:, 0] < second.width - margin) & (pixels[:, 1] < second.height - margin)
-    visible &= texture.flags
+        visible &= (pixels[:, 0] < other.width - margin) & (pixels[:, 1] < other.height - margin)
+    visible &= view.texture.flags
     if visible.sum() < _least(visible.size):
         return 0.0
-    matched = blocks_with(points, size, texture.blocks)
+    matched = blocks_with(view.inliers, size, view.texture.blocks)
     return float((matched & visible).sum() / visible.sum())
 
 
@@ -186,14 +148,18 @@ def blocks_with(points: NDArray[np.floating], size: tuple[int, int], blocks: int
 
 
 def _inverse_of_blocks(
-    cell_points: NDArray[np.floating], depth: CellDepth, size: tuple[int, int], grid: tuple[int, int]
+    points: NDArray[np.floating], inverse: Array, size: tuple[int, int], grid: tuple[int, int]
 ) -> Array:
-    """(B,) mean inverse depth of the known cells in each block; the overall median for blocks without any."""
+    """(B,) mean inverse depth of the points in each block; that of the nearest block with any for those without."""
     rows, columns = grid
-    known = depth.known
-    column, row = (cell_points[known] * (columns / size[0], rows / size[1])).astype(np.int64).T
+    if not len(points):
+        return np.zeros(rows * columns)
+    column, row = (points * (columns / size[0], rows / size[1])).astype(np.int64).T
     block = np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)
     count = np.bincount(block, minlength=rows * columns)
-    total = np.bincount(block, weights=depth.inverse[known], minlength=rows * columns)
-    typical = float(np.median(depth.inverse[known]))
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), typical))
+    mean = np.bincount(block, weights=inverse, minlength=rows * columns) / np.maximum(count, 1)
+    empty = (count == 0).reshape(rows, columns).astype(np.uint8)
+    _, nearest = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)
+    of_label = np.zeros(int(nearest.max()) + 1)
+    of_label[nearest[empty == 0]] = mean[count > 0]
+    return of_label[nearest].ravel()

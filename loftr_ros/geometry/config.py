@@ -37,7 +37,7 @@ class GeometryConfig(Settings):
         high=1.0,
     )
     min_explained_after_gap: float = setting(
-        0.6,
+        0.5,
         "As `geometry.min_explained`, for a camera that was not located within the last second and may see a "
         "look-alike",
         low=0.0,
