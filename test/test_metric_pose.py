@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from known_scenes import EXACT, FIELD, FOCAL, MOTIONS, Array, SeenTwice, rays_anywhere, rotation_between, scene
 
+from loftr_ros.frontend.cell_depth import CellDepth
+from loftr_ros.frontend.relative_pose import Length, length_by_few_depths
+from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.geometry.depth_problem import KERNEL, DepthMatches, DepthProblem
 from loftr_ros.geometry.metric_pose import MetricPose, estimate_metric_pose, metric_relative_pose
-from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose
+from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose, without_pose
 
 CONFIG = EXACT
 MOVING = [name for name in MOTIONS if name != "still"]
@@ -57,6 +60,34 @@ def depths(
     inverse = 1 / views.depth + rng.normal(0, 1, count) * noise
     exact = Depths(views, inverse, np.full(count, noise**2), np.full(count, pixels))
     return exact.without(rng.random(count) >= known)
+
+
+def length_of(known: Depths, spread: float, rng: np.random.Generator) -> tuple[Length | None, float]:
+    """What few depths with a relative error tell of the length of the true motion, and that length."""
+    views, count = known.views, len(known.inverse)
+    points = np.zeros((count, 2), np.float32)
+    matches = Correspondences(np.arange(count, dtype=np.uint32), points, points, points[:, 0], points[:, 0])
+    inverse = known.inverse * np.exp(spread * rng.standard_normal(count))
+    way = float(np.linalg.norm(views.translation))
+    pose = RelativePose(
+        PoseStatus.OK, views.rotation, views.translation / way, 1e-6 * np.eye(6), np.ones(count, np.bool_), 10.0
+    )
+    rays = MatchedRays(views.rays0, views.rays1, FOCAL)
+    return length_by_few_depths(CellDepth(inverse, known.variance, True), matches, rays, pose, CONFIG, 30), way
+
+
+def test_the_length_by_few_depths_is_right_within_its_uncertainty_and_unknown_where_they_disagree() -> None:
+    off = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        few = depths(scene("forward", rng), rng, known=0.25)
+        found, way = length_of(few, 0.05, rng)
+        assert found is not None and found.std < 0.05
+        off.append(np.log(found.value / way) / found.std)
+        assert found.of(without_pose(PoseStatus.OK, np.ones(1, np.bool_))).scale_known
+        assert length_of(few, 0.4, rng)[0] is None
+        assert length_of(depths(scene("forward", rng), rng, known=0.03), 0.05, rng)[0] is None
+    assert np.mean(np.abs(off) < 2) > 0.9
 
 
 @pytest.mark.parametrize("name", MOVING)

@@ -19,6 +19,7 @@ from loftr_ros.frontend.odometry import origin
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.quality import FrameQuality, judge
 from loftr_ros.frontend.recovery import Recovery, TrackingState
+from loftr_ros.geometry.two_view import PoseStatus
 from loftr_ros.matcher.factory import open_matcher
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.recordings import open_source
@@ -188,6 +189,50 @@ def test_a_lost_camera_is_found_by_a_match_that_is_sure_or_twice_by_the_same_key
     assert recovery.found(8, is_sure=False)
     recovery.not_found()
     assert not recovery.found(8, is_sure=False)
+
+
+@pytest.mark.parametrize("mode", ["mono", "stereo"])
+def test_a_vehicle_is_located_after_each_gap_of_three_images(shared_data: Path, mode: str) -> None:
+    front_end = FrontEnd(matcher(), config(mode))
+    true, measured = {}, 0
+    with open_source(shared_data / "kitti06_stereo") as source:
+        for each in source:
+            if each.index > 4 and each.index % 4:
+                continue
+            assert each.pose is not None
+            frame = each.to_frame(mode)
+            true[frame.stamp_ns] = each.pose
+            result = front_end.process(frame)
+            if each.index == 0:
+                continue
+            match = result.matches[0]
+            assert match.pose.status == PoseStatus.OK and result.is_located, each.index
+            moved = np.linalg.inv(true[match.keyframe.frame.stamp_ns]) @ each.pose
+            length, way = np.linalg.norm(match.pose.translation), np.linalg.norm(moved[:3, 3])
+            assert match.pose.translation @ moved[:3, 3] > np.cos(np.radians(2)) * length * way
+            if match.pose.scale_known:
+                off = match.pose.translation - moved[:3, 3]
+                assert np.linalg.norm(off) < max(3 * np.sqrt(np.trace(match.pose.covariance[:3, :3])), 0.05 * way)
+                measured += 1
+            if each.index == 28:
+                break
+    assert measured >= (0 if mode == "mono" else 7)
+    assert front_end.localizer.segment == 0
+
+
+def test_a_frame_that_comes_late_tries_the_likely_keyframes_and_the_others_in_turns() -> None:
+    encoded = FrontEnd(matcher(), config("mono")).encode(frames(ROOM, "mono")[0])
+    keyframes = [Keyframe(number + 1, encoded, location=origin(is_metric=True)) for number in range(6)]
+    recovery = Recovery(RecoveryConfig(patience=9, max_tried=1))
+    recovery.missed()
+    tried = []
+    for _ in range(12):
+        (one,) = recovery.others(keyframes, None, encoded, is_late=True)
+        assert len(recovery.others(keyframes, None, encoded)) == 2
+        recovery.tried(one)
+        recovery.missed()
+        tried.append(one.id)
+    assert set(tried) == {1, 2, 3, 4, 5, 6}
 
 
 def test_keyframes_are_tried_in_turns_those_near_the_last_place_first() -> None:
