@@ -110,6 +110,8 @@ class BackEnd:
         imu: samples of the robots' inertial sensors, by the robots' names; whoever has a sensor puts it here.
         inertial: what the newest window of each robot told, whether it was believed or not; None where it could not
             be solved.
+        mounts: (4, 4) T_base_camera by the cameras' optical frames, of whoever knows them; they are kept with the map,
+            whose frame is that of the base at its first keyframe.
     """
 
     def __init__(self, config: BackEndConfig | None = None) -> None:
@@ -126,6 +128,7 @@ class BackEnd:
         self.is_solved = True
         self.imu: dict[str, ImuSamples] = {}
         self.inertial: dict[str, InertialSolution | None] = {}
+        self.mounts: dict[str, Array] = {}
         self._windows: dict[int, _InertialWindow] = {}  # by trajectory
         # Of single cameras' newest keyframes, by trajectory and vertex.
         self._sightings: dict[int, dict[int, Sightings]] = {}

@@ -46,6 +46,7 @@ def save_map(back_end: BackEnd, path: Path) -> None:
     robots = sorted({vertex.key.robot for vertex in graph.vertices})
     frames = sorted({vertex.frame_id for vertex in graph.vertices})
     head = {"format": FORMAT, "robots": robots, "frames": frames, "solved": solution is not None}
+    head["mounted"] = list(back_end.mounts)
     arrays: dict[str, NDArray[Any]] = {
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
         "robot": np.array([robots.index(vertex.key.robot) for vertex in graph.vertices], np.uint32),
@@ -60,6 +61,7 @@ def save_map(back_end: BackEnd, path: Path) -> None:
         "camera_pose": _stacked([each.pose for each in cameras], 4),
         "camera_scale": np.array([each.scale for each in cameras], np.float64),
         "groups": np.array([] if solution is None else solution.groups, np.uint32),
+        "mount_pose": _stacked(list(back_end.mounts.values()), 4),
         "metric": np.array([] if solution is None else sorted(solution.metric), np.uint32),
         "believed": np.array([] if solution is None else solution.believed, np.bool_),
         "broken": np.array([] if solution is None else sorted(solution.broken), np.uint32),
@@ -107,11 +109,13 @@ def load_map(back_end: BackEnd, path: Path) -> None:
         if head["format"] != FORMAT:
             raise BackEndError(f"{path} has format {head['format']} of maps; this version reads {FORMAT}")
         graph, solution, landmarks = _made(arrays, head)
+        mounts = _mounts(arrays, head)
     except FileNotFoundError as error:
         raise BackEndError(f"there is no map {path}") from error
     except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise BackEndError(f"{path} is no map of this package, or is damaged: {error}") from error
     back_end.restore(graph, solution, landmarks)
+    back_end.mounts.update(mounts)
 
 
 def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph, Solution | None, dict[Any, Landmarks]]:
@@ -167,6 +171,14 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
             arrays["landmark_point"][part], arrays["landmark_std"][part], arrays["landmark_track"][part]
         )
     return graph, solution, landmarks
+
+
+def _mounts(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> dict[str, Array]:
+    """Later than the format: an older map has none."""
+    poses = arrays.get("mount_pose", np.zeros((0, 4, 4)))
+    if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
+        raise ValueError("the pose of a camera on its robot is none")
+    return dict(zip(map(str, head.get("mounted", ())), poses, strict=True))
 
 
 def _measured(arrays: dict[str, NDArray[Any]], name: str) -> list[PoseMeasurement]:
