@@ -63,6 +63,15 @@ class ImuSamples:
                 self._stamps.popleft()
                 self._samples.popleft()
 
+    def part(self, first_ns: int, last_ns: int) -> ImuSamples:
+        """The samples of a time alone."""
+        found = ImuSamples(self.camera_from_imu)
+        with self._lock:
+            kept = [(at, of) for at, of in zip(self._stamps, self._samples, strict=True) if first_ns <= at <= last_ns]
+        found._stamps.extend(at for at, _ in kept)
+        found._samples.extend(of for _, of in kept)
+        return found
+
     def between(self, stamps_ns: list[int]) -> list[tuple[Array, Array]] | None:
         """Samples of the stretches between consecutive times.
 
