@@ -92,15 +92,16 @@ def clock_offset(rotations: Sequence[Array], stamps_ns: Sequence[int], samples: 
     if best is None:
         return None
     _, offset, bias = best
+    left, design = np.zeros(0), np.zeros((0, 4))
     for _ in range(_ITERATIONS):
         off, before, after = (residuals(offset + step, bias) for step in (0.0, -_STEP, _STEP))
         if off is None or before is None or after is None:
             return None
         design = np.column_stack([(after - before) / (2 * _STEP), by_bias])
         found = np.linalg.lstsq(design, -off, rcond=None)[0]
+        left = off + design @ found
         offset, bias = float(np.clip(offset + found[0], -_REACH, _REACH)), bias + found[1:]
-    freedom = max(len(off) - 4, 1)
-    variance = max(float(np.sum((off + design @ found) ** 2)) / freedom, _ROTATION_STD**2)
+    variance = max(float(np.sum(left**2)) / max(len(left) - 4, 1), _ROTATION_STD**2)
     covariance = variance * np.linalg.pinv(design.T @ design, hermitian=True)
     return ClockOffset(offset, float(np.sqrt(covariance[0, 0])))
 
