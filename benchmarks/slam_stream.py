@@ -13,7 +13,8 @@ keyframe. A session is written as PART[+EVENT@SECONDS...]; parts are START:STOP 
     .venv/bin/python benchmarks/slam_stream.py --source 'revisits:700?rate=3' --hz 5 \
         --sessions 0:150 1024:1218 'revisits:701?rate=3/0:100' 0:150+dirt 0:150+back@10+front@20
 
-Sessions share map and archive, unless --fresh; the map's frame is that of the first session.
+Sessions share map and archive, unless --fresh; the map's frame is that of the first session. With --launch both nodes
+are started by `ros2 launch loftr_ros slam.launch.py`, and none can be killed alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -90,7 +92,7 @@ def _matrix(at: Any, turn: Any) -> Array:
 class Nodes:
     """Starts, kills and ends the two nodes, and listens to them."""
 
-    def __init__(self, domain: int, folder: Path, mode: str, parameters: list[str]) -> None:
+    def __init__(self, domain: int, folder: Path, mode: str, parameters: list[str], launch: bool) -> None:
         self._environment = dict(os.environ, ROS_DOMAIN_ID=str(domain))
         self._folder = folder
         front = ["-p", f"mode:={mode}", "-p", f"archive.uri:='{folder / 'places'}'", *parameters]
@@ -99,12 +101,20 @@ class Nodes:
             "front": [str(BIN / "loftr_ros"), "node", "--ros-args", *front],
             "back": [str(BIN / "loftr_ros"), "back-end", "--ros-args", *back],
         }
+        if launch:
+            # `ros2` without its script, which needs the folder that it was installed to on the path.
+            ros2 = [sys.executable, "-P", "-c", "from ros2cli.cli import main; exit(main())"]
+            places = [f"archive:={folder / 'places'}", f"map_file:={folder / 'map.npz'}"]
+            self._commands = {"front": [*ros2, "launch", "loftr_ros", "slam.launch.py", f"mode:={mode}", *places]}
+            self._environment["PATH"] = f"{BIN}:{self._environment['PATH']}"
         self._running: dict[str, Child] = {}
         self._count = 0
         self.logs: list[Path] = []
 
     def begin(self, name: str) -> None:
         """Start a node."""
+        if name not in self._commands:
+            return  # the launch has started it
         self._count += 1
         log = self._folder / f"{self._count:02d}_{name}.log"
         self.logs.append(log)
@@ -129,7 +139,7 @@ class Nodes:
 
 
 def play(
-    session: Session, mode: str, hz: float, folder: Path, parameters: list[str]
+    session: Session, mode: str, hz: float, folder: Path, parameters: list[str], launch: bool = False
 ) -> tuple[Heard, dict[int, Array], dict[int, str], str]:
     """Run a session.
 
@@ -184,7 +194,7 @@ def play(
         made = [(publisher.made(frame), frame.pose) for frame in opened]
         executor.add_node(own)
         threading.Thread(target=executor.spin, daemon=True).start()
-        nodes = Nodes(domain, folder, mode, parameters)
+        nodes = Nodes(domain, folder, mode, parameters, launch)
         try:
             nodes.begin("front")
             nodes.begin("back")
@@ -296,6 +306,9 @@ def main() -> None:
     parser.add_argument("--hz", type=float, default=5.0)
     parser.add_argument("--fresh", action="store_true", help="each session begins without a map and an archive")
     parser.add_argument("--parameter", action="append", default=[], help="of the front end, name:=value")
+    parser.add_argument(
+        "--launch", action="store_true", help="by the real launch file; needs a ROS installation's launch"
+    )
     parser.add_argument("--log", action="store_true", help="print the nodes' warnings, too")
     arguments = parser.parse_args()
     parameters = [word for parameter in arguments.parameter for word in ("-p", parameter)]
@@ -307,7 +320,7 @@ def main() -> None:
             folder = Path(shared) / (f"own{number}" if arguments.fresh else "shared")
             folder.mkdir(exist_ok=True)
             print(f"{session.source}, {text}, {arguments.mode}, {arguments.hz:g} Hz", flush=True)
-            heard, truth, _, words = play(session, arguments.mode, arguments.hz, folder, parameters)
+            heard, truth, _, words = play(session, arguments.mode, arguments.hz, folder, parameters, arguments.launch)
             if arguments.fresh or not home:
                 home, origins = session.source, {session.source: truth[heard.odometry[0][1]]}
             report(session, heard, truth, origins.get(session.source))
