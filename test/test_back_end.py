@@ -393,6 +393,29 @@ def test_a_damaged_map_is_refused_in_words_or_can_be_used(tmp_path: Path) -> Non
     assert refused > len(damaged) / 2
 
 
+@pytest.mark.parametrize("metric", [True, False])
+def test_sessions_in_another_order_make_the_same_map(metric: bool) -> None:
+    measured = Measured(circles(40, 30), Noise(drift=0.0 if metric else 0.002), metric=metric)
+    tours = {robot: [measured.keyframe(k, robot) for k in range(40)] for robot in ("one", "other", "third")}
+    loops = [measured.loop(k, k + 1, "one", "other") for k in (2, 9, 17, 26, 34)]
+    loops += [measured.loop(k, k - 1, "other", "third") for k in (4, 12, 20, 31, 37)]
+    ends, found = [key(6, "one"), key(21, "other"), key(33, "third")], []
+    for order in (("one", "other", "third"), ("third", "one", "other"), ("other", "third", "one")):
+        back_end = BackEnd()
+        for robot in order:
+            for keyframe in tours[robot]:
+                back_end.add_keyframe(keyframe)
+            for loop in loops:
+                back_end.add_loop(loop)  # those of sessions that come later wait
+            back_end.optimise()
+        assert back_end.counts.groups == 1 and back_end.counts.believed == len(loops)
+        places = [back_end.place(each) for each in ends]
+        assert all(place is not None for place in places)
+        found.append([places[0].camera.sees(place.camera) for place in places if place is not None])  # type: ignore[union-attr]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=0.02)
+
+
 def test_a_pose_that_is_none_is_refused() -> None:
     for pose, covariance in (
         (np.full((4, 4), np.nan), np.eye(6)),
