@@ -1,14 +1,15 @@
 """Metres and gravity for a single camera by an inertial sensor: how right they are, and how right they are said to be.
 
-Three parts, all by default:
+Four parts, all by default:
 
     drone: a real drone's inertial sensor with true poses (EuRoC). The true poses, in another unit and with noise, stand
         for the visual odometry, a keyframe every half second. Windows of 5, 10 and 20 s.
+    clock: the same sensor with other stamps: by how much its clock differs from the poses'.
     motions: made motions with a made sensor: those that tell metres, those that do not, and a sensor that is mounted
         otherwise than stated. None of the latter two may be believed.
     walk: a rendered walk as a EuRoC recording with `imu0`, through the front end with one camera and the back end.
 
-    .venv/bin/python benchmarks/inertial.py [drone motions walk] [--data ../shared/data] [--keep FOLDER] [--out FILE]
+    .venv/bin/python benchmarks/inertial.py [drone clock motions walk] [--data ../shared/data] [--out FILE]
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, RotationSpline
 
 from loftr_ros.backend.config import BackEndConfig
+from loftr_ros.backend.imu_clock import clock_offset
 from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.backend.inertial import InertialSolution, solve_inertial
 from loftr_ros.backend.measurements import Length, PoseMeasurement
@@ -79,8 +81,8 @@ def errors(found: InertialSolution, down: Array) -> tuple[float, float, float, f
     return 100 * (unit.metres / UNIT - 1), 100 * unit.std, float(off), float(np.degrees(found.down_std))
 
 
-def drone(report: Report, data: Path) -> None:
-    """The table of the real drone."""
+def flight(data: Path) -> tuple[NDArray[np.int64], list[Array], ImuSamples]:
+    """Stamps and (4, 4) T_world_camera of the real drone's flight, and its sensor's samples."""
     folder = data / "imu_with_truth"
     truth, imu = (np.genfromtxt(folder / name, delimiter=",", skip_header=1) for name in ("truth.csv", "imu.csv"))
     times, stamps = (
@@ -91,9 +93,50 @@ def drone(report: Report, data: Path) -> None:
     samples = ImuSamples(MOUNT)
     for stamp, row in zip(stamps, imu, strict=True):
         samples.add(int(stamp), row[1:4], row[4:7])
+    return times, cameras, samples
+
+
+def clock(report: Report, data: Path) -> None:
+    """The table of the clocks' offset: the real drone's sensor with other stamps."""
+    times, cameras, samples = flight(data)
+    newest = samples.newest_ns
+    assert newest is not None
+    last = (min(newest, times[-1]) - times[0]) / 1e9
+    report("A drone's sensor whose stamps are moved, keyframes every 0.5 s, five seeds of noise; offsets in ms")
+    report("keyframes  moved by  number  known  error: RMS, largest, stated")
+    for count in (15, 20, 40):
+        for moved in (0.0, 0.05, -0.15):
+            other = ImuSamples(MOUNT)
+            for stamp, sample in zip(samples._stamps, samples._samples, strict=True):
+                other.add(stamp + round(1e9 * moved), sample[:3], sample[3:])
+            rows = []
+            for start in np.arange(1.0, last - count * STEP - 1, 5.0):
+                wanted = times[0] + (1e9 * (start + STEP * np.arange(count))).astype(np.int64)
+                numbers = np.searchsorted(times, wanted)
+                for seed in range(5):
+                    turned = [np.eye(3)]
+                    for _, link in links_of([cameras[k] for k in numbers], np.random.default_rng(seed)):
+                        turned.append(turned[-1] @ link.pose[:3, :3])
+                    found = clock_offset(turned, [int(times[k]) for k in numbers], other)
+                    assert found is not None
+                    rows.append((1e3 * (found.seconds - moved), 1e3 * found.std, float(found.is_known)))
+            table = np.array(rows)
+            sure = table[table[:, 2] > 0]
+            error = sure[:, 0] if len(sure) else np.full(1, np.nan)
+            report(
+                f"{count:9d} {1e3 * moved:9.0f} {len(table):7d} {len(sure):6d}   {np.sqrt(np.mean(error**2)):6.1f} "
+                f"{np.abs(error).max():6.1f} {sure[:, 1].mean() if len(sure) else np.nan:6.1f}"
+            )
+
+
+def drone(report: Report, data: Path) -> None:
+    """The table of the real drone."""
+    times, cameras, samples = flight(data)
+    newest = samples.newest_ns
+    assert newest is not None
     report("A drone's sensor, keyframes every 0.5 s, five seeds of noise; unit in %, gravity in degrees")
     report("window        number  unit: RMS, largest, stated  gravity: RMS, largest, stated  misfit")
-    last = (min(stamps[-1], times[-1]) - times[0]) / 1e9
+    last = (min(newest, times[-1]) - times[0]) / 1e9
     for length in (5.0, 10.0, 20.0):
         rows, misfit = [], []
         for start in np.arange(0, last - length, 2.5):
@@ -279,7 +322,7 @@ def walk(report: Report, keep: Path | None, seeds: list[int], seconds: float) ->
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["drone", "motions", "walk"])
+    parser.add_argument("parts", nargs="*", default=["drone", "clock", "motions", "walk"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 5], help="rooms and walks")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each walk")
@@ -288,6 +331,8 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report()
     report(f"benchmarks/inertial.py, {platform.machine()}, GTSAM {version('gtsam')}; settings by default")
+    if "clock" in arguments.parts:
+        clock(report, arguments.data)
     if "drone" in arguments.parts:
         drone(report, arguments.data)
     if "motions" in arguments.parts:

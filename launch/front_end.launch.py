@@ -105,6 +105,12 @@ ARGUMENTS = [
         "",
         "true: announce archived keyframes to other robots and store theirs. Not given: as in params_file.",
     ),
+    (
+        "odom_tf",
+        "",
+        "true: publish odom -> base_link on /tf; only if nothing else on the robot does, such as a filter. Not given: "
+        "as in params_file.",
+    ),
     ("network", "", "Preset of the network, for example loftr. Not given: as in params_file."),
     (
         "weights",
@@ -125,6 +131,7 @@ CHOICES = {
     "mode": ["", "mono", "stereo", "rgbd"],
     "rectified": ["", "true", "false"],
     "share_places": ["", "true", "false"],
+    "odom_tf": ["", "true", "false"],
     "image_transport": ["", "raw", "compressed"],
     "use_sim_time": ["", "true", "false"],
     "log_level": ["debug", "info", "warn", "error", "fatal"],
@@ -249,6 +256,8 @@ def parameters(arguments: dict[str, str]) -> list[str | dict[str, ParameterValue
         given["archive.uri"] = ParameterValue(arguments["archive"], value_type=str)
     if arguments["share_places"]:
         given["fleet.share"] = ParameterValue(arguments["share_places"] == "true", value_type=bool)
+    if arguments["odom_tf"]:
+        given["odometry.publish_tf"] = ParameterValue(arguments["odom_tf"] == "true", value_type=bool)
     if arguments["use_sim_time"]:
         given["use_sim_time"] = ParameterValue(arguments["use_sim_time"] == "true", value_type=bool)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -347,6 +348,72 @@ def test_a_file_that_is_no_map_is_refused_in_words(tmp_path: Path, content: byte
         load_map(BackEnd(), tmp_path / "a.npz")
     with pytest.raises(BackEndError, match="there is no map"):
         load_map(BackEnd(), tmp_path / "b.npz")
+
+
+def test_a_damaged_map_is_refused_in_words_or_can_be_used(tmp_path: Path) -> None:
+    measured, whole, back_end = Measured(circles(40, 30)), tmp_path / "a.npz", BackEnd()
+    for k in range(40):
+        back_end.add_keyframe(measured.keyframe(k))
+    for k in (31, 35, 38):
+        back_end.add_loop(measured.loop(k - 30, k))
+    back_end.add_landmarks(key(3), Landmarks(np.ones((5, 3)), np.ones(5), np.arange(5)))
+    back_end.optimise()
+    save_map(back_end, whole)
+    arrays, data, random = dict(np.load(whole)), whole.read_bytes(), np.random.default_rng(0)
+    damaged: list[bytes] = [data[: len(data) * k // 8] for k in range(8)]
+    for _ in range(40):
+        flipped = bytearray(data)
+        for place in random.integers(0, len(data), 5):
+            flipped[place] = random.integers(256)
+        damaged.append(bytes(flipped))
+    for name, array in arrays.items():
+        for other in (
+            array.astype("U8"),
+            array.ravel()[:-1],
+            -array.astype(float),
+            np.array(3),
+            array + array.dtype.type(1),
+        ):
+            file = io.BytesIO()
+            np.savez(file, **{**arrays, name: other})
+            damaged.append(file.getvalue())
+    refused = 0
+    load_map(BackEnd(), whole)
+    for content in damaged:
+        whole.write_bytes(content)
+        again = BackEnd()
+        try:
+            load_map(again, whole)
+        except BackEndError:
+            refused += 1
+        else:
+            assert all(points.shape[1] == 3 for _, _, points, _ in again.cloud())
+            again.add_keyframe(measured.keyframe(39))
+            assert np.isfinite([place.camera.pose for _, place in again.places()]).all()
+    assert refused > len(damaged) / 2
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_sessions_in_another_order_make_the_same_map(metric: bool) -> None:
+    measured = Measured(circles(40, 30), Noise(drift=0.0 if metric else 0.002), metric=metric)
+    tours = {robot: [measured.keyframe(k, robot) for k in range(40)] for robot in ("one", "other", "third")}
+    loops = [measured.loop(k, k + 1, "one", "other") for k in (2, 9, 17, 26, 34)]
+    loops += [measured.loop(k, k - 1, "other", "third") for k in (4, 12, 20, 31, 37)]
+    ends, found = [key(6, "one"), key(21, "other"), key(33, "third")], []
+    for order in (("one", "other", "third"), ("third", "one", "other"), ("other", "third", "one")):
+        back_end = BackEnd()
+        for robot in order:
+            for keyframe in tours[robot]:
+                back_end.add_keyframe(keyframe)
+            for loop in loops:
+                back_end.add_loop(loop)  # those of sessions that come later wait
+            back_end.optimise()
+        assert back_end.counts.groups == 1 and back_end.counts.believed == len(loops)
+        places = [back_end.place(each) for each in ends]
+        assert all(place is not None for place in places)
+        found.append([places[0].camera.sees(place.camera) for place in places if place is not None])  # type: ignore[union-attr]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=0.02)
 
 
 def test_a_pose_that_is_none_is_refused() -> None:

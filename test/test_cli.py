@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
 from loftr_ros.cli.main import app
+from loftr_ros.cli.options import back_end_config
 from loftr_ros.matcher.config import COARSE_LITE
 from loftr_ros.matcher.loftr.network import LoFTR
 
@@ -133,3 +135,19 @@ def test_an_empty_folder_is_refused_with_what_was_expected(tmp_path: Path, weigh
     done = loftr_ros("run", tmp_path / "empty", "--weights", weights)
     assert done.exit_code == 2
     assert "empty" in done.output
+
+
+def test_the_back_end_s_settings_come_from_its_own_parameter_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("/loftr_back_end:\n  ros__parameters:\n    map_file: x\n    loops: {agreeing: 5, agreing: 4}\n")
+    assert back_end_config(file).loops.agreeing == 5
+    said = capsys.readouterr().err
+    assert "loops.agreing" in said and "map_file" not in said
+    file.write_text("/**:\n  ros__parameters:\n    loops: {agreeing: 0}\n")
+    with pytest.raises(typer.Exit):
+        back_end_config(file)
+    assert "loops.agreeing" in capsys.readouterr().err
+    repository = Path(__file__).resolve().parents[1]
+    assert back_end_config(repository / "config" / "back_end.yaml") == back_end_config(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,14 @@ def solved(carried: Carried, count: int = 21, mount: np.ndarray = MOUNT) -> Iner
     return solve_inertial(links, stretches, mount, CONFIG.inertial, CONFIG.noise)
 
 
-def with_sensor(carried: Carried, count: int, mount: np.ndarray = MOUNT, **values: object) -> BackEnd:
+def with_sensor(
+    carried: Carried, count: int, mount: np.ndarray = MOUNT, later: float = 0.0, **values: object
+) -> BackEnd:
     back_end = BackEnd(with_values(BackEndConfig(), values))
-    back_end.imu[ROBOT] = carried.samples(count, mount)
+    samples = back_end.imu[ROBOT] = ImuSamples(mount)
+    known = carried.samples(count + 2, mount)
+    for at, sample in zip(known._stamps, known._samples, strict=True):
+        samples.add(at + round(later * 1e9), sample[:3], sample[3:])
     for k in range(count):
         back_end.add_keyframe(carried.keyframe(k))
     return back_end
@@ -138,6 +144,28 @@ def test_a_sensor_that_is_mounted_otherwise_contradicts_the_images() -> None:
     back_end.optimise()
     assert not any(place.is_metric for _, place in back_end.places())
     assert "contradicts the images" in (back_end.inertial_report(ROBOT) or "")
+
+
+@pytest.mark.parametrize("later", [0.12, -0.08])
+def test_a_sensor_whose_clock_differs_tells_the_same_metres_and_by_how_much_it_differs(later: float) -> None:
+    units = []
+    for offset in (0.0, later):
+        back_end = with_sensor(Carried(IN_A_HAND), 40, later=offset)
+        assert back_end.clock_offsets[ROBOT].seconds == pytest.approx(offset, abs=0.015)
+        units.append([unit.metres for unit in back_end.graph.units.values()])
+    assert units[0] and units[0] == pytest.approx(units[1], rel=0.01)
+    word = "later" if later > 0 else "earlier"
+    assert re.search(rf"{word} than the camera's, which is allowed for", back_end.inertial_report(ROBOT) or "")
+
+
+def test_before_it_is_known_by_how_much_its_clock_differs_a_sensor_tells_no_metres() -> None:
+    back_end = with_sensor(Carried(IN_A_HAND), 13, later=0.1)
+    assert not back_end.graph.units and "clock differs" in (back_end.inertial_report(ROBOT) or "")
+
+
+def test_a_clock_beyond_what_is_searched_for_contradicts_the_images() -> None:
+    back_end = with_sensor(Carried(IN_A_HAND), 42, later=0.6)
+    assert not back_end.graph.units and "contradicts the images" in (back_end.inertial_report(ROBOT) or "")
 
 
 def test_a_map_of_a_single_camera_is_in_metres_once_a_sensor_tells_them_and_stays_so_in_its_file(

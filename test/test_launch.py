@@ -39,8 +39,8 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 NAMES = ("mode", "network", "weights", "device", "precision", "input.image_transport", "threads", "input.rectified",
-         "archive.uri", "robot_name", "fleet.share", "input.mask_topic")
-DEFAULTS = {{"threads": 0, "input.rectified": False, "fleet.share": False}}
+         "archive.uri", "robot_name", "fleet.share", "input.mask_topic", "odometry.publish_tf")
+DEFAULTS = {{"threads": 0, "input.rectified": False, "fleet.share": False, "odometry.publish_tf": False}}
 TOPICS = {{
     "image": Image, "image/compressed": CompressedImage, "camera_info": CameraInfo,
     "right/image": Image, "right/image/compressed": CompressedImage, "right/camera_info": CameraInfo,
@@ -189,6 +189,7 @@ def test_every_argument_is_shown_with_a_description(launch):
         *("image", "camera_info", "image_transport", "namespace", "name", "params_file", "network", "weights"),
         *("device", "precision", "use_sim_time", "log_level", "autostart", "mode", "right_image", "right_camera_info"),
         *("depth_image", "mask", "imu", "rectified", "camera_names", "archive", "robot_name", "share_places"),
+        "odom_tf",
     }
     for name, text in shown.items():
         assert len(text.split("(default")[0].split()) >= 4, f"{name} is not described: {text}"
@@ -221,6 +222,7 @@ def test_without_arguments_the_node_becomes_active_with_what_the_params_file_say
         "archive.uri": "default",
         "robot_name": "default",
         "fleet.share": False,
+        "odometry.publish_tf": False,
     }
     assert "a line for debugging" not in launched.said
 
@@ -299,8 +301,9 @@ def test_each_named_camera_gets_an_active_node_in_a_namespace_of_its_own(launch)
 
 
 def test_the_archive_the_robots_name_and_whether_it_shares_reach_the_node(launch):
-    values = launch("archive:=~/places", "robot_name:=7", "share_places:=true").started_with()
+    values = launch("archive:=~/places", "robot_name:=7", "share_places:=true", "odom_tf:=true").started_with()
     assert (values["archive.uri"], values["robot_name"], values["fleet.share"]) == ("~/places", "7", True)
+    assert values["odometry.publish_tf"] is True
 
 
 def test_cameras_that_share_an_archive_have_names_of_their_own(launch):

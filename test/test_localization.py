@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_world import WIDTH, WorldMatcher, frame, walk
+from made_world import WIDTH, WorldMatcher, camera, depth_along, frame, walk
 from scipy.spatial.transform import Rotation
 
 from loftr_ros.frontend.cell_depth import CellDepth
@@ -104,6 +104,24 @@ def test_the_drift_of_the_unit_is_stated_and_grows_with_every_hand_over() -> Non
     assert drift[0] == 0
     assert drift[-1] > 0
     assert all(b >= a for a, b in itertools.pairwise(drift))
+
+
+def test_a_single_camera_s_depths_scatter_as_stated_or_each_keyframe_would_lengthen_the_unit() -> None:
+    poses = walk(FRAMES)
+    _, results = walked("mono")
+    number = {r.frame.stamp_ns: k for k, r in enumerate(results)}
+    keyframes = {event.keyframe.id: event.keyframe for r in results for event in r.events if event.added}
+    known = [each for each in keyframes.values() if each.id > 1 and each.first_depth is not None]
+    assert len(known) >= 3
+    for keyframe in known:
+        for depth in (keyframe.first_depth, keyframe.depth):
+            assert depth is not None
+            true = 1 / depth_along(
+                camera().unproject(keyframe.encoded.cell_points), poses[number[keyframe.frame.stamp_ns]]
+            )
+            ratio = np.log(depth.inverse[depth.known] / true[depth.known])
+            std = np.sqrt(depth.variance[depth.known]) / depth.inverse[depth.known]
+            assert 0.5 < 1.4826 * np.median(np.abs(ratio - np.median(ratio)) / std) < 1.5
 
 
 def test_depths_that_a_wrong_pose_dragged_along_come_back_to_the_unit_that_their_keyframe_began_with() -> None:

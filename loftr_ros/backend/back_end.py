@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.factors import Camera, composed, inverted, require_gtsam, widened
 from loftr_ros.backend.graph import Graph, Solution, Vertex
+from loftr_ros.backend.imu_clock import MOST, ClockOffset, clock_offset
 from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.backend.inertial import InertialSolution, solve_inertial
 from loftr_ros.backend.measurements import (
@@ -110,6 +111,9 @@ class BackEnd:
         imu: samples of the robots' inertial sensors, by the robots' names; whoever has a sensor puts it here.
         inertial: what the newest window of each robot told, whether it was believed or not; None where it could not
             be solved.
+        clock_offsets: of the robots' inertial sensors, where the motion told it.
+        mounts: (4, 4) T_base_camera by the cameras' optical frames, of whoever knows them; they are kept with the map,
+            whose frame is that of the base at its first keyframe.
     """
 
     def __init__(self, config: BackEndConfig | None = None) -> None:
@@ -126,6 +130,8 @@ class BackEnd:
         self.is_solved = True
         self.imu: dict[str, ImuSamples] = {}
         self.inertial: dict[str, InertialSolution | None] = {}
+        self.mounts: dict[str, Array] = {}
+        self.clock_offsets: dict[str, ClockOffset] = {}
         self._windows: dict[int, _InertialWindow] = {}  # by trajectory
         # Of single cameras' newest keyframes, by trajectory and vertex.
         self._sightings: dict[int, dict[int, Sightings]] = {}
@@ -283,7 +289,10 @@ class BackEnd:
         units = [unit for number, unit in self.graph.units.items() if vertices[number].key.robot == robot]
         if units:
             std = min(unit.std for unit in units)
-            return f"metres by {len(units)} window(s), known best to a standard deviation of {100 * std:.1f} %"
+            return (
+                f"metres by {len(units)} window(s), known best to a standard deviation of {100 * std:.1f} %; "
+                f"{self._clock_report(robot)}"
+            )
         if samples.camera_from_imu is None:
             return "scale unknown: its pose in the camera is not known"
         if robot not in self.inertial:
@@ -295,10 +304,21 @@ class BackEnd:
                 f"scale unknown: it contradicts the images (misfit {found.misfit:.1f}); check its pose in the camera, "
                 "its stamps and its noise"
             )
+        if float(found.unit_stds.min()) <= config.max_scale_std:
+            return "scale unknown: by how much its clock differs from the camera's is not known yet"
         return (
             f"scale unknown: the motion tells it to {100 * float(found.unit_stds.min()):.0f} % only, and "
             f"{100 * config.max_scale_std:.0f} % are wanted; faster changes of velocity tell more"
         )
+
+    def _clock_report(self, robot: str) -> str:
+        offset = self.clock_offsets.get(robot)
+        if offset is None:
+            return "whether its clock is the camera's is not known: the motion does not tell it"
+        if abs(offset.seconds) < 3 * offset.std:
+            return "its clock is the camera's"
+        later = "later" if offset.seconds > 0 else "earlier"
+        return f"its stamps are {1e3 * abs(offset.seconds):.0f} ms {later} than the camera's, which is allowed for"
 
     def down(self, group: int) -> Array | None:
         """(3,) direction of gravity about a group's axes, those of its first camera; None where nothing tells it."""
@@ -402,20 +422,34 @@ class BackEnd:
         if (samples.newest_ns or 0) < vertex.stamp_ns:  # they come later: with the next keyframe
             return
         window.next_attempt = seconds / config.window + _NEXT_ATTEMPT
-        place = {number: k for k, number in enumerate(window.vertices)}
-        stretches = samples.between([each.stamp_ns for each in vertices])
+        place, stamps = {number: k for k, number in enumerate(window.vertices)}, [each.stamp_ns for each in vertices]
+        is_told = self._compare_clocks(vertex, samples)
+        known = self.clock_offsets.get(vertex.key.robot)
+        shift = 0 if known is None else round(known.seconds * 1e9)
+        if (samples.newest_ns or 0) < vertex.stamp_ns + shift:
+            return
+        stretches = samples.between([stamp + shift for stamp in stamps])
         if stretches is not None:
             links = [(place[e.previous], e.link) for e in vertices[1:] if e.previous is not None and e.link is not None]
             found = solve_inertial(links, stretches, samples.camera_from_imu, config, self.config.noise)
             self.inertial[vertex.key.robot] = found
             told = None if found is None or found.misfit > config.max_misfit else found.measurement()
-            if told is not None and told[1].std <= config.max_scale_std:
+            if is_told and told is not None and told[1].std <= config.max_scale_std:
                 self.graph.units[window.vertices[told[0]]] = told[1]
                 self.is_solved = False
                 self._windows[trajectory.number] = _InertialWindow([vertex.number], True)
                 return
         if is_full:  # the next one has its newer half
             window.vertices, window.next_attempt = window.vertices[len(vertices) // 2 :], _FIRST_ATTEMPT
+
+    def _compare_clocks(self, vertex: Vertex, samples: ImuSamples) -> bool:
+        """Find by how much an inertial sensor's stamps differ; whether it is known, or the motion does not tell it."""
+        newest = self._chained(self.graph.trajectories[vertex.trajectory].vertices[-MOST:])
+        stamps = [self.graph.vertices[number].stamp_ns for number in newest]
+        offset = clock_offset([pose[:3, :3] for pose in newest.values()], stamps, samples)
+        if offset is not None and offset.is_known:
+            self.clock_offsets[vertex.key.robot] = offset
+        return vertex.key.robot in self.clock_offsets or (offset is not None and len(newest) >= MOST)
 
     def _chained(self, numbers: list[int]) -> dict[int, Array]:
         """Poses of the newest of these keyframes that links connect, by number, in the frame of the first of them."""

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-# Seconds of samples in memory, and the longest gap between two samples.
-_KEPT, _LONGEST_GAP = 90.0, 0.1
+# Seconds of samples in memory, the longest gap between two samples, and the least jump back of a clock.
+_KEPT, _LONGEST_GAP, _JUMP = 90.0, 0.1, 1.0
 
 
 class ImuSamples:
@@ -41,6 +41,8 @@ class ImuSamples:
     def add(self, stamp_ns: int, rate: ArrayLike, acceleration: ArrayLike) -> None:
         """Add a sample; one that is not newer than the last, or not finite, is ignored.
 
+        One that is more than a second older begins anew.
+
         Args:
             stamp_ns: of the sample.
             rate: (3,) angular velocity about the sensor's axes, rad/s.
@@ -51,15 +53,24 @@ class ImuSamples:
             return
         with self._lock:
             if self._stamps and stamp_ns <= self._stamps[-1]:
-                if stamp_ns > self._stamps[-1] - _KEPT * 1e9:
+                if stamp_ns > self._stamps[-1] - _JUMP * 1e9:
                     return
-                self._stamps.clear()  # a recording that starts again
+                self._stamps.clear()  # a recording or a simulation that starts again
                 self._samples.clear()
             self._stamps.append(stamp_ns)
             self._samples.append(tuple(sample.tolist()))
             while self._stamps[0] < stamp_ns - _KEPT * 1e9:
                 self._stamps.popleft()
                 self._samples.popleft()
+
+    def part(self, first_ns: int, last_ns: int) -> ImuSamples:
+        """The samples of a time alone."""
+        found = ImuSamples(self.camera_from_imu)
+        with self._lock:
+            kept = [(at, of) for at, of in zip(self._stamps, self._samples, strict=True) if first_ns <= at <= last_ns]
+        found._stamps.extend(at for at, _ in kept)
+        found._samples.extend(of for _, of in kept)
+        return found
 
     def between(self, stamps_ns: list[int]) -> list[tuple[Array, Array]] | None:
         """Samples of the stretches between consecutive times.

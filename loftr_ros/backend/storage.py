@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ from loftr_ros.backend.measurements import (
 Array = NDArray[np.float64]
 
 FORMAT = 1
+# Arrays of a map: their types, and the shape of one entry.
+_ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
+    **dict.fromkeys(("robot", "frame", "trajectory", "groups", "metric", "broken"), (np.uint32, ())),
+    **dict.fromkeys(("is_metric", "believed"), (np.bool_, ())),
+    **dict.fromkeys(("loop_score", "camera_scale"), (np.float64, ())),
+    **dict.fromkeys(("stamp_ns", "previous"), (np.int64, ())),
+    **dict.fromkeys(("link_pose", "loop_pose", "camera_pose"), (np.float64, (4, 4))),
+    **dict.fromkeys(("link_covariance", "loop_covariance"), (np.float64, (6, 6))),
+    **dict.fromkeys(("link_length", "loop_length"), (np.uint8, ())),
+    **dict.fromkeys(("landmark_vertex", "landmark_track"), (np.uint32, ())),
+    "id": (np.uint64, ()),
+    "loop_ends": (np.uint32, (2,)),
+    "landmark_point": (np.float32, (3,)),
+    "landmark_std": (np.float32, ()),
+}
 _LENGTHS = list(Length)
 
 
@@ -46,6 +62,7 @@ def save_map(back_end: BackEnd, path: Path) -> None:
     robots = sorted({vertex.key.robot for vertex in graph.vertices})
     frames = sorted({vertex.frame_id for vertex in graph.vertices})
     head = {"format": FORMAT, "robots": robots, "frames": frames, "solved": solution is not None}
+    head["mounted"] = list(back_end.mounts)
     arrays: dict[str, NDArray[Any]] = {
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
         "robot": np.array([robots.index(vertex.key.robot) for vertex in graph.vertices], np.uint32),
@@ -60,6 +77,7 @@ def save_map(back_end: BackEnd, path: Path) -> None:
         "camera_pose": _stacked([each.pose for each in cameras], 4),
         "camera_scale": np.array([each.scale for each in cameras], np.float64),
         "groups": np.array([] if solution is None else solution.groups, np.uint32),
+        "mount_pose": _stacked(list(back_end.mounts.values()), 4),
         "metric": np.array([] if solution is None else sorted(solution.metric), np.uint32),
         "believed": np.array([] if solution is None else solution.believed, np.bool_),
         "broken": np.array([] if solution is None else sorted(solution.broken), np.uint32),
@@ -77,6 +95,7 @@ def save_map(back_end: BackEnd, path: Path) -> None:
         arrays[f"{name}_pose"] = _stacked([each.pose for each in measured], 4)
         arrays[f"{name}_covariance"] = _stacked([each.covariance for each in measured], 6)
         arrays[f"{name}_length"] = np.array([_LENGTHS.index(each.length) for each in measured], np.uint8)
+    arrays |= {name: np.asarray(arrays[name], kind) for name, (kind, _) in _ARRAYS.items()}
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,12 +125,20 @@ def load_map(back_end: BackEnd, path: Path) -> None:
         head = json.loads(bytes(arrays["head"]))
         if head["format"] != FORMAT:
             raise BackEndError(f"{path} has format {head['format']} of maps; this version reads {FORMAT}")
+        for name, (kind, shape) in _ARRAYS.items():
+            if arrays[name].dtype != kind or arrays[name].shape[1:] != shape or not arrays[name].ndim:
+                raise ValueError(f"{name} has the type {arrays[name].dtype} and the shape {arrays[name].shape}")
         graph, solution, landmarks = _made(arrays, head)
+        mounts = _mounts(arrays, head)
     except FileNotFoundError as error:
         raise BackEndError(f"there is no map {path}") from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except BackEndError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, EOFError, NotImplementedError, RuntimeError, MemoryError,
+            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise BackEndError(f"{path} is no map of this package, or is damaged: {error}") from error
     back_end.restore(graph, solution, landmarks)
+    back_end.mounts.update(mounts)
 
 
 def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph, Solution | None, dict[Any, Landmarks]]:
@@ -122,14 +149,19 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
     for number in range(count):
         key = KeyframeKey(head["robots"][arrays["robot"][number]], int(arrays["id"][number]))
         previous = int(arrays["previous"][number])
+        trajectory = int(arrays["trajectory"][number])
         if previous >= number or key in graph.numbers:
             raise ValueError(f"keyframe {key} is out of order")
+        if (previous < 0) is not (not graph.trajectories[trajectory].vertices) or (
+            previous >= 0 and graph.vertices[previous].trajectory != trajectory
+        ):
+            raise ValueError(f"keyframe {key} is linked with another trajectory")
         vertex = Vertex(
             number,
             key,
             int(arrays["stamp_ns"][number]),
             head["frames"][arrays["frame"][number]],
-            int(arrays["trajectory"][number]),
+            trajectory,
             None if previous < 0 else previous,
             None if previous < 0 else next(links),
         )
@@ -153,6 +185,7 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
         if (
             len(cameras) > count
             or len(groups) > len(graph.trajectories)
+            or max(groups, default=-1) >= len(graph.trajectories)
             or not np.isfinite(arrays["camera_pose"]).all()
         ):
             raise ValueError("its poses do not belong to its keyframes")
@@ -167,6 +200,14 @@ def _made(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> tuple[Graph,
             arrays["landmark_point"][part], arrays["landmark_std"][part], arrays["landmark_track"][part]
         )
     return graph, solution, landmarks
+
+
+def _mounts(arrays: dict[str, NDArray[Any]], head: dict[str, Any]) -> dict[str, Array]:
+    """Later than the format: an older map has none."""
+    poses = arrays.get("mount_pose", np.zeros((0, 4, 4)))
+    if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
+        raise ValueError("the pose of a camera on its robot is none")
+    return dict(zip(map(str, head.get("mounted", ())), poses, strict=True))
 
 
 def _measured(arrays: dict[str, NDArray[Any]], name: str) -> list[PoseMeasurement]:

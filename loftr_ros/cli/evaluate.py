@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
-from loftr_ros.cli.options import FrontEndOptions, Output, Quiet, RecordingOptions, grouped
+from loftr_ros.cli.options import (
+    BackEndParamsFile,
+    FrontEndOptions,
+    Output,
+    Quiet,
+    RecordingOptions,
+    back_end_config,
+    grouped,
+)
 
 Folders = Annotated[
     list[Path],
@@ -28,6 +36,7 @@ def evaluate(
     optimise: Annotated[
         bool, typer.Option("--optimise", help="Of trajectories also those of the back end (needs GTSAM).")
     ] = False,
+    back_end_params_file: BackEndParamsFile = None,
     min_matches: Annotated[
         int,
         typer.Option(
@@ -85,7 +94,8 @@ def evaluate(
                 try:
                     with reading.open(str(path)) as source:
                         evaluate_recording(name, source, front_end, reader, output / name, trajectories,
-                                           progress=not quiet, optimise=optimise, loop=loop)  # fmt: skip
+                                           progress=not quiet, optimise=optimise, loop=loop,
+                                           back_end=back_end_config(back_end_params_file))  # fmt: skip
                 except SourceError as error:
                     if len(folders) == len(recordings) == 1:
                         raise

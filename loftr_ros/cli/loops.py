@@ -11,10 +11,12 @@ import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
 from loftr_ros.cli.options import (
+    BackEndParamsFile,
     FrontEndOptions,
     Output,
     Quiet,
     RecordingOptions,
+    back_end_config,
     grouped,
 )
 
@@ -56,6 +58,7 @@ def loops(
         bool,
         typer.Option("--optimise", help="Also solve the pose graph: optimised.g2o, .csv and .png (needs GTSAM)."),
     ] = False,
+    back_end_params_file: BackEndParamsFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Find the loops in recordings and between them, without ROS: pose graph (g2o), tables, pictures."""
@@ -101,6 +104,7 @@ def loops(
                 reader=reader,
                 progress=not quiet,
                 optimise=optimise,
+                back_end=back_end_config(back_end_params_file),
             )
     except (BackEndError, ConfigError, DeviceError, MaskError, PlacesError, SourceError, WeightsError) as error:
         fail(error)

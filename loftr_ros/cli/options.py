@@ -15,6 +15,7 @@ from loftr_ros.cli.errors import fail
 from loftr_ros.settings import unknown
 
 if TYPE_CHECKING:  # they import much that a command needs later or never
+    from loftr_ros.backend.config import BackEndConfig
     from loftr_ros.frontend.pipeline import FrontEnd
     from loftr_ros.recordings import Source
     from loftr_ros.recordings.reading import FrameReader
@@ -56,6 +57,10 @@ Precision = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16 or int8; empty for the parameter's value.")
 ]
 ParamsFile = Annotated[Path | None, typer.Option(help="Parameter file of the node (see config/front_end.yaml).")]
+BackEndParamsFile = Annotated[
+    Path | None,
+    typer.Option(help="Parameter file of the back end (see config/back_end.yaml), for --optimise."),
+]
 NodeName = Annotated[
     str,
     typer.Option(
@@ -195,6 +200,27 @@ def parameters(path: Path | None, node: str = "") -> dict[str, Any]:
         ):
             typer.echo(f"{path}: {unknown('parameter', name, known)}", err=True)
     return flat
+
+
+def back_end_config(path: Path | None) -> BackEndConfig:
+    """The back end's settings in a ROS parameter file of its node; the defaults without one."""
+    from loftr_ros.backend.config import BackEndConfig
+    from loftr_ros.ros.back_end.parameters import BackEndParameters
+    from loftr_ros.settings import ConfigError, settings_of, with_values
+    from loftr_ros.tools.params_file import node_parameters
+
+    if path is None:
+        return BackEndConfig()
+    known = {name for name, _, _ in settings_of(BackEndParameters())}
+    try:
+        flat = node_parameters(existing(path), "/loftr_back_end")
+        config = with_values(BackEndConfig(), flat)
+    except ConfigError as error:
+        fail(f"{path}: {error}" if str(path) not in str(error) else error)
+    for name in flat:
+        if name not in known and not name.startswith("qos_overrides.") and name != "use_sim_time":
+            typer.echo(f"{path}: {unknown('parameter', name, known)}", err=True)
+    return config
 
 
 def _known_parameters() -> set[str]:

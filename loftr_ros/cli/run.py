@@ -9,11 +9,13 @@ import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
 from loftr_ros.cli.options import (
+    BackEndParamsFile,
     FrontEndOptions,
     Output,
     Quiet,
     RecordingOptions,
     SourceArgument,
+    back_end_config,
     grouped,
 )
 
@@ -32,6 +34,7 @@ def run(
             help="Search for loops and optimise the keyframes: a second trajectory, graph, map (needs GTSAM).",
         ),
     ] = False,
+    back_end_params_file: BackEndParamsFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the front end over a recording without ROS: trajectory, relative poses, correspondences, pictures."""
@@ -58,6 +61,7 @@ def run(
                 parquet=parquet,
                 progress=not quiet,
                 optimise=optimise,
+                back_end=back_end_config(back_end_params_file),
                 loop=with_values(LoopConfig(), values, "loop."),
             )
     except ImportError as error:

@@ -27,8 +27,10 @@ Array = NDArray[np.float64]
 # Factor by which the baseline must grow before depths are refined again: a nearer view adds little, and its errors are
 # those of the pose computed from these depths.
 _FARTHER = 1.15
-# Relative error of a transferred depth, because a cell's point and its source may lie on a slanted surface.
-_SLANT = 0.05
+# Relative error of a transferred depth, because a cell's point and its source may lie on a slanted surface: as measured
+# in rendered rooms. A larger one would make each keyframe's unit too long: a pose by depths that are better than stated
+# takes the noise of the matches for errors of depth, and explains it by a longer step.
+_SLANT = 0.005
 # Depths used to tell whether they form a plane; up to twice as many.
 _RATIOS = 200
 # Largest departure (logarithm) of the unit from that of the depths that a keyframe began with. Beyond it new depths are
@@ -213,7 +215,7 @@ class OwnScale:
         departure = float(np.median(ratio)) if len(ratio) >= self._config.min_cells else 0.0
         if abs(departure) > _DEPARTURE:
             # Depths that followed a wrong pose can drag all others along, since each pose is found by them.
-            unit = math.exp(-departure)
+            depth, unit = keyframe.first_depth, math.exp(-departure)
             found = replace(found, inverse=found.inverse * unit, variance=found.variance * unit**2)
         keyframe.depth = depth.with_measured(cell[good], found.inverse[good], found.variance[good])
         keyframe.depth_parallax = pose.median_parallax
@@ -221,8 +223,13 @@ class OwnScale:
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
         std = np.where(np.isfinite(matches.std), matches.std, self._geometry.threshold / 2)
         found = triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
+        # Not by the step's length: that all depths share, it is the unit itself.
+        along = pose.translation / max(float(np.linalg.norm(pose.translation)), 1e-12)
+        across = np.eye(6)
+        across[:3, :3] -= np.outer(along, along)
+        covariance = across @ pose.covariance @ across.T
         by_pose = variance_by_pose(
-            rays.keyframe, rays.current, pose.rotation, pose.translation, found.inverse, pose.covariance
+            rays.keyframe, rays.current, pose.rotation, pose.translation, found.inverse, covariance
         )
         return replace(found, variance=found.variance + by_pose)
 

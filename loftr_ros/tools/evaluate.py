@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.evaluation.metrics import pose_auc, rotation_error, translation_direction_error
 from loftr_ros.evaluation.pair_sets import ImagePair, PairSet
 from loftr_ros.evaluation.trajectory_errors import kitti_errors, step_errors, trajectory_errors
@@ -94,6 +95,7 @@ def evaluate_recording(
     progress: bool = True,
     optimise: bool = False,
     loop: LoopConfig | None = None,
+    back_end: BackEndConfig | None = None,
 ) -> None:
     """Run a recording as `loftr_ros run`, and put its errors into the table.
 
@@ -107,12 +109,15 @@ def evaluate_recording(
         progress: show a bar.
         optimise: the back end, too.
         loop: its settings of the search for loops.
+        back_end: its other settings.
 
     Raises:
         SourceError, BackEndError, PlacesError: as `run`.
     """
     fresh = FrontEnd(front_end.matcher, front_end.config)
-    report = run(source, fresh, output, reader=reader, progress=progress, optimise=optimise, loop=loop)
+    report = run(
+        source, fresh, output, reader=reader, progress=progress, optimise=optimise, loop=loop, back_end=back_end
+    )
     table.missing += [f"{name}: {reason}" for reason in report.missing]
     table.interrupted |= report.progress.interrupted
     if not report.truth or not report.truth_is_metric:

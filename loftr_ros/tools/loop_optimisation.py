@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.measurements import KeyframeKey
 from loftr_ros.backend.storage import write_g2o
 from loftr_ros.evaluation.trajectory_errors import trajectory_errors
@@ -17,12 +18,13 @@ from loftr_ros.tools.loop_report import Report
 from loftr_ros.tools.optimise import back_end_of, plot_optimised
 
 
-def write_optimised(folder: Path, report: Report) -> list[str]:
+def write_optimised(folder: Path, report: Report, config: BackEndConfig | None = None) -> list[str]:
     """Solve a graph and write `optimised.g2o`, `optimised.csv` and `optimised.png`.
 
     Args:
         folder: an existing folder.
         report: keyframes and loops.
+        config: settings of the back end; None for the defaults.
 
     Returns:
         The results as lines of text.
@@ -30,7 +32,7 @@ def write_optimised(folder: Path, report: Report) -> list[str]:
     Raises:
         BackEndError: GTSAM cannot solve it, or a file cannot be written.
     """
-    back_end = back_end_of(report.keyframes, report.loops)
+    back_end = back_end_of(report.keyframes, report.loops, config)
     if not back_end.graph.vertices:
         return ["back end: no keyframe has a pose, there is nothing to optimise"]
     back_end.optimise()

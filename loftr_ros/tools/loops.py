@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.factors import require_gtsam
 from loftr_ros.extras import why_no_plots
 from loftr_ros.frontend.mask import MaskError
@@ -61,6 +62,7 @@ def find_loops(
     reader: FrameReader | None = None,
     progress: bool = True,
     optimise: bool = False,
+    back_end: BackEndConfig | None = None,
 ) -> Report:
     """Find loops within recordings, between them, and with the earlier content of an archive.
 
@@ -81,6 +83,7 @@ def find_loops(
         reader: makes frames with the node's parameters; None for their defaults.
         progress: show a progress bar.
         optimise: also solve the graph and write `optimised.g2o`, `optimised.csv` and `optimised.png`; needs GTSAM.
+        back_end: settings of the back end; None for the defaults.
 
     Raises:
         BackEndError: GTSAM is missing, or cannot solve the graph.
@@ -112,7 +115,7 @@ def find_loops(
         plot_loops(output / "loops.png", graph)
     job.pictures.write(output, archive)
     if optimise:
-        report.back_end = write_optimised(output, report)
+        report.back_end = write_optimised(output, report, back_end)
     write_marker(output, report.missing)
     return report
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.backend.back_end import BackEnd
+from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.backend.measurements import (
     ImageMeasurement,
@@ -75,13 +76,15 @@ def measured_loop(
     return None if found is None else LoopMeasurement(older, newer, found, score)
 
 
-def back_end_of(keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop]) -> BackEnd:
+def back_end_of(
+    keyframes: Sequence[GraphKeyframe], loops: Iterable[Loop], config: BackEndConfig | None = None
+) -> BackEnd:
     """A back end with the graph of `loftr_ros loops`; keyframes without a pose are left out.
 
     Raises:
         BackEndError: GTSAM is not installed.
     """
-    back_end = BackEnd()
+    back_end = BackEnd(config)
     for keyframe in keyframes:
         if keyframe.pose is None:
             continue

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.backend.config import BackEndConfig
 from loftr_ros.evaluation.records import Located, accuracy, to_reference
 from loftr_ros.evaluation.run_trajectory import RunTrajectory
 from loftr_ros.extras import why_no_plots
@@ -108,6 +109,7 @@ def run(
     progress: bool = True,
     optimise: bool = False,
     loop: LoopConfig | None = None,
+    back_end: BackEndConfig | None = None,
 ) -> Report:
     """Process every frame of a source and write the results.
 
@@ -125,6 +127,7 @@ def run(
         optimise: also search for loops, optimise all keyframes, and write `optimised.tum`, `graph.g2o`, `map.ply`,
             `map.npz` and `optimised.png`; needs GTSAM.
         loop: settings of the loop search; None for the defaults.
+        back_end: settings of the back end; None for the defaults.
 
     Returns:
         A summary.
@@ -142,7 +145,7 @@ def run(
     for old in _WRITTEN:  # an older picture would be mistaken for one of this run
         (output / old).unlink(missing_ok=True)
     report, picture = Report(), _BestPicture()
-    back = _open_back_end(front_end, loop or LoopConfig()) if optimise else None
+    back = _open_back_end(front_end, loop or LoopConfig(), back_end) if optimise else None
     gyroscope = None if source.imu is None else Gyroscope(camera_from_imu=source.imu.camera_from_imu[:3, :3])
     samples = None if back is None or source.imu is None else back.use_imu(source.imu.camera_from_imu)
     front_end.use_gyroscope(gyroscope)
@@ -196,11 +199,11 @@ def run(
     return report
 
 
-def _open_back_end(front_end: FrontEnd, loop: LoopConfig) -> Optimisation:
+def _open_back_end(front_end: FrontEnd, loop: LoopConfig, config: BackEndConfig | None) -> Optimisation:
     from loftr_ros.backend.back_end import BackEnd
     from loftr_ros.tools.optimise import LoopSearch, Optimisation
 
-    back_end = BackEnd()  # first, to fail at once if GTSAM is missing
+    back_end = BackEnd(config)  # first, to fail at once if GTSAM is missing
     return Optimisation(back_end, LoopSearch(front_end, loop))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,10 @@ Array = NDArray[np.float64]
 _PATIENCE = 0.3
 # Odometry that is kept, for keyframes that come after it.
 _KEPT = 400
+# Odometry whose keyframe is not known yet, at most: the topics of an image come one after the other.
+_UNPLACED = 10
+# A stamp that is further back than topics overtake each other: a recording or a simulation begins again.
+_JUMP_NS = 1_000_000_000
 # Messages with tracks that are kept: a keyframe comes this many images after its own at most.
 _KEPT_TRACKS = 32
 # Ids of keyframes, which a front end without an archive begins anew.
@@ -53,14 +57,14 @@ class OdometryFix:
         stamp_ns: of the image.
         pose: (4, 4) T_odom_base.
         odom_frame, base_frame: names of the frames.
-        is_broken: whether it belongs to a later segment of the odometry, which nothing connects with the first.
+        run: grows where the odometry jumps: nothing connects poses of different runs.
     """
 
     stamp_ns: int
     pose: Array
     odom_frame: str
     base_frame: str
-    is_broken: bool
+    run: int
 
 
 @dataclass(eq=False)
@@ -84,7 +88,12 @@ class RobotInput:
     _poses: OrderedDict[int, dict[KeyframeKey, PoseMeasurement]] = field(default_factory=OrderedDict)
     _keyframes: list[_Waiting] = field(default_factory=list)
     _stamps: dict[int, int] = field(default_factory=dict)
+    _heard: set[int] = field(default_factory=set)
     _tracks: OrderedDict[tuple[int, int], Tracks] = field(default_factory=OrderedDict)  # by keyframe and stamp
+    _located_by: OrderedDict[int, KeyframeKey] = field(default_factory=OrderedDict)  # by the image's stamp
+    _unplaced: deque[OdometryFix] = field(default_factory=lambda: deque(maxlen=_UNPLACED))
+    _is_broken: bool = False
+    _run: int = 0
     _newest_ns: int = 0
     _epoch: int = 0
 
@@ -93,28 +102,61 @@ class RobotInput:
         return KeyframeKey(self.robot, keyframe_id + self._epoch * _EPOCH)
 
     def known(self, key: KeyframeKey, stamp_ns: int) -> None:
-        """Remember a keyframe of a loaded map."""
-        if key.robot == self.robot and key.id < _EPOCH:
-            self._stamps[key.id] = stamp_ns
-        if key.robot == self.robot:
-            self._epoch = max(self._epoch, key.id // _EPOCH)
+        """Remember a keyframe of a loaded map; the newest numbers, if they were restarted."""
+        if key.robot != self.robot:
+            return
+        epoch, number = divmod(key.id, _EPOCH)
+        if epoch > self._epoch:
+            self._epoch = epoch
+            self._stamps.clear()
+        if epoch == self._epoch:
+            self._stamps[number] = stamp_ns
 
-    def add_odometry(self, message: Odometry) -> OdometryFix:
-        """Keep the message for the keyframe of the same image."""
+    def names(self, keyframe_id: int, stamp_ns: int) -> Iterator[KeyframeKey]:
+        """Names that a keyframe may have, by the present numbers first, unless they have it with another stamp."""
+        is_present = self._stamps.get(keyframe_id, stamp_ns) == stamp_ns
+        for epoch in range(self._epoch if is_present else self._epoch - 1, -1, -1):
+            yield KeyframeKey(self.robot, keyframe_id + epoch * _EPOCH)
+
+    def jumped(self) -> None:
+        """Messages were lost: the odometry may have jumped meanwhile."""
+        self._run += 1
+
+    def add_odometry(self, message: Odometry) -> None:
+        """Keep the message, for the keyframe of the same image and for `placed`."""
         stamp_ns = to_nanoseconds(message.header.stamp)
-        covariance = np.asarray(message.pose.covariance).reshape(6, 6)
+        pose, twist = (np.asarray(each.covariance) for each in (message.pose, message.twist))
+        # A twist of which nothing is known: this place is not connected with the last one.
+        is_broken, speed = bool(pose[0] >= _BROKEN), message.twist.twist.linear
+        begins = twist[0] == UNKNOWN_VARIANCE and (speed.x, speed.y, speed.z) == (0.0, 0.0, 0.0)
+        self._note(stamp_ns)
+        self._run += is_broken is not self._is_broken or begins
+        self._is_broken = is_broken
         fix = OdometryFix(
-            stamp_ns,
-            pose_of(message.pose.pose),
-            message.header.frame_id,
-            message.child_frame_id,
-            bool(covariance[0, 0] >= _BROKEN),
+            stamp_ns, pose_of(message.pose.pose), message.header.frame_id, message.child_frame_id, self._run
         )
         self._fixes[stamp_ns] = self.odometry = fix
+        self._unplaced.append(fix)
         while len(self._fixes) > _KEPT:
             self._fixes.popitem(last=False)
-        self._newest_ns = max(self._newest_ns, stamp_ns)
-        return fix
+
+    def placed(self, has: Callable[[KeyframeKey], bool]) -> Iterator[tuple[OdometryFix, KeyframeKey]]:
+        """The odometry that has come since, with the keyframe that located its image, oldest first.
+
+        Odometry without such a keyframe waits for it, until later odometry has one.
+
+        Args:
+            has: whether the back end has a keyframe.
+        """
+        waiting = list(self._unplaced)
+        keys = [self._located_by.get(fix.stamp_ns) for fix in waiting]
+        known = [k for k, key in enumerate(keys) if key is not None and has(key)]
+        if known:
+            self._unplaced = deque(waiting[known[-1] + 1 :], _UNPLACED)
+        for k in known:
+            key = keys[k]
+            assert key is not None
+            yield waiting[k], key
 
     def fix_at(self, stamp_ns: int) -> OdometryFix | None:
         """The odometry of an image; None without one."""
@@ -127,18 +169,21 @@ class RobotInput:
             BackEndError: the message has no valid pose.
         """
         stamp_ns = to_nanoseconds(message.header.stamp)
-        self._newest_ns = max(self._newest_ns, stamp_ns)
+        self._note(stamp_ns)
+        self._named(message.keyframe_id, to_nanoseconds(message.keyframe_stamp))
         if message.status in _WITHOUT_POSE:
             return
-        pose = measured(message.pose, _length(message))
-        self._poses.setdefault(stamp_ns, {})[self.key(message.keyframe_id)] = pose
-        while len(self._poses) > _KEPT:
-            self._poses.popitem(last=False)
+        key, pose = self.key(message.keyframe_id), measured(message.pose, _length(message))
+        self._poses.setdefault(stamp_ns, {})[key] = pose
+        self._located_by.setdefault(stamp_ns, key)  # the first one of an image
+        for known in (self._poses, self._located_by):
+            while len(known) > _KEPT:
+                known.popitem(last=False)
 
-    def found_by(self, stamp_ns: int) -> tuple[KeyframeKey, PoseMeasurement] | None:
-        """The keyframe that located an image, and T_keyframe_image in metres; None without one."""
-        known = self._poses.get(stamp_ns, {})
-        return next(((key, pose) for key, pose in known.items() if pose.length is Length.METRES), None)
+    def pose_by(self, key: KeyframeKey, stamp_ns: int) -> PoseMeasurement | None:
+        """T_keyframe_image of an image, in metres; None without one."""
+        pose = self._poses.get(stamp_ns, {}).get(key)
+        return pose if pose is not None and pose.length is Length.METRES else None
 
     def add_tracks(self, message: Tracks) -> None:
         """Keep the message until the next keyframe comes, which may be of an earlier image than the newest."""
@@ -151,6 +196,7 @@ class RobotInput:
         if message.event == Keyframe.ADDED and message.reason != Keyframe.RECALLED:
             self._keyframes.append(_Waiting(message, time.monotonic()))
         elif message.event == Keyframe.REMOVED:
+            # Not a jump of the clock where it is older: the front end's last ones come again to a late subscriber.
             self._newest_ns = max(self._newest_ns, to_nanoseconds(message.header.stamp))
 
     @property
@@ -179,36 +225,67 @@ class RobotInput:
     def _taken(
         self, message: Keyframe, stamp_ns: int
     ) -> tuple[list[ImageMeasurement], KeyframeMeasurement, list[tuple[KeyframeKey, Landmarks]]]:
-        if self._stamps.get(message.id, stamp_ns) != stamp_ns:
-            self._epoch += 1  # the front end was restarted without an archive, so its numbers start again
-            self._stamps.clear()
-            self._poses.clear()
-            self._tracks.clear()
-        self._stamps[message.id] = stamp_ns
+        self._named(message.id, stamp_ns)
+        if not message.previous_known:
+            self._located_by.setdefault(stamp_ns, self.key(message.id))
         images = [
             ImageMeasurement(stamp, self.robot, self._poses.pop(stamp)) for stamp in sorted(self._poses)
             if stamp <= stamp_ns
         ]  # fmt: skip
         link = None
-        if message.previous_known:
+        # A number that only a loaded map knows may be of an older front end's.
+        is_linked = message.previous_known and message.previous_id in self._heard
+        if is_linked:
             link = measured(message.previous_pose, Length.METRES if message.scale_known else Length.OWN_UNIT)
         keyframe = KeyframeMeasurement(
             self.key(message.id),
             stamp_ns,
             message.frame_id,
-            self.key(message.previous_id) if message.previous_known else None,
+            self.key(message.previous_id) if is_linked else None,
             link,
             message.scale_known,
-            shared_landmarks(self._tracks.get((message.previous_id, stamp_ns))) if message.previous_known else None,
+            shared_landmarks(self._tracks.get((message.previous_id, stamp_ns))) if is_linked else None,
         )
         newest = {number: tracks for (number, _), tracks in self._tracks.items()}
         seen = [(self.key(number), landmarks(tracks)) for number, tracks in newest.items()]
         self._tracks.clear()
         return images, keyframe, seen
 
+    def _named(self, keyframe_id: int, stamp_ns: int) -> None:
+        """Compare a keyframe's stamp with that of the keyframe of this number.
 
-def loop_of(message: LoopClosure) -> LoopMeasurement | None:
+        If they differ, the front end was restarted without its archive, and its numbers begin again.
+        """
+        if self._stamps.get(keyframe_id, stamp_ns) != stamp_ns:
+            self._epoch += 1
+            self._stamps.clear()
+            self._heard.clear()
+            self._poses.clear()
+            self._located_by.clear()
+            self._tracks.clear()
+        self._stamps[keyframe_id] = stamp_ns
+        self._heard.add(keyframe_id)
+
+    def _note(self, stamp_ns: int) -> None:
+        """Note a message's stamp; if the clock has jumped back, what is of later stamps goes."""
+        if stamp_ns >= self._newest_ns - _JUMP_NS:
+            self._newest_ns = max(self._newest_ns, stamp_ns)
+            return
+        self._newest_ns = stamp_ns
+        self._run += 1
+        for kept in (self._fixes, self._poses, self._located_by):
+            for later in [each for each in kept if each > stamp_ns + _JUMP_NS]:
+                del kept[later]
+        self._unplaced.clear()
+        self._tracks.clear()
+
+
+def loop_of(message: LoopClosure, older: KeyframeKey, newer: KeyframeKey) -> LoopMeasurement | None:
     """A loop as input of the back end; None if it has no pose.
+
+    Args:
+        message: what the front end says.
+        older, newer: names of its keyframes.
 
     Raises:
         BackEndError: the message has no valid pose.
@@ -219,12 +296,7 @@ def loop_of(message: LoopClosure) -> LoopMeasurement | None:
         pose = measured(message.own_unit_pose, Length.OWN_UNIT)
     else:
         pose = measured(message.pose, _length(message))
-    return LoopMeasurement(
-        KeyframeKey(message.matched_robot, message.matched_keyframe_id),
-        KeyframeKey(message.robot, message.keyframe_id),
-        pose,
-        message.score,
-    )
+    return LoopMeasurement(older, newer, pose, message.score)
 
 
 def _length(message: RelativePose | LoopClosure) -> Length:
@@ -289,3 +361,6 @@ TOPICS: dict[str, Any] = {
     "odometry": Odometry,
 }
 """The front end's topics that the back end subscribes to, and their types."""
+
+KEPT = ("keyframe", "loop_closures")
+"""Those of them whose last messages come again to a late subscriber."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_srvs.srv import Trigger
 
 from loftr_ros.backend.measurements import BackEndError
 from loftr_ros.ros.back_end.imu import ImuInput, imu_topic
-from loftr_ros.ros.back_end.input import TOPICS, robot_of, topic_of
+from loftr_ros.ros.back_end.input import KEPT, TOPICS, robot_of, topic_of
 from loftr_ros.ros.back_end.output import MapOutput
 from loftr_ros.ros.back_end.parameters import BackEndParameters
 from loftr_ros.ros.back_end.work import BackEndWork, WorkState
@@ -26,6 +26,8 @@ from loftr_ros.settings import ConfigError
 NAME = "loftr_back_end"
 # Messages that the middleware keeps for us: a second of a fast camera's, since the thread that takes them only queues.
 _DEPTH = 100
+# ... and of those that a front end keeps for late subscribers, all of which come at once.
+_KEPT_DEPTH = 1000
 
 
 class BackEndNode(SettingsNode[BackEndParameters]):
@@ -81,7 +83,9 @@ class BackEndNode(SettingsNode[BackEndParameters]):
                         kind,
                         topic_of(front_end, name),
                         partial(self._work.put, robot),
-                        QoSProfile(depth=_DEPTH),
+                        QoSProfile(depth=_KEPT_DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+                        if name in KEPT
+                        else QoSProfile(depth=_DEPTH),
                         qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                     )
                 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from std_msgs.msg import ColorRGBA, Header
 
 from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.geometry.se3 import inverse, quaternion_of
+from loftr_ros.ros.output.base_motion import base_covariance
 from loftr_ros.ros.output.messages import to_cloud, to_pose, to_pose_with_covariance, to_time
 
 Array = NDArray[np.float64]
@@ -40,14 +41,32 @@ class MapFrame:
     Attributes:
         name: of the frame.
         base_from_camera: (4, 4) T_base_camera of the first camera.
+        mounts: (4, 4) T_base_camera of cameras by their optical frames; one that is not there is mounted as the first.
     """
 
     name: str
     base_from_camera: Array
+    mounts: Mapping[str, Array] = field(default_factory=dict)
 
-    def base(self, camera: Array) -> Array:
-        """(4, 4) T_map_base, from a camera's pose in the first camera's axes."""
-        return np.asarray(self.base_from_camera @ camera @ inverse(self.base_from_camera))
+    def mount(self, frame_id: str) -> Array:
+        """(4, 4) T_base_camera of a camera."""
+        return self.mounts.get(frame_id, self.base_from_camera)
+
+    def base(self, camera: Array, frame_id: str) -> Array:
+        """(4, 4) T_map_base, from the pose of a camera with an optical frame in the first camera's axes."""
+        return np.asarray(self.base_from_camera @ camera @ inverse(self.mount(frame_id)))
+
+    def covariance(self, covariance: Array, base: Array, frame_id: str) -> Array:
+        """(6, 6) covariance of the base's pose about the map's axes.
+
+        Args:
+            covariance: (6, 6) of the camera's (translation, rotation vector) about the first camera's axes.
+            base: (4, 4) T_map_base.
+            frame_id: optical frame of the camera.
+        """
+        mounted = self.base_from_camera.copy()  # the first camera's axes, and this camera's arm
+        mounted[:3, 3] = self.mount(frame_id)[:3, 3]
+        return base_covariance(covariance, base, mounted)
 
     def points(self, points: NDArray[np.floating]) -> Array:
         """(N, 3) points in the map, from points in the first camera's axes."""
@@ -72,13 +91,13 @@ def pose_message(pose: Array, covariance: Array, stamp_ns: int, map_frame: str) 
 
 
 def path_message(back_end: BackEnd, frame: MapFrame, group: int) -> Path:
-    """All keyframes of the map, in the order of their stamps."""
+    """All keyframes of the map, one trajectory after the other, each in the order of its stamps."""
     poses = [
         PoseStamped(
             header=Header(stamp=to_time(vertex.stamp_ns), frame_id=frame.name),
-            pose=to_pose(frame.base(place.camera.pose)),
+            pose=to_pose(frame.base(place.camera.pose, vertex.frame_id)),
         )
-        for vertex, place in sorted(back_end.places(), key=lambda each: each[0].stamp_ns)
+        for vertex, place in sorted(back_end.places(), key=lambda each: (each[0].trajectory, each[0].stamp_ns))
         if place.group == group
     ]
     return Path(header=poses[-1].header if poses else Header(frame_id=frame.name), poses=poses)
@@ -93,7 +112,11 @@ def graph_message(back_end: BackEnd, frame: MapFrame, group: int) -> Any:
     from visualization_msgs.msg import Marker, MarkerArray
 
     vertices = {v.number: v for v, place in back_end.places() if place.group == group}
-    where = {v.number: frame.base(place.camera.pose)[:3, 3] for v, place in back_end.places() if place.group == group}
+    where = {
+        v.number: frame.base(place.camera.pose, v.frame_id)[:3, 3]
+        for v, place in back_end.places()
+        if place.group == group
+    }
     newest = max((vertex.stamp_ns for vertex in vertices.values()), default=0)
     header = Header(stamp=to_time(newest), frame_id=frame.name)
     markers = [Marker(header=header, action=Marker.DELETEALL)]
@@ -163,6 +186,7 @@ class MapOutput:
             self._graph = publisher(MarkerArray, "~/pose_graph")
         except ImportError:
             warn("visualization_msgs is not installed: nothing is published on ~/pose_graph")
+        self._listening = [0 for each in (self._path, self._graph, self._landmarks) if each]
         if publish_tf:
             try:
                 from tf2_msgs.msg import TFMessage
@@ -174,15 +198,22 @@ class MapOutput:
                     "has it, PyPI's wheels of ROS have not"
                 )
 
-    def transform(self, message: TransformStamped) -> None:
-        """Publish map -> odom."""
+    def transform(self, message: TransformStamped, on_tf: bool = True) -> None:
+        """Publish map -> odom, on /tf only if asked to."""
         self._transform.publish(message)
-        if self._tf is not None and self._tf_type is not None:
+        if on_tf and self._tf is not None and self._tf_type is not None:
             self._tf.publish(self._tf_type(transforms=[message]))
 
     def pose(self, message: PoseWithCovarianceStamped) -> None:
         """Publish the base's pose in the map."""
         self._pose.publish(message)
+
+    def is_asked_anew(self) -> bool:
+        """Whether somebody has subscribed to path, graph or landmarks since this was asked last."""
+        listening = [each.get_subscription_count() for each in (self._path, self._graph, self._landmarks) if each]
+        grown = any(now > before for now, before in zip(listening, self._listening, strict=True))
+        self._listening = listening
+        return grown
 
     def publish_map(self, back_end: BackEnd, frame: MapFrame, group: int) -> None:
         """Publish path, graph and landmarks, each only while somebody subscribes."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 
 from loftr_ros.backend.back_end import BackEnd, Counts
+from loftr_ros.backend.graph import Vertex
 from loftr_ros.backend.imu_samples import ImuSamples
 from loftr_ros.backend.measurements import BackEndError, KeyframeKey
 from loftr_ros.backend.solver_process import SolverProcess
@@ -26,9 +27,8 @@ from loftr_ros.msg import Keyframe, LoopClosure, RelativePose, Tracks
 from loftr_ros.ros.back_end.input import OdometryFix, RobotInput, loop_of
 from loftr_ros.ros.back_end.output import MapFrame, MapOutput, pose_message, transform_message
 from loftr_ros.ros.back_end.parameters import BackEndParameters
-from loftr_ros.ros.output.base_motion import base_covariance
 from loftr_ros.ros.output.camera_mount import CameraMount
-from loftr_ros.ros.output.messages import to_time
+from loftr_ros.ros.output.messages import to_nanoseconds, to_time
 from loftr_ros.threads import Asked, Task, WorkThread
 
 Array = NDArray[np.float64]
@@ -64,6 +64,21 @@ class WorkState:
     is_metric: bool
     inertial: dict[str, str]
     down: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Offset:
+    """map -> odom.
+
+    Attributes:
+        pose: (4, 4) T_map_odom.
+        trajectory: number of that which its keyframe belongs to.
+        run: of the odometry, see `OdometryFix`.
+    """
+
+    pose: Array
+    trajectory: int
+    run: int
 
 
 class BackEndWork:
@@ -110,8 +125,12 @@ class BackEndWork:
         self._frame: MapFrame | None = None
         self._newest: dict[str, KeyframeKey] = {}
         self._camera_frames: dict[str, str] = {}
-        self._fixes: dict[KeyframeKey, OdometryFix] = {}
-        self._offsets: dict[str, tuple[Array, bool]] = {}  # map -> odom, and whether of the odometry's first segment
+        self._anchors: dict[str, tuple[KeyframeKey, OdometryFix]] = {}  # the newest keyframes with odometry
+        self._offsets: dict[str, _Offset] = {}
+        self._on_tf: dict[str, str] = {}  # robots by their odometry's frames
+        self._unmounted: set[str] = set()  # robots whose camera's mount may still come
+        self._aliases: dict[str, str] = {}  # robots by the names that their front ends have for them
+        self._jumps_seen = 0
         self._reported: dict[str, bool] = {}
         self._position_std: dict[str, float] = {}
         self._queue: deque[tuple[str, Any]] = deque()
@@ -197,10 +216,15 @@ class BackEndWork:
         return partial(self._guarded, self._save_at_the_end)
 
     def _round(self, items: list[tuple[str, Any]], commands: list[Task]) -> None:
+        if self._dropped != self._jumps_seen:
+            self._jumps_seen = self._dropped
+            for source in self._inputs.values():
+                source.jumped()
         for robot, message in items:
             self._guarded(self._take, robot, message)
         for robot in self._inputs:
             self._guarded(self._keyframes, robot)
+            self._guarded(self._send_transforms, robot)
         for command in commands:
             command()
         self._guarded(self._solve)
@@ -228,13 +252,39 @@ class BackEndWork:
         elif isinstance(message, Keyframe):
             source.add_keyframe(message)
         elif isinstance(message, LoopClosure):
-            loop = loop_of(message)
-            if loop is not None:
-                self.back_end.add_loop(loop)
+            self._take_loop(source, message)
         else:
-            fix = source.add_odometry(message)
+            source.add_odometry(message)
             self._keyframes(robot)
-            self._send_transform(robot, fix)
+            self._send_transforms(robot)
+
+    def _take_loop(self, source: RobotInput, message: LoopClosure) -> None:
+        self._aliases[message.robot] = source.robot
+        owner = self._aliases.get(message.matched_robot, message.matched_robot)
+        older = self._named(owner, message.matched_keyframe_id, to_nanoseconds(message.matched_stamp))
+        newer = self._named(source.robot, message.keyframe_id, to_nanoseconds(message.header.stamp))
+        loop = loop_of(message, older, newer)
+        if loop is not None:
+            self.back_end.add_loop(loop)
+
+    def _named(self, robot: str, keyframe_id: int, stamp_ns: int) -> KeyframeKey:
+        """Name of a keyframe of a loop, which may come later.
+
+        Raises:
+            BackEndError: the map's keyframe of this number is another one.
+        """
+        graph, source = self.back_end.graph, self._inputs.get(robot)
+        names = [KeyframeKey(robot, keyframe_id)] if source is None else list(source.names(keyframe_id, stamp_ns))
+        for key in names:
+            number = graph.numbers.get(key)
+            if number is not None and graph.vertices[number].stamp_ns == stamp_ns:
+                return key
+        if not names or names[0] in graph.numbers:
+            raise BackEndError(
+                f"a loop with keyframe {keyframe_id} of robot '{robot}' is left out: the map's keyframe of this number "
+                "is of another time. The front end's archive and the map are not of the same runs"
+            )
+        return names[0]
 
     def _keyframes(self, robot: str) -> None:
         source = self._inputs[robot]
@@ -251,11 +301,7 @@ class BackEndWork:
             self._newest[robot], self._camera_frames[robot] = keyframe.key, keyframe.frame_id
             fix = source.fix_at(keyframe.stamp_ns)
             if fix is not None:
-                self._fixes[keyframe.key] = fix
-            if self._frame is None:
-                mounted = self._mount.of(keyframe.frame_id)
-                if mounted is not None:
-                    self._frame = MapFrame(self.parameters.frames.map_frame, mounted)
+                self._anchors[robot] = keyframe.key, fix
             self._locate(robot)
             self._send_pose(robot)
 
@@ -280,64 +326,115 @@ class BackEndWork:
         found = next(self.back_end.places(), None)
         return None if found is None else found[1].group
 
+    def _framed(self, frame_id: str) -> MapFrame | None:
+        """The map's frame, in which a camera's mount is known, too; None while one of the two may still come."""
+        back_end = self.back_end
+        mounted = self._mount.of(frame_id)
+        if mounted is not None:
+            back_end.mounts[frame_id] = mounted
+        if self._frame is None and back_end.graph.vertices:
+            first = back_end.graph.vertices[0].frame_id
+            mounted = back_end.mounts.get(first)
+            if mounted is None:
+                mounted = self._mount.of(first)
+            if mounted is not None:
+                self._frame = MapFrame(self.parameters.frames.map_frame, mounted.copy(), back_end.mounts)
+        return self._frame if frame_id in back_end.mounts else None
+
     def _locate(self, robot: str) -> None:
         """Compute map -> odom by the robot's newest keyframe; there is none if no loop connects it with the map."""
-        key = self._newest[robot]
-        place, fix = self.back_end.place(key), self._fixes.get(key)
-        known = place is not None and place.group == self._home() and self._frame is not None and fix is not None
-        if known:
-            assert place is not None and fix is not None and self._frame is not None
-            base = self._frame.base(place.camera.pose)
-            self._offsets[robot] = base @ inverse(fix.pose), fix.is_broken
-        else:
+        newest = self.back_end.graph.vertices[self.back_end.graph.numbers[self._newest[robot]]]
+        anchor = self._anchors.get(robot)
+        place = None if anchor is None else self.back_end.place(anchor[0])
+        frame = self._framed(newest.frame_id)
+        (self._unmounted.add if frame is None else self._unmounted.discard)(robot)
+        offset = None
+        if anchor is not None and place is not None and place.group == self._home() and frame is not None:
+            vertex = self.back_end.graph.vertices[self.back_end.graph.numbers[anchor[0]]]
+            if vertex.trajectory == newest.trajectory:
+                base = frame.base(place.camera.pose, vertex.frame_id)
+                offset = _Offset(base @ inverse(anchor[1].pose), vertex.trajectory, anchor[1].run)
+        self._place_robot(robot, offset)
+
+    def _place_robot(self, robot: str, offset: _Offset | None) -> None:
+        """Go by an offset from now on; None: it is not known."""
+        if offset is None:
             self._offsets.pop(robot, None)
-        if self._reported.get(robot) is not known:
-            self._reported[robot] = known
-            if known:
-                self._logger.info(f"robot '{robot}' is localized in the map, by keyframe {key}")
-            else:
-                self._logger.info(
-                    f"robot '{robot}' is not localized in the map: no loops lead from its keyframe {key} to the map's, "
-                    "or its odometry has not come"
-                )
-
-    def _send_transform(self, robot: str, fix: OdometryFix) -> None:
-        offset = self._offsets.get(robot)
-        if offset is None or offset[1] is not fix.is_broken:
-            # Another segment has begun, or an old one goes on: the odometry has jumped. A keyframe comes next; before
-            # that an old one may have located the image.
-            offset = self._found_again(robot, fix)
-            if offset is None:
-                return
+        else:
             self._offsets[robot] = offset
-        stamp_ns = fix.stamp_ns + round(self.parameters.frames.tf_tolerance * 1e9)
-        self._output.transform(
-            transform_message(offset[0], to_time(stamp_ns), self.parameters.frames.map_frame, fix.odom_frame)
-        )
+        known = offset is not None
+        if self._reported.get(robot) is known:
+            return
+        self._reported[robot] = known
+        if known:
+            self._logger.info(f"robot '{robot}' is localized in the map")
+        else:
+            self._logger.info(
+                f"robot '{robot}' is not localized in the map: no loops lead from its newest keyframe to the map's, or "
+                "its odometry has not come"
+            )
 
-    def _found_again(self, robot: str, fix: OdometryFix) -> tuple[Array, bool] | None:
+    def _send_transforms(self, robot: str) -> None:
+        """Publish map -> odom for the images that have come, if it is known and their odometry has not jumped since."""
+        graph = self.back_end.graph
+        for fix, key in self._inputs[robot].placed(graph.numbers.__contains__):
+            vertex = graph.vertices[graph.numbers[key]]
+            offset = self._offsets.get(robot)
+            if robot in self._unmounted:
+                self._locate(robot)
+                offset = self._offsets.get(robot)
+            if offset is not None and fix.run < offset.run:
+                continue  # of before the jump
+            if offset is None or (offset.trajectory, offset.run) != (vertex.trajectory, fix.run):
+                # The odometry has jumped. A keyframe comes next; before that an old one may have located the image.
+                offset = self._found_again(robot, fix, vertex)
+                self._place_robot(robot, offset)
+            if offset is not None:
+                self._send_transform(robot, fix, offset)
+
+    def _send_transform(self, robot: str, fix: OdometryFix, offset: _Offset) -> None:
+        stamp_ns = fix.stamp_ns + round(self.parameters.frames.tf_tolerance * 1e9)
+        message = transform_message(offset.pose, to_time(stamp_ns), self.parameters.frames.map_frame, fix.odom_frame)
+        owner = self._on_tf.setdefault(fix.odom_frame, robot)
+        self._output.transform(message, owner == robot)
+        if owner != robot:
+            raise BackEndError(
+                f"the odometry of '{owner}' and of '{robot}' has the same frame {fix.odom_frame}: map -> "
+                f"{fix.odom_frame} is on /tf for '{owner}' alone. Set odometry.odom_frame of one front end"
+            )
+
+    def _found_again(self, robot: str, fix: OdometryFix, vertex: Vertex) -> _Offset | None:
         """map -> odom by a keyframe of the map that located the image; None without one."""
-        found = self._inputs[robot].found_by(fix.stamp_ns)
-        place = None if found is None else self.back_end.place(found[0])
-        if found is None or place is None or place.group != self._home() or self._frame is None:
+        found, place = self._inputs[robot].pose_by(vertex.key, fix.stamp_ns), self.back_end.place(vertex.key)
+        frame = self._framed(vertex.frame_id)
+        if found is None or place is None or place.group != self._home() or frame is None:
             return None
-        base = self._frame.base(place.camera.moved(found[1].pose).pose)
-        return base @ inverse(fix.pose), fix.is_broken
+        base = frame.base(place.camera.moved(found.pose).pose, vertex.frame_id)
+        return _Offset(base @ inverse(fix.pose), vertex.trajectory, fix.run)
 
     def _send_pose(self, robot: str) -> None:
         key = self._newest[robot]
         place, covariance = self.back_end.place(key), self.back_end.covariance(key)
-        if robot not in self._offsets or place is None or covariance is None or self._frame is None:
+        vertex = self.back_end.graph.vertices[self.back_end.graph.numbers[key]]
+        frame = self._framed(vertex.frame_id)
+        if robot not in self._offsets or place is None or covariance is None or frame is None:
             return
         self._position_std[robot] = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
-        mounted, base = self._frame.base_from_camera, self._frame.base(place.camera.pose)
-        self._output.pose(
-            pose_message(base, base_covariance(covariance, base, mounted), self._fixes[key].stamp_ns, self._frame.name)
-        )
+        base = frame.base(place.camera.pose, vertex.frame_id)
+        covariance = frame.covariance(covariance, base, vertex.frame_id)
+        self._output.pose(pose_message(base, covariance, vertex.stamp_ns, frame.name))
 
     def _publish(self) -> None:
-        now, home = time.monotonic(), self._home() if self._is_changed else None
-        if home is None or self._frame is None or now < self._next_map:
+        now, vertices = time.monotonic(), self.back_end.graph.vertices
+        if now < self._next_map or not vertices:
+            return
+        self._is_changed |= self._output.is_asked_anew()
+        home = self._home()
+        if not self._is_changed or home is None:
+            return
+        if self._frame is None:
+            self._framed(vertices[0].frame_id)  # of a map that was loaded, before the first keyframe comes
+        if self._frame is None:
             return
         self._next_map = now + self.parameters.output.map_period
         self._is_changed = False

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 
@@ -28,6 +28,10 @@ from loftr_ros.ros.parameters import OdometryParameters
 if TYPE_CHECKING:  # these import torch, which the node loads when it is configured
     from loftr_ros.frontend.keyframes import KeyframeEvent
     from loftr_ros.frontend.pipeline import FrontEndResult
+
+# Topics whose last messages a subscriber gets that comes later, and how many: a back end that was started again misses
+# no keyframe.
+KEPT = {"~/keyframe": 1000, "~/loop_closures": 1000}
 
 
 class Outputs:
@@ -53,12 +57,18 @@ class Outputs:
             raise
 
     def publisher(self, kind: type, topic: str) -> Any:
-        """Create a publisher: reliable, depth 10; `qos_overrides.<topic>.publisher.*` changes it."""
+        """Create a publisher: reliable, depth 10; `qos_overrides.<topic>.publisher.*` changes it.
+
+        Keyframes and loops are kept for subscribers that come later (transient local): see `KEPT`.
+        """
         # A new profile for each: rclpy writes the overrides into it.
+        profile = QoSProfile(depth=10)
+        if topic in KEPT:
+            profile = QoSProfile(depth=KEPT[topic], durability=DurabilityPolicy.TRANSIENT_LOCAL)
         publisher = self._node.create_lifecycle_publisher(
             kind,
             topic,
-            QoSProfile(depth=10),
+            profile,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self._publishers.append(publisher)

@@ -1,0 +1,333 @@
+"""Both nodes over DDS with what goes wrong on robots: is map -> odom ever wrong, and does ~/status say what is known?
+
+This process publishes parts of a recording as a camera does, and listens. The front end and the back end run as a user
+would run them, one process each, and are killed and started again where a scenario says so. With each odometry that
+has a `map` -> `odom`, the pose of the camera in the map is held against the truth, in the frame of the map's first
+keyframe. A session is written as PART[+EVENT@SECONDS...]; parts are START:STOP of the recording, or SOURCE/START:STOP.
+
+    dirt          every eighth image is spoiled (dirty_stream.py)
+    back, front   the node is killed at that time (SIGKILL), and started again 3 s later
+    dark          the images of 3 s are black
+    again         the session's frames come a second time with the same stamps, as from a recording in a loop
+
+    .venv/bin/python benchmarks/slam_stream.py --source 'revisits:700?rate=3' --hz 5 \
+        --sessions 0:150 1024:1218 'revisits:701?rate=3/0:100' 0:150+dirt 0:150+back@10+front@20
+
+Sessions share map and archive, unless --fresh; the map's frame is that of the first session. With --launch both nodes
+are started by `ros2 launch loftr_ros slam.launch.py`, and none can be killed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
+from node_latency import BIN
+from numpy.typing import NDArray
+
+from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_degrees
+from loftr_ros.recordings import open_source
+from loftr_ros.ros.output.base_motion import forward_camera
+from loftr_ros.tools.demo.processes import Child, wait_until
+from loftr_ros.tools.domains import own_domain
+
+Array = NDArray[np.float64]
+
+EVERY = 8
+DOWN = 3.0  # s that a killed node is away, and that it is dark
+
+
+@dataclass
+class Session:
+    """One part of a recording, and what happens in it."""
+
+    text: str
+    source: str
+    start: int
+    stop: int
+    events: list[tuple[float, str]]
+
+    @classmethod
+    def of(cls, text: str, source: str) -> Session:
+        """From its text."""
+        part, *events = text.split("+")
+        found = re.fullmatch(r"(?:(.+)/)?(\d+):(\d+)", part)
+        if found is None:
+            raise SystemExit(f"{text}: expected START:STOP or SOURCE/START:STOP, then +EVENT@SECONDS")
+        timed = [(float(at or 0), name) for name, _, at in (event.partition("@") for event in events)]
+        return cls(text, found[1] or source, int(found[2]), int(found[3]), sorted(timed))
+
+
+@dataclass
+class Heard:
+    """What came from the nodes."""
+
+    odometry: list[tuple[float, int, Array]] = field(default_factory=list)  # when it came, stamp, pose
+    offsets: list[tuple[float, int, Array]] = field(default_factory=list)
+    poses: list[tuple[int, Array, float]] = field(default_factory=list)
+    back: list[tuple[float, Any]] = field(default_factory=list)
+    front: list[Any] = field(default_factory=list)
+
+
+def _stamp(header: Any) -> int:
+    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
+
+
+def _matrix(at: Any, turn: Any) -> Array:
+    return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
+
+
+class Nodes:
+    """Starts, kills and ends the two nodes, and listens to them."""
+
+    def __init__(self, domain: int, folder: Path, mode: str, parameters: list[str], launch: bool) -> None:
+        self._environment = dict(os.environ, ROS_DOMAIN_ID=str(domain))
+        self._folder = folder
+        front = ["-p", f"mode:={mode}", "-p", f"archive.uri:='{folder / 'places'}'", *parameters]
+        back = ["-p", f"map_file:='{folder / 'map.npz'}'", "-p", "map_save_period:=5.0"]
+        self._commands = {
+            "front": [str(BIN / "loftr_ros"), "node", "--ros-args", *front],
+            "back": [str(BIN / "loftr_ros"), "back-end", "--ros-args", *back],
+        }
+        if launch:
+            # `ros2` without its script, which needs the folder that it was installed to on the path.
+            ros2 = [sys.executable, "-P", "-c", "from ros2cli.cli import main; exit(main())"]
+            places = [f"archive:={folder / 'places'}", f"map_file:={folder / 'map.npz'}"]
+            self._commands = {"front": [*ros2, "launch", "loftr_ros", "slam.launch.py", f"mode:={mode}", *places]}
+            self._environment["PATH"] = f"{BIN}:{self._environment['PATH']}"
+        self._running: dict[str, Child] = {}
+        self._count = 0
+        self.logs: list[Path] = []
+
+    def begin(self, name: str) -> None:
+        """Start a node."""
+        if name not in self._commands:
+            return  # the launch has started it
+        self._count += 1
+        log = self._folder / f"{self._count:02d}_{name}.log"
+        self.logs.append(log)
+        self._running[name] = Child(name, self._commands[name], log, self._environment)
+
+    def kill(self, name: str) -> None:
+        """End a node as a crash does."""
+        child = self._running.pop(name)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.close()
+
+    def check(self) -> None:
+        """Fail if a node has ended by itself."""
+        for child in self._running.values():
+            child.check()
+
+    def end(self) -> list[int | None]:
+        """End both as Ctrl-C does; their exit codes."""
+        for child in self._running.values():
+            child.interrupt()
+        return [child.close() for child in self._running.values()]
+
+
+def play(
+    session: Session, mode: str, hz: float, folder: Path, parameters: list[str], launch: bool = False
+) -> tuple[Heard, dict[int, Array], dict[int, str], str]:
+    """Run a session.
+
+    Returns:
+        What was heard; the truth, and the kind of dirt, by stamp; the exit codes and the nodes' warnings.
+    """
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticStatus
+    from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
+    from loftr_ros.msg import FrontEndStatus
+    from nav_msgs.msg import Odometry
+    from rclpy.executors import SingleThreadedExecutor
+
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(PROFILE))
+    kinds = [each for each in (*PICTURES, *MESSAGES) if each not in ("late", "alone")]
+    random, heard = np.random.default_rng(0), Heard()
+    truth, spoiled = dict[int, Array](), dict[int, str]()
+    actions = [(at, "kill", name) for at, name in session.events if name in ("back", "front")]
+    actions = sorted([*actions, *((at + DOWN, "begin", name) for at, _, name in actions)])
+    named = {name: at for at, name in session.events}
+    with open_source(session.source, start=session.start, stop=session.stop) as opened, own_domain() as domain:
+        context = rclpy.Context()
+        rclpy.init(context=context, domain_id=domain)
+        own = rclpy.create_node("slam_stream", context=context)
+
+        def on_odometry(message: Any) -> None:
+            pose = message.pose.pose
+            stamp_ns = _stamp(message.header)
+            heard.odometry.append((time.monotonic(), stamp_ns, _matrix(pose.position, pose.orientation)))
+
+        def on_offset(message: Any) -> None:
+            stamp_ns = _stamp(message.header) - 100_000_000  # tf_tolerance
+            pose = _matrix(message.transform.translation, message.transform.rotation)
+            heard.offsets.append((time.monotonic(), stamp_ns, pose))
+
+        def on_pose(message: Any) -> None:
+            pose, covariance = message.pose.pose, np.asarray(message.pose.covariance).reshape(6, 6)
+            std = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
+            heard.poses.append((_stamp(message.header), _matrix(pose.position, pose.orientation), std))
+
+        own.create_subscription(Odometry, "/loftr_front_end/odometry", on_odometry, 100)
+        own.create_subscription(TransformStamped, "/loftr_back_end/map_to_odom", on_offset, 100)
+        own.create_subscription(PoseWithCovarianceStamped, "/loftr_back_end/pose", on_pose, 100)
+        own.create_subscription(FrontEndStatus, "/loftr_front_end/status", heard.front.append, 10)
+        own.create_subscription(
+            DiagnosticStatus,
+            "/loftr_back_end/status",
+            lambda message: heard.back.append((time.monotonic(), message)),
+            10,
+        )
+        publisher, executor = Publisher(own, mode), SingleThreadedExecutor(context=context)
+        made = [(publisher.made(frame), frame.pose) for frame in opened]
+        executor.add_node(own)
+        threading.Thread(target=executor.spin, daemon=True).start()
+        nodes = Nodes(domain, folder, mode, parameters, launch)
+        try:
+            nodes.begin("front")
+            nodes.begin("back")
+            # Of a loaded map it says that the robot is not localized.
+            wait_until(
+                lambda: bool(heard.front) and any(re.search("waits|not loc", each.message) for _, each in heard.back),
+                90,
+                "both nodes",
+            )
+            time.sleep(1)
+            rounds = 2 if "again" in named else 1
+            begun, now_ns = time.monotonic(), time.time_ns()
+            for number in range(rounds * len(made)):
+                messages, pose = made[number % len(made)]
+                seconds = number / hz
+                time.sleep(max(begun + seconds - time.monotonic(), 0))
+                while actions and actions[0][0] <= seconds:
+                    _, what, name = actions.pop(0)
+                    getattr(nodes, what)(name)
+                kind = ""
+                if "dirt" in named and number % EVERY == EVERY // 2:
+                    kind = kinds[number // EVERY % len(kinds)]
+                if "dark" in named and named["dark"] <= seconds < named["dark"] + DOWN:
+                    kind = "black"
+                stamp_ns = now_ns + round((number % len(made)) * 1e9 / hz)
+                publisher.send(messages, stamp_ns, kind, random)
+                assert pose is not None, "the recording has no truth"
+                truth[stamp_ns], spoiled[stamp_ns] = pose, kind
+            time.sleep(3)
+            nodes.check()
+        finally:
+            codes = nodes.end()
+            executor.shutdown()
+            own.destroy_node()
+            context.try_shutdown()
+    words = [f"exit codes {codes}"]
+    for log in nodes.logs:
+        for line in log.read_text(errors="replace").splitlines():
+            if re.search(r"WARN|ERROR|Traceback|localized in the map|keyframes, ", line):
+                words.append(f"{log.stem}: {line[-220:]}")
+    return heard, truth, spoiled, "\n".join(words)
+
+
+def report(session: Session, heard: Heard, truth: dict[int, Array], origin: Array | None) -> None:
+    """Print what the nodes said, and how wrong it was.
+
+    Args:
+        session: what was played.
+        heard: what was heard.
+        truth: (4, 4) T_world_camera by stamp.
+        origin: (4, 4) T_world_camera of the map's first keyframe; None if it is of another place.
+    """
+    mount = forward_camera()
+    print(f"  {len(truth)} images, {len(heard.odometry)} with odometry, {len(heard.offsets)} with map -> odom")
+    off, turned, jumps, before = [], [], [], None
+    for came, stamp, offset in heard.offsets:
+        # A recording that comes twice has the same stamps.
+        own = [pose for at, of, pose in heard.odometry if of == stamp and abs(at - came) < 2]
+        if not own or stamp not in truth:
+            continue
+        camera = inverse(mount) @ offset @ own[-1] @ mount
+        if before is not None:
+            jumps.append(float(np.linalg.norm(between(before, offset)[:3, 3])))
+        before = offset
+        if origin is not None:
+            error = between(between(origin, truth[stamp]), camera)
+            off.append(float(np.linalg.norm(error[:3, 3])))
+            turned.append(rotation_degrees(error[:3, :3]))
+    if off:
+        print(
+            f"  camera in the map: off by {np.median(off):.3f} m (median), {max(off):.3f} m at most, "
+            f"{max(turned):.2f} deg at most; map -> odom moved by {max([0.0, *jumps]):.3f} m at most"
+        )
+    sure = []
+    for stamp, base, std in heard.poses:
+        if origin is not None and stamp in truth:
+            camera = inverse(mount) @ base @ mount
+            sure.append((float(np.linalg.norm(between(between(origin, truth[stamp]), camera)[:3, 3])), std))
+    if sure:
+        ratios = [error / std for error, std in sure]
+        print(
+            f"  ~/pose: {len(sure)}, off by {max(error for error, _ in sure):.3f} m at most, by "
+            f"{np.median(ratios):.2f} (median) and {max(ratios):.2f} (most) of its largest standard deviation"
+        )
+    begun = heard.back[0][0]
+    said, last = [], ""
+    for at, status in heard.back:
+        if status.message.partition(";")[0] != last:
+            last = status.message.partition(";")[0]
+            said.append(f"{at - begun:.0f} s {last}")
+    print(f"  status: {', '.join(said)}")
+    values = {pair.key: pair.value for pair in heard.back[-1][1].values}
+    print("  " + ", ".join(f"{name}: {values[name]}" for name in values if "loops" in name or "keyframes" in name
+                           or "parts" in name or "error" in name or "dropped" in name))  # fmt: skip
+    front = heard.front[-1]
+    errors = Counter(dict(zip(front.error_kinds, front.error_counts, strict=True)))
+    print(
+        f"  front end: received {front.frames_received}, processed {front.frames_processed}, dropped "
+        f"{front.frames_dropped}, segment {front.segment}, errors {dict(errors)}"
+    )
+
+
+def main() -> None:
+    """Run the sessions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="revisits:700?rate=3")
+    parser.add_argument("--sessions", nargs="+", required=True)
+    parser.add_argument("--mode", default="rgbd", choices=["mono", "stereo", "rgbd"])
+    parser.add_argument("--hz", type=float, default=5.0)
+    parser.add_argument("--fresh", action="store_true", help="each session begins without a map and an archive")
+    parser.add_argument("--parameter", action="append", default=[], help="of the front end, name:=value")
+    parser.add_argument(
+        "--launch", action="store_true", help="by the real launch file; needs a ROS installation's launch"
+    )
+    parser.add_argument("--log", action="store_true", help="print the nodes' warnings, too")
+    arguments = parser.parse_args()
+    parameters = [word for parameter in arguments.parameter for word in ("-p", parameter)]
+    origins: dict[str, Array] = {}
+    home = ""
+    with tempfile.TemporaryDirectory() as shared:
+        for number, text in enumerate(arguments.sessions):
+            session = Session.of(text, arguments.source)
+            folder = Path(shared) / (f"own{number}" if arguments.fresh else "shared")
+            folder.mkdir(exist_ok=True)
+            print(f"{session.source}, {text}, {arguments.mode}, {arguments.hz:g} Hz", flush=True)
+            heard, truth, _, words = play(session, arguments.mode, arguments.hz, folder, parameters, arguments.launch)
+            if arguments.fresh or not home:
+                home, origins = session.source, {session.source: truth[heard.odometry[0][1]]}
+            report(session, heard, truth, origins.get(session.source))
+            if arguments.log:
+                print(words)
+            print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
