@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fakes import texture
 from typer.testing import CliRunner
 
 from loftr_ros.cli.main import app
@@ -72,6 +73,19 @@ def test_a_sample_has_warps_that_are_each_others_inverse(pairs: list[ChainedPair
     assert half.image0.shape == half.warp01.shape[:2] == (HEIGHT // 2, WIDTH // 2)
     both = np.isfinite(half.warp01) & np.isfinite(sample.warp01[::2, ::2])
     assert np.abs(half.warp01 - (sample.warp01[::2, ::2] + 0.5) / 2 + 0.5)[both].max() < 2
+
+
+def test_the_errors_of_a_chain_are_removed_where_the_two_views_tell() -> None:
+    wall = texture(HEIGHT + 40, WIDTH + 40, 3)
+    image0, image1 = (wall[y : y + HEIGHT, x : x + WIDTH].copy() for x, y in ((20, 20), (6, 12)))
+    cells = np.stack(np.meshgrid(np.arange(WIDTH // 8), np.arange(HEIGHT // 8)), axis=-1) * 8 + 3.5
+    truth = (cells + np.array([14, 8])).astype(np.float32)
+    truth[((truth < 0) | (truth > (WIDTH - 1, HEIGHT - 1))).any(axis=-1)] = np.nan
+    drifted = ChainedPair(image0, image1, truth + np.float32(1.5), 8, 3.5, (0, 9))
+    found = Chains(8, 3.5, 1)._registered(drifted).targets
+    assert np.array_equal(np.isfinite(found), np.isfinite(truth))
+    error = np.linalg.norm(found - truth, axis=-1)
+    assert np.nanmedian(error) < 0.2 and np.nanmean(error > 1) < 0.2
 
 
 def test_a_doubled_image_leaves_no_holes_in_the_inverse() -> None:

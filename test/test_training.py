@@ -607,6 +607,7 @@ def test_settings_come_from_yaml_and_go_back_to_it_unchanged(tmp_path: Path) -> 
         ({"data": 3}, "there is no setting data"),
         ({"optmizer": {}}, "there is no setting optmizer; did you mean optimizer"),
         ({"data": {"sizes": [[640, "x"]]}}, "data.sizes is .*expected pairs of width and height"),
+        ({"data": {"sizes": [[480, 360]]}}, "data.sizes is .*360.*; compact needs multiples of 16 px"),
         ({"data": {"recorded": [{"set": "kitti"}]}}, "recorded: set is 'kitti'; expected one of scannet"),
     ],
 )

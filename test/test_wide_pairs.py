@@ -10,12 +10,13 @@ from fakes import PanningStream, texture
 from numpy.typing import NDArray
 from pretended_device import PretendedDevice
 
+from loftr_ros.frontend import wide_pairs
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.results import Correspondences
-from loftr_ros.frontend.wide_pairs import WideConfig, confirmed
+from loftr_ros.frontend.wide_pairs import WideConfig, agreement
 from loftr_ros.matcher.checkpoints.files import load_network
 from loftr_ros.matcher.compact.network import Compact
 from loftr_ros.matcher.interface import Matches, lenient_matching
@@ -106,20 +107,42 @@ def test_no_scale_brings_a_match_on_an_ignored_pixel(network: Compact, wall: NDA
         assert mask[row, column].all()
 
 
-def test_matches_among_neighbours_are_confirmed_and_scattered_ones_are_not() -> None:
+ROTATED = np.array([[0.6, 0.8], [-0.8, 0.6]]) * 1.5
+SHEARED = np.array([[0.7, 0.5], [0.0, 1.4]])
+
+
+@pytest.mark.parametrize("motion", [ROTATED, SHEARED])
+def test_matches_that_move_as_their_neighbours_are_confirmed_and_scattered_ones_are_not(
+    motion: NDArray[np.float64],
+) -> None:
     rows, columns = 20, 30
     cell = torch.arange(rows * columns)
     place = torch.stack([cell % columns, cell // columns], dim=1).float()
-    turned = place @ torch.tensor([[0.6, 0.8], [-0.8, 0.6]]) * 1.5
-    scattered = torch.rand(len(cell), generator=torch.Generator().manual_seed(0)) < 0.5
-    random = 60 * torch.rand(len(cell), 2, generator=torch.Generator().manual_seed(1))
-    points1 = 8 * torch.where(scattered[:, None], random, turned)
+    random = np.random.default_rng(0)
+    scattered = random.random(len(cell)) < 0.6
+    moved = np.where(scattered[:, None], 60 * random.random((len(cell), 2)), place.numpy() @ motion)
     nothing = torch.zeros(len(cell))
-    kept = confirmed(Matches(cell, 8 * place, points1, nothing, nothing), (rows, columns), 8)
-    assert kept[~scattered.numpy()].mean() > 0.95
-    assert kept[scattered.numpy()].mean() < 0.05
-    alone = confirmed(Matches(cell[:1], place[:1], points1[:1], nothing[:1], nothing[:1]), (rows, columns), 8)
-    assert not alone.any()
+    matches = Matches(cell, 8 * place, torch.from_numpy(8 * moved).float(), nothing, nothing)
+    kept = agreement(matches, (rows, columns), 8) >= 3
+    assert kept[~scattered].mean() > 0.95
+    assert kept[scattered].mean() < 0.05
+
+
+def test_a_match_alone_or_none_is_not_confirmed() -> None:
+    one, nothing = torch.zeros(1), torch.zeros(0)
+    assert not agreement(Matches(one.long(), torch.zeros(1, 2), torch.zeros(1, 2), one, one), (8, 8), 8).any()
+    none = Matches(nothing.long(), torch.zeros(0, 2), torch.zeros(0, 2), nothing, nothing)
+    assert len(agreement(none, (8, 8), 8)) == 0
+
+
+def test_a_pair_whose_matches_nothing_confirms_keeps_those_of_the_stream(
+    network: Compact, wall: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide_pairs, "agreement", lambda matches, *_: np.zeros(len(matches), np.int64))
+    pairs = PairMatcher(network)
+    keyframe, current = (pairs.encode(frame) for frame in frames(wall, NEARER))
+    plain = pairs.match([keyframe], current)[0]
+    assert np.array_equal(pairs.match_single(keyframe, current).current_points, plain.current_points)
 
 
 def test_the_stream_is_never_matched_leniently(network: Compact, monkeypatch: pytest.MonkeyPatch) -> None:

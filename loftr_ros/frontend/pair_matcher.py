@@ -59,7 +59,8 @@ class PairMatcher:
         lenient = lenient_matching(self.matcher)
         if lenient is None or len(found) >= self.wide.min_matches:
             return found
-        return match_at_scales(self.matcher, lenient, keyframe, current)
+        at_scales = match_at_scales(self.matcher, lenient, keyframe, current)
+        return at_scales if len(at_scales) else found
 
     def match_pair(self, keyframe: Frame, current: Frame) -> Correspondences:
         """Match two images, as `match_single`.

@@ -1,9 +1,9 @@
-"""Matching of two images that have little in common: at several scales, with doubtful matches that neighbours confirm.
+"""Matching of two images that have little in common: at several scales, with matches that their neighbours confirm.
 
-Distant views and other light give few confident matches. Among the doubtful ones, right matches have neighbours whose
-partners are neighbours too, while wrong ones are scattered. And where one camera is much closer, or looks at a wall
-from the side, the network compares regions of different size or shape unless one of the images is reduced. A picture
-may also be turned by a quarter.
+Distant views and other light give few confident matches, and many of these are wrong. Right matches move as their
+neighbours do, while wrong ones are scattered. And where one camera is much closer, or looks at a wall from the side,
+the network compares regions of different size or shape unless one of the images is reduced. A picture may also be
+turned by a quarter.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import cv2
@@ -24,16 +25,21 @@ from loftr_ros.frontend.results import Correspondences
 from loftr_ros.matcher.interface import ImageFeatures, Lenient, Matcher, Matches
 from loftr_ros.settings import Settings, setting
 
-# Minimum confidence of a match that its neighbours must confirm.
+# Minimum confidence of a match; its neighbours must confirm it.
 _DOUBTFUL = 0.01
-# Minimum share and number of the matched neighbours that confirm it.
-_AGREEING, _LEAST_AGREEING = 0.3, 3
+# Minimum share and number of the neighbours that confirm a match.
+_AGREEING, _LEAST_AGREEING = 0.12, 3
 # Distance of neighbours, in cells. Nearer cells may be of the same region, and are then matched together.
-_NEAREST, _FARTHEST = 2, 6
-# Range of the ratio of the partners' distance to the neighbours', and its tolerance in cells.
-_CLOSER, _FARTHER, _TOLERANCE = 0.5, 2.0, 0.5
-# Scales are used if they have this share of the confident matches of the best one.
-_COMPARABLE = 0.5
+_NEAREST, _FARTHEST = 2, 8
+# Most neighbours of a match, the nearest ones, and the affine transforms that are tried through two of them.
+_NEIGHBOURS, _SAMPLES = 36, 36
+# Largest distance in cells of a neighbour's partner from where the transform puts it: at the match, and its growth.
+_TOLERANCE, _GROWTH = 1.0, 0.15
+# Least area in cells between two neighbours of a sample, and the largest factor of a side by which a transform
+# enlarges or reduces.
+_LEAST_AREA, _LARGEST_SCALE = 2.0, 2.5
+# Scales are used if they have this share of the agreement of the best one.
+_COMPARABLE = 0.65
 # Minimum side of a reduced image, in pixels.
 _LEAST_SIDE = 64
 # Number of confident matches below which turned images are tried, and how many times more a turned one must have.
@@ -56,7 +62,7 @@ class WideConfig(Settings):
     min_matches: int = setting(
         1000,
         "Number of matches below which network `compact` matches two single images at other scales too, and keeps "
-        "doubtful matches that their neighbours confirm; 0 for never",
+        "only matches that their neighbours confirm, doubtful ones too; 0 for never",
         low=0,
         high=100000,
     )
@@ -133,7 +139,8 @@ class _Found:
         points0, points1: (N, 2) float32 pixels of the images as encoded in full.
         confidence: (N,) float32.
         std: (N,) float32 pixels of image 1 as encoded in full.
-        confident: number of those above the network's own threshold.
+        confident: number of matches above the network's own threshold.
+        agreement: number of neighbours that confirm them, in total.
     """
 
     points0: NDArray[np.float32]
@@ -141,6 +148,7 @@ class _Found:
     confidence: NDArray[np.float32]
     std: NDArray[np.float32]
     confident: int
+    agreement: int
 
 
 def match_at_scales(
@@ -170,8 +178,8 @@ def match_at_scales(
         best = max(turned, key=lambda turns: turned[turns])
         if turned[best] > _TURNED * max(_most(found), 1):
             found = match(_SCALES, best)
-    most = _most(found)
-    found = sorted((each for each in found if each.confident >= _COMPARABLE * most), key=lambda each: -each.confident)
+    most = max(each.agreement for each in found)
+    found = sorted((each for each in found if each.agreement >= _COMPARABLE * most), key=lambda each: -each.agreement)
     points0, points1, confidence, std = (
         np.concatenate([getattr(each, name) for each in found]) for name in ("points0", "points1", "confidence", "std")
     )
@@ -199,39 +207,80 @@ def _most(found: Sequence[_Found]) -> int:
 
 
 def _matched(matcher: Matcher, lenient: Lenient, view0: _View, view1: _View) -> _Found:
-    """Confident matches, and doubtful ones that their neighbours confirm."""
+    """The matches that their neighbours confirm."""
     matches = lenient(view0.features, view1.features, _DOUBTFUL)
     confidence = matches.confidence.numpy()
-    sure = confidence > matcher.config.coarse.threshold
-    kept = sure | confirmed(matches, view0.features.grid, matcher.cell_size)
+    agreeing = agreement(matches, view0.features.grid, matcher.cell_size)
+    kept = agreeing >= _LEAST_AGREEING
     points0, points1 = (
         view.in_full(points.numpy()[kept]) for view, points in ((view0, matches.points0), (view1, matches.points1))
     )
     std = matches.std.numpy()[kept] * np.float32(max(view1.factor))
-    return _Found(points0, points1, confidence[kept], std, int(sure.sum()))
+    confident = int((confidence > matcher.config.coarse.threshold).sum())
+    return _Found(points0, points1, confidence[kept], std, confident, int(agreeing[kept].sum()))
 
 
-def confirmed(matches: Matches, grid: Grid, cell: int) -> NDArray[np.bool_]:
-    """(N,) bool: matches whose neighbours in image 0 have partners around their own partner in image 1.
+def agreement(matches: Matches, grid: Grid, cell: int) -> NDArray[np.int64]:
+    """Number of neighbours that confirm each match.
+
+    Matches of one surface move by one affine transform. Transforms through a match and two of its neighbours are tried
+    (as in AdaLAM, Cavalli et al., arXiv 2006.04250); those other neighbours count that the best one moves to their
+    partners.
 
     Args:
         matches: of one pair.
         grid: (rows, columns) of the cells of image 0.
         cell: their side, in pixels.
+
+    Returns:
+        (N,), 0 for matches that too small a share of their neighbours confirms.
     """
     number = matches.cell.numpy()
-    margin = _FARTHEST
+    if not len(number):
+        return np.zeros(0, np.int64)
+    margin, steps = _FARTHEST, _steps_to_neighbours()
     partner = np.full((grid[0] + 2 * margin, grid[1] + 2 * margin, 2), np.nan, np.float32)
     row, column = number // grid[1] + margin, number % grid[1] + margin
     partner[row, column] = matches.points1.numpy() / cell
-    there, agreeing = (np.zeros(len(number), np.int64) for _ in range(2))
-    for down, along in product(range(-_FARTHEST, _FARTHEST + 1), repeat=2):
-        distance = math.hypot(down, along)
-        if not _NEAREST <= distance <= _FARTHEST:
-            continue
-        step = partner[row + down, column + along] - partner[row, column]
-        apart = np.hypot(step[:, 0], step[:, 1])  # NaN where the neighbour has no match
-        there += np.isfinite(apart)
-        with np.errstate(invalid="ignore"):
-            agreeing += (apart > _CLOSER * distance - _TOLERANCE) & (apart < _FARTHER * distance + _TOLERANCE)
-    return (agreeing >= _LEAST_AGREEING) & (agreeing > _AGREEING * there)
+    moved = partner[row[:, None] + steps[:, 1], column[:, None] + steps[:, 0]] - partner[row, column][:, None]
+    there = np.isfinite(moved[..., 0])
+    nearest = np.argsort(~there, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    there, moved = np.take_along_axis(there, nearest, 1), np.take_along_axis(moved, nearest[..., None], 1)
+    step, count = steps[nearest].astype(np.float32), there.sum(axis=1)
+
+    chosen = np.random.default_rng(0).random((2, len(number), _SAMPLES)) * np.maximum(count, 1)[:, None]
+    first, second = chosen.astype(np.int64)
+    match = np.arange(len(number))[:, None]
+    before, after = (np.stack([part[match, first], part[match, second]], axis=-1) for part in (step, moved))
+    area = _determinants(before)
+    usable = np.abs(area) >= _LEAST_AREA
+    inverse = np.stack(
+        [
+            np.stack([before[..., 1, 1], -before[..., 0, 1]], axis=-1),
+            np.stack([-before[..., 1, 0], before[..., 0, 0]], axis=-1),
+        ],
+        axis=-2,
+    )
+    affine = np.nan_to_num(after) @ (inverse / np.where(usable, area, 1)[..., None, None])  # (N, samples, 2, 2)
+    enlarged = _determinants(affine)
+    usable &= (enlarged > _LARGEST_SCALE**-2) & (enlarged < _LARGEST_SCALE**2)
+    usable &= np.abs(affine).max(axis=(2, 3)) < _LARGEST_SCALE
+    error = np.abs(affine @ step[:, None].swapaxes(2, 3) - moved[:, None].swapaxes(2, 3)).max(axis=2)
+    limit = _TOLERANCE + _GROWTH * np.linalg.norm(step, axis=2)
+    # Both neighbours that a transform goes through agree with it in any case.
+    agreeing = np.where(usable, (error < limit[:, None]).sum(axis=2) - 2, 0).max(axis=1)
+    return np.asarray(np.where(agreeing > _AGREEING * count, agreeing, 0), np.int64)
+
+
+@cache
+def _steps_to_neighbours() -> NDArray[np.int64]:
+    """(S, 2) columns and rows from a cell to those around it, the nearest first."""
+    reach = range(-_FARTHEST, _FARTHEST + 1)
+    steps = [step for step in product(reach, repeat=2) if _NEAREST <= math.hypot(*step) <= _FARTHEST]
+    return np.array(sorted(steps, key=lambda step: math.hypot(*step)))
+
+
+def _determinants(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(...) of (..., 2, 2)."""
+    made = matrices[..., 0, 0] * matrices[..., 1, 1] - matrices[..., 0, 1] * matrices[..., 1, 0]
+    return np.asarray(made, np.float32)

@@ -56,7 +56,7 @@ _BATCH = 2
 _ENDLESS = 10**9
 # Part of the pairs that are made of photos and textures, if there are any, so that less is forgotten.
 _MADE = 0.3
-_RATE = 2e-4
+_RATE = 5e-4
 
 _logger = logging.getLogger(__name__)
 

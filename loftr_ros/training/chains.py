@@ -1,13 +1,14 @@
 """Training pairs from any recording, without truth: points followed from frame to frame, checked over many views.
 
 Between neighbouring frames a point is easily found again. Chained, such steps connect frames whose views have hardly
-anything in common, which the network would not match by itself.
+anything in common, which the network would not match by itself. Their errors add up, so the two views of a pair are
+registered directly once more, beginning at the chain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import cv2
@@ -184,6 +185,18 @@ class Chains:
         self._last = view
         return found
 
+    def _registered(self, pair: ChainedPair) -> ChainedPair:
+        """The pair with the errors of the chain's steps removed where both views agree there and back."""
+        warp = pair.sample((pair.image0.shape[1], pair.image0.shape[0])).warp01
+        known = np.isfinite(warp[..., :1])
+        inside = np.where(known, warp, np.float32(-1))
+        seen = cv2.remap(pair.image1, inside[..., 0], inside[..., 1], interpolation=cv2.INTER_LINEAR)
+        # Where nothing is known the images are alike, and no motion is found.
+        motion = self._moved(pair.image0, np.where(known[..., 0], seen, pair.image0))
+        direct = sampled(warp, sampled(motion, self._points(pair.image0), _SPREAD), _SPREAD)
+        better = np.isfinite(direct) & np.isfinite(pair.targets)
+        return replace(pair, targets=np.where(better, direct, pair.targets))
+
     def _moved(self, before: Gray, after: Gray) -> Float32:
         """(H, W, 2) pixels of the frame after, where the pixels of the frame before are; NaN where there and back is
         not the same.
@@ -241,9 +254,8 @@ class Chains:
         targets[known] = chain.points[known]
         rows, columns = self._points(view.image).shape[:2]
         frames = chain.first.number, view.number
-        return ChainedPair(
-            chain.first.image, view.image, targets.reshape(rows, columns, 2), self._cell, self._offset, frames
-        )
+        targets = targets.reshape(rows, columns, 2)
+        return self._registered(ChainedPair(chain.first.image, view.image, targets, self._cell, self._offset, frames))
 
     def _points(self, image: Gray) -> Float32:
         """(rows, columns, 2) points of the cells."""

@@ -263,7 +263,11 @@ class TrainingConfig:
             raise ConfigError(f"seed is {self.seed!r}; expected a whole number from 0")
         if not self.budget.max_steps and not self.budget.max_minutes:
             raise ConfigError("budget.max_steps and budget.max_minutes are both 0; set one, or both")
-        self.network_config()
+        config = self.network_config()
+        side = config.coarse_stride
+        # The truth of cells has no place for those of a region that reaches beyond the image.
+        if side != config.backbone.stride and any(each % side for size in self.data.sizes for each in size):
+            raise ConfigError(f"data.sizes is {self.data.sizes}; {config.name} needs multiples of {side} px")
 
     def network_config(self) -> NetworkPreset:
         """The network's preset with its changes.
