@@ -163,7 +163,11 @@ class FrontEnd:
             current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
         links = None
-        if best is None or not (best.is_trusted or best.explained >= self.config.keyframe.min_explained):
+        if best is None:  # of an image that shares nothing the next one may tell whether it was bad
+            needs_link = self.recovery.failed > 1 or _shares_something(located)
+        else:
+            needs_link = not best.is_trusted and best.explained < self.config.keyframe.min_explained
+        if needs_link:
             found, links = self._locate_by_the_frame_before(current, timer)
             if found is not None:
                 best, located = found, [found, *located]
