@@ -179,7 +179,8 @@ def test_a_frame_that_moved_too_far_from_the_keyframe_is_located_by_the_frame_be
     mode: str,
 ) -> None:
     poses = walk(FRAMES)
-    values = {"mode": mode, "depth.max_depth": 20.0, "keyframe.min_explained": 0.5, "keyframe.min_coverage": 0.0}
+    values = {"mode": mode, "depth.max_depth": 20.0, "keyframe.min_coverage": 0.0}
+    values |= dict.fromkeys(("keyframe.min_explained", "keyframe.min_explained_mono"), 0.5)
     front_end = FrontEnd(SuddenlyBlind(poses), with_values(FrontEndConfig(), values))
     results = [front_end.process(frame(poses, i, depth=mode == "rgbd")) for i in range(FRAMES)]
     late = [(r, e) for r in results for e in r.events if e.added and e.keyframe.frame is not r.frame]

@@ -22,7 +22,9 @@ from loftr_ros.geometry.two_view import PoseStatus, RelativePose
 
 
 def front_end(matcher: FineShiftMatcher | None = None, period: int = 3, **keyframe: float) -> FrontEnd:
-    keyframes = KeyframeConfig(**{"min_coverage": 0.0, "min_explained": 0.0, "max_parallax": 1.0, **keyframe})  # type: ignore[arg-type]
+    keyframes = KeyframeConfig(
+        **{"min_coverage": 0.0, "min_explained": 0.0, "min_explained_mono": 0.0, "max_parallax": 1.0, **keyframe}
+    )  # type: ignore[arg-type]
     tracking = TrackingConfig(flow_period=period)
     return FrontEnd(matcher or QuickShiftMatcher(), FrontEndConfig(tracking=tracking, keyframe=keyframes))
 

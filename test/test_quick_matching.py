@@ -52,7 +52,7 @@ class QuickShiftMatcher(FineShiftMatcher):
 
 
 def front_end(matcher: FineShiftMatcher, **tracking: int | bool) -> FrontEnd:
-    keyframe = KeyframeConfig(min_coverage=0.0, min_explained=0.0, max_parallax=1.0)
+    keyframe = KeyframeConfig(min_coverage=0.0, min_explained=0.0, min_explained_mono=0.0, max_parallax=1.0)
     tracking = {"flow_period": 0, **tracking}
     return FrontEnd(matcher, FrontEndConfig(tracking=TrackingConfig(**tracking), keyframe=keyframe))  # type: ignore[arg-type]
 

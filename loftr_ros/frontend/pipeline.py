@@ -163,8 +163,8 @@ class FrontEnd:
             current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
         links = None
-        if best is None:  # of an image that shares nothing the next one may tell whether it was bad
-            needs_link = self.recovery.failed > 1 or _shares_something(located)
+        if best is None:  # if images wait, the next one tells whether one that shares nothing was bad
+            needs_link = self._stream.images == 1 or self.recovery.failed > 1 or _shares_something(located)
         else:
             needs_link = not best.is_trusted and best.explained < self.config.keyframe.min_explained
         if needs_link:
