@@ -58,8 +58,8 @@ class KeyframeConfig(Settings):
         high=1.0,
     )
     min_explained_mono: float = setting(
-        0.8,
-        "As `keyframe.min_explained`, for mode mono, in which a keyframe takes its depths from the one before",
+        0.7,
+        "As `keyframe.min_explained`, for mode mono; 0.8 suits a vehicle, and not a hand-held camera",
         low=0.0,
         high=1.0,
     )
