@@ -27,6 +27,18 @@ from loftr_ros.backend.measurements import (
 Array = NDArray[np.float64]
 
 FORMAT = 1
+# What reading a damaged map raises. Of RuntimeError NotImplementedError is one: a compression that zipfile lacks.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # Arrays of a map: their types, and the shape of one entry.
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     **dict.fromkeys(("robot", "frame", "trajectory", "groups", "metric", "broken"), (np.uint32, ())),
@@ -134,8 +146,7 @@ def load_map(back_end: BackEnd, path: Path) -> None:
         raise BackEndError(f"there is no map {path}") from error
     except BackEndError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, EOFError, NotImplementedError, RuntimeError, MemoryError,
-            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+    except _DAMAGED as error:
         raise BackEndError(f"{path} is no map of this package, or is damaged: {error}") from error
     back_end.restore(graph, solution, landmarks)
     back_end.mounts.update(mounts)

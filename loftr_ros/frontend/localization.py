@@ -75,7 +75,7 @@ class Located:
         pose: in the trajectory's unit of length; None if its length is unknown.
         explained: part of what both images should show that inliers cover, 0 to 1.
         is_trusted: whether that part is enough without further evidence.
-        by_depth: a single camera's pose by the keyframe's depths, in its own unit, if it was found first.
+        by_depth: the pose of a two-view match by the keyframe's depths, in their unit, if it was found first.
     """
 
     match: KeyframeMatch
@@ -476,9 +476,10 @@ class Localizer:
 
         Rendered walks had poses so that were six and eight of their standard deviations off, with depths and without.
         """
-        sharper = max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
         inliers = located.match.pose.inliers
-        return not 1 / _LESS_SHARP < sharper < _LESS_SHARP and inliers.sum() < _FEWER_AGREE * len(inliers)
+        return not 1 / _LESS_SHARP < _sharper(located, current) < _LESS_SHARP and inliers.sum() < _FEWER_AGREE * len(
+            inliers
+        )
 
     def _are_alike(self, located: Located, current: StreamFrame) -> bool:
         """Whether both images are equally sharp, and sharp enough for precise matches.
@@ -486,10 +487,9 @@ class Localizer:
         A motion trail in one of them shifts all matches along edges, and then a wrong pose fits as well as the true
         one.
         """
-        sharper = max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
         std = located.match.correspondences.std[located.match.pose.inliers]
         uncertain = np.isfinite(std).any() and float(np.nanmedian(std)) > _CERTAIN * self._config.geometry.threshold
-        return 1 / SHARPER < sharper < SHARPER and not uncertain
+        return 1 / SHARPER < _sharper(located, current) < SHARPER and not uncertain
 
     def _in_own_unit(self, located: Located) -> RelativePose | None:
         """A single camera's pose with the length from the keyframe's depths, without refining them.
@@ -630,6 +630,11 @@ def _relative(keyframe: Keyframe, expected: Expected | None) -> tuple[NDArray[np
     return axes @ expected.pose[:3, :3], axes @ (expected.pose[:3, 3] - place.pose[:3, 3])
 
 
+def _sharper(located: Located, current: StreamFrame) -> float:
+    """The keyframe's sharpness over the frame's."""
+    return max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
+
+
 def _has_few_depths(located: Located) -> bool:
     """Whether a two-view pose with a direction has too few inliers of measured depth to be refuted by them."""
     match, depth = located.match, located.match.keyframe.depth
@@ -641,20 +646,13 @@ def _has_few_depths(located: Located) -> bool:
 
 def _explained(located: Located, current: StreamFrame) -> float:
     """Part of what both images should show that inliers cover, in the image where it is smaller."""
-    match, rays, pose, camera = located.match, located.rays, located.match.pose, current.frame.camera
-    keyframe = match.keyframe
-    before, cell_rays, known = keyframe.frame.camera, keyframe.encoded.cell_rays, keyframe.depth
+    matches, rays, pose = located.match.correspondences, located.rays, located.match.pose
+    keyframe, camera = located.match.keyframe, current.frame.camera
+    before, cell_rays, depth = keyframe.frame.camera, keyframe.encoded.cell_rays, keyframe.depth
     assert before is not None and camera is not None and rays is not None and cell_rays is not None
-    here, there = (
-        match.correspondences.keyframe_points[pose.inliers],
-        match.correspondences.current_points[pose.inliers],
-    )
-    if pose.scale_known and known is not None and known.known.any():
-        points, seen, inverse = (
-            keyframe.encoded.cell_points[known.known],
-            cell_rays[known.known],
-            known.inverse[known.known],
-        )
+    here, there = matches.keyframe_points[pose.inliers], matches.current_points[pose.inliers]
+    if pose.scale_known and depth is not None and (known := depth.known).any():
+        points, seen, inverse = keyframe.encoded.cell_points[known], cell_rays[known], depth.inverse[known]
     else:  # by the inliers' parallax
         points, seen = here, rays.keyframe[pose.inliers]
         found = triangulate(

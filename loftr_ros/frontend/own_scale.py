@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate, variance_by_pose
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.relative_pose import in_unit_of, pose_by_depth
+from loftr_ros.frontend.relative_pose import DEVIATION, in_unit_of, pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
@@ -46,8 +46,6 @@ _UNSEEN = 0.002
 _GATE, _ON_PLANE, _PLANE_STEPS = 2.0, 0.05, 4
 # Largest standard deviation of a known direction, rad.
 _DIRECTION_STD = 0.2
-# Standard deviation of a normal distribution over its median absolute deviation.
-_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +281,7 @@ def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size
     part = row * _PARTS[0] + column
     medians = np.array([np.median(ratio[part == one]) for one in np.unique(part) if (part == one).sum() >= _LEAST])
     spread = float(np.median(np.abs(medians - np.median(medians)))) if len(medians) else 0.0
-    return max(_DEVIATION * spread / math.sqrt(max(len(medians), 1)), abs(float(np.median(ratio))))
+    return max(DEVIATION * spread / math.sqrt(max(len(medians), 1)), abs(float(np.median(ratio))))
 
 
 def _part_on_plane(depth: CellDepth, matches: Correspondences, rays: MatchedRays) -> float:

@@ -451,7 +451,7 @@ class FrontEnd:
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
             if not (self.recovery.failed or _shares_something(located)):
                 rest = []  # the next frame may tell whether it was the image or the camera's motion
-            if self._has_before(current):
+            if self._linking(current) is not None:
                 rest = []  # likelier than any of these
             looking = self.localizer.looking(current.frame.stamp_ns)
             for keyframe in self.recovery.others(rest, looking, current, is_late):
@@ -482,9 +482,9 @@ class FrontEnd:
         Returns:
             The frame relative to the new keyframe, and links to that keyframe's cells; None without one.
         """
-        if self._before is None or not self._has_before(current):
+        if (linking := self._linking(current)) is None:
             return None, None
-        before, its, location = self._before
+        before, its, location = linking
         reference = its.match.keyframe
         encoded = self._encoded(before, timer)
         if len({each.features.size for each in (encoded, current, reference.encoded)}) > 1:
@@ -516,16 +516,17 @@ class FrontEnd:
         self.buffer.record_match(keyframe, self._coverage(found, current))
         return found, links
 
-    def _has_before(self, current: EncodedFrame) -> bool:
-        """Whether the frame before may link one to its keyframe that does not match it."""
+    def _linking(self, current: EncodedFrame) -> tuple[EncodedFrame | PreparedFrame, Located, Location] | None:
+        """The frame before, if it may link one to its keyframe that does not match it, with its location."""
         if self._before is None or self.recovery.is_lost:
-            return False
+            return None
         before, its, _ = self._before
         reference = its.match.keyframe
         if reference is not self.buffer.reference or its.explained > _LEFT_BEHIND:
-            return False
+            return None
         # Else it is blur that takes the matches.
-        return min(before.sharpness, current.sharpness) * SHARPER >= reference.encoded.sharpness
+        is_sharp = min(before.sharpness, current.sharpness) * SHARPER >= reference.encoded.sharpness
+        return self._before if is_sharp else None
 
     def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.

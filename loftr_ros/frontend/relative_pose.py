@@ -31,7 +31,7 @@ _RATIOS = 200
 # Largest spread of the logarithms of the lengths that depths give one pose; matches whose errors are one.
 _MOST_SPREAD, _SHARING = 0.15, 4
 # Standard deviation of a normal distribution over its median absolute deviation.
-_DEVIATION = 1.4826
+DEVIATION = 1.4826
 
 
 def matched_rays(keyframe: EncodedFrame, current: StreamFrame, matches: Correspondences) -> MatchedRays | None:
@@ -201,7 +201,7 @@ def length_by_few_depths(
     if len(lengths) < min_cells:
         return None
     middle = float(np.median(lengths))
-    spread = _DEVIATION * float(np.median(np.abs(np.log(lengths / middle))))
+    spread = DEVIATION * float(np.median(np.abs(np.log(lengths / middle))))
     if spread > _MOST_SPREAD:
         return None
     # Neighbours share their errors.
