@@ -215,6 +215,20 @@ def test_each_policy_gives_its_reason(
     assert reason_for_keyframe(reference, covered, found, frame, KeyframeConfig()) == expected
 
 
+@pytest.mark.parametrize(
+    ("is_mono", "parallax", "expected"),
+    [(True, 12.5, KeyframeReason.LOW_COVERAGE), (True, 11.5, None), (True, None, None), (False, 12.5, None)],
+)
+def test_one_camera_makes_a_keyframe_earlier_once_the_parallax_gives_it_depths(
+    is_mono: bool, parallax: float | None, expected: KeyframeReason | None
+) -> None:
+    reference = Keyframe(1, encoded(stamp=50.0))
+    found = pose(PoseStatus.PURE_ROTATION) if parallax is None else pose(parallax=parallax)
+    frame = STREAM.at(0, stamp=51.0)
+    assert reason_for_keyframe(reference, 0.9, found, frame, KeyframeConfig(), 0.75, is_mono) == expected
+    assert reason_for_keyframe(reference, 0.9, found, frame, KeyframeConfig(), 0.65, is_mono) is not None
+
+
 def test_an_age_of_zero_lets_a_keyframe_live_for_ever() -> None:
     reference = Keyframe(1, encoded(stamp=50.0))
     frame = STREAM.at(0, stamp=1e6)

@@ -58,10 +58,18 @@ class KeyframeConfig(Settings):
         high=1.0,
     )
     min_explained_mono: float = setting(
-        0.7,
-        "As `keyframe.min_explained`, for mode mono; 0.8 suits a vehicle, and not a hand-held camera",
+        0.8,
+        "As `keyframe.min_explained`, for mode mono, from `keyframe.min_parallax_mono` on",
         low=0.0,
         high=1.0,
+    )
+    min_parallax_mono: float = setting(
+        12.0,
+        "Median parallax to the reference keyframe from which `keyframe.min_explained_mono` holds in mode mono, in "
+        "pixels of the network's input image; depths that a keyframe takes from a smaller one are uncertain",
+        unit="px",
+        low=0.0,
+        high=1000.0,
     )
     max_parallax: float = setting(
         0.05,

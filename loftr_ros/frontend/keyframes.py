@@ -431,7 +431,8 @@ def reason_for_keyframe(
         explained: part of what both images should show that inliers cover, 0 to 1.
         is_mono: whether there is one camera without depth.
     """
-    if explained < (config.min_explained_mono if is_mono else config.min_explained):
+    has_parallax = pose.has_direction and pose.median_parallax >= config.min_parallax_mono * reference.encoded.scale[0]
+    if explained < (config.min_explained_mono if is_mono and has_parallax else config.min_explained):
         return KeyframeReason.LOW_COVERAGE
     if coverage < config.min_coverage:
         return KeyframeReason.LOW_COVERAGE

@@ -56,7 +56,7 @@ _OTHER_SEGMENTS_PERIOD = 5
 # A blurred frame is not made a keyframe while the explained part is above this; nor is optical flow in doubt then, nor
 # an earlier frame made a keyframe for its sake.
 _WAITS = 0.55
-# Largest explained part of a frame that becomes a keyframe because the next one is not located without it.
+# Largest explained part of a frame that becomes a keyframe because the next one is not matched with its keyframe.
 _LEFT_BEHIND = 0.9
 # Least matches of a frame with its keyframes for other ways to locate it at once: a bad image has hardly any.
 _LEAST_SHARED = 8
@@ -366,7 +366,7 @@ class FrontEnd:
         best = self.localizer.with_length(best)
         covered = self._coverage(best, encoded)
         reason = self._reason_for_keyframe(best, covered, encoded)
-        if reason is None and self._flow.is_leaving and best.is_sure and best.explained < _LEFT_BEHIND:
+        if reason is None and self._flow.is_leaving and best.is_sure:
             reason = KeyframeReason.LOW_COVERAGE  # of the frames since then, which are farther away
         # A blurred frame is accepted as it agrees with the prediction; one that needs a keyframe must match by itself.
         is_supported = best.is_believed and not matched.quickly and reason is None
