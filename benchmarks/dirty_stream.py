@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from bad_frames import KINDS
+from listening import listening
 from node_latency import BIN
 
 from loftr_ros.geometry.two_view import PoseStatus
@@ -32,7 +32,6 @@ from loftr_ros.recordings import open_source
 from loftr_ros.recordings.reading import SourceFrame
 from loftr_ros.ros.output.messages import to_time
 from loftr_ros.tools.demo.processes import Child, wait_until
-from loftr_ros.tools.domains import own_domain
 from loftr_ros.tools.player.messages import depth_messages, frame_messages, right_messages
 
 PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds.xml"
@@ -123,9 +122,7 @@ def run(
     Returns:
         What was sent; the statuses of the poses by stamp; the last FrontEndStatus; the node's log and its exit code.
     """
-    import rclpy
     from loftr_ros.msg import FrontEndStatus, RelativePose
-    from rclpy.executors import SingleThreadedExecutor
 
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(PROFILE))
     kinds = [
@@ -134,39 +131,33 @@ def run(
     random = np.random.default_rng(0)
     poses: list[RelativePose] = []
     statuses: list[FrontEndStatus] = []
-    with open_source(source, stop=frames) as opened:
-        step = max(round(opened.rate / hz), 1)
-        with own_domain() as domain, tempfile.TemporaryDirectory() as folder:
-            context = rclpy.Context()
-            rclpy.init(context=context, domain_id=domain)
-            own = rclpy.create_node("dirty_stream", context=context)
-            own.create_subscription(RelativePose, "/loftr_front_end/relative_pose", poses.append, 100)
-            own.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)
-            publisher, executor = Publisher(own, mode), SingleThreadedExecutor(context=context)
-            made = [publisher.made(frame) for number, frame in enumerate(opened) if number % step == 0]
-            executor.add_node(own)
-            threading.Thread(target=executor.spin, daemon=True).start()
-            command = [str(BIN / "loftr_ros"), "node", "--ros-args", "-p", f"mode:={mode}", *extra]
-            node = Child("node", command, Path(folder) / "node.log", dict(os.environ, ROS_DOMAIN_ID=str(domain)))
-            try:
-                wait_until(lambda: bool(statuses), 60, "the node's status", [node])
-                time.sleep(1)  # until the topics have found each other
-                sent, start, now_ns = [], time.monotonic(), time.time_ns()
-                for number, messages in enumerate(made):
-                    kind = kinds[number // every % len(kinds)] if number % every == every // 2 else ""
-                    stamp_ns = now_ns + round(number * 1e9 / hz)
-                    time.sleep(max(start + number / hz - time.monotonic(), 0))
-                    publisher.send(messages, stamp_ns, kind, random)
-                    sent.append(Sent(stamp_ns, kind))
-                time.sleep(3)
-                node.check()
-            finally:
-                node.interrupt()
-                code = node.close()
-                executor.shutdown()
-                own.destroy_node()
-                context.try_shutdown()
-            log = node.output
+    with (
+        open_source(source, stop=frames) as opened,
+        listening("dirty_stream") as (own, environment),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        own.create_subscription(RelativePose, "/loftr_front_end/relative_pose", poses.append, 100)
+        own.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)
+        publisher, step = Publisher(own, mode), max(round(opened.rate / hz), 1)
+        made = [publisher.made(frame) for number, frame in enumerate(opened) if number % step == 0]
+        command = [str(BIN / "loftr_ros"), "node", "--ros-args", "-p", f"mode:={mode}", *extra]
+        node = Child("node", command, Path(folder) / "node.log", environment)
+        try:
+            wait_until(lambda: bool(statuses), 60, "the node's status", [node])
+            time.sleep(1)  # until the topics have found each other
+            sent, start, now_ns = [], time.monotonic(), time.time_ns()
+            for number, messages in enumerate(made):
+                kind = kinds[number // every % len(kinds)] if number % every == every // 2 else ""
+                stamp_ns = now_ns + round(number * 1e9 / hz)
+                time.sleep(max(start + number / hz - time.monotonic(), 0))
+                publisher.send(messages, stamp_ns, kind, random)
+                sent.append(Sent(stamp_ns, kind))
+            time.sleep(3)
+            node.check()
+        finally:
+            node.interrupt()
+            code = node.close()
+        log = node.output
     said: dict[int, set[str]] = {}
     for pose in poses:
         stamp_ns = pose.header.stamp.sec * 10**9 + pose.header.stamp.nanosec

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from listening import listening
 
 from loftr_ros.tools.demo.processes import Child, wait_until
-from loftr_ros.tools.domains import own_domain
 
 BIN = Path(sys.executable).parent
 
@@ -45,56 +45,30 @@ def measure(
 
     `beside` is a command of loftr_ros that runs, too, such as `["back-end"]`.
     """
-    import rclpy
     from loftr_ros.msg import FrontEndStatus
-    from rclpy.executors import SingleThreadedExecutor
 
     samples: list[Sample] = []
-    with own_domain() as domain, tempfile.TemporaryDirectory() as folder:
-        environment = dict(os.environ, ROS_DOMAIN_ID=str(domain))
-        context = rclpy.Context()
-        rclpy.init(context=context, domain_id=domain)
-        watcher = rclpy.create_node("latency_watcher", context=context)
-        executor = SingleThreadedExecutor(context=context)
-        executor.add_node(watcher)
+    node_command = [str(BIN / "loftr_ros"), "node", *(["--weights", weights] if weights else []), "--ros-args"]
+    node_command += ["-p", "output.status_window:=100000", "-p", f"mode:={mode}", *extra]
+    play_command = [str(BIN / "loftr_ros"), "play", source, "--hz", str(hz), "--loop", "--mode", mode, "-q"]
+    play_command += ["--duration", str(seconds)]
+    with listening("latency_watcher") as (watcher, environment), tempfile.TemporaryDirectory() as folder:
         statuses: list[FrontEndStatus] = []
         watcher.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)
-        node_command = [str(BIN / "loftr_ros"), "node", *(["--weights", weights] if weights else []), "--ros-args"]
-        node_command += ["-p", "output.status_window:=100000", "-p", f"mode:={mode}", *extra]
-        play_command = [
-            str(BIN / "loftr_ros"),
-            "play",
-            source,
-            "--hz",
-            str(hz),
-            "--loop",
-            "--duration",
-            str(seconds),
-            "--mode",
-            mode,
-            "-q",
-        ]
-        node = Child("node", node_command, Path(folder) / "node.log", environment)
-        others = (
-            []
-            if beside is None
-            else [Child("other", [str(BIN / "loftr_ros"), *beside], Path(folder) / "other.log", environment)]
-        )
+        children = [Child("node", node_command, Path(folder) / "node.log", environment)]
+        if beside is not None:
+            children.append(Child("other", [str(BIN / "loftr_ros"), *beside], Path(folder) / "other.log", environment))
+        node = children[0]
         try:
-
-            def heard() -> bool:
-                executor.spin_once(timeout_sec=0.05)
-                return bool(statuses)
-
-            wait_until(heard, 60, "the node's status", [node])
+            wait_until(lambda: bool(statuses), 60, "the node's status", [node])
             player = Child("player", play_command, Path(folder) / "player.log", environment)
             start = time.monotonic()
             try:
                 while player.exit_code is None:
-                    for each in (node, *others):
+                    for each in children:
                         each.check()
                     count = len(statuses)
-                    executor.spin_once(timeout_sec=0.2)
+                    time.sleep(0.2)
                     if len(statuses) > count:
                         samples.append(Sample(time.monotonic() - start, statuses[-1], *memory_mb(node.pid)))
             finally:
@@ -102,13 +76,11 @@ def measure(
             count = len(statuses)
             end = time.monotonic() + 3
             while time.monotonic() < end or len(statuses) == count:
-                executor.spin_once(timeout_sec=0.2)
+                time.sleep(0.2)
             samples.append(Sample(time.monotonic() - start, statuses[-1], *memory_mb(node.pid)))
         finally:
-            for each in (*others, node):
+            for each in reversed(children):
                 each.close()
-            watcher.destroy_node()
-            context.try_shutdown()
     return samples
 
 

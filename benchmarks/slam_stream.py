@@ -25,7 +25,6 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
+from listening import listening
 from node_latency import BIN
 from numpy.typing import NDArray
 
@@ -41,7 +41,6 @@ from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_d
 from loftr_ros.recordings import open_source
 from loftr_ros.ros.output.base_motion import forward_camera
 from loftr_ros.tools.demo.processes import Child, wait_until
-from loftr_ros.tools.domains import own_domain
 
 Array = NDArray[np.float64]
 
@@ -92,8 +91,10 @@ def _matrix(at: Any, turn: Any) -> Array:
 class Nodes:
     """Starts, kills and ends the two nodes, and listens to them."""
 
-    def __init__(self, domain: int, folder: Path, mode: str, parameters: list[str], launch: bool) -> None:
-        self._environment = dict(os.environ, ROS_DOMAIN_ID=str(domain))
+    def __init__(
+        self, environment: dict[str, str], folder: Path, mode: str, parameters: list[str], launch: bool
+    ) -> None:
+        self._environment = environment
         self._folder = folder
         front = ["-p", f"mode:={mode}", "-p", f"archive.uri:='{folder / 'places'}'", *parameters]
         back = ["-p", f"map_file:='{folder / 'map.npz'}'", "-p", "map_save_period:=5.0"]
@@ -146,12 +147,10 @@ def play(
     Returns:
         What was heard; the truth, and the kind of dirt, by stamp; the exit codes and the nodes' warnings.
     """
-    import rclpy
     from diagnostic_msgs.msg import DiagnosticStatus
     from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
     from loftr_ros.msg import FrontEndStatus
     from nav_msgs.msg import Odometry
-    from rclpy.executors import SingleThreadedExecutor
 
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(PROFILE))
     kinds = [each for each in (*PICTURES, *MESSAGES) if each not in ("late", "alone")]
@@ -160,10 +159,8 @@ def play(
     actions = [(at, "kill", name) for at, name in session.events if name in ("back", "front")]
     actions = sorted([*actions, *((at + DOWN, "begin", name) for at, _, name in actions)])
     named = {name: at for at, name in session.events}
-    with open_source(session.source, start=session.start, stop=session.stop) as opened, own_domain() as domain:
-        context = rclpy.Context()
-        rclpy.init(context=context, domain_id=domain)
-        own = rclpy.create_node("slam_stream", context=context)
+    part = open_source(session.source, start=session.start, stop=session.stop)
+    with part as opened, listening("slam_stream") as (own, environment):
 
         def on_odometry(message: Any) -> None:
             pose = message.pose.pose
@@ -190,11 +187,9 @@ def play(
             lambda message: heard.back.append((time.monotonic(), message)),
             10,
         )
-        publisher, executor = Publisher(own, mode), SingleThreadedExecutor(context=context)
+        publisher = Publisher(own, mode)
         made = [(publisher.made(frame), frame.pose) for frame in opened]
-        executor.add_node(own)
-        threading.Thread(target=executor.spin, daemon=True).start()
-        nodes = Nodes(domain, folder, mode, parameters, launch)
+        nodes = Nodes(environment, folder, mode, parameters, launch)
         try:
             nodes.begin("front")
             nodes.begin("back")
@@ -227,9 +222,6 @@ def play(
             nodes.check()
         finally:
             codes = nodes.end()
-            executor.shutdown()
-            own.destroy_node()
-            context.try_shutdown()
     words = [f"exit codes {codes}"]
     for log in nodes.logs:
         for line in log.read_text(errors="replace").splitlines():
