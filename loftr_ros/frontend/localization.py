@@ -56,6 +56,9 @@ _LARGEST_TRACK_ERROR = 0.125
 _AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
 # Largest standard deviation of a typical two-view match, in thresholds. It is larger if both images are blurred.
 _CERTAIN = 0.8
+# Least standard deviation of the inliers' positions along an axis of either image, in sides of the image, if the camera
+# may be anywhere; 0.29 of points all over it. A door or a picture that exists twice may be all that is textured.
+_LEAST_SPREAD = 0.09
 # Part of the inliers that must have a measured depth for the depths to refute a pose.
 _FEW_DEPTHS = 0.5
 # Longest time between two frames, in nanoseconds, for learning the gyroscope's bias from their rotation; additional
@@ -455,7 +458,8 @@ class Localizer:
             alike = False  # two tests of the same matches disagree
         known = expected is not None or rotation_agrees
         enough = geometry.min_explained if known else geometry.min_explained_after_gap
-        if part >= enough and agreeing and alike and pose.status != PoseStatus.CONCENTRATED:
+        is_spread = known or _spread(located, current) >= _LEAST_SPREAD
+        if part >= enough and agreeing and alike and is_spread and pose.status != PoseStatus.CONCENTRATED:
             return located
         located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)
@@ -633,6 +637,14 @@ def _relative(keyframe: Keyframe, expected: Expected | None) -> tuple[NDArray[np
 def _sharper(located: Located, current: StreamFrame) -> float:
     """The keyframe's sharpness over the frame's."""
     return max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
+
+
+def _spread(located: Located, current: StreamFrame) -> float:
+    """Least standard deviation of the inliers' positions along an axis of either image, in sides of the image."""
+    matches, inliers = located.match.correspondences, located.match.pose.inliers
+    sides = located.match.keyframe.frame.size, current.frame.size
+    points = matches.keyframe_points[inliers], matches.current_points[inliers]
+    return min(float(np.min(each.std(axis=0) / side)) for each, side in zip(points, sides, strict=True))
 
 
 def _has_few_depths(located: Located) -> bool:

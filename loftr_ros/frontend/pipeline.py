@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -71,6 +71,25 @@ _MOST_WEAK = 6
 _MOST_EVICTED = 20_000
 
 
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """The last frame that was located and is no keyframe.
+
+    Attributes:
+        frame: the frame.
+        located: relative to its keyframe.
+        location: on the trajectory.
+        has_failed: whether a later frame did not match it.
+        depth: measured depths of its cells; only then.
+    """
+
+    frame: EncodedFrame | PreparedFrame
+    located: Located
+    location: Location
+    has_failed: bool = False
+    depth: CellDepth | None = None
+
+
 class FrontEnd:
     """The stream of frames: keyframes and matcher behind one method. Not thread-safe: call it from one thread."""
 
@@ -110,7 +129,7 @@ class FrontEnd:
         self._warm: set[tuple[int, int]] = set()  # sizes of images that the network has been run on
         self._drops_keyframes = False
         # The frame before, if it was located by itself and is no keyframe, with its location.
-        self._before: tuple[EncodedFrame | PreparedFrame, Located, Location] | None = None
+        self._before: _Before | None = None
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
     @property
@@ -198,7 +217,7 @@ class FrontEnd:
                 if best.is_trusted and self.buffer.reference is not None:
                     self._flow.start_at(self.buffer.reference)
             elif best.is_trusted:
-                self._before = current, best, location
+                self._before = _Before(current, best, location)
                 self._flow.start(current, best.match, best.pose, best.explained)
             elif self._reason_for_keyframe(best, self._coverage(best, current), current) is None:
                 self._flow.start(current, best.match, best.pose, best.explained)  # blurred
@@ -284,7 +303,7 @@ class FrontEnd:
         self._quick.followed(self._stream.images)
         self.recovery.located(best.is_sure)
         self.buffer.record_match(keyframe, covered)
-        self._before = (current, best, location) if location is not None and best.is_sure else None
+        self._before = _Before(current, best, location) if location is not None and best.is_sure else None
         return FrontEndResult(
             current.frame,
             (best.match,),
@@ -451,7 +470,8 @@ class FrontEnd:
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
             if not (self.recovery.failed or _shares_something(located)):
                 rest = []  # the next frame may tell whether it was the image or the camera's motion
-            if self._linking(current) is not None:
+            linking = self._linking(current)
+            if linking is not None and not linking.has_failed:
                 rest = []  # likelier than any of these
             looking = self.localizer.looking(current.frame.stamp_ns)
             for keyframe in self.recovery.others(rest, looking, current, is_late):
@@ -484,9 +504,9 @@ class FrontEnd:
         """
         if (linking := self._linking(current)) is None:
             return None, None
-        before, its, location = linking
+        its, location = linking.located, linking.location
         reference = its.match.keyframe
-        encoded = self._encoded(before, timer)
+        encoded = self._encoded(linking.frame, timer)
         if len({each.features.size for each in (encoded, current, reference.encoded)}) > 1:
             return None, None
         complete = self.pairs.complete(encoded)
@@ -494,18 +514,19 @@ class FrontEnd:
         matches = self._correspondences([tried], current, timer)[0]
         if len(matches) < self.config.geometry.min_inliers:
             return None, None  # a bad image, most likely
-        if encoded is not before:  # optical flow has too few matches for a keyframe
+        if encoded is not linking.frame:  # optical flow has too few matches for a keyframe
             its = self.localizer.with_length(self._match([reference], encoded, timer)[0])
             if not its.is_sure or its.pose is None or reference.location is None:
                 self._before = None
                 return None, None
             location = reference.location.moved(its.pose.matrix, its.pose.covariance)
-        depth = self._measuring.of(complete, self.encode)
+        depth = linking.depth if linking.has_failed else self._measuring.of(complete, self.encode)
         self.localizer.go_on(tried, depth, its, location)
         with timer("geometry"):
             found = self.localizer.locate(tried, current, matches)
         if not found.is_sure:
-            self._before = None
+            # A bad image, maybe: the next one may match.
+            self._before = _Before(complete, its, location, True, depth)
             return None, None
         keyframe = self.buffer.add(complete, KeyframeReason.LOW_COVERAGE, location.segment)
         links = self.localizer.go_on(keyframe, depth, its, location)
@@ -516,17 +537,18 @@ class FrontEnd:
         self.buffer.record_match(keyframe, self._coverage(found, current))
         return found, links
 
-    def _linking(self, current: EncodedFrame) -> tuple[EncodedFrame | PreparedFrame, Located, Location] | None:
-        """The frame before, if it may link one to its keyframe that does not match it, with its location."""
-        if self._before is None or self.recovery.is_lost:
+    def _linking(self, current: EncodedFrame) -> _Before | None:
+        """The frame before, if it may link one to its keyframe that does not match it."""
+        before = self._before
+        if before is None or self.recovery.is_lost:
             return None
-        before, its, _ = self._before
-        reference = its.match.keyframe
-        if reference is not self.buffer.reference or its.explained > _LEFT_BEHIND:
+        reference = before.located.match.keyframe
+        if reference is not self.buffer.reference or before.located.explained > _LEFT_BEHIND:
             return None
         # Else it is blur that takes the matches.
-        is_sharp = min(before.sharpness, current.sharpness) * SHARPER >= reference.encoded.sharpness
-        return self._before if is_sharp else None
+        sharpness = before.frame.sharpness
+        is_sharp = sharpness * SHARPER >= reference.encoded.sharpness and current.sharpness * SHARPER >= sharpness
+        return before if is_sharp else None
 
     def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
