@@ -122,6 +122,16 @@ def test_a_plane_is_called_a_plane_and_its_pose_is_one_of_the_two_that_a_plane_a
     assert min(errors) < 0.5
 
 
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_a_plane_is_seen_though_a_few_wrong_matches_are_on_their_epipolar_lines(seed: int) -> None:
+    turn, move = rotation(3, -20, 2), np.array([0.5, -0.2, 0.15])
+    views = TwoViews(turn, move, seed=seed, planar=True, outliers=0.0, count=300)
+    few = np.argsort(views.rays0 @ [1, -0.2])[-4:]
+    near = (homogeneous(views.rays0[few]) * 0.3 - views.translation) @ views.rotation
+    views.rays1[few] = near[:, :2] / near[:, 2:]
+    assert views.estimate().status == PoseStatus.PLANAR
+
+
 @pytest.mark.parametrize("shift", [0.05, 0.1, 0.15])
 @pytest.mark.parametrize("noise", [0.002, 0.3])
 def test_along_a_wall_the_solution_with_a_part_of_the_wall_behind_the_camera_is_not_taken(
