@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 from bad_frames import KINDS
-from listening import listening
-from node_latency import BIN
+from listening import BIN, ROS2_LAUNCH, listening
 
 from loftr_ros.geometry.two_view import PoseStatus
 from loftr_ros.recordings import open_source
@@ -107,7 +106,7 @@ class Publisher:
 
 
 def run(
-    source: str, mode: str, hz: float, every: int, frames: int, extra: list[str]
+    source: str, mode: str, hz: float, every: int, frames: int, extra: list[str], launch: bool = False
 ) -> tuple[list[Sent], dict[int, set[str]], Any, str, int]:
     """Publish a recording and listen.
 
@@ -118,6 +117,7 @@ def run(
         every: of so many images one is spoiled.
         frames: of the recording, at most.
         extra: arguments of the node.
+        launch: whether it is started by the real `ros2 launch`.
 
     Returns:
         What was sent; the statuses of the poses by stamp; the last FrontEndStatus; the node's log and its exit code.
@@ -141,6 +141,8 @@ def run(
         publisher, step = Publisher(own, mode), max(round(opened.rate / hz), 1)
         made = [publisher.made(frame) for number, frame in enumerate(opened) if number % step == 0]
         command = [str(BIN / "loftr_ros"), "node", "--ros-args", "-p", f"mode:={mode}", *extra]
+        if launch:
+            command = [*ROS2_LAUNCH, "loftr_ros", "front_end.launch.py", f"mode:={mode}"]
         node = Child("node", command, Path(folder) / "node.log", environment)
         try:
             wait_until(lambda: bool(statuses), 60, "the node's status", [node])
@@ -201,13 +203,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
     parser.add_argument("--log", action="store_true", help="print the node's log, too")
+    parser.add_argument(
+        "--launch", action="store_true", help="by the real launch file; needs a ROS installation's launch"
+    )
     arguments = parser.parse_args()
+    if arguments.launch and arguments.parameter:
+        parser.error("--parameter is for the node alone; front_end.launch.py takes a file of parameters")
     extra = [word for parameter in arguments.parameter for word in ("-p", parameter)]
     for mode in arguments.mode:
         for _ in range(arguments.turns):
             print(f"{arguments.source}, {mode}, {arguments.hz:g} Hz, one of {arguments.every} spoiled", flush=True)
             sent, said, status, log, code = run(
-                arguments.source, mode, arguments.hz, arguments.every, arguments.frames, extra
+                arguments.source, mode, arguments.hz, arguments.every, arguments.frames, extra, arguments.launch
             )
             report(sent, said, status, code)
             if arguments.log:

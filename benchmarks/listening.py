@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from loftr_ros.tools.domains import own_domain
+
+BIN = Path(sys.executable).parent
+# `ros2 launch` without its script, which needs the folder that it was installed to on the path.
+ROS2_LAUNCH = [sys.executable, "-P", "-c", "from ros2cli.cli import main; exit(main())", "launch"]
 
 
 @contextmanager
@@ -33,7 +39,8 @@ def listening(name: str) -> Iterator[tuple[Any, dict[str, str]]]:
         hearing = threading.Thread(target=executor.spin, daemon=True)
         hearing.start()
         try:
-            yield node, dict(os.environ, ROS_DOMAIN_ID=str(domain))
+            path = f"{BIN}:{os.environ['PATH']}"
+            yield node, dict(os.environ, ROS_DOMAIN_ID=str(domain), PATH=path)
         finally:
             executor.shutdown()
             hearing.join(timeout=10)

@@ -21,11 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from listening import listening
+from listening import BIN, listening
 
 from loftr_ros.tools.demo.processes import Child, wait_until
-
-BIN = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ import argparse
 import os
 import re
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,8 +32,7 @@ from typing import Any
 
 import numpy as np
 from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
-from listening import listening
-from node_latency import BIN
+from listening import BIN, ROS2_LAUNCH, listening
 from numpy.typing import NDArray
 
 from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_degrees
@@ -103,11 +101,8 @@ class Nodes:
             "back": [str(BIN / "loftr_ros"), "back-end", "--ros-args", *back],
         }
         if launch:
-            # `ros2` without its script, which needs the folder that it was installed to on the path.
-            ros2 = [sys.executable, "-P", "-c", "from ros2cli.cli import main; exit(main())"]
             places = [f"archive:={folder / 'places'}", f"map_file:={folder / 'map.npz'}"]
-            self._commands = {"front": [*ros2, "launch", "loftr_ros", "slam.launch.py", f"mode:={mode}", *places]}
-            self._environment["PATH"] = f"{BIN}:{self._environment['PATH']}"
+            self._commands = {"front": [*ROS2_LAUNCH, "loftr_ros", "slam.launch.py", f"mode:={mode}", *places]}
         self._running: dict[str, Child] = {}
         self._count = 0
         self.logs: list[Path] = []
