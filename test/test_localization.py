@@ -19,6 +19,7 @@ from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.config import FrontEndConfig, RecoveryConfig
 from loftr_ros.frontend.frame import DepthImage, Frame
 from loftr_ros.frontend.keyframes import KeyframeReason
+from loftr_ros.frontend.localization import Located
 from loftr_ros.frontend.odometry import Location, origin
 from loftr_ros.frontend.own_scale import OwnScale
 from loftr_ros.frontend.pipeline import FrontEnd
@@ -28,7 +29,7 @@ from loftr_ros.frontend.results import FrontEndResult, KeyframeMatch, MatchedRay
 from loftr_ros.frontend.stream import FrameRefusedError
 from loftr_ros.frontend.tracks import TrackLinks, beside, landmarks_of, nearest_cells, one_each
 from loftr_ros.geometry.epipolar import homogeneous
-from loftr_ros.geometry.two_view import PoseStatus, ScaleReason
+from loftr_ros.geometry.two_view import PoseStatus, ScaleReason, doubtful
 from loftr_ros.matcher.interface import ImageFeatures, Matches
 from loftr_ros.settings import ConfigError, with_values
 
@@ -58,6 +59,22 @@ def positions(results: list[FrontEndResult]) -> np.ndarray:
 def truth(poses: list[np.ndarray], results: list[FrontEndResult]) -> np.ndarray:
     first = np.linalg.inv(poses[0])
     return np.array([(first @ pose)[:3, 3] for pose, r in zip(poses, results, strict=True) if r.location is not None])
+
+
+@pytest.mark.parametrize(
+    ("degrees", "its_part", "is_believed"), [(10.0, 1.0, False), (1.0, 1.0, True), (10.0, 0.6, True)]
+)
+def test_of_two_poses_with_other_rotations_the_one_of_clearly_fewer_matches_is_doubted(
+    degrees: float, its_part: float, is_believed: bool
+) -> None:
+    front_end, results = walked("rgbd")
+    match = next(m for r in reversed(results) for m in r.matches if m.pose.status == PoseStatus.OK)
+    pose = replace(match.pose, inliers=match.pose.inliers & (np.arange(len(match.pose.inliers)) % 2 == 0))
+    found = Located(replace(match, pose=pose), None, pose)
+    turned = Rotation.from_euler("y", degrees, degrees=True).as_matrix() @ match.pose.rotation
+    inliers = match.pose.inliers & (np.arange(len(match.pose.inliers)) < its_part * len(match.pose.inliers))
+    other = replace(match, pose=doubtful(replace(match.pose, rotation=turned, inliers=inliers)))
+    assert front_end.localizer.unless_refuted(found, [Located(other, None, None)]).is_believed == is_believed
 
 
 @pytest.mark.parametrize("mode", ["stereo", "rgbd"])

@@ -54,6 +54,8 @@ _LESS_SHARP, _FEWER_AGREE = 1.1, 0.8
 _LARGEST_TRACK_ERROR = 0.125
 # Degrees by which rotation and direction of motion may differ between two views and depths.
 _AGREEING_ROTATION, _AGREEING_DIRECTION = 2.0, 20.0
+# A rejected pose refutes another one with a different rotation, in degrees, if it has so many times its inliers.
+_OTHER_ROTATION, _MORE_INLIERS = 3.0, 1.5
 # Largest standard deviation of a typical two-view match, in thresholds. It is larger if both images are blurred.
 _CERTAIN = 0.8
 # Least standard deviation of the inliers' positions along an axis of either image, in sides of the image, if the camera
@@ -255,6 +257,29 @@ class Localizer:
         known = self._motion.expected(stamp_ns)
         return known is not None and known.agrees(location, _typical_depth(keyframe))
 
+    def unless_refuted(self, found: Located, rejected: Sequence[Located]) -> Located:
+        """A pose by a further keyframe, doubtful if a rejected one has clearly more matches for another rotation.
+
+        Args:
+            found: the pose.
+            rejected: those of the same frame relative to other keyframes, not believed.
+        """
+        pose, place = found.match.pose, found.match.keyframe.location
+        if not found.is_believed or not pose.has_rotation or place is None:
+            return found
+        error = min(3 * math.degrees(math.sqrt(float(np.trace(pose.covariance[3:, 3:])))), _OTHER_ROTATION)
+        turn = place.pose[:3, :3] @ pose.rotation
+        for each in rejected:
+            its, inliers, start = each.match.pose, each.match.pose.inliers, each.match.keyframe.location
+            if start is None or start.segment != place.segment or its.status != PoseStatus.DOUBTFUL:
+                continue
+            agreeing = inliers.sum() >= self._config.geometry.min_agreeing * len(inliers)
+            more = inliers.sum() > _MORE_INLIERS * pose.inliers.sum()
+            other = rotation_degrees(turn.T @ start.pose[:3, :3] @ its.rotation)
+            if agreeing and more and other > error + _OTHER_ROTATION:
+                return _doubted(found, pose)
+        return found
+
     def expected_shift(
         self, keyframe: Keyframe, cell: NDArray[np.integer], since: RelativePose, stamp_ns: int
     ) -> NDArray[np.float32]:
@@ -406,8 +431,7 @@ class Localizer:
             self.gyroscope.agreement.refused(current.frame.stamp_ns)
         if judged.is_trusted and follows is False and self.odometry is not None:
             self.odometry.agreement.refused(current.frame.stamp_ns)
-        refused = replace(judged.match, pose=doubtful(judged.match.pose))
-        return replace(judged, match=refused, pose=None, is_trusted=False)
+        return _doubted(judged, judged.match.pose)
 
     def _judged_with_length(
         self,
@@ -472,7 +496,7 @@ class Localizer:
             if same and expected.agrees(place, _typical_depth(keyframe)):
                 length = pose if located.pose is not None else None
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
-        return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None)
+        return _doubted(located, pose)
 
     @staticmethod
     def _is_moved_by_blur(located: Located, current: StreamFrame) -> bool:
@@ -632,6 +656,11 @@ def _relative(keyframe: Keyframe, expected: Expected | None) -> tuple[NDArray[np
         return None
     axes = place.pose[:3, :3].T
     return axes @ expected.pose[:3, :3], axes @ (expected.pose[:3, 3] - place.pose[:3, 3])
+
+
+def _doubted(located: Located, pose: RelativePose) -> Located:
+    """A result whose pose is not believed."""
+    return replace(located, match=replace(located.match, pose=doubtful(pose)), pose=None, is_trusted=False)
 
 
 def _sharper(located: Located, current: StreamFrame) -> float:

@@ -475,7 +475,7 @@ class FrontEnd:
                 rest = []  # likelier than any of these
             looking = self.localizer.looking(current.frame.stamp_ns)
             for keyframe in self.recovery.others(rest, looking, current, is_late):
-                found = self._match([keyframe], current, timer)[0]
+                found = self.localizer.unless_refuted(self._match([keyframe], current, timer)[0], located)
                 if is_anywhere:
                     located.append(found)
                 if found.is_believed:
