@@ -1,6 +1,6 @@
 """Visual localisation on 7-Scenes: every tenth image with its true pose is the database, others are queries.
 
-    python3 benchmarks/localisation.py [--data ../shared/data/sevenscenes] [--output localisation] [--side 640]
+    python3 benchmarks/localisation.py [--data ../shared/data/sevenscenes] [--output localisation] [--every 6]
 
 The recording is laid out as Aachen Day-Night is published, and goes through `loftr_ros evaluate`'s code: pairs by the
 place descriptor, matches, triangulation and poses by COLMAP. SIFT (OpenCV; mutual nearest neighbours, ratio 0.8) goes
@@ -23,7 +23,15 @@ import pycolmap
 from loftr_ros import load_matcher
 from loftr_ros.evaluation.localisation.benchmark import open_localisation_set
 from loftr_ros.evaluation.localisation.hloc_files import Keypoints, PairMatches, write_features, write_matches
-from loftr_ros.evaluation.localisation.lists import Pair, Query, read_pairs, read_queries, write_pairs, write_poses
+from loftr_ros.evaluation.localisation.lists import (
+    Pair,
+    Query,
+    read_pairs,
+    read_poses,
+    read_queries,
+    write_pairs,
+    write_poses,
+)
 from loftr_ros.evaluation.localisation.recall import Recall, read_truth, recalls, table_rows
 from loftr_ros.evaluation.localisation.reconstruction import triangulate
 from loftr_ros.frontend.pair_matcher import PairMatcher
@@ -35,7 +43,7 @@ WIDTH, HEIGHT = 640, 480
 # Of 7-Scenes; and the middle of what fits these colour images better, see the data's README.
 FOCALS = (585.0, 548.0)
 THRESHOLDS = ((0.01, 1.0), (0.05, 5.0), (0.25, 2.0), (0.5, 5.0))
-PAIRED = 10  # images that each one is paired with
+PAIRED = {"db": 10, "query": 5}  # images that each one is paired with
 RATIO = 0.8
 
 
@@ -51,8 +59,8 @@ def lay_out(data: Path, folder: Path, focal: float, every: int) -> None:
     model.add_camera_with_trivial_rig(camera)
     for number, image in enumerate(sorted(data.glob("*.color.jpg"))):
         pose = np.linalg.inv(np.loadtxt(str(image).replace(".color.jpg", ".pose.txt")))
-        rotation, *_ = np.linalg.svd(pose[:3, :3])[::2]  # the files have few digits
-        pose[:3, :3] = rotation @ np.linalg.svd(pose[:3, :3])[2]
+        left, _, right = np.linalg.svd(pose[:3, :3])  # the files have few digits
+        pose[:3, :3] = left @ right
         if number % 10 == 0:
             name = f"db/{image.name}"
             model.add_image_with_trivial_frame(
@@ -98,7 +106,9 @@ def sift(folder: Path, pairs_db: Path, pairs_query: Path, output: Path) -> list[
     write_matches(output / "matches-db.h5", matched(database))
     write_matches(output / "matches-query.h5", matched(asked))
     write_features(output / "features.h5", ((name, held) for name, (held, _) in found.items()))
-    print(triangulate(benchmark.model, database, output / "features.h5", output / "matches-db.h5", output / "sfm", False))
+    print(
+        triangulate(benchmark.model, database, output / "features.h5", output / "matches-db.h5", output / "sfm", False)
+    )
     queries: list[Query] = read_queries(benchmark.queries)
     poses, _ = localise(output / "sfm", queries, asked, output / "features.h5", output / "matches-query.h5",
                         output / "results.txt", progress=False)  # fmt: skip
@@ -113,7 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/sevenscenes"))
     parser.add_argument("--output", type=Path, default=Path("localisation"))
-    parser.add_argument("--every", type=int, default=3, help="a query is every n-th image that is not in the database")
+    parser.add_argument(
+        "--every", type=int, default=6, help="a query is every n-th image, unless it is in the database"
+    )
     parser.add_argument("--network", default="compact")
     parser.add_argument("--weights", default="")
     given = parser.parse_args()
@@ -129,17 +141,15 @@ def main() -> None:
         database = sorted(f"db/{path.name}" for path in (folder / "images" / "db").iterdir())
         queries = [query.name for query in read_queries([folder / "queries" / "queries_with_intrinsics.txt"])]
         for kind, names in (("db", database), ("query", queries)):
-            pairs, _ = retrieved_pairs(folder / "images", names, database, PAIRED, matcher, reader, False)
-            write_pairs(folder / f"pairs-{kind}-{PAIRED}.txt", pairs)
+            pairs, _ = retrieved_pairs(folder / "images", names, database, PAIRED[kind], matcher, reader, False)
+            write_pairs(folder / f"pairs-{kind}-retrieved.txt", pairs)
         benchmark = open_localisation_set(folder)
         assert benchmark is not None
         output.mkdir(parents=True, exist_ok=True)
         evaluate_localisation(benchmark, matcher, reader, output, False)
-        from loftr_ros.evaluation.localisation.lists import read_poses
-
         found = recalls(read_poses(output / "results.txt"), read_truth(folder / "truth.txt"))
         report(given.network, focal, table_rows(found, THRESHOLDS))
-        lists = [folder / f"pairs-{kind}-{PAIRED}.txt" for kind in ("db", "query")]
+        lists = [folder / f"pairs-{kind}-retrieved.txt" for kind in ("db", "query")]
         report("SIFT", focal, table_rows(sift(folder, *lists, given.output / "sift"), THRESHOLDS))
 
 

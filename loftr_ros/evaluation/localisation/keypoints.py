@@ -37,16 +37,16 @@ def merge(points: Points, scores: Scores, cell: float, most: int = 0) -> tuple[P
         keypoints, index = np.unique(points, axis=0, return_inverse=True)
         sums = np.bincount(index.ravel(), scores, len(keypoints))
     else:
-        # Votes per quarter of a cell, then the best quarter of each cell.
-        quarters, index = np.unique(_numbers(points, cell / _VOTES), return_inverse=True)
-        votes = np.bincount(index, scores, len(quarters))
-        weights = np.maximum(scores, 1e-6)
-        total = np.bincount(index, weights, len(quarters))
-        means = np.stack([np.bincount(index, weights * points[:, k], len(quarters)) / total for k in (0, 1)], axis=1)
-        cells = _numbers(means.astype(np.float32), cell)
-        order = np.lexsort((-votes, cells))
+        # The best quarter of each cell by its votes, and in it the best position: points of different pairs are of
+        # different points in the world, so that their mean is a point of none.
+        positions, index = np.unique(points, axis=0, return_inverse=True)
+        votes = np.bincount(index.ravel(), scores, len(positions))
+        quarters, index = np.unique(_numbers(positions, cell / _VOTES), return_inverse=True)
+        support = np.bincount(index.ravel(), votes, len(quarters))[index.ravel()]
+        cells = _numbers(positions, cell)
+        order = np.lexsort((-votes, -support, cells))
         best = order[np.r_[True, np.diff(cells[order]) > 0]] if len(order) else order
-        keypoints, sums = means[best].astype(np.float32), votes[best]
+        keypoints, sums = positions[best], support[best]
     if most and len(keypoints) > most:
         kept = np.sort(np.argsort(-sums, kind="stable")[:most])
         keypoints, sums = keypoints[kept], sums[kept]
