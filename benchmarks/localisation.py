@@ -123,9 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/sevenscenes"))
     parser.add_argument("--output", type=Path, default=Path("localisation"))
-    parser.add_argument(
-        "--every", type=int, default=6, help="a query is every n-th image, unless it is in the database"
-    )
+    parser.add_argument("--every", type=int, default=6, help="a query is every n-th image, if not in the database")
     parser.add_argument("--network", default="compact")
     parser.add_argument("--weights", default="")
     given = parser.parse_args()

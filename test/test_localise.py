@@ -110,10 +110,10 @@ def test_queries_by_day_and_night_are_localised_to_a_centimetre(evaluated: tuple
         moved = true_pose(number) @ np.linalg.inv(found[f"{number}.png"])
         angle = np.degrees(np.linalg.norm(cv2.Rodrigues(moved[:3, :3])[0]))
         assert np.linalg.norm(moved[:3, 3]) < 0.01 and angle < 0.2, (number, moved)
-    for condition in ("3 | 3 all", "2 day", "1 night"):
-        assert f"| {condition.split(' | ')[-1]} | " in said
+    for condition in ("3 all | 3", "2 day | 2", "1 night | 1"):
+        assert f"| {condition} | " in said
     assert said.count("| 100.0 % | 100.0 % | 100.0 % |") == 3, said
-    assert said == (output / "table.md").read_text() + said[len((output / "table.md").read_text()) :]
+    assert said.startswith((output / "table.md").read_text())
 
 
 def test_triangulated_points_are_where_the_room_is_and_poses_stay(evaluated: tuple[Path, str]) -> None:
@@ -207,13 +207,13 @@ def test_files_have_hlocs_layout_in_either_order_of_a_pair(tmp_path: Path) -> No
         assert file["a-b.jpg/c.jpg/matching_scores0"][:].tolist() == [0, 0.5, 0, 0.25, 0]
     with HlocFile(tmp_path / "m.h5") as file:
         assert file.matches(("c.jpg", "a/b.jpg")).index.tolist() == [[4, 1], [0, 3]]
-        with pytest.raises(LocalisationError, match="no matches of c.jpg with d.jpg"):
+        with pytest.raises(LocalisationError, match=r"no matches of c\.jpg with d\.jpg"):
             file.matches(("c.jpg", "d.jpg"))
     with HlocFile(tmp_path / "f.h5") as file:
         assert file.images() == {"a/b.jpg"}
-        with pytest.raises(LocalisationError, match="no keypoints of c.jpg"):
+        with pytest.raises(LocalisationError, match=r"no keypoints of c\.jpg"):
             file.keypoints("c.jpg")
-    with pytest.raises(LocalisationError, match="a-b.jpg and a/b.jpg have one name"):
+    with pytest.raises(LocalisationError, match=r"a-b\.jpg and a/b\.jpg have one name"):
         check_names(["a-b.jpg", "a/b.jpg"])
 
 
@@ -309,11 +309,11 @@ def test_recalls_count_metres_and_degrees_and_what_is_missing(tmp_path: Path) ->
     assert [everything.within(*each) for each in limits] == [25, 50, 75] and everything.localised == 3
     assert [day.within(*each) for each in limits] == [50, 100, 100]
     assert [night.within(*each) for each in limits] == [0, 0, 50]
-    with pytest.raises(LocalisationError, match="x.jpg has no true pose"):
+    with pytest.raises(LocalisationError, match=r"x\.jpg has no true pose"):
         recalls({"x.jpg": true}, {"a.jpg": true})
-    with pytest.raises(LocalisationError, match="a.jpg may be each of"):
+    with pytest.raises(LocalisationError, match=r"a\.jpg may be each of"):
         recalls({"a.jpg": true}, {"d/a.jpg": true, "e/a.jpg": true})
-    with pytest.raises(LocalisationError, match="would both be called a.jpg"):
+    with pytest.raises(LocalisationError, match=r"would both be called a\.jpg"):
         write_poses(tmp_path / "results.txt", {"d/a.jpg": true, "e/a.jpg": true})
 
 
