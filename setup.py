@@ -59,7 +59,7 @@ EXTRAS = {
         "onnxruntime>=1.17",
         "openvino>=2024.0",
         "pyarrow>=16",
-        "pycolmap>=3.13",
+        "pycolmap>=3.13; platform_machine != 'aarch64'",  # PyPI has no wheel there
         "pytest>=8",
         "pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3",
         "pytest-timeout>=2.2",

@@ -1,6 +1,6 @@
-"""Visual localisation on 7-Scenes: every tenth image with its true pose is the database, others are queries.
+"""Visual localisation on 7-Scenes: every n-th image with its true pose is the database, others are queries.
 
-    python3 benchmarks/localisation.py [--data ../shared/data/sevenscenes] [--output localisation] [--every 6]
+    python3 benchmarks/localisation.py [--data ../shared/data/sevenscenes] [--output localisation] [--step 10] [--every 6]
 
 The recording is laid out as Aachen Day-Night is published, and goes through `loftr_ros evaluate`'s code: pairs by the
 place descriptor, matches, triangulation and poses by COLMAP. SIFT (OpenCV; mutual nearest neighbours, ratio 0.8) goes
@@ -47,7 +47,7 @@ PAIRED = {"db": 10, "query": 5}  # images that each one is paired with
 RATIO = 0.8
 
 
-def lay_out(data: Path, folder: Path, focal: float, every: int) -> None:
+def lay_out(data: Path, folder: Path, focal: float, step: int, every: int) -> None:
     """Write what Aachen's folder has: images, model, queries; and true poses."""
     shutil.rmtree(folder, ignore_errors=True)
     for kind in ("images/db", "images/query", "3D-models/sevenscenes", "queries"):
@@ -61,12 +61,12 @@ def lay_out(data: Path, folder: Path, focal: float, every: int) -> None:
         pose = np.linalg.inv(np.loadtxt(str(image).replace(".color.jpg", ".pose.txt")))
         left, _, right = np.linalg.svd(pose[:3, :3])  # the files have few digits
         pose[:3, :3] = left @ right
-        if number % 10 == 0:
+        if number % step == 0:
             name = f"db/{image.name}"
             model.add_image_with_trivial_frame(
                 pycolmap.Image(name=name, camera_id=1, image_id=number + 1), pycolmap.Rigid3d(pose[:3])
             )
-        elif number % every == 0:
+        elif number % every == 0 and number % 10:
             name = f"query/{image.name}"
             truth[name] = pose
             queries.append(f"{name} PINHOLE {WIDTH} {HEIGHT} {' '.join(map(str, camera.params))}\n")
@@ -123,7 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/sevenscenes"))
     parser.add_argument("--output", type=Path, default=Path("localisation"))
-    parser.add_argument("--every", type=int, default=6, help="a query is every n-th image, if not in the database")
+    parser.add_argument("--step", type=int, default=10, help="the database is every n-th image, a multiple of ten")
+    parser.add_argument("--every", type=int, default=6, help="a query is every n-th image but the tenth ones")
     parser.add_argument("--network", default="compact")
     parser.add_argument("--weights", default="")
     given = parser.parse_args()
@@ -134,8 +135,8 @@ def main() -> None:
     print("| matches | focal length | " + " | ".join(head) + " |")
     print("|" + " --- |" * (len(head) + 2))
     for focal in FOCALS:
-        folder, output = given.output / f"f{focal:g}", given.output / given.network
-        lay_out(given.data, folder, focal, given.every)
+        folder, output = given.output / f"{given.step}-f{focal:g}", given.output / given.network
+        lay_out(given.data, folder, focal, given.step, given.every)
         database = sorted(f"db/{path.name}" for path in (folder / "images" / "db").iterdir())
         queries = [query.name for query in read_queries([folder / "queries" / "queries_with_intrinsics.txt"])]
         for kind, names in (("db", database), ("query", queries)):

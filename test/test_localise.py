@@ -147,6 +147,27 @@ def test_an_interrupted_run_matches_only_what_is_missing(evaluated: tuple[Path, 
     assert "matches of other settings (min_matches)" in refused
 
 
+def test_ctrl_c_keeps_the_matches_so_far(aachen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loftr_ros.tools import localise
+
+    matched, whole = list[object](), localise._match_pair
+
+    def match_pair(*arguments: object) -> RawMatches:
+        if len(matched) == 1 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        matched.append(arguments)
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(localise, "_match_pair", match_pair)
+    (tmp_path / "pairs.txt").write_text(f"{name_of(0)} {name_of(2)}\n{name_of(2)} {name_of(4)}\n")
+    command = ["localise", "match", aachen / "images_upright", tmp_path / "pairs.txt", "-o", tmp_path / "out",
+               "--one-way", *QUICKLY]  # fmt: skip
+    said = loftr_ros(*command, code=130)
+    assert "stopped by Ctrl-C after 1 of 2 pairs" in said and not (tmp_path / "out" / "matches.h5").exists()
+    (tmp_path / "again").touch()
+    assert "2 pairs, median " in loftr_ros(*command) and len(matched) == 2
+
+
 def test_the_steps_one_by_one_do_the_same(evaluated: tuple[Path, str], aachen: Path, tmp_path: Path) -> None:
     database, queries = evaluated[0] / "database", evaluated[0] / "queries"
     sfm, results = tmp_path / "sfm", tmp_path / "results.txt"
@@ -159,6 +180,14 @@ def test_the_steps_one_by_one_do_the_same(evaluated: tuple[Path, str], aachen: P
               "--matches", queries / "matches.h5", "-o", results, "--name-parts", 0, "-q")  # fmt: skip
     assert sorted(read_poses(results)) == [name_of(number) for number in sorted(QUERIES, key=name_of)]
     assert (tmp_path / "results.csv").read_text().startswith("query,correspondences,inliers\nquery/day/phone/1.png,")
+    with lists[0].open("a") as file:
+        file.write(f"query/day/none.png {CAMERA}\n")
+    said = loftr_ros("localise", "queries", sfm, queries / "pairs.txt", lists[0], "--features",
+                     queries / "features.h5", "--matches", queries / "matches.h5", "-o", tmp_path / "some.txt", "-q",
+                     code=1)  # fmt: skip
+    lists[0].write_text("".join(lists[0].read_text().splitlines(keepends=True)[:-1]))
+    assert "2 of 3 queries have a pose" in said and "missing: query/day/none.png is in no pair" in said
+    assert len(read_poses(tmp_path / "some.txt")) == 2
     assert "| 3 all | 3 | 100.0 %" in loftr_ros("localise", "score", results, aachen / "truth.txt")
     loftr_ros("localise", "pairs", sfm, "--count", 1, "-o", tmp_path / "covisible.txt")
     points = {
