@@ -1,6 +1,6 @@
-"""Visual localisation on 7-Scenes: every n-th image with its true pose is the database, others are queries.
+"""Visual localisation on 7-Scenes: every n-th image with its true pose is the database; some others are queries.
 
-    python3 benchmarks/localisation.py [--data ../shared/data/sevenscenes] [--output localisation] [--step 10] [--every 6]
+    python3 benchmarks/localisation.py [--data FOLDER] [--output FOLDER] [--step 10] [--every 6]
 
 The recording is laid out as Aachen Day-Night is published, and goes through `loftr_ros evaluate`'s code: pairs by the
 place descriptor, matches, triangulation and poses by COLMAP. SIFT (OpenCV; mutual nearest neighbours, ratio 0.8) goes

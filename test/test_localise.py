@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -246,17 +247,24 @@ def test_files_have_hlocs_layout_in_either_order_of_a_pair(tmp_path: Path) -> No
         check_names(["a-b.jpg", "a/b.jpg"])
 
 
-def test_a_file_that_cannot_be_written_or_read_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_or_read_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "f.h5" / "in the way").mkdir(parents=True)
     with pytest.raises(LocalisationError, match=r"f\.h5 cannot be written"):
         write_features(tmp_path / "f.h5", [])
+    assert [each.name for each in tmp_path.iterdir()] == ["f.h5"]
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    empty = np.zeros((0, 2), np.float32)
+    with pytest.raises(LocalisationError, match=r"g\.h5 cannot be written: No space left"):
+        write_features(tmp_path / "g.h5", [("a.jpg", Keypoints(empty, empty[:, 0]))])
     assert [each.name for each in tmp_path.iterdir()] == ["f.h5"]
     (tmp_path / "cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n cut")
     for name, why in (("none.h5", "there is no such file"), ("cut.h5", "no intact HDF5 file")):
         with pytest.raises(LocalisationError, match=why):
             HlocFile(tmp_path / name)
     store = PairStore(tmp_path / "pairs", {"network": "a"})
-    empty = np.zeros((0, 2), np.float32)
     store.put(("a", "b"), RawMatches(empty, empty, np.zeros(0, np.float32), 1, 1))
     (file,) = (tmp_path / "pairs").glob("*/*.npz")
     file.write_bytes(file.read_bytes()[:50])

@@ -209,6 +209,8 @@ def _assemble(
             for side, name in enumerate(pair):
                 if name not in known:
                     of_image[name].append((pair, side))
+        for name in (FEATURES, MATCHES, PAIRS):  # of an earlier run, which would not fit if one cannot be written
+            (output / name).unlink(missing_ok=True)
         counts = list[int]()
 
         def features() -> Iterator[tuple[str, Keypoints]]:

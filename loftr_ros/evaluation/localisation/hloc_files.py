@@ -7,6 +7,9 @@ attribute `uncertainty` in pixels, and `scores` (K,). Matches: a group `NAME0/NA
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from loftr_ros.evaluation.localisation.lists import LocalisationError, Pair
 from loftr_ros.extras import how_to_install
 
 Points = NDArray[np.float32]
+
+_CACHES = 1 << 24  # bytes that HDF5 may still have to write
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +96,7 @@ def write_features(file: Path, images: Iterable[tuple[str, Keypoints]]) -> None:
     """
     with _written(file) as archive:
         for name, keypoints in images:
+            _check_space(file, keypoints.points.nbytes + keypoints.scores.nbytes)
             group = archive.create_group(name)
             points = group.create_dataset("keypoints", data=keypoints.points)
             points.attrs["uncertainty"] = keypoints.uncertainty
@@ -109,6 +115,7 @@ def write_matches(file: Path, pairs: Iterable[tuple[Pair, int, PairMatches]]) ->
     """
     with _written(file) as archive:
         for pair, count, matches in pairs:
+            _check_space(file, 6 * count)
             partner, scores = np.full(count, -1, np.int32), np.zeros(count, np.float16)
             partner[matches.index[:, 0]], scores[matches.index[:, 0]] = matches.index[:, 1], matches.scores
             group = archive.create_group(pair_key(pair))
@@ -195,5 +202,17 @@ def _written(file: Path) -> Iterator[Any]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error
+    except LocalisationError:
+        raise
+    except (OSError, RuntimeError) as error:  # HDF5 raises both
+        raise LocalisationError(f"{file} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _check_space(file: Path, size: int) -> None:
+    """Check the disk before HDF5 writes: if it gets full while HDF5 has data in its caches, the process crashes.
+
+    Raises:
+        OSError: it has not enough space for this many bytes and the caches.
+    """
+    if shutil.disk_usage(file.parent).free < size + _CACHES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

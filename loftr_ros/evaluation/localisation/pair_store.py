@@ -109,4 +109,5 @@ class PairStore:
             part.write_bytes(data)
             part.replace(file)
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error

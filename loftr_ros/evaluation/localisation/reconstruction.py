@@ -148,46 +148,69 @@ def triangulate(
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         if name not in ids:
             raise LocalisationError(f"{name} of the pairs is not in the model in {reference}")
+    options = pycolmap.IncrementalPipelineOptions()
+    options.extract_colors, options.random_seed = False, _SEED
     with _folder(output) as part, HlocFile(features) as feature_file, HlocFile(matches) as match_file:
         database = part / "database.db"
-        found = feature_file.images()
-        keypoints = {name: feature_file.keypoints(name) for name in ids if name in found}
-        rays = {name: _rays(model, ids[name], each) for name, each in keypoints.items()}
-        with pycolmap.Database.open(database) as opened:
-            for number, camera in model.cameras.items():
-                camera.camera_id = number
-                opened.write_camera(camera, use_camera_id=True)
-            for rig in model.rigs.values():
-                opened.write_rig(rig, use_rig_id=True)
-            for frame in model.frames.values():
-                opened.write_frame(frame, use_frame_id=True)
-            for name, number in ids.items():
-                opened.write_image(model.images[number], use_image_id=True)
-                points = keypoints[name].points if name in keypoints else np.zeros((0, 2), np.float32)
-                opened.write_keypoints(number, points + np.float32(0.5))
-            for pair in tqdm(pairs, unit="pair", desc="geometric verification", disable=not progress):
-                for name in pair:
-                    if name not in keypoints:
-                        raise LocalisationError(f"{features} has no keypoints of {name}")
-                index = match_file.matches(pair).index
-                _check_index(index, pair, [len(keypoints[name].points) for name in pair], matches, features)
-                kept = index[_on_epipolar_lines(model, ids, pair, keypoints, rays, index)]
-                opened.write_matches(ids[pair[0]], ids[pair[1]], index.astype(np.uint32))
-                verified = pycolmap.TwoViewGeometry(inlier_matches=kept.astype(np.uint32))
-                verified.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED  # COLMAP 4 ignores pairs without
-                opened.write_two_view_geometry(ids[pair[0]], ids[pair[1]], verified)
-        options = pycolmap.IncrementalPipelineOptions()
-        options.extract_colors, options.random_seed = False, _SEED
         try:
+            with pycolmap.Database.open(database) as opened:
+                known = _write_images(opened, model, ids, feature_file)
+                for pair in tqdm(pairs, unit="pair", desc="geometric verification", disable=not progress):
+                    _write_pair(opened, model, ids, pair, known, feature_file, match_file)
             done = pycolmap.triangulate_points(model, database, part, part, options=options)
+        except LocalisationError:
+            raise
         except (RuntimeError, ValueError) as error:
-            raise LocalisationError(f"COLMAP's triangulation failed: {error}") from error
+            raise LocalisationError(f"COLMAP cannot triangulate into {output}: {error}") from error
         if not done.num_points3D():
             raise LocalisationError("nothing could be triangulated: too few matches agree with the poses of the model")
     return (
         f"{done.num_reg_images()} images, {done.num_points3D()} points, each in {done.compute_mean_track_length():.1f} "
         f"images, {done.compute_mean_reprojection_error():.2f} px off on average"
     )
+
+
+def _write_images(database: Any, model: Any, ids: Mapping[str, int], features: HlocFile) -> dict[str, Keypoints]:
+    """Write the model's cameras and images, with their keypoints, which are returned, into COLMAP's database."""
+    for number, camera in model.cameras.items():
+        camera.camera_id = number
+        database.write_camera(camera, use_camera_id=True)
+    for rig in model.rigs.values():
+        database.write_rig(rig, use_rig_id=True)
+    for frame in model.frames.values():
+        database.write_frame(frame, use_frame_id=True)
+    there, found = features.images(), dict[str, Keypoints]()
+    for name, number in ids.items():
+        if name in there:
+            found[name] = features.keypoints(name)
+        points = found[name].points if name in there else np.zeros((0, 2), np.float32)
+        database.write_image(model.images[number], use_image_id=True)
+        database.write_keypoints(number, points + np.float32(0.5))
+    return found
+
+
+def _write_pair(
+    database: Any,
+    model: Any,
+    ids: Mapping[str, int],
+    pair: Pair,
+    keypoints: Mapping[str, Keypoints],
+    features: HlocFile,
+    matches: HlocFile,
+) -> None:
+    """Write a pair's matches, and those on the epipolar lines of the known poses as verified ones."""
+    import pycolmap
+
+    for name in pair:
+        if name not in keypoints:
+            raise LocalisationError(f"{features.file} has no keypoints of {name}")
+    index = matches.matches(pair).index
+    _check_index(index, pair, [len(keypoints[name].points) for name in pair], matches.file, features.file)
+    verified = pycolmap.TwoViewGeometry()
+    verified.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED  # COLMAP 4 ignores pairs without
+    verified.inlier_matches = index[_on_epipolar_lines(model, ids, pair, keypoints, index)].astype(np.uint32)
+    database.write_matches(ids[pair[0]], ids[pair[1]], index.astype(np.uint32))
+    database.write_two_view_geometry(ids[pair[0]], ids[pair[1]], verified)
 
 
 class Localiser:
@@ -288,30 +311,23 @@ def _pose(image: Any) -> Array:
     return np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1.0]])
 
 
-def _rays(model: Any, number: int, keypoints: Keypoints) -> Array:
-    """(K, 2) keypoints at depth 1, without distortion; NaN where the camera model has no such point."""
-    camera = model.cameras[model.images[number].camera_id]
-    return np.asarray(camera.cam_from_img(keypoints.points.astype(np.float64) + 0.5), np.float64).reshape(-1, 2)
-
-
 def _on_epipolar_lines(
-    model: Any,
-    ids: Mapping[str, int],
-    pair: Pair,
-    keypoints: Mapping[str, Keypoints],
-    rays: Mapping[str, Array],
-    index: NDArray[np.int64],
+    model: Any, ids: Mapping[str, int], pair: Pair, keypoints: Mapping[str, Keypoints], index: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """(M,) whether both points of a match are near the other one's epipolar line, which the known poses tell."""
     images = [model.images[ids[name]] for name in pair]
+    cameras = [model.cameras[image.camera_id] for image in images]
     moved = _pose(images[1]) @ np.linalg.inv(_pose(images[0]))  # T_1_0
     essential = skew(moved[:3, 3]) @ moved[:3, :3]
-    ends = [np.insert(rays[name][index[:, side]], 2, 1.0, axis=1) for side, name in enumerate(pair)]
+    ends = list[Array]()
+    for side, (name, camera) in enumerate(zip(pair, cameras, strict=True)):
+        pixels = keypoints[name].points[index[:, side]].astype(np.float64) + 0.5
+        rays = np.asarray(camera.cam_from_img(pixels), np.float64).reshape(-1, 2)  # at depth 1, undistorted
+        ends.append(np.insert(rays, 2, 1.0, axis=1))
     product = np.abs(np.einsum("ni,ij,nj->n", ends[1], essential, ends[0]))
     lines = ends[1] @ essential, ends[0] @ essential.T  # in images 0 and 1
     near = np.ones(len(index), np.bool_)
-    for image, name, line in zip(images, pair, lines, strict=True):
-        camera = model.cameras[image.camera_id]
+    for name, camera, line in zip(pair, cameras, lines, strict=True):
         limit = camera.cam_from_img_threshold(_EPIPOLAR_ERROR * keypoints[name].uncertainty)
         near &= product <= limit * np.linalg.norm(line[:, :2], axis=1)
     return near
