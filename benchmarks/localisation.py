@@ -5,6 +5,9 @@
 The recording is laid out as Aachen Day-Night is published, and goes through `loftr_ros evaluate`'s code: pairs by the
 place descriptor, matches, triangulation and poses by COLMAP. SIFT (OpenCV; mutual nearest neighbours, ratio 0.8) goes
 through the same pairs, triangulation and poses. It needs the extra `localisation`. An interrupted run goes on.
+
+`--rendered` compares settings of keypoints instead: ten views of a rendered room are the database, the nine between
+them are queries. Settings were chosen by it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -37,7 +41,8 @@ from loftr_ros.evaluation.localisation.reconstruction import triangulate
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.evaluate_localisation import evaluate_localisation
-from loftr_ros.tools.localise import localise, retrieved_pairs
+from loftr_ros.tools.localise import FEATURES, MATCHES, KeypointConfig, localise, match, retrieved_pairs
+from loftr_ros.worlds.scene import Scene, default_camera, trajectory
 
 WIDTH, HEIGHT = 640, 480
 # Of 7-Scenes; and the middle of what fits these colour images better, see the data's README.
@@ -45,6 +50,8 @@ FOCALS = (585.0, 548.0)
 THRESHOLDS = ((0.01, 1.0), (0.05, 5.0), (0.25, 2.0), (0.5, 5.0))
 PAIRED = {"db": 10, "query": 5}  # images that each one is paired with
 RATIO = 0.8
+# Of `--rendered`: cell and max_error; hloc's for LoFTR are 8 and 2.
+ROOM, SETTINGS = 3, ((1.0, 0.5), (2.0, 1.0), (2.0, 2.0), (4.0, 2.0), (8.0, 2.0), (8.0, 4.0))
 
 
 def lay_out(data: Path, folder: Path, focal: float, step: int, every: int) -> None:
@@ -76,6 +83,49 @@ def lay_out(data: Path, folder: Path, focal: float, step: int, every: int) -> No
     model.write(folder / "3D-models" / "sevenscenes")
     (folder / "queries" / "queries_with_intrinsics.txt").write_text("".join(queries))
     write_poses(folder / "truth.txt", truth, 0)
+
+
+def compare_settings(matcher: PairMatcher, output: Path) -> None:
+    """The same matches made keypoints of with different settings, on a walk through a rendered room."""
+    shutil.rmtree(output, ignore_errors=True)
+    camera, poses, scene = default_camera(WIDTH, HEIGHT), trajectory(228, seed=ROOM)[::12], Scene(ROOM)
+    (fx, _, cx), (_, fy, cy), _ = camera.matrix.tolist()
+    eye = pycolmap.Camera(camera_id=1, model="PINHOLE", width=WIDTH, height=HEIGHT, params=[fx, fy, cx + 0.5, cy + 0.5])
+    model, truth = pycolmap.Reconstruction(), {}
+    model.add_camera_with_trivial_rig(eye)
+    for folder in ("images", "model"):
+        (output / folder).mkdir(parents=True)
+    names = [f"{number:02d}.png" for number in range(len(poses))]
+    for number, (name, pose) in enumerate(zip(names, poses, strict=True)):
+        cv2.imwrite(str(output / "images" / name), scene.render(camera, pose).image)
+        seen = np.linalg.inv(pose)
+        if number % 2:
+            truth[name] = seen
+        else:
+            image = pycolmap.Image(name=name, camera_id=1, image_id=number + 1)
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(seen[:3]))
+    model.write(output / "model")
+    queries = [Query(name, "PINHOLE", WIDTH, HEIGHT, tuple(eye.params)) for name in truth]
+    count = len(names)
+    pairs = [(names[k], names[m]) for k in range(0, count, 2) for m in range(k + 2, min(k + 7, count), 2)]
+    asked = [(names[k], names[m]) for k in range(1, count, 2) for m in (k - 3, k - 1, k + 1, k + 3) if 0 <= m < count]
+    print("| directions | cell | max error | points | pixels off | median mm | mean mm | median deg |")
+    print("|" + " --- |" * 8)
+    for both, (cell, error) in product((False, True), SETTINGS):
+        folder, config = output / f"{both}", KeypointConfig(cell, error)
+        database, query = folder / "database", folder / "queries"
+        match(output / "images", pairs, matcher, FrameReader(), database, both=both, config=config, progress=False)
+        files = [database / FEATURES, database / MATCHES]
+        text = triangulate(output / "model", pairs, *files, folder / "sfm", False)
+        match(output / "images", asked, matcher, FrameReader(), query, both=both, config=config, reference=files[0],
+              progress=False)  # fmt: skip
+        found = localise(folder / "sfm", queries, asked, query / FEATURES, query / MATCHES, folder / "results.txt",
+                         progress=False)  # fmt: skip
+        errors = recalls(found.poses, truth)[0]
+        _, points, _, off = text.split(", ")
+        print(f"| {1 + both} | {cell:g} | {error:g} | {points.split()[0]} | {off.split()[0]} | "
+              f"{1e3 * np.median(errors.metres):.2f} | {1e3 * np.mean(errors.metres):.2f} | "
+              f"{np.median(errors.degrees):.4f} |", flush=True)  # fmt: skip
 
 
 def sift(folder: Path, pairs_db: Path, pairs_query: Path, output: Path) -> list[Recall]:
@@ -110,9 +160,9 @@ def sift(folder: Path, pairs_db: Path, pairs_query: Path, output: Path) -> list[
         triangulate(benchmark.model, database, output / "features.h5", output / "matches-db.h5", output / "sfm", False)
     )
     queries: list[Query] = read_queries(benchmark.queries)
-    poses, _ = localise(output / "sfm", queries, asked, output / "features.h5", output / "matches-query.h5",
+    localised = localise(output / "sfm", queries, asked, output / "features.h5", output / "matches-query.h5",
                         output / "results.txt", progress=False)  # fmt: skip
-    return recalls(poses, read_truth(folder / "truth.txt"))
+    return recalls(localised.poses, read_truth(folder / "truth.txt"))
 
 
 def report(name: str, focal: float, rows: list[list[str]]) -> None:
@@ -125,12 +175,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("localisation"))
     parser.add_argument("--step", type=int, default=10, help="the database is every n-th image, a multiple of ten")
     parser.add_argument("--every", type=int, default=6, help="a query is every n-th image but the tenth ones")
+    parser.add_argument("--rendered", action="store_true", help="compare settings on a rendered room")
     parser.add_argument("--network", default="compact")
     parser.add_argument("--weights", default="")
     given = parser.parse_args()
     matcher = PairMatcher(load_matcher(given.weights, network=given.network))
     reader = FrameReader()
     print(f"benchmarks/localisation.py, {platform.machine()}, pycolmap {version('pycolmap')}")
+    if given.rendered:
+        compare_settings(matcher, given.output / "rendered")
+        return
     head = table_rows([], THRESHOLDS)[0]
     print("| matches | focal length | " + " | ".join(head) + " |")
     print("|" + " --- |" * (len(head) + 2))

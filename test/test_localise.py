@@ -169,6 +169,14 @@ def test_ctrl_c_keeps_the_matches_so_far(aachen: Path, tmp_path: Path, monkeypat
     assert "2 pairs, median " in loftr_ros(*command) and len(matched) == 2
 
 
+def some(queries: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A few of the matches of query 1 with an image of the database."""
+    with HlocFile(queries / "matches.h5") as file:
+        matches = file.matches((name_of(1), name_of(number)))
+    step = max(1, len(matches.scores) // 14)
+    return matches.index[::step][:14], matches.scores[::step][:14]
+
+
 def test_the_steps_one_by_one_do_the_same(evaluated: tuple[Path, str], aachen: Path, tmp_path: Path) -> None:
     database, queries = evaluated[0] / "database", evaluated[0] / "queries"
     sfm, results = tmp_path / "sfm", tmp_path / "results.txt"
@@ -187,8 +195,15 @@ def test_the_steps_one_by_one_do_the_same(evaluated: tuple[Path, str], aachen: P
                      queries / "features.h5", "--matches", queries / "matches.h5", "-o", tmp_path / "some.txt", "-q",
                      code=1)  # fmt: skip
     lists[0].write_text("".join(lists[0].read_text().splitlines(keepends=True)[:-1]))
-    assert "2 of 3 queries have a pose" in said and "missing: query/day/none.png is in no pair" in said
+    assert "2 of 3 queries have a pose\n" in said and "missing: query/day/none.png is in no pair" in said
     assert len(read_poses(tmp_path / "some.txt")) == 2
+    few = [((name_of(1), name_of(number)), 100000, PairMatches(*some(queries, number))) for number in (0, 2)]
+    write_matches(tmp_path / "few.h5", few)
+    (tmp_path / "one.txt").write_text(f"{name_of(1)} {CAMERA}\n")
+    said = loftr_ros("localise", "queries", sfm, queries / "pairs.txt", tmp_path / "one.txt", "--features",
+                     queries / "features.h5", "--matches", tmp_path / "few.h5", "-o", tmp_path / "one_pose.txt",
+                     "-q")  # fmt: skip
+    assert "1 of 1 queries have a pose, 1 of them doubtful: less than 30 inliers" in said
     assert "| 3 all | 3 | 100.0 %" in loftr_ros("localise", "score", results, aachen / "truth.txt")
     loftr_ros("localise", "pairs", sfm, "--count", 1, "-o", tmp_path / "covisible.txt")
     points = {

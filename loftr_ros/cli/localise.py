@@ -197,11 +197,11 @@ def queries(
     check_output(output.parent)
     try:
         asked = read_queries(lists)
-        poses, missing = localise(model, asked, read_pairs(pairs), features, matches, output, max_error=max_error,
+        found = localise(model, asked, read_pairs(pairs), features, matches, output, max_error=max_error,
                                   name_parts=name_parts, progress=not quiet)  # fmt: skip
     except LocalisationError as error:
         fail(error)
-    finish([f"{len(poses)} of {len(asked)} queries have a pose"], missing, f"written to {output}")
+    finish([found.line(len(asked))], found.missing, f"written to {output}")
 
 
 @app.command()

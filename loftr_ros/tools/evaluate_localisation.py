@@ -67,13 +67,14 @@ def evaluate_localisation(
         write_pairs(pairs, listed)
     if not matched(pairs, query, database / FEATURES):
         return done
-    poses, missing = localise(output / "sfm", queries, read_pairs(query / "pairs.txt"), query / FEATURES,
+    found = localise(output / "sfm", queries, read_pairs(query / "pairs.txt"), query / FEATURES,
                               query / MATCHES, output / "results.txt", progress=progress)  # fmt: skip
-    done.missing += missing
+    done.missing += found.missing
+    done.title += f"; {found.line(len(names))}"
     if truth is None:
-        done.rows.append([f"{len(names)} all", f"{len(poses)}", *["-"] * (len(head) - 2)])
+        done.rows.append([f"{len(names)} all", f"{len(found.poses)}", *["-"] * (len(head) - 2)])
         return done
     if unknown := [name for name in names if name not in truth]:
         raise LocalisationError(f"{unknown[0]} of the queries has no true pose in {benchmark.truth}")
-    done.rows += table_rows(recalls(poses, {name: truth[name] for name in names}))[1:]
+    done.rows += table_rows(recalls(found.poses, {name: truth[name] for name in names}))[1:]
     return done

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loftr_ros.evaluation.localisation import keypoints as merging
 from loftr_ros.evaluation.localisation.hloc_files import (
@@ -40,6 +41,7 @@ SIDE = 1024
 
 _ENCODED = 24  # images whose features are kept; pairs of one query follow each other in lists
 _SAME = 0.01  # px
+_FEW_INLIERS = 30  # COLMAP's Mapper.abs_pose_min_num_inliers
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,26 @@ class Matched:
     interrupted: bool = False
     keypoints: float = 0.0
     matches: float = 0.0
+
+
+@dataclass
+class Results:
+    """What `localise` found.
+
+    Attributes:
+        poses: (4, 4) float64 T_camera_world by name of the query.
+        missing: reasons why queries have none.
+        doubtful: names of queries whose pose has fewer inliers than COLMAP asks of an image.
+    """
+
+    poses: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    doubtful: list[str] = field(default_factory=list)
+
+    def line(self, queries: int) -> str:
+        """A summary, of so many queries."""
+        doubtful = f", {len(self.doubtful)} of them doubtful: less than {_FEW_INLIERS} inliers" if self.doubtful else ""
+        return f"{len(self.poses)} of {queries} queries have a pose{doubtful}"
 
 
 class _Images:
@@ -290,7 +312,7 @@ def retrieved_pairs(
 
     describe = PlaceDescriptor.of(matcher.matcher)
     source = _Images(images, matcher, reader)
-    described = dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]()
+    described = dict[str, NDArray[np.float32]]()
     for name in tqdm(dict.fromkeys([*database, *queries]), unit="image", disable=not progress):
         encoded = source.encoded(name)
         if encoded is not None:
@@ -323,7 +345,7 @@ def localise(
     max_error: float = POSE_ERROR,
     name_parts: int = 1,
     progress: bool = True,
-) -> tuple[Mapping[str, np.ndarray[tuple[int, int], np.dtype[np.float64]]], list[str]]:
+) -> Results:
     """Find poses of queries, and write them as visuallocalization.net takes them; beside it a table of inliers.
 
     Args:
@@ -336,29 +358,26 @@ def localise(
         name_parts: see `write_poses`.
         progress: show a bar.
 
-    Returns:
-        (4, 4) T_camera_world by name of the query, and reasons why queries have none.
-
     Raises:
         LocalisationError: a file cannot be read or written, or files do not belong together.
     """
     from tqdm import tqdm
 
-    poses, missing = dict[str, np.ndarray[tuple[int, int], np.dtype[np.float64]]](), list[str]()
-    rows = list[list[object]]()
-    by_query = images_by_query(pairs)
+    results, rows, by_query = Results(), list[list[object]](), images_by_query(pairs)
     with Localiser(model, features, matches, max_error) as localiser:
         for query in tqdm(queries, unit="query", disable=not progress):
             if query.name not in by_query:
-                missing.append(f"{query.name} is in no pair")
+                results.missing.append(f"{query.name} is in no pair")
                 continue
             found = localiser.localise(query, by_query[query.name])
             rows.append([query.name, found.correspondences, found.inliers])
             if found.pose is None:
-                missing.append(f"{query.name}: no pose by {found.correspondences} correspondences")
-            else:
-                poses[query.name] = found.pose
-    write_poses(output, poses, name_parts)
+                results.missing.append(f"{query.name}: no pose by {found.correspondences} correspondences")
+                continue
+            results.poses[query.name] = found.pose
+            if found.inliers < _FEW_INLIERS:
+                results.doubtful.append(query.name)
+    write_poses(output, results.poses, name_parts)
     with output.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["query", "correspondences", "inliers"], *rows])
-    return poses, missing
+    return results
