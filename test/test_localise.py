@@ -40,6 +40,8 @@ DATABASE, QUERIES = (0, 2, 4, 6), {1: "day/phone", 3: "night/phone", 5: "day/cam
 CAMERA = "PINHOLE 320 240 260 260 160 120"  # COLMAP's pixels have (0.5, 0.5) at the first one's centre
 # No more effort for pairs with few matches, to save time: the views are near each other.
 QUICKLY = ("--quiet", "--min-matches", "0")
+# For tests of files alone: a small network, which finds nothing.
+FILES_ALONE = (*QUICKLY, "--network", "coarse_lite", "--weights", "random")
 
 
 def name_of(number: int) -> str:
@@ -162,7 +164,7 @@ def test_ctrl_c_keeps_the_matches_so_far(aachen: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(localise, "_match_pair", match_pair)
     (tmp_path / "pairs.txt").write_text(f"{name_of(0)} {name_of(2)}\n{name_of(2)} {name_of(4)}\n")
     command = ["localise", "match", aachen / "images_upright", tmp_path / "pairs.txt", "-o", tmp_path / "out",
-               "--one-way", *QUICKLY]  # fmt: skip
+               "--one-way", *FILES_ALONE]  # fmt: skip
     said = loftr_ros(*command, code=130)
     assert "stopped by Ctrl-C after 1 of 2 pairs" in said and not (tmp_path / "out" / "matches.h5").exists()
     (tmp_path / "again").touch()
@@ -227,13 +229,13 @@ def test_a_pair_without_its_image_is_left_out_and_reported(aachen: Path, tmp_pat
     (tmp_path / "images").symlink_to(aachen / "images_upright")
     broken = aachen / "images_upright" / "db" / "broken.png"
     broken.write_bytes(b"no image")
-    said = loftr_ros("localise", "match", tmp_path / "images", pairs, "-o", tmp_path / "out", *QUICKLY, code=1)
+    said = loftr_ros("localise", "match", tmp_path / "images", pairs, "-o", tmp_path / "out", *FILES_ALONE, code=1)
     broken.unlink()
     assert "missing: db/none.png: there is no such image" in said and "missing: db/broken.png" in said
     assert read_pairs(tmp_path / "out" / "pairs.txt") == [(name_of(0), name_of(2))]
     with h5py.File(tmp_path / "out" / "matches.h5") as file:
         assert list(file) == ["db-0.png"] and list(file["db-0.png"]) == ["db-2.png"]
-    said = loftr_ros("localise", "match", tmp_path, pairs, "-o", tmp_path / "other", *QUICKLY, code=2)
+    said = loftr_ros("localise", "match", tmp_path, pairs, "-o", tmp_path / "other", *FILES_ALONE, code=2)
     assert "of 3 pairs none has both images" in said
 
 
@@ -392,5 +394,5 @@ def test_a_missing_package_is_named_with_how_to_install_it(
     module: str, what: str, aachen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    said = loftr_ros("evaluate", aachen, "-o", tmp_path / "out", *QUICKLY, code=2)
+    said = loftr_ros("evaluate", aachen, "-o", tmp_path / "out", *FILES_ALONE, code=2)
     assert what in said and "loftr_ros[localisation]" in said
