@@ -376,6 +376,7 @@ def test_files_that_do_not_belong_together_are_refused(
 ) -> None:
     output = evaluated[0]
     command = ["localise", "triangulate", aachen / "3D-models" / "aachen_v_1_1", output / "database" / "pairs.txt"]
+    before = sorted(command[2].iterdir())
     write_features(
         tmp_path / "f.h5",
         [(name_of(number), Keypoints(np.ones((3, 2), np.float32), np.ones(3, np.float32))) for number in DATABASE],
@@ -384,6 +385,9 @@ def test_files_that_do_not_belong_together_are_refused(
                      "-o", tmp_path / "sfm", "-q", code=2)  # fmt: skip
     assert "do not belong together" in said.replace("\n", " ")
     assert not list(tmp_path.glob("sfm*")), "nothing half done is left"
+    files = ("--features", output / "database" / "features.h5", "--matches", output / "database" / "matches.h5")
+    said = loftr_ros(*command, *files, "-o", command[2], "-q", code=2)
+    assert "was not made by this command" in said and sorted(command[2].iterdir()) == before
     said = loftr_ros("localise", "triangulate", tmp_path, tmp_path / "none.txt", "--features", tmp_path, "--matches",
                      tmp_path, "-o", tmp_path / "sfm", code=2)  # fmt: skip
     assert "none.txt cannot be read" in said

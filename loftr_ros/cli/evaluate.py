@@ -90,7 +90,8 @@ def evaluate(
             place = output / folder.resolve().name
             place.mkdir(exist_ok=True)
             matcher = PairMatcher(front_end.matcher, front_end.config, WideConfig(min_matches))
-            tables.append(evaluate_localisation(benchmark, matcher, reader, place, not quiet))
+            given = front_end_options.values | {"mask": front_end_options.mask}
+            tables.append(evaluate_localisation(benchmark, matcher, reader, place, not quiet, given))
             tables[-1].write(place)
             if tables[-1].interrupted:
                 sets = []

@@ -139,7 +139,8 @@ def match(
         front_end, reader = front_end_options.open()
         matcher = PairMatcher(front_end.matcher, front_end.config, WideConfig(min_matches))
         done = run(images, listed, matcher, reader, output, side=side, reference=reference, both=both,
-                   config=config, progress=not quiet)  # fmt: skip
+                   config=config, parameters=front_end_options.values | {"mask": front_end_options.mask},
+                   progress=not quiet)  # fmt: skip
     except (ConfigError, DeviceError, LocalisationError, MaskError, SourceError, WeightsError) as error:
         fail(error)
     lines = [] if done.interrupted else [

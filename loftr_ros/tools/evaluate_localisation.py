@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 
 from loftr_ros.evaluation.localisation.benchmark import LocalisationSet
@@ -19,7 +21,12 @@ _COVISIBLE, _RETRIEVED = 20, 50
 
 
 def evaluate_localisation(
-    benchmark: LocalisationSet, matcher: PairMatcher, reader: FrameReader, output: Path, progress: bool = True
+    benchmark: LocalisationSet,
+    matcher: PairMatcher,
+    reader: FrameReader,
+    output: Path,
+    progress: bool = True,
+    parameters: Mapping[str, object] | None = None,
 ) -> Evaluation:
     """Match, triangulate, localise, and score where true poses are there; an interrupted run goes on.
 
@@ -29,6 +36,7 @@ def evaluate_localisation(
         reader: makes frames.
         output: an existing folder, for hloc's files (`database`, `queries`), the model (`sfm`) and `results.txt`.
         progress: show bars.
+        parameters: see `match`.
 
     Raises:
         LocalisationError: a file is missing, damaged or cannot be written, or a step fails as a whole.
@@ -36,6 +44,8 @@ def evaluate_localisation(
     require_h5py()
     queries = read_queries(benchmark.queries)
     names = [query.name for query in queries]
+    # As few parts of the names as tell the queries apart: one for Aachen.
+    parts = next(parts for parts in count(1) if len({tuple(name.split("/")[-parts:]) for name in names}) == len(names))
     truth = None if benchmark.truth is None else read_truth(benchmark.truth)
     known = {image.name for image in open_model(benchmark.model).images.values()} - set(names)
     head, *_ = table_rows([])
@@ -43,7 +53,7 @@ def evaluate_localisation(
 
     def matched(pairs: Path, folder: Path, reference: Path | None) -> bool:
         found = match(benchmark.images, read_pairs(pairs), matcher, reader, folder, reference=reference,
-                      progress=progress)  # fmt: skip
+                      parameters=parameters, progress=progress)  # fmt: skip
         done.missing += found.missing
         done.interrupted = found.interrupted
         return not found.interrupted
@@ -68,7 +78,8 @@ def evaluate_localisation(
     if not matched(pairs, query, database / FEATURES):
         return done
     found = localise(output / "sfm", queries, read_pairs(query / "pairs.txt"), query / FEATURES,
-                              query / MATCHES, output / "results.txt", progress=progress)  # fmt: skip
+                              query / MATCHES, output / "results.txt", name_parts=parts,
+                      progress=progress)  # fmt: skip
     done.missing += found.missing
     done.title += f"; {found.line(len(names))}"
     if truth is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,14 @@ from loftr_ros.evaluation.localisation.hloc_files import (
     write_features,
     write_matches,
 )
-from loftr_ros.evaluation.localisation.lists import LocalisationError, Pair, Query, write_pairs, write_poses
+from loftr_ros.evaluation.localisation.lists import (
+    LocalisationError,
+    Pair,
+    Query,
+    short_names,
+    write_pairs,
+    write_poses,
+)
 from loftr_ros.evaluation.localisation.pair_store import PairStore, RawMatches
 from loftr_ros.evaluation.localisation.reconstruction import POSE_ERROR, Localiser, images_by_query
 from loftr_ros.frontend.keyframes import EncodedFrame
@@ -138,6 +145,7 @@ def match(
     reference: Path | None = None,
     both: bool = True,
     config: KeypointConfig | None = None,
+    parameters: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> Matched:
     """Match pairs of images, and write hloc's features and matches; pairs of an interrupted run are not matched again.
@@ -155,6 +163,7 @@ def match(
             queries, whose points are all kept. Without it all are images of a database, whose points are merged.
         both: match each pair in both directions.
         config: settings of keypoints.
+        parameters: what else the matches depend on. A run with other values does not go on from them.
         progress: show a bar.
 
     Raises:
@@ -174,6 +183,7 @@ def match(
     store = PairStore(
         output / "pairs",
         {
+            **{name: str(value) for name, value in (parameters or {}).items()},
             "network": network.config.name,
             "weights": network.fingerprint,
             "max_side": matcher.config.image.max_side,
@@ -363,6 +373,7 @@ def localise(
     """
     from tqdm import tqdm
 
+    short_names((query.name for query in queries), name_parts)  # before anything that takes long
     results, rows, by_query = Results(), list[list[object]](), images_by_query(pairs)
     with Localiser(model, features, matches, max_error) as localiser:
         for query in tqdm(queries, unit="query", disable=not progress):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +131,22 @@ def read_poses(file: Path) -> dict[str, Array]:
     return found
 
 
+def short_names(names: Iterable[str], name_parts: int) -> dict[str, str]:
+    """What images are called in results, by name: the last parts of their names; 0 for all parts.
+
+    Raises:
+        LocalisationError: two images would have one name.
+    """
+    found, owner = dict[str, str](), dict[str, str]()
+    for name in names:
+        found[name] = short = "/".join(name.split("/")[-name_parts:])
+        if owner.setdefault(short, name) != name:
+            raise LocalisationError(
+                f"{owner[short]} and {name} would both be called {short} in the results; keep more parts of the names"
+            )
+    return found
+
+
 def write_poses(file: Path, poses: Mapping[str, Array], name_parts: int = 1) -> None:
     """Write poses as visuallocalization.net takes them.
 
@@ -143,15 +159,8 @@ def write_poses(file: Path, poses: Mapping[str, Array], name_parts: int = 1) -> 
     Raises:
         LocalisationError: two images would have one name, or the file cannot be written.
     """
-    shown = dict[str, str]()
-    for name in poses:
-        short = "/".join(name.split("/")[-name_parts:])
-        if short in shown:
-            raise LocalisationError(
-                f"{shown[short]} and {name} would both be called {short} in {file}; keep more of the names' parts"
-            )
-        shown[short] = name
-    _write(file, (_row(short, poses[name]) for short, name in shown.items()))
+    shown = short_names(poses, name_parts)
+    _write(file, (_row(short, poses[name]) for name, short in shown.items()))
 
 
 def _row(name: str, pose: Array) -> str:

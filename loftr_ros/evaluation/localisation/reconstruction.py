@@ -23,6 +23,8 @@ from loftr_ros.geometry.se3 import skew
 
 Array = NDArray[np.float64]
 
+# COLMAP's database in a folder that `triangulate` made. Another folder is never replaced.
+_DATABASE = "loftr_ros.db"
 _MODEL_FILES = ("cameras", "images", "points3D")
 # As in hloc's evaluation of Aachen: of matches from epipolar lines of the known poses, in pixels of the keypoints'
 # uncertainty; and of a query's points from the projected ones, in pixels.
@@ -132,7 +134,7 @@ def triangulate(
         reference: model with the poses and cameras; its points are not used.
         pairs: of images of the model.
         features, matches: hloc's files.
-        output: folder for the model; it appears when it is complete.
+        output: folder for the model; it appears when it is complete, and replaces one of an earlier call.
         progress: show a bar.
 
     Returns:
@@ -151,7 +153,7 @@ def triangulate(
     options = pycolmap.IncrementalPipelineOptions()
     options.extract_colors, options.random_seed = False, _SEED
     with _folder(output) as part, HlocFile(features) as feature_file, HlocFile(matches) as match_file:
-        database = part / "database.db"
+        database = part / _DATABASE
         try:
             with pycolmap.Database.open(database) as opened:
                 known = _write_images(opened, model, ids, feature_file)
@@ -172,8 +174,7 @@ def triangulate(
 
 def _write_images(database: Any, model: Any, ids: Mapping[str, int], features: HlocFile) -> dict[str, Keypoints]:
     """Write the model's cameras and images, with their keypoints, which are returned, into COLMAP's database."""
-    for number, camera in model.cameras.items():
-        camera.camera_id = number
+    for camera in model.cameras.values():
         database.write_camera(camera, use_camera_id=True)
     for rig in model.rigs.values():
         database.write_rig(rig, use_rig_id=True)
@@ -345,9 +346,9 @@ def _check_index(index: NDArray[np.int64], pair: Pair, counts: Sequence[int], ma
 def _folder(output: Path) -> Iterator[Path]:
     """A folder that becomes `output` once all is in it; nothing is left of it after an error."""
     part = output.with_name(f"{output.name}.part")
-    if output.exists() and any(output.iterdir()) and not is_model(output):
-        raise LocalisationError(f"{output} is not empty, and holds no model of COLMAP; choose another folder")
     try:
+        if output.exists() and any(output.iterdir()) and not (output / _DATABASE).is_file():
+            raise LocalisationError(f"{output} is not empty, and was not made by this command; choose another folder")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
