@@ -156,9 +156,8 @@ def sift(folder: Path, pairs_db: Path, pairs_query: Path, output: Path) -> list[
     write_matches(output / "matches-db.h5", matched(database))
     write_matches(output / "matches-query.h5", matched(asked))
     write_features(output / "features.h5", ((name, held) for name, (held, _) in found.items()))
-    print(
-        triangulate(benchmark.model, database, output / "features.h5", output / "matches-db.h5", output / "sfm", False)
-    )
+    files = output / "features.h5", output / "matches-db.h5"
+    print(f"SIFT's model: {triangulate(benchmark.model, database, *files, output / 'sfm', False)}")
     queries: list[Query] = read_queries(benchmark.queries)
     localised = localise(output / "sfm", queries, asked, output / "features.h5", output / "matches-query.h5",
                         output / "results.txt", progress=False)  # fmt: skip
