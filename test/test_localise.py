@@ -112,7 +112,8 @@ def test_queries_by_day_and_night_are_localised_to_a_centimetre(evaluated: tuple
     for number in QUERIES:
         moved = true_pose(number) @ np.linalg.inv(found[f"{number}.png"])
         angle = np.degrees(np.linalg.norm(cv2.Rodrigues(moved[:3, :3])[0]))
-        assert np.linalg.norm(moved[:3, 3]) < 0.01 and angle < 0.2, (number, moved)
+        # Half a pixel, as of a wrong origin of pixels, would be 0.11 degrees.
+        assert np.linalg.norm(moved[:3, 3]) < 0.01 and angle < 0.09, (number, angle, moved)
     for condition in ("3 all | 3", "2 day | 2", "1 night | 1"):
         assert f"| {condition} | " in said
     assert said.count("| 100.0 % | 100.0 % | 100.0 % |") == 3, said
