@@ -31,6 +31,9 @@ EXTRAS = {
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings-python>=1.12"],
     # The archive of keyframes, for loops: 350 MB.
     "archive": ["lancedb>=0.40,<1", "pyarrow>=16"],
+    # COLMAP's triangulation and poses, and hloc's files: 150 MB. rosdep has keys of h5py and of COLMAP's programs, but
+    # none of its Python module.
+    "localisation": ["h5py>=3", "pycolmap>=3.13"],
     "onnx": ["onnx>=1.14", "onnxruntime>=1.17"],
     "openvino": ["openvino>=2024.0"],
     "parquet": ["pyarrow>=14"],
@@ -56,6 +59,7 @@ EXTRAS = {
         "onnxruntime>=1.17",
         "openvino>=2024.0",
         "pyarrow>=16",
+        "pycolmap>=3.13; platform_machine != 'aarch64'",  # PyPI has no wheel there
         "pytest>=8",
         "pytorch-lightning>=2.4,<2.7,!=2.6.2,!=2.6.3",
         "pytest-timeout>=2.2",

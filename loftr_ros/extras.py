@@ -8,6 +8,7 @@ from importlib.util import find_spec
 _PACKAGES = {
     "archive": "'lancedb>=0.40,<1' pyarrow",
     "backend": "'gtsam>=4.3'",
+    "localisation": "'pycolmap>=3.13' 'h5py>=3'",
     "plot": "matplotlib",
     "train": "'pytorch-lightning>=2.4,<2.7' tensorboard",
     "video": "av",

@@ -18,7 +18,7 @@ GROUPS = {
     "odometry_output pairing parameters spare_time statistics synchronizer worker",
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
-    "evaluation": "evaluate metrics scene shutter visualization",
+    "evaluation": "evaluate localise metrics scene shutter visualization",
     "training": "adaptation place_training training training_data training_photos",
 }
 """Names of a group's files, without `test_` and `.py`."""

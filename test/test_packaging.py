@@ -40,6 +40,7 @@ WITHOUT_ROSDEP_KEY = {
     "onnx",
     "openvino",
     "pyarrow",
+    "pycolmap",
     "pytorch-lightning",
     "pytorch_lightning",
     "safetensors",

@@ -22,7 +22,8 @@ Folders = Annotated[
     list[Path],
     typer.Argument(
         help="Folders of benchmarks: trajectories of KITTI odometry, EuRoC, TUM-VI, TUM RGB-D, 7-Scenes, ICL-NUIM or "
-        "TartanAir, one recording or the data set's root; or pairs of HPatches, ScanNet-1500 or MegaDepth-1500."
+        "TartanAir, one recording or the data set's root; pairs of HPatches, ScanNet-1500 or MegaDepth-1500; or visual "
+        "localisation on Aachen Day-Night v1.1."
     ),
 ]
 
@@ -47,8 +48,10 @@ def evaluate(
     ] = 1000,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate published benchmarks: ATE and RPE as evo's, t_rel and r_rel as KITTI's, AUC as LoFTR's."""
+    """Evaluate published benchmarks: ATE and RPE as evo's, t_rel and r_rel as KITTI's, AUC and recall as LoFTR's."""
     from loftr_ros.backend.measurements import BackEndError
+    from loftr_ros.evaluation.localisation.benchmark import open_localisation_set
+    from loftr_ros.evaluation.localisation.lists import LocalisationError
     from loftr_ros.evaluation.pair_sets import PairSetError, open_pair_set
     from loftr_ros.frontend.mask import MaskError
     from loftr_ros.frontend.pair_matcher import PairMatcher
@@ -67,13 +70,15 @@ def evaluate(
         recordings_in,
         unshrunk,
     )
+    from loftr_ros.tools.evaluate_localisation import evaluate_localisation
 
     for folder in folders:
         if not folder.is_dir():
             fail(f"{folder} is no folder")
     check_output(output)
     try:
-        sets = [(folder, open_pair_set(folder), recordings_in(folder)) for folder in folders]
+        places = {folder: found for folder in folders if (found := open_localisation_set(folder)) is not None}
+        sets = [(folder, open_pair_set(folder), recordings_in(folder)) for folder in folders if folder not in places]
         for folder, pairs, recordings in sets:
             if pairs is None and not recordings:
                 fail(f"{folder} holds none of the known benchmarks, see docs/evaluate.md")
@@ -81,6 +86,16 @@ def evaluate(
         loop = with_values(LoopConfig(), front_end_options.values, "loop.")
         output.mkdir(parents=True, exist_ok=True)
         tables = list[Evaluation]()
+        for folder, benchmark in places.items():
+            place = output / folder.resolve().name
+            place.mkdir(exist_ok=True)
+            matcher = PairMatcher(front_end.matcher, front_end.config, WideConfig(min_matches))
+            given = front_end_options.values | {"mask": front_end_options.mask}
+            tables.append(evaluate_localisation(benchmark, matcher, reader, place, not quiet, given))
+            tables[-1].write(place)
+            if tables[-1].interrupted:
+                sets = []
+                break
         trajectories = Evaluation("Trajectories", TRAJECTORY_COLUMNS)
         for folder, pairs, recordings in sets:
             if pairs is not None:
@@ -105,8 +120,8 @@ def evaluate(
         if trajectories.rows or trajectories.missing:
             trajectories.write(output)
             tables.append(trajectories)
-    except (BackEndError, ConfigError, DeviceError, MaskError, PairSetError, PlacesError, SourceError,
-            WeightsError) as error:  # fmt: skip
+    except (BackEndError, ConfigError, DeviceError, LocalisationError, MaskError, PairSetError, PlacesError,
+            SourceError, WeightsError) as error:  # fmt: skip
         fail(error)
     lines = [line for table in tables for line in (*table.lines(), "")]
     missing = [reason for table in tables for reason in table.missing]

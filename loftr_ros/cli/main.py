@@ -14,6 +14,7 @@ from loftr_ros.cli.errors import Commands
 from loftr_ros.cli.evaluate import evaluate
 from loftr_ros.cli.explain import explain
 from loftr_ros.cli.export import export
+from loftr_ros.cli.localise import app as localise_app
 from loftr_ros.cli.loops import loops
 from loftr_ros.cli.node import node
 from loftr_ros.cli.play import play
@@ -40,6 +41,7 @@ app.command("back-end", context_settings=PASSING)(back_end)
 for command in (run, view, explain, loops, evaluate, doctor, export, adapt):
     app.command()(command)
 app.add_typer(weights_app, name="weights")
+app.add_typer(localise_app, name="localise")
 app.add_typer(train_app, name="train")
 
 

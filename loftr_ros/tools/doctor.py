@@ -31,6 +31,7 @@ _PACKAGES = (
     ("lancedb", "lancedb", "archive"),
     ("gtsam", "gtsam", "backend"),
     ("matplotlib", "matplotlib", "plot"),
+    ("pycolmap", "pycolmap", "localisation"),
     ("openvino", "openvino", "openvino"),
     ("onnxruntime", "onnxruntime", "onnx"),
     ("rerun-sdk", "rerun", "view"),
