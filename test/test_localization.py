@@ -181,12 +181,12 @@ def test_depths_on_one_plane_choose_no_pose_since_they_may_come_from_its_wrong_o
 
 
 class SuddenlyBlind(WorldMatcher):
-    """Matches ever fewer regions of images farther apart, and hardly any from seven frames on."""
+    """Matches ever fewer regions of images farther apart, and few from seven frames on."""
 
     def _match(self, keyframe: ImageFeatures, current: ImageFeatures) -> Matches:
         found = super()._match(keyframe, current)
         apart = abs(self._pose(keyframe)[0] - self._pose(current)[0]) / 2
-        part = 1 - 0.04 * apart if apart < 7 else 0.12
+        part = 1 - 0.04 * apart if apart < 7 else 0.18
         keep = found.points0[:, 0] < part * WIDTH
         return Matches(*(getattr(found, name)[keep] for name in vars(found)))
 

@@ -73,7 +73,7 @@ _MOST_EVICTED = 20_000
 
 @dataclass(frozen=True, eq=False)
 class _Before:
-    """The last frame that was located and is no keyframe.
+    """The last frame that was located and is no keyframe. A blurred one may be less certain, and as a keyframe as well.
 
     Attributes:
         frame: the frame.
@@ -128,7 +128,6 @@ class FrontEnd:
         self._resolution = 1.0
         self._warm: set[tuple[int, int]] = set()  # sizes of images that the network has been run on
         self._drops_keyframes = False
-        # The frame before, if it was located by itself and is no keyframe, with its location.
         self._before: _Before | None = None
         self._budget = LatencyBudget(self.config.latency.max_latency_ms / 1e3, self.config.keyframe.max_matched)
 
@@ -182,8 +181,8 @@ class FrontEnd:
             current = self.encode(frame)  # encoded before the resolution changed
         located, best = self._locate(current, timer)
         links = None
-        if best is None:  # if images wait, the next one tells whether one that shares nothing was bad
-            needs_link = self._stream.images == 1 or self.recovery.failed > 1 or _shares_something(located)
+        if best is None:  # the next one tells whether one that shares nothing was bad
+            needs_link = self.recovery.failed > 1 or _shares_something(located)
         else:
             needs_link = not best.is_trusted and best.explained < self.config.keyframe.min_explained
         if needs_link:
@@ -220,6 +219,7 @@ class FrontEnd:
                 self._before = _Before(current, best, location)
                 self._flow.start(current, best.match, best.pose, best.explained)
             elif self._reason_for_keyframe(best, self._coverage(best, current), current) is None:
+                self._before = _Before(current, best, location)
                 self._flow.start(current, best.match, best.pose, best.explained)  # blurred
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
@@ -303,7 +303,7 @@ class FrontEnd:
         self._quick.followed(self._stream.images)
         self.recovery.located(best.is_sure)
         self.buffer.record_match(keyframe, covered)
-        self._before = _Before(current, best, location) if location is not None and best.is_sure else None
+        self._before = _Before(current, best, location) if location is not None else None
         return FrontEndResult(
             current.frame,
             (best.match,),
@@ -470,7 +470,7 @@ class FrontEnd:
             rest = [keyframe for keyframe in self.buffer.keyframes if keyframe not in chosen]
             if not (self.recovery.failed or _shares_something(located)):
                 rest = []  # the next frame may tell whether it was the image or the camera's motion
-            linking = self._linking(current)
+            linking = self._linking()
             if linking is not None and not linking.has_failed:
                 rest = []  # likelier than any of these
             looking = self.localizer.looking(current.frame.stamp_ns)
@@ -502,7 +502,7 @@ class FrontEnd:
         Returns:
             The frame relative to the new keyframe, and links to that keyframe's cells; None without one.
         """
-        if (linking := self._linking(current)) is None:
+        if (linking := self._linking()) is None:
             return None, None
         its, location = linking.located, linking.location
         reference = its.match.keyframe
@@ -516,7 +516,7 @@ class FrontEnd:
             return None, None  # a bad image, most likely
         if encoded is not linking.frame:  # optical flow has too few matches for a keyframe
             its = self.localizer.with_length(self._match([reference], encoded, timer)[0])
-            if not its.is_sure or its.pose is None or reference.location is None:
+            if not its.is_believed or its.pose is None or reference.location is None:
                 self._before = None
                 return None, None
             location = reference.location.moved(its.pose.matrix, its.pose.covariance)
@@ -537,18 +537,13 @@ class FrontEnd:
         self.buffer.record_match(keyframe, self._coverage(found, current))
         return found, links
 
-    def _linking(self, current: EncodedFrame) -> _Before | None:
+    def _linking(self) -> _Before | None:
         """The frame before, if it may link one to its keyframe that does not match it."""
         before = self._before
         if before is None or self.recovery.is_lost:
             return None
-        reference = before.located.match.keyframe
-        if reference is not self.buffer.reference or before.located.explained > _LEFT_BEHIND:
-            return None
-        # Else it is blur that takes the matches.
-        sharpness = before.frame.sharpness
-        is_sharp = sharpness * SHARPER >= reference.encoded.sharpness and current.sharpness * SHARPER >= sharpness
-        return before if is_sharp else None
+        is_of_reference = before.located.match.keyframe is self.buffer.reference
+        return before if is_of_reference and before.located.explained <= _LEFT_BEHIND else None
 
     def _match_quickly(self, keyframes: list[Keyframe], current: EncodedFrame, timer: _Timer) -> list[Located] | None:
         """Locate the frame relative to each of the keyframes without attention; None if it must be matched in full.
