@@ -215,12 +215,11 @@ class FrontEnd:
             if is_keyframe:
                 if best.is_trusted and self.buffer.reference is not None:
                     self._flow.start_at(self.buffer.reference)
-            elif best.is_trusted:
+            else:
                 self._before = _Before(current, best, location)
-                self._flow.start(current, best.match, best.pose, best.explained)
-            elif self._reason_for_keyframe(best, self._coverage(best, current), current) is None:
-                self._before = _Before(current, best, location)
-                self._flow.start(current, best.match, best.pose, best.explained)  # blurred
+                reason = self._reason_for_keyframe(best, self._coverage(best, current), current)
+                if best.is_trusted or reason is None:  # a blurred one, too
+                    self._flow.start(current, best.match, best.pose, best.explained)
         matches = tuple(each.match for each in located)
         if len(timer.runs) == len(matches):  # additional attempts are no measure of a frame's cost
             self._budget.record(sum(timer.seconds.values()), timer.seconds["encode"], timer.seconds["match"])
