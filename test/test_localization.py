@@ -216,6 +216,40 @@ def test_a_frame_that_moved_too_far_from_the_keyframe_is_located_by_the_frame_be
         assert np.abs(positions(results) - truth(poses, results)).max() < 0.05
 
 
+class OneCovered(SuddenlyBlind):
+    """Matches of one image are in a corner."""
+
+    covered = -1  # its number
+
+    def _match(self, keyframe: ImageFeatures, current: ImageFeatures) -> Matches:
+        found = super()._match(keyframe, current)
+        if self._pose(current)[0] != 2 * self.covered:
+            return found
+        keep = (found.points0[:, 0] < 0.2 * WIDTH) & (found.points0[:, 1] < 0.2 * WIDTH)
+        return Matches(*(getattr(found, name)[keep] for name in vars(found)))
+
+
+def test_the_frame_before_a_covered_image_still_links_the_next_one() -> None:
+    poses = walk(FRAMES)
+    values = {"mode": "rgbd", "depth.max_depth": 20.0, "keyframe.min_coverage": 0.0, "keyframe.min_explained": 0.5}
+
+    def walked_through(covered: int) -> list[FrontEndResult]:
+        matcher = OneCovered(poses)
+        matcher.covered = covered
+        front_end = FrontEnd(matcher, with_values(FrontEndConfig(), values))
+        return [front_end.process(frame(poses, i, depth=True)) for i in range(FRAMES)]
+
+    def made_late(results: list[FrontEndResult]) -> list[int]:
+        return [i for i, r in enumerate(results) if any(e.added and e.keyframe.frame is not r.frame for e in r.events)]
+
+    number = made_late(walked_through(-1))[0]
+    results = walked_through(number)
+    assert not results[number].is_located
+    assert results[number + 1].is_located
+    assert made_late(results)[0] == number + 1
+    assert results[number + 1].matches[0].keyframe.frame is results[number - 1].frame
+
+
 def test_a_single_cameras_relative_pose_has_a_unit_translation_whatever_the_trajectorys_unit() -> None:
     _, results = walked("mono")
     lengths = [np.linalg.norm(m.pose.translation) for r in results for m in r.matches if m.pose.has_direction]

@@ -79,7 +79,7 @@ class _Before:
         frame: the frame.
         located: relative to its keyframe.
         location: on the trajectory.
-        has_failed: whether a later frame did not match it.
+        has_failed: whether a later frame did not match it. Then it is complete (see `PairMatcher.complete`).
         depth: measured depths of its cells; only then.
     """
 
@@ -508,7 +508,7 @@ class FrontEnd:
         encoded = self._encoded(linking.frame, timer)
         if len({each.features.size for each in (encoded, current, reference.encoded)}) > 1:
             return None, None
-        complete = self.pairs.complete(encoded)
+        complete = encoded if linking.has_failed else self.pairs.complete(encoded)
         tried = Keyframe(self.buffer.next_id, complete)
         matches = self._correspondences([tried], current, timer)[0]
         if len(matches) < self.config.geometry.min_inliers:
