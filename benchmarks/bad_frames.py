@@ -31,6 +31,11 @@ Gray = NDArray[np.uint8]
 Random = np.random.Generator
 
 
+def kind_of(number: int, every: int, kinds: Sequence[str]) -> str:
+    """Kind of an image of a stream of which one of `every` is bad, a kind after the other; "" for a good one."""
+    return kinds[number // every % len(kinds)] if every and number % every == every // 2 else ""
+
+
 def noisy(level: float, shape: tuple[int, ...], random: Random) -> Gray:
     """A flat image with a sensor's noise."""
     return np.clip(random.normal(level, 2.0, shape) + 0.5, 0, 255).astype(np.uint8)

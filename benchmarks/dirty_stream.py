@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bad_frames import KINDS
+from bad_frames import KINDS, kind_of
 from listening import BIN, ROS2_LAUNCH, listening
 
 from loftr_ros.geometry.two_view import PoseStatus
@@ -149,7 +149,7 @@ def run(
             time.sleep(1)  # until the topics have found each other
             sent, start, now_ns = [], time.monotonic(), time.time_ns()
             for number, messages in enumerate(made):
-                kind = kinds[number // every % len(kinds)] if number % every == every // 2 else ""
+                kind = kind_of(number, every, kinds)
                 stamp_ns = now_ns + round(number * 1e9 / hz)
                 time.sleep(max(start + number / hz - time.monotonic(), 0))
                 publisher.send(messages, stamp_ns, kind, random)

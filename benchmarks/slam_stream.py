@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bad_frames import kind_of
 from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
 from listening import BIN, ROS2_LAUNCH, listening
 from numpy.typing import NDArray
@@ -204,9 +205,7 @@ def play(
                 while actions and actions[0][0] <= seconds:
                     _, what, name = actions.pop(0)
                     getattr(nodes, what)(name)
-                kind = ""
-                if "dirt" in named and number % EVERY == EVERY // 2:
-                    kind = kinds[number // EVERY % len(kinds)]
+                kind = kind_of(number, EVERY, kinds) if "dirt" in named else ""
                 if "dark" in named and named["dark"] <= seconds < named["dark"] + DOWN:
                     kind = "black"
                 stamp_ns = now_ns + round((number % len(made)) * 1e9 / hz)

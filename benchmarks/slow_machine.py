@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from bad_frames import KINDS
+from bad_frames import KINDS, kind_of
 from measuring import Report
 
 from loftr_ros.frontend.config import FrontEndConfig
@@ -118,10 +118,7 @@ def run(matcher: Matcher, frames: Sequence[Frame], mode: str, hz: float, slow: f
     clock, random, period = Clock(slow), np.random.default_rng(0), 1e3 / hz
     front_end = FrontEnd(TimedMatcher(matcher, clock), with_values(FrontEndConfig(), {"mode": mode}))
     front_end.use_background(clock.submit)
-    kinds = [
-        BAD[number // every % len(BAD)] if every and number % every == every // 2 else ""
-        for number in range(len(frames))
-    ]
+    kinds = [kind_of(number, every, BAD) for number in range(len(frames))]
     said, next_one, free = ["."] * len(frames), 0, 0.0
     processed = located = 0
     latencies = []

@@ -221,16 +221,19 @@ def score(
 ) -> None:
     """Print the share of queries within 0.25 m and 2 degrees, 0.5 m and 5, 5 m and 10, and by day and night."""
     from loftr_ros.evaluation.localisation.lists import LocalisationError, read_poses, read_queries
-    from loftr_ros.evaluation.localisation.recall import INDOOR_THRESHOLDS, THRESHOLDS, read_truth, recalls, table
+    from loftr_ros.evaluation.localisation.recall import (
+        INDOOR_THRESHOLDS,
+        THRESHOLDS,
+        read_truth,
+        recalls,
+        table,
+        truth_of,
+    )
 
     try:
         true = read_truth(truth)
         if queries:
-            names = [query.name for query in read_queries(queries)]
-            unknown = [name for name in names if name not in true]
-            if unknown:
-                fail(f"{unknown[0]} of the queries has no true pose in {truth}")
-            true = {name: true[name] for name in names}
+            true = truth_of([query.name for query in read_queries(queries)], true, truth)
         lines = table(recalls(read_poses(results), true), INDOOR_THRESHOLDS if indoor else THRESHOLDS)
     except LocalisationError as error:
         fail(error)

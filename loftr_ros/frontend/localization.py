@@ -270,13 +270,12 @@ class Localizer:
         error = min(3 * math.degrees(math.sqrt(float(np.trace(pose.covariance[3:, 3:])))), _OTHER_ROTATION)
         turn = place.pose[:3, :3] @ pose.rotation
         for each in rejected:
-            its, inliers, start = each.match.pose, each.match.pose.inliers, each.match.keyframe.location
+            its, start = each.match.pose, each.match.keyframe.location
             if start is None or start.segment != place.segment or its.status != PoseStatus.DOUBTFUL:
                 continue
-            agreeing = inliers.sum() >= self._config.geometry.min_agreeing * len(inliers)
-            more = inliers.sum() > _MORE_INLIERS * pose.inliers.sum()
+            more = its.inliers.sum() > _MORE_INLIERS * pose.inliers.sum()
             other = rotation_degrees(turn.T @ start.pose[:3, :3] @ its.rotation)
-            if agreeing and more and other > error + _OTHER_ROTATION:
+            if self._agreeing(its) and more and other > error + _OTHER_ROTATION:
                 return _doubted(found, pose)
         return found
 
@@ -476,14 +475,13 @@ class Localizer:
             located = replace(located, pose=pose)
         located = replace(located, explained=part)
         geometry = self._config.geometry
-        agreeing = pose.inliers.sum() >= geometry.min_agreeing * len(pose.inliers)
         alike = pose.scale_known or self._are_alike(located, current)
         if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE and not depths_agree:
             alike = False  # two tests of the same matches disagree
         known = expected is not None or rotation_agrees
         enough = geometry.min_explained if known else geometry.min_explained_after_gap
         is_spread = known or _spread(located, current) >= _LEAST_SPREAD
-        if part >= enough and agreeing and alike and is_spread and pose.status != PoseStatus.CONCENTRATED:
+        if part >= enough and self._agreeing(pose) and alike and is_spread and pose.status != PoseStatus.CONCENTRATED:
             return located
         located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)
@@ -498,6 +496,10 @@ class Localizer:
                 return replace(located, match=replace(located.match, pose=pose), pose=length)
         return _doubted(located, pose)
 
+    def _agreeing(self, pose: RelativePose) -> bool:
+        """Whether enough of the matches agree with a pose."""
+        return bool(pose.inliers.sum() >= self._config.geometry.min_agreeing * len(pose.inliers))
+
     @staticmethod
     def _is_moved_by_blur(located: Located, current: StreamFrame) -> bool:
         """Whether a slight blur of one image seems to have moved its matches: they agree less than those of sharp ones.
@@ -505,9 +507,8 @@ class Localizer:
         Rendered walks had poses so that were six and eight of their standard deviations off, with depths and without.
         """
         inliers = located.match.pose.inliers
-        return not 1 / _LESS_SHARP < _sharper(located, current) < _LESS_SHARP and inliers.sum() < _FEWER_AGREE * len(
-            inliers
-        )
+        is_sharp = 1 / _LESS_SHARP < _sharper(located, current) < _LESS_SHARP
+        return not is_sharp and bool(inliers.sum() < _FEWER_AGREE * len(inliers))
 
     def _are_alike(self, located: Located, current: StreamFrame) -> bool:
         """Whether both images are equally sharp, and sharp enough for precise matches.

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from loftr_ros.evaluation.localisation.benchmark import LocalisationSet
 from loftr_ros.evaluation.localisation.hloc_files import require_h5py
-from loftr_ros.evaluation.localisation.lists import LocalisationError, read_pairs, read_queries, write_pairs
-from loftr_ros.evaluation.localisation.recall import read_truth, recalls, table_rows
+from loftr_ros.evaluation.localisation.lists import read_pairs, read_queries, write_pairs
+from loftr_ros.evaluation.localisation.recall import read_truth, recalls, table_rows, truth_of
 from loftr_ros.evaluation.localisation.reconstruction import covisible_pairs, open_model, triangulate
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.recordings.reading import FrameReader
 from loftr_ros.tools.evaluate import Evaluation
-from loftr_ros.tools.localise import FEATURES, MATCHES, SIDE, localise, match, retrieved_pairs, with_side
+from loftr_ros.tools.localise import FEATURES, MATCHES, PAIRS, SIDE, localise, match, retrieved_pairs, with_side
 
 # Images that each image of the database, and each query, is paired with, as in hloc's evaluation of LoFTR on Aachen.
 _COVISIBLE, _RETRIEVED = 20, 50
@@ -65,7 +65,7 @@ def evaluate_localisation(
         write_pairs(pairs, [pair for pair in covisible_pairs(benchmark.model, _COVISIBLE) if known.issuperset(pair)])
     if not matched(pairs, database, None):
         return done
-    triangulate(benchmark.model, read_pairs(database / "pairs.txt"), database / FEATURES, database / MATCHES,
+    triangulate(benchmark.model, read_pairs(database / PAIRS), database / FEATURES, database / MATCHES,
                 output / "sfm", progress)  # fmt: skip
     pairs = benchmark.query_pairs
     if pairs is None:
@@ -77,7 +77,7 @@ def evaluate_localisation(
         write_pairs(pairs, listed)
     if not matched(pairs, query, database / FEATURES):
         return done
-    found = localise(output / "sfm", queries, read_pairs(query / "pairs.txt"), query / FEATURES,
+    found = localise(output / "sfm", queries, read_pairs(query / PAIRS), query / FEATURES,
                               query / MATCHES, output / "results.txt", name_parts=parts,
                       progress=progress)  # fmt: skip
     done.missing += found.missing
@@ -85,7 +85,5 @@ def evaluate_localisation(
     if truth is None:
         done.rows.append([f"{len(names)} all", f"{len(found.poses)}", *["-"] * (len(head) - 2)])
         return done
-    if unknown := [name for name in names if name not in truth]:
-        raise LocalisationError(f"{unknown[0]} of the queries has no true pose in {benchmark.truth}")
-    done.rows += table_rows(recalls(found.poses, {name: truth[name] for name in names}))[1:]
+    done.rows += table_rows(recalls(found.poses, truth_of(names, truth, benchmark.truth)))[1:]
     return done

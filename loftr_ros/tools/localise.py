@@ -174,9 +174,9 @@ def match(
     matcher = with_side(matcher, side)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     check_names(names)
-    missing = [f"{name}: there is no such image in {images}" for name in names if not (images / name).is_file()]
-    absent = {reason.partition(": there is no such")[0] for reason in missing}
-    usable = [pair for pair in pairs if not absent & set(pair)]
+    absent = [name for name in names if not (images / name).is_file()]
+    missing = [f"{name}: there is no such image in {images}" for name in absent]
+    usable = [pair for pair in pairs if set(pair).isdisjoint(absent)]
     if not usable:
         raise LocalisationError(f"of {len(pairs)} pairs none has both images in {images}; {missing[0]}")
     network = matcher.matcher
@@ -332,16 +332,11 @@ def retrieved_pairs(
     if not known or not asked:
         raise LocalisationError(f"no images to pair; {next(iter(source.refused.values()), 'a list is empty')}")
     alike = np.stack([described[name] for name in asked]) @ np.stack([described[name] for name in known]).T
-    pairs = [
-        (name, known[other])
-        for name, row in zip(asked, alike, strict=True)
-        for other in np.argsort(-row, kind="stable")[: count + 1]
-        if known[other] != name
-    ]
-    kept = defaultdict[str, list[Pair]](list)
-    for pair in pairs:
-        kept[pair[0]].append(pair)
-    return [pair for each in kept.values() for pair in each[:count]], list(source.refused.values())
+    pairs = list[Pair]()
+    for name, row in zip(asked, alike, strict=True):
+        others = [known[other] for other in np.argsort(-row, kind="stable")[: count + 1] if known[other] != name]
+        pairs += [(name, other) for other in others[:count]]
+    return pairs, list(source.refused.values())
 
 
 def localise(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.localisation.lists import LocalisationError, Pair
+from loftr_ros.evaluation.localisation.lists import LocalisationError, Pair, replacing
 from loftr_ros.extras import how_to_install
 
 Points = NDArray[np.float32]
@@ -192,20 +192,14 @@ class HlocFile:
 @contextmanager
 def _written(file: Path) -> Iterator[Any]:
     """An HDF5 file that replaces `file` once all is in it; nothing is left of it after an error."""
-    h5py, part = require_h5py(), file.with_name(f"{file.name}.part")
+    h5py = require_h5py()
     try:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(part, "w") as archive:
-                yield archive
-            part.replace(file)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with replacing(file) as part, h5py.File(part, "w") as archive:
+            yield archive
     except LocalisationError:
         raise
-    except (OSError, RuntimeError) as error:  # HDF5 raises both
-        raise LocalisationError(f"{file} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    except RuntimeError as error:  # by HDF5, beside OSError
+        raise LocalisationError(f"{file} cannot be written: {error}") from error
 
 
 def _check_space(file: Path, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,25 @@ class Query:
     width: int
     height: int
     parameters: tuple[float, ...]
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path beside a file that replaces it once all is written; nothing is left of it after an error.
+
+    Raises:
+        LocalisationError: it cannot be written.
+    """
+    part = file.with_name(f"{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(file)
+    except OSError as error:
+        raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def read_pairs(file: Path) -> list[Pair]:
@@ -189,12 +209,5 @@ def _numbers(entries: Sequence[str], where: str) -> list[float]:
 
 
 def _write(file: Path, lines: Iterator[str]) -> None:
-    """Write a file as a whole or not at all."""
-    part = file.with_name(f"{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.evaluation.localisation.lists import LocalisationError, Pair
+from loftr_ros.evaluation.localisation.lists import LocalisationError, Pair, replacing
 
 _SETTINGS = "settings.json"
 
@@ -54,7 +54,8 @@ class PairStore:
         except (OSError, ValueError) as error:
             raise LocalisationError(f"{file} cannot be read: {error}; remove {folder} to match anew") from error
         if before is None:
-            self._write(file, json.dumps(dict(settings), indent=1).encode())
+            with replacing(file) as part:
+                part.write_text(json.dumps(dict(settings), indent=1), encoding="utf-8")
         elif before != dict(settings):
             other = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
             raise LocalisationError(
@@ -70,17 +71,9 @@ class PairStore:
         Raises:
             LocalisationError: the disk is full, or cannot be written.
         """
-        file = self._file(pair)
-        part = file.with_name(f"{file.name}.part")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as opened:
-                np.savez(opened, pair=np.array(pair), points0=matches.points0, points1=matches.points1,
-                         scores=matches.scores, scales=np.array([matches.scale0, matches.scale1]))  # fmt: skip
-            part.replace(file)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error
+        with replacing(self._file(pair)) as part, part.open("wb") as opened:
+            np.savez(opened, pair=np.array(pair), points0=matches.points0, points1=matches.points1,
+                     scores=matches.scores, scales=np.array([matches.scale0, matches.scale1]))  # fmt: skip
 
     def get(self, pair: Pair) -> RawMatches:
         """A pair's matches.
@@ -101,13 +94,3 @@ class PairStore:
     def _file(self, pair: Pair) -> Path:
         digest = hashlib.sha256("\n".join(pair).encode()).hexdigest()[:32]
         return self.folder / digest[:2] / f"{digest}.npz"
-
-    def _write(self, file: Path, data: bytes) -> None:
-        part = file.with_name(f"{file.name}.part")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            part.replace(file)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error

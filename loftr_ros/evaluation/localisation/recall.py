@@ -62,6 +62,22 @@ def read_truth(path: Path) -> dict[str, Array]:
     return found
 
 
+def truth_of(names: Sequence[str], truth: Mapping[str, Array], path: Path | None) -> dict[str, Array]:
+    """The true poses of some queries.
+
+    Args:
+        names: of the queries.
+        truth: (4, 4) T_camera_world by name.
+        path: where they were read.
+
+    Raises:
+        LocalisationError: a query has none.
+    """
+    if unknown := [name for name in names if name not in truth]:
+        raise LocalisationError(f"{unknown[0]} of the queries has no true pose in {path}")
+    return {name: truth[name] for name in names}
+
+
 def recalls(results: Mapping[str, Array], truth: Mapping[str, Array]) -> list[Recall]:
     """Errors of all queries with a true pose, and of those by day and by night where a folder in their names says so.
 
