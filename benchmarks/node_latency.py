@@ -1,6 +1,6 @@
 """The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and above its limit.
 
-A publisher process loops over a sequence, the node runs as a user would run it, this process watches ~/status and the
+A publisher process plays a sequence back and forth, since a camera does not jump (`--jump`), the node runs as a user would run it, this process watches ~/status and the
 node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` adds a load. `--back-end` runs everything
 without and with the back end's node beside it, in turns; what archive and loops cost is in loop_latency.py.
 
@@ -37,18 +37,35 @@ class Sample:
 
 
 def measure(
-    source: str, weights: str, hz: float, seconds: float, mode: str, extra: list[str], beside: list[str] | None = None
+    source: str,
+    weights: str,
+    hz: float,
+    seconds: float,
+    mode: str,
+    extra: list[str],
+    beside: list[str] | None = None,
+    jump: bool = False,
 ) -> list[Sample]:
-    """Play `source` in a loop at `hz` for `seconds` in a mode and sample the node once a second.
+    """Play `source` back and forth at `hz` for `seconds` in a mode and sample the node once a second.
 
-    `beside` is a command of loftr_ros that runs, too, such as `["back-end"]`.
+    `beside` is a command of loftr_ros that runs, too, such as `["back-end"]`. With `jump` it begins anew at its end.
     """
     from loftr_ros.msg import FrontEndStatus
 
     samples: list[Sample] = []
     node_command = [str(BIN / "loftr_ros"), "node", *(["--weights", weights] if weights else []), "--ros-args"]
     node_command += ["-p", "output.status_window:=100000", "-p", f"mode:={mode}", *extra]
-    play_command = [str(BIN / "loftr_ros"), "play", source, "--hz", str(hz), "--loop", "--mode", mode, "-q"]
+    play_command = [
+        str(BIN / "loftr_ros"),
+        "play",
+        source,
+        "--hz",
+        str(hz),
+        "--loop" if jump else "--back-and-forth",
+        "--mode",
+        mode,
+        "-q",
+    ]
     play_command += ["--duration", str(seconds)]
     with listening("latency_watcher") as (watcher, environment), tempfile.TemporaryDirectory() as folder:
         statuses: list[FrontEndStatus] = []
@@ -147,6 +164,7 @@ def main() -> None:
     parser.add_argument("--parameter", action="append", default=[], help="of the node, name:=value; may be repeated")
     parser.add_argument("--mode", default="mono", choices=["mono", "stereo", "rgbd"])
     parser.add_argument("--back-end", type=int, default=0, metavar="TURNS", help="runs without and with it")
+    parser.add_argument("--jump", action="store_true", help="start anew after the last image, not back and forth")
     parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it")
     parser.add_argument("--nice", type=int, default=10, help="niceness of these")
     arguments = parser.parse_args()
@@ -158,10 +176,13 @@ def main() -> None:
         for turn in range(max(1, 2 * arguments.back_end)):
             beside = ["back-end"] if turn % 2 else None
             with busy(arguments.busy, arguments.nice):
-                samples = measure(source, arguments.weights, hz, arguments.seconds, arguments.mode, extra, beside)
+                samples = measure(
+                    source, arguments.weights, hz, arguments.seconds, arguments.mode, extra, beside, arguments.jump
+                )
             what = f", {arguments.mode}"
             what += f", beside {arguments.busy} busy processes at nice {arguments.nice}" if arguments.busy else ""
             what += ", beside the back end" if beside else ""
+            what += ", jumping from the last image to the first" if arguments.jump else ""
             report(f"{arguments.source} at {hz:g} Hz for {arguments.seconds:g} s{what}", samples, arguments.seconds)
             last = samples[-1].status
             total = 1e3 * last.latency_p99[list(last.stages).index("total")]

@@ -237,6 +237,25 @@ def test_a_loop_goes_on_with_rising_stamps_until_its_time_is_over(folder, listen
     assert np.array_equal(decode_image(listener.images[7]), picture(1))
 
 
+def test_back_and_forth_plays_every_image_but_the_last_ones_of_a_round_once_a_round_and_its_stamps_rise(
+    folder, listener
+):
+    report = play_quietly(open_source(folder, rate=100), back_and_forth=True, duration=0.3)
+    until(lambda: len(listener.images) == report.published)
+    assert set(np.diff([nanoseconds(message) for message in listener.images])) == {10_000_000}
+    shown = [0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 4]
+    assert len(listener.images) > len(shown)
+    for message, number in zip(listener.images, shown, strict=False):
+        assert np.array_equal(decode_image(message), picture(number))
+
+
+def test_an_inertial_sensor_is_not_played_backward(folder):
+    source = open_source(folder, rate=100)
+    source.imu = RecordedImu(np.arange(3) * 10**7, np.zeros((3, 3)), None, np.eye(4))
+    with pytest.raises(PlayError, match="backward"):
+        play_quietly(source, back_and_forth=True)
+
+
 def test_color_is_published_where_it_is_asked_for(tmp_path, listener):
     color = np.dstack([picture(0), picture(3), picture(5)])
     cv2.imwrite(str(tmp_path / "0.png"), color)

@@ -28,6 +28,9 @@ def play(
     rate: Annotated[float, typer.Option(help="Playback speed; 2 is twice as fast as the stamps.")] = 1.0,
     hz: Annotated[float | None, typer.Option(help="Fixed frame rate instead of the stamps.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Repeat from the start; stamps continue.")] = False,
+    back_and_forth: Annotated[
+        bool, typer.Option("--back-and-forth", help="Play forward and backward in turns; stamps rise, nothing jumps.")
+    ] = False,
     duration: Annotated[float | None, typer.Option(help="Seconds to play.", show_default="to the end")] = None,
     now: Annotated[bool, typer.Option("--now", help="Stamp with the current time.")] = False,
     clock: Annotated[bool, typer.Option("--clock", help="Publish the stamps on /clock, for use_sim_time.")] = False,
@@ -54,6 +57,7 @@ def play(
                 rate=rate,
                 hz=hz,
                 loop=loop,
+                back_and_forth=back_and_forth,
                 duration=duration,
                 now=now,
                 clock=clock,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import rclpy
 from rclpy.context import Context
@@ -60,6 +61,7 @@ def play(
     rate: float = 1.0,
     hz: float | None = None,
     loop: bool = False,
+    back_and_forth: bool = False,
     duration: float | None = None,
     now: bool = False,
     clock: bool = False,
@@ -87,6 +89,8 @@ def play(
         rate: playback speed; 2 is twice as fast as the stamps.
         hz: fixed frames a second instead of the stamps.
         loop: repeat from the start; stamps continue.
+        back_and_forth: after the last frame play them backward, then forward, and so on: nothing jumps. All frames of
+            the source are kept; stamps rise.
         duration: seconds of wall time to play.
         now: stamp with the wall clock instead of the source's time.
         clock: publish the stamps on `/clock`, for nodes with `use_sim_time`.
@@ -108,6 +112,11 @@ def play(
         raise PlayError(f"image_transport '{image_transport}' is unknown; expected raw or compressed")
     if rate <= 0 or (hz is not None and hz <= 0) or depth < 1:
         raise PlayError(f"rate {rate}, hz {hz}, depth {depth}: all must be more than 0")
+    if back_and_forth and source.imu is not None:
+        raise PlayError(
+            "an inertial sensor's samples cannot be played backward: repeat the recording from its start (--loop), or "
+            "play its images alone"
+        )
     source.require(mode)
     room = provide_profile()
     context = Context()
@@ -124,7 +133,7 @@ def play(
             imu=source.imu,
         )  # fmt: skip
         return _Player(node, topics).run(
-            source, _Pace(rate, hz), loop, duration, wait_for_subscriber, preload, progress
+            source, _Pace(rate, hz), loop, back_and_forth, duration, wait_for_subscriber, preload, progress
         )
     finally:
         node.destroy_node()
@@ -184,6 +193,7 @@ class _Player:
         source: Source,
         pace: _Pace,
         loop: bool,
+        back_and_forth: bool,
         duration: float | None,
         wait_for_subscriber: float | None,
         preload: bool | None,
@@ -192,6 +202,7 @@ class _Player:
         from tqdm import tqdm
 
         log = self._node.get_logger()
+        is_endless = loop or back_and_forth
         published = late = streak = 0
         first = last = 0.0
         interrupted = False
@@ -207,18 +218,23 @@ class _Player:
             if wait_for_subscriber:
                 self._wait(wait_for_subscriber, source.camera is not None)
             bar = tqdm(
-                None, f"playing {source.name}", None if loop else source.length, unit="frame", disable=not progress
+                None,
+                f"playing {source.name}",
+                None if is_endless else source.length,
+                unit="frame",
+                disable=not progress,
             )
             lines = Lines(source, say=log.info)
+            rounds = _back_and_forth(frames, source.rate) if back_and_forth else _rounds(frames, source.rate, loop)
             with bar:
-                for frame, shift in self._rounds(frames, source.rate, loop):
+                for frame, shift in rounds:
                     try:
                         # Prepared before it is due: only publishing remains.
                         messages = self._topics.messages(frame, shift != 0)
                     except SourceError as error:
                         self._failed += 1
                         streak += 1
-                        if loop and source.length is not None and streak >= source.length:
+                        if is_endless and source.length is not None and streak >= source.length:
                             raise SourceError(
                                 f"no frame of a whole round can be played; the last error: {error}"
                             ) from error
@@ -238,7 +254,7 @@ class _Player:
                     self._topics.publish(messages, frame.stamp_ns, frame.stamp_ns - shift)
                     published += 1
                     bar.update()
-                    if not (progress or loop):
+                    if not (progress or is_endless):
                         lines.count()
             if not (published or interrupted):
                 raise SourceError(f"none of {self._failed} frames can be played: see the errors above")
@@ -247,23 +263,6 @@ class _Player:
         except (KeyboardInterrupt, ExternalShutdownException):
             interrupted = True
         return PlayReport(published, self._failed, late, last - first, interrupted)
-
-    def _rounds(self, frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, int]]:
-        """Frames of all rounds with continuing stamps, and the nanoseconds by which a stamp was moved."""
-        period = round(1e9 / rate)
-        shift = 0
-        while True:
-            lowest = highest = None
-            for frame in frames:
-                lowest = frame.stamp_ns if lowest is None else min(lowest, frame.stamp_ns)
-                highest = frame.stamp_ns if highest is None else max(highest, frame.stamp_ns)
-                moved = replace(frame, stamp_ns=frame.stamp_ns + shift) if shift else frame
-                yield moved, shift
-            if lowest is None or highest is None:
-                raise SourceError("the source has no frames to play")
-            if not loop:
-                return
-            shift += highest - lowest + period
 
     def _wait(self, seconds: float, with_camera: bool) -> None:
         topic = self._topics.image_topic
@@ -282,3 +281,39 @@ class _Player:
         self._topics.settle(with_camera, 0.5)
         # The subscriber discovers the publisher slightly later than the reverse; earlier messages would be lost.
         time.sleep(_ACQUAINTED)
+
+
+def _rounds(frames: Iterable[SourceFrame], rate: float, loop: bool) -> Iterator[tuple[SourceFrame, int]]:
+    """Frames of all rounds with continuing stamps, and the nanoseconds by which a stamp was moved."""
+    period = round(1e9 / rate)
+    shift = 0
+    while True:
+        lowest = highest = None
+        for frame in frames:
+            lowest = frame.stamp_ns if lowest is None else min(lowest, frame.stamp_ns)
+            highest = frame.stamp_ns if highest is None else max(highest, frame.stamp_ns)
+            moved = replace(frame, stamp_ns=frame.stamp_ns + shift) if shift else frame
+            yield moved, shift
+        if lowest is None or highest is None:
+            raise SourceError("the source has no frames to play")
+        if not loop:
+            return
+        shift += highest - lowest + period
+
+
+def _back_and_forth(frames: Iterable[SourceFrame], rate: float) -> Iterator[tuple[SourceFrame, int]]:
+    """As `_rounds`, every second round backward; a round begins with the frame after the one that is there."""
+    kept: list[SourceFrame] = []
+    for frame in frames:
+        kept.append(frame)
+        yield frame, 0
+    if not kept:
+        raise SourceError("the source has no frames to play")
+    if len(kept) == 1:
+        kept *= 2
+    stamp_ns = kept[-1].stamp_ns
+    while True:
+        kept.reverse()
+        for before, frame in pairwise(kept):
+            stamp_ns += abs(frame.stamp_ns - before.stamp_ns) or round(1e9 / rate)
+            yield replace(frame, stamp_ns=stamp_ns), stamp_ns - frame.stamp_ns
