@@ -88,6 +88,8 @@ def measure(
                         samples.append(Sample(time.monotonic() - start, statuses[-1], *memory_mb(node.pid)))
             finally:
                 player.close()
+            if player.exit_code:
+                player.check()
             count = len(statuses)
             end = time.monotonic() + 3
             while time.monotonic() < end or len(statuses) == count:

@@ -152,7 +152,7 @@ class Localizer:
                 the place of a search. From a worse prediction the refinement ends in wrong minima that many matches
                 agree with.
             by_flow: whether the matches come from optical flow. Then a single camera's pose by known depths is not
-                refined by two views.
+                refined by two views, and one by measured depths takes the place of their search.
         """
         rays = matched_rays(keyframe.encoded, current, matches)
         if rays is None:
@@ -162,24 +162,35 @@ class Localizer:
         expected = self._expected(current.frame.stamp_ns, since_last)
         start = _relative(keyframe, expected) if is_close else None
         by_depth = pose = own = None
+        is_known = False
         why = ScaleReason.OWN_UNIT
         if self._own is None:
             why = why_no_length(keyframe.depth, matches.track_id, self._config.depth.min_cells)
-            pose = pose_by_depth(keyframe.depth, matches, rays, self._config.geometry, self._config.depth.min_cells)
+            pose = pose_by_depth(
+                keyframe.depth,
+                matches,
+                rays,
+                self._config.geometry,
+                self._config.depth.min_cells,
+                start if by_flow else None,
+            )
             if pose is not None:
                 by_depth = self._judged(
                     Located(KeyframeMatch(keyframe, matches, pose), rays, None), expected, since_last, current
                 )
                 if not pose.has_rotation or by_depth.is_trusted:
                     return by_depth
+                if by_flow:
+                    start, is_known = (pose.rotation, pose.translation), True
         elif quickly:
             own = self._own.by_depth(keyframe, matches, rays, start)
-            start = (own.rotation, own.translation) if own is not None else start
+            if own is not None:
+                start, is_known = (own.rotation, own.translation), True
         if by_flow and own is not None:
             two_views = replace(without_unit(own), without_length=why)
         else:
             two_views = pose_by_two_views(
-                keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known=own is not None
+                keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known
             )
         found = Located(KeyframeMatch(keyframe, matches, two_views), rays, None, by_depth=own)
         if pose is None and why == ScaleReason.DEPTHS_DISAGREE and _has_few_depths(found):
