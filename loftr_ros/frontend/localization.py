@@ -200,8 +200,11 @@ class Localizer:
         if by_depth is None or pose is None:
             return by_two
         # Depths are noisier than matches, so fewer inliers agree. If the two-view pose agrees with them, it is right.
-        if by_depth.explained >= self._config.geometry.min_explained and by_two.is_trusted and agree:
-            return replace(by_depth, match=KeyframeMatch(keyframe, matches, pose), pose=pose, is_trusted=True)
+        if by_two.is_trusted and agree:
+            if by_depth.explained >= self._config.geometry.min_explained:
+                return replace(by_depth, match=KeyframeMatch(keyframe, matches, pose), pose=pose, is_trusted=True)
+            if by_depth.is_believed:  # the prediction agrees, too
+                return replace(by_depth, is_trusted=True)
         return by_depth if by_depth.is_believed or not by_two.is_believed else by_two
 
     def follow(self, located: Located, stamp_ns: int) -> tuple[Located, Location | None]:
@@ -292,8 +295,8 @@ class Localizer:
 
     def expected_shift(
         self, keyframe: Keyframe, cell: NDArray[np.integer], since: RelativePose, stamp_ns: int
-    ) -> NDArray[np.float32]:
-        """(N, 2) pixels by which a keyframe's cells are expected to move in the image; zero where nothing is known.
+    ) -> NDArray[np.float32] | None:
+        """(N, 2) pixels by which a keyframe's cells are expected to move in the image; None if the motion is unknown.
 
         Args:
             keyframe: the keyframe; cells of unknown depth count as typically far.
@@ -304,7 +307,7 @@ class Localizer:
         camera, rays = keyframe.frame.camera, keyframe.encoded.cell_rays
         there = _relative(keyframe, self._expected(stamp_ns, self.since_last(stamp_ns)))
         if camera is None or rays is None or there is None:
-            return np.zeros((len(cell), 2), np.float32)
+            return None
         inverse = np.full(len(cell), 1 / _typical_depth(keyframe))
         if keyframe.depth is not None:
             inverse = np.where(keyframe.depth.known[cell], keyframe.depth.inverse[cell], inverse)
