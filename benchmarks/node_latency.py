@@ -1,8 +1,9 @@
 """The real node over DDS: latency from receipt to publication, drops and memory, at 30 Hz and above its limit.
 
-A publisher process plays a sequence back and forth, since a camera does not jump (`--jump`), the node runs as a user would run it, this process watches ~/status and the
-node's resident memory. Run it on an idle machine; `--busy 2 --nice 10` adds a load. `--back-end` runs everything
-without and with the back end's node beside it, in turns; what archive and loops cost is in loop_latency.py.
+A publisher process plays a sequence back and forth, since a camera does not jump (`--jump`). The node runs as a user
+would run it. This process watches ~/status and the node's resident memory. Run it on an idle machine; `--busy 2 --nice
+10` adds a load. `--back-end` runs everything without and with the back end's node beside it, in turns; what archive and
+loops cost is in loop_latency.py.
 
     .venv/bin/python benchmarks/node_latency.py [--source ../shared/data/sevenscenes] [--weights FILE] [--busy 2]
 """

@@ -15,7 +15,7 @@ GROUPS = {
     "place_expected place_query revisits",
     "fleet": "fleet fleet_nodes keyframe_messages",
     "node": "back_end_node decoding images messages moving_masks node node_archive node_depth node_imu node_places "
-    "odometry_output pairing parameters spare_time statistics synchronizer worker",
+    "odometry_output pairing parameters scheduling spare_time statistics synchronizer worker",
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
     "evaluation": "evaluate localise metrics scene shutter visualization",

@@ -189,9 +189,7 @@ class Localizer:
         if by_flow and own is not None:
             two_views = replace(without_unit(own), without_length=why)
         else:
-            two_views = pose_by_two_views(
-                keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known
-            )
+            two_views = pose_by_two_views(keyframe.encoded, matches, rays, self._config.geometry, why, start, is_known)
         found = Located(KeyframeMatch(keyframe, matches, two_views), rays, None, by_depth=own)
         if pose is None and why == ScaleReason.DEPTHS_DISAGREE and _has_few_depths(found):
             return self._judged_with_length(found, expected, since_last, current)

@@ -31,6 +31,7 @@ from loftr_ros.ros.output.reports import (
 from loftr_ros.ros.parameters import Parameters
 from loftr_ros.ros.places.places import Places
 from loftr_ros.ros.places.services import PlaceServices
+from loftr_ros.ros.scheduling import Scheduling
 from loftr_ros.ros.stages import FrameStages
 from loftr_ros.ros.transport import provide_profile
 
@@ -87,6 +88,9 @@ class FrontEndNode(SettingsNode[Parameters]):
         self.errors.period = output.error_period
         self._reporter.set_period(output.status_period)
         self._reporter.hardware_id = output.hardware_id
+        scheduling = Scheduling(
+            parameters.scheduling, lambda problem: self.errors.error("scheduling", problem, always=True)
+        )
         self._stages = FrameStages(
             lambda: load_front_end(parameters, self._next_keyframe_id, self.get_logger()),
             FrameDecoder(parameters.input, usable, lambda reason: self.errors.error("mask", reason)),
@@ -94,6 +98,7 @@ class FrontEndNode(SettingsNode[Parameters]):
             self.errors,
             self.context.ok,
             parameters.matcher.is_pipelined,
+            scheduling,
         )
         self._outputs = Outputs(self, output.max_lines, parameters.odometry)
         self._stages.publish_by(self._outputs)

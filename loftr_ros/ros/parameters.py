@@ -19,6 +19,7 @@ from loftr_ros.places.config import ArchiveConfig, LoopConfig
 from loftr_ros.recordings.input_settings import InputParameters as InputParameters
 from loftr_ros.recordings.stereo_calibration import pose_of
 from loftr_ros.ros.parameter_names import accept_whole_numbers
+from loftr_ros.ros.scheduling import SchedulingParameters
 from loftr_ros.settings import FLAT, ConfigError, Settings, is_live, setting, settings_of, with_values
 
 T = TypeVar("T")
@@ -159,6 +160,7 @@ class Parameters:
     output: OutputParameters = field(default_factory=OutputParameters)
     odometry: OdometryParameters = field(default_factory=OdometryParameters)
     imu: ImuParameters = field(default_factory=ImuParameters)
+    scheduling: SchedulingParameters = field(default_factory=SchedulingParameters)
     robot: RobotParameters = field(default_factory=RobotParameters, metadata=FLAT)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -16,6 +16,7 @@ from loftr_ros.ros.input.inputs import Arrival, FrameDecoder
 from loftr_ros.ros.output.outputs import Outputs
 from loftr_ros.ros.output.reports import ErrorLog, error_kind
 from loftr_ros.ros.output.statistics import Statistics
+from loftr_ros.ros.scheduling import Scheduling
 from loftr_ros.ros.spare_time import ImageKind, LentMatcher, SpareTime, kind_of
 from loftr_ros.ros.worker import NewestWorker
 
@@ -56,6 +57,7 @@ class FrameStages:
         errors: ErrorLog,
         is_alive: Callable[[], bool],
         pipelined: bool,
+        scheduling: Scheduling,
     ) -> None:
         """Start the threads and load the network on the one that matches.
 
@@ -66,6 +68,7 @@ class FrameStages:
             is_alive: whether the publishers still have a context.
             pipelined: use two threads. They process more frames per second if there are cores for both; if not, they
                 only slow each other down.
+            scheduling: priorities and cores of the threads.
 
         Raises:
             Whatever `load` raises; the threads have then ended.
@@ -90,6 +93,10 @@ class FrameStages:
         self._network: NewestWorker[Any] = NewestWorker(lambda _: None, lambda _: None, "loftr_network")
         self._threads = (*((self._encoding,) if pipelined else ()), self._matching, self._network)
         try:
+            # First, because the network's own threads inherit their cores from the thread that loads it.
+            for thread in {self._encoding, self._matching}:
+                thread.ask(scheduling.of_frames)
+            self._network.ask(scheduling.of_background)
             # On a thread that will run it: one more thread in torch makes more OpenMP threads than cores. They then
             # sleep between two operations instead of spinning, and everything takes twice as long.
             self.front_end = self._matching.ask(load)
