@@ -1,10 +1,10 @@
-"""Several robots over DDS and one back end over them: one map, each robot's map -> odom, and what goes wrong on the way.
+"""Several robots over DDS and one back end over them: one map, map -> odom of each robot, and what goes wrong.
 
 Each robot has a player (`loftr_ros play`), a front end in a namespace of its own with an archive of its own
 (`fleet.share`), and all have one back end, each a process as docs/fleet.md starts them. Robots are written as
 NAME=PART[,PART...][+front@SECONDS]: the parts of the recording are played one after the other, with the stamps that
 they have there, so a part that was earlier makes the robot's stamps jump back. `+front@SECONDS` kills its front end
-(SIGKILL), which is started again 3 s later; `--back SECONDS` does so with the back end. Times count from the first image.
+(SIGKILL), which is started again 3 s later; `--back SECONDS` does so with the back end. Times: since the first image.
 
     .venv/bin/python benchmarks/fleet_stream.py --robots ada=0:150 bob=1080:1220
     .venv/bin/python benchmarks/fleet_stream.py --robots ada=0:150+front@20 bob=1150:1220,1080:1150 --back 30
@@ -58,7 +58,9 @@ class Robot:
         killed = [re.fullmatch(r"front@([\d.]+)", event) for event in events]
         if not name or not all(found) or not all(killed):
             raise SystemExit(f"{text}: expected NAME=START:STOP[,START:STOP...][+front@SECONDS...]")
-        return cls(name, [(int(part[1]), int(part[2])) for part in found if part], [float(at[1]) for at in killed if at])
+        return cls(
+            name, [(int(part[1]), int(part[2])) for part in found if part], [float(at[1]) for at in killed if at]
+        )
 
 
 @dataclass
@@ -214,7 +216,9 @@ def run(
         def player(robot: Robot, part: tuple[int, int]) -> Child:
             command = [str(BIN / "loftr_ros"), "play", arguments.source, "--mode", arguments.mode, "--hz"]
             command += [str(arguments.hz), "--namespace", robot.name, "--wait", str(PATIENCE), "--quiet"]
-            return processes.begin(f"player of {robot.name}", [*command, "--start", str(part[0]), "--stop", str(part[1])])
+            return processes.begin(
+                f"player of {robot.name}", [*command, "--start", str(part[0]), "--stop", str(part[1])]
+            )
 
         begun = 0.0
         try:
@@ -225,7 +229,9 @@ def run(
             players = {robot.name: player(robot, robot.parts[0]) for robot in robots}
             wait_until(lambda: any(each.images for each in heard.values()), PATIENCE, "images", list(players.values()))
             begun = min(each.images[0] for each in heard.values() if each.images)
-            kills = [(at, robot.name) for robot in robots for at in robot.kills] + [(at, "back") for at in arguments.back]
+            kills = [(at, robot.name) for robot in robots for at in robot.kills] + [
+                (at, "back") for at in arguments.back
+            ]
             actions = sorted([*((at, "kill", name) for at, name in kills),
                               *((at + DOWN, "begin", name) for at, name in kills)])  # fmt: skip
             while players:
@@ -273,8 +279,14 @@ def report(
     """
     mount, home = forward_camera(), None
     for message in back.path:
-        home = next((stamp_of(each.header) for each in message.poses
-                     if np.allclose(_matrix(each.pose.position, each.pose.orientation), np.eye(4), atol=1e-6)), home)
+        home = next(
+            (
+                stamp_of(each.header)
+                for each in message.poses
+                if np.allclose(_matrix(each.pose.position, each.pose.orientation), np.eye(4), atol=1e-6)
+            ),
+            home,
+        )
     for robot in robots:
         each, played = heard[robot.name], sum(stop - start for start, stop in robot.parts)
         off, turned, offsets = [], [], []

@@ -35,6 +35,7 @@ from bad_frames import kind_of
 from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
 from listening import BIN, ROS2_LAUNCH, listening
 from numpy.typing import NDArray
+from recorder import Recorder
 
 from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_degrees
 from loftr_ros.recordings import open_source
@@ -44,6 +45,12 @@ from loftr_ros.tools.demo.processes import Child, wait_until
 Array = NDArray[np.float64]
 
 EVERY = 8
+# What config/slam.rviz and config/slam_foxglove_layout.json show.
+SHOWN = [
+    *(f"/loftr_front_end/{name}" for name in ("path", "odometry", "landmarks", "matches_image", "status")),
+    *(f"/loftr_back_end/{name}" for name in ("path", "pose_graph", "pose", "landmarks", "map_to_odom", "status")),
+    "/diagnostics",
+]
 DOWN = 3.0  # s that a killed node is away, and that it is dark
 
 
@@ -136,7 +143,13 @@ class Nodes:
 
 
 def play(
-    session: Session, mode: str, hz: float, folder: Path, parameters: list[str], launch: bool = False
+    session: Session,
+    mode: str,
+    hz: float,
+    folder: Path,
+    parameters: list[str],
+    launch: bool = False,
+    record: Path | None = None,
 ) -> tuple[Heard, dict[int, Array], dict[int, str], str]:
     """Run a session.
 
@@ -186,6 +199,7 @@ def play(
         publisher = Publisher(own, mode)
         made = [(publisher.made(frame), frame.pose) for frame in opened]
         nodes = Nodes(environment, folder, mode, parameters, launch)
+        recorder = None if record is None else Recorder(own, record, SHOWN)
         try:
             nodes.begin("front")
             nodes.begin("back")
@@ -216,6 +230,9 @@ def play(
             nodes.check()
         finally:
             codes = nodes.end()
+            if recorder is not None:
+                recorder.close()
+                print(f"  recorded: {recorder.counts}")
     words = [f"exit codes {codes}"]
     for log in nodes.logs:
         for line in log.read_text(errors="replace").splitlines():
@@ -295,6 +312,7 @@ def main() -> None:
     parser.add_argument(
         "--launch", action="store_true", help="by the real launch file; needs a ROS installation's launch"
     )
+    parser.add_argument("--record", type=Path, help="folder of an MCAP bag of the last session, which must not exist")
     parser.add_argument("--log", action="store_true", help="print the nodes' warnings, too")
     arguments = parser.parse_args()
     parameters = [word for parameter in arguments.parameter for word in ("-p", parameter)]
@@ -306,7 +324,15 @@ def main() -> None:
             folder = Path(shared) / (f"own{number}" if arguments.fresh else "shared")
             folder.mkdir(exist_ok=True)
             print(f"{session.source}, {text}, {arguments.mode}, {arguments.hz:g} Hz", flush=True)
-            heard, truth, _, words = play(session, arguments.mode, arguments.hz, folder, parameters, arguments.launch)
+            heard, truth, _, words = play(
+                session,
+                arguments.mode,
+                arguments.hz,
+                folder,
+                parameters,
+                arguments.launch,
+                arguments.record if number == len(arguments.sessions) - 1 else None,
+            )
             if arguments.fresh or not home:
                 home, origins = session.source, {session.source: truth[heard.odometry[0][1]]}
             report(session, heard, truth, origins.get(session.source))
