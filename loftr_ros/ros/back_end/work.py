@@ -280,9 +280,12 @@ class BackEndWork:
             if number is not None and graph.vertices[number].stamp_ns == stamp_ns:
                 return key
         if not names or names[0] in graph.numbers:
+            stamps = [graph.vertices[graph.numbers[key]].stamp_ns for key in names if key in graph.numbers]
             raise BackEndError(
-                f"a loop with keyframe {keyframe_id} of robot '{robot}' is left out: the map's keyframe of this number "
-                "is of another time. The front end's archive and the map are not of the same runs"
+                f"a loop with keyframe {keyframe_id} of robot '{robot}' of {1e-9 * stamp_ns:.3f} s is left out: the "
+                "map's keyframe of this number is of another time"
+                + "".join(f", {1e-9 * other:.3f} s" for other in stamps)
+                + ". The front end's archive and the map are not of the same runs"
             )
         return names[0]
 
