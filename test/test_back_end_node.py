@@ -526,6 +526,39 @@ def test_a_front_end_that_begins_its_numbers_anew_has_other_keyframes() -> None:
     assert len(set(names)) == 4 and names[:3] == [key(0), key(1), key(2)]
 
 
+def test_an_archived_keyframe_that_is_recalled_after_a_crash_is_the_one_of_before() -> None:
+    source, front_end, again = RobotInput("robot"), FrontEnd(10), FrontEnd(10, start=100)
+    for k in range(10):
+        source.add_keyframe(front_end.keyframe(k))
+        source.add_odometry(front_end.odometry_at(k + 1))
+        list(source.ready())
+    new = again.keyframe(7, begins=True)  # 8, 9 and 10 were not archived yet: their numbers come again
+    source.add_keyframe(new)
+    source.add_odometry(again.odometry_at(8))
+    [(_, keyframe, _)] = source.ready()
+    assert keyframe.key == source.key(8) != key(7)
+    recalled, linked = again.relative_pose(3, 8), again.keyframe(8)
+    recalled.keyframe_stamp = front_end.header(3).stamp
+    linked.previous_id = 4
+    source.add_relative_pose(recalled)
+    source.add_keyframe(linked)
+    source.add_odometry(again.odometry_at(9))
+    [(images, keyframe, _)] = source.ready()
+    assert list(images[0].poses) == [key(3)] and keyframe.previous == key(3)
+    assert keyframe.key not in (key(8), key(3)) and source.key(8) != key(7)
+
+
+def test_a_map_of_several_runs_is_known_in_whichever_order_its_keyframes_come() -> None:
+    source, front_end, again = RobotInput("robot"), FrontEnd(10), FrontEnd(10, start=100)
+    for message in (*(front_end.keyframe(k) for k in range(10)), again.keyframe(7, begins=True)):
+        _, keyframe, _ = source._taken(message, 10**9 * message.stamp.sec)
+    loaded = RobotInput("robot")
+    for name, stamp_ns in [(keyframe.key, 107 * 10**9), *((key(k), k * 10**9) for k in range(10))]:
+        loaded.known(name, stamp_ns)
+    loaded.add_relative_pose(front_end.relative_pose(3, 9))
+    assert loaded.key(4) == key(3) and loaded.key(8) == keyframe.key != key(7)
+
+
 def test_a_keyframe_waits_for_the_poses_of_its_own_image() -> None:
     source, front_end = RobotInput("robot"), FrontEnd(10)
     for k in range(3):
