@@ -69,6 +69,7 @@ class Heard:
 
     images: list[float] = field(default_factory=list)
     odometry: list[tuple[float, int, Array]] = field(default_factory=list)
+    offsets: list[tuple[float, int, Array]] = field(default_factory=list)
     loops: Counter[str] = field(default_factory=Counter)
     front: list[Any] = field(default_factory=list)
 
@@ -79,7 +80,7 @@ class HeardBack:
 
     status: list[tuple[float, Any]] = field(default_factory=list)
     path: list[Any] = field(default_factory=list)
-    offsets: list[tuple[float, int, Array, str]] = field(default_factory=list)
+    frames: Counter[str] = field(default_factory=Counter)  # of the odometry that map -> odom was said of
 
 
 def stamp_of(header: Any) -> int:
@@ -173,6 +174,15 @@ def subscribe(own: Any, robots: list[Robot], back: HeardBack) -> dict[str, Heard
 
         return take
 
+    def on_offset(name: str) -> Callable[[Any], None]:
+        def take(message: Any) -> None:
+            pose = _matrix(message.transform.translation, message.transform.rotation)
+            stamp_ns = stamp_of(message.header) - 100_000_000  # tf_tolerance
+            heard[name].offsets.append((time.monotonic(), stamp_ns, pose))
+            back.frames[message.child_frame_id] += 1
+
+        return take
+
     def on_loop(name: str) -> Callable[[Any], None]:
         return lambda message: heard[name].loops.update([message.matched_robot])
 
@@ -181,17 +191,14 @@ def subscribe(own: Any, robots: list[Robot], back: HeardBack) -> dict[str, Heard
         own.create_subscription(Odometry, f"{at}/odometry", on_odometry(robot.name), 100)
         own.create_subscription(LoopClosure, f"{at}/loop_closures", on_loop(robot.name), 100)
         own.create_subscription(FrontEndStatus, f"{at}/status", heard[robot.name].front.append, 10)
+        own.create_subscription(
+            TransformStamped, f"/loftr_back_end/{robot.name}/map_to_odom", on_offset(robot.name), 100
+        )
         images = heard[robot.name].images
         own.create_subscription(
             CameraInfo, f"/{robot.name}/camera_info", lambda _, images=images: images.append(time.monotonic()), 10
         )
 
-    def on_offset(message: Any) -> None:
-        pose = _matrix(message.transform.translation, message.transform.rotation)
-        stamp_ns = stamp_of(message.header) - 100_000_000  # tf_tolerance
-        back.offsets.append((time.monotonic(), stamp_ns, pose, message.child_frame_id))
-
-    own.create_subscription(TransformStamped, "/loftr_back_end/map_to_odom", on_offset, 100)
     own.create_subscription(PathMessage, "/loftr_back_end/path", back.path.append, 1)
     own.create_subscription(
         DiagnosticStatus, "/loftr_back_end/status", lambda message: back.status.append((time.monotonic(), message)), 10
@@ -290,8 +297,8 @@ def report(
     for robot in robots:
         each, played = heard[robot.name], sum(stop - start for start, stop in robot.parts)
         off, turned, offsets = [], [], []
-        for came, stamp, offset, _ in back.offsets:
-            # By the image's stamp: robots see other parts, and a part that comes twice has the same stamps.
+        for came, stamp, offset in each.offsets:
+            # A part that comes twice has the same stamps.
             own = [pose for at, of, pose in each.odometry if of == stamp and abs(at - came) < 3]
             if own:
                 offsets.append(came)
@@ -321,8 +328,7 @@ def report(
     values = {pair.key: pair.value for pair in back.status[-1][1].values}
     words = ("loops", "keyframes", "parts", "error", "dropped", "trajectories", "robot")
     print("  " + ", ".join(f"{name}: {value[:160]}" for name, value in values.items() if any(w in name for w in words)))
-    frames = dict(Counter(frame for *_, frame in back.offsets))
-    print(f"  ~/map_to_odom: {frames}; path of {len(back.path[-1].poses) if back.path else 0} keyframes")
+    print(f"  map -> odom: {dict(back.frames)}; path of {len(back.path[-1].poses) if back.path else 0} keyframes")
 
 
 def main() -> None:
