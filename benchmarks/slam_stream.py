@@ -9,6 +9,10 @@ keyframe. A session is written as PART[+EVENT@SECONDS...]; parts are START:STOP 
     back, front   the node is killed at that time (SIGKILL), and started again 3 s later
     dark          the images of 3 s are black
     again         the session's frames come a second time with the same stamps, as from a recording in a loop
+    pause         no images come for 3 s, and with --clock the time stands still, as `ros2 bag play` pauses
+
+With --clock RATE both nodes have `use_sim_time` and this process publishes /clock, 40 times a second, as `ros2 bag play
+--clock 40 --rate RATE` does: images come as often, and their stamps advance RATE times as fast as the wall clock.
 
     .venv/bin/python benchmarks/slam_stream.py --source 'revisits:700?rate=3' --hz 5 \
         --sessions 0:150 1024:1218 'revisits:701?rate=3/0:100' 0:150+dirt 0:150+back@10+front@20
@@ -24,6 +28,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -35,15 +40,24 @@ from bad_frames import kind_of
 from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
 from listening import BIN, ROS2_LAUNCH, listening
 from numpy.typing import NDArray
+from recorder import Recorder
 
 from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_degrees
 from loftr_ros.recordings import open_source
 from loftr_ros.ros.output.base_motion import forward_camera
+from loftr_ros.ros.output.messages import to_time
 from loftr_ros.tools.demo.processes import Child, wait_until
 
 Array = NDArray[np.float64]
 
 EVERY = 8
+FIRST_NS = 100 * 10**9  # of a simulation
+# What config/slam.rviz and config/slam_foxglove_layout.json show.
+SHOWN = [
+    *(f"/loftr_front_end/{name}" for name in ("path", "odometry", "landmarks", "matches_image", "status")),
+    *(f"/loftr_back_end/{name}" for name in ("path", "pose_graph", "pose", "landmarks", "map_to_odom", "status")),
+    "/diagnostics",
+]
 DOWN = 3.0  # s that a killed node is away, and that it is dark
 
 
@@ -87,11 +101,52 @@ def _matrix(at: Any, turn: Any) -> Array:
     return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
 
 
+class SimulatedTime(threading.Thread):
+    """Publishes /clock until it is stopped, but not while it is paused."""
+
+    def __init__(self, node: Any, rate: float) -> None:
+        """Begin at a hundred seconds, `rate` times as fast as the wall clock."""
+        from rosgraph_msgs.msg import Clock
+
+        super().__init__(daemon=True)
+        self._publisher, self._message = node.create_publisher(Clock, "/clock", 10), Clock
+        self._rate, self._lock = rate, threading.Lock()
+        self._began, self._stopped = time.monotonic(), threading.Event()
+        self.is_paused = False
+        self.start()
+
+    def _now_ns(self) -> int:
+        return FIRST_NS + round((time.monotonic() - self._began) * self._rate * 1e9)
+
+    def at(self, stamp_ns: int) -> None:
+        """It is that time now."""
+        with self._lock:
+            self._began = time.monotonic() - (stamp_ns - FIRST_NS) * 1e-9 / self._rate
+
+    def run(self) -> None:
+        """Publish."""
+        while not self._stopped.wait(1 / 40):
+            with self._lock:
+                if not self.is_paused:
+                    self._publisher.publish(self._message(clock=to_time(self._now_ns())))
+
+    def stop(self) -> None:
+        """End."""
+        self._stopped.set()
+        self.join()
+
+
 class Nodes:
     """Starts, kills and ends the two nodes, and listens to them."""
 
     def __init__(
-        self, environment: dict[str, str], folder: Path, mode: str, parameters: list[str], launch: bool
+        self,
+        environment: dict[str, str],
+        folder: Path,
+        mode: str,
+        parameters: list[str],
+        launch: bool,
+        sim_time: bool = False,
     ) -> None:
         self._environment = environment
         self._folder = folder
@@ -103,7 +158,11 @@ class Nodes:
         }
         if launch:
             places = [f"archive:={folder / 'places'}", f"map_file:={folder / 'map.npz'}"]
-            self._commands = {"front": [*ROS2_LAUNCH, "loftr_ros", "slam.launch.py", f"mode:={mode}", *places]}
+            timed = ["use_sim_time:=true"] if sim_time else []
+            self._commands = {"front": [*ROS2_LAUNCH, "loftr_ros", "slam.launch.py", f"mode:={mode}", *places, *timed]}
+        elif sim_time:
+            for command in self._commands.values():
+                command += ["-p", "use_sim_time:=true"]
         self._running: dict[str, Child] = {}
         self._count = 0
         self.logs: list[Path] = []
@@ -136,7 +195,14 @@ class Nodes:
 
 
 def play(
-    session: Session, mode: str, hz: float, folder: Path, parameters: list[str], launch: bool = False
+    session: Session,
+    mode: str,
+    hz: float,
+    folder: Path,
+    parameters: list[str],
+    launch: bool = False,
+    record: Path | None = None,
+    clock: float | None = None,
 ) -> tuple[Heard, dict[int, Array], dict[int, str], str]:
     """Run a session.
 
@@ -185,7 +251,9 @@ def play(
         )
         publisher = Publisher(own, mode)
         made = [(publisher.made(frame), frame.pose) for frame in opened]
-        nodes = Nodes(environment, folder, mode, parameters, launch)
+        nodes = Nodes(environment, folder, mode, parameters, launch, clock is not None)
+        sim_time = None if clock is None else SimulatedTime(own, clock)
+        recorder = None if record is None else Recorder(own, record, SHOWN)
         try:
             nodes.begin("front")
             nodes.begin("back")
@@ -197,10 +265,15 @@ def play(
             )
             time.sleep(1)
             rounds = 2 if "again" in named else 1
-            begun, now_ns = time.monotonic(), time.time_ns()
+            begun, now_ns = time.monotonic(), time.time_ns() if clock is None else FIRST_NS
             for number in range(rounds * len(made)):
                 messages, pose = made[number % len(made)]
                 seconds = number / hz
+                if "pause" in named and named["pause"] <= seconds:
+                    del named["pause"]
+                    begun += DOWN
+                    if sim_time is not None:
+                        sim_time.is_paused = True
                 time.sleep(max(begun + seconds - time.monotonic(), 0))
                 while actions and actions[0][0] <= seconds:
                     _, what, name = actions.pop(0)
@@ -208,7 +281,10 @@ def play(
                 kind = kind_of(number, EVERY, kinds) if "dirt" in named else ""
                 if "dark" in named and named["dark"] <= seconds < named["dark"] + DOWN:
                     kind = "black"
-                stamp_ns = now_ns + round((number % len(made)) * 1e9 / hz)
+                stamp_ns = now_ns + round((number % len(made)) * 1e9 / hz * (clock or 1.0))
+                if sim_time is not None:
+                    sim_time.at(stamp_ns)
+                    sim_time.is_paused = False
                 publisher.send(messages, stamp_ns, kind, random)
                 assert pose is not None, "the recording has no truth"
                 truth[stamp_ns], spoiled[stamp_ns] = pose, kind
@@ -216,6 +292,11 @@ def play(
             nodes.check()
         finally:
             codes = nodes.end()
+            if sim_time is not None:
+                sim_time.stop()
+            if recorder is not None:
+                recorder.close()
+                print(f"  recorded: {recorder.counts}")
     words = [f"exit codes {codes}"]
     for log in nodes.logs:
         for line in log.read_text(errors="replace").splitlines():
@@ -295,6 +376,8 @@ def main() -> None:
     parser.add_argument(
         "--launch", action="store_true", help="by the real launch file; needs a ROS installation's launch"
     )
+    parser.add_argument("--clock", type=float, metavar="RATE", help="the nodes take the time from /clock")
+    parser.add_argument("--record", type=Path, help="folder of an MCAP bag of the last session, which must not exist")
     parser.add_argument("--log", action="store_true", help="print the nodes' warnings, too")
     arguments = parser.parse_args()
     parameters = [word for parameter in arguments.parameter for word in ("-p", parameter)]
@@ -305,8 +388,21 @@ def main() -> None:
             session = Session.of(text, arguments.source)
             folder = Path(shared) / (f"own{number}" if arguments.fresh else "shared")
             folder.mkdir(exist_ok=True)
-            print(f"{session.source}, {text}, {arguments.mode}, {arguments.hz:g} Hz", flush=True)
-            heard, truth, _, words = play(session, arguments.mode, arguments.hz, folder, parameters, arguments.launch)
+            print(
+                f"{session.source}, {text}, {arguments.mode}, {arguments.hz:g} Hz"
+                + ("" if arguments.clock is None else f", /clock at {arguments.clock:g}"),
+                flush=True,
+            )
+            heard, truth, _, words = play(
+                session,
+                arguments.mode,
+                arguments.hz,
+                folder,
+                parameters,
+                arguments.launch,
+                arguments.record if number == len(arguments.sessions) - 1 else None,
+                arguments.clock,
+            )
             if arguments.fresh or not home:
                 home, origins = session.source, {session.source: truth[heard.odometry[0][1]]}
             report(session, heard, truth, origins.get(session.source))

@@ -33,7 +33,14 @@ from loftr_ros.backend.back_end import BackEnd
 from loftr_ros.backend.measurements import Landmarks, Length, PoseMeasurement
 from loftr_ros.geometry.se3 import between
 from loftr_ros.ros.back_end.input import KEPT, RobotInput, loop_of, shared_landmarks
-from loftr_ros.ros.back_end.output import MapFrame, MapOutput, graph_message, landmarks_message, path_message
+from loftr_ros.ros.back_end.output import (
+    MapFrame,
+    MapOutput,
+    graph_message,
+    landmarks_message,
+    path_message,
+    topic_names,
+)
 from loftr_ros.ros.back_end.parameters import BackEndParameters
 from loftr_ros.ros.back_end.work import BackEndWork
 from loftr_ros.ros.output.base_motion import base_pose, forward_camera
@@ -149,14 +156,16 @@ class FakeOutput:
     def __init__(self) -> None:
         self.transforms: list[Any] = []
         self.on_tf: list[bool] = []
+        self.robots: list[str] = []
         self.poses: list[Any] = []
         self.maps = self.asked = 0
 
-    def transform(self, message: Any, on_tf: bool = True) -> None:
+    def transform(self, message: Any, robot: str, on_tf: bool = True) -> None:
         self.transforms.append(message)
+        self.robots.append(robot)
         self.on_tf.append(on_tf)
 
-    def pose(self, message: Any) -> None:
+    def pose(self, message: Any, robot: str) -> None:
         self.poses.append(message)
 
     def is_asked_anew(self) -> bool:
@@ -385,12 +394,14 @@ def test_robots_whose_cameras_are_mounted_otherwise_are_each_placed_by_their_own
         back.settle()
         back.output.transforms.clear()
         back.output.on_tf.clear()
+        back.output.robots.clear()
         back.put(other.relative_pose(29, 30), other.odometry_at(30), robot="other")
         back.until(lambda _: bool(back.output.transforms))
         found = matrix_of(back.output.transforms[-1]) @ base_pose(other.odometry, turned)
         camera = forward_camera() @ between(one.measured.truth[0], other.measured.truth[29])
         assert np.linalg.norm((found @ turned)[:3, 3] - camera[:3, 3]) < 0.3
         assert (found @ turned)[:3, :3] == pytest.approx(camera[:3, :3], abs=0.1)
+        assert back.output.robots == ["other"]
         assert back.output.on_tf == [False] and "the same frame odom" in back.failed[-1], "one frame is of one robot"
     with Working(mounts={"rear": turned}, map_file=str(tmp_path / "map.npz")) as again:
         assert again.work.back_end.mounts["rear"] == pytest.approx(turned), "the mounts are part of the map"
@@ -425,6 +436,30 @@ def test_the_map_is_published_in_the_base_s_axes_of_its_first_keyframe() -> None
     assert shown == {"keyframes robot": 37, "links robot": 72, "loops": 2, "loops rejected": 2}
 
 
+def test_of_several_robots_each_has_topics_of_its_own_and_one_robot_alone_has_none() -> None:
+    sent: dict[str, list[Any]] = {}
+
+    def publisher(kind: type, topic: str) -> Any:
+        return SimpleNamespace(publish=sent.setdefault(topic, []).append)
+
+    MapOutput(publisher, False, lambda *_: None, ["robot"])
+    assert not [topic for topic in sent if topic.count("/") > 1]
+    output = MapOutput(publisher, False, lambda *_: None, ["ada", "bob/left"])
+    output.transform("of ada", "ada")  # type: ignore[arg-type]
+    output.pose("of bob", "bob/left")  # type: ignore[arg-type]
+    assert (sent["~/map_to_odom"], sent["~/ada/map_to_odom"], sent["~/bob/left/map_to_odom"]) == (
+        ["of ada"],
+        ["of ada"],
+        [],
+    )
+    assert (sent["~/pose"], sent["~/ada/pose"], sent["~/bob/left/pose"]) == (["of bob"], [], ["of bob"])
+
+
+def test_a_robot_s_name_becomes_one_that_a_topic_may_have_and_no_two_are_the_same() -> None:
+    names = topic_names(["ada", "r2-d2", "r2.d2", "3", "/", "bob/left"])
+    assert list(names.values()) == ["ada", "r2_d2", "r2_d2_2", "_3", "robot", "bob/left"]
+
+
 def test_what_rviz_and_foxglove_show_of_the_map_is_published_with_the_type_that_they_expect() -> None:
     kinds: dict[str, type] = {}
     MapOutput(lambda kind, topic: kinds.update({topic: kind}), True, lambda *_: None)
@@ -439,7 +474,7 @@ def test_what_rviz_and_foxglove_show_of_the_map_is_published_with_the_type_that_
     assert {f"/loftr_back_end/{name}" for name in shown} == {name for name in panel if "back_end" in name}
     cloud = landmarks_message(BackEnd(), MapFrame("map", np.eye(4)), 0)
     assert panel["/loftr_back_end/landmarks"]["colorField"] in [field.name for field in cloud.fields]
-    assert layout["DiagnosticStatusPanel!back_end"]["selectedName"] == "/loftr_back_end: back end"
+    assert layout["Table!back_end"]["topicPath"] == "/loftr_back_end/status.values"
 
 
 def test_a_back_end_that_begins_late_asks_for_what_the_front_end_keeps() -> None:
@@ -489,6 +524,39 @@ def test_a_front_end_that_begins_its_numbers_anew_has_other_keyframes() -> None:
     source.add_odometry(front_end.odometry_at(101))
     names += [keyframe.key for _, keyframe, _ in source.ready()]
     assert len(set(names)) == 4 and names[:3] == [key(0), key(1), key(2)]
+
+
+def test_an_archived_keyframe_that_is_recalled_after_a_crash_is_the_one_of_before() -> None:
+    source, front_end, again = RobotInput("robot"), FrontEnd(10), FrontEnd(10, start=100)
+    for k in range(10):
+        source.add_keyframe(front_end.keyframe(k))
+        source.add_odometry(front_end.odometry_at(k + 1))
+        list(source.ready())
+    new = again.keyframe(7, begins=True)  # 8, 9 and 10 were not archived yet: their numbers come again
+    source.add_keyframe(new)
+    source.add_odometry(again.odometry_at(8))
+    [(_, keyframe, _)] = source.ready()
+    assert keyframe.key == source.key(8) != key(7)
+    recalled, linked = again.relative_pose(3, 8), again.keyframe(8)
+    recalled.keyframe_stamp = front_end.header(3).stamp
+    linked.previous_id = 4
+    source.add_relative_pose(recalled)
+    source.add_keyframe(linked)
+    source.add_odometry(again.odometry_at(9))
+    [(images, keyframe, _)] = source.ready()
+    assert list(images[0].poses) == [key(3)] and keyframe.previous == key(3)
+    assert keyframe.key not in (key(8), key(3)) and source.key(8) != key(7)
+
+
+def test_a_map_of_several_runs_is_known_in_whichever_order_its_keyframes_come() -> None:
+    source, front_end, again = RobotInput("robot"), FrontEnd(10), FrontEnd(10, start=100)
+    for message in (*(front_end.keyframe(k) for k in range(10)), again.keyframe(7, begins=True)):
+        _, keyframe, _ = source._taken(message, 10**9 * message.stamp.sec)
+    loaded = RobotInput("robot")
+    for name, stamp_ns in [(keyframe.key, 107 * 10**9), *((key(k), k * 10**9) for k in range(10))]:
+        loaded.known(name, stamp_ns)
+    loaded.add_relative_pose(front_end.relative_pose(3, 9))
+    assert loaded.key(4) == key(3) and loaded.key(8) == keyframe.key != key(7)
 
 
 def test_a_keyframe_waits_for_the_poses_of_its_own_image() -> None:

@@ -535,6 +535,17 @@ def test_what_rviz_and_foxglove_show_is_what_the_node_publishes(name: str) -> No
         assert not field or field.partition("[")[0] in kinds[topic].get_fields_and_field_types()
 
 
+@pytest.mark.parametrize("name", ["foxglove_layout.json", "slam_foxglove_layout.json"])
+def test_foxglove_shows_diagnostics_whatever_the_machine_is_called(name: str) -> None:
+    layout = json.loads((CONFIG / name).read_text())
+    kinds = [panel.partition("!")[0] for panel in panels(layout["layout"])]
+    # DiagnosticStatusPanel shows one `hardware_id` alone, which is this machine's name.
+    assert "DiagnosticStatusPanel" not in kinds
+    shown = layout["configById"]["DiagnosticSummary!nodes"]
+    assert (shown["topicToRender"], shown["hardwareIdFilter"], shown["minLevel"]) == ("/diagnostics", "", 0)
+    assert sorted(panels(layout["layout"])) == sorted(layout["configById"])
+
+
 def test_each_curve_of_foxgloves_latencies_is_labelled_with_its_stage() -> None:
     layout = json.loads((CONFIG / "foxglove_layout.json").read_text())
     for curve in layout["configById"]["Plot!latency"]["paths"]:

@@ -87,8 +87,10 @@ class RobotInput:
     _fixes: OrderedDict[int, OdometryFix] = field(default_factory=OrderedDict)
     _poses: OrderedDict[int, dict[KeyframeKey, PoseMeasurement]] = field(default_factory=OrderedDict)
     _keyframes: list[_Waiting] = field(default_factory=list)
-    _stamps: dict[int, int] = field(default_factory=dict)
-    _heard: set[int] = field(default_factory=set)
+    _numbered: dict[int, dict[int, int]] = field(default_factory=dict)  # stamps by epoch and number
+    _heard: dict[int, int] = field(
+        default_factory=dict
+    )  # epochs of the numbers that were heard since the last one began
     _tracks: OrderedDict[tuple[int, int], Tracks] = field(default_factory=OrderedDict)  # by keyframe and stamp
     _located_by: OrderedDict[int, KeyframeKey] = field(default_factory=OrderedDict)  # by the image's stamp
     _unplaced: deque[OdometryFix] = field(default_factory=lambda: deque(maxlen=_UNPLACED))
@@ -97,20 +99,22 @@ class RobotInput:
     _newest_ns: int = 0
     _epoch: int = 0
 
+    @property
+    def _stamps(self) -> dict[int, int]:
+        """Stamps of the present epoch by number."""
+        return self._numbered.setdefault(self._epoch, {})
+
     def key(self, keyframe_id: int) -> KeyframeKey:
         """Name of a keyframe; if the front end restarted its numbers, names differ from those before."""
-        return KeyframeKey(self.robot, keyframe_id + self._epoch * _EPOCH)
+        return KeyframeKey(self.robot, keyframe_id + self._heard.get(keyframe_id, self._epoch) * _EPOCH)
 
     def known(self, key: KeyframeKey, stamp_ns: int) -> None:
         """Remember a keyframe of a loaded map; the newest numbers, if they were restarted."""
         if key.robot != self.robot:
             return
         epoch, number = divmod(key.id, _EPOCH)
-        if epoch > self._epoch:
-            self._epoch = epoch
-            self._stamps.clear()
-        if epoch == self._epoch:
-            self._stamps[number] = stamp_ns
+        self._epoch = max(self._epoch, epoch)
+        self._numbered.setdefault(epoch, {})[number] = stamp_ns
 
     def names(self, keyframe_id: int, stamp_ns: int) -> Iterator[KeyframeKey]:
         """Names that a keyframe may have, by the present numbers first, unless they have it with another stamp."""
@@ -254,17 +258,23 @@ class RobotInput:
     def _named(self, keyframe_id: int, stamp_ns: int) -> None:
         """Compare a keyframe's stamp with that of the keyframe of this number.
 
-        If they differ, the front end was restarted without its archive, and its numbers begin again.
+        If they differ, the front end was restarted, and its numbers begin again: without its archive at one, after a
+        crash at those that it had not archived yet. It may recall the archived ones, which keep their names.
         """
-        if self._stamps.get(keyframe_id, stamp_ns) != stamp_ns:
+        known = self._stamps.get(keyframe_id)
+        if known is None and self._stamps and keyframe_id < min(self._stamps):
+            for epoch in range(self._epoch - 1, -1, -1):
+                if self._numbered.get(epoch, {}).get(keyframe_id) == stamp_ns:
+                    self._heard[keyframe_id] = epoch
+                    return
+        if known not in (None, stamp_ns):
             self._epoch += 1
-            self._stamps.clear()
             self._heard.clear()
             self._poses.clear()
             self._located_by.clear()
             self._tracks.clear()
         self._stamps[keyframe_id] = stamp_ns
-        self._heard.add(keyframe_id)
+        self._heard[keyframe_id] = self._epoch
 
     def _note(self, stamp_ns: int) -> None:
         """Note a message's stamp; if the clock has jumped back, what is of later stamps goes."""

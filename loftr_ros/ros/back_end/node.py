@@ -65,9 +65,9 @@ class BackEndNode(SettingsNode[BackEndParameters]):
         self.errors.period = parameters.output.error_period
         frames = parameters.frames
         mounted = OdometryParameters(base_frame=frames.base_frame, base_from_camera=frames.base_from_camera)
-        output = MapOutput(self._publisher, frames.publish_tf, self.get_logger().warning)
-        self._mount = CameraMount(self, mounted)
         robots = list(self._robots(parameters).values())
+        output = MapOutput(self._publisher, frames.publish_tf, self.get_logger().warning, robots)
+        self._mount = CameraMount(self, mounted)
         self._work = BackEndWork(self, parameters, robots, output, self._mount, self._on_error)
 
     def _activate(self) -> None:

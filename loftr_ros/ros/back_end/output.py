@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,19 +165,44 @@ def landmarks_message(back_end: BackEnd, frame: MapFrame, group: int) -> PointCl
     return to_cloud(Header(stamp=to_time(newest), frame_id=frame.name), cloud)
 
 
+def topic_names(robots: Sequence[str]) -> dict[str, str]:
+    """Part of a topic's name for each robot: what a topic must not have becomes `_`; equal names are numbered."""
+    names: dict[str, str] = {}
+    for robot in robots:
+        parts = [re.sub(r"[^A-Za-z0-9_]", "_", part) for part in robot.split("/") if part] or ["robot"]
+        plain = name = "/".join(f"_{part}" if part[0].isdigit() else part for part in parts)
+        number = 2
+        while name in names.values():
+            name, number = f"{plain}_{number}", number + 1
+        names[robot] = name
+    return names
+
+
 class MapOutput:
     """The lifecycle publishers: silent until the node is active."""
 
-    def __init__(self, publisher: Callable[[type, str], Any], publish_tf: bool, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        publisher: Callable[[type, str], Any],
+        publish_tf: bool,
+        warn: Callable[[str], None],
+        robots: Sequence[str] = (),
+    ) -> None:
         """Create the publishers.
 
         Args:
             publisher: creates one for a message type and a topic.
             publish_tf: whether to publish on /tf.
             warn: called with a message if something cannot be published.
+            robots: names of the robots; where there are several, each has topics of its own, too.
         """
+        names = topic_names(robots) if len(robots) > 1 else {}
         self._transform = publisher(TransformStamped, "~/map_to_odom")
         self._pose = publisher(PoseWithCovarianceStamped, "~/pose")
+        self._transforms = {
+            robot: publisher(TransformStamped, f"~/{name}/map_to_odom") for robot, name in names.items()
+        }
+        self._poses = {robot: publisher(PoseWithCovarianceStamped, f"~/{name}/pose") for robot, name in names.items()}
         self._path = publisher(Path, "~/path")
         self._landmarks = publisher(PointCloud2, "~/landmarks")
         self._graph, self._tf, self._tf_type = None, None, None
@@ -198,15 +224,19 @@ class MapOutput:
                     "has it, PyPI's wheels of ROS have not"
                 )
 
-    def transform(self, message: TransformStamped, on_tf: bool = True) -> None:
-        """Publish map -> odom, on /tf only if asked to."""
+    def transform(self, message: TransformStamped, robot: str, on_tf: bool = True) -> None:
+        """Publish map -> odom of a robot, on /tf only if asked to."""
         self._transform.publish(message)
+        if robot in self._transforms:
+            self._transforms[robot].publish(message)
         if on_tf and self._tf is not None and self._tf_type is not None:
             self._tf.publish(self._tf_type(transforms=[message]))
 
-    def pose(self, message: PoseWithCovarianceStamped) -> None:
-        """Publish the base's pose in the map."""
+    def pose(self, message: PoseWithCovarianceStamped, robot: str) -> None:
+        """Publish the pose of a robot's base in the map."""
         self._pose.publish(message)
+        if robot in self._poses:
+            self._poses[robot].publish(message)
 
     def is_asked_anew(self) -> bool:
         """Whether somebody has subscribed to path, graph or landmarks since this was asked last."""

@@ -280,9 +280,12 @@ class BackEndWork:
             if number is not None and graph.vertices[number].stamp_ns == stamp_ns:
                 return key
         if not names or names[0] in graph.numbers:
+            stamps = [graph.vertices[graph.numbers[key]].stamp_ns for key in names if key in graph.numbers]
             raise BackEndError(
-                f"a loop with keyframe {keyframe_id} of robot '{robot}' is left out: the map's keyframe of this number "
-                "is of another time. The front end's archive and the map are not of the same runs"
+                f"a loop with keyframe {keyframe_id} of robot '{robot}' of {1e-9 * stamp_ns:.3f} s is left out: the "
+                "map's keyframe of this number is of another time"
+                + "".join(f", {1e-9 * other:.3f} s" for other in stamps)
+                + ". The front end's archive and the map are not of the same runs"
             )
         return names[0]
 
@@ -396,7 +399,7 @@ class BackEndWork:
         stamp_ns = fix.stamp_ns + round(self.parameters.frames.tf_tolerance * 1e9)
         message = transform_message(offset.pose, to_time(stamp_ns), self.parameters.frames.map_frame, fix.odom_frame)
         owner = self._on_tf.setdefault(fix.odom_frame, robot)
-        self._output.transform(message, owner == robot)
+        self._output.transform(message, robot, owner == robot)
         if owner != robot:
             raise BackEndError(
                 f"the odometry of '{owner}' and of '{robot}' has the same frame {fix.odom_frame}: map -> "
@@ -422,7 +425,7 @@ class BackEndWork:
         self._position_std[robot] = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
         base = frame.base(place.camera.pose, vertex.frame_id)
         covariance = frame.covariance(covariance, base, vertex.frame_id)
-        self._output.pose(pose_message(base, covariance, vertex.stamp_ns, frame.name))
+        self._output.pose(pose_message(base, covariance, vertex.stamp_ns, frame.name), robot)
 
     def _publish(self) -> None:
         now, vertices = time.monotonic(), self.back_end.graph.vertices
