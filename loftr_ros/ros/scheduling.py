@@ -21,7 +21,7 @@ class SchedulingParameters(Settings):
     """Priorities and cores of the node's threads."""
 
     background_nice: int = setting(
-        5,
+        0,
         "Niceness, relative to the node, of the thread that runs the network while optical flow locates frames",
         low=0,
         high=19,
