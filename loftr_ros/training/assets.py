@@ -37,6 +37,19 @@ _PIXELS, _INDEX, _LICENCES = "images.u8", "index.json", "LICENCES.md"
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tga", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
+class StoredLevels(list[Image]):
+    """The mip levels of an image of the store.
+
+    Attributes:
+        offset: of its first pixel in the file; its levels follow each other there.
+    """
+
+    def __init__(self, levels: Iterable[Image], offset: int) -> None:
+        """Levels, the largest first."""
+        super().__init__(levels)
+        self.offset = offset
+
+
 class AssetError(Exception):
     """Assets that cannot be fetched, read or found; the message says what to do."""
 
@@ -111,22 +124,29 @@ class AssetBank:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}
 
-    def levels(self, asset: Asset) -> list[Image]:
-        """The (H, W) uint8 mip levels of an image, each half of the previous. They are read-only views."""
-        if self._pixels is None:
-            self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "r")
+    def levels(self, asset: Asset) -> StoredLevels:
+        """The (H, W) uint8 mip levels of an image, each half of the previous. They are not to be changed."""
         levels, start = [], asset.offset
         for height, width in asset.sizes:
-            pixels = self._pixels[start : start + height * width]
+            pixels = self.pixels[start : start + height * width]
             levels.append(np.asarray(pixels).reshape(height, width))
             start += height * width
-        return levels
+        return StoredLevels(levels, asset.offset)
 
-    def photo(self, rng: np.random.Generator) -> list[Image]:
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """All pixels of the folder, of both splits, as one flat array: the file, mapped into memory."""
+        if self._pixels is None:
+            # Copy on write: torch takes no read-only arrays. Nothing writes to it.
+            self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "c")
+        pixels: NDArray[np.uint8] = self._pixels
+        return pixels
+
+    def photo(self, rng: np.random.Generator) -> StoredLevels:
         """The levels of a random photo."""
         return self.levels(self.photos[int(rng.integers(len(self.photos)))])
 
-    def texture(self, rng: np.random.Generator) -> list[Image]:
+    def texture(self, rng: np.random.Generator) -> StoredLevels:
         """The levels of a random texture."""
         return self.levels(self.textures[int(rng.integers(len(self.textures)))])
 
