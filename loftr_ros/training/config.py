@@ -159,6 +159,12 @@ class MachineConfig(Settings):
         low=0.0,
         high=600.0,
     )
+    data_device: str = setting(
+        "",
+        "Device on which torch makes the pairs and photographs: auto for the training's, cpu for the data processes;"
+        " empty for OpenCV in the data processes",
+        choices=("", "auto", "cpu", "cuda"),
+    )
     log_every_steps: int = setting(50, "Number of steps between two lines of the logs", low=1, high=100000)
 
 
@@ -182,6 +188,9 @@ class MadeConfig(Settings):
     room: float = setting(0.32, "Weight of rendered rooms", low=0.0, high=1e6)
     clutter: float = setting(0.22, "Weight of rendered objects close to the camera", low=0.0, high=1e6)
     street: float = setting(0.16, "Weight of rendered streets", low=0.0, high=1e6)
+    interior: float = setting(
+        0.0, "Weight of rendered corridors, halls and offices, which have hardly any texture", low=0.0, high=1e6
+    )
     relief: float = setting(0.08, "Weight of rendered reliefs", low=0.0, high=1e6)
 
 

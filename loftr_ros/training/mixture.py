@@ -15,7 +15,7 @@ from loftr_ros.training.rendered import RenderedPairs
 from loftr_ros.training.sample import Sample
 
 HOMOGRAPHY = "homography"
-RENDERED = ("clutter", "relief", "room", "street")
+RENDERED = ("clutter", "interior", "relief", "room", "street")
 WEIGHTS = {HOMOGRAPHY: 0.22, "room": 0.32, "clutter": 0.22, "street": 0.16, "relief": 0.08}
 SIZES = ((256, 192), (320, 240), (320, 192), (240, 320))
 
@@ -85,11 +85,16 @@ class Mixture:
 
     def sample(self, index: int, size: tuple[int, int]) -> Sample:
         """Sample `index` of the stream, its images (width, height)."""
+        name, difficulty, rng = self.draw(index)
+        return self.sources[name].sample(rng, size, difficulty)
+
+    def draw(self, index: int) -> tuple[str, float, np.random.Generator]:
+        """Name of the source and difficulty of sample `index`, and the random numbers of the rest of it."""
         rng = np.random.default_rng([self.seed, int(self.validation), index])
         names = sorted(self.weights)
         shares = np.array([self.weights[name] for name in names])
         name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
-        return self.sources[name].sample(rng, size, self.curriculum.difficulty(index, rng))
+        return name, self.curriculum.difficulty(index, rng), rng
 
     def size(self, batch: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """The size of the images of a batch, one of `sizes`."""
@@ -98,7 +103,7 @@ class Mixture:
 
 
 def made_sources(bank: AssetBank, light: float = 0.0) -> dict[str, PairSource]:
-    """All sources that need only photos and textures, by the names of `WEIGHTS`.
+    """All sources that need only photos and textures: HOMOGRAPHY and RENDERED.
 
     Args:
         bank: of these.

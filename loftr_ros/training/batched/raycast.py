@@ -33,6 +33,8 @@ from loftr_ros.worlds.texturing import FARTHEST
 # Part of its side by which a face extends beyond its edges, so that no pixel is between two.
 _MARGIN = 1e-5
 _NEUTRAL_LIGHT = 128
+# Pixels drawn at once on a GPU: about 300 bytes each are in use.
+_MOST_PIXELS = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ def draw(tables: ViewTables, bank: Tensor) -> Drawn:
     """
     device = bank.device
     own = torch.from_numpy(tables.pixels).to(device)
-    textures = torch.from_numpy(tables.textures).to(device)
+    # 32 bits: addresses are most of what is computed. `ViewTables` holds no larger ones.
+    textures = torch.from_numpy(tables.textures.astype(np.int32)).to(device)
     count = len(tables.faces)
     # On a CPU one view at a time: only the pixels of a face's box are computed, and they stay in its cache.
-    parts = [slice(k, k + 1) for k in range(count)] if device.type == "cpu" else [slice(0, count)]
+    most = 1 if device.type == "cpu" else max(1, _MOST_PIXELS // (tables.size[0] * tables.size[1]))
+    parts = [slice(k, min(k + most, count)) for k in range(0, count, most)]
     drawn = [_draw(tables, part, bank, own, textures) for part in parts]
     return Drawn(
         torch.cat([each.image for each in drawn]),
@@ -115,8 +119,44 @@ def _draw(tables: ViewTables, part: slice, bank: Tensor, own: Tensor, textures: 
         shade[at] = torch.where(seen, shade_here, shade[at])
         surface[at] = torch.where(seen, round_numbers[:, k], surface[at])
     depth = 1 / inverse.clamp_min(FARTHEST)
-    image = _painted(s * depth, t * depth, inverse, surface, shade, looks, bank, own, textures)
+    pixels = _Pixels(bank, own, *_used(tables, part))
+    image = _painted(s * depth, t * depth, inverse, surface, shade, looks, pixels, textures)
     return Drawn(image * (surface > 0), inverse, surface)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Pixels of the bank and, beyond it, of the batch's own textures; of what is not used nothing is read.
+
+    Attributes:
+        bank, own: (N,) uint8.
+        of_bank, of_own, lit: whether some view has textures of either, or light maps.
+    """
+
+    bank: Tensor
+    own: Tensor
+    of_bank: bool
+    of_own: bool
+    lit: bool
+
+    def at(self, address: Tensor, own: bool = False) -> Tensor:
+        """float32 values; those of the own textures if `own`."""
+        start = len(self.bank)
+        if own or not self.of_bank:
+            return self.own[(address - start).clamp_(0, len(self.own) - 1)].float()
+        if not self.of_own:
+            return self.bank[address.clamp(0, start - 1)].float()
+        beyond = address - start
+        values = self.own[beyond.clamp(0, len(self.own) - 1)]
+        return torch.where(beyond >= 0, values, self.bank[address.clamp_max(start - 1)]).float()
+
+
+def _used(tables: ViewTables, part: slice) -> tuple[bool, bool, bool]:
+    """Whether some views have textures of the bank, own ones, and light maps."""
+    looks = tables.looks[part]
+    used = looks[..., TEXTURE][looks[..., GAIN] != 0].astype(np.int64)
+    own = tables.textures[used, 0, 0] >= tables.bank_size
+    return bool((~own).any()), bool(own.any()), bool((looks[..., LIGHT] >= 0).any())
 
 
 def _unions(boxes: Int64) -> list[tuple[int, int, int, int] | None]:
@@ -166,31 +206,32 @@ def _painted(
     surface: Tensor,
     shade: Tensor | None,
     looks: Tensor,
-    bank: Tensor,
-    own: Tensor,
+    pixels: _Pixels,
     textures: Tensor,
 ) -> Tensor:
     """The (V, H, W) gray values of what is visible."""
     views, rows = looks.shape[:2]
-    first = torch.arange(views, device=looks.device)[:, None, None] * rows
-    look = looks.flatten(0, 1)[surface.long() + first].movedim(-1, 0)  # (COLUMNS, V, H, W)
-    texture, top = look[TEXTURE].long() * textures.shape[1], textures.shape[1] - 1
-    level = (look[LEVEL] - look[SLOPE] * inverse.clamp_min(FARTHEST).log2()).clamp(0, top)
+    first = torch.arange(views, device=looks.device, dtype=torch.int32)[:, None, None] * rows
+    look = looks.flatten(0, 1).t().contiguous()[:, surface.int() + first]  # (COLUMNS, V, H, W)
+    levels = textures.shape[1]
+    level = (look[LEVEL] - look[SLOPE] * inverse.clamp_min(FARTHEST).log2()).clamp(0, levels - 1)
     mirrored = look[MIRRORED] > 0
     x = _within(s * look[REPEAT_S] + look[SHIFT_S], mirrored)
     y = _within(t * look[REPEAT_T] + look[SHIFT_T], mirrored)
     low = level.floor()
-    flat = textures.flatten(0, 1)
-    values = []
-    for each in (low, (low + 1).clamp_max(top)):
-        row = flat[texture + each.long()]
-        values.append(_bilinear(x, y, row, mirrored, bank, own))
-    value = torch.lerp(values[0], values[1], level - low)
-    value = value * (look[GAIN] if shade is None else look[GAIN] * shade) + look[BIAS]
-    light = look[LIGHT].long()
-    row = flat[light.clamp_min(0) * textures.shape[1]]
-    lit = _bilinear(s, t, row, torch.ones_like(mirrored), bank, own) / _NEUTRAL_LIGHT
-    return (value.clamp(0, 255) * torch.where(light >= 0, lit, torch.ones_like(lit))).clamp(0, 255)
+    columns = textures.flatten(0, 1).t().contiguous()  # address, width and height, of all levels
+    texture = look[TEXTURE].int() * levels
+    finer, coarser = (
+        _bilinear(x, y, columns[:, texture + each.int()], mirrored, pixels)
+        for each in (low, (low + 1).clamp_max(levels - 1))
+    )
+    value = torch.lerp(finer, coarser, level - low)
+    value = (value * (look[GAIN] if shade is None else look[GAIN] * shade) + look[BIAS]).clamp(0, 255)
+    if not pixels.lit:
+        return value
+    light = look[LIGHT].int()
+    lit = _bilinear(s, t, columns[:, light.clamp_min(0) * levels], torch.ones_like(mirrored), pixels, own=True)
+    return (value * torch.where(light >= 0, lit / _NEUTRAL_LIGHT, torch.ones_like(lit))).clamp(0, 255)
 
 
 def _within(x: Tensor, mirrored: Tensor) -> Tensor:
@@ -199,14 +240,14 @@ def _within(x: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored, folded, x - x.floor())
 
 
-def _bilinear(x: Tensor, y: Tensor, row: Tensor, clamped: Tensor, bank: Tensor, own: Tensor) -> Tensor:
-    """Values of textures at x, y in [0, 1]; `row` is (..., 3) address, width and height."""
-    address, width, height = row.unbind(-1)
+def _bilinear(x: Tensor, y: Tensor, row: Tensor, clamped: Tensor, pixels: _Pixels, own: bool = False) -> Tensor:
+    """Values of textures at x, y in [0, 1]; `row` has (3, ...) address, width and height."""
+    address, width, height = row
     x0, x1, share_x = _neighbours(x, width, clamped)
     y0, y1, share_y = _neighbours(y, height, clamped)
     y0, y1 = address + y0 * width, address + y1 * width
-    upper = torch.lerp(_pixels(y0 + x0, bank, own), _pixels(y0 + x1, bank, own), share_x)
-    lower = torch.lerp(_pixels(y1 + x0, bank, own), _pixels(y1 + x1, bank, own), share_x)
+    upper = torch.lerp(pixels.at(y0 + x0, own), pixels.at(y0 + x1, own), share_x)
+    lower = torch.lerp(pixels.at(y1 + x0, own), pixels.at(y1 + x1, own), share_x)
     return torch.lerp(upper, lower, share_y)
 
 
@@ -215,17 +256,10 @@ def _neighbours(x: Tensor, size: Tensor, clamped: Tensor) -> tuple[Tensor, Tenso
     at = x * size - 0.5
     low = at.floor()
     share = at - low
-    first = low.long()
-    second = first + 1
+    first = low.int()
     last = size - 1
+    second = first + 1
     before, after = torch.where(clamped, 0, last), torch.where(clamped, last, 0)
-    first = torch.where(first < 0, before, torch.minimum(first, last))
     second = torch.where(second > last, after, second)
-    return first, second.clamp_min(0), share
-
-
-def _pixels(address: Tensor, bank: Tensor, own: Tensor) -> Tensor:
-    """float32 values at addresses of the bank, or beyond it of the batch's own textures."""
-    beyond = address - len(bank)
-    of_bank = bank[address.clamp_max(len(bank) - 1)]
-    return torch.where(beyond >= 0, own[beyond.clamp_min(0).clamp_max(len(own) - 1)], of_bank).float()
+    first = torch.where(first < 0, before, torch.minimum(first, last))
+    return first, second, share

@@ -7,7 +7,7 @@ batch have one size and as many rows as the largest needs; unused rows are 0 and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,21 +106,15 @@ class View:
 
 
 def scene_view(
-    surfaces: Surfaces,
-    K: Float64,
-    size: tuple[int, int],
-    T_camera_world: Float64,
-    textures: TextureTable,
-    reflected: int = 0,
+    surfaces: Surfaces, K: Float64, size: tuple[int, int], T_camera_world: Float64, reflected: int = 0
 ) -> View:
-    """The tables of a pinhole camera's view of a scene.
+    """The tables of a pinhole camera's view of a scene, without looks.
 
     Args:
         surfaces: of the world.
         K: (3, 3) camera matrix; pixel (0, 0) is the centre of the top-left pixel.
         size: (width, height) in pixels.
         T_camera_world: (4, 4), rigid; or a rigid transform after a reflection.
-        textures: gets the textures of what may be seen.
         reflected: number of the surface that T_camera_world reflects by, which is not drawn; 0 for none.
     """
     R, t = T_camera_world[:3, :3], T_camera_world[:3, 3]
@@ -130,32 +124,45 @@ def scene_view(
     if reflected:
         keep = seen != reflected - 1
         seen, boxes = seen[keep], boxes[keep]
-    G = np.linalg.inv(frames[seen][:, [1, 2, 0]].transpose(0, 2, 1)) @ np.linalg.inv(K)
-    looks = np.zeros((1 + len(surfaces.corners) + len(surfaces.rounds), COLUMNS), np.float32)
-    looks[:, LIGHT] = -1
-    for k, number in enumerate(seen.tolist()):
-        looks[number + 1] = _look(surfaces.materials[number], G[k], textures)
+    # The largest first: in a batch a box is then about as large as those of other views beside it.
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+    seen, boxes = seen[order], boxes[order]
+    G = np.linalg.inv(frames[seen][:, [1, 2, 0]].transpose(0, 2, 1)) @ np.linalg.inv(K)
     rounds = []
     for k, thing in enumerate(surfaces.rounds):
         box = _round_box(thing, K, R, t, size)
         if box is not None:
-            number = len(surfaces.corners) + 1 + k
-            looks[number] = _round_look(thing.material, box, textures)
             eye = thing.to_local @ (-R.T @ t - thing.centre)
-            rounds.append((thing.to_local @ R.T @ np.linalg.inv(K), eye, thing.tube, number, box))
+            ray = thing.to_local @ R.T @ np.linalg.inv(K)
+            rounds.append((ray, eye, thing.tube, len(surfaces.corners) + 1 + k, box))
     return View(
-        G[order],
-        seen[order] + 1,
-        boxes[order],
+        G,
+        seen + 1,
+        boxes,
         np.zeros(len(seen), bool),
         np.array([each[0] for each in rounds]).reshape(-1, 3, 3),
         np.array([each[1] for each in rounds]).reshape(-1, 3),
         np.array([each[2] for each in rounds], bool),
         np.array([each[3] for each in rounds], np.int64),
         np.array([each[4] for each in rounds], np.int64).reshape(-1, 4),
-        looks,
+        _no_looks(len(surfaces.corners) + len(surfaces.rounds)),
     )
+
+
+def with_looks(view: View, surfaces: Surfaces, textures: TextureTable) -> View:
+    """A view of a scene with the looks of what may be seen, whose textures are added."""
+    looks = _no_looks(len(surfaces.corners) + len(surfaces.rounds))
+    for number, G in zip(view.numbers.tolist(), view.faces, strict=True):
+        looks[number] = _look(surfaces.materials[number - 1], G, textures)
+    for number, box in zip(view.round_numbers.tolist(), view.round_boxes.tolist(), strict=True):
+        looks[number] = _round_look(surfaces.rounds[number - 1 - len(surfaces.corners)].material, box, textures)
+    return replace(view, looks=looks)
+
+
+def _no_looks(surfaces: int) -> Float32:
+    looks = np.zeros((1 + surfaces, COLUMNS), np.float32)
+    looks[:, LIGHT] = -1
+    return looks
 
 
 def photo_view(levels: list[Image], to_photo: Float64, size: tuple[int, int], textures: TextureTable) -> View:
@@ -166,8 +173,7 @@ def photo_view(levels: list[Image], to_photo: Float64, size: tuple[int, int], te
     height, width = levels[0].shape
     A = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1]])
     G = A @ to_photo
-    looks = np.zeros((2, COLUMNS), np.float32)
-    looks[:, LIGHT] = -1
+    looks = _no_looks(1)
     looks[1] = _look(Material(levels), G, textures)
     looks[1, LEVEL] += -0.1 - FAST.bias  # as sharp as `homography.view`
     looks[1, MIRRORED] = 1
@@ -253,7 +259,7 @@ def _look(surface: Material, G: Float64, textures: TextureTable) -> tuple[float,
             textures.number(surface.levels), 0, light)  # fmt: skip
 
 
-def _round_look(surface: Material, box: tuple[int, int, int, int], textures: TextureTable) -> tuple[float, ...]:
+def _round_look(surface: Material, box: list[int], textures: TextureTable) -> tuple[float, ...]:
     pixels = max(box[2] - box[0], box[3] - box[1])
     across = surface.levels[0].shape[1] * surface.repeats[0] / 3.0
     level = np.log2(max(across / pixels, 1.0)) + FAST.bias
@@ -315,7 +321,14 @@ class ViewTables:
 
 
 def tabulate(views: Sequence[View], size: tuple[int, int], textures: TextureTable) -> ViewTables:
-    """Combine views of one (width, height)."""
+    """Combine views of one (width, height).
+
+    Raises:
+        ValueError: the bank and the textures are too large for addresses of 32 bits.
+    """
+    own = textures.pixels()
+    if textures.bank_size + len(own) >= 2**31:
+        raise ValueError(f"{textures.bank_size + len(own)} pixels of photos and textures; expected less than 2^31")
     to_middle = np.array([[1, 0, (size[0] - 1) / 2], [0, 1, (size[1] - 1) / 2], [0, 0, 1]])
     count = len(views)
     most = max((len(view.faces) for view in views), default=0)
@@ -334,7 +347,7 @@ def tabulate(views: Sequence[View], size: tuple[int, int], textures: TextureTabl
         np.zeros((most_rounds, count, 4), np.int64),
         np.zeros((count, surfaces, COLUMNS), np.float32),
         textures.table(),
-        textures.pixels(),
+        own,
         textures.bank_size,
     )
     tables.looks[..., LIGHT] = -1
