@@ -69,7 +69,7 @@ class HomographyPairs:
         """Both images before photometric change, and both warps."""
         planned = self.plan(rng, size, difficulty)
         there = warp_by_homography(planned.H_1_0, size)
-        back = warp_by_homography(np.linalg.inv(planned.H_1_0), size)
+        back = warp_by_homography(np.linalg.inv(planned.H_1_0).astype(np.float64), size)
         return view(planned.levels, planned.photo_0, size), view(planned.levels, planned.photo_1, size), there, back
 
     def plan(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> PlannedPair:
@@ -88,14 +88,16 @@ class HomographyPairs:
         if rng.random() < 0.5:
             flat = flat @ random_homography(rng, size, 0.3 * difficulty)
         H: Float64 = np.eye(3)
+        back: Float64 = np.eye(3)
         for attempt in range(_TRIES):
             H = random_homography(rng, size, difficulty * (1 - attempt / _TRIES))
-            if min(_shared(H, size), _shared(np.linalg.inv(H), size)) >= _LEAST_COVISIBLE:
+            back = np.linalg.inv(H).astype(np.float64)
+            if min(_shared(H, size), _shared(back, size)) >= _LEAST_COVISIBLE:
                 break
-        other = flat @ np.linalg.inv(H)
+        other = flat @ back
         if rng.random() < 0.5:
             return PlannedPair(levels, flat, other, H)
-        return PlannedPair(levels, other, flat, np.linalg.inv(H))
+        return PlannedPair(levels, other, flat, back)
 
 
 def _shared(H: Float64, size: tuple[int, int]) -> float:

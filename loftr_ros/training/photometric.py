@@ -99,7 +99,7 @@ def illumination(rng: np.random.Generator, strength: float) -> NDArray[np.float3
     if rng.random() < 0.3 * strength:
         edge = 1 / (1 + np.exp(-np.clip((along - rng.uniform(-0.3, 0.3)) * rng.uniform(8, 60), -30, 30)))
         field *= 1 - np.float32(rng.uniform(0.2, 0.65)) * edge.astype(np.float32)
-    return np.maximum(field, np.float32(0.1)).astype(np.float32)
+    return np.asarray(np.maximum(field, np.float32(0.1)), np.float32)
 
 
 def _add_glare(picture: NDArray[np.float32], rng: np.random.Generator) -> None:

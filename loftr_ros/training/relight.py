@@ -96,7 +96,7 @@ def _sensor(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     levels = np.asarray(cv2.convertScaleAbs(picture, alpha=255), np.uint8)
     changed = np.take(curve, levels)
     if rng.random() < 0.4:  # softer, like thermal cameras
-        changed = cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.6, 1.8)))
+        changed = np.asarray(cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.6, 1.8))), np.float32)
     return np.asarray(changed, np.float32)
 
 

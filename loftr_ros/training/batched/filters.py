@@ -73,7 +73,8 @@ def compressed(images: Tensor, qualities: NDArray[np.floating]) -> Tensor:
     transform = torch.from_numpy(cosines.astype(np.float32)).to(images.device)
     padded = functional.pad(images[None], (0, -width % 8, 0, -height % 8), mode="replicate")[0]
     levels = (padded * 255).round() - 128
-    blocks = levels.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).transpose(2, 3)  # (N, rows, columns, 8, 8)
+    count, high, wide = levels.shape
+    blocks = levels.view(count, high // 8, 8, wide // 8, 8).transpose(2, 3)  # (N, rows, columns, 8, 8)
     kept = (transform @ blocks @ transform.T / steps).round() * steps
-    restored = (transform.T @ kept @ transform).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    restored: Tensor = (transform.T @ kept @ transform).transpose(2, 3).reshape(count, high, wide)
     return ((restored + 128).round().clamp(0, 255) / 255)[:, :height, :width]

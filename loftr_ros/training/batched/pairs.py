@@ -9,7 +9,16 @@ import numpy as np
 
 from loftr_ros.geometry.se3 import inverse
 from loftr_ros.training.assets import AssetBank
-from loftr_ros.training.batched.tables import Float64, Int64, TextureTable, View, cast, photo_view, scene_view, with_looks
+from loftr_ros.training.batched.tables import (
+    Float64,
+    Int64,
+    TextureTable,
+    View,
+    cast,
+    photo_view,
+    scene_view,
+    with_looks,
+)
 from loftr_ros.training.homography import HomographyPairs
 from loftr_ros.training.mixture import HOMOGRAPHY
 from loftr_ros.training.motion import LEAST_SEEN, grid_pixels, second_camera_by_points
@@ -97,7 +106,8 @@ class PlannedHomographies:
             photo_view(planned.levels, to_photo, size, textures) for to_photo in (planned.photo_0, planned.photo_1)
         )
         # Their inverse depths are the homographies' denominators, which agree if H is not scaled.
-        return PairPlan(view0, view1, H, none, np.linalg.inv(H), none, (None, None), HOMOGRAPHY)
+        back = np.linalg.inv(H).astype(np.float64)
+        return PairPlan(view0, view1, H, none, back, none, (None, None), HOMOGRAPHY)
 
 
 @dataclass(frozen=True)
@@ -145,10 +155,12 @@ class PlannedScenes:
                 and shared(view1, pixels, w, numbers, size, *there) >= LEAST_COVISIBLE
                 and shared(view0, pixels, w1, numbers1, size, *back) >= LEAST_COVISIBLE
             ):
-                cameras = ((K0, stage.T_camera_world), (K1, T1))
-                reflections = tuple(reflection(stage, K, size, T, textures) for K, T in cameras)
-                views = (with_looks(view, stage.scene, textures) for view in (view0, view1))
-                return PairPlan(*views, *there, *back, (reflections[0], reflections[1]), self.kind)
+                view0, view1 = (with_looks(view, stage.scene, textures) for view in (view0, view1))
+                reflections = (
+                    reflection(stage, K0, size, stage.T_camera_world, textures),
+                    reflection(stage, K1, size, T1, textures),
+                )
+                return PairPlan(view0, view1, *there, *back, reflections, self.kind)
             difficulty *= 0.7
         return None
 

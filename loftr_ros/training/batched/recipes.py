@@ -75,11 +75,10 @@ class Recipe:
         images, hidden = self.pictures.apply(self.relighting.apply(clean, generator), generator)
         first, second = slice(0, pairs), slice(pairs, 2 * pairs)
         motions = torch.from_numpy(self.motions).to(bank.device)
+        w, surface = drawn.inverse_depth, drawn.surface
         there, back = (
-            warp_by_depth(
-                drawn.inverse_depth[a], drawn.inverse_depth[b], drawn.surface[a], drawn.surface[b], m[..., :3], m[..., 3]
-            )
-            for a, b, m in ((first, second, motions[0]), (second, first, motions[1]))
+            warp_by_depth(w[a], w[b], surface[a], surface[b], moved[..., :3], moved[..., 3])
+            for a, b, moved in ((first, second, motions[0]), (second, first, motions[1]))
         )
         there, back = hide(there, back, hidden[first], hidden[second])
         complete = torch.ones(pairs, dtype=torch.bool, device=bank.device)
@@ -126,7 +125,6 @@ class Recipes:
 
     Attributes:
         bank: photos and textures.
-        planners: by the names of the mixture's sources.
         mixture: of the pairs.
         batch_size: pairs per batch.
         batches: number of batches.
@@ -136,8 +134,7 @@ class Recipes:
     """
 
     bank: AssetBank
-    planners: dict[str, Planner]
-    mixture: Mixture
+    mixture: Mixture[Planner]
     batch_size: int
     batches: int
     light: float = 0.0
@@ -156,12 +153,12 @@ class Recipes:
         pictures: list[tuple[Numbers, Float32 | None]] = [({}, None)] * (2 * self.batch_size)
         lights: list[tuple[int, int, str, Numbers]] = []
         for k in range(self.batch_size):
-            name, difficulty, rng = self.mixture.draw(batch * self.batch_size + k)
-            plans.append(self.planners[name].plan(rng, size, difficulty, textures))
+            planner, difficulty, rng = self.mixture.draw(batch * self.batch_size + k)
+            plans.append(planner.plan(rng, size, difficulty, textures))
             changed = rng.random() < self.light
             if changed:
                 lights += draw_relighting(rng, [k + self.batch_size * int(rng.random() < 0.5)], size)
-            easiest, softness = (0.2, 0.0) if name == HOMOGRAPHY else (0.0, 0.5)
+            easiest, softness = (0.2, 0.0) if plans[k].kind == HOMOGRAPHY else (0.0, 0.5)
             strength = (easiest + (1 - easiest) * min(difficulty, 1.0)) * (0.5 if changed else 1.0)
             for view in (k, k + self.batch_size):
                 pictures[view] = draw_picture(rng, size, strength * float(rng.random()), softness)

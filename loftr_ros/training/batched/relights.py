@@ -153,11 +153,8 @@ def _shadows(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator
     smooth = blurred(picture, numbers["slope_width"])
     sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=picture.device)
     slope = convolved(smooth, n["slope_u"] * sobel + n["slope_v"] * sobel.t())
-    gain = numbers["slope_u"] ** 2 + numbers["slope_v"] ** 2
-    gain = torch.from_numpy(np.sqrt(gain)).to(picture.device)[:, None, None]
-    # The slope is limited before its gain.
-    limited = slope.clamp(-0.25 * gain, 0.25 * gain)
-    return shaded * (1 + limited) * n["brightness"]
+    most = 0.25 * torch.hypot(n["slope_u"], n["slope_v"])
+    return shaded * (1 + torch.minimum(torch.maximum(slope, -most), most)) * n["brightness"]
 
 
 def _draw_sensor(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
@@ -172,7 +169,7 @@ def _sensor(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator:
 
 def _draw_haze(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
     return {
-        "field": cv2.resize(smooth_cells(rng), _FIELD[::-1], interpolation=cv2.INTER_CUBIC),
+        "field": np.asarray(cv2.resize(smooth_cells(rng), _FIELD[::-1], interpolation=cv2.INTER_CUBIC), np.float32),
         "share": rng.uniform(0.2, 0.6),
         "veil": rng.uniform(0.4, 0.9),
         "specks": rng.uniform(0.0005, 0.006) * (rng.random() < 0.4),

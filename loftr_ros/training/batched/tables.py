@@ -192,7 +192,7 @@ def photo_view(levels: list[Image], to_photo: Float64, size: tuple[int, int], te
     )
 
 
-def cast(view: View, pixels: Float64) -> tuple[Float64, Int64]:
+def cast(view: View, pixels: Float64 | Int64) -> tuple[Float64, Int64]:
     """What single pixels show, in float64.
 
     Args:
