@@ -106,13 +106,7 @@ class AssetBank:
             AssetError: the folder has no assets, or none of this split.
         """
         self.folder = Path(self.folder)
-        try:
-            entries = json.loads((self.folder / _INDEX).read_text())["images"]
-            every = [Asset(**{**entry, "sizes": tuple(map(tuple, entry["sizes"]))}) for entry in entries]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AssetError(
-                f"{self.folder} holds no training assets ({error}); run `loftr_ros train assets`"
-            ) from error
+        every = read_index(self.folder)[0]
         chosen = [asset for asset in every if asset.validation == self.validation]
         self.photos = [asset for asset in chosen if asset.kind == PHOTO]
         self.textures = [asset for asset in chosen if asset.kind == TEXTURE] or self.photos
@@ -149,6 +143,27 @@ class AssetBank:
     def texture(self, rng: np.random.Generator) -> StoredLevels:
         """The levels of a random texture."""
         return self.levels(self.textures[int(rng.integers(len(self.textures)))])
+
+
+def read_index(folder: Path) -> tuple[list[Asset], list[Origin]]:
+    """All images of a folder of assets, and where they come from.
+
+    Raises:
+        AssetError: the folder has no assets.
+    """
+    try:
+        content = json.loads((folder / _INDEX).read_text())
+        images = [Asset(**{**entry, "sizes": tuple(map(tuple, entry["sizes"]))}) for entry in content["images"]]
+        return images, [Origin(**origin) for origin in content["origins"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AssetError(f"{folder} holds no training assets ({error}); run `loftr_ros train assets`") from error
+
+
+def read_image(folder: Path, asset: Asset) -> Image:
+    """The (H, W) uint8 pixels of an image of a folder, without its other levels."""
+    height, width = asset.sizes[0]
+    pixels = np.fromfile(folder / _PIXELS, np.uint8, height * width, offset=asset.offset)
+    return pixels.reshape(height, width)
 
 
 class AssetWriter:
@@ -209,6 +224,10 @@ class AssetWriter:
         self._origins.append(counted)
         return counted
 
+    def add_origins(self, origins: Iterable[Origin]) -> None:
+        """Add to the record of where images come from."""
+        self._origins += origins
+
     def _add(self, name: str, kind: str, image: Image) -> None:
         if min(image.shape) < _SHORTEST_SIDE or max(image.shape) > 8 * min(image.shape):
             return
@@ -223,6 +242,10 @@ class AssetWriter:
         if (np.unpackbits(self._prints ^ fingerprint, axis=1).sum(axis=1) <= _NEAR_COPY).any():
             return
         self._prints = np.concatenate([self._prints, fingerprint[None]])
+        self.add_as_it_is(name, kind, image)
+
+    def add_as_it_is(self, name: str, kind: str, image: Image) -> None:
+        """Add an (H, W) uint8 image that was chosen before, under its full name."""
         offset, levels = self._file.tell(), pyramid(image, _LAST_LEVEL)
         for level in levels:
             self._file.write(level.tobytes())

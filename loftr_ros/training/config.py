@@ -202,7 +202,7 @@ class DataConfig(Settings):
     to the synthetic kinds, `held_out` if it is for validation, and its class's arguments.
     """
 
-    assets: str = setting("", "Folder of photos and textures; empty for the folder of `loftr_ros train assets`")
+    assets: str = setting("", "Folder or pack of photos and textures; empty for the folder of `loftr_ros train assets`")
     batch_size: int = setting(4, "Number of pairs per batch, in each process", low=1, high=1024)
     sizes: tuple[tuple[int, int], ...] = setting(
         ((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images (width, height); each batch has one of them"

@@ -11,6 +11,7 @@ import torch
 
 from loftr_ros.matcher.precision import resolve_device
 from loftr_ros.settings import ConfigError
+from loftr_ros.training.asset_pack import unpacked
 from loftr_ros.training.assets import AssetBank, default_folder
 from loftr_ros.training.batched.pairs import KINDS, planners
 from loftr_ros.training.batched.recipes import Recipe, Recipes
@@ -87,6 +88,8 @@ def open_data(settings: TrainingConfig) -> TrainingData:
     weights = {name: weight for name, weight in asdict(settings.made).items() if weight > 0}
     made = frozenset(asdict(settings.made))
     folder = Path(config.assets).expanduser() if config.assets else default_folder()
+    if folder.is_file() and weights:
+        folder = unpacked(folder)
     rising = Curriculum(config.start_difficulty, config.end_difficulty, config.rising_samples, config.least_part)
     level = Curriculum(config.held_out_difficulty, config.held_out_difficulty, 0)
 

@@ -172,7 +172,7 @@ def _unions(boxes: Int64) -> list[tuple[int, int, int, int] | None]:
 def _affine(row: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """(V, h, w) values of (V, 3) linear forms at pixels (u, v, 1)."""
     a, b, c = (row[:, k, None, None] for k in range(3))
-    return torch.addcmul(a * u, torch.ones_like(u), b * v + c)
+    return torch.addcmul(b * v + c, a, u)
 
 
 def _round(ray: Tensor, eye: Tensor, tube: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
