@@ -126,6 +126,13 @@ class BudgetConfig(Settings):
         low=0.0,
         high=100000.0,
     )
+    part_minutes: float = setting(
+        0.0,
+        "Time after which this process ends, with a checkpoint to resume from; 0 for the whole budget",
+        unit="min",
+        low=0.0,
+        high=100000.0,
+    )
 
 
 @dataclass(frozen=True)

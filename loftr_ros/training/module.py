@@ -160,8 +160,10 @@ class TrainingModule(LightningModule):
             parameter.grad = None
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        """Stop at the end of the budget."""
-        if self.trainer.strategy.broadcast(self.progress >= 1):
+        """Stop at the end of the budget, or of this process's part of it."""
+        part = 60 * self.settings.budget.part_minutes
+        ends = self.progress >= 1 or 0 < part <= time.monotonic() - self._started
+        if self.trainer.strategy.broadcast(ends):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
