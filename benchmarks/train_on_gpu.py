@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HOME / "config" / "training" / "compact_gpu.yaml")
     parser.add_argument("--initial", type=Path, help="weights to start from")
     parser.add_argument("--teacher", type=Path, help="XFeat's weights; without, no photographs are taught")
+    parser.add_argument("--aliked", type=Path, help="ALIKED's weights, a second teacher")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting; repeatable")
     arguments = parser.parse_args()
@@ -90,6 +91,7 @@ def settings(arguments: argparse.Namespace) -> TrainingConfig:
         "budget.max_minutes": arguments.total_minutes or arguments.minutes,
         "budget.part_minutes": arguments.minutes,
         "photos.teacher": str(arguments.teacher or ""),
+        "photos.aliked": str(arguments.aliked or ""),
     }
     if arguments.initial is not None:
         replaced["network.initial"] = str(arguments.initial)

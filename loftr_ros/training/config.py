@@ -80,6 +80,10 @@ class PhotosConfig(Settings):
     """Single photographs beside the pairs, to learn a teacher's dense features from; only for `compact`."""
 
     teacher: str = setting("", "File of XFeat's published weights; empty for no such teacher")
+    aliked: str = setting(
+        "", "File of ALIKED-n16's published weights, a teacher beside XFeat or alone; empty for no such teacher"
+    )
+    aliked_weight: float = setting(1.0, "Weight of ALIKED's losses, times those below", low=0.0, high=100.0)
     count: int = setting(4, "Number of photographs per batch, in each process", low=1, high=1024)
     light: float = setting(
         0.4, "Probability that the student sees a photograph in other light than the teacher", low=0.0, high=1.0
@@ -92,6 +96,11 @@ class PhotosConfig(Settings):
         low=0.0,
         high=1000.0,
     )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether photographs are needed."""
+        return bool(self.teacher or self.aliked)
 
 
 @dataclass(frozen=True)

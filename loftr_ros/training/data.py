@@ -111,7 +111,7 @@ def open_data(settings: TrainingConfig) -> TrainingData:
             raise ConfigError(f"data has nothing {what}")
         mixture = Mixture(sources, shares, 0 if held_out else settings.seed, curriculum, validation=held_out)
         photos = None
-        if settings.photos.teacher and not held_out:
+        if settings.photos.has_teacher and not held_out:
             photos = PhotoViews(AssetBank(folder), settings.photos.count, settings.photos.light, settings.seed)
         return KnownBatches(PairBatches(mixture, config.batch_size, number, config.sizes), made, photos)
 
@@ -121,7 +121,7 @@ def open_data(settings: TrainingConfig) -> TrainingData:
         seed = 0 if held_out else settings.seed
         mixture = Mixture({name: of_kind[name] for name in weights}, weights, seed, curriculum, validation=held_out)
         photos = None
-        if settings.photos.teacher and not held_out:
+        if settings.photos.has_teacher and not held_out:
             photos = PhotoViews(bank, settings.photos.count, settings.photos.light, settings.seed)
         size = config.batch_size
         return MadeBatches(Recipes(bank, mixture, size, number, config.light, config.sizes, photos), device)
