@@ -50,7 +50,7 @@ demo: install
 
 # Two at a time: types, then what computes on one core, beside what mostly waits for other processes. With ARGS, one run.
 COMPUTING := $(wildcard $(addprefix test/test_,adaptation.py compact.py coarse.py efficient*.py loftr.py parity.py half_precision.py fixed_program.py gpu_faults.py int8.py tensorrt.py \
-    openvino.py export.py explain.py training*.py place_training.py place_descriptor.py place_detector.py place_expected.py place_query.py loops.py \
+    openvino.py export.py explain.py training*.py batched_pairs.py place_training.py place_descriptor.py place_detector.py place_expected.py place_query.py loops.py \
     matcher.py checkpoint.py covariance.py metric_pose.py relative_pose.py embedded_weights.py recovery.py \
     localization.py pipeline.py trust.py fuzz.py exit_codes.py))
 

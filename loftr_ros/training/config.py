@@ -80,6 +80,10 @@ class PhotosConfig(Settings):
     """Single photographs beside the pairs, to learn a teacher's dense features from; only for `compact`."""
 
     teacher: str = setting("", "File of XFeat's published weights; empty for no such teacher")
+    aliked: str = setting(
+        "", "File of ALIKED-n16's published weights, a teacher beside XFeat or alone; empty for no such teacher"
+    )
+    aliked_weight: float = setting(1.0, "Weight of ALIKED's losses, times those below", low=0.0, high=100.0)
     count: int = setting(4, "Number of photographs per batch, in each process", low=1, high=1024)
     light: float = setting(
         0.4, "Probability that the student sees a photograph in other light than the teacher", low=0.0, high=1.0
@@ -92,6 +96,11 @@ class PhotosConfig(Settings):
         low=0.0,
         high=1000.0,
     )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether photographs are needed."""
+        return bool(self.teacher or self.aliked)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,13 @@ class BudgetConfig(Settings):
     max_minutes: float = setting(
         0.0,
         "Maximum time of all resumed parts together; 0 for as long as the steps take",
+        unit="min",
+        low=0.0,
+        high=100000.0,
+    )
+    part_minutes: float = setting(
+        0.0,
+        "Time after which this process ends, with a checkpoint to resume from; 0 for the whole budget",
         unit="min",
         low=0.0,
         high=100000.0,
@@ -159,6 +175,12 @@ class MachineConfig(Settings):
         low=0.0,
         high=600.0,
     )
+    data_device: str = setting(
+        "",
+        "Device on which torch makes the pairs and photographs: auto for the training's, cpu for the data processes;"
+        " empty for OpenCV in the data processes",
+        choices=("", "auto", "cpu", "cuda"),
+    )
     log_every_steps: int = setting(50, "Number of steps between two lines of the logs", low=1, high=100000)
 
 
@@ -182,6 +204,9 @@ class MadeConfig(Settings):
     room: float = setting(0.32, "Weight of rendered rooms", low=0.0, high=1e6)
     clutter: float = setting(0.22, "Weight of rendered objects close to the camera", low=0.0, high=1e6)
     street: float = setting(0.16, "Weight of rendered streets", low=0.0, high=1e6)
+    interior: float = setting(
+        0.0, "Weight of rendered corridors, halls and offices, which have hardly any texture", low=0.0, high=1e6
+    )
     relief: float = setting(0.08, "Weight of rendered reliefs", low=0.0, high=1e6)
 
 
@@ -193,7 +218,7 @@ class DataConfig(Settings):
     to the synthetic kinds, `held_out` if it is for validation, and its class's arguments.
     """
 
-    assets: str = setting("", "Folder of photos and textures; empty for the folder of `loftr_ros train assets`")
+    assets: str = setting("", "Folder or pack of photos and textures; empty for the folder of `loftr_ros train assets`")
     batch_size: int = setting(4, "Number of pairs per batch, in each process", low=1, high=1024)
     sizes: tuple[tuple[int, int], ...] = setting(
         ((256, 192), (320, 240), (320, 192), (240, 320)), "Sizes of images (width, height); each batch has one of them"

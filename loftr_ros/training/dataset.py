@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from loftr_ros.training.mixture import SIZES, Mixture
+from loftr_ros.training.mixture import SIZES, Mixture, PairSource
 from loftr_ros.training.sample import Sample
 
 
@@ -57,7 +57,7 @@ class PairBatches(Dataset[Batch]):
         sizes: (width, height) of the images; a batch has one of them.
     """
 
-    mixture: Mixture
+    mixture: Mixture[PairSource]
     batch_size: int
     batches: int
     sizes: tuple[tuple[int, int], ...] = SIZES

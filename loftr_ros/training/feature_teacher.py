@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,11 @@ from torch.nn import functional
 
 from loftr_ros.matcher.compact.backbone import REGION_CELLS, CompactFeatures, padded
 from loftr_ros.training.config import PhotosConfig
-from loftr_ros.training.xfeat import XFEAT_CHANNELS
 
-if TYPE_CHECKING:
-    from loftr_ros.training.xfeat import XFeat
-
-# Name of the heads among the weights of a network in training.
-HEADS = "feature_heads"
+# Name of a teacher's heads among the weights of a network in training, and the beginning of its losses' names.
+XFEAT_HEADS, XFEAT_LOSSES = "feature_heads", "taught"
+ALIKED_HEADS, ALIKED_LOSSES = "aliked_heads", "aliked"
+HEADS = (XFEAT_HEADS, ALIKED_HEADS)
 _CELLS_OF_A_REGION = REGION_CELLS**2
 # Number of regions whose mutual products are compared.
 _SAMPLED = 512
@@ -29,25 +27,66 @@ class FeatureHeads(nn.Module):
     the products by which regions are compared.
     """
 
-    def __init__(self, cell_dim: int, region_dim: int) -> None:
-        """Random weights, the same number of random numbers for all networks of these widths."""
+    def __init__(self, cell_dim: int, region_dim: int, channels: int) -> None:
+        """Random weights, the same number of random numbers for all networks of these widths.
+
+        Args:
+            cell_dim, region_dim: channels of the student's cells and regions.
+            channels: of the teacher's features.
+        """
         super().__init__()
         self.cells = nn.Sequential(
-            nn.Conv2d(cell_dim, cell_dim, 1), nn.ReLU(inplace=True), nn.Conv2d(cell_dim, XFEAT_CHANNELS, 1)
+            nn.Conv2d(cell_dim, cell_dim, 1), nn.ReLU(inplace=True), nn.Conv2d(cell_dim, channels, 1)
         )
-        self.regions = nn.Conv2d(region_dim, _CELLS_OF_A_REGION * XFEAT_CHANNELS, 1)
+        self.regions = nn.Conv2d(region_dim, _CELLS_OF_A_REGION * channels, 1)
+
+
+class DenseFeatures(Protocol):
+    """A network with one feature for each cell of 8 px.
+
+    Attributes:
+        channels: of a feature.
+    """
+
+    channels: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, channels, H / 8, W / 8) float32 of length one, of (B, 1, H, W) images in [0, 1]."""
+        ...
 
 
 class FeatureTeacher:
-    """A network as teacher of dense features, with the weights of its losses."""
+    """A network as teacher of dense features, with the weights of its losses.
 
-    def __init__(self, network: XFeat, settings: PhotosConfig) -> None:
-        """Use a network that is ready for inference."""
-        self._network = network
+    Attributes:
+        heads: name of the heads among the student's weights.
+        channels: of the teacher's features.
+        weights: of its losses, by their names.
+    """
+
+    def __init__(
+        self,
+        network: DenseFeatures,
+        settings: PhotosConfig,
+        heads: str = XFEAT_HEADS,
+        losses: str = XFEAT_LOSSES,
+        weight: float = 1.0,
+    ) -> None:
+        """Use a network that is ready for inference.
+
+        Args:
+            network: the teacher.
+            settings: with the weights of its losses.
+            heads: name of the heads.
+            losses: beginning of the losses' names.
+            weight: of all its losses.
+        """
+        self._network, self._losses = network, losses
+        self.heads, self.channels = heads, network.channels
         self.weights = {
-            "taught_cells": settings.cell_weight,
-            "taught_regions": settings.region_weight,
-            "taught_likeness": settings.likeness_weight,
+            f"{losses}_cells": weight * settings.cell_weight,
+            f"{losses}_regions": weight * settings.region_weight,
+            f"{losses}_likeness": weight * settings.likeness_weight,
         }
 
     def losses(self, heads: FeatureHeads, made: CompactFeatures, taught: Tensor) -> dict[str, Tensor]:
@@ -71,9 +110,9 @@ class FeatureTeacher:
             regions = functional.pixel_shuffle(heads.regions(made.regions.float()), REGION_CELLS)
             likeness = likeness_loss(made.regions.float(), functional.pixel_unshuffle(wanted, REGION_CELLS))
             return {
-                "taught_cells": 1 - functional.cosine_similarity(cells, wanted, dim=1).mean(),
-                "taught_regions": 1 - functional.cosine_similarity(regions, wanted, dim=1).mean(),
-                "taught_likeness": likeness,
+                f"{self._losses}_cells": 1 - functional.cosine_similarity(cells, wanted, dim=1).mean(),
+                f"{self._losses}_regions": 1 - functional.cosine_similarity(regions, wanted, dim=1).mean(),
+                f"{self._losses}_likeness": likeness,
             }
 
 

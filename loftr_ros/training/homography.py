@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.geometry.se3 import rotation_matrix
-from loftr_ros.training.assets import AssetBank
-from loftr_ros.training.geometry import Float32, Float64, covisible, hide, warp_by_homography
+from loftr_ros.training.assets import AssetBank, StoredLevels
+from loftr_ros.training.geometry import Float32, Float64, hide, warp_by_homography
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relight import in_other_light
 from loftr_ros.training.sample import Sample
@@ -20,6 +20,22 @@ _LEAST_COVISIBLE = 0.15
 _TRIES = 8
 _LARGEST_TILT = np.radians(72)
 _FOCAL = 1.1  # of the virtual camera, in image widths
+
+
+@dataclass(frozen=True)
+class PlannedPair:
+    """A photo and two views of it.
+
+    Attributes:
+        levels: (H, W) uint8 mip levels of the photo.
+        photo_0, photo_1: (3, 3), pixels of each image to those of the photo.
+        H_1_0: (3, 3), pixels of image 0 to those of image 1.
+    """
+
+    levels: StoredLevels
+    photo_0: Float64
+    photo_1: Float64
+    H_1_0: Float64
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,13 @@ class HomographyPairs:
         self, rng: np.random.Generator, size: tuple[int, int], difficulty: float
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Float32, Float32]:
         """Both images before photometric change, and both warps."""
+        planned = self.plan(rng, size, difficulty)
+        there = warp_by_homography(planned.H_1_0, size)
+        back = warp_by_homography(np.linalg.inv(planned.H_1_0).astype(np.float64), size)
+        return view(planned.levels, planned.photo_0, size), view(planned.levels, planned.photo_1, size), there, back
+
+    def plan(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> PlannedPair:
+        """The photo and its two views, before any pixel is computed."""
         levels = self.bank.photo(rng) if rng.random() < 0.8 else self.bank.texture(rng)
         rows, columns = levels[0].shape
         width, height = size
@@ -65,15 +88,24 @@ class HomographyPairs:
         if rng.random() < 0.5:
             flat = flat @ random_homography(rng, size, 0.3 * difficulty)
         H: Float64 = np.eye(3)
+        back: Float64 = np.eye(3)
         for attempt in range(_TRIES):
             H = random_homography(rng, size, difficulty * (1 - attempt / _TRIES))
-            there, back = warp_by_homography(H, size), warp_by_homography(np.linalg.inv(H).astype(np.float64), size)
-            if min(covisible(there), covisible(back)) >= _LEAST_COVISIBLE:
+            back = np.linalg.inv(H).astype(np.float64)
+            if min(_shared(H, size), _shared(back, size)) >= _LEAST_COVISIBLE:
                 break
-        views = view(levels, flat, size), view(levels, flat @ np.linalg.inv(H), size)
+        other = flat @ back
         if rng.random() < 0.5:
-            return views[0], views[1], there, back
-        return views[1], views[0], back, there
+            return PlannedPair(levels, flat, other, H)
+        return PlannedPair(levels, other, flat, back)
+
+
+def _shared(H: Float64, size: tuple[int, int]) -> float:
+    """About the share of a (width, height) image's pixels that a homography maps into another image of that size."""
+    pixels = np.stack(np.meshgrid(np.arange(2, size[0], 5), np.arange(2, size[1], 5)), axis=-1).reshape(-1, 2)
+    x, y, scale = H[:, :2] @ pixels.T + H[:, 2:]
+    inside = (scale > 1e-9) & (x >= 0) & (y >= 0) & (x <= (size[0] - 1) * scale) & (y <= (size[1] - 1) * scale)
+    return float(inside.mean())
 
 
 def random_homography(rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> Float64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from loftr_ros.training.rendered import RenderedPairs
 from loftr_ros.training.sample import Sample
 
 HOMOGRAPHY = "homography"
-RENDERED = ("clutter", "relief", "room", "street")
+RENDERED = ("clutter", "interior", "relief", "room", "street")
 WEIGHTS = {HOMOGRAPHY: 0.22, "room": 0.32, "clutter": 0.22, "street": 0.16, "relief": 0.08}
 SIZES = ((256, 192), (320, 240), (320, 192), (240, 320))
 
@@ -57,8 +57,11 @@ class Curriculum:
         return float(hardest * rng.uniform(self.floor, 1.0))
 
 
+S = TypeVar("S")
+
+
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Generic[S]):
     """Numbered samples of several sources.
 
     Attributes:
@@ -69,7 +72,7 @@ class Mixture:
         validation: uses separate random numbers, so that no training sample occurs in it.
     """
 
-    sources: Mapping[str, PairSource]
+    sources: Mapping[str, S]
     weights: Mapping[str, float]
     seed: int = 0
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -83,13 +86,18 @@ class Mixture:
         if min(self.weights.values(), default=0) < 0 or sum(self.weights.values()) <= 0:
             raise ValueError(f"weights {dict(self.weights)}: expected none below 0, and one above")
 
-    def sample(self, index: int, size: tuple[int, int]) -> Sample:
+    def sample(self: Mixture[PairSource], index: int, size: tuple[int, int]) -> Sample:
         """Sample `index` of the stream, its images (width, height)."""
+        source, difficulty, rng = self.draw(index)
+        return source.sample(rng, size, difficulty)
+
+    def draw(self, index: int) -> tuple[S, float, np.random.Generator]:
+        """Source and difficulty of sample `index`, and the random numbers of the rest of it."""
         rng = np.random.default_rng([self.seed, int(self.validation), index])
         names = sorted(self.weights)
         shares = np.array([self.weights[name] for name in names])
         name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
-        return self.sources[name].sample(rng, size, self.curriculum.difficulty(index, rng))
+        return self.sources[name], self.curriculum.difficulty(index, rng), rng
 
     def size(self, batch: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """The size of the images of a batch, one of `sizes`."""
@@ -98,7 +106,7 @@ class Mixture:
 
 
 def made_sources(bank: AssetBank, light: float = 0.0) -> dict[str, PairSource]:
-    """All sources that need only photos and textures, by the names of `WEIGHTS`.
+    """All sources that need only photos and textures: HOMOGRAPHY and RENDERED.
 
     Args:
         bank: of these.

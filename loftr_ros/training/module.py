@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from loftr_ros.training.config import OptimizerConfig, TrainingConfig
 from loftr_ros.training.config_file import content_of
 from loftr_ros.training.objective import Objective
-from loftr_ros.training.supervision import PairBatch, pair_batch
+from loftr_ros.training.supervision import PairBatch, batch_on
 
 # Consecutive steps without a finite gradient after which a training is aborted.
 _MOST_SKIPPED = 50
@@ -113,8 +113,8 @@ class TrainingModule(LightningModule):
         self._started = time.monotonic()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> PairBatch:
-        """Convert any batch of the data to a `PairBatch`."""
-        return pair_batch(batch).to(device)
+        """Convert any batch of the data to a `PairBatch`, or make it there."""
+        return batch_on(batch, device)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Seed the step, set its learning rate, and keep frozen norms in evaluation mode."""
@@ -160,8 +160,10 @@ class TrainingModule(LightningModule):
             parameter.grad = None
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        """Stop at the end of the budget."""
-        if self.trainer.strategy.broadcast(self.progress >= 1):
+        """Stop at the end of the budget, or of this process's part of it."""
+        part = 60 * self.settings.budget.part_minutes
+        ends = self.progress >= 1 or 0 < part <= time.monotonic() - self._started
+        if self.trainer.strategy.broadcast(ends):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loftr_ros.geometry.se3 import inverse, rotation_matrix
 from loftr_ros.training.geometry import Float32, Float64, rigid
@@ -33,10 +34,37 @@ def second_camera(
         (4, 4), in the world's units; None if no motion was found.
     """
     height, width = inverse_depth.shape
-    v, u = np.mgrid[_GRID // 2 : height : _GRID, _GRID // 2 : width : _GRID]
-    w = inverse_depth[v, u].astype(np.float64).ravel()
-    rays = np.stack([u.ravel(), v.ravel(), np.ones(u.size)]).astype(np.float64)
-    rays = np.linalg.inv(K0) @ rays
+    pixels = grid_pixels((width, height))
+    w = inverse_depth[pixels[:, 1], pixels[:, 0]].astype(np.float64)
+    return second_camera_by_points(rng, difficulty, pixels, w, (width, height), K0, K1, driving, least)
+
+
+def grid_pixels(size: tuple[int, int]) -> NDArray[np.int64]:
+    """(N, 2) pixels of a (width, height) image by which overlap is measured."""
+    v, u = np.mgrid[_GRID // 2 : size[1] : _GRID, _GRID // 2 : size[0] : _GRID]
+    return np.stack([u.ravel(), v.ravel()], axis=1).astype(np.int64)
+
+
+def second_camera_by_points(
+    rng: np.random.Generator,
+    difficulty: float,
+    pixels: NDArray[np.int64],
+    w: Float64,
+    size: tuple[int, int],
+    K0: Float64,
+    K1: Float64,
+    driving: bool = False,
+    least: float = LEAST_SEEN,
+) -> Float64 | None:
+    """`second_camera` by some pixels of view 0.
+
+    Args:
+        pixels: (N, 2).
+        w: (N,) inverse depth of each; 0 where nothing is.
+        size: (width, height) of both images.
+    """
+    width, height = size
+    rays = np.linalg.inv(K0) @ np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1).T
     known = w > 1e-5
     if not known.any():
         return None

@@ -21,10 +21,11 @@ from loftr_ros.matcher.loftr.fine import expectation, heat_map
 from loftr_ros.matcher.loftr.network import LoFTR
 from loftr_ros.matcher.loftr.position import position_encoding
 from loftr_ros.settings import ConfigError
+from loftr_ros.training.aliked import load_aliked
 from loftr_ros.training.coarse_losses import dual_softmax_losses, positive_loss, weighed
 from loftr_ros.training.config import DistillationConfig, LossConfig, PhotosConfig
 from loftr_ros.training.distillation import Teacher, soft_target_loss
-from loftr_ros.training.feature_teacher import FeatureTeacher
+from loftr_ros.training.feature_teacher import ALIKED_HEADS, ALIKED_LOSSES, FeatureTeacher
 from loftr_ros.training.losses import fine_l2, log_assignment, transport_nll
 from loftr_ros.training.metrics import pair_metrics
 from loftr_ros.training.supervision import CoarseTruth, PairBatch, coarse_truth, fine_truth, sample_matches
@@ -96,7 +97,7 @@ def open_objective(
         losses: weights of the losses.
         distillation: the teacher, if any.
         device: of the teachers; the trainer places the network itself.
-        photos: the teacher of features, if any.
+        photos: the teachers of features, if any.
 
     Raises:
         WeightsError: a teacher's weights are missing, damaged or of another network.
@@ -112,11 +113,17 @@ def open_objective(
         teacher = Teacher(matcher, config)
     module, name = OBJECTIVES.get(config.name, ("loftr_ros.training.objective", "LoFTRObjective"))
     make: Callable[..., Objective] = getattr(import_module(module), name)
-    if photos is None or not photos.teacher:
+    if photos is None or not photos.has_teacher:
         return make(config, losses, distillation, teacher)
     if not isinstance(config, CompactConfig):
         raise ConfigError(f"photos.teacher: only compact learns a teacher's features, not {config.name}")
-    return make(config, losses, distillation, teacher, FeatureTeacher(load_xfeat(Path(photos.teacher), device), photos))
+    features = []
+    if photos.teacher:
+        features.append(FeatureTeacher(load_xfeat(Path(photos.teacher), device), photos))
+    if photos.aliked:
+        aliked = load_aliked(Path(photos.aliked), device)
+        features.append(FeatureTeacher(aliked, photos, ALIKED_HEADS, ALIKED_LOSSES, photos.aliked_weight))
+    return make(config, losses, distillation, teacher, *features)
 
 
 # Networks with their own objective, by preset: module and class, with the arguments of LoFTRObjective.

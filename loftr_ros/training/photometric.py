@@ -32,7 +32,7 @@ def photograph(
     picture = np.take(_response(float(image[::3, ::3].mean()) / 255, rng, strength), image)
     picture = _blurred(picture, rng, strength, softness)
     if rng.random() < 0.5:
-        picture *= _illumination(image.shape, rng, strength)
+        picture *= cv2.resize(illumination(rng, strength), image.shape[::-1], interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.15 * strength:
         _add_glare(picture, rng)
     if rng.random() < 0.9:
@@ -67,23 +67,27 @@ def _blurred(
         picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)
     if rng.random() < 0.05 + 0.25 * strength:
         length = rng.uniform(1.5, 3 + 8 * strength) * picture.shape[1] / 320
-        angle = rng.uniform(0, np.pi)
-        half = max(1, int(np.ceil(length / 2)))
-        kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
-        end = np.array([np.cos(angle), np.sin(angle)]) * length / 2
-        a, b = ((half + sign * end) * 16 for sign in (-1, 1))
-        cv2.line(kernel, tuple(int(x) for x in a), tuple(int(x) for x in b), 1.0, 1, cv2.LINE_8, 4)
-        # Symmetric, so that the blur does not shift the image.
-        kernel = kernel + kernel[::-1, ::-1]
-        picture = np.asarray(cv2.filter2D(picture, -1, kernel / kernel.sum()), np.float32)
+        kernel = motion_kernel(float(length), float(rng.uniform(0, np.pi)))
+        picture = np.asarray(cv2.filter2D(picture, -1, kernel), np.float32)
     if rng.random() < 0.15:  # sharpened in the camera
         soft = cv2.GaussianBlur(picture, (0, 0), 1.0)
         picture = cv2.addWeighted(picture, 1.6, soft, -0.6, 0).astype(np.float32)
     return picture
 
 
-def _illumination(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
-    """A smooth field of brightness: a gradient, a shadow's edge, vignetting. Computed small, then enlarged."""
+def motion_kernel(length: float, angle: float) -> NDArray[np.float32]:
+    """The blur of a straight motion over `length` pixels; symmetric, so that it does not shift the image; sum 1."""
+    half = max(1, int(np.ceil(length / 2)))
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
+    end = np.array([np.cos(angle), np.sin(angle)]) * length / 2
+    a, b = ((half + sign * end) * 16 for sign in (-1, 1))
+    cv2.line(kernel, tuple(int(x) for x in a), tuple(int(x) for x in b), 1.0, 1, cv2.LINE_8, 4)
+    kernel = kernel + kernel[::-1, ::-1]
+    return np.asarray(kernel / kernel.sum(), np.float32)
+
+
+def illumination(rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
+    """A smooth field of brightness, (24, 32) over an image: a gradient, a shadow's edge, vignetting."""
     rows, columns = 24, 32
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     y, x = y / (rows - 1) - 0.5, x / (columns - 1) - 0.5
@@ -95,8 +99,7 @@ def _illumination(shape: tuple[int, ...], rng: np.random.Generator, strength: fl
     if rng.random() < 0.3 * strength:
         edge = 1 / (1 + np.exp(-np.clip((along - rng.uniform(-0.3, 0.3)) * rng.uniform(8, 60), -30, 30)))
         field *= 1 - np.float32(rng.uniform(0.2, 0.65)) * edge.astype(np.float32)
-    field = np.maximum(field, np.float32(0.1))
-    return np.asarray(cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(np.maximum(field, np.float32(0.1)), np.float32)
 
 
 def _add_glare(picture: NDArray[np.float32], rng: np.random.Generator) -> None:

@@ -16,11 +16,11 @@ from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relight import relight
 
 # Probability of a texture instead of a photograph: surfaces seen frontally.
-_TEXTURES = 0.15
+TEXTURES = 0.15
 # Largest roll of the camera about its axis, in radians.
 _ROLL = 0.35
 # Strength of the changes to the teacher's picture; the student's goes to 1.
-_TEACHERS_STRENGTH = 0.3
+TEACHERS_STRENGTH = 0.3
 _PHOTO_STREAM = 0x9407
 
 
@@ -54,17 +54,21 @@ class PhotoViews:
 
     def batch(self, number: int, size: tuple[int, int]) -> TaughtPhotos:
         """Batch `number`, its images (width, height)."""
-        rng = np.random.default_rng([self.seed, number, _PHOTO_STREAM])
+        rng = self.random(number)
         pairs = [self._pair(rng, size) for _ in range(self.count)]
         seen, taught = (
             torch.from_numpy(np.stack(images)[:, None]).float().div_(255) for images in zip(*pairs, strict=True)
         )
         return TaughtPhotos(seen, taught)
 
+    def random(self, number: int) -> np.random.Generator:
+        """The random numbers of batch `number`."""
+        return np.random.default_rng([self.seed, number, _PHOTO_STREAM])
+
     def _pair(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        levels = self.bank.texture(rng) if rng.random() < _TEXTURES else self.bank.photo(rng)
+        levels = self.bank.texture(rng) if rng.random() < TEXTURES else self.bank.photo(rng)
         clean = view(levels, part_of_a_photo(rng, levels[0].shape, size), size)
-        taught = photograph(clean, rng, _TEACHERS_STRENGTH * float(rng.random()), softness=0.0)[0]
+        taught = photograph(clean, rng, TEACHERS_STRENGTH * float(rng.random()), softness=0.0)[0]
         if rng.random() < self.light:
             seen = photograph(relight(clean, rng), rng, 0.5 * float(rng.random()), softness=0.0)[0]
         elif rng.random() < 0.5:

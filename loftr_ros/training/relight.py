@@ -92,6 +92,16 @@ def _shadows(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[
 
 def _sensor(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Another part of the spectrum, or another season: gray values follow another curve, not necessarily rising."""
+    curve = sensor_curve(rng)
+    levels = np.asarray(cv2.convertScaleAbs(picture, alpha=255), np.uint8)
+    changed = np.take(curve, levels)
+    if rng.random() < 0.4:  # softer, like thermal cameras
+        changed = np.asarray(cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.6, 1.8))), np.float32)
+    return np.asarray(changed, np.float32)
+
+
+def sensor_curve(rng: np.random.Generator) -> NDArray[np.float32]:
+    """(256,) gray values of [0, 1] by gray level."""
     places = np.sort(rng.uniform(0, 1, int(rng.integers(2, 5))))
     places = np.concatenate([[0.0], places, [1.0]])
     values = rng.uniform(0, 1, len(places))
@@ -104,11 +114,7 @@ def _sensor(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     curve = np.clip(np.convolve(np.pad(curve, 8, mode="edge"), np.ones(17) / 17, mode="valid"), 0, 1)
     spread = max(float(curve.max() - curve.min()), 0.05)
     curve = (curve - curve.min()) / np.float32(spread) * np.float32(min(spread * 1.5, 0.95))
-    levels = np.asarray(cv2.convertScaleAbs(picture, alpha=255), np.uint8)
-    changed = np.take(curve.astype(np.float32), levels)
-    if rng.random() < 0.4:  # softer, like thermal cameras
-        changed = cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.6, 1.8)))
-    return np.asarray(changed, np.float32)
+    return np.asarray(curve, np.float32)
 
 
 def _haze(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -124,7 +130,12 @@ def _haze(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def _lamps_field(shape: tuple[int, ...], rng: np.random.Generator, lamps: int, floor: float) -> NDArray[np.float32]:
-    """Brightness of a view lit by lamps, from `floor` to about 1.6."""
+    field = lamps_field(rng, lamps, floor)
+    return np.asarray(cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def lamps_field(rng: np.random.Generator, lamps: int, floor: float) -> NDArray[np.float32]:
+    """Brightness of a view lit by lamps, from `floor` to about 1.6; (48, 64) over the view."""
     rows, columns = _SMALL
     v, u = np.mgrid[:rows, :columns].astype(np.float32)
     field = np.full(_SMALL, floor, np.float32)
@@ -133,13 +144,17 @@ def _lamps_field(shape: tuple[int, ...], rng: np.random.Generator, lamps: int, f
         place = rng.uniform(-0.1, 1.1, 2) * (columns, rows)
         distance = ((u - place[0]) / across) ** 2 + ((v - place[1]) / down) ** 2
         field += np.float32(rng.uniform(0.4, 1.4)) * np.exp(-distance).astype(np.float32)
-    field = np.minimum(field, np.float32(1.6))
-    return np.asarray(cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), np.float32)
+    return np.minimum(field, np.float32(1.6))
+
+
+def smooth_cells(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A few values of -1 to 1 in rows and columns, for a smooth field between them."""
+    return rng.uniform(-1, 1, (int(rng.integers(2, 6)), int(rng.integers(2, 7)))).astype(np.float32)
 
 
 def _smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """About -1 to 1, changing slowly over the view."""
-    coarse = rng.uniform(-1, 1, (int(rng.integers(2, 6)), int(rng.integers(2, 7)))).astype(np.float32)
+    coarse = smooth_cells(rng)
     return np.asarray(cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), np.float32)
 
 

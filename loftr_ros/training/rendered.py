@@ -79,10 +79,10 @@ class RenderedPairs:
         return pair
 
     def _attempt(self, rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> CleanPair | None:
-        K0, K1 = _cameras(rng, size)
+        K0, K1 = random_cameras(rng, size)
         stage = make_stage(self.bank, rng, min(difficulty, 1.0), self.kind)
         view0 = stage.render(K0, size, stage.T_camera_world)
-        if blocked(view0):
+        if blocked(view0, stage.least_filled):
             return None
         for _ in range(2):
             least = LEAST_SEEN if difficulty <= 1 else LEAST_COVISIBLE
@@ -93,7 +93,7 @@ class RenderedPairs:
             surfaces = (view0.surface, view1.surface)
             depths = (view0.inverse_depth, view1.inverse_depth)
             warp01 = warp_by_depth(*depths, K0, K1, T_1_0, surfaces)
-            if not blocked(view1) and covisible(warp01) >= LEAST_COVISIBLE:
+            if not blocked(view1, stage.least_filled) and covisible(warp01) >= LEAST_COVISIBLE:
                 warp10 = warp_by_depth(*depths[::-1], K1, K0, inverse(T_1_0), surfaces[::-1])
                 if covisible(warp10) >= LEAST_COVISIBLE:
                     return CleanPair(view0, view1, K0, K1, T_1_0, warp01, warp10)
@@ -101,8 +101,8 @@ class RenderedPairs:
         return None
 
 
-def _cameras(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float64, Float64]:
-    """Mostly one camera twice; sometimes two different ones, or a zoom."""
+def random_cameras(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float64, Float64]:
+    """The (3, 3) matrices of a pair's cameras: mostly one twice; sometimes two different ones, or a zoom."""
     first = float(rng.uniform(50, 95) if rng.random() < 0.9 else rng.uniform(95, 110))
     second = float(np.clip(first * np.exp(rng.normal(0, 0.25)), 45, 110)) if rng.random() < 0.2 else first
     K0, K1 = intrinsics(size, first), intrinsics(size, second)

@@ -1,61 +1,46 @@
-"""Random scenes to render: rooms, streets, clutter, reliefs; each with a first camera."""
+"""Random scenes to render: rooms, streets, clutter, interiors, reliefs; each with a first camera."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from loftr_ros.geometry.se3 import rotation_matrix
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.geometry import Float64, looking
-from loftr_ros.training.relief import Relief, make_relief
+from loftr_ros.training.interior import interior
+from loftr_ros.training.relief import make_relief
+from loftr_ros.training.stage import ReliefStage, Stage, SurfaceStage
 from loftr_ros.training.surfaces import Palette
-from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces, render
-from loftr_ros.worlds.texturing import FAST, Material
+from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces
+from loftr_ros.worlds.texturing import Material
 
 _UP = np.array([0.0, 0, 1])
-_TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A scene and a first view of it.
-
-    Attributes:
-        scene: its contents.
-        T_camera_world: (4, 4), the first camera.
-        driving: whether cameras move forward on the ground rather than freely.
-    """
-
-    scene: Surfaces | Relief
-    T_camera_world: Float64
-    driving: bool = False
-
-    def render(self, K: Float64, size: tuple[int, int], T_camera_world: Float64) -> Raster:
-        """The view of a pinhole camera with a (width, height) image, uint8."""
-        if isinstance(self.scene, Relief):
-            return self.scene.render(K, size, T_camera_world)
-        return render(self.scene, K, size, T_camera_world, FAST)
+TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
 
 
 def make_stage(bank: AssetBank, rng: np.random.Generator, hardness: float, kind: str) -> Stage:
-    """A random scene of a kind ("room", "street", "clutter" or "relief").
+    """A random scene of a kind ("room", "street", "clutter", "interior" or "relief").
 
     Args:
         hardness: in [0, 1], see `Palette`; reliefs have none.
     """
     if kind == "relief":
         relief = make_relief(bank, rng)
-        return Stage(relief, relief.T_camera_world)
+        return ReliefStage(relief, relief.T_camera_world)
+    return make_surfaces(bank, rng, hardness, kind)
+
+
+def make_surfaces(bank: AssetBank, rng: np.random.Generator, hardness: float, kind: str) -> SurfaceStage:
+    """A random scene of any kind but "relief"."""
     return _KINDS[kind](Palette(bank, rng, hardness), rng)
 
 
-def blocked(view: Raster) -> bool:
-    """Whether a camera is too near to objects, or sees hardly any."""
+def blocked(view: Raster, least_filled: float = 0.3) -> bool:
+    """Whether a camera is too near to objects, or sees anything in less than a share `least_filled` of its view."""
     inverse_depth = view.inverse_depth[::4, ::4]
-    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < 0.3)
+    return bool((inverse_depth > 1 / TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < least_filled)
 
 
 def _walls(o: Float64, X: Float64, Y: Float64) -> tuple[tuple[Float64, Float64], ...]:
@@ -70,7 +55,7 @@ def rotated(rng: np.random.Generator, tilt: float) -> Float64:
     return lean @ rotation_matrix(_UP * rng.uniform(-np.pi, np.pi))
 
 
-def _room(palette: Palette, rng: np.random.Generator) -> Stage:
+def _room(palette: Palette, rng: np.random.Generator) -> SurfaceStage:
     scene = Surfaces()
     half = np.array([rng.uniform(1.5, 4.5), rng.uniform(1.5, 4.5), rng.uniform(1.1, 1.9)])
     lx, ly, lz = 2 * half
@@ -111,7 +96,7 @@ def _room(palette: Palette, rng: np.random.Generator) -> Stage:
     toward = np.array([*spots[int(rng.integers(count))], -half[2] + rng.uniform(0, 1.2)]) - eye
     if rng.random() < 0.4:
         toward = np.array([*rng.normal(size=2), rng.normal(0, 0.25)])
-    return Stage(scene, looking(eye, toward, float(rng.normal(0, 0.1))))
+    return SurfaceStage(scene, looking(eye, toward, float(rng.normal(0, 0.1))))
 
 
 def _furniture(scene: Surfaces, palette: Palette, rng: np.random.Generator, spot: Float64, size: Float64) -> None:
@@ -148,7 +133,7 @@ def _furniture(scene: Surfaces, palette: Palette, rng: np.random.Generator, spot
                    surfaces[0], both_sides=True)  # fmt: skip
 
 
-def _street(palette: Palette, rng: np.random.Generator) -> Stage:
+def _street(palette: Palette, rng: np.random.Generator) -> SurfaceStage:
     scene = Surfaces()
     far = 400.0
     _surround(scene, palette, rng, far)
@@ -196,7 +181,7 @@ def _street(palette: Palette, rng: np.random.Generator) -> Stage:
             scene.rounds.append(Round(crown, to_local, False, palette.tiled(8, 6)))
     eye = np.array([rng.uniform(-0.3, 0.3) * half, 0, rng.uniform(0.5, 2.2)])
     forward = np.array([rng.normal(0, 0.12), 1, rng.normal(-0.03, 0.05)])
-    return Stage(scene, looking(eye, forward, float(rng.normal(0, 0.02))), driving=True)
+    return SurfaceStage(scene, looking(eye, forward, float(rng.normal(0, 0.02))), driving=True)
 
 
 def _faint(rng: np.random.Generator) -> tuple[float, float]:
@@ -219,7 +204,7 @@ def _surround(scene: Surfaces, palette: Palette, rng: np.random.Generator, far: 
             scene.quad(start + inward + _UP * height, along, -_UP * height, horizon)
 
 
-def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
+def _clutter(palette: Palette, rng: np.random.Generator) -> SurfaceStage:
     """Boxes, boards and balls at all depths and angles before walls: maximum parallax."""
     scene = Surfaces()
     size = np.array([3.0, 3, 3]) * rng.uniform(0.8, 2)
@@ -256,11 +241,12 @@ def _clutter(palette: Palette, rng: np.random.Generator) -> Stage:
     direction = rng.normal(size=3) * np.array([1, 1, 0.35])
     direction /= np.linalg.norm(direction)
     eye = -direction * rng.uniform(1.6, 2.6)
-    return Stage(scene, looking(eye, direction + rng.normal(0, 0.12, 3), float(rng.normal(0, 0.15))))
+    return SurfaceStage(scene, looking(eye, direction + rng.normal(0, 0.12, 3), float(rng.normal(0, 0.15))))
 
 
-_KINDS: dict[str, Callable[[Palette, np.random.Generator], Stage]] = {
+_KINDS: dict[str, Callable[[Palette, np.random.Generator], SurfaceStage]] = {
     "room": _room,
     "street": _street,
     "clutter": _clutter,
+    "interior": interior,
 }

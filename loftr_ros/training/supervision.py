@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -80,6 +80,24 @@ def pair_batch(batch: Any) -> PairBatch:
     if complete is None:
         complete = torch.ones(len(values["image0"]), dtype=torch.bool, device=values["image0"].device)
     return PairBatch(**{**{name: values[name] for name in _NAMES[:-1]}, "complete": complete})
+
+
+@runtime_checkable
+class DeferredBatch(Protocol):
+    """A batch whose pixels are made where they are used."""
+
+    def make(self, device: torch.device) -> PairBatch:
+        """The batch on a device."""
+        ...
+
+
+def batch_on(batch: Any, device: torch.device) -> PairBatch:
+    """The output of a data loader on a device: made there if it is deferred, else converted and moved.
+
+    Raises:
+        TypeError: see `pair_batch`.
+    """
+    return batch.make(device) if isinstance(batch, DeferredBatch) else pair_batch(batch).to(device)
 
 
 _NAMES = tuple(item.name for item in fields(PairBatch))

@@ -141,6 +141,20 @@ class Palette:
         picture = float(rng.uniform(50, 230)) + picture * float(rng.uniform(0, 5))
         return Material(pyramid(picture))
 
+    def paint(self, tone: float, stains: float) -> Material:
+        """Paint of a gray value with faint stains, whose standard deviation is at most `stains`."""
+        rng = self._rng
+        blotches = rng.normal(0, 1, (6, 6)).astype(np.float32)
+        picture = cv2.resize(blotches, (32, 32), interpolation=cv2.INTER_CUBIC)
+        return Material(pyramid(tone + picture * float(rng.uniform(0, stains))))
+
+    def faint(self, width: float, height: float) -> Material:
+        """A repeated texture with hardly any contrast, as of carpets."""
+        surface = self.tiled(width, height)
+        gain = float(self._rng.uniform(0.05, 0.3))
+        tone = float(self._rng.uniform(60, 190))
+        return Material(surface.levels, surface.repeats, surface.shift, gain, tone - 128 * gain)
+
     def sky(self) -> Material:
         """Overcast, clouded, or part of a photo."""
         rng = self._rng

