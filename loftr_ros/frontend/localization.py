@@ -293,8 +293,8 @@ class Localizer:
 
     def expected_shift(
         self, keyframe: Keyframe, cell: NDArray[np.integer], since: RelativePose, stamp_ns: int
-    ) -> NDArray[np.float32] | None:
-        """(N, 2) pixels by which a keyframe's cells are expected to move in the image; None if the motion is unknown.
+    ) -> NDArray[np.float32]:
+        """(N, 2) pixels by which a keyframe's cells are expected to move in the image; zero where nothing is known.
 
         Args:
             keyframe: the keyframe; cells of unknown depth count as typically far.
@@ -305,7 +305,7 @@ class Localizer:
         camera, rays = keyframe.frame.camera, keyframe.encoded.cell_rays
         there = _relative(keyframe, self._expected(stamp_ns, self.since_last(stamp_ns)))
         if camera is None or rays is None or there is None:
-            return None
+            return np.zeros((len(cell), 2), np.float32)
         inverse = np.full(len(cell), 1 / _typical_depth(keyframe))
         if keyframe.depth is not None:
             inverse = np.where(keyframe.depth.known[cell], keyframe.depth.inverse[cell], inverse)

@@ -25,11 +25,8 @@ Points = NDArray[np.float32]
 # Largest number of points followed; sides of the blocks of the image that hold one of them each, as parts of its longer
 # side: those of `trust`, then half as large.
 _MOST, _BLOCKS = 700, (1 / 20, 1 / 40)
-# Side of the patches in px, and the most iterations per pyramid level.
-_WINDOW, _ITERATIONS = 21, 6
-# Pyramid levels above the image: if the points' shifts are expected, and otherwise, or if less than a part of the
-# points are found so.
-_FEW_LEVELS, _LEVELS, _FOUND = 1, 3, 0.5
+# Side of the patches in px, pyramid levels above the image, and the most iterations per level.
+_WINDOW, _LEVELS, _ITERATIONS = 21, 3, 6
 # Offset of the start of backward tracking from the point, px in u and v; largest distance from it at the end.
 _BACKWARD_START, _RETURNS = 1.0, 1.0
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.
@@ -154,17 +151,23 @@ class OpticalFlow:
         elif not self.frames:  # a later frame is farther away
             self._waiting, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
 
-    def follow(self, current: StreamFrame, shift: Points | None) -> Correspondences:
+    def follow(self, current: StreamFrame, shift: Points) -> Correspondences:
         """The keyframe's matches in another image. If they locate it, points that were lost are not looked for again.
 
         Args:
             current: the frame.
-            shift: (N, 2) px by which the `cells` have probably moved since `start`; None if unknown.
+            shift: (N, 2) px by which the `cells` have probably moved since `start`.
         """
         assert self._frame is not None
         first, start = self._frame.frame.image, self._start.current_points
         image = _exposed_like(first, current.frame.image)
-        forward, away, keep = _found(first, image, start, start if shift is None else start + shift, shift is not None)
+        forward, found = _tracked(first, image, start, start + shift, _LEVELS)
+        # Backward tracking starts off the point, so that it cannot succeed by standing still.
+        back, found_back = _tracked(image, first, forward, start + np.float32(_BACKWARD_START), 0)
+        away = np.linalg.norm(back - start, axis=1)
+        width, height = current.frame.size
+        keep = found & found_back & (away < _RETURNS) & (forward >= 0).all(axis=1)
+        keep &= (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)
         keep &= on_usable(np.where(keep[:, None], forward, 0).astype(np.float32), current.frame.usable)
         before, self._kept = self._start[keep], keep
         std = np.sqrt(before.std**2 + np.float32(_STD**2) + away[keep] ** 2 / 2)
@@ -180,31 +183,6 @@ def _exposed_like(first: Image, image: Image) -> Image:
     if abs(gain - 1) < _ALIKE and abs(mean - mean0) < _ALIKE * std0:
         return image
     return np.asarray(cv2.addWeighted(image, gain, image, 0.0, mean0 - gain * mean), np.uint8)
-
-
-def _found(
-    first: Image, image: Image, start: Points, guess: Points, is_expected: bool
-) -> tuple[Points, NDArray[np.float32], NDArray[np.bool_]]:
-    """(N, 2) where points of the first image are in the other one, (N,) px by which they return to another place, and
-    (N,) whether they are in view and return.
-
-    Args:
-        first, image: the images.
-        start: (N, 2) pixels of the first one.
-        guess: (N, 2) where to begin.
-        is_expected: whether the guess is a prediction.
-    """
-    height, width = image.shape
-    for levels in (_FEW_LEVELS, _LEVELS) if is_expected else (_LEVELS,):
-        forward, found = _tracked(first, image, start, guess, levels)
-        # Backward tracking starts off the point, so that it cannot succeed by standing still.
-        back, found_back = _tracked(image, first, forward, start + np.float32(_BACKWARD_START), 0)
-        away = np.linalg.norm(back - start, axis=1)
-        keep = found & found_back & (away < _RETURNS) & (forward >= 0).all(axis=1)
-        keep &= (forward[:, 0] <= width - 1) & (forward[:, 1] <= height - 1)
-        if keep.sum() >= _FOUND * len(keep):
-            break
-    return forward, away, keep
 
 
 def _tracked(before: Image, now: Image, points: Points, guess: Points, levels: int) -> tuple[Points, NDArray[np.bool_]]:

@@ -273,7 +273,7 @@ class FrontEnd:
             return None
         since, stamp_ns = self._flow.pose, current.frame.stamp_ns
         with timer("match"):
-            shift = None
+            shift = np.zeros((len(self._flow.cells), 2), np.float32)
             if since is not None:
                 shift = self.localizer.expected_shift(keyframe, self._flow.cells, since, stamp_ns)
             found = self._flow.follow(current, shift)
