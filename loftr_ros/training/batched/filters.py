@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from loftr_ros.training.batched.transfer import on_device
 
 # The luminance table of the JPEG standard (ITU-T T.81, table K.1), as libjpeg uses it at quality 50.
 _JPEG_TABLE = (
@@ -48,7 +49,8 @@ def blurred(images: Tensor, sigmas: NDArray[np.floating]) -> Tensor:
     reach = min(math.ceil(3 * most), min(images.shape[1:]) - 1)
     offsets = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * np.square(offsets / np.maximum(sigmas, 1e-3)[:, None]))
-    kernels = torch.from_numpy((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)).to(images.device)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    kernels = on_device(weights, images.device)
     return convolved(convolved(images, kernels[:, None, :]), kernels[:, :, None])
 
 
@@ -67,10 +69,10 @@ def compressed(images: Tensor, qualities: NDArray[np.floating]) -> Tensor:
     height, width = images.shape[1:]
     scale = np.where(qualities < 50, 5000 / np.maximum(qualities, 1), 200 - 2 * qualities)
     table = np.clip(np.floor((np.array(_JPEG_TABLE) * scale[:, None, None] + 50) / 100), 1, 255)
-    steps = torch.from_numpy(table.astype(np.float32)).to(images.device)[:, None, None]
+    steps = on_device(table.astype(np.float32), images.device)[:, None, None]
     k, n = np.mgrid[0:8, 0:8]
     cosines = np.cos((2 * n + 1) * k * np.pi / 16) * np.where(k == 0, math.sqrt(1 / 8), 0.5)
-    transform = torch.from_numpy(cosines.astype(np.float32)).to(images.device)
+    transform = on_device(cosines.astype(np.float32), images.device)
     padded = functional.pad(images[None], (0, -width % 8, 0, -height % 8), mode="replicate")[0]
     levels = (padded * 255).round() - 128
     count, high, wide = levels.shape

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loftr_ros.training.batched.filters import blurred, compressed, convolved, enlarged
 from loftr_ros.training.batched.relights import normal
+from loftr_ros.training.batched.transfer import on_device
 from loftr_ros.training.photometric import illumination, motion_kernel
 
 Float32 = NDArray[np.float32]
@@ -43,7 +44,7 @@ class Pictures:
             images: (N, H, W) float32 in [0, 1].
             generator: of the noise, on their device.
         """
-        on = {name: torch.from_numpy(array).to(images.device) for name, array in self.numbers.items()}
+        on = {name: on_device(array, images.device) for name, array in self.numbers.items()}
         n = {name: each[:, None, None] if each.ndim == 1 else each for name, each in on.items()}
         images, hidden = self._covered(images, n)
         picture = _exposed(images, n)
@@ -82,12 +83,12 @@ class Pictures:
         if self.kernels:
             side = max(kernel.shape[0] for _, kernel in self.kernels)
             padded = [np.pad(kernel, (side - kernel.shape[0]) // 2) for _, kernel in self.kernels]
-            at = torch.tensor([k for k, _ in self.kernels]).to(picture.device)
-            moved = convolved(picture.index_select(0, at), torch.from_numpy(np.stack(padded)).to(picture.device))
+            at = on_device(np.array([k for k, _ in self.kernels], np.int64), picture.device)
+            moved = convolved(picture.index_select(0, at), on_device(np.stack(padded), picture.device))
             picture = picture.index_copy(0, at, moved)
         sharp = np.flatnonzero(self.numbers["sharpened"] > 0)
         if len(sharp):
-            at = torch.from_numpy(sharp).to(picture.device)
+            at = on_device(sharp, picture.device)
             before = picture.index_select(0, at)
             soft = blurred(before, np.ones(len(sharp), np.float32))
             picture = picture.index_copy(0, at, before + _SHARPENED * (before - soft))
@@ -98,7 +99,7 @@ class Pictures:
         which = np.flatnonzero(self.numbers["glare"][:, :, 0].max(axis=1) > 0)
         if not len(which):
             return picture
-        at = torch.from_numpy(which).to(picture.device)
+        at = on_device(which, picture.device)
         gain, centre_u, centre_v, radius_u, radius_v = n["glare"].index_select(0, at)[..., None].unbind(2)
         u = torch.arange(picture.shape[2], device=picture.device, dtype=torch.float32)
         v = torch.arange(picture.shape[1], device=picture.device, dtype=torch.float32)
@@ -111,7 +112,7 @@ class Pictures:
         noise = normal(picture, generator)
         coarse = np.flatnonzero(self.numbers["coarse"] > 0)
         if len(coarse):  # after a camera's own filter, noise is coarser than a pixel
-            at = torch.from_numpy(coarse).to(picture.device)
+            at = on_device(coarse, picture.device)
             soft = blurred(noise.index_select(0, at), np.full(len(coarse), 0.8, np.float32))
             noise = noise.index_copy(0, at, soft * 2.2)
         noise = noise * (picture.clamp_min(0) * n["shot"] + 0.3).sqrt() * n["noise"]
@@ -125,7 +126,7 @@ class Pictures:
         which = np.flatnonzero(self.numbers["quality"] > 0)
         if not len(which):
             return picture
-        at = torch.from_numpy(which).to(picture.device)
+        at = on_device(which, picture.device)
         return picture.index_copy(0, at, compressed(picture.index_select(0, at), self.numbers["quality"][which]))
 
 

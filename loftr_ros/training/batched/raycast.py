@@ -27,6 +27,7 @@ from loftr_ros.training.batched.tables import (
     Int64,
     ViewTables,
 )
+from loftr_ros.training.batched.transfer import on_device
 from loftr_ros.worlds.rasterizer import NEAR
 from loftr_ros.worlds.texturing import FARTHEST
 
@@ -60,9 +61,9 @@ def draw(tables: ViewTables, bank: Tensor) -> Drawn:
         bank: (N,) uint8, the pixels of the asset bank.
     """
     device = bank.device
-    own = torch.from_numpy(tables.pixels).to(device)
+    own = on_device(tables.pixels, device)
     # 32 bits: addresses are most of what is computed. `ViewTables` holds no larger ones.
-    textures = torch.from_numpy(tables.textures.astype(np.int32)).to(device)
+    textures = on_device(tables.textures.astype(np.int32), device)
     count = len(tables.faces)
     # On a CPU one view at a time: only the pixels of a face's box are computed, and they stay in its cache.
     most = 1 if device.type == "cpu" else max(1, _MOST_PIXELS // (tables.size[0] * tables.size[1]))
@@ -79,10 +80,10 @@ def _draw(tables: ViewTables, part: slice, bank: Tensor, own: Tensor, textures: 
     device = bank.device
     width, height = tables.size
     faces, looks, rays, eyes = (
-        torch.from_numpy(array[part]).to(device) for array in (tables.faces, tables.looks, tables.rays, tables.eyes)
+        on_device(array[part], device) for array in (tables.faces, tables.looks, tables.rays, tables.eyes)
     )
     numbers, endless, round_numbers, tubes = (
-        torch.from_numpy(array[part]).to(device)[..., None, None]
+        on_device(array[part], device)[..., None, None]
         for array in (tables.numbers, tables.endless, tables.round_numbers, tables.tubes)
     )
     u = torch.arange(width, device=device) - (width - 1) / 2

@@ -22,6 +22,7 @@ from loftr_ros.training.batched.pictures import Numbers, Pictures, combined_pict
 from loftr_ros.training.batched.raycast import Drawn, draw
 from loftr_ros.training.batched.relights import Relighting, combined, draw_relighting
 from loftr_ros.training.batched.tables import Float32, TextureTable, View, ViewTables, photo_view, tabulate
+from loftr_ros.training.batched.transfer import on_device
 from loftr_ros.training.batched.warps import hide, warp_by_depth
 from loftr_ros.training.mixture import HOMOGRAPHY, SIZES, Mixture
 from loftr_ros.training.photos import TEACHERS_STRENGTH, TEXTURES, PhotoViews, part_of_a_photo
@@ -74,7 +75,7 @@ class Recipe:
         clean = torch.cat([clean, clean[2 * pairs :]])  # photographs twice: for the teacher and for the student
         images, hidden = self.pictures.apply(self.relighting.apply(clean, generator), generator)
         first, second = slice(0, pairs), slice(pairs, 2 * pairs)
-        motions = torch.from_numpy(self.motions).to(bank.device)
+        motions = on_device(self.motions, bank.device)
         w, surface = drawn.inverse_depth, drawn.surface
         there, back = (
             warp_by_depth(w[a], w[b], surface[a], surface[b], moved[..., :3], moved[..., 3])
@@ -86,7 +87,7 @@ class Recipe:
         if not photos:
             return PairBatch(*made)
         taught, seen = images[2 * pairs : 2 * pairs + photos, None], images[2 * pairs + photos :, None]
-        copied = torch.from_numpy(self.copied).to(bank.device)[:, None, None, None]
+        copied = on_device(self.copied, bank.device)[:, None, None, None]
         return TaughtBatch(*made, torch.where(copied, taught, seen), taught)
 
     def _reflecting(self, drawn: Drawn) -> Tensor:
@@ -96,11 +97,10 @@ class Recipe:
             return images
         device = images.device
         views, others, surfaces = (
-            torch.from_numpy(np.array([row[k] for row in self.glossy], np.int64)).to(device) for k in range(3)
+            on_device(np.array([row[k] for row in self.glossy], np.int64), device) for k in range(3)
         )
         share, height = (
-            torch.from_numpy(np.array([row[k] for row in self.glossy], np.float32)).to(device)[:, None, None]
-            for k in (3, 4)
+            on_device(np.array([row[k] for row in self.glossy], np.float32), device)[:, None, None] for k in (3, 4)
         )
         reflected = blurred(images.index_select(0, others), np.array([row[5] for row in self.glossy], np.float32))
         frontal = (drawn.inverse_depth.index_select(0, views) * height).clamp(0, 1)

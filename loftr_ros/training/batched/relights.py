@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loftr_ros.training.batched.filters import blurred, convolved, enlarged
+from loftr_ros.training.batched.transfer import on_device
 from loftr_ros.training.relight import KINDS, lamps_field, sensor_curve, smooth_cells
 
 _POLYGONS, _SIDES = 5, 6  # at most, of shadows
@@ -39,7 +40,7 @@ class Relighting:
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The (V, H, W) images in [0, 1] with the changes."""
         for kind, which, numbers in self.passes:
-            at = torch.from_numpy(which).to(images.device)
+            at = on_device(which, images.device)
             picture = images.index_select(0, at)
             changed = _CHANGES[kind](picture, numbers, generator).clamp(0, 1)
             images = images.index_copy(0, at, changed)
@@ -104,7 +105,7 @@ def _draw_lamps(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
 
 
 def _lamps(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator: torch.Generator) -> Tensor:
-    lamps = torch.from_numpy(numbers["lamps"]).to(picture.device)
+    lamps = on_device(numbers["lamps"], picture.device)
     return picture * enlarged(lamps, (picture.shape[2], picture.shape[1]), "bicubic")
 
 
@@ -151,7 +152,7 @@ def _shadows(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator
     shaded = picture * (1 - n["darkness"] * mask)
     # A surface whose brightness rises along the light's direction is assumed to face it.
     smooth = blurred(picture, numbers["slope_width"])
-    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=picture.device)
+    sobel = on_device(np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32), picture.device)
     slope = convolved(smooth, n["slope_u"] * sobel + n["slope_v"] * sobel.t())
     most = 0.25 * torch.hypot(n["slope_u"], n["slope_v"])
     return shaded * (1 + torch.minimum(torch.maximum(slope, -most), most)) * n["brightness"]
@@ -162,7 +163,7 @@ def _draw_sensor(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
 
 
 def _sensor(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator: torch.Generator) -> Tensor:
-    curve = torch.from_numpy(numbers["curve"]).to(picture.device)
+    curve = on_device(numbers["curve"], picture.device)
     level = (picture * 255).round().long()
     return blurred(curve.gather(1, level.flatten(1)).view_as(picture), numbers["softness"])
 
@@ -195,7 +196,7 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _on(device: torch.device, numbers: dict[str, NDArray[np.float32]]) -> dict[str, Tensor]:
     """The numbers on a device; those of one per image as (N, 1, 1)."""
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in numbers.items()}
+    tensors = {name: on_device(array, device) for name, array in numbers.items()}
     return {name: each[:, None, None] if each.ndim == 1 else each for name, each in tensors.items()}
 
 
