@@ -15,9 +15,7 @@ The camera in the map is held against the truth, in the frame of the map's first
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import signal
 import tempfile
 import time
 from collections import Counter
@@ -28,16 +26,16 @@ from typing import Any
 
 import numpy as np
 from listening import BIN, ROS2_LAUNCH, listening
+from live_processes import Processes, actions_of, matrix_of, stamp_of
 from numpy.typing import NDArray
 
-from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_degrees
+from loftr_ros.geometry.se3 import between, inverse, rotation_degrees
 from loftr_ros.recordings import open_source
 from loftr_ros.ros.output.base_motion import forward_camera
 from loftr_ros.tools.demo.processes import Child, wait_until
 
 Array = NDArray[np.float64]
 
-DOWN = 3.0  # s that a killed node is away
 PATIENCE = 120.0  # s for the nodes to start, and for the players to draw their frames
 
 
@@ -83,52 +81,6 @@ class HeardBack:
     frames: Counter[str] = field(default_factory=Counter)  # of the odometry that map -> odom was said of
 
 
-def stamp_of(header: Any) -> int:
-    """Nanoseconds."""
-    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
-
-
-def _matrix(at: Any, turn: Any) -> Array:
-    return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
-
-
-class Processes:
-    """The nodes and players, by name."""
-
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self._environment, self._folder = environment, folder
-        self._running: dict[str, Child] = {}
-        self.logs: list[Path] = []
-
-    def begin(self, name: str, command: list[str]) -> Child:
-        """Start one."""
-        log = self._folder / f"{len(self.logs):02d}_{name}.log"
-        self.logs.append(log)
-        child = self._running[name] = Child(name, command, log, self._environment)
-        return child
-
-    def kill(self, name: str) -> None:
-        """End one as a crash does."""
-        child = self._running.pop(name)
-        os.killpg(child.pid, signal.SIGKILL)
-        child.close()
-
-    def forget(self, name: str) -> None:
-        """One has ended by itself, as it should."""
-        self._running.pop(name).close()
-
-    def check(self) -> None:
-        """Fail if one has ended by itself."""
-        for child in self._running.values():
-            child.check()
-
-    def end(self) -> dict[str, int | None]:
-        """End all as Ctrl-C does; their exit codes."""
-        for child in self._running.values():
-            child.interrupt()
-        return {name: child.close() for name, child in self._running.items()}
-
-
 def commands(robots: list[Robot], arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """Command of each node by its name, as docs/fleet.md has them."""
     found = {}
@@ -169,14 +121,14 @@ def subscribe(own: Any, robots: list[Robot], back: HeardBack) -> dict[str, Heard
         def take(message: Any) -> None:
             pose = message.pose.pose
             heard[name].odometry.append(
-                (time.monotonic(), stamp_of(message.header), _matrix(pose.position, pose.orientation))
+                (time.monotonic(), stamp_of(message.header), matrix_of(pose.position, pose.orientation))
             )
 
         return take
 
     def on_offset(name: str) -> Callable[[Any], None]:
         def take(message: Any) -> None:
-            pose = _matrix(message.transform.translation, message.transform.rotation)
+            pose = matrix_of(message.transform.translation, message.transform.rotation)
             stamp_ns = stamp_of(message.header) - 100_000_000  # tf_tolerance
             heard[name].offsets.append((time.monotonic(), stamp_ns, pose))
             back.frames[message.child_frame_id] += 1
@@ -217,8 +169,8 @@ def run(
     back = HeardBack()
     with listening("fleet_stream") as (own, environment):
         heard = subscribe(own, robots, back)
-        processes = Processes(environment, folder)
-        starts = commands(robots, arguments, folder)
+        nodes = commands(robots, arguments, folder)
+        processes = Processes(environment, folder, nodes)
 
         def player(robot: Robot, part: tuple[int, int]) -> Child:
             command = [str(BIN / "loftr_ros"), "play", arguments.source, "--mode", arguments.mode, "--hz"]
@@ -229,8 +181,8 @@ def run(
 
         begun = 0.0
         try:
-            for name, command in starts.items():
-                processes.begin(name, command)
+            for name in nodes:
+                processes.start(name)
             wait_until(lambda: bool(back.status) and all(each.front for each in heard.values()), PATIENCE, "the nodes")
             waiting = {robot.name: robot.parts[1:] for robot in robots}
             players = {robot.name: player(robot, robot.parts[0]) for robot in robots}
@@ -239,16 +191,12 @@ def run(
             kills = [(at, robot.name) for robot in robots for at in robot.kills] + [
                 (at, "back") for at in arguments.back
             ]
-            actions = sorted([*((at, "kill", name) for at, name in kills),
-                              *((at + DOWN, "begin", name) for at, name in kills)])  # fmt: skip
+            actions = actions_of(kills)
             while players:
                 time.sleep(0.05)
                 while actions and actions[0][0] <= time.monotonic() - begun:
                     _, what, name = actions.pop(0)
-                    if what == "kill":
-                        processes.kill(name)
-                    else:
-                        processes.begin(name, starts[name])
+                    getattr(processes, what)(name)
                 for robot in robots:
                     ended = players.get(robot.name)
                     if ended is None or ended.exit_code is None:
@@ -264,12 +212,7 @@ def run(
             processes.check()
         finally:
             codes = processes.end()
-    words = [f"exit codes {codes}"]
-    for log in processes.logs:
-        for line in log.read_text(errors="replace").splitlines():
-            if re.search(r"WARN|ERROR|Traceback|localized in the map|keyframes, ", line):
-                words.append(f"{log.stem}: {line[-260:]}")
-    return heard, back, begun, "\n".join(words)
+    return heard, back, begun, "\n".join([f"exit codes {codes}", *processes.warnings()])
 
 
 def report(
@@ -290,7 +233,7 @@ def report(
             (
                 stamp_of(each.header)
                 for each in message.poses
-                if np.allclose(_matrix(each.pose.position, each.pose.orientation), np.eye(4), atol=1e-6)
+                if np.allclose(matrix_of(each.pose.position, each.pose.orientation), np.eye(4), atol=1e-6)
             ),
             home,
         )

@@ -56,18 +56,8 @@ def measure(
     samples: list[Sample] = []
     node_command = [str(BIN / "loftr_ros"), "node", *(["--weights", weights] if weights else []), "--ros-args"]
     node_command += ["-p", "output.status_window:=100000", "-p", f"mode:={mode}", *extra]
-    play_command = [
-        str(BIN / "loftr_ros"),
-        "play",
-        source,
-        "--hz",
-        str(hz),
-        "--loop" if jump else "--back-and-forth",
-        "--mode",
-        mode,
-        "-q",
-    ]
-    play_command += ["--duration", str(seconds)]
+    play_command = [str(BIN / "loftr_ros"), "play", source, "--loop" if jump else "--back-and-forth"]
+    play_command += ["--hz", str(hz), "--mode", mode, "--duration", str(seconds), "-q"]
     with listening("latency_watcher") as (watcher, environment), tempfile.TemporaryDirectory() as folder:
         statuses: list[FrontEndStatus] = []
         watcher.create_subscription(FrontEndStatus, "/loftr_front_end/status", statuses.append, 10)

@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import tempfile
 import threading
 import time
@@ -39,14 +38,15 @@ import numpy as np
 from bad_frames import kind_of
 from dirty_stream import MESSAGES, PICTURES, PROFILE, Publisher
 from listening import BIN, ROS2_LAUNCH, listening
+from live_processes import DOWN, Processes, actions_of, matrix_of, stamp_of
 from numpy.typing import NDArray
 from recorder import Recorder
 
-from loftr_ros.geometry.se3 import between, from_quaternion, inverse, rotation_degrees
+from loftr_ros.geometry.se3 import between, inverse, rotation_degrees
 from loftr_ros.recordings import open_source
 from loftr_ros.ros.output.base_motion import forward_camera
 from loftr_ros.ros.output.messages import to_time
-from loftr_ros.tools.demo.processes import Child, wait_until
+from loftr_ros.tools.demo.processes import wait_until
 
 Array = NDArray[np.float64]
 
@@ -58,7 +58,6 @@ SHOWN = [
     *(f"/loftr_back_end/{name}" for name in ("path", "pose_graph", "pose", "landmarks", "map_to_odom", "status")),
     "/diagnostics",
 ]
-DOWN = 3.0  # s that a killed node is away, and that it is dark
 
 
 @dataclass
@@ -91,14 +90,6 @@ class Heard:
     poses: list[tuple[int, Array, float]] = field(default_factory=list)
     back: list[tuple[float, Any]] = field(default_factory=list)
     front: list[Any] = field(default_factory=list)
-
-
-def _stamp(header: Any) -> int:
-    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
-
-
-def _matrix(at: Any, turn: Any) -> Array:
-    return from_quaternion((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
 
 
 class SimulatedTime(threading.Thread):
@@ -136,62 +127,19 @@ class SimulatedTime(threading.Thread):
         self.join()
 
 
-class Nodes:
-    """Starts, kills and ends the two nodes, and listens to them."""
-
-    def __init__(
-        self,
-        environment: dict[str, str],
-        folder: Path,
-        mode: str,
-        parameters: list[str],
-        launch: bool,
-        sim_time: bool = False,
-    ) -> None:
-        self._environment = environment
-        self._folder = folder
-        front = ["-p", f"mode:={mode}", "-p", f"archive.uri:='{folder / 'places'}'", *parameters]
-        back = ["-p", f"map_file:='{folder / 'map.npz'}'", "-p", "map_save_period:=5.0"]
-        self._commands = {
-            "front": [str(BIN / "loftr_ros"), "node", "--ros-args", *front],
-            "back": [str(BIN / "loftr_ros"), "back-end", "--ros-args", *back],
-        }
-        if launch:
-            places = [f"archive:={folder / 'places'}", f"map_file:={folder / 'map.npz'}"]
-            timed = ["use_sim_time:=true"] if sim_time else []
-            self._commands = {"front": [*ROS2_LAUNCH, "loftr_ros", "slam.launch.py", f"mode:={mode}", *places, *timed]}
-        elif sim_time:
-            for command in self._commands.values():
-                command += ["-p", "use_sim_time:=true"]
-        self._running: dict[str, Child] = {}
-        self._count = 0
-        self.logs: list[Path] = []
-
-    def begin(self, name: str) -> None:
-        """Start a node."""
-        if name not in self._commands:
-            return  # the launch has started it
-        self._count += 1
-        log = self._folder / f"{self._count:02d}_{name}.log"
-        self.logs.append(log)
-        self._running[name] = Child(name, self._commands[name], log, self._environment)
-
-    def kill(self, name: str) -> None:
-        """End a node as a crash does."""
-        child = self._running.pop(name)
-        os.killpg(child.pid, signal.SIGKILL)
-        child.close()
-
-    def check(self) -> None:
-        """Fail if a node has ended by itself."""
-        for child in self._running.values():
-            child.check()
-
-    def end(self) -> list[int | None]:
-        """End both as Ctrl-C does; their exit codes."""
-        for child in self._running.values():
-            child.interrupt()
-        return [child.close() for child in self._running.values()]
+def commands(folder: Path, mode: str, parameters: list[str], launch: bool, sim_time: bool) -> dict[str, list[str]]:
+    """Command of each node by its name; the launch file starts both as `front`."""
+    if launch:
+        places = [f"archive:={folder / 'places'}", f"map_file:={folder / 'map.npz'}"]
+        timed = ["use_sim_time:=true"] if sim_time else []
+        return {"front": [*ROS2_LAUNCH, "loftr_ros", "slam.launch.py", f"mode:={mode}", *places, *timed]}
+    timed = ["-p", "use_sim_time:=true"] if sim_time else []
+    front = ["-p", f"mode:={mode}", "-p", f"archive.uri:='{folder / 'places'}'", *parameters, *timed]
+    back = ["-p", f"map_file:='{folder / 'map.npz'}'", "-p", "map_save_period:=5.0", *timed]
+    return {
+        "front": [str(BIN / "loftr_ros"), "node", "--ros-args", *front],
+        "back": [str(BIN / "loftr_ros"), "back-end", "--ros-args", *back],
+    }
 
 
 def play(
@@ -218,26 +166,25 @@ def play(
     kinds = [each for each in (*PICTURES, *MESSAGES) if each not in ("late", "alone")]
     random, heard = np.random.default_rng(0), Heard()
     truth, spoiled = dict[int, Array](), dict[int, str]()
-    actions = [(at, "kill", name) for at, name in session.events if name in ("back", "front")]
-    actions = sorted([*actions, *((at + DOWN, "begin", name) for at, _, name in actions)])
+    actions = actions_of([(at, name) for at, name in session.events if name in ("back", "front")])
     named = {name: at for at, name in session.events}
     part = open_source(session.source, start=session.start, stop=session.stop)
     with part as opened, listening("slam_stream") as (own, environment):
 
         def on_odometry(message: Any) -> None:
             pose = message.pose.pose
-            stamp_ns = _stamp(message.header)
-            heard.odometry.append((time.monotonic(), stamp_ns, _matrix(pose.position, pose.orientation)))
+            stamp_ns = stamp_of(message.header)
+            heard.odometry.append((time.monotonic(), stamp_ns, matrix_of(pose.position, pose.orientation)))
 
         def on_offset(message: Any) -> None:
-            stamp_ns = _stamp(message.header) - 100_000_000  # tf_tolerance
-            pose = _matrix(message.transform.translation, message.transform.rotation)
+            stamp_ns = stamp_of(message.header) - 100_000_000  # tf_tolerance
+            pose = matrix_of(message.transform.translation, message.transform.rotation)
             heard.offsets.append((time.monotonic(), stamp_ns, pose))
 
         def on_pose(message: Any) -> None:
             pose, covariance = message.pose.pose, np.asarray(message.pose.covariance).reshape(6, 6)
             std = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
-            heard.poses.append((_stamp(message.header), _matrix(pose.position, pose.orientation), std))
+            heard.poses.append((stamp_of(message.header), matrix_of(pose.position, pose.orientation), std))
 
         own.create_subscription(Odometry, "/loftr_front_end/odometry", on_odometry, 100)
         own.create_subscription(TransformStamped, "/loftr_back_end/map_to_odom", on_offset, 100)
@@ -251,12 +198,13 @@ def play(
         )
         publisher = Publisher(own, mode)
         made = [(publisher.made(frame), frame.pose) for frame in opened]
-        nodes = Nodes(environment, folder, mode, parameters, launch, clock is not None)
+        started = commands(folder, mode, parameters, launch, clock is not None)
+        nodes = Processes(environment, folder, started)
         sim_time = None if clock is None else SimulatedTime(own, clock)
         recorder = None if record is None else Recorder(own, record, SHOWN)
         try:
-            nodes.begin("front")
-            nodes.begin("back")
+            for name in started:
+                nodes.start(name)
             # Of a loaded map it says that the robot is not localized.
             wait_until(
                 lambda: bool(heard.front) and any(re.search("waits|not loc", each.message) for _, each in heard.back),
@@ -297,11 +245,7 @@ def play(
             if recorder is not None:
                 recorder.close()
                 print(f"  recorded: {recorder.counts}")
-    words = [f"exit codes {codes}"]
-    for log in nodes.logs:
-        for line in log.read_text(errors="replace").splitlines():
-            if re.search(r"WARN|ERROR|Traceback|localized in the map|keyframes, ", line):
-                words.append(f"{log.stem}: {line[-220:]}")
+    words = [f"exit codes {list(codes.values())}", *nodes.warnings()]
     return heard, truth, spoiled, "\n".join(words)
 
 

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 HEIGHT, WIDTH = 64, 96
+
+
+def picture(seed: int, rows: int = 300, columns: int = 400, finest: int = 6) -> NDArray[np.uint8]:
+    """Smooth blotches of several sizes: interpolating between pixels is then accurate."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    image = np.zeros((rows, columns), np.float32)
+    for cell in (60, 24, finest):
+        noise = rng.normal(0, 1, (rows // cell + 2, columns // cell + 2)).astype(np.float32)
+        image += cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    return np.clip(128 + 35 * image, 0, 255).astype(np.uint8)
 
 
 class Homographies:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from made_pairs import picture
 from pretended_device import GPU, Counts
 from torch import Tensor
 
@@ -45,22 +45,12 @@ SIZE = (160, 120)
 SCENES = tuple(kind for kind in KINDS if kind != "homography")
 
 
-def picture(seed: int, rows: int = 240, columns: int = 320) -> NDArray[np.uint8]:
-    """Smooth blotches of several sizes."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((rows, columns), np.float32)
-    for cell in (60, 24, 8):
-        noise = rng.normal(0, 1, (rows // cell + 2, columns // cell + 2)).astype(np.float32)
-        image += cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    return np.clip(128 + 35 * image, 0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> AssetBank:
     folder = tmp_path_factory.mktemp("assets")
     with AssetWriter(folder) as writer:
         for number, kind in enumerate((PHOTO, TEXTURE)):
-            images = [(f"{a}{b}.png", picture(100 * number + 8 * i + k)) for i, a in enumerate("abcd")
+            images = [(f"{a}{b}.png", picture(100 * number + 8 * i + k, 240, 320, 8)) for i, a in enumerate("abcd")
                       for k, b in enumerate("abcdefgh")]  # fmt: skip
             writer.add_all(Origin(kind, "1", "CC0"), kind, images)
     return AssetBank(folder)
@@ -213,7 +203,7 @@ def test_what_a_nearer_board_hides_has_no_partner_and_what_is_covered_neither() 
 
 
 def test_filters_are_opencvs() -> None:
-    image = picture(3, 96, 128)
+    image = picture(3, 96, 128, 8)
     one = torch.from_numpy(image).float()[None].repeat(3, 1, 1) / 255
     soft = blurred(one, np.array([0.0, 0.8, 3.0])) * 255
     assert torch.equal(soft[0], one[0] * 255)
@@ -227,7 +217,7 @@ def test_filters_are_opencvs() -> None:
 
 @pytest.mark.parametrize("quality", [20, 60, 95])
 def test_compression_leaves_what_jpeg_leaves(quality: int) -> None:
-    image = picture(4, 93, 130)  # no multiples of a block
+    image = picture(4, 93, 130, 8)  # no multiples of a block
     noisy = np.clip(image + np.random.default_rng(0).normal(0, 12, image.shape), 0, 255).astype(np.uint8)
     coded = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     expected = cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE).astype(np.float32)
@@ -250,7 +240,7 @@ def test_other_light_changes_the_picture_and_not_the_place_of_its_edges(kind: st
 
 
 def test_pictures_move_nothing_and_say_what_covers_them() -> None:
-    clean = torch.from_numpy(picture(5, 120, 160)).float()[None].repeat(40, 1, 1) / 255
+    clean = torch.from_numpy(picture(5, 120, 160, 8)).float()[None].repeat(40, 1, 1) / 255
     rng = np.random.default_rng(2)
     pictures = combined_pictures([draw_picture(rng, (160, 120), 1.0) for _ in range(40)])
     made, hidden = pictures.apply(clean, torch.Generator().manual_seed(0))

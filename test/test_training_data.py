@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_pairs import picture
 
 from loftr_ros.geometry.se3 import inverse, rotation_matrix
 from loftr_ros.training.assets import (
@@ -34,16 +35,6 @@ from loftr_ros.worlds.rasterizer import Surfaces, render
 from loftr_ros.worlds.texturing import FAST, Material
 
 SIZE = (160, 120)
-
-
-def picture(seed, rows=300, columns=400, finest=6):
-    """Smooth blotches of several sizes: interpolating between pixels is then accurate."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((rows, columns), np.float32)
-    for cell in (60, 24, finest):
-        noise = rng.normal(0, 1, (rows // cell + 2, columns // cell + 2)).astype(np.float32)
-        image += cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    return np.clip(128 + 35 * image, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from made_pairs import Homographies
-from numpy.typing import NDArray
+from made_pairs import Homographies, picture
 
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.config import COARSE_LITE, COMPACT
@@ -33,21 +32,13 @@ CPU = torch.device("cpu")
 SIZE = (96, 64)
 
 
-def picture(seed: int, rows: int = 240, columns: int = 320) -> NDArray[np.uint8]:
-    """Smooth blotches of several sizes."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((rows, columns), np.float32)
-    for cell in (60, 24, 6):
-        noise = rng.normal(0, 1, (rows // cell + 2, columns // cell + 2)).astype(np.float32)
-        image += cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    return np.clip(128 + 35 * image, 0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> AssetBank:
     folder = tmp_path_factory.mktemp("assets")
     with AssetWriter(folder) as writer:
-        writer.add_all(Origin("made", "1", "CC0"), PHOTO, [(f"{chr(97 + k)}.png", picture(k)) for k in range(12)])
+        writer.add_all(
+            Origin("made", "1", "CC0"), PHOTO, [(f"{chr(97 + k)}.png", picture(k, 240, 320)) for k in range(12)]
+        )
     return AssetBank(folder)
 
 
@@ -320,7 +311,7 @@ def test_other_light_changes_the_picture_and_not_the_place_of_its_edges(kind: st
 
 
 def test_pairs_without_other_light_are_what_they_were_and_with_it_one_view_of_them_changes(bank: AssetBank) -> None:
-    image = picture(0)
+    image = picture(0, 240, 320)
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
     same0, same1, changed = in_other_light(image, image, rng, 0.0)

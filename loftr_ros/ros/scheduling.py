@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loftr_ros.settings import ConfigError, Settings, setting
@@ -78,7 +78,7 @@ class Scheduling:
         if self._cores and (missing := self._cores - os.sched_getaffinity(0)):
             raise ConfigError(
                 f"scheduling.cores is '{parameters.cores}', but this process may not use core "
-                f"{', '.join(map(str, sorted(missing)))}; it may use {_listed(os.sched_getaffinity(0))}"
+                f"{_listed(missing)}; it may use {_listed(os.sched_getaffinity(0))}"
             )
 
     def of_frames(self) -> None:
@@ -110,5 +110,5 @@ class Scheduling:
             os.sched_setaffinity(threading.get_native_id(), self._cores)
 
 
-def _listed(cores: set[int]) -> str:
+def _listed(cores: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(cores)))

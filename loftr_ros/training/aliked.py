@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loftr_ros.training.teacher_weights import load_teacher_weights
+from loftr_ros.training.teacher_weights import TeacherNetwork, load_teacher_weights
 
 ALIKED_CHANNELS = 128
 ALIKED_STRIDE = 8
@@ -29,12 +29,8 @@ _HOW_TO_GET_IT = (
 )
 
 
-class Aliked(nn.Module):
-    """The network up to its descriptors, in evaluation mode and without gradients.
-
-    Attributes:
-        channels: of a descriptor.
-    """
+class Aliked(TeacherNetwork):
+    """The network up to its descriptors, in evaluation mode and without gradients."""
 
     channels = ALIKED_CHANNELS
 
@@ -50,10 +46,6 @@ class Aliked(nn.Module):
             self.add_module(f"conv{level}", nn.Conv2d(width, ALIKED_CHANNELS // 4, 1, bias=False))
         self.desc_head = _DescriptorHead()
         self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Aliked:
-        """Stay in evaluation mode: it is a teacher."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:

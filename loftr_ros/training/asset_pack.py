@@ -18,12 +18,13 @@ from loftr_ros.training.assets import (
     Asset,
     AssetError,
     AssetWriter,
-    Image,
     Origin,
     read_image,
     read_index,
+    shrunk,
 )
 from loftr_ros.weights.catalogue import cache_folder
+from loftr_ros.whole_files import replacing
 
 # Longer sides in a pack, in pixels.
 SIDES = {PHOTO: 768, TEXTURE: 256}
@@ -49,19 +50,17 @@ def write_pack(folder: Path, file: Path, limit: int = LIMIT) -> tuple[int, int]:
         AssetError: the folder holds no assets, they do not fit, or the file cannot be written.
     """
     images, origins = read_index(folder)
-    part = file.with_name(file.name + ".part")
     for quality in _QUALITIES:
         coded = _coded(folder, images, quality, limit)
         if coded is None:
             continue
         about = {"origins": [asdict(origin) for origin in origins], "names": [[a.kind, a.name] for a in images]}
         try:
-            with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            with replacing(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
                 # One fixed time, so that the same assets give the same file.
                 archive.writestr(zipfile.ZipInfo(_INDEX), json.dumps(about), zipfile.ZIP_DEFLATED)
                 for number, data in enumerate(coded):
                     archive.writestr(zipfile.ZipInfo(f"{number:05d}.jpg"), data)
-            part.replace(file)
         except OSError as error:
             raise AssetError(f"{file} cannot be written: {error}") from error
         return len(images), quality
@@ -101,17 +100,9 @@ def _coded(folder: Path, images: Sequence[Asset], quality: int, limit: int) -> l
     """The JPEGs; None if they are larger than the limit."""
     coded, size = [], 0
     for asset in images:
-        image = _smaller(read_image(folder, asset), SIDES[asset.kind])
+        image = shrunk(read_image(folder, asset), SIDES[asset.kind])
         coded.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
         size += len(coded[-1]) + 200  # and the archive's own entry
         if size > limit:
             return None
     return coded
-
-
-def _smaller(image: Image, side: int) -> Image:
-    scale = side / max(image.shape)
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

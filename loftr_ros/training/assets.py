@@ -166,6 +166,15 @@ def read_image(folder: Path, asset: Asset) -> Image:
     return pixels.reshape(height, width)
 
 
+def shrunk(image: Image, longer_side: int) -> Image:
+    """An (H, W) uint8 image whose longer side is at most so many pixels."""
+    scale = longer_side / max(image.shape)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 class AssetWriter:
     """Adds images to a folder of assets, which gets its final name on success.
 
@@ -231,10 +240,7 @@ class AssetWriter:
     def _add(self, name: str, kind: str, image: Image) -> None:
         if min(image.shape) < _SHORTEST_SIDE or max(image.shape) > 8 * min(image.shape):
             return
-        scale = min(1.0, _LONGER_SIDE[kind] / max(image.shape))
-        if scale < 1:
-            size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        image = shrunk(image, _LONGER_SIDE[kind])
         if float(image.std()) < _LEAST_DEVIATION:
             return
         thumbnail = cv2.resize(image, (17, 16), interpolation=cv2.INTER_AREA).astype(np.int16)

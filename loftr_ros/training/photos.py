@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loftr_ros.training.assets import AssetBank
+from loftr_ros.training.assets import AssetBank, StoredLevels
+from loftr_ros.training.geometry import Float64
 from loftr_ros.training.homography import view
 from loftr_ros.training.photometric import photograph
 from loftr_ros.training.relight import relight
 
 # Probability of a texture instead of a photograph: surfaces seen frontally.
-TEXTURES = 0.15
+_TEXTURES = 0.15
 # Largest roll of the camera about its axis, in radians.
 _ROLL = 0.35
 # Strength of the changes to the teacher's picture; the student's goes to 1.
@@ -65,9 +66,13 @@ class PhotoViews:
         """The random numbers of batch `number`."""
         return np.random.default_rng([self.seed, number, _PHOTO_STREAM])
 
+    def part(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[StoredLevels, Float64]:
+        """The levels of a random photograph or texture, and (3, 3) pixels of an image of a part of it to its own."""
+        levels = self.bank.texture(rng) if rng.random() < _TEXTURES else self.bank.photo(rng)
+        return levels, part_of_a_photo(rng, levels[0].shape, size)
+
     def _pair(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        levels = self.bank.texture(rng) if rng.random() < TEXTURES else self.bank.photo(rng)
-        clean = view(levels, part_of_a_photo(rng, levels[0].shape, size), size)
+        clean = view(*self.part(rng, size), size)
         taught = photograph(clean, rng, TEACHERS_STRENGTH * float(rng.random()), softness=0.0)[0]
         if rng.random() < self.light:
             seen = photograph(relight(clean, rng), rng, 0.5 * float(rng.random()), softness=0.0)[0]

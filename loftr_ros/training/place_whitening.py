@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch.nn import functional
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 from loftr_ros.matcher.interface import Matcher
 from loftr_ros.places.descriptor import FORMAT, VERSION, Pooling, second_moment, tokens_taking_part
+from loftr_ros.whole_files import replacing
 
 Image = NDArray[np.uint8]
 
@@ -138,16 +137,12 @@ def write_pooling(path: Path, pooling: Pooling, network: str, source: str) -> No
         "projection": projection.half(),
     }
     metadata = {"format": FORMAT, "version": VERSION, "network": network, "source": source}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata))
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata))
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _principal_channels(tokens: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:

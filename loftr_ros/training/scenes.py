@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loftr_ros.geometry.se3 import rotation_matrix
 from loftr_ros.training.assets import AssetBank
@@ -17,7 +18,7 @@ from loftr_ros.worlds.rasterizer import Raster, Round, Surfaces
 from loftr_ros.worlds.texturing import Material
 
 _UP = np.array([0.0, 0, 1])
-TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
+_TOO_NEAR = 0.15  # m; a camera with this much of its view nearer is inside of an object
 
 
 def make_stage(bank: AssetBank, rng: np.random.Generator, hardness: float, kind: str) -> Stage:
@@ -39,8 +40,12 @@ def make_surfaces(bank: AssetBank, rng: np.random.Generator, hardness: float, ki
 
 def blocked(view: Raster, least_filled: float = 0.3) -> bool:
     """Whether a camera is too near to objects, or sees anything in less than a share `least_filled` of its view."""
-    inverse_depth = view.inverse_depth[::4, ::4]
-    return bool((inverse_depth > 1 / TOO_NEAR).mean() > 0.2 or (view.surface[::4, ::4] > 0).mean() < least_filled)
+    return blocked_at(view.inverse_depth[::4, ::4], view.surface[::4, ::4], least_filled)
+
+
+def blocked_at(inverse_depth: NDArray[np.floating], surface: NDArray[np.integer], least_filled: float) -> bool:
+    """`blocked` by some pixels of the view: their inverse depths and surfaces, of any shape."""
+    return bool((inverse_depth > 1 / _TOO_NEAR).mean() > 0.2 or (surface > 0).mean() < least_filled)
 
 
 def _walls(o: Float64, X: Float64, Y: Float64) -> tuple[tuple[Float64, Float64], ...]:

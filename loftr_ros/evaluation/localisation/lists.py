@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros import whole_files
 from loftr_ros.geometry.se3 import from_quaternion, quaternion_of
 from loftr_ros.text_files import TextFileError, read_text
 
@@ -52,16 +53,12 @@ def replacing(file: Path) -> Iterator[Path]:
     Raises:
         LocalisationError: it cannot be written.
     """
-    part = file.with_name(f"{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(file)
+        with whole_files.replacing(file) as part:
+            yield part
     except OSError as error:
         raise LocalisationError(f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def read_pairs(file: Path) -> list[Pair]:

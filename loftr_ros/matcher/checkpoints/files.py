@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from loftr_ros.matcher.checkpoints.recognition import (
 )
 from loftr_ros.matcher.config import AUTO, DEFAULT_PRESET, PRESETS, CompactConfig, LoFTRConfig, NetworkConfig
 from loftr_ros.text_files import what_it_is
+from loftr_ros.whole_files import replacing
 
 __all__ = [
     "WeightsError",
@@ -252,17 +251,13 @@ def save_network_weights(path: Path, state_dict: Mapping[str, Tensor], config: N
     found = check_weights(config, WeightsFile(Path("the state dict"), dict(state_dict), "state dict", {}))
     # Clone each: safetensors refuses tensors that share memory, and writes a tensor's memory including gaps.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by save_file, whose files are unreadable to others, whatever the umask.
-        part.write_bytes(serialised(tensors, metadata=metadata_of_config(config, source)))
-        part.replace(path)
+        with replacing(path) as part:
+            # Not by save_file, whose files are unreadable to others, whatever the umask.
+            part.write_bytes(serialised(tensors, metadata=metadata_of_config(config, source)))
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -88,9 +88,8 @@ class RobotInput:
     _poses: OrderedDict[int, dict[KeyframeKey, PoseMeasurement]] = field(default_factory=OrderedDict)
     _keyframes: list[_Waiting] = field(default_factory=list)
     _numbered: dict[int, dict[int, int]] = field(default_factory=dict)  # stamps by epoch and number
-    _heard: dict[int, int] = field(
-        default_factory=dict
-    )  # epochs of the numbers that were heard since the last one began
+    # Epochs of the numbers that were heard since the last one began.
+    _heard: dict[int, int] = field(default_factory=dict)
     _tracks: OrderedDict[tuple[int, int], Tracks] = field(default_factory=OrderedDict)  # by keyframe and stamp
     _located_by: OrderedDict[int, KeyframeKey] = field(default_factory=OrderedDict)  # by the image's stamp
     _unplaced: deque[OdometryFix] = field(default_factory=lambda: deque(maxlen=_UNPLACED))

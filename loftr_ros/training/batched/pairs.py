@@ -19,17 +19,16 @@ from loftr_ros.training.batched.tables import (
     scene_view,
     with_looks,
 )
+from loftr_ros.training.batched.warps import TOLERANCE
 from loftr_ros.training.homography import HomographyPairs
 from loftr_ros.training.mixture import HOMOGRAPHY
 from loftr_ros.training.motion import LEAST_SEEN, grid_pixels, second_camera_by_points
 from loftr_ros.training.rendered import LEAST_COVISIBLE, random_cameras
-from loftr_ros.training.scenes import TOO_NEAR, make_surfaces
+from loftr_ros.training.scenes import blocked_at, make_surfaces
 from loftr_ros.training.stage import SurfaceStage
 
 KINDS = (HOMOGRAPHY, "room", "clutter", "street", "interior")
 _SCENES = 6
-# As `warp_by_depth`: relative difference of inverse depths of one point.
-_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class PlannedScenes:
         pixels = grid_pixels(size)
         view0 = scene_view(stage.scene, K0, size, stage.T_camera_world)
         w, numbers = cast(view0, pixels)
-        if _blocked(w, numbers, stage.least_filled):
+        if blocked_at(w, numbers, stage.least_filled):
             return None
         for _ in range(2):
             least = LEAST_SEEN if difficulty <= 1 else LEAST_COVISIBLE
@@ -151,7 +150,7 @@ class PlannedScenes:
             back = motion(K1, K0, inverse(T_1_0))
             w1, numbers1 = cast(view1, pixels)
             if (
-                not _blocked(w1, numbers1, stage.least_filled)
+                not blocked_at(w1, numbers1, stage.least_filled)
                 and shared(view1, pixels, w, numbers, size, *there) >= LEAST_COVISIBLE
                 and shared(view0, pixels, w1, numbers1, size, *back) >= LEAST_COVISIBLE
             ):
@@ -191,7 +190,7 @@ def shared(
         return 0.0
     found, there = cast(other, at[inside])
     expected = (w / scale)[inside]
-    seen = (there == numbers[inside]) & (np.abs(found - expected) <= _TOLERANCE * expected)
+    seen = (there == numbers[inside]) & (np.abs(found - expected) <= TOLERANCE * expected)
     return float(seen.sum() / len(pixels))
 
 
@@ -209,8 +208,3 @@ def reflection(
     return Reflection(
         with_looks(view, stage.scene, textures), gloss.surface, gloss.share, height, gloss.blur * size[0] / 320
     )
-
-
-def _blocked(w: Float64, numbers: Int64, least_filled: float) -> bool:
-    """As `scenes.blocked`."""
-    return bool((w > 1 / TOO_NEAR).mean() > 0.2 or (numbers > 0).mean() < least_filled)

@@ -5,7 +5,7 @@ The numbers are drawn on the host, with the distributions of `photograph`; pixel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loftr_ros.training.batched.filters import blurred, compressed, convolved, enlarged
-from loftr_ros.training.batched.relights import normal
+from loftr_ros.training.batched.relights import Numbers, normal, numbers_on
 from loftr_ros.training.batched.transfer import on_device
 from loftr_ros.training.photometric import illumination, motion_kernel
 
 Float32 = NDArray[np.float32]
-Numbers = Mapping[str, float | NDArray[np.floating]]
 
 _GLARES = 3
 _SHARPENED = 0.6
@@ -44,8 +43,7 @@ class Pictures:
             images: (N, H, W) float32 in [0, 1].
             generator: of the noise, on their device.
         """
-        on = {name: on_device(array, images.device) for name, array in self.numbers.items()}
-        n = {name: each[:, None, None] if each.ndim == 1 else each for name, each in on.items()}
+        n = numbers_on(images.device, self.numbers)
         images, hidden = self._covered(images, n)
         picture = _exposed(images, n)
         picture = self._blurred(picture)

@@ -18,14 +18,14 @@ from torch import Tensor
 from loftr_ros.training.assets import AssetBank
 from loftr_ros.training.batched.filters import blurred
 from loftr_ros.training.batched.pairs import PairPlan, Planner
-from loftr_ros.training.batched.pictures import Numbers, Pictures, combined_pictures, draw_picture
+from loftr_ros.training.batched.pictures import Pictures, combined_pictures, draw_picture
 from loftr_ros.training.batched.raycast import Drawn, draw
-from loftr_ros.training.batched.relights import Relighting, combined, draw_relighting
-from loftr_ros.training.batched.tables import Float32, TextureTable, View, ViewTables, photo_view, tabulate
+from loftr_ros.training.batched.relights import Numbers, Relighting, combined, draw_relighting
+from loftr_ros.training.batched.tables import Float32, TextureTable, View, ViewTables, from_middle, photo_view, tabulate
 from loftr_ros.training.batched.transfer import on_device
 from loftr_ros.training.batched.warps import hide, warp_by_depth
 from loftr_ros.training.mixture import HOMOGRAPHY, SIZES, Mixture
-from loftr_ros.training.photos import TEACHERS_STRENGTH, TEXTURES, PhotoViews, part_of_a_photo
+from loftr_ros.training.photos import TEACHERS_STRENGTH, PhotoViews
 from loftr_ros.training.supervision import PairBatch, TaughtBatch
 
 # Part of a glossy surface's reflection that is left when it is seen frontally.
@@ -173,7 +173,7 @@ class Recipes:
                     glossy.append(row)
                     views.append(reflection.view)
         motions = np.zeros((2, self.batch_size, 3, 4), np.float32)
-        middle = np.array([[1, 0, (size[0] - 1) / 2], [0, 1, (size[1] - 1) / 2], [0, 0, 1]])
+        middle = from_middle(size)
         for k, plan in enumerate(plans):
             for way, (M, b) in enumerate(((plan.M_1_0, plan.b_1_0), (plan.M_0_1, plan.b_0_1))):
                 # From the middle of one image to the middle of the other, which float32 can tell apart.
@@ -204,12 +204,11 @@ class Recipes:
         """
         if self.photos is None:
             return [], []
-        rng, bank, count = self.photos.random(batch), self.bank, self.photos.count
+        rng, count = self.photos.random(batch), self.photos.count
         views, copied, students = [], [], []
         first = len(pictures) + count  # of the student's pictures
         for k in range(count):
-            levels = bank.texture(rng) if rng.random() < TEXTURES else bank.photo(rng)
-            views.append(photo_view(levels, part_of_a_photo(rng, levels[0].shape, size), size, textures))
+            views.append(photo_view(*self.photos.part(rng, size), size, textures))
             pictures.append(draw_picture(rng, size, TEACHERS_STRENGTH * float(rng.random()), 0.0))
             other_light = rng.random() < self.photos.light
             if other_light:

@@ -90,7 +90,7 @@ def _draw_night(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
 
 
 def _night(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator: torch.Generator) -> Tensor:
-    n = _on(picture.device, numbers)
+    n = numbers_on(picture.device, numbers)
     size = (picture.shape[2], picture.shape[1])
     lit = picture ** n["exponent"] * n["dim"] * enlarged(n["lamps"], size, "bicubic")
     lit = lit + blurred((picture - n["bright_from"]).clamp_min(0) * n["bloom"], numbers["bloom_width"])
@@ -138,7 +138,7 @@ def _draw_shadows(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
 
 
 def _shadows(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator: torch.Generator) -> Tensor:
-    n = _on(picture.device, numbers)
+    n = numbers_on(picture.device, numbers)
     height, width = picture.shape[1:]
     u = torch.arange(width, device=picture.device, dtype=torch.float32)
     v = torch.arange(height, device=picture.device, dtype=torch.float32)[:, None]
@@ -180,7 +180,7 @@ def _draw_haze(rng: np.random.Generator, size: tuple[int, int]) -> Numbers:
 
 
 def _haze(picture: Tensor, numbers: dict[str, NDArray[np.float32]], generator: torch.Generator) -> Tensor:
-    n = _on(picture.device, numbers)
+    n = numbers_on(picture.device, numbers)
     field = enlarged(n["field"], (picture.shape[2], picture.shape[1]))
     share = (n["share"] + 0.3 * field).clamp(0, 0.85)
     hazy = picture * (1 - share) + share * n["veil"]
@@ -194,7 +194,7 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device)
 
 
-def _on(device: torch.device, numbers: dict[str, NDArray[np.float32]]) -> dict[str, Tensor]:
+def numbers_on(device: torch.device, numbers: dict[str, NDArray[np.float32]]) -> dict[str, Tensor]:
     """The numbers on a device; those of one per image as (N, 1, 1)."""
     tensors = {name: on_device(array, device) for name, array in numbers.items()}
     return {name: each[:, None, None] if each.ndim == 1 else each for name, each in tensors.items()}

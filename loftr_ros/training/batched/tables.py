@@ -320,6 +320,11 @@ class ViewTables:
     bank_size: int
 
 
+def from_middle(size: tuple[int, int]) -> Float64:
+    """(3, 3), pixels from the middle of a (width, height) image to those from the centre of its top-left one."""
+    return np.array([[1, 0, (size[0] - 1) / 2], [0, 1, (size[1] - 1) / 2], [0, 0, 1]])
+
+
 def tabulate(views: Sequence[View], size: tuple[int, int], textures: TextureTable) -> ViewTables:
     """Combine views of one (width, height).
 
@@ -329,7 +334,7 @@ def tabulate(views: Sequence[View], size: tuple[int, int], textures: TextureTabl
     own = textures.pixels()
     if textures.bank_size + len(own) >= 2**31:
         raise ValueError(f"{textures.bank_size + len(own)} pixels of photos and textures; expected less than 2^31")
-    to_middle = np.array([[1, 0, (size[0] - 1) / 2], [0, 1, (size[1] - 1) / 2], [0, 0, 1]])
+    middle = from_middle(size)
     count = len(views)
     most = max((len(view.faces) for view in views), default=0)
     most_rounds = max((len(view.rays) for view in views), default=0)
@@ -353,11 +358,11 @@ def tabulate(views: Sequence[View], size: tuple[int, int], textures: TextureTabl
     tables.looks[..., LIGHT] = -1
     for k, view in enumerate(views):
         f, r = len(view.faces), len(view.rays)
-        tables.faces[k, :f] = view.faces @ to_middle
+        tables.faces[k, :f] = view.faces @ middle
         tables.numbers[k, :f] = view.numbers
         tables.endless[k, :f] = view.endless
         tables.face_boxes[:f, k] = view.boxes
-        tables.rays[k, :r] = view.rays @ to_middle
+        tables.rays[k, :r] = view.rays @ middle
         tables.eyes[k, :r] = view.eyes
         tables.tubes[k, :r] = view.tubes
         tables.round_numbers[k, :r] = view.round_numbers

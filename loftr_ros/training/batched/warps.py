@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _TINY = 1e-9
-_TOLERANCE = 0.02  # relative difference of inverse depths
+TOLERANCE = 0.02  # relative difference of inverse depths
 
 
 def warp_by_depth(
@@ -45,7 +45,7 @@ def warp_by_depth(
     grid = torch.stack([x / middle_u - 1, y / middle_v - 1], dim=-1)
     found = functional.grid_sample(inverse1[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
     expected = inverse0 / scale
-    seen &= (found - expected).abs() <= _TOLERANCE * expected
+    seen &= (found - expected).abs() <= TOLERANCE * expected
     seen &= nearest(surface1, x, y) == surface0
     return torch.stack([x, y], dim=-1).masked_fill(~seen[..., None], torch.nan)
 
