@@ -1,4 +1,4 @@
-"""The one-place slot and its thread."""
+"""The slot for the newest items and its thread."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ class Bench:
         self.displaced: list[int] = []
         self.begun = threading.Event()
         self.go_on = threading.Event()
-        self.worker: NewestWorker[int] = NewestWorker(self._work, self.displaced.append, "bench")
+        self.now = 0.0
+        self.seconds = 0.0
+        self.worker: NewestWorker[int] = NewestWorker(self._work, self.displaced.append, "bench", lambda: self.now)
 
     def _work(self, item: int) -> None:
         self.begun.set()
         assert self.go_on.wait(20)
+        self.now += self.seconds
         self.done.append(item)
 
     def hold_up(self, item: int) -> None:
@@ -64,6 +67,45 @@ def test_while_one_is_in_work_the_newest_displaces_those_before_it(bench: Bench)
     assert bench.displaced == [1, 2, 3, 4]
     bench.settle()
     assert bench.done == [0, 5]
+
+
+def work_on_twenty(bench: Bench, interval: float, seconds: float) -> None:
+    """Items that come at an interval, none of which displaces another, and each of which takes so many seconds."""
+    bench.seconds = seconds
+    bench.go_on.set()
+    for item in range(20):
+        bench.now = item * interval
+        bench.worker.put(item)
+        bench.settle()
+    bench.done.clear()
+    bench.go_on.clear()
+    bench.begun.clear()
+
+
+def keep_coming(bench: Bench, interval: float) -> None:
+    """Five more items at that interval, while the first of them is in work."""
+    bench.now = 20 * interval
+    bench.hold_up(20)
+    for item in range(21, 25):
+        bench.now = item * interval
+        bench.worker.put(item)
+
+
+def test_a_thread_with_time_to_spare_makes_up_for_a_slow_item_by_working_on_one_older_one_too(bench: Bench) -> None:
+    work_on_twenty(bench, interval=1.0, seconds=0.7)
+    keep_coming(bench, 1.0)
+    assert bench.displaced == [21, 22]
+    assert bench.worker.pending == 3
+    bench.settle()
+    assert bench.done == [20, 23, 24]
+
+
+def test_a_thread_that_hardly_keeps_up_works_on_the_newest_item_alone(bench: Bench) -> None:
+    work_on_twenty(bench, interval=1.0, seconds=0.9)
+    keep_coming(bench, 1.0)
+    assert bench.displaced == [21, 22, 23]
+    bench.settle()
+    assert bench.done == [20, 24]
 
 
 def test_pending_counts_what_is_in_work_and_what_waits(bench: Bench) -> None:

@@ -1,11 +1,13 @@
-"""A thread that works on the newest item; replaced items are counted, never queued."""
+"""A thread that works on the newest items; replaced items are counted, never queued up."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from statistics import median
 from typing import Any, Generic, TypeVar
 
 from loftr_ros.threads import Asked, Task, WorkThread
@@ -14,24 +16,46 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+REMEMBERED = 30
+"""Last items by which a worker judges whether it keeps up."""
+LEAST_KNOWN = 10
+"""Items without which it cannot judge."""
+SPARE_SHARE = 0.2
+"""Least share of the time between two items that is usually left to a worker that makes up for a slow one."""
+
+
 class NewestWorker(Generic[T]):
-    """A one-place slot and the thread that empties it.
+    """A slot with one place, or two, and the thread that empties it.
 
     `put` never blocks. Commands given by `call` run on the same thread before the next item, so the thread's own data
     needs no lock.
+
+    A newer item replaces the one that waits. But a thread that usually has time left, and was held up by a slow item,
+    can make up for it: then one older item waits too, and both are worked on.
     """
 
-    def __init__(self, work: Callable[[T], None], on_displaced: Callable[[T], None], name: str) -> None:
+    def __init__(
+        self,
+        work: Callable[[T], None],
+        on_displaced: Callable[[T], None],
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start the thread.
 
         Args:
             work: called with each item that is not replaced; must not raise, because that would end the thread.
             on_displaced: called, on the thread of `put`, with each item that a newer one replaced.
             name: of the thread.
+            clock: seconds.
         """
+        self._clock = clock
         self._work = work
         self._on_displaced = on_displaced
-        self._slot: T | None = None
+        self._slot: deque[T] = deque()
+        self._arrivals: deque[float] = deque(maxlen=REMEMBERED)
+        self._durations: deque[float] = deque(maxlen=REMEMBERED)
+        self._begun = 0.0
         self._commands: deque[Task] = deque()
         self._spare: deque[tuple[Asked[Any], Callable[[], float]]] = deque()
         self._busy = False
@@ -43,28 +67,40 @@ class NewestWorker(Generic[T]):
     def pending(self) -> int:
         """Items waiting or in progress."""
         with self._condition:
-            return int(self._slot is not None) + int(self._busy)
+            return len(self._slot) + int(self._busy)
 
     @property
     def has_next(self) -> bool:
         """Whether an item waits for the one in progress."""
-        return self._slot is not None
+        return bool(self._slot)
 
     @property
     def is_busy(self) -> bool:
         """Whether an item was waiting or in progress a moment ago; takes no lock."""
-        return self._slot is not None or self._busy
+        return bool(self._slot) or self._busy
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether most of the last items left the thread time until the next one."""
+        if len(self._durations) < LEAST_KNOWN:
+            return False
+        interval = (self._arrivals[-1] - self._arrivals[0]) / (len(self._arrivals) - 1)
+        return median(self._durations) < (1 - SPARE_SHARE) * interval
 
     def put(self, item: T) -> None:
-        """Make the item the next one; after `stop` it counts as displaced at once."""
+        """Make the item the newest one; after `stop` it counts as displaced at once."""
+        displaced: list[T] = []
         with self._condition:
             if self._thread.is_stopping:
-                displaced: T | None = item
+                displaced.append(item)
             else:
-                displaced, self._slot = self._slot, item
+                self._arrivals.append(self._clock())
+                self._slot.append(item)
+                while len(self._slot) > (2 if self.keeps_up else 1):
+                    displaced.append(self._slot.popleft())
                 self._condition.notify()
-        if displaced is not None:
-            self._on_displaced(displaced)
+        for old in displaced:
+            self._on_displaced(old)
 
     def call(self, command: Task) -> None:
         """Run a command on the thread, before the next item; like `work`, it must not raise."""
@@ -116,11 +152,13 @@ class NewestWorker(Generic[T]):
 
     def _drop(self) -> None:
         with self._condition:
-            displaced, self._slot = self._slot, None
-        if displaced is not None:
-            self._on_displaced(displaced)
+            displaced, self._slot = self._slot, deque()
+        for item in displaced:
+            self._on_displaced(item)
 
     def _next(self) -> Task | float | None:
+        if self._busy:
+            self._durations.append(self._clock() - self._begun)
         self._busy = False
         if self._commands:
             return self._commands.popleft()
@@ -129,8 +167,8 @@ class NewestWorker(Generic[T]):
         seconds = self._spare[0][1]() if self._spare else None
         if seconds is not None and seconds <= 0:
             return self._spare.popleft()[0]
-        if self._slot is not None:
-            item, self._slot = self._slot, None
-            self._busy = True
+        if self._slot:
+            item = self._slot.popleft()
+            self._busy, self._begun = True, self._clock()
             return partial(self._work, item)
         return seconds
