@@ -92,7 +92,7 @@ def keep_coming(bench: Bench, interval: float) -> None:
 
 
 def test_a_thread_with_time_to_spare_makes_up_for_a_slow_item_by_working_on_one_older_one_too(bench: Bench) -> None:
-    work_on_twenty(bench, interval=1.0, seconds=0.7)
+    work_on_twenty(bench, interval=1.0, seconds=0.6)
     keep_coming(bench, 1.0)
     assert bench.displaced == [21, 22]
     assert bench.worker.pending == 3
@@ -101,7 +101,7 @@ def test_a_thread_with_time_to_spare_makes_up_for_a_slow_item_by_working_on_one_
 
 
 def test_a_thread_that_hardly_keeps_up_works_on_the_newest_item_alone(bench: Bench) -> None:
-    work_on_twenty(bench, interval=1.0, seconds=0.9)
+    work_on_twenty(bench, interval=1.0, seconds=0.7)
     keep_coming(bench, 1.0)
     assert bench.displaced == [21, 22, 23]
     bench.settle()

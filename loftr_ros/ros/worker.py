@@ -20,7 +20,7 @@ REMEMBERED = 30
 """Last items by which a worker judges whether it keeps up."""
 LEAST_KNOWN = 10
 """Items without which it cannot judge."""
-SPARE_SHARE = 0.2
+SPARE_SHARE = 0.35
 """Least share of the time between two items that is usually left to a worker that makes up for a slow one."""
 
 
