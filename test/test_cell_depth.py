@@ -213,6 +213,17 @@ def test_far_stereo_depths_are_left_out_where_enough_are_near_and_kept_where_not
     assert all_kept.known[::2].all()
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_typical_depth_counts_far_stereo_points_that_are_left_out(name: str) -> None:
+    _, _, rays0, rays1, inverse = pair(name)
+    found = stereo(name, rays0, rays1, max_baselines=10.0, min_cells=1)
+    assert 0 < found.known.sum() < len(inverse)
+    assert found.typical == pytest.approx(float(np.median(inverse)))
+    assert found.scaled(2.0).typical == pytest.approx(float(np.median(inverse)) / 2)
+    assert one(0.3, 0.1).typical == 0.3
+    assert np.isnan(CellDepth.unknown(5, is_metric=True).typical)
+
+
 def test_stereo_without_standard_deviations_takes_the_one_that_is_set() -> None:
     _, _, rays0, rays1, _ = pair("turned")
     unknown = stereo("turned", rays0, rays1, std=np.nan, stereo_std=0.7)

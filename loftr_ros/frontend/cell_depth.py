@@ -6,7 +6,7 @@ unknown depth is simply one with a large variance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +32,21 @@ class CellDepth:
             near infinity it is near zero, and noise may make it negative.
         variance: (L,) of `inverse`; infinite where unknown.
         is_metric: whether depths are in metres.
+        measured: median of all inverse depths that were measured, if points too far to be used are among them; NaN if
+            it is that of `inverse`.
     """
 
     inverse: Array
     variance: Array
     is_metric: bool
+    measured: float = np.nan
+
+    @property
+    def typical(self) -> float:
+        """Median inverse depth of what the cells show; NaN if no depth is known."""
+        if np.isfinite(self.measured):
+            return self.measured
+        return float(np.median(self.inverse[self.known])) if self.known.any() else np.nan
 
     @classmethod
     def unknown(cls, cells: int, is_metric: bool) -> CellDepth:
@@ -67,7 +77,7 @@ class CellDepth:
         both, spreads = self.inverse.copy(), self.variance.copy()
         both[cell] = np.where(new, inverse, np.nan_to_num(before) + gain * (inverse - np.nan_to_num(before)))
         spreads[cell] = np.where(gain == 1.0, variance, (1 - gain) * np.where(gain == 1.0, 0.0, spread))
-        return CellDepth(both, spreads, self.is_metric)
+        return replace(self, inverse=both, variance=spreads)
 
     def points(self, cell: NDArray[np.integer], rays: Array) -> tuple[Array, Array]:
         """Points of some cells in the keyframe's optical frame.
@@ -88,7 +98,7 @@ class CellDepth:
 
     def scaled(self, factor: float) -> CellDepth:
         """The same scene `factor` times as large."""
-        return CellDepth(self.inverse / factor, self.variance / factor**2, self.is_metric)
+        return CellDepth(self.inverse / factor, self.variance / factor**2, self.is_metric, self.measured / factor)
 
 
 def _share(spread: Array, variance: Array) -> Array:
@@ -245,7 +255,9 @@ def from_stereo(
     with np.errstate(invalid="ignore"):
         good = (found.off < config.max_epipolar) & (found.inverse <= 1 / config.min_depth)
     good &= np.isfinite(found.inverse)
+    measured = float(np.median(found.inverse[good])) if good.any() else np.nan
     near = good & (found.inverse * config.max_baselines * np.linalg.norm(left_from_right[:3, 3]) > 1)
     if near.sum() >= _ENOUGH_NEAR * config.min_cells:
         good = near
-    return CellDepth.unknown(cells, True).with_measured(cell[good], found.inverse[good], found.variance[good])
+    nothing = CellDepth(np.full(cells, np.nan), np.full(cells, np.inf), True, measured)
+    return nothing.with_measured(cell[good], found.inverse[good], found.variance[good])

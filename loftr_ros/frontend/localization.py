@@ -767,11 +767,9 @@ def _motion_covariance(pose: RelativePose) -> NDArray[np.float64]:
 
 
 def _typical_depth(keyframe: Keyframe) -> float:
-    """Median depth of a keyframe's cells, in the trajectory's unit; one if none is known."""
-    depth = keyframe.depth
-    if depth is None or not depth.known.any():
-        return 1.0
-    return 1 / max(float(np.median(depth.inverse[depth.known])), 1e-3)
+    """Median depth of what a keyframe's cells show, in the trajectory's unit; one if none is known."""
+    typical = np.nan if keyframe.depth is None else keyframe.depth.typical
+    return 1 / max(typical, 1e-3) if np.isfinite(typical) else 1.0
 
 
 def _location(located: Located) -> Location:

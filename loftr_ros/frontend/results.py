@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.budget import Effort
-from loftr_ros.frontend.cell_depth import CellDepth
 from loftr_ros.frontend.frame import Frame
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, KeyframeEvent
 from loftr_ros.frontend.odometry import Location, SegmentJoin
@@ -172,7 +171,7 @@ class KeyframeMatch:
             )
             inverse, variance = depth.inverse.copy(), depth.variance.copy()
             inverse[own], variance[own] = there[:, 0], variance[own] + error**2
-            depth = CellDepth(inverse, variance, depth.is_metric)
+            depth = replace(depth, inverse=inverse, variance=variance)
         return depth.points(cell, rays)
 
     @property
