@@ -216,7 +216,7 @@ def test_far_stereo_depths_are_left_out_where_enough_are_near_and_kept_where_not
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_typical_depth_counts_far_stereo_points_that_are_left_out(name: str) -> None:
     _, _, rays0, rays1, inverse = pair(name)
-    found = stereo(name, rays0, rays1, max_baselines=10.0, min_cells=1)
+    found = stereo(name, rays0, rays1, max_baselines=10.0)
     assert 0 < found.known.sum() < len(inverse)
     assert found.typical == pytest.approx(float(np.median(inverse)))
     assert found.scaled(2.0).typical == pytest.approx(float(np.median(inverse)) / 2)
