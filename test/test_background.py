@@ -12,7 +12,7 @@ from test_optical_flow import by_flow, front_end, run
 from test_quick_matching import UNIT, QuickShiftMatcher
 
 from loftr_ros.frontend.pipeline import FrontEnd
-from loftr_ros.frontend.quick import FAIRLY_SLOW, FrameMatch
+from loftr_ros.frontend.quick import FAIRLY_SLOW, SLOW, FrameMatch
 from loftr_ros.frontend.results import FrontEndResult
 
 # Frames of the camera that the other thread takes for one of the network, and the frames between two of the network.
@@ -177,6 +177,29 @@ def test_a_frame_that_needs_a_keyframe_is_not_followed_unless_it_matches_by_itse
     only_supported(stream)
     results = stream.next(20)
     assert not all(by_flow(results)) and all(result.is_located for result in results)
+
+
+@pytest.mark.parametrize(("step", "goes_on"), [(1.5, True), (12.0, False)])
+def test_a_fast_camera_that_leaves_its_keyframe_waits_for_the_network_and_a_slow_one_does_not(
+    step: float, goes_on: bool
+) -> None:
+    stream = Stream(min_explained=0.5, min_explained_mono=0.5)
+    shown = 1.5 * (UNIT - 1)
+    for _ in range(4):  # the speed is known by then
+        shown += step
+        stream.thread.tick()
+        stream.front_end.process(stream.shown.at(shown))
+    judged = stream.front_end.localizer.locate
+
+    def leaving(*arguments, **options):  # type: ignore[no-untyped-def]
+        found = judged(*arguments, **options)
+        return replace(found, explained=0.3) if options.get("by_flow") else found
+
+    stream.front_end.localizer.locate = leaving  # type: ignore[method-assign]
+    stream.thread.tick()
+    result = stream.front_end.process(stream.shown.at(shown + step))
+    assert SLOW < 12.0 / 320 < FAIRLY_SLOW
+    assert (result.frame_match == FrameMatch.FLOW) == goes_on and result.is_located
 
 
 def test_on_a_busy_machine_frames_that_follow_dropped_images_do_not_wait_for_the_network_either() -> None:

@@ -8,7 +8,14 @@ import pytest
 from known_scenes import FOCAL, Array, band, rays_anywhere, rotation
 from scipy.spatial.transform import Rotation
 
-from loftr_ros.frontend.cell_depth import CellDepth, from_depth_image, from_stereo, triangulate, variance_by_pose
+from loftr_ros.frontend.cell_depth import (
+    CellDepth,
+    from_depth_image,
+    from_stereo,
+    guessed,
+    triangulate,
+    variance_by_pose,
+)
 from loftr_ros.frontend.frame import DepthImage
 from loftr_ros.geometry.camera import CameraModel
 from loftr_ros.geometry.config import DepthConfig
@@ -228,6 +235,18 @@ def test_stereo_without_standard_deviations_takes_the_one_that_is_set() -> None:
     _, _, rays0, rays1, _ = pair("turned")
     unknown = stereo("turned", rays0, rays1, std=np.nan, stereo_std=0.7)
     np.testing.assert_array_equal(unknown.variance, stereo("turned", rays0, rays1, std=0.7).variance)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_unknown_depth_is_guessed_by_parallax_and_is_typical_without(name: str) -> None:
+    turn, move, rays0, rays1, inverse = pair(name, depths=(2.0, 200.0))
+    noisy = rays1 + np.random.default_rng(0).normal(0, 1 / FOCAL, rays1.shape)
+    typical = float(np.median(inverse))
+    found = guessed(typical, rays0, noisy, turn, move, 1 / FOCAL)
+    assert (found >= 0).all()
+    assert np.median(np.abs(found - inverse)) < 0.2 * np.median(np.abs(typical - inverse))
+    still = guessed(typical, rays0, rays0, np.eye(3), np.zeros(3), 1 / FOCAL)
+    np.testing.assert_allclose(still, typical)
 
 
 def test_measurements_are_fused_as_by_an_information_filter_in_any_order() -> None:

@@ -192,6 +192,23 @@ def triangulate(
     )
 
 
+def guessed(typical: float, rays0: Array, rays1: Array, rotation: Array, translation: Array, std: float) -> Array:
+    """(N,) inverse depths of points that a second view shows too: typical, unless their parallax says otherwise.
+
+    Good enough to look for the points in a third view, but no measurements: whether a point is where it is seen is not
+    checked.
+
+    Args:
+        typical: inverse depth of the scene; its standard deviation is taken to be as large.
+        rays0, rays1: (N, 2) normalised coordinates of both views.
+        rotation, translation: T_0_1.
+        std: normalised units, standard deviation of `rays1` along one axis.
+    """
+    found = triangulate(rays0, rays1, rotation, translation, np.full(len(rays0), std), 1.0, past_infinity=True)
+    gain = typical**2 / (typical**2 + found.variance)
+    return np.maximum(typical + gain * np.nan_to_num(found.inverse - typical), 0.0)
+
+
 def variance_by_pose(
     rays0: Array, rays1: Array, rotation: Array, translation: Array, inverse: Array, covariance: Array
 ) -> Array:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.frontend.cell_depth import CellDepth, triangulate
+from loftr_ros.frontend.cell_depth import CellDepth, guessed, triangulate
 from loftr_ros.frontend.config import MONO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import Keyframe, StreamFrame
@@ -42,6 +42,8 @@ from loftr_ros.geometry.two_view import (
     doubtful,
 )
 
+# Pixels; error of a match by which the depth of its point is guessed, that of the pose included.
+_FLOW_ERROR = 1.0
 # Seconds for which an unobserved length is predicted from the previous motion.
 _CARRIED = 2.0
 # Relative uncertainty of a predicted length.
@@ -292,25 +294,32 @@ class Localizer:
         return found
 
     def expected_shift(
-        self, keyframe: Keyframe, cell: NDArray[np.integer], since: RelativePose, stamp_ns: int
+        self,
+        keyframe: Keyframe,
+        cell: NDArray[np.integer],
+        since: RelativePose,
+        points: NDArray[np.float32],
+        stamp_ns: int,
     ) -> NDArray[np.float32]:
         """(N, 2) pixels by which a keyframe's cells are expected to move in the image; zero where nothing is known.
 
         Args:
-            keyframe: the keyframe; cells of unknown depth count as typically far.
+            keyframe: the keyframe.
             cell: (N,) its cells.
             since: pose of an earlier frame relative to it, in the trajectory's unit.
+            points: (N, 2) pixels where that frame shows them, which tells how far those of unknown depth are.
             stamp_ns: of the frame that they move to.
         """
         camera, rays = keyframe.frame.camera, keyframe.encoded.cell_rays
         there = _relative(keyframe, self._expected(stamp_ns, self.since_last(stamp_ns)))
         if camera is None or rays is None or there is None:
             return np.zeros((len(cell), 2), np.float32)
-        inverse = np.full(len(cell), 1 / _typical_depth(keyframe))
-        if keyframe.depth is not None:
-            inverse = np.where(keyframe.depth.known[cell], keyframe.depth.inverse[cell], inverse)
-        poses = (since.rotation, since.translation), there
-        ends = [in_second_camera(rays[cell], inverse, *pose) for pose in poses]
+        depth, rays, before = keyframe.depth, rays[cell], (since.rotation, since.translation)
+        inverse = np.full(len(cell), np.nan) if depth is None else depth.inverse[cell]
+        if (unknown := ~np.isfinite(inverse)).any():
+            seen, error = camera.unproject(points[unknown]), _FLOW_ERROR / camera.focal_length
+            inverse[unknown] = guessed(1 / _typical_depth(keyframe), rays[unknown], seen, *before, error)
+        ends = [in_second_camera(rays, inverse, *pose) for pose in (before, there)]
         ahead = np.isfinite(ends).all(axis=(0, 2)) & (ends[0][:, 2] > 0.05) & (ends[1][:, 2] > 0.05)
         shift = np.zeros((len(cell), 2), np.float32)
         shift[ahead] = camera.project(ends[1][ahead]) - camera.project(ends[0][ahead])

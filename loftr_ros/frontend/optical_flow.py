@@ -76,6 +76,11 @@ class OpticalFlow:
         """(N,) cells of the keyframe that are followed."""
         return self._start.track_id
 
+    @property
+    def points(self) -> Points:
+        """(N, 2) pixels where the frame that they start from shows them."""
+        return self._start.current_points
+
     def start(
         self,
         frame: StreamFrame,

@@ -268,14 +268,15 @@ class FrontEnd:
             return None
         slow = FAIRLY_SLOW if self._quick.is_for_long else SLOW
         # Per image of the camera, so that images dropped on a busy machine do not make it wait for the network, too.
-        in_background = self.uses_background and motion / self._stream.images < slow
+        speed = motion / self._stream.images
+        in_background = self.uses_background and speed < slow
         if self._flow.frames >= self.config.tracking.flow_period and not in_background:
             return None
         since, stamp_ns = self._flow.pose, current.frame.stamp_ns
         with timer("match"):
             shift = np.zeros((len(self._flow.cells), 2), np.float32)
             if since is not None:
-                shift = self.localizer.expected_shift(keyframe, self._flow.cells, since, stamp_ns)
+                shift = self.localizer.expected_shift(keyframe, self._flow.cells, since, self._flow.points, stamp_ns)
             found = self._flow.follow(current, shift)
         with timer("geometry"):
             best = self.localizer.locate(keyframe, current, found, quickly=True, is_close=motion < CLOSE, by_flow=True)
@@ -283,16 +284,19 @@ class FrontEnd:
             # As by the network: on the way to the first of these frames little but poorly textured points was lost.
             by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
+            is_leaving = is_last and by_network.explained < _WAITS
+            # Until the network has matched one of a vehicle's frames, the next ones may share nothing with the keyframe.
+            has_time = (in_background or self._quick.is_for_long) and not (is_leaving and speed >= SLOW)
             # Weak poses bridge the time until the network has matched one of their frames.
             is_enough = best.is_sure or (in_background and best.is_believed and self._flow.weak < _MOST_WEAK)
-            if not is_enough or (is_last and not (in_background or self._quick.is_for_long)):
+            if not is_enough or (is_last and not has_time):
                 self._flow.record(is_located=False)
                 self._doubt = FrameMatch.KEYFRAME if best.is_sure else FrameMatch.DOUBT
                 return None
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
         self._flow.record(is_located=True, is_weak=not best.is_sure)
-        self._flow.is_leaving = is_last and by_network.explained < _WAITS
+        self._flow.is_leaving = is_leaving
         if in_background and location is not None:
             quickly = best.is_sure and not is_last and not self._quick.is_full_due
             if not quickly or self._flow.frames >= self.config.tracking.flow_period:
