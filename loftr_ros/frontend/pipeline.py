@@ -285,7 +285,7 @@ class FrontEnd:
             by_network = replace(best, explained=self._flow.explained_by_network(best.explained))
             is_last = self._reason_for_keyframe(by_network, covered, current) is not None
             is_leaving = is_last and by_network.explained < _WAITS
-            # Until the network has matched one of a vehicle's frames, the next ones may share nothing with the keyframe.
+            # While the network matches one of a vehicle's frames, the next ones may leave the keyframe for good.
             has_time = (in_background or self._quick.is_for_long) and not (is_leaving and speed >= SLOW)
             # Weak poses bridge the time until the network has matched one of their frames.
             is_enough = best.is_sure or (in_background and best.is_believed and self._flow.weak < _MOST_WEAK)
