@@ -213,6 +213,21 @@ def test_far_stereo_depths_are_left_out_where_enough_are_near_and_kept_where_not
     assert all_kept.known[::2].all()
 
 
+def test_disparities_that_are_too_large_by_a_known_offset_give_the_right_depths_and_are_kept_as_measured() -> None:
+    _, move, rays0, rays1, inverse = pair("rectified")
+    shifted = rays1 - np.array([0.3 / FOCAL, 0.0])  # further to the left: nearer
+    left_from_right = np.eye(4)
+    left_from_right[:3, 3] = move
+    cell, std = np.arange(len(rays0)), np.full(len(rays0), 0.5)
+    config = DepthConfig(max_baselines=20.0, min_cells=4)
+    found = from_stereo(len(cell), cell, rays0, shifted, left_from_right, std, CAMERA, config, offset=0.3)
+    np.testing.assert_allclose(found.inverse[found.known], inverse[found.known], rtol=1e-6)
+    assert 0 < found.known.sum() < len(cell)
+    assert found.stereo is not None
+    assert found.stereo.focal_baseline == pytest.approx(FOCAL * np.linalg.norm(move))
+    np.testing.assert_allclose(found.stereo.inverse, inverse + 0.3 / found.stereo.focal_baseline, rtol=1e-6)
+
+
 def test_stereo_without_standard_deviations_takes_the_one_that_is_set() -> None:
     _, _, rays0, rays1, _ = pair("turned")
     unknown = stereo("turned", rays0, rays1, std=np.nan, stereo_std=0.7)

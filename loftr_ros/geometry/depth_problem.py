@@ -173,7 +173,7 @@ class DepthProblem:
         return jacobian
 
     def whitened(self, jacobian: Array, projection: Projection, weight: Array | float = 1.0) -> Array:
-        """(6, 2 N) derivatives in standard deviations, after elimination of the depths; changes `jacobian`."""
+        """(K, 2 N) derivatives in standard deviations, after elimination of the depths; changes `jacobian`."""
         x, y = jacobian[:, : len(projection.x)], jacobian[:, len(projection.x) :]
         squared = np.maximum(projection.along_x**2 + projection.along_y**2, 1e-18)
         kept = np.sqrt(self._certain / projection.information)
@@ -185,9 +185,18 @@ class DepthProblem:
         y *= scale
         return jacobian
 
-    def normal_equations(self, projection: Projection) -> tuple[Array, Array]:
-        """Hessian (6, 6) and gradient (6,) of half the robust sum of squares, by (translation, rotation vector)."""
+    def normal_equations(self, projection: Projection, slope: Array | None = None) -> tuple[Array, Array]:
+        """Hessian (6, 6) and gradient (6,) of half the robust sum of squares, by (translation, rotation vector).
+
+        Args:
+            projection: at the pose.
+            slope: (N,) derivative of the known inverse depths by a seventh unknown, which then comes last; None without
+                one.
+        """
         jacobian = self.linearised(projection)
+        if slope is not None:
+            moved = np.concatenate([projection.along_x * slope, projection.along_y * slope])
+            jacobian = np.vstack([jacobian, moved])
         weight = 1 / (1 + projection.squared / KERNEL**2)
         pull = weight * self._precision
         gradient = jacobian @ np.concatenate([pull * projection.off_x, pull * projection.off_y])
