@@ -122,7 +122,7 @@ def test_triangulation_finds_the_points_that_opencv_finds(name: str) -> None:
     points = cv2.triangulatePoints(np.eye(3, 4), second, rays0.T.copy(), rays1.T.copy())
     np.testing.assert_allclose(found.inverse, points[3] / points[2], rtol=1e-6)
     np.testing.assert_allclose(found.inverse, inverse, rtol=1e-9)
-    assert (found.off < 1e-9).all()
+    assert (np.abs(found.off) < 1e-9).all()
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -226,6 +226,27 @@ def test_disparities_that_are_too_large_by_a_known_offset_give_the_right_depths_
     assert found.stereo is not None
     assert found.stereo.focal_baseline == pytest.approx(FOCAL * np.linalg.norm(move))
     np.testing.assert_allclose(found.stereo.inverse, inverse + 0.3 / found.stereo.focal_baseline, rtol=1e-6)
+
+
+def test_stereo_depths_are_less_certain_where_all_matches_of_a_part_of_the_image_lie_beside_their_lines() -> None:
+    _, move, rays0, rays1, _ = pair("rectified", 2000, depths=(2.0, 10.0))
+    rays1 = rays1 + np.random.default_rng(3).normal(0, 0.3 / FOCAL, rays1.shape)
+    edge = rays0[:, 0] < rays0[:, 0].min() + 0.25 * np.ptp(rays0[:, 0])  # two of eight columns of parts
+    tilted = rays1 + np.where(edge, 0.8 / FOCAL, 0.0)[:, None] * [0.0, 1.0]
+    left_from_right = np.eye(4)
+    left_from_right[:3, 3] = move
+    cell, std = np.arange(len(rays0)), np.full(len(rays0), 0.3)
+
+    def ratio(seen: Array) -> Array:
+        config = DepthConfig(max_epipolar=3.0)
+        found = from_stereo(len(cell), cell, rays0, seen, left_from_right, std, CAMERA, config)
+        return np.asarray(found.variance * (np.linalg.norm(move) * FOCAL / 0.3) ** 2)
+
+    aligned, beside = ratio(rays1), ratio(tilted)
+    in_part = len(cell) / 48
+    assert np.median(aligned) < 1.1 and np.mean(aligned) < 2.0
+    assert np.median(beside[~edge]) < 1.1
+    assert np.median(beside[edge]) > 1 + 0.5 * in_part * (0.8 / 0.3) ** 2
 
 
 def test_stereo_without_standard_deviations_takes_the_one_that_is_set() -> None:

@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 
 # Cells of near depth by stereo, in `min_cells`, from which far ones are left out.
 _ENOUGH_NEAR = 5
+# Columns and rows of the parts of an image whose stereo matches share an error, and least number of matches in one.
+_PARTS, _LEAST_TOGETHER = (8, 6), 3
 # Largest distance in standard deviations between two compatible measurements of one cell.
 _GATE = 3.0
 
@@ -150,7 +152,7 @@ class Triangulation:
 
     Attributes:
         inverse, variance: (N,) of the first view's rays; NaN and infinite where the rays do not determine a depth.
-        off: (N,) pixels of the second image between the match and its epipolar line.
+        off: (N,) pixels of the second image from the match's epipolar line to it, positive on one side of all lines.
     """
 
     inverse: Array
@@ -188,7 +190,7 @@ def triangulate(
     inverse = (constant * slope).sum(axis=1) / squared
     z = rotated[:, 2] - inverse * shift[2]
     with np.errstate(divide="ignore", invalid="ignore"):
-        off = np.abs(constant[:, 0] * slope[:, 1] - constant[:, 1] * slope[:, 0]) / np.sqrt(squared)
+        off = (constant[:, 0] * slope[:, 1] - constant[:, 1] * slope[:, 0]) / np.sqrt(squared)
         off = off / np.abs(z) * focal_length
         variance = (std / focal_length * z) ** 2 / squared
     least = -_GATE * np.sqrt(variance) if past_infinity else np.zeros(len(inverse))
@@ -262,11 +264,43 @@ def from_stereo(
     )
     inverse = found.inverse - offset / (focal_length * baseline)
     with np.errstate(invalid="ignore"):
-        good = (found.off < config.max_epipolar) & (inverse <= 1 / config.min_depth)
+        good = (np.abs(found.off) < config.max_epipolar) & (inverse <= 1 / config.min_depth)
     good &= np.isfinite(inverse)
-    every = CellDepth.unknown(cells, True).with_measured(cell[good], found.inverse[good], found.variance[good])
+    shared = np.zeros(len(cell))
+    shared[good] = _shared_error(rays_left[good], found.off[good])
+    variance = found.variance * (1 + (shared / known) ** 2)
+    every = CellDepth.unknown(cells, True).with_measured(cell[good], found.inverse[good], variance[good])
     near = good & (inverse * config.max_baselines * baseline > 1)
     if near.sum() >= _ENOUGH_NEAR * config.min_cells:
         good = near
-    depth = CellDepth.unknown(cells, True).with_measured(cell[good], inverse[good], found.variance[good])
+    depth = CellDepth.unknown(cells, True).with_measured(cell[good], inverse[good], variance[good])
     return replace(depth, stereo=StereoCells(every.inverse, every.variance, focal_length * baseline))
+
+
+def _shared_error(rays: Array, off: Array) -> Array:
+    """(N,) pixels, by which stereo matches are less certain because those beside them share an error.
+
+    Where the matches of a whole part of the image lie beside their epipolar lines, lenses or rectification are not as
+    calibrated, and disparities are as wrong. Such an error does not average out over the part's n matches, so each of
+    them gets sqrt(n) times of it.
+
+    Args:
+        rays: (N, 2) of the left image.
+        off: (N,) pixels from their epipolar lines.
+    """
+    if len(off) < _LEAST_TOGETHER:
+        return np.zeros(len(off))
+    noise = 1.48 * np.median(np.abs(off - np.median(off)))
+    first, last = rays.min(axis=0), rays.max(axis=0)
+    parts = np.array(_PARTS)
+    column, row = np.minimum((rays - first) / np.maximum(last - first, 1e-9) * parts, parts - 1).astype(np.int64).T
+    part = row * _PARTS[0] + column
+    shared = np.zeros(len(off))
+    for each in np.unique(part):
+        members = part == each
+        count = int(members.sum())
+        if count >= _LEAST_TOGETHER:
+            # Less what the noise makes of a median.
+            squared = np.median(off[members]) ** 2 - np.pi / 2 * noise**2 / count
+            shared[members] = np.sqrt(count * max(squared, 0.0))
+    return shared
