@@ -333,9 +333,7 @@ def test_a_point_that_a_pose_puts_into_the_plane_of_the_camera_moves_neither_pos
     ray = np.array([0.3, 0.2, 1.0])
     # The inverse depth at which the current camera sees it at zero distance.
     inverse = (ray @ views.rotation)[2] / (views.translation @ views.rotation)[2]
-    beside = DepthMatches(
-        ray[None, :2], np.array([[0.4, 0.3]]), np.array([inverse]), np.array([1e-12]), good.std[:1]
-    )
+    beside = DepthMatches(ray[None, :2], np.array([[0.4, 0.3]]), np.array([inverse]), np.array([1e-12]), good.std[:1])
     alone, both = DepthProblem(good), DepthProblem(DepthMatches.joined([good, beside]))
     pose = views.rotation, views.translation
     for one, other in zip(
