@@ -8,7 +8,7 @@ GROUPS = {
     "loftr matcher openvino parity ring tensorrt weights",
     "front_end": "background budget camera cell_depth covariance gyroscope keyframes local_affine localization mask "
     "match_metrics metric_pose moving_things optical_flow pipeline quick_matching recovery refinement relative_pose "
-    "small_motion sparse_front_end stereo_calibration stream trust wheel_odometry wide_pairs",
+    "small_motion sparse_front_end stereo_calibration stereo_offset stream trust wheel_odometry wide_pairs",
     "recordings": "bags doctor exit_codes cli fuzz look_ahead names params_file reading run source_companions sources "
     "text_formats video view",
     "places": "archive archive_files back_end inertial loops place_conversion place_descriptor place_detector "

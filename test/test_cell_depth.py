@@ -129,7 +129,7 @@ def test_triangulation_finds_the_points_that_opencv_finds(name: str) -> None:
     points = cv2.triangulatePoints(np.eye(3, 4), second, rays0.T.copy(), rays1.T.copy())
     np.testing.assert_allclose(found.inverse, points[3] / points[2], rtol=1e-6)
     np.testing.assert_allclose(found.inverse, inverse, rtol=1e-9)
-    assert (found.off < 1e-9).all()
+    assert (np.abs(found.off) < 1e-9).all()
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -226,9 +226,23 @@ def test_the_typical_depth_counts_far_stereo_points_that_are_left_out(name: str)
     found = stereo(name, rays0, rays1, max_baselines=10.0)
     assert 0 < found.known.sum() < len(inverse)
     assert found.typical == pytest.approx(float(np.median(inverse)))
-    assert found.scaled(2.0).typical == pytest.approx(float(np.median(inverse)) / 2)
     assert one(0.3, 0.1).typical == 0.3
     assert np.isnan(CellDepth.unknown(5, is_metric=True).typical)
+
+
+def test_disparities_that_are_too_large_by_a_known_offset_give_the_right_depths_and_are_kept_as_measured() -> None:
+    _, move, rays0, rays1, inverse = pair("rectified")
+    shifted = rays1 - np.array([0.3 / FOCAL, 0.0])  # further to the left: nearer
+    left_from_right = np.eye(4)
+    left_from_right[:3, 3] = move
+    cell, std = np.arange(len(rays0)), np.full(len(rays0), 0.5)
+    config = DepthConfig(max_baselines=20.0, min_cells=4)
+    found = from_stereo(len(cell), cell, rays0, shifted, left_from_right, std, CAMERA, config, offset=0.3)
+    np.testing.assert_allclose(found.inverse[found.known], inverse[found.known], rtol=1e-6)
+    assert 0 < found.known.sum() < len(cell)
+    assert found.stereo is not None
+    assert found.stereo.focal_baseline == pytest.approx(FOCAL * np.linalg.norm(move))
+    np.testing.assert_allclose(found.stereo.inverse, inverse + 0.3 / found.stereo.focal_baseline, rtol=1e-6)
 
 
 def test_stereo_without_standard_deviations_takes_the_one_that_is_set() -> None:

@@ -325,3 +325,19 @@ def test_a_camera_that_only_turns_has_a_translation_of_nothing_within_its_uncert
     assert found is not None and found.status == PoseStatus.OK
     std = np.sqrt(np.diag(found.covariance)[:3])
     assert (np.abs(found.translation) < 3.5 * std).all() and (std < 0.005).all()
+
+
+def test_a_point_that_a_pose_puts_into_the_plane_of_the_camera_moves_neither_pose_nor_covariance() -> None:
+    views = scene("forward", np.random.default_rng(0))
+    good = depths(views, np.random.default_rng(1), noise=0.01).matches()
+    ray = np.array([0.3, 0.2, 1.0])
+    # The inverse depth at which the current camera sees it at zero distance.
+    inverse = (ray @ views.rotation)[2] / (views.translation @ views.rotation)[2]
+    beside = DepthMatches(ray[None, :2], np.array([[0.4, 0.3]]), np.array([inverse]), np.array([1e-12]), good.std[:1])
+    alone, both = DepthProblem(good), DepthProblem(DepthMatches.joined([good, beside]))
+    pose = views.rotation, views.translation
+    for one, other in zip(
+        alone.normal_equations(alone.projection(*pose)), both.normal_equations(both.projection(*pose)), strict=True
+    ):
+        np.testing.assert_allclose(other, one, rtol=1e-9)
+    np.testing.assert_allclose(both.covariance(*pose), alone.covariance(*pose), rtol=0.1)

@@ -222,6 +222,37 @@ def test_another_session_is_no_recent_past(robot: Callable[..., Robot]) -> None:
     assert {view.session for view in one.views} == {1, 2}
 
 
+def test_a_new_session_seeks_its_place_first_until_it_is_found_in_an_older_one(robot: Callable[..., Robot]) -> None:
+    one = robot(min_age=60.0)
+    one.go(range(FRAMES))
+    one.front_end.reset()
+    last = one.observer.restart()
+    assert last is not None
+    one.archive.add(last.archived(90))
+    loops = 0
+    for number in AGAIN:
+        view, finished = one.observe(number)
+        assert one.detector.seeks_first_place(view) == (loops < 3)
+        if finished is not None:
+            one.archive.add(finished.archived(90))
+        loops += len(one.detector.process(view))
+    assert loops >= 3
+
+
+def test_a_session_that_is_not_found_for_long_seeks_no_first_place(
+    robot: Callable[..., Robot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loftr_ros.places.detector._FIRST_SEARCHED", 3)
+    one = robot(min_age=60.0)
+    sought = []
+    for number in range(FRAMES):
+        view, _ = one.observe(number)
+        sought.append(one.detector.seeks_first_place(view))
+        one.detector.process(view)
+    third = [k for k, view in enumerate(one.views) if view.name is not None][2]
+    assert sought == [True] * (third + 1) + [False] * (FRAMES - third - 1)
+
+
 def test_an_image_that_only_looks_alike_is_not_believed(robot: Callable[..., Robot]) -> None:
     # Every image of the other half of the room has the descriptor of one of the walk.
     one = robot(lies={number: number - FRAMES for number in AWAY})
@@ -309,7 +340,9 @@ def test_a_keyframe_goes_into_the_archive_when_the_next_one_comes_linked_to_the_
 def recognition(robot: Callable[..., Robot]) -> Iterator[tuple[Robot, PlaceRecognition, list[object]]]:
     one = robot()
     said: list[object] = []
-    thread = PlaceRecognition(lambda: one.detector, ArchiveConfig(), said.append, said.append, said.append)
+    thread = PlaceRecognition(
+        lambda: one.detector, ArchiveConfig(), said.append, said.append, said.append, on_urgent=said.append
+    )
     yield one, thread, said
     thread.stop()
 
@@ -323,6 +356,9 @@ def test_the_thread_archives_every_keyframe_and_finds_the_loops(
         thread.ask(lambda: None)
     thread.stop()
     assert not [each for each in said if isinstance(each, Exception)]
+    urgent = [each for each in said if isinstance(each, bool)]
+    assert urgent[0], "the session had just begun"
+    assert len(urgent) >= thread.counts.searched
     keyframes = [view for view in one.views if view.name is not None]
     assert thread.counts.archived == len(keyframes) - 1 == len(one.archive)
     assert thread.counts.closures == len([each for each in said if isinstance(each, LoopClosure)]) >= 2

@@ -93,6 +93,36 @@ def test_no_more_than_its_part_of_the_time_is_given_while_frames_come() -> None:
     assert spare.wait("work", now, False, now + 2.0) == 0.0, "no frame has come for long: nothing to spare it for"
 
 
+def test_urgent_work_is_done_after_the_current_frame_whether_it_fits_into_the_gap_or_not() -> None:
+    spare, last = stream(5.0)
+    spare.spent("long", 0.15, last - 1.0)
+    now = last + 0.1
+    assert spare.wait("long", now, False, now) > 0.0
+    spare.is_urgent = True
+    assert spare.wait("long", now, False, now) == 0.0
+    assert spare.wait("long", now, True, now) > 0.0, "the current frame comes first"
+    spare.arrived(last + 0.2)
+    assert spare.wait("long", now, True, now + 0.21) == 0.0, "but the next one does not"
+
+
+def test_urgent_work_gets_half_of_the_time_and_no_more() -> None:
+    shares = []
+    for is_urgent in (False, True):
+        spare, last = stream(30.0, 200)
+        spare.max_load, spare.is_urgent = 0.25, is_urgent
+        spent, now = 0.0, last
+        while now < last + 10.0:
+            spare.arrived(now)
+            if spare.wait("work", now, False, now) == 0.0:
+                spent += 0.04
+                now += 0.04
+                spare.spent("work", 0.04, now)
+            now += 0.001
+        shares.append(spent / 10.0)
+    assert shares[0] <= 0.26
+    assert 0.45 < shares[1] <= 0.51
+
+
 def test_a_stream_that_pauses_is_foretold_by_its_new_rate() -> None:
     spare, last = stream(30.0)
     spare.spent("work", 0.1, last - 5.0)

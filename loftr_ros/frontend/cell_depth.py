@@ -24,6 +24,20 @@ _GATE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
+class StereoCells:
+    """What the right image says of a keyframe's cells: as measured, near and far.
+
+    Attributes:
+        inverse, variance: (L,) as of `CellDepth`.
+        focal_baseline: px m, the right camera's focal length times the distance of the cameras.
+    """
+
+    inverse: Array
+    variance: Array
+    focal_baseline: float
+
+
+@dataclass(frozen=True, eq=False)
 class CellDepth:
     """Inverse depths of the cells of one keyframe, along its optical axis.
 
@@ -32,21 +46,20 @@ class CellDepth:
             near infinity it is near zero, and noise may make it negative.
         variance: (L,) of `inverse`; infinite where unknown.
         is_metric: whether depths are in metres.
-        measured: median of all inverse depths that were measured, if points too far to be used are among them; NaN if
-            it is that of `inverse`.
+        stereo: the measurements that these depths come from; None if they do not come from a stereo pair.
     """
 
     inverse: Array
     variance: Array
     is_metric: bool
-    measured: float = np.nan
+    stereo: StereoCells | None = None
 
     @property
     def typical(self) -> float:
-        """Median inverse depth of what the cells show; NaN if no depth is known."""
-        if np.isfinite(self.measured):
-            return self.measured
-        return float(np.median(self.inverse[self.known])) if self.known.any() else np.nan
+        """Median inverse depth of what the cells show, points too far to be used included; NaN if none is known."""
+        every = self.inverse if self.stereo is None else self.stereo.inverse
+        known = np.isfinite(every)
+        return float(np.median(every[known])) if known.any() else np.nan
 
     @classmethod
     def unknown(cls, cells: int, is_metric: bool) -> CellDepth:
@@ -98,7 +111,7 @@ class CellDepth:
 
     def scaled(self, factor: float) -> CellDepth:
         """The same scene `factor` times as large."""
-        return CellDepth(self.inverse / factor, self.variance / factor**2, self.is_metric, self.measured / factor)
+        return CellDepth(self.inverse / factor, self.variance / factor**2, self.is_metric)
 
 
 def _share(spread: Array, variance: Array) -> Array:
@@ -242,6 +255,7 @@ def from_stereo(
     std: NDArray[np.floating],
     right: CameraModel,
     config: DepthConfig,
+    offset: float = 0.0,
 ) -> CellDepth:
     """Depth of cells from matches between the keyframe's image and its simultaneous stereo partner.
 
@@ -257,8 +271,9 @@ def from_stereo(
         std: (N,) pixels of the right image; NaN where the matcher gives none.
         right: the right camera.
         config: thresholds.
+        offset: px by which all disparities are too large.
     """
-    focal_length = right.focal_length
+    focal_length, baseline = right.focal_length, float(np.linalg.norm(left_from_right[:3, 3]))
     known = np.where(np.isfinite(std), std, config.stereo_std)
     found = triangulate(
         rays_left,
@@ -269,12 +284,13 @@ def from_stereo(
         focal_length,
         past_infinity=True,
     )
+    inverse = found.inverse - offset / (focal_length * baseline)
     with np.errstate(invalid="ignore"):
-        good = (found.off < config.max_epipolar) & (found.inverse <= 1 / config.min_depth)
-    good &= np.isfinite(found.inverse)
-    measured = float(np.median(found.inverse[good])) if good.any() else np.nan
-    near = good & (found.inverse * config.max_baselines * np.linalg.norm(left_from_right[:3, 3]) > 1)
+        good = (found.off < config.max_epipolar) & (inverse <= 1 / config.min_depth)
+    good &= np.isfinite(inverse)
+    every = CellDepth.unknown(cells, True).with_measured(cell[good], found.inverse[good], found.variance[good])
+    near = good & (inverse * config.max_baselines * baseline > 1)
     if near.sum() >= _ENOUGH_NEAR * config.min_cells:
         good = near
-    nothing = CellDepth(np.full(cells, np.nan), np.full(cells, np.inf), True, measured)
-    return nothing.with_measured(cell[good], found.inverse[good], found.variance[good])
+    depth = CellDepth.unknown(cells, True).with_measured(cell[good], inverse[good], found.variance[good])
+    return replace(depth, stereo=StereoCells(every.inverse, every.variance, focal_length * baseline))

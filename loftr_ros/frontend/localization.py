@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, guessed, triangulate
-from loftr_ros.frontend.config import MONO, FrontEndConfig
+from loftr_ros.frontend.config import MONO, STEREO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import Keyframe, StreamFrame
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
@@ -29,6 +29,7 @@ from loftr_ros.frontend.relative_pose import (
     why_no_length,
 )
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays, Orientation
+from loftr_ros.frontend.stereo_offset import StereoOffset
 from loftr_ros.frontend.tracks import TrackLinks, one_each
 from loftr_ros.frontend.trust import View, explained_part
 from loftr_ros.frontend.wheel_odometry import OdometryMotion, WheelOdometry
@@ -110,6 +111,7 @@ class Localizer:
     def __init__(self, config: FrontEndConfig) -> None:
         self._config = config
         self._own = OwnScale(config.geometry, config.depth) if config.scale.mode == MONO else None
+        self.stereo_offset = StereoOffset(config.geometry) if config.scale.mode == STEREO else None
         self._trajectory = Trajectory()
         self._motion = ConstantVelocity()
         self._measured_ns = 0
@@ -599,6 +601,9 @@ class Localizer:
             Links from the older keyframe's cells to its own.
         """
         old = located.match.keyframe
+        if self.stereo_offset is not None and located.rays is not None and located.pose is not None:
+            matches = located.match.correspondences
+            self.stereo_offset.observe(old, matches, located.rays, located.pose, keyframe.frame.stamp_ns)
         if self._own is not None and located.rays is not None and located.pose is not None:
             transfer = self._own.transfer_depth(
                 old, located.match.correspondences, located.rays, located.pose, keyframe.encoded
@@ -620,6 +625,8 @@ class Localizer:
         self._config = config
         if self._own is not None:
             self._own = OwnScale(config.geometry, config.depth)
+        if self.stereo_offset is not None:
+            self.stereo_offset.geometry = config.geometry
 
     def reset(self) -> None:
         """Begin a new trajectory; segment numbers continue."""

@@ -13,6 +13,7 @@ from loftr_ros.frontend.frame import DepthImage, Frame, RightImage
 from loftr_ros.frontend.keyframes import EncodedFrame
 from loftr_ros.frontend.pair_matcher import PairMatcher
 from loftr_ros.frontend.results import Correspondences
+from loftr_ros.frontend.stereo_offset import StereoOffset
 from loftr_ros.frontend.stream import StreamWarning
 from loftr_ros.geometry.config import DepthConfig
 from loftr_ros.matcher.interface import QuickMatcher
@@ -30,9 +31,14 @@ class DepthMeasuring:
     it.
     """
 
-    def __init__(self, pairs: PairMatcher) -> None:
-        """`pairs` has the network and the settings."""
-        self._pairs = pairs
+    def __init__(self, pairs: PairMatcher, offset: StereoOffset | None = None) -> None:
+        """Create it.
+
+        Args:
+            pairs: has the network and the settings.
+            offset: what is known of the error that all disparities share; None for none.
+        """
+        self._pairs, self._offset = pairs, offset
         self._warning: StreamWarning | None = None
 
     def take_warning(self) -> StreamWarning | None:
@@ -61,7 +67,14 @@ class DepthMeasuring:
         matches = self._match_right(keyframe, encode(Frame(right.image, frame.stamp_ns, frame.frame_id, right.camera)))
         rays = keyframe.cell_rays[matches.track_id], right.camera.unproject(matches.current_points)
         found = from_stereo(
-            len(keyframe.cell_points), matches.track_id, *rays, right.left_from_right, matches.std, right.camera, config
+            len(keyframe.cell_points),
+            matches.track_id,
+            *rays,
+            right.left_from_right,
+            matches.std,
+            right.camera,
+            config,
+            0.0 if self._offset is None else self._offset.value,
         )
         baseline = float(np.linalg.norm(right.left_from_right[:3, 3]))
         if baseline > _LONGEST_BASELINE:

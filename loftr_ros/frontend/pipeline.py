@@ -112,7 +112,7 @@ class FrontEnd:
         self.localizer = Localizer(self.config)
         self.recovery = Recovery(self.config.recovery)
         self.moving = MovingThings(self.config.moving)
-        self._measuring = DepthMeasuring(self.pairs)
+        self._measuring = DepthMeasuring(self.pairs, self.localizer.stereo_offset)
         self._quick = QuickMatching(
             self.config.tracking, isinstance(self.pairs.matcher, QuickMatcher), self.config.scale.mode != MONO
         )

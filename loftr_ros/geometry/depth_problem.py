@@ -26,6 +26,8 @@ _UNKNOWN = 1e3
 _EXACT = 1e-5
 # Scale of Cauchy's kernel, in standard deviations of the whitened residuals.
 KERNEL = 2.5
+# Squared residual of a point behind either camera: it counts in the cost, and its derivatives mean nothing.
+_INVISIBLE = 1e6
 # Weight of the matches' stated noise, as a number of residuals.
 _PRIOR_WEIGHT = 10.0
 
@@ -140,7 +142,7 @@ class DepthProblem:
                 inverse = inverse - uphill / information
         squared = self._precision * (off_x * off_x + off_y * off_y) + self._certain * moved * moved
         # Points behind either camera, by more than the noise, are invisible.
-        squared[(z <= 1e-6) | ((inverse < 0) & (inverse * inverse * information > 9))] = 1e6
+        squared[(z <= 1e-6) | ((inverse < 0) & (inverse * inverse * information > 9))] = _INVISIBLE
         return Projection(
             rotation, translation, inverse, information, x, y, inverse_z, off_x, off_y, along_x, along_y, squared
         )
@@ -173,7 +175,7 @@ class DepthProblem:
         return jacobian
 
     def whitened(self, jacobian: Array, projection: Projection, weight: Array | float = 1.0) -> Array:
-        """(6, 2 N) derivatives in standard deviations, after elimination of the depths; changes `jacobian`."""
+        """(K, 2 N) derivatives in standard deviations, after elimination of the depths; changes `jacobian`."""
         x, y = jacobian[:, : len(projection.x)], jacobian[:, len(projection.x) :]
         squared = np.maximum(projection.along_x**2 + projection.along_y**2, 1e-18)
         kept = np.sqrt(self._certain / projection.information)
@@ -185,10 +187,19 @@ class DepthProblem:
         y *= scale
         return jacobian
 
-    def normal_equations(self, projection: Projection) -> tuple[Array, Array]:
-        """Hessian (6, 6) and gradient (6,) of half the robust sum of squares, by (translation, rotation vector)."""
+    def normal_equations(self, projection: Projection, slope: Array | None = None) -> tuple[Array, Array]:
+        """Hessian (6, 6) and gradient (6,) of half the robust sum of squares, by (translation, rotation vector).
+
+        Args:
+            projection: at the pose.
+            slope: (N,) derivative of the known inverse depths by a seventh unknown, which then comes last; None without
+                one.
+        """
         jacobian = self.linearised(projection)
-        weight = 1 / (1 + projection.squared / KERNEL**2)
+        if slope is not None:
+            moved = np.concatenate([projection.along_x * slope, projection.along_y * slope])
+            jacobian = np.vstack([jacobian, moved])
+        weight = _weight(projection)
         pull = weight * self._precision
         gradient = jacobian @ np.concatenate([pull * projection.off_x, pull * projection.off_y])
         whitened = self.whitened(jacobian, projection, weight)
@@ -196,7 +207,7 @@ class DepthProblem:
 
     def gradients(self, projection: Projection, groups: int) -> Array:
         """(6, groups) gradients as in `normal_equations`, one for each of `groups` equal parts of the matches."""
-        pull = self._precision / (1 + projection.squared / KERNEL**2)
+        pull = self._precision * _weight(projection)
         jacobian = self.linearised(projection)
         jacobian *= np.concatenate([pull * projection.off_x, pull * projection.off_y])
         return np.asarray(jacobian.reshape(6, 2, groups, -1).sum(axis=(1, 3)))
@@ -215,9 +226,15 @@ class DepthProblem:
         stated noise.
         """
         projection = self.projection(rotation, translation)
-        jacobian = self.whitened(self.linearised(projection), projection)
+        visible = (projection.squared < _INVISIBLE).astype(np.float64)
+        jacobian = self.whitened(self.linearised(projection), projection, visible)
         measured = m_estimate_variance(projection.squared / KERNEL**2, self._freedom, 6, KERNEL**2)
         count = float(self._freedom.sum())
         variance = (count * measured + _PRIOR_WEIGHT) / (count + _PRIOR_WEIGHT)
         inverse = variance * np.linalg.pinv(jacobian @ jacobian.T, hermitian=True)
         return np.asarray((inverse + inverse.T) / 2)
+
+
+def _weight(projection: Projection) -> Array:
+    """(N,) Cauchy's weights."""
+    return np.where(projection.squared < _INVISIBLE, 1 / (1 + projection.squared / KERNEL**2), 0.0)

@@ -94,4 +94,10 @@ class LoopConfig(Settings):
         low=0.0,
         high=180.0,
     )
-    max_load: float = setting(0.25, "Maximum share of time for the verification of candidates", low=0.01, high=1.0)
+    max_load: float = setting(
+        0.25,
+        "Maximum share of time for the verification of candidates; half of the time for the first searches of a "
+        "session, until it is found in an older one",
+        low=0.01,
+        high=1.0,
+    )

@@ -41,6 +41,9 @@ _WITHOUT_LOOP = 6
 _EXPECTED = 3
 # Part of the minimum score that is enough where a known loop expects the place.
 _EXPECTED_SCORE = 2 / 3
+# Loops with other trajectories from which on a session's place is known (the back end's `loops.agreeing`), and number
+# of its keyframes that are searched for with precedence until then.
+_PLACED, _FIRST_SEARCHED = 3, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +126,7 @@ class LoopDetector:
         """Forget the stream's place."""
         self._leave()
         self._session: int | None = None
-        self._known = KnownLoops()
-        self._without: OrderedDict[KeyframeName, _WithoutLoop] = OrderedDict()
+        self._begin_session()
         self._tried: list[Verification] = []
         self._found: list[LoopClosure] = []  # kept if an archived image cannot be read after they were found
 
@@ -132,6 +134,18 @@ class LoopDetector:
     def is_waiting(self) -> bool:
         """Whether an image between keyframes could confirm a place now."""
         return bool(self._waiting)
+
+    def seeks_first_place(self, view: View) -> bool:
+        """Whether an image's session has just begun, and its place among older ones and other robots' is unknown.
+
+        A robot that was started again is without a map until it is found in the old one.
+
+        Args:
+            view: the next image to be processed.
+        """
+        if view.session != self._session:
+            return True
+        return self._searched < _FIRST_SEARCHED and self._loops_elsewhere < _PLACED
 
     def process(self, view: View, encoded: EncodedFrame | None = None) -> list[LoopClosure]:
         """Process the stream's next image.
@@ -149,10 +163,11 @@ class LoopDetector:
         if encoded is not None:
             self.verifier.know(encoded)
         if view.session != self._session:
-            self._session, self._known = view.session, KnownLoops()
-            self._without.clear()
+            self._session = view.session
+            self._begin_session()
         if view.name is not None:
             self._path_length.note(view)
+            self._searched += 1
         found = self._best(view)
         if view.name is not None:
             self._without[view.name] = _WithoutLoop(view, self._tried)
@@ -168,7 +183,14 @@ class LoopDetector:
         if view.name is not None:
             self._find_expected(view)
         closures, self._found = self._found, []
+        self._loops_elsewhere += sum(not self._is_own(view, each.keyframe) for each in closures)
         return closures
+
+    def _begin_session(self) -> None:
+        """Forget what is known of the session before."""
+        self._known = KnownLoops()
+        self._without: OrderedDict[KeyframeName, _WithoutLoop] = OrderedDict()
+        self._searched = self._loops_elsewhere = 0
 
     def known_place(self, view: View, encoded: EncodedFrame | None = None) -> ArchivedKeyframe | None:
         """A keyframe of the same stream that shows the same place; None if no candidate is accepted.
@@ -281,8 +303,11 @@ class LoopDetector:
         return view.frame.stamp_ns - round(self.config.min_age * 1e9)
 
     def _is_recent(self, view: View, keyframe: ArchivedKeyframe) -> bool:
-        own = (keyframe.name.robot, keyframe.session) == (self._path_length.robot, view.session)
-        return own and keyframe.stamp_ns > self._newest(view)
+        return self._is_own(view, keyframe) and keyframe.stamp_ns > self._newest(view)
+
+    def _is_own(self, view: View, keyframe: ArchivedKeyframe) -> bool:
+        """Whether a keyframe is of the view's own stream."""
+        return (keyframe.name.robot, keyframe.session) == (self._path_length.robot, view.session)
 
     def _is_possible(self, view: View, found: Verification) -> bool:
         """Whether the match is strong enough, and the path since the keyframe does not contradict it.

@@ -64,6 +64,7 @@ class PlaceRecognition:
         on_archived: Callable[[ArchivedKeyframe], None],
         on_error: Callable[[Exception], None],
         on_known: Callable[[ArchivedKeyframe], None] | None = None,
+        on_urgent: Callable[[bool], None] | None = None,
     ) -> None:
         """Start the thread, and create the detector on it.
 
@@ -75,6 +76,8 @@ class PlaceRecognition:
             on_known: called with a keyframe of the same stream that shows the place of an image that the front end
                 could not locate, on the thread.
             on_error: called with the error of an image or keyframe; the thread continues with the next one.
+            on_urgent: called before each search with whether it has precedence, since the session has just begun and
+                its place is unknown; on the thread.
 
         Raises:
             Whatever `load` raises; the thread has then ended.
@@ -83,6 +86,7 @@ class PlaceRecognition:
         self._archive = archive
         self._on_closure, self._on_archived = on_closure, on_archived
         self._on_known = on_known
+        self._on_urgent = on_urgent
         self._commands: deque[Asked[Any]] = deque()
         self._arrived: deque[NewKeyframe] = deque()
         self._view: tuple[View, EncodedFrame | None] | None = None
@@ -187,6 +191,8 @@ class PlaceRecognition:
         self.counts.held, self.counts.held_bytes = len(archive), archive.size_bytes
 
     def _search(self, view: View, encoded: EncodedFrame | None) -> None:
+        if self._on_urgent is not None:
+            self._on_urgent(self.detector.seeks_first_place(view))
         if view.is_lost:
             known = self.detector.known_place(view, encoded)
             if known is not None and self._on_known is not None:

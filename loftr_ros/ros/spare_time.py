@@ -34,6 +34,8 @@ _SILENCE = 1.0
 _DROPPING = 1.0
 # Seconds between checks whether the other thread is busy.
 _POLL_PERIOD = 0.01
+# Least part of the time that urgent work may take.
+_URGENT_LOAD = 0.5
 # Assumed seconds of unknown work, and weight of the old estimate in an update.
 _UNKNOWN, _MEMORY = 0.1, 0.8
 
@@ -45,13 +47,17 @@ class SpareTime:
     than are processed, it replaces one of them: the newest is processed afterwards, so no frame gets older. If neither
     is possible for some frames, it runs between two of them and delays the second one.
 
+    Urgent work waits for no gap that it fits into: it is done after the current frame, and may take half of the time.
+
     Attributes:
         max_load: part of the time, 0 to 1, that other work may take while frames come; may be changed.
+        is_urgent: whether other work is urgent; may be changed by any thread.
     """
 
     def __init__(self) -> None:
         """Begin without a stream and without a limit."""
         self.max_load = 1.0
+        self.is_urgent = False
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
         self._interval = 0.0
         self._arrived = self._dropped = self._rest_until = -float("inf")
@@ -73,7 +79,8 @@ class SpareTime:
     def spent(self, kind: Hashable, seconds: float, now: float) -> None:
         """Work of a kind was done; it may take only its part of the time."""
         self._lasted[kind] = max(seconds, _MEMORY * self._lasted.get(kind, 0.0) + (1 - _MEMORY) * seconds)
-        self._rest_until = now + seconds * (1 / self.max_load - 1)
+        load = max(self.max_load, _URGENT_LOAD) if self.is_urgent else self.max_load
+        self._rest_until = now + seconds * (1 / load - 1)
 
     def wait(self, kind: Hashable, since: float, is_busy: bool, now: float) -> float:
         """Seconds after which to ask again; 0 if work may begin.
@@ -88,10 +95,13 @@ class SpareTime:
             return _POLL_PERIOD if is_busy else 0.0
         if now < self._rest_until:
             return self._rest_until - now
-        if now - self._dropped < _DROPPING or now - since > _PATIENCE * max(self._interval, _POLL_PERIOD):
+        patience = 1.0 if self.is_urgent else _PATIENCE
+        if now - self._dropped < _DROPPING or now - since > patience * max(self._interval, _POLL_PERIOD):
             return 0.0
         if is_busy:
             return _POLL_PERIOD
+        if self.is_urgent:
+            return 0.0
         quiet = now - self._arrived
         if quiet + self._lasted.get(kind, _UNKNOWN) <= self._interval or quiet >= _LATE * self._interval:
             return 0.0

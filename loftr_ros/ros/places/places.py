@@ -84,6 +84,7 @@ class Places:
             self._on_archived,
             self._on_error,
             self._on_known,
+            self._set_urgent,
         )
         try:
             archive = self.recognition.detector.archive
@@ -182,6 +183,9 @@ class Places:
 
     def _on_closure(self, closure: detector.LoopClosure) -> None:
         self._closures.publish(loop_closure_message(closure))
+
+    def _set_urgent(self, is_urgent: bool) -> None:
+        self._spare.is_urgent = is_urgent
 
     def _on_known(self, keyframe: ArchivedKeyframe) -> None:
         """The front end is lost, and the archive knows the place: recall that keyframe for the next frames."""
