@@ -107,6 +107,13 @@ class Robot:
             found += self.detector.process(view)
         return found
 
+    def restart(self) -> None:
+        """Begin another session, as a front end that was reset does."""
+        self.front_end.reset()
+        last = self.observer.restart()
+        assert last is not None
+        self.archive.add(last.archived(90))
+
     def observe(self, number: int) -> tuple[View, NewKeyframe | None]:
         seen = image(number, self.mode == "rgbd", self.make)
         view, finished = self.observer.observe(self.front_end.process(seen))
@@ -211,10 +218,7 @@ def test_the_recent_past_is_no_loop(robot: Callable[..., Robot]) -> None:
 def test_another_session_is_no_recent_past(robot: Callable[..., Robot]) -> None:
     one = robot(min_age=60.0)
     one.go(range(FRAMES))
-    one.front_end.reset()
-    last = one.observer.restart()
-    assert last is not None
-    one.archive.add(last.archived(90))
+    one.restart()
     one.detector.reset()
     found = one.go(AGAIN)
     assert found and {(closure.session, closure.keyframe.session) for closure in found} == {(2, 1)}
@@ -225,10 +229,7 @@ def test_another_session_is_no_recent_past(robot: Callable[..., Robot]) -> None:
 def test_a_new_session_seeks_its_place_first_until_it_is_found_in_an_older_one(robot: Callable[..., Robot]) -> None:
     one = robot(min_age=60.0)
     one.go(range(FRAMES))
-    one.front_end.reset()
-    last = one.observer.restart()
-    assert last is not None
-    one.archive.add(last.archived(90))
+    one.restart()
     loops = 0
     for number in AGAIN:
         view, finished = one.observe(number)

@@ -7,6 +7,7 @@ unknown depth is simply one with a large variance.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class CellDepth:
     is_metric: bool
     stereo: StereoCells | None = None
 
-    @property
+    @cached_property
     def typical(self) -> float:
         """Median inverse depth of what the cells show, points too far to be used included; NaN if none is known."""
         every = self.inverse if self.stereo is None else self.stereo.inverse

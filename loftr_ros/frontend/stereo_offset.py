@@ -13,14 +13,15 @@ from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.geometry.depth_problem import DepthMatches
 from loftr_ros.geometry.disparity_offset import measure_offset
 from loftr_ros.geometry.epipolar import CommonErrors, shared_match_error
+from loftr_ros.geometry.metric_pose import match_std
 from loftr_ros.geometry.two_view import RelativePose
 
 # Pixels: standard deviation of the offset of calibrated pairs; of an estimate that is worth keeping, at most.
 _USUAL, _LARGEST_STD = 0.2, 1.0
 # The calibration is believed unless it is so many standard deviations off.
 _SIGNIFICANT = 2.0
-# Matches used, at most, and pixels; lower limit of their standard deviation.
-_USED, _LEAST_STD = 1000, 0.02
+# Matches used, at most.
+_USED = 1000
 # Cells of known depth from which on a pair of keyframes is looked at, and least angle, in parallax in px.
 _LEAST_CELLS, _LEAST_PARALLAX = 60, 5.0
 
@@ -75,8 +76,7 @@ class StereoOffset:
         self._seen_ns = stamp_ns
         used = used[:: -(-len(used) // _USED)]
         cell = cell[used]
-        std = np.where(np.isfinite(matches.std[used]), matches.std[used], self.geometry.threshold / 2)
-        std = np.maximum(std, _LEAST_STD)
+        std = match_std(matches.std[used], self.geometry)
         found = measure_offset(
             DepthMatches(
                 rays.keyframe[used],
@@ -88,12 +88,7 @@ class StereoOffset:
             stereo.focal_baseline,
             pose.rotation,
             pose.translation,
-            CommonErrors(
-                self.geometry.focal_std,
-                self.geometry.centre_std / rays.focal_length,
-                0.0,
-                self.geometry.match_bias * shared_match_error(std)[0] / rays.focal_length,
-            ),
+            CommonErrors.of(self.geometry, rays.focal_length, shared_match_error(std)[0]),
         )
         if found is None or found.std > _LARGEST_STD:
             return

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.geometry.least_squares import minimise
 from loftr_ros.geometry.se3 import rotation_matrix, skew
 
@@ -69,6 +70,25 @@ class CommonErrors:
     centre_std: float
     depth_scale_std: float = 0.0
     match_std: float = 0.0
+
+    @classmethod
+    def of(
+        cls, config: GeometryConfig, focal_length: float, shared: float, depth_scale_std: float = 0.0
+    ) -> CommonErrors:
+        """As the settings state them.
+
+        Args:
+            config: uncertainty of the calibration and of the matches.
+            focal_length: pixels, of the current image.
+            shared: pixels, by `shared_match_error`.
+            depth_scale_std: see the attributes.
+        """
+        return cls(
+            config.focal_std,
+            config.centre_std / focal_length,
+            depth_scale_std,
+            config.match_bias * shared / focal_length,
+        )
 
     @property
     def is_none(self) -> bool:

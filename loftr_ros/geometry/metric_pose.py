@@ -101,9 +101,8 @@ def metric_relative_pose(
     usable: Flags = np.asarray(np.isfinite(np.hstack([rays_keyframe, rays_current])).all(axis=1))
     if usable.sum() < geometry.min_matches:
         return without_pose(PoseStatus.TOO_FEW_MATCHES, np.zeros(len(usable), dtype=np.bool_))
-    known = np.where(np.isfinite(std), np.asarray(std, np.float64), geometry.threshold / 2)
-    known = np.maximum(known, _LEAST_STD)
-    every = DepthMatches(rays_keyframe, rays_current, inverse, variance, known / focal_length)[usable]
+    pixels = match_std(std, geometry)
+    every = DepthMatches(rays_keyframe, rays_current, inverse, variance, pixels / focal_length)[usable]
     # Matches are ordered by cell: every n-th of them is spread like all of them.
     step = -(-len(every) // (_USED if is_metric else _USED_OWN))
     matches = every[np.arange(0, len(every), step)] if step > 1 else every
@@ -133,6 +132,17 @@ def metric_relative_pose(
         found.median_parallax,
         scale_known=True,
     )
+
+
+def match_std(std: NDArray[np.floating], geometry: GeometryConfig) -> Array:
+    """(N,) pixels: standard deviations of matches along one axis, as used: of a match without one half the threshold.
+
+    Args:
+        std: (N,) pixels, as the network states them; NaN where it gives none.
+        geometry: has the threshold.
+    """
+    known = np.where(np.isfinite(std), np.asarray(std, np.float64), geometry.threshold / 2)
+    return np.asarray(np.maximum(known, _LEAST_STD))
 
 
 def estimate_metric_pose(
@@ -175,12 +185,7 @@ def estimate_metric_pose(
         return None
     last = DepthProblem(matches[near])
     shared, more = shared_match_error(matches.std * focal_length)
-    common = CommonErrors(
-        config.focal_std,
-        config.centre_std / focal_length,
-        config.depth_scale_std,
-        config.match_bias * shared / focal_length,
-    )
+    common = CommonErrors.of(config, focal_length, shared, config.depth_scale_std)
     rotation, translation = last.minimised(rotation, translation)
     distance = problem.distance(rotation, translation)
     inliers = distance < threshold

@@ -328,9 +328,7 @@ class _Solver:
         self.threshold = config.threshold / focal_length
         self.config = config
         shared, self.more = shared_match_error(np.full(1, np.nan) if pixels is None else pixels)
-        self.common = CommonErrors(
-            config.focal_std, config.centre_std / focal_length, match_std=config.match_bias * shared / focal_length
-        )
+        self.common = CommonErrors.of(config, focal_length, shared)
 
     def agreeing(self, p0: Array, p1: Array) -> Flags:
         """(N,) whether rays agree with the pose that `solve` found."""

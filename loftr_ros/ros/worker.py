@@ -15,13 +15,10 @@ from loftr_ros.threads import Asked, Task, WorkThread
 T = TypeVar("T")
 R = TypeVar("R")
 
-
-REMEMBERED = 30
-"""Last items by which a worker judges whether it keeps up."""
-LEAST_KNOWN = 10
-"""Items without which it cannot judge."""
-SPARE_SHARE = 0.35
-"""Least share of the time between two items that is usually left to a worker that makes up for a slow one."""
+# Last items by which a worker judges whether it keeps up, and number of them without which it cannot.
+_REMEMBERED, _LEAST_KNOWN = 30, 10
+# Least share of the time between two items that is usually left to a worker that makes up for a slow one.
+_SPARE_SHARE = 0.35
 
 
 class NewestWorker(Generic[T]):
@@ -53,8 +50,8 @@ class NewestWorker(Generic[T]):
         self._work = work
         self._on_displaced = on_displaced
         self._slot: deque[T] = deque()
-        self._arrivals: deque[float] = deque(maxlen=REMEMBERED)
-        self._durations: deque[float] = deque(maxlen=REMEMBERED)
+        self._arrivals: deque[float] = deque(maxlen=_REMEMBERED)
+        self._durations: deque[float] = deque(maxlen=_REMEMBERED)
         self._begun = 0.0
         self._commands: deque[Task] = deque()
         self._spare: deque[tuple[Asked[Any], Callable[[], float]]] = deque()
@@ -82,10 +79,10 @@ class NewestWorker(Generic[T]):
     @property
     def keeps_up(self) -> bool:
         """Whether most of the last items left the thread time until the next one."""
-        if len(self._durations) < LEAST_KNOWN:
+        if len(self._durations) < _LEAST_KNOWN:
             return False
         interval = (self._arrivals[-1] - self._arrivals[0]) / (len(self._arrivals) - 1)
-        return median(self._durations) < (1 - SPARE_SHARE) * interval
+        return median(self._durations) < (1 - _SPARE_SHARE) * interval
 
     def put(self, item: T) -> None:
         """Make the item the newest one; after `stop` it counts as displaced at once."""
@@ -96,7 +93,7 @@ class NewestWorker(Generic[T]):
             else:
                 self._arrivals.append(self._clock())
                 self._slot.append(item)
-                while len(self._slot) > (2 if self.keeps_up else 1):
+                while len(self._slot) > 2 or (len(self._slot) > 1 and not self.keeps_up):
                     displaced.append(self._slot.popleft())
                 self._condition.notify()
         for old in displaced:
