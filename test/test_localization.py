@@ -598,3 +598,40 @@ def test_depths_that_most_matches_contradict_do_not_lose_a_camera_that_two_views
     poses_found = [r.matches[0].pose for r in results[1:]]
     assert all(pose.is_believed for pose in poses_found)
     assert min(pose.inliers.mean() for pose in poses_found) < 0.5
+
+
+def test_a_frame_whose_keyframe_measures_too_little_has_its_length_by_its_own_depths() -> None:
+    poses = walk(12)
+    values = {"mode": "rgbd", "depth.max_depth": 20.0, "depth.min_cells": 60}
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), values))
+    checked = 0
+    for number in range(12):
+        seen = frame(poses, number, depth=True)
+        result = front_end.process(_measured_in_a_corner(seen) if number == 0 else seen)
+        pose = result.matches[0].pose if result.matches else None
+        if pose is None or result.matches[0].keyframe.id > 1 or not pose.has_direction:
+            continue
+        way = (np.linalg.inv(poses[0]) @ poses[number])[:3, 3]
+        off = pose.translation - way
+        assert pose.scale_known
+        assert off @ np.linalg.solve(pose.covariance[:3, :3], off) < 16  # one in a thousand
+        assert np.linalg.norm(pose.translation) == pytest.approx(np.linalg.norm(way), rel=0.05)
+        checked += 1
+    assert checked > 2
+
+
+def test_a_frame_without_depths_near_a_keyframe_without_them_claims_no_length() -> None:
+    poses = walk(6)
+    front_end = FrontEnd(WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "rgbd", "depth.min_cells": 60}))
+    results = [front_end.process(_measured_in_a_corner(frame(poses, number, depth=True))) for number in range(6)]
+    poses_found = [match.pose for result in results[1:] for match in result.matches]
+    assert any(pose.has_direction for pose in poses_found)
+    assert not any(pose.scale_known for pose in poses_found)
+
+
+def _measured_in_a_corner(whole: Frame) -> Frame:
+    """The frame with depths of a small part alone."""
+    assert whole.depth is not None
+    values = np.zeros_like(whole.depth.values)
+    values[:40, :60] = whole.depth.values[:40, :60]
+    return replace(whole, depth=replace(whole.depth, values=values))

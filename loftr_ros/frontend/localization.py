@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth, guessed, triangulate
 from loftr_ros.frontend.config import MONO, STEREO, FrontEndConfig
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
-from loftr_ros.frontend.keyframes import Keyframe, StreamFrame
+from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, StreamFrame
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale, without_unit
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
 from loftr_ros.frontend.quality import SHARPER
 from loftr_ros.frontend.relative_pose import (
+    length_by_current_depths,
     length_by_few_depths,
     matched_rays,
     pose_by_depth,
@@ -245,6 +246,26 @@ class Localizer:
         if pose is not None and not located.is_trusted:
             pose = replace(pose, covariance=_WEAK_FACTOR**2 * pose.covariance)
         return replace(located, pose=pose)
+
+    def with_measured_length(self, located: Located, current: EncodedFrame, depth: CellDepth | None) -> Located:
+        """The same with the length by the frame's own depths, where the keyframe's tell none.
+
+        Args:
+            located: without a length.
+            current: the frame.
+            depth: of its cells; None if not measured.
+        """
+        match, rays, config = located.match, located.rays, self._config
+        if depth is None or rays is None or not depth.is_metric or not match.pose.has_direction:
+            return located
+        least = config.depth.min_cells
+        length = length_by_current_depths(
+            depth, current, match.correspondences, rays, match.pose, config.geometry, least
+        )
+        if length is None:
+            return located
+        pose = length.of(match.pose)
+        return replace(located, match=replace(match, pose=pose), pose=pose)
 
     def motion_until(self, stamp_ns: int, keyframe: Keyframe) -> float | None:
         """Pixels by which the image is expected to move from the last located frame to a time; None if unknown.

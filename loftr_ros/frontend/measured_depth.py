@@ -40,6 +40,7 @@ class DepthMeasuring:
         """
         self._pairs, self._offset = pairs, offset
         self._warning: StreamWarning | None = None
+        self._last: tuple[Frame, tuple[int, int], CellDepth | None] | None = None
 
     def take_warning(self) -> StreamWarning | None:
         """Warning about the keyframes since the last call; None without."""
@@ -47,12 +48,21 @@ class DepthMeasuring:
         return warning
 
     def of(self, keyframe: EncodedFrame, encode: Callable[[Frame], EncodedFrame]) -> CellDepth | None:
-        """Measured depths of the cells; None for a single camera.
+        """Measured depths of the cells; None for a single camera. Asked again for the last frame, it remembers them.
 
         Args:
             keyframe: the keyframe.
             encode: encodes the right image at the keyframe's resolution.
         """
+        last = self._last
+        if last is not None and last[0] is keyframe.frame and last[1] == keyframe.grid:
+            return last[2]
+        found = self._measure(keyframe, encode)
+        self._last = keyframe.frame, keyframe.grid, found
+        return found
+
+    def _measure(self, keyframe: EncodedFrame, encode: Callable[[Frame], EncodedFrame]) -> CellDepth | None:
+        """As `of`."""
         frame, mode = keyframe.frame, self._pairs.config.scale.mode
         config = self._pairs.config.depth
         if mode == RGBD and frame.depth is not None:

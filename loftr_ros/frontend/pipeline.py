@@ -190,6 +190,10 @@ class FrontEnd:
             if found is not None:
                 best, located = found, [found, *located]
         location = None
+        if best is not None and self._needs_length(best):
+            with timer("keyframe"):
+                depth = self._measuring.of(self.pairs.complete(current), self.encode)
+                best = self.localizer.with_measured_length(best, current, depth)
         if best is not None:
             with timer("geometry"):
                 best, location = self.localizer.follow(best, frame.stamp_ns)
@@ -238,6 +242,14 @@ class FrontEnd:
             self._frame_match,
             current,
         )
+
+    def _needs_length(self, located: Located) -> bool:
+        """Whether a keyframe with measured depths has located a frame without them: those within reach are left behind,
+        or the sensor's were poor. The frame's own depths may tell its length.
+        """
+        depth, is_believed = located.match.keyframe.depth, located.is_believed and located.match.pose.has_direction
+        is_measured = depth is not None and depth.is_metric
+        return is_believed and is_measured and located.pose is None and self.config.scale.mode != MONO
 
     def _not_matched(self, current: EncodedFrame | PreparedFrame, reference: Keyframe, timer: _Timer) -> FrontEndResult:
         """The result of an image that shows nothing. What is being followed is followed into the next one."""
@@ -386,6 +398,8 @@ class FrontEnd:
             keyframe, encoded, result.correspondences, matched.quickly, is_close=matched.quickly
         )
         best = self.localizer.with_length(best)
+        if self._needs_length(best):
+            best = self.localizer.with_measured_length(best, encoded, result.depth)
         covered = self._coverage(best, encoded)
         reason = self._reason_for_keyframe(best, covered, encoded)
         if reason is None and self._flow.is_leaving and best.is_sure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.geometry.epipolar import COMMON_FACTOR
 from loftr_ros.geometry.metric_pose import metric_relative_pose
+from loftr_ros.geometry.se3 import rotation_matrix
 from loftr_ros.geometry.two_view import (
     PoseStatus,
     RelativePose,
@@ -196,18 +198,76 @@ def length_by_few_depths(
         geometry: settings.
         min_cells: least inliers of known depth for a length.
     """
-    lengths = _lengths(depth, matches, rays, pose)
-    lengths = lengths[lengths > 0]
+    return _common_length(lambda moved: _lengths(depth, matches, rays, moved), pose, geometry, min_cells)
+
+
+def length_by_current_depths(
+    depth: CellDepth,
+    current: EncodedFrame,
+    matches: Correspondences,
+    rays: MatchedRays,
+    pose: RelativePose,
+    geometry: GeometryConfig,
+    min_cells: int,
+) -> Length | None:
+    """As `length_by_few_depths`, by the depths of the current image instead of the keyframe's.
+
+    A vehicle comes closer to what was too far to be measured from the keyframe.
+
+    Args:
+        depth: of the current image's cells.
+        current: has the cells.
+        matches: of the keyframe with it.
+        rays: of the matches.
+        pose: by two views.
+        geometry: settings.
+        min_cells: least inliers of known depth for a length.
+    """
+    some = np.flatnonzero(pose.inliers)
+    inverse = depth.inverse[current.nearest_cells(matches.current_points[some])[0]]
+    some, inverse = some[np.isfinite(inverse)], inverse[np.isfinite(inverse)]
+    before, now, std = rays.keyframe[some], rays.current[some], np.ones(len(some))
+
+    def lengths(moved: RelativePose) -> Array:
+        back = np.ascontiguousarray(moved.rotation.T)
+        return triangulate(now, before, back, -back @ moved.translation, std, 1.0).inverse / inverse
+
+    return _common_length(lengths, pose, geometry, min_cells)
+
+
+def _common_length(
+    lengths_of: Callable[[RelativePose], Array], pose: RelativePose, geometry: GeometryConfig, min_cells: int
+) -> Length | None:
+    """What the lengths of a two-view pose by single depths agree upon; None if too few tell one, or they disagree.
+
+    Args:
+        lengths_of: gives the lengths of a pose, NaN where a depth tells none.
+        pose: by two views.
+        geometry: settings.
+        min_cells: least depths that tell a length.
+    """
+
+    def positive(moved: RelativePose) -> Array:
+        lengths = lengths_of(moved)
+        return lengths[np.isfinite(lengths) & (lengths > 0)]
+
+    lengths = positive(pose)
     if len(lengths) < min_cells:
         return None
     middle = float(np.median(lengths))
     spread = DEVIATION * float(np.median(np.abs(np.log(lengths / middle))))
     if spread > _MOST_SPREAD:
         return None
+    # The same matches gave the pose: its error, along each of the axes of its covariance, changes all lengths alike.
+    variances, axes = np.linalg.eigh(pose.covariance)
+    by_pose = 0.0
+    for step in (axes * np.sqrt(np.maximum(variances, 0))).T:
+        rotation, translation = rotation_matrix(step[3:]) @ pose.rotation, pose.translation + step[:3]
+        moved = positive(replace(pose, rotation=rotation, translation=translation / np.linalg.norm(translation)))
+        by_pose += math.log(float(np.median(moved)) / middle) ** 2 if len(moved) else np.inf
     # Neighbours share their errors.
-    return Length(
-        middle, math.hypot(spread / math.sqrt(len(lengths) / _SHARING), COMMON_FACTOR * geometry.depth_scale_std)
-    )
+    by_depths = spread / math.sqrt(len(lengths) / _SHARING)
+    return Length(middle, math.hypot(by_depths, math.sqrt(by_pose), COMMON_FACTOR * geometry.depth_scale_std))
 
 
 def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
