@@ -20,6 +20,7 @@ from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
 from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous, in_second_camera
+from loftr_ros.geometry.metric_pose import match_std
 from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose
 
 Array = NDArray[np.float64]
@@ -219,7 +220,7 @@ class OwnScale:
         keyframe.depth_parallax = pose.median_parallax
 
     def _triangulated(self, matches: Correspondences, pose: RelativePose, rays: MatchedRays) -> Triangulation:
-        std = np.where(np.isfinite(matches.std), matches.std, self._geometry.threshold / 2)
+        std = match_std(matches.std, self._geometry)
         found = triangulate(rays.keyframe, rays.current, pose.rotation, pose.translation, std, rays.focal_length)
         # Not by the step's length: that all depths share, it is the unit itself.
         along = pose.translation / max(float(np.linalg.norm(pose.translation)), 1e-12)
