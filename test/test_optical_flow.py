@@ -11,7 +11,8 @@ from fakes import FineShiftMatcher, PanningStream
 from test_quick_matching import UNIT, QuickShiftMatcher
 
 from loftr_ros.frontend.config import FrontEndConfig, KeyframeConfig, TrackingConfig
-from loftr_ros.frontend.keyframes import PreparedFrame
+from loftr_ros.frontend.keyframes import Keyframe, PreparedFrame
+from loftr_ros.frontend.optical_flow import OpticalFlow
 from loftr_ros.frontend.own_scale import without_unit
 from loftr_ros.frontend.pipeline import FrontEnd
 from loftr_ros.frontend.quick import FrameMatch
@@ -195,6 +196,34 @@ def test_after_flow_in_vain_it_is_tried_less_often() -> None:
         tried += isinstance(prepared, PreparedFrame)
         fe.process_encoded(prepared)
     assert tried <= 6
+
+
+def concluded(flow: OpticalFlow, by_flow: float) -> float:
+    """What the network would explain of the first frame after one of which it explained everything."""
+    keyframe = front_end_keyframe()
+    flow.start_at(keyframe)
+    return flow.explained_by_network(by_flow)
+
+
+def front_end_keyframe() -> Keyframe:
+    fe = front_end()
+    fe.process(PanningStream().at(0.0))
+    assert fe.buffer.reference is not None
+    return fe.buffer.reference
+
+
+def test_how_much_more_the_network_explains_than_flow_is_learnt_from_frames_of_both_and_never_from_one() -> None:
+    flow = OpticalFlow()
+    before = concluded(flow, 0.5)
+    flow.compare(0.9, 0.5)
+    assert concluded(flow, 0.5) == before
+    for _ in range(30):
+        flow.compare(0.75, 0.5)
+    assert before < concluded(flow, 0.5) <= 0.75
+    assert concluded(flow, 0.95) == pytest.approx(1.0)
+    for _ in range(30):
+        flow.compare(0.5, 0.5)
+    assert concluded(flow, 0.5) == before
 
 
 def test_a_pose_in_a_single_cameras_unit_is_one_of_two_views_without_it() -> None:

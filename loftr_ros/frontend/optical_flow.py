@@ -32,8 +32,10 @@ _BACKWARD_START, _RETURNS = 1.0, 1.0
 # Standard deviation of the flow, px along one axis, beside that of the match it starts from.
 _STD = 0.15
 # Largest ratio of the parts of the common view that the network and flow explain: as concluded from the frame before,
-# and as measured in one frame.
+# until it is known of this camera, and as measured in one frame.
 _MOST_GAIN, _MOST_MEASURED = 1.15, 1.4
+# The camera's usual ratio: share of a new measurement, largest one, and the part of it that may be concluded.
+_LEARNT, _MOST_LEARNT, _CAUTION = 0.2, 1.6, 0.9
 # Part of the contrast by which two images may differ in mean and contrast and still be compared as they are.
 _ALIKE = 0.03
 # Least number of points worth following.
@@ -52,12 +54,13 @@ class OpticalFlow:
         pose: of the frame that they start from relative to it, in the trajectory's unit; None if unknown.
         frames: located in a row since `start`.
         weak: of these, the last ones in a row that were accepted only because they agree with the prediction.
+        explained: part of the common view that the inliers of the last one cover, 0 to 1.
         is_leaving: whether the last of these shares so little with the keyframe that the network may not match it.
     """
 
     def __init__(self) -> None:
         self.frames = self.weak = 0
-        self.is_leaving = False
+        self.is_leaving, self.explained = False, 1.0
         self._wait, self._waiting = 1, 0
         self.keyframe: Keyframe | None = None
         self._frame: StreamFrame | None = None
@@ -65,6 +68,7 @@ class OpticalFlow:
         self._kept = np.zeros(0, np.bool_)  # of these, found in the last image
         self.pose: RelativePose | None = None
         self._explained, self._gain = 1.0, 0.0
+        self._usual_gain = _MOST_GAIN
 
     def forget(self) -> None:
         """Follow nothing until the next `start`."""
@@ -96,11 +100,11 @@ class OpticalFlow:
             match: of it with a keyframe.
             pose: of it relative to the keyframe, in the trajectory's unit; None if unknown.
             explained: part of the common view that its inliers cover, 0 to 1.
-            gain: the ratio of that part to what flow explained of the same frame; None if unknown.
+            gain: the ratio of that part to what flow explained of the same frame, by `compare`; None if unknown.
         """
         found = match.correspondences[match.pose.inliers]
         self._begin(match.keyframe, frame, found, np.nan_to_num(found.std, nan=1.0), pose, explained)
-        self._gain = 0.0 if gain is None else min(max(gain, 1.0), _MOST_MEASURED)
+        self._gain = gain or 0.0
 
     def start_at(self, keyframe: Keyframe) -> None:
         """Follow a new keyframe's own cells from now on, spread over the image; those of known depth are preferred."""
@@ -137,13 +141,27 @@ class OpticalFlow:
         frame = self._frame
         return frame is not None and frame.frame.size == size and not self._waiting and len(self._start) >= _LEAST
 
+    def compare(self, by_network: float, by_flow: float) -> float:
+        """Learn how much more of the common view the network explains than flow, which loses points in poor texture.
+
+        Args:
+            by_network, by_flow: parts that they explained of one frame, 0 to 1.
+
+        Returns:
+            The ratio, at most as large as one frame may show.
+        """
+        ratio = max(by_network / max(by_flow, 1e-6), 1.0)
+        self._usual_gain += _LEARNT * (min(ratio, _MOST_LEARNT) - self._usual_gain)
+        return min(ratio, _MOST_MEASURED)
+
     def explained_by_network(self, explained: float) -> float:
         """The part of the common view that the network would explain of a frame of which flow explains a part, 0 to 1.
 
         From the matched frame to the first one after it flow loses points in poor texture, and few others.
         """
         if not self._gain:
-            self._gain = min(max(self._explained / max(explained, 1e-6), 1.0), _MOST_GAIN)
+            most = max(_MOST_GAIN, _CAUTION * self._usual_gain)
+            self._gain = min(max(self._explained / max(explained, 1e-6), 1.0), most)
         return min(self._gain * explained, 1.0)
 
     def record(self, is_located: bool, is_weak: bool = False) -> None:

@@ -308,7 +308,7 @@ class FrontEnd:
             best, location = self.localizer.follow(best, current.frame.stamp_ns)
             best = self.moving.flagged(best, current)
         self._flow.record(is_located=True, is_weak=not best.is_sure)
-        self._flow.is_leaving = is_leaving
+        self._flow.is_leaving, self._flow.explained = is_leaving, best.explained
         if in_background and location is not None:
             quickly = best.is_sure and not is_last and not self._quick.is_full_due
             if not quickly or self._flow.frames >= self.config.tracking.flow_period:
@@ -402,7 +402,9 @@ class FrontEnd:
             best = self.localizer.with_measured_length(best, encoded, result.depth)
         covered = self._coverage(best, encoded)
         reason = self._reason_for_keyframe(best, covered, encoded)
-        if reason is None and self._flow.is_leaving and best.is_sure:
+        gain = self._flow.compare(best.explained, matched.located.explained) if best.is_sure else 1.0
+        is_leaving = self._flow.is_leaving and gain * self._flow.explained < _WAITS
+        if reason is None and is_leaving and best.is_sure:
             reason = KeyframeReason.LOW_COVERAGE  # of the frames since then, which are farther away
         # A blurred frame is accepted as it agrees with the prediction; one that needs a keyframe must match by itself.
         is_supported = best.is_believed and not matched.quickly and reason is None
@@ -420,7 +422,6 @@ class FrontEnd:
             if reason is not None and not matched.quickly:
                 self._make_keyframe(result, reason, best, location)
                 return
-            gain = best.explained / max(matched.located.explained, 1e-6)
             self._flow.start(encoded, best.match, best.pose, best.explained, gain)
             if best.explained >= _WAITS:
                 self._flow.weak = 0  # the network confirms them
