@@ -159,9 +159,11 @@ class World:
                 np.save(file, image)
         return RenderedView(image, self.poses[number], self.stamps[number])
 
-    def shot(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Image and depth of a view by number, see `render`; not cached."""
-        return self.render(self.poses[number], int(self.tours[number]), float(self._gains[number]))
+    def shot(self, number: int, to_the_right: float = 0.0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Image and depth of a view by number, or of a camera so many metres beside it, see `render`; not cached."""
+        pose = self.poses[number].copy()
+        pose[:3, 3] += to_the_right * pose[:3, 0]
+        return self.render(pose, int(self.tours[number]), float(self._gains[number]))
 
     def views(self) -> list[RenderedView]:
         """All views in order of time."""
