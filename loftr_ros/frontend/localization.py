@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, guessed, triangulate
-from loftr_ros.frontend.config import MONO, STEREO, FrontEndConfig
+from loftr_ros.frontend.config import MONO, RGBD, STEREO, FrontEndConfig
+from loftr_ros.frontend.depth_transfer import contradiction, transferred
 from loftr_ros.frontend.gyroscope import Gyroscope, IntegratedRotation
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe, StreamFrame
 from loftr_ros.frontend.odometry import ChainLink, Location, SegmentJoin, Trajectory, origin
 from loftr_ros.frontend.own_scale import OwnScale, without_unit
 from loftr_ros.frontend.prior import ConstantVelocity, Expected
-from loftr_ros.frontend.quality import SHARPER
+from loftr_ros.frontend.quality import SHARPER, sharpness
 from loftr_ros.frontend.relative_pose import (
     length_by_current_depths,
     length_by_few_depths,
@@ -31,6 +32,7 @@ from loftr_ros.frontend.relative_pose import (
 )
 from loftr_ros.frontend.results import Correspondences, KeyframeMatch, MatchedRays, Orientation
 from loftr_ros.frontend.stereo_offset import StereoOffset
+from loftr_ros.frontend.stream import StreamWarning
 from loftr_ros.frontend.tracks import TrackLinks, one_each
 from loftr_ros.frontend.trust import View, explained_part
 from loftr_ros.frontend.wheel_odometry import OdometryMotion, WheelOdometry
@@ -65,6 +67,8 @@ _CERTAIN = 0.8
 # Least standard deviation of the inliers' positions along an axis of either image, in sides of the image, if the camera
 # may be anywhere; 0.29 of points all over it. A door or a picture that exists twice may be all that is textured.
 _LEAST_SPREAD = 0.09
+# Largest logarithm of the ratio of two scales that are the same.
+_SAME_SCALE = 0.05
 # Part of the inliers that must have a measured depth for the depths to refute a pose.
 _FEW_DEPTHS = 0.5
 # Longest time between two frames, in nanoseconds, for learning the gyroscope's bias from their rotation; additional
@@ -120,6 +124,8 @@ class Localizer:
         self.gyroscope: Gyroscope | None = None
         self.odometry: WheelOdometry | None = None
         self._oriented: tuple[int, Orientation] | None = None
+        self._refused: float | None = None
+        self._warning: StreamWarning | None = None
 
     @property
     def segment(self) -> int:
@@ -248,7 +254,7 @@ class Localizer:
         return replace(located, pose=pose)
 
     def with_measured_length(self, located: Located, current: EncodedFrame, depth: CellDepth | None) -> Located:
-        """The same with the length by the frame's own depths, where the keyframe's tell none.
+        """The same with the length by the frame's own depths, where the keyframe's tell none; if as expected.
 
         Args:
             located: without a length.
@@ -265,6 +271,12 @@ class Localizer:
         if length is None:
             return located
         pose = length.of(match.pose)
+        start, stamp_ns, typical = match.keyframe.location, current.frame.stamp_ns, _typical_depth(match.keyframe)
+        expected = self._expected(stamp_ns, self.since_last(stamp_ns))
+        if start is not None and expected is not None and expected.segment == start.segment:
+            place = start.moved(pose.matrix, pose.covariance)
+            if expected.is_informative(typical) and not expected.agrees(place, typical):
+                return located
         return replace(located, match=replace(match, pose=pose), pose=pose)
 
     def motion_until(self, stamp_ns: int, keyframe: Keyframe) -> float | None:
@@ -603,6 +615,12 @@ class Localizer:
         if last is not None:
             # A nearby place for visualisation; it is no claim.
             start = replace(start, pose=last.pose)
+        right = keyframe.frame.right
+        if depth is not None and depth.stereo is not None and right is not None:
+            # A trail in one image shifts the matches. Later keyframes are compared with the one before.
+            sharper = max(keyframe.encoded.sharpness, 1e-6) / max(sharpness(right.image), 1e-6)
+            if not 1 / SHARPER < sharper < SHARPER:
+                depth = CellDepth.unknown(len(depth.inverse), is_metric=True)
         self._segments += 1
         keyframe.depth, keyframe.location = depth, start
         self._motion.reset()
@@ -625,6 +643,8 @@ class Localizer:
         if self.stereo_offset is not None and located.rays is not None and located.pose is not None:
             matches = located.match.correspondences
             self.stereo_offset.observe(old, matches, located.rays, located.pose, keyframe.frame.stamp_ns)
+        if self._own is None and depth is not None:
+            depth = self._unless_contradicted(depth, located, keyframe)
         if self._own is not None and located.rays is not None and located.pose is not None:
             transfer = self._own.transfer_depth(
                 old, located.match.correspondences, located.rays, located.pose, keyframe.encoded
@@ -640,6 +660,40 @@ class Localizer:
         # Tracks go on over keyframes, and a single camera's cells of known depth give the length.
         keyframe.follow(links.new_track if self._own is None or depth is None else np.flatnonzero(depth.known))
         return links
+
+    def _unless_contradicted(self, measured: CellDepth, located: Located, new: Keyframe) -> CellDepth:
+        """A new keyframe's measured depths, or those of the keyframe that located it, if the two contradict each other.
+
+        The right image may be of another moment, or have a trail; the depth image may be late. If the next keyframe's
+        depths say the same, these are believed: then those before were wrong.
+        """
+        pose, matches, rays = located.match.pose, located.match.correspondences, located.rays
+        old, refused = located.match.keyframe.depth, self._refused
+        self._refused = None
+        if old is None or rays is None or not pose.scale_known:
+            return measured
+        cells = matches.track_id
+        known = CellDepth(old.inverse[cells], old.variance[cells], old.is_metric)
+        before = transferred(known, pose.inliers & known.known, matches, rays, pose, new.encoded)
+        farther = contradiction(measured, before, self._config.depth.min_cells)
+        if farther is None:
+            return measured
+        is_rgbd = self._config.scale.mode == RGBD
+        what, kind = ("depth image", "depth") if is_rgbd else ("right image", "right")
+        self._warning = StreamWarning(
+            kind,
+            f"the {what} of a keyframe puts the scene {farther:.3g} times as far as the keyframe before: is it of "
+            "another moment, blurred, or has a camera moved?",
+        )
+        if refused is not None and abs(math.log(farther / refused)) < _SAME_SCALE:
+            return measured
+        self._refused = farther
+        return before
+
+    def take_warning(self) -> StreamWarning | None:
+        """Warning about the keyframes' depths since the last call; None without."""
+        warning, self._warning = self._warning, None
+        return warning
 
     def reconfigure(self, config: FrontEndConfig) -> None:
         """Use other settings of the same mode."""

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate, variance_by_pose
+from loftr_ros.frontend.depth_transfer import transferred
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
 from loftr_ros.frontend.relative_pose import DEVIATION, in_unit_of, pose_by_depth
 from loftr_ros.frontend.results import Correspondences, MatchedRays
-from loftr_ros.frontend.tracks import one_each
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
-from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous, in_second_camera
+from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous
 from loftr_ros.geometry.metric_pose import match_std
 from loftr_ros.geometry.two_view import UNKNOWN_VARIANCE, PoseStatus, RelativePose
 
@@ -28,10 +28,6 @@ Array = NDArray[np.float64]
 # Factor by which the baseline must grow before depths are refined again: a nearer view adds little, and its errors are
 # those of the pose computed from these depths.
 _FARTHER = 1.15
-# Relative error of a transferred depth, because a cell's point and its source may lie on a slanted surface: as measured
-# in rendered rooms. A larger one would make each keyframe's unit too long: a pose by depths that are better than stated
-# takes the noise of the matches for errors of depth, and explains it by a longer step.
-_SLANT = 0.005
 # Depths used to tell whether they form a plane; up to twice as many.
 _RATIOS = 200
 # Largest departure (logarithm) of the unit from that of the depths that a keyframe began with. Beyond it new depths are
@@ -151,16 +147,7 @@ class OwnScale:
         keep = pose.inliers & both.known
         if keep.sum() < self._config.min_cells:
             return None
-        inverse = both.inverse[keep]
-        ahead = in_second_camera(rays.keyframe[keep], inverse, pose.rotation, pose.translation)[:, 2]
-        there = inverse / ahead
-        slope = (homogeneous(rays.keyframe[keep]) @ pose.rotation[:, 2]) / ahead**2
-        variance = both.variance[keep] * slope**2 + (_SLANT * there) ** 2
-        cell, distance = new.nearest_cells(matches.current_points[keep])
-        chosen = one_each(cell, distance)
-        chosen = chosen[(there[chosen] > 0) & (distance[chosen] < new.cell_size * max(new.scale))]
-        depth = CellDepth.unknown(len(new.cell_points), is_metric=False)
-        depth = depth.with_measured(cell[chosen], there[chosen], variance[chosen])
+        depth = transferred(both, keep, matches, rays, pose, new)
         first, doubt = keyframe.first_depth, 0.0
         if first is not None:
             doubt = _disagreement(

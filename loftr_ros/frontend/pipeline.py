@@ -793,8 +793,8 @@ class FrontEnd:
     def take_warnings(self) -> list[StreamWarning]:
         """The warnings about the stream since the last call."""
         stray, self._stream.stray = self._stream.stray, ""
-        measured = self._measuring.take_warning()
-        return ([StreamWarning("time", stray)] if stray else []) + ([measured] if measured is not None else [])
+        depths = self._measuring.take_warning(), self.localizer.take_warning()
+        return ([StreamWarning("time", stray)] if stray else []) + [each for each in depths if each is not None]
 
     def prepare(self, frame: Frame) -> EncodedFrame | PreparedFrame:
         """As `encode`, but without the network if it is probably not needed: optical flow can locate the frame, the
