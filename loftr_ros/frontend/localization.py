@@ -262,11 +262,10 @@ class Localizer:
             depth: of its cells; None if not measured.
         """
         match, rays, config = located.match, located.rays, self._config
-        if depth is None or rays is None or not depth.is_metric or not match.pose.has_direction:
+        if depth is None or rays is None:
             return located
-        least = config.depth.min_cells
         length = length_by_current_depths(
-            depth, current, match.correspondences, rays, match.pose, config.geometry, least
+            depth, current, match.correspondences, rays, match.pose, config.geometry, config.depth.min_cells
         )
         if length is None:
             return located
@@ -622,6 +621,7 @@ class Localizer:
             if not 1 / SHARPER < sharper < SHARPER:
                 depth = CellDepth.unknown(len(depth.inverse), is_metric=True)
         self._segments += 1
+        self._refused = None
         keyframe.depth, keyframe.location = depth, start
         self._motion.reset()
         self._motion.add(keyframe.frame.stamp_ns, start)

@@ -30,7 +30,8 @@ Array = NDArray[np.float64]
 
 # Depths used for the first guess of a length; up to twice as many.
 _RATIOS = 200
-# Largest spread of the logarithms of the lengths that depths give one pose; matches whose errors are one.
+# Largest spread of the logarithms of the lengths that depths give one pose, and largest standard deviation of what they
+# agree upon; matches whose errors are one.
 _MOST_SPREAD, _SHARING = 0.15, 4
 # Standard deviation of a normal distribution over its median absolute deviation.
 DEVIATION = 1.4826
@@ -238,7 +239,8 @@ def length_by_current_depths(
 def _common_length(
     lengths_of: Callable[[RelativePose], Array], pose: RelativePose, geometry: GeometryConfig, min_cells: int
 ) -> Length | None:
-    """What the lengths of a two-view pose by single depths agree upon; None if too few tell one, or they disagree.
+    """What the lengths of a two-view pose by single depths agree upon; None if too few tell one, if they disagree, or
+    if the pose is too uncertain.
 
     Args:
         lengths_of: gives the lengths of a pose, NaN where a depth tells none.
@@ -267,7 +269,8 @@ def _common_length(
         by_pose += math.log(float(np.median(moved)) / middle) ** 2 if len(moved) else np.inf
     # Neighbours share their errors.
     by_depths = spread / math.sqrt(len(lengths) / _SHARING)
-    return Length(middle, math.hypot(by_depths, math.sqrt(by_pose), COMMON_FACTOR * geometry.depth_scale_std))
+    std = math.hypot(by_depths, math.sqrt(by_pose), COMMON_FACTOR * geometry.depth_scale_std)
+    return Length(middle, std) if std <= _MOST_SPREAD else None
 
 
 def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
