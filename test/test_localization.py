@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from made_world import WIDTH, WorldMatcher, camera, depth_along, frame, walk
@@ -658,6 +659,24 @@ def test_depths_of_one_keyframe_that_contradict_the_one_before_are_refused_and_t
     assert len(front_end.buffer) > 3
     assert [re.findall(r"puts the scene (\d\.\d\d) times as far", text) for text in warnings] == [["1.25"]]
     np.testing.assert_allclose(ratios, 1.0, atol=0.03)
+
+
+def test_a_trajectory_does_not_begin_with_depths_of_a_pair_of_which_one_image_is_blurred() -> None:
+    poses = walk(8)
+    front_end = FrontEnd(
+        WorldMatcher(poses), with_values(FrontEndConfig(), {"mode": "stereo", "depth.max_depth": 20.0})
+    )
+    first = frame(poses, 0, right=True)
+    assert first.right is not None
+    blurred = cv2.blur(first.right.image, (9, 9))
+    blurred[0, :2] = first.right.image[0, :2]
+    front_end.process(replace(first, right=replace(first.right, source=blurred)))
+    (warning,) = front_end.take_warnings()
+    assert warning.kind == "right" and "times as sharp" in warning.text
+    assert front_end.buffer.reference is not None and front_end.buffer.reference.depth is not None
+    assert not front_end.buffer.reference.depth.known.any()
+    results = [front_end.process(frame(poses, number, right=True)) for number in range(1, 8)]
+    assert results[-1].location is not None and results[-1].matches[0].pose.scale_known  # by its own depths
 
 
 def test_depths_that_agree_are_not_refused_although_the_calibration_is_a_little_off() -> None:

@@ -621,6 +621,11 @@ class Localizer:
             sharper = max(keyframe.encoded.sharpness, 1e-6) / max(sharpness(right.image), 1e-6)
             if not 1 / SHARPER < sharper < SHARPER:
                 depth = CellDepth.unknown(len(depth.inverse), is_metric=True)
+                self._warning = StreamWarning(
+                    "right",
+                    f"the left image is {sharper:.3g} times as sharp as the right one, so that the trajectory begins "
+                    "without depths: is a lens dirty, or a camera shaken?",
+                )
         self._segments += 1
         self._refused = None
         keyframe.depth, keyframe.location = depth, start
