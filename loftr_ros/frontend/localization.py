@@ -618,7 +618,7 @@ class Localizer:
         right = keyframe.frame.right
         if depth is not None and depth.stereo is not None and right is not None:
             # A trail in one image shifts the matches. Later keyframes are compared with the one before.
-            sharper = max(keyframe.encoded.sharpness, 1e-6) / max(sharpness(right.image), 1e-6)
+            sharper = _times_as_sharp(keyframe.encoded.sharpness, sharpness(right.image))
             if not 1 / SHARPER < sharper < SHARPER:
                 depth = CellDepth.unknown(len(depth.inverse), is_metric=True)
                 self._warning = StreamWarning(
@@ -775,7 +775,12 @@ def _doubted(located: Located, pose: RelativePose) -> Located:
 
 def _sharper(located: Located, current: StreamFrame) -> float:
     """The keyframe's sharpness over the frame's."""
-    return max(located.match.keyframe.encoded.sharpness, 1e-6) / max(current.sharpness, 1e-6)
+    return _times_as_sharp(located.match.keyframe.encoded.sharpness, current.sharpness)
+
+
+def _times_as_sharp(one: float, other: float) -> float:
+    """Ratio of two images' sharpness; finite for blank ones, too."""
+    return max(one, 1e-6) / max(other, 1e-6)
 
 
 def _spread(located: Located, current: StreamFrame) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loftr_ros.frontend.cell_depth import CellDepth, Triangulation, triangulate, variance_by_pose
 from loftr_ros.frontend.depth_transfer import transferred
 from loftr_ros.frontend.keyframes import EncodedFrame, Keyframe
-from loftr_ros.frontend.relative_pose import DEVIATION, in_unit_of, pose_by_depth
+from loftr_ros.frontend.relative_pose import in_unit_of, pose_by_depth, robust_std
 from loftr_ros.frontend.results import Correspondences, MatchedRays
 from loftr_ros.geometry.config import DepthConfig, GeometryConfig
 from loftr_ros.geometry.epipolar import COMMON_FACTOR, homogeneous
@@ -268,8 +268,8 @@ def _disagreement(known: Array, found: Array, points: NDArray[np.floating], size
     column, row = (points[both] * (_PARTS[0] / size[0], _PARTS[1] / size[1])).astype(np.int64).T
     part = row * _PARTS[0] + column
     medians = np.array([np.median(ratio[part == one]) for one in np.unique(part) if (part == one).sum() >= _LEAST])
-    spread = float(np.median(np.abs(medians - np.median(medians)))) if len(medians) else 0.0
-    return max(DEVIATION * spread / math.sqrt(max(len(medians), 1)), abs(float(np.median(ratio))))
+    spread = robust_std(medians - np.median(medians)) if len(medians) else 0.0
+    return max(spread / math.sqrt(max(len(medians), 1)), abs(float(np.median(ratio))))
 
 
 def _part_on_plane(depth: CellDepth, matches: Correspondences, rays: MatchedRays) -> float:

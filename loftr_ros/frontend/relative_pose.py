@@ -32,9 +32,14 @@ Array = NDArray[np.float64]
 _RATIOS = 200
 # Largest spread of the logarithms of the lengths that depths give one pose, and largest standard deviation of what they
 # agree upon; matches whose errors are one.
-_MOST_SPREAD, _MOST_UNCERTAIN, _SHARING = 0.15, 0.3, 4
+_MOST_SPREAD, _MOST_UNCERTAIN, SHARING = 0.15, 0.3, 4
 # Standard deviation of a normal distribution over its median absolute deviation.
-DEVIATION = 1.4826
+_DEVIATION = 1.4826
+
+
+def robust_std(off: Array) -> float:
+    """Standard deviation by the median size of (N,) departures from a median, which wrong ones hardly change."""
+    return _DEVIATION * float(np.median(np.abs(off)))
 
 
 def matched_rays(keyframe: EncodedFrame, current: StreamFrame, matches: Correspondences) -> MatchedRays | None:
@@ -257,7 +262,7 @@ def _common_length(
     if len(lengths) < min_cells:
         return None
     middle = float(np.median(lengths))
-    spread = DEVIATION * float(np.median(np.abs(np.log(lengths / middle))))
+    spread = robust_std(np.log(lengths / middle))
     if spread > _MOST_SPREAD:
         return None
     # The same matches gave the pose: its error, along each of the axes of its covariance, changes all lengths alike.
@@ -268,7 +273,7 @@ def _common_length(
         moved = positive(replace(pose, rotation=rotation, translation=translation / np.linalg.norm(translation)))
         by_pose += math.log(float(np.median(moved)) / middle) ** 2 if len(moved) else np.inf
     # Neighbours share their errors.
-    by_depths = spread / math.sqrt(len(lengths) / _SHARING)
+    by_depths = spread / math.sqrt(len(lengths) / SHARING)
     std = math.hypot(by_depths, math.sqrt(by_pose), COMMON_FACTOR * geometry.depth_scale_std)
     return Length(middle, std) if std <= _MOST_UNCERTAIN else None
 
