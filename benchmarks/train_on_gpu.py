@@ -7,10 +7,11 @@ Needs no installation: only the packages of the extra `train`, and a pack of ass
     python3 benchmarks/train_on_gpu.py --assets assets.zip --results results --minutes 9 --resume
 
 First it compares one batch made there with the same made on the CPU, and measures how many pairs a second are made. In
-the folder of the results it leaves: device.json (these figures), train.log, best.safetensors, last.safetensors,
-best.json, config.yaml, and last.ckpt in parts of 15 MB (30 MB in all), from which `--resume` goes on, on any machine.
-`--total-minutes` is the budget of all parts, which the learning rate follows. `--device cpu` tries the command where
-there is no GPU.
+the folder of the results it leaves 8 MB: device.json (these figures), train.log, best.safetensors and last.safetensors
+in half precision, best.json, config.yaml, and resume.ckpt, from which `--resume` goes on, on any machine: from the
+averaged weights, as training/small_checkpoint.py tells. `--whole` leaves last.ckpt too, from which it goes on exactly,
+in parts of 15 MB (32 MB in all). `--total-minutes` is the budget of all parts, which the learning rate follows.
+`--device cpu` tries the command where there is no GPU.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ HOME = Path(__file__).resolve().parents[1]
 if str(HOME) not in sys.path:
     sys.path.append(str(HOME))  # where the package is not installed
 
+from loftr_ros.matcher.checkpoints.files import WeightsError, read_weights  # noqa: E402
 from loftr_ros.matcher.precision import DeviceError, resolve_device  # noqa: E402
 from loftr_ros.settings import ConfigError  # noqa: E402
 from loftr_ros.training.asset_pack import unpacked  # noqa: E402
@@ -40,8 +42,10 @@ from loftr_ros.training.config import TrainingConfig  # noqa: E402
 from loftr_ros.training.config_file import read_config  # noqa: E402
 from loftr_ros.training.data import MadeBatches, open_data  # noqa: E402
 from loftr_ros.training.module import TrainingError  # noqa: E402
+from loftr_ros.training.small_checkpoint import grow, halved, shrink  # noqa: E402
 from loftr_ros.training.trainer import train  # noqa: E402
 
+RESUME = "resume.ckpt"
 _PART = 15_000_000
 _MEASURED_SECONDS = 5.0
 
@@ -52,7 +56,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder for what is left")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this part")
     parser.add_argument("--total-minutes", type=float, help="of all parts together; by default those of this part")
-    parser.add_argument("--resume", action="store_true", help="go on from the results' last.ckpt.*")
+    parser.add_argument("--resume", action="store_true", help="go on from the results")
+    parser.add_argument("--whole", action="store_true", help="leave all that an exact resumption needs, 40 MB")
     parser.add_argument("--config", type=Path, default=HOME / "config" / "training" / "compact_gpu.yaml")
     parser.add_argument("--initial", type=Path, help="weights to start from")
     parser.add_argument("--teacher", type=Path, help="XFeat's weights; without, no photographs are taught")
@@ -77,9 +82,9 @@ def main() -> None:
         (results / "device.json").write_text(json.dumps(about, indent=2) + "\n")
         logging.info("%s", about)
         train(config, data, work, resume=arguments.resume, progress=False)
-    except (AssetError, ConfigError, DeviceError, TrainingError) as error:
+        collect(work, results, arguments.whole)
+    except (AssetError, ConfigError, DeviceError, TrainingError, WeightsError) as error:
         sys.exit(f"train_on_gpu.py: {error}")
-    collect(work, results)
 
 
 def settings(arguments: argparse.Namespace) -> TrainingConfig:
@@ -133,30 +138,46 @@ def timed(recipe: Recipe, device: torch.device) -> int:
     return len(batch)
 
 
-def collect(work: Path, results: Path) -> None:
-    """Copy what is to be kept, the checkpoint in parts."""
-    for name in (BEST, BEST_METRICS, LAST, "config.yaml"):
+def collect(work: Path, results: Path, whole: bool) -> None:
+    """Keep what is needed at home: weights in half precision, and a small checkpoint or all of it in parts.
+
+    Raises:
+        TrainingError: a weight is too large for half precision.
+    """
+    from safetensors.torch import save_file
+
+    for name in (BEST_METRICS, "config.yaml"):
         if (work / name).is_file():
             shutil.copy(work / name, results / name)
-    for old in results.glob(f"{CHECKPOINT}.*"):
-        old.unlink()
-    content = (work / CHECKPOINT).read_bytes()
-    for part, start in enumerate(range(0, len(content), _PART)):
-        (results / f"{CHECKPOINT}.{part}").write_bytes(content[start : start + _PART])
+    for name in (BEST, LAST):
+        if (work / name).is_file():
+            weights = read_weights(work / name)
+            save_file(halved(weights.tensors), results / name, metadata=weights.metadata)
+    for old in (*results.glob(f"{CHECKPOINT}.*"), results / RESUME):
+        old.unlink(missing_ok=True)
+    if whole:
+        content = (work / CHECKPOINT).read_bytes()
+        for part, start in enumerate(range(0, len(content), _PART)):
+            (results / f"{CHECKPOINT}.{part}").write_bytes(content[start : start + _PART])
+    else:
+        shrink(work / CHECKPOINT, results / RESUME, read_weights(results / LAST).tensors)
     shutil.rmtree(work)
 
 
 def join(results: Path, work: Path) -> None:
-    """Put the checkpoint together again.
+    """Make the checkpoint to resume from of what `collect` kept.
 
     Raises:
         TrainingError: it is not there.
     """
-    parts = sorted(results.glob(f"{CHECKPOINT}.*"), key=lambda part: int(part.suffix[1:]))
-    if not parts:
-        raise TrainingError(f"{results} has no {CHECKPOINT}.0 to resume from")
     work.mkdir(parents=True, exist_ok=True)
-    (work / CHECKPOINT).write_bytes(b"".join(part.read_bytes() for part in parts))
+    parts = sorted(results.glob(f"{CHECKPOINT}.*"), key=lambda part: int(part.suffix[1:]))
+    if parts:
+        (work / CHECKPOINT).write_bytes(b"".join(part.read_bytes() for part in parts))
+    elif (results / RESUME).is_file():
+        grow(results / RESUME, work / CHECKPOINT, read_weights(results / LAST).tensors)
+    else:
+        raise TrainingError(f"{results} has neither {RESUME} nor {CHECKPOINT}.0 to resume from")
     for name in (BEST, BEST_METRICS):
         if (results / name).is_file():
             shutil.copy(results / name, work / name)

@@ -395,23 +395,23 @@ def test_matches_count_as_kept_where_the_same_cell_is_found_within_a_pixel(bench
     assert kept_part(found([1], 0.0), found([], 0.0)) == 0
 
 
-def test_what_a_gpu_leaves_is_small_enough_to_bring_home_and_put_together_again(benchmark, tmp_path: Path) -> None:
+def test_what_a_gpu_leaves_whole_is_in_parts_that_can_be_put_together_again(benchmark, tmp_path: Path) -> None:
     script = benchmark("train_on_gpu")
     work, results = tmp_path / "work", tmp_path / "results"
     work.mkdir()
     results.mkdir()
     content = np.random.default_rng(0).integers(0, 256, 31_000_000, np.uint8).tobytes()
     (work / "last.ckpt").write_bytes(content)
-    for name in ("best.safetensors", "best.json", "last.safetensors", "config.yaml"):
+    for name in ("best.json", "config.yaml"):
         (work / name).write_text(name)
     (results / "last.ckpt.7").write_text("of an earlier part")
-    script.collect(work, results)
+    (results / "resume.ckpt").write_text("of an earlier part")
+    script.collect(work, results, True)
     names = sorted(each.name for each in results.iterdir())
-    parts = ["last.ckpt.0", "last.ckpt.1", "last.ckpt.2"]
-    assert names == ["best.json", "best.safetensors", "config.yaml", *parts, "last.safetensors"]
+    assert names == ["best.json", "config.yaml", "last.ckpt.0", "last.ckpt.1", "last.ckpt.2"]
     assert max(each.stat().st_size for each in results.iterdir()) <= 15_000_000
     script.join(results, work)
     assert (work / "last.ckpt").read_bytes() == content
-    assert (work / "best.safetensors").read_text() == "best.safetensors"
-    with pytest.raises(script.TrainingError, match=r"has no last\.ckpt\.0 to resume from"):
+    assert (work / "best.json").read_text() == "best.json"
+    with pytest.raises(script.TrainingError, match=r"has neither resume\.ckpt nor last\.ckpt\.0 to resume from"):
         script.join(tmp_path, work)

@@ -717,6 +717,42 @@ def _until(steps: int, output: Path) -> list[float]:
     return losses
 
 
+def test_a_training_goes_on_from_a_small_checkpoint_at_its_step_and_from_its_average(
+    trained: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    from loftr_ros.training.small_checkpoint import grow, halved, shrink
+
+    whole, beside = trained[0] / "last.ckpt", read_weights(trained[0] / "last.safetensors").tensors
+    shrink(whole, tmp_path / "small.ckpt", beside)
+    kept = (tmp_path / "small.ckpt").stat().st_size + sum(value.nbytes for value in halved(beside).values())
+    assert kept < 0.25 * whole.stat().st_size
+    grow(tmp_path / "small.ckpt", tmp_path / "last.ckpt", halved(beside))
+    before, after = (torch.load(path, weights_only=True) for path in (whole, tmp_path / "last.ckpt"))
+    assert before["state_dict"].keys() == after["state_dict"].keys()
+    for name, value in before["loftr_ros"]["averaged"]["state"].items():
+        torch.testing.assert_close(after["state_dict"]["network." + name], value, rtol=1e-3, atol=1e-5)
+    for old, new in zip(before["optimizer_states"], after["optimizer_states"], strict=True):
+        assert old["param_groups"] == new["param_groups"]
+        for number, moments in old["state"].items():
+            assert new["state"][number]["exp_avg_sq"].shape == moments["exp_avg_sq"].shape
+            torch.testing.assert_close(new["state"][number]["exp_avg_sq"].mean(), moments["exp_avg_sq"].mean())
+    exact = tmp_path / "exact"
+    exact.mkdir()
+    (exact / "last.ckpt").write_bytes(whole.read_bytes())
+    expected = run(settings(steps=9), exact, resume=True)
+    losses = run(settings(steps=9), tmp_path, resume=True)
+    assert losses == pytest.approx(expected, rel=0.1)
+
+
+def test_a_weight_beyond_half_precision_is_no_small_checkpoint() -> None:
+    pytest.importorskip("pytorch_lightning")
+    from loftr_ros.training.module import TrainingError
+    from loftr_ros.training.small_checkpoint import halved
+
+    with pytest.raises(TrainingError, match="fine has values beyond half precision; keep the whole checkpoint"):
+        halved({"fine": torch.full((1, 1), 1e6)})
+
+
 def test_a_training_that_has_ended_can_be_made_longer(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
     run(settings(steps=1), tmp_path)
     more = run(settings(steps=3), tmp_path, resume=True)
