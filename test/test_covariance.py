@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from known_scenes import EXACT, FOCAL, Array, SeenTwice, band, rays_anywhere, rotation, rotation_between, scene
 
-from loftr_ros.geometry.epipolar import m_estimate_variance
+from loftr_ros.geometry.config import GeometryConfig
+from loftr_ros.geometry.epipolar import m_estimate_variance, part_disagreement
 from loftr_ros.geometry.metric_pose import metric_relative_pose
 from loftr_ros.geometry.two_view import PoseStatus, RelativePose, estimate_relative_pose
 
@@ -163,3 +165,43 @@ def test_the_variance_of_a_robust_mean_is_its_scatter(parts: int, spread: float)
     low, high = band(1, 600)
     # The variance is an estimate itself: Student's distribution, not a Gaussian.
     assert low < np.mean(found) < 1.1 * high
+
+
+def _one_window_off(seed: int, shift: float) -> tuple[SeenTwice, RelativePose]:
+    """A façade whose lower left part is matched one window off: along its epipolar lines, and a little across."""
+    rng = np.random.default_rng(seed)
+    views = scene("sideways", rng, 900).noisy(rng, 0.3)
+    off = (views.rays0[:, 0] < 0) & (views.rays0[:, 1] > 0)
+    along = np.array([20.0, shift]) / FOCAL
+    rays1 = views.rays1 + np.where(off[:, None], along, 0.0)
+    pose = estimate_relative_pose(views.rays0, rays1, FOCAL, GeometryConfig(), np.full(len(rays1), 0.3))
+    return views, pose
+
+
+@pytest.mark.parametrize("shift", [0.3, 0.9, 3.0])
+def test_a_part_of_a_facade_matched_one_window_off_is_in_the_covariance(shift: float) -> None:
+    errors = []
+    for seed in range(20):
+        views, pose = _one_window_off(seed, shift)
+        error = float(np.linalg.norm(rotation_between(views.rotation, pose.rotation)))
+        errors.append(error / math.sqrt(float(np.trace(pose.covariance[3:, 3:]))))
+    assert np.mean(errors) < 2 and max(errors) < 5  # with errors taken as independent, means of 11 to 14
+
+
+def test_parts_of_different_opinion_disagree_by_the_distance_to_the_farther_one() -> None:
+    rng = np.random.default_rng(3)
+    places = rng.random((900, 2))
+    left = places[:, 0] < 1 / 3
+    measured = np.where(left, 1.0, 0.0) + rng.normal(0, 0.1, len(places))
+    scale = 20.0  # so wide a kernel that the minimum is the mean
+    step = part_disagreement(places, (measured.mean() - measured) / scale, np.full((len(places), 1), 1 / scale))
+    assert measured.mean() + step[0] == pytest.approx(1.0, abs=0.05)
+
+
+def test_parts_do_not_disagree_where_too_few_of_them_have_matches_or_errors_are_independent() -> None:
+    rng = np.random.default_rng(4)
+    jacobian = rng.normal(size=(900, 5))
+    residual = rng.normal(size=900)
+    assert not part_disagreement(rng.random((900, 2)), residual, jacobian).any()
+    along = np.stack([rng.random(900), np.zeros(900)], axis=1)  # three parts
+    assert not part_disagreement(along, np.sign(along[:, 0] - 0.5), jacobian).any()

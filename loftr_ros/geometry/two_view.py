@@ -416,15 +416,16 @@ class _Solver:
         return status, tried[int(np.argmin(costs))], rivals, inliers
 
     def _covariance(self, pose: RefinedPose, inliers: Flags) -> Array:
-        """(6, 6) of a refined pose: from its matches' noise, including that beyond the threshold, and from their
-        shared errors.
+        """(6, 6) of a refined pose: from its matches' noise, including that beyond the threshold, from their shared
+        errors, and from what parts of the image disagree about.
         """
         distance = sampson_distance(self.p0, self.p1, pose.rotation, pose.translation)
         noise = pose.covariance * cut_off_noise(distance, self.threshold)
         noise *= self.more**2 if self.config.match_bias else 1.0
-        return noise + common_covariance(
+        shared = common_covariance(
             self.p0[inliers], self.p1[inliers], pose.rotation, pose.translation, self.threshold / 2, self.common
         )
+        return noise + shared + np.outer(pose.disagreement, pose.disagreement)
 
     def _without_direction(self, pose: RefinedPose, inliers: Flags, parallax: float) -> RelativePose:
         covariance = self._covariance(pose, inliers)
