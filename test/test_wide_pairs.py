@@ -123,22 +123,24 @@ def test_matches_that_move_as_their_neighbours_are_confirmed_and_scattered_ones_
     moved = np.where(scattered[:, None], 60 * random.random((len(cell), 2)), place.numpy() @ motion)
     nothing = torch.zeros(len(cell))
     matches = Matches(cell, 8 * place, torch.from_numpy(8 * moved).float(), nothing, nothing)
-    kept = agreement(matches, (rows, columns), 8) >= 3
+    confirming, area = agreement(matches, (rows, columns), 8)
+    kept = confirming >= 3
     assert kept[~scattered].mean() > 0.95
     assert kept[scattered].mean() < 0.05
+    assert np.median(area[kept]) == pytest.approx(abs(np.linalg.det(motion)), rel=0.05)
 
 
 def test_a_match_alone_or_none_is_not_confirmed() -> None:
     one, nothing = torch.zeros(1), torch.zeros(0)
-    assert not agreement(Matches(one.long(), torch.zeros(1, 2), torch.zeros(1, 2), one, one), (8, 8), 8).any()
+    assert not agreement(Matches(one.long(), torch.zeros(1, 2), torch.zeros(1, 2), one, one), (8, 8), 8)[0].any()
     none = Matches(nothing.long(), torch.zeros(0, 2), torch.zeros(0, 2), nothing, nothing)
-    assert len(agreement(none, (8, 8), 8)) == 0
+    assert [len(each) for each in agreement(none, (8, 8), 8)] == [0, 0]
 
 
 def test_a_pair_whose_matches_nothing_confirms_keeps_those_of_the_stream(
     network: Compact, wall: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wide_pairs, "agreement", lambda matches, *_: np.zeros(len(matches), np.int64))
+    monkeypatch.setattr(wide_pairs, "agreement", lambda matches, *_: np.zeros((2, len(matches)), np.int64))
     pairs = PairMatcher(network)
     keyframe, current = (pairs.encode(frame) for frame in frames(wall, NEARER))
     plain = pairs.match([keyframe], current)[0]
@@ -166,3 +168,19 @@ def test_a_gpus_matcher_finds_the_same_doubtful_matches(network: Compact, wall: 
     assert len(found[0]) > len(network.match([features[0]], features[1])[0])
     assert torch.equal(found[0].cell, found[1].cell)
     assert torch.allclose(found[0].points1, found[1].points1, atol=0.05)
+
+
+def _combination(agreement: int, reduced: float, larger: float, confident: int = 400) -> wide_pairs._Found:
+    nothing = np.zeros(0, np.float32)
+    return wide_pairs._Found(nothing, nothing, nothing, nothing, confident, agreement, reduced, larger)
+
+
+def test_a_scale_that_its_matches_bear_out_outdoes_a_confused_one_with_four_times_the_cells() -> None:
+    confused = _combination(40_000, 1.0, 1.0)
+    for reduced, larger in ((4.0, 0.4), (0.25, 2.5)):  # either image at half its size
+        assert _combination(15_000, reduced, larger).claim(confused) == 60_000
+        assert _combination(9_000, reduced, larger).claim(confused) == 9_000  # not even without the reduction
+        assert _combination(15_000, reduced, larger, confident=50).claim(confused) == 15_000
+        assert _combination(15_000, reduced, 1.1).claim(confused) == 15_000  # matches that see no other scale
+        assert _combination(15_000, reduced, larger).claim(_combination(40_000, 1.0, larger)) == 15_000
+    assert _combination(15_000, 1.0, 2.0).claim(confused) == 15_000

@@ -45,7 +45,7 @@ def evaluate(
             min=0,
             max=100000,
         ),
-    ] = 1000,
+    ] = 1900,
     quiet: Quiet = False,
 ) -> None:
     """Evaluate published benchmarks: ATE and RPE as evo's, t_rel and r_rel as KITTI's, AUC and recall as LoFTR's."""

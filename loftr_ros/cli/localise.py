@@ -115,7 +115,7 @@ def match(
         float, typer.Option(help="Largest distance of a match from its keypoint, in pixels of the network's image.")
     ] = 1.0,
     max_keypoints: Annotated[int, typer.Option(help="Most keypoints of an image of the database; 0 for all.")] = 8192,
-    min_matches: MinMatches = 1000,
+    min_matches: MinMatches = 1900,
     quiet: Quiet = False,
 ) -> None:
     """Match pairs of images, and write hloc's features.h5 and matches.h5 into OUTPUT; run it again to go on."""

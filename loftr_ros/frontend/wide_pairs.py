@@ -40,6 +40,9 @@ _TOLERANCE, _GROWTH = 1.0, 0.15
 _LEAST_AREA, _LARGEST_SCALE = 2.0, 2.5
 # Scales are used if they have this share of the agreement of the best one.
 _COMPARABLE = 0.65
+# A reduction is borne out by the matches' own scale if the reduced image shows things at least this much larger (area),
+# by so many confident matches. Two combinations see different scales if these differ by this factor (area).
+_LARGER, _BEARING_OUT, _OTHER = 1.6, 200, 1.5
 # Minimum side of a reduced image, in pixels.
 _LEAST_SIDE = 64
 # Number of confident matches below which turned images are tried, and how many times more a turned one must have.
@@ -60,7 +63,7 @@ class WideConfig(Settings):
     """Matching of two single images, which may be distant views."""
 
     min_matches: int = setting(
-        1000,
+        1900,
         "Number of matches below which network `compact` matches two single images at other scales too, and keeps "
         "only matches that their neighbours confirm, doubtful ones too; 0 for never",
         low=0,
@@ -141,6 +144,8 @@ class _Found:
         std: (N,) float32 pixels of image 1 as encoded in full.
         confident: number of matches above the network's own threshold.
         agreement: number of neighbours that confirm them, in total.
+        reduced: by how much more image 0 is reduced than image 1 (area).
+        larger: how much larger image 1 shows things, by the matches of the images in full: median (area).
     """
 
     points0: NDArray[np.float32]
@@ -149,6 +154,24 @@ class _Found:
     std: NDArray[np.float32]
     confident: int
     agreement: int
+    reduced: float
+    larger: float
+
+    def claim(self, most: _Found) -> float:
+        """The agreement. If the combination that has most of it sees another scale than this one, whose matches bear
+        out its reduction, what it would be without the reduction.
+
+        An image at half its size has a quarter of the cells, and so a quarter of the matches. If a row of windows is
+        confused at one scale, that one may well have more of them.
+
+        Args:
+            most: the combination with the most agreement.
+        """
+        by, larger = max(self.reduced, 1 / self.reduced), self.larger if self.reduced < 1 else 1 / self.larger
+        borne_out = by > 1 and self.confident >= _BEARING_OUT and larger > _LARGER
+        is_other = abs(math.log(self.larger / most.larger)) > math.log(_OTHER)
+        whole = by * self.agreement
+        return whole if borne_out and is_other and whole >= most.agreement else self.agreement
 
 
 def match_at_scales(
@@ -178,8 +201,10 @@ def match_at_scales(
         best = max(turned, key=lambda turns: turned[turns])
         if turned[best] > _TURNED * max(_most(found), 1):
             found = match(_SCALES, best)
-    most = max(each.agreement for each in found)
-    found = sorted((each for each in found if each.agreement >= _COMPARABLE * most), key=lambda each: -each.agreement)
+    most = max(found, key=lambda each: each.agreement)
+    claims = [each.claim(most) for each in found]
+    best_first = sorted(zip(claims, found, strict=True), key=lambda pair: -pair[0])
+    found = [each for claim, each in best_first if claim >= _COMPARABLE * max(claims)]
     points0, points1, confidence, std = (
         np.concatenate([getattr(each, name) for each in found]) for name in ("points0", "points1", "confidence", "std")
     )
@@ -210,18 +235,20 @@ def _matched(matcher: Matcher, lenient: Lenient, view0: _View, view1: _View) -> 
     """The matches that their neighbours confirm."""
     matches = lenient(view0.features, view1.features, _DOUBTFUL)
     confidence = matches.confidence.numpy()
-    agreeing = agreement(matches, view0.features.grid, matcher.cell_size)
+    agreeing, enlarged = agreement(matches, view0.features.grid, matcher.cell_size)
     kept = agreeing >= _LEAST_AGREEING
+    reduced = math.prod(view0.factor) / math.prod(view1.factor)
+    larger = float(np.median(enlarged[kept])) / reduced if kept.any() else 1.0
     points0, points1 = (
         view.in_full(points.numpy()[kept]) for view, points in ((view0, matches.points0), (view1, matches.points1))
     )
     std = matches.std.numpy()[kept] * np.float32(max(view1.factor))
     confident = int((confidence > matcher.config.coarse.threshold).sum())
-    return _Found(points0, points1, confidence[kept], std, confident, int(agreeing[kept].sum()))
+    return _Found(points0, points1, confidence[kept], std, confident, int(agreeing[kept].sum()), reduced, larger)
 
 
-def agreement(matches: Matches, grid: Grid, cell: int) -> NDArray[np.int64]:
-    """Number of neighbours that confirm each match.
+def agreement(matches: Matches, grid: Grid, cell: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Number of neighbours that confirm each match, and how much larger image 1 shows the surface.
 
     Matches of one surface move by one affine transform. Transforms through a match and two of its neighbours are tried
     (as in AdaLAM, Cavalli et al., arXiv 2006.04250); those other neighbours count that the best one moves to their
@@ -233,11 +260,12 @@ def agreement(matches: Matches, grid: Grid, cell: int) -> NDArray[np.int64]:
         cell: their side, in pixels.
 
     Returns:
-        (N,), 0 for matches that too small a share of their neighbours confirms.
+        (N,) numbers, 0 for matches that too small a share of their neighbours confirms; and (N,) areas, of which only
+        those of confirmed matches mean anything.
     """
     number = matches.cell.numpy()
     if not len(number):
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
     margin, steps = _FARTHEST, _steps_to_neighbours()
     partner = np.full((grid[0] + 2 * margin, grid[1] + 2 * margin, 2), np.nan, np.float32)
     row, column = number // grid[1] + margin, number % grid[1] + margin
@@ -268,8 +296,10 @@ def agreement(matches: Matches, grid: Grid, cell: int) -> NDArray[np.int64]:
     error = np.abs(affine @ step[:, None].swapaxes(2, 3) - moved[:, None].swapaxes(2, 3)).max(axis=2)
     limit = _TOLERANCE + _GROWTH * np.linalg.norm(step, axis=2)
     # Both neighbours that a transform goes through agree with it in any case.
-    agreeing = np.where(usable, (error < limit[:, None]).sum(axis=2) - 2, 0).max(axis=1)
-    return np.asarray(np.where(agreeing > _AGREEING * count, agreeing, 0), np.int64)
+    confirming = np.where(usable, (error < limit[:, None]).sum(axis=2) - 2, 0)
+    best = confirming.argmax(axis=1)[:, None]
+    agreeing, area = (np.take_along_axis(each, best, axis=1)[:, 0] for each in (confirming, enlarged))
+    return np.asarray(np.where(agreeing > _AGREEING * count, agreeing, 0), np.int64), np.asarray(area, np.float32)
 
 
 @cache
