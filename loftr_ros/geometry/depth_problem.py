@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.geometry.epipolar import m_estimate_variance
 from loftr_ros.geometry.least_squares import minimise
+from loftr_ros.geometry.parts import part_disagreement
 from loftr_ros.geometry.se3 import rotation_matrix
 
 Array = NDArray[np.float64]
@@ -221,18 +222,27 @@ class DepthProblem:
         best, _ = minimise(self, self.projection(rotation, translation), iterations)
         return best.rotation, best.translation
 
-    def covariance(self, rotation: Array, translation: Array) -> Array:
-        """(6, 6), first order. The noise is estimated from the residuals and, if they are few, from the matches'
-        stated noise.
+    def uncertainty(self, rotation: Array, translation: Array) -> tuple[Array, Array]:
+        """Of (translation, rotation vector) at the minimum, first order.
+
+        Returns:
+            The covariance (6, 6): the noise is estimated from the residuals and, if they are few, from the matches'
+            stated noise. And how far the parts of the image disagree (6,), see `part_disagreement`.
         """
         projection = self.projection(rotation, translation)
+        count, weight = len(projection.x), _weight(projection)
+        jacobian, pull = self.linearised(projection), self._precision * weight
+        pulls = jacobian[:, :count] * (pull * projection.off_x) + jacobian[:, count:] * (pull * projection.off_y)
         visible = (projection.squared < _INVISIBLE).astype(np.float64)
-        jacobian = self.whitened(self.linearised(projection), projection, visible)
+        whitened = self.whitened(jacobian, projection, visible)
         measured = m_estimate_variance(projection.squared / KERNEL**2, self._freedom, 6, KERNEL**2)
-        count = float(self._freedom.sum())
-        variance = (count * measured + _PRIOR_WEIGHT) / (count + _PRIOR_WEIGHT)
-        inverse = variance * np.linalg.pinv(jacobian @ jacobian.T, hermitian=True)
-        return np.asarray((inverse + inverse.T) / 2)
+        freedom = float(self._freedom.sum())
+        variance = (freedom * measured + _PRIOR_WEIGHT) / (freedom + _PRIOR_WEIGHT)
+        inverse = variance * np.linalg.pinv(whitened @ whitened.T, hermitian=True)
+        rows = (whitened.reshape(6, 2, count) * np.sqrt(weight)).transpose(1, 2, 0)
+        slope = weight - 2 * weight**2 * projection.squared / KERNEL**2 / self._freedom
+        places = np.stack([self._x0, self._y0], axis=1)
+        return np.asarray((inverse + inverse.T) / 2), part_disagreement(places, pulls.T, rows, weight, slope)
 
 
 def _weight(projection: Projection) -> Array:

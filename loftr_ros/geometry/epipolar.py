@@ -6,7 +6,6 @@ frame, and (rotation, translation) is T_keyframe_current: X0 = rotation X1 + tra
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from loftr_ros.geometry.config import GeometryConfig
 from loftr_ros.geometry.least_squares import minimise
+from loftr_ros.geometry.parts import part_disagreement
 from loftr_ros.geometry.se3 import rotation_matrix, skew
 
 Array = NDArray[np.float64]
@@ -34,9 +34,6 @@ _SHARP_STD, _BLURRED_STD, _TYPICAL_STD = 0.4, 1.0, 0.3
 # Factor on the effect of the calibration's errors, for unmodelled ones; fitted on rendered walks with such errors
 # (benchmarks/wrong_and_sure.py).
 COMMON_FACTOR = 1.3
-# Parts of an image along each side for `part_disagreement`, and the least number of them that must have matches; how
-# many times their pulls must exceed what independent errors would scatter them by.
-_SIDE, _LEAST_PARTS, _BEYOND = 3, 6, 1.6
 
 
 @dataclass(frozen=True)
@@ -443,8 +440,12 @@ class _SampsonProblem:
 
     def disagreement(self, residual: Array, jacobian: Array, tangent: Array) -> Array:
         """(6,) of (translation, rotation vector), by `part_disagreement`; of what `linearised` gives at the minimum."""
-        places = self._products[:, [2, 5]]
-        return _in_six(tangent) @ part_disagreement(places, residual / self._scale, jacobian / self._scale)
+        squared = (residual / self._scale) ** 2
+        weight = 1 / (1 + squared)
+        rows = (jacobian * np.sqrt(weight)[:, None])[None]
+        pulls = jacobian * (weight * residual)[:, None]
+        slope = weight - 2 * weight**2 * squared
+        return _in_six(tangent) @ part_disagreement(self._products[:, [2, 5]], pulls, rows, weight, slope)
 
 
 def _in_six(tangent: Array) -> Array:
@@ -452,55 +453,6 @@ def _in_six(tangent: Array) -> Array:
     spread = np.zeros((6, 5))
     spread[:3, :2], spread[3:, 2:] = tangent, np.eye(3)
     return spread
-
-
-def part_disagreement(places: Array, residual: Array, jacobian: Array) -> Array:
-    """How far the parts of an image disagree about a robust minimum, beyond what independent errors explain.
-
-    A façade's rows of windows can be matched one window off: hundreds of wrong matches that agree with each other, and
-    nearly with the right ones. The minimum lies between both, with a small covariance, because that takes errors as
-    independent. The errors of a rolling shutter, of a lens and of a depth's edge are alike over parts of the image,
-    too. So the image is divided into 3 x 3 parts. If their pulls scatter more than independent errors do (the
-    covariance by clusters: Liang and Zeger, Biometrika 73, 1986), those that pull to either side along the direction of
-    the largest scatter would each move the minimum, to first order, and the farther of both is the disagreement.
-
-    Args:
-        places: (N, 2) of the matches, in any unit.
-        residual: (N,) in units of the Cauchy kernel's scale.
-        jacobian: (N, K) of the residuals.
-
-    Returns:
-        (K,) a step from the minimum; zero where the parts agree, or where too few have matches.
-    """
-    unknowns = jacobian.shape[1]
-    low, high = np.percentile(places, (5, 95), axis=0)
-    column, row = np.clip((places - low) / np.maximum(high - low, 1e-12) * _SIDE, 0, _SIDE - 1).astype(np.int64).T
-    member = np.equal.outer(np.arange(_SIDE**2), row * _SIDE + column)
-    member = member[member.any(axis=1)]
-    count = len(member)
-    if count < _LEAST_PARTS:
-        return np.zeros(unknowns)
-    squared = residual**2
-    weight = 1 / (1 + squared)
-    pull = jacobian * (weight * residual)[:, None]
-    scatter = pull.T @ pull
-    pulls = member.astype(np.float64) @ pull
-    whitened = np.linalg.solve(np.linalg.cholesky(scatter + 1e-12 * np.trace(scatter) * np.eye(unknowns)), pulls.T)
-    directions, strengths, _ = np.linalg.svd(whitened, full_matrices=False)
-    ratio = strengths[0] ** 2 * count / (count - 1)
-    # The largest eigenvalue of so many independent parts (Marchenko and Pastur), with a margin for matches of one
-    # region, which share some of their errors.
-    expected = _BEYOND * (1 + math.sqrt(unknowns / count)) ** 2
-    if ratio <= expected:
-        return np.zeros(unknowns)
-    forward = member[directions[:, 0] @ whitened > 0].any(axis=0)
-    steps = []
-    for side in (forward, ~forward):
-        slope = max(float((weight - 2 * weight**2 * squared)[side].sum() / weight[side].sum()), 0.2)
-        curvature = slope * (jacobian[side] * weight[side][:, None]).T @ jacobian[side]
-        steps.append(-np.linalg.lstsq(curvature, pull[side].sum(axis=0), rcond=None)[0])
-    lengths = [np.linalg.norm(step) for step in steps]
-    return np.asarray(math.sqrt(1 - expected / ratio) * steps[int(np.argmax(lengths))])
 
 
 def _gradient_forms(first: Array, others: Array) -> Array:

@@ -191,14 +191,15 @@ def estimate_metric_pose(
     inliers = distance < threshold
     if inliers.sum() < config.min_inliers:
         return None
-    covariance = last.covariance(rotation, translation)
+    covariance, disagreement = last.uncertainty(rotation, translation)
     covariance *= cut_off_noise(distance, threshold) * (more**2 if config.match_bias else 1.0)
+    covariance += _common_covariance(matches[near], rotation, translation, common)
     agreeing = matches[inliers]
     parallax = rotated_residual(homogeneous(agreeing.rays_keyframe), homogeneous(agreeing.rays_current), rotation)
     return MetricPose(
         rotation,
         translation,
-        covariance + _common_covariance(matches[near], rotation, translation, common),
+        covariance + np.outer(disagreement, disagreement),
         inliers,
         float(np.median(parallax)) * focal_length,
         int(np.isfinite(agreeing.inverse).sum()),
