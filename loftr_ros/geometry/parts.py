@@ -16,6 +16,8 @@ _REACH = 1.65
 # How many times the parts' pulls must exceed what independent errors would scatter them by. Matches of one region share
 # some of their errors.
 _BEYOND = 1.6
+# Part of the whole image's information that is added to a side's: few matches alone may tell nothing in some direction.
+_SHARED = 0.001
 # Lower limit of a robust kernel's curvature, as a part of its weight: beyond it a step is too long to mean anything.
 _LEAST_SLOPE = 0.2
 
@@ -61,11 +63,12 @@ def part_disagreement(places: Array, pulls: Array, rows: Array, weight: Array, s
     if ratio <= expected:
         return np.zeros(unknowns)
     forward = member[directions[:, 0] @ whitened > 0].any(axis=0)
+    sides = [rows[:, side].reshape(-1, unknowns) for side in (forward, ~forward)]
+    curvatures = [derivatives.T @ derivatives for derivatives in sides]
     steps = []
-    for side in (forward, ~forward):
-        derivatives = rows[:, side].reshape(-1, unknowns)
+    for side, curvature in zip((forward, ~forward), curvatures, strict=True):
         steepness = max(float(slope[side].sum() / max(weight[side].sum(), 1e-12)), _LEAST_SLOPE)
-        step = np.linalg.lstsq(steepness * derivatives.T @ derivatives, pulls[side].sum(axis=0), rcond=None)[0]
-        steps.append(-step)
+        information = steepness * curvature + _SHARED * sum(curvatures)
+        steps.append(-np.linalg.lstsq(information, pulls[side].sum(axis=0), rcond=None)[0])
     lengths = [np.linalg.norm(step) for step in steps]
     return np.asarray(math.sqrt(1 - expected / ratio) * steps[int(np.argmax(lengths))])
