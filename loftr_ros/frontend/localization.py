@@ -88,6 +88,7 @@ class Located:
         pose: in the trajectory's unit of length; None if its length is unknown.
         explained: part of what both images should show that inliers cover, 0 to 1.
         is_trusted: whether that part is enough without further evidence.
+        is_seen: whether it would be for images without blur: enough of the matches agree, in enough of the image.
         by_depth: the pose of a two-view match by the keyframe's depths, in their unit, if it was found first.
     """
 
@@ -96,6 +97,7 @@ class Located:
     pose: RelativePose | None
     explained: float = 1.0
     is_trusted: bool = True
+    is_seen: bool = True
     by_depth: RelativePose | None = None
 
     @property
@@ -209,7 +211,8 @@ class Localizer:
         if by_depth is None or pose is None:
             return by_two
         # Depths are noisier than matches, so fewer inliers agree. If the two-view pose agrees with them, it is right.
-        if by_two.is_trusted and agree:
+        # Blur moves the direction of two views, of which a pose by depths says nothing else than by itself.
+        if by_two.is_seen and agree:
             if by_depth.explained >= self._config.geometry.min_explained:
                 return replace(by_depth, match=KeyframeMatch(keyframe, matches, pose), pose=pose, is_trusted=True)
             if by_depth.is_believed:  # the prediction agrees, too
@@ -476,11 +479,14 @@ class Localizer:
             depths_agree: whether measured depths gave the same pose, although too few of them agree with it.
         """
         if not located.match.pose.has_rotation:
-            return replace(located, is_trusted=False)
+            return replace(located, is_trusted=False, is_seen=False)
         agrees = self._agrees_with_gyroscope(located, since_last)
         follows = self._agrees_with_odometry(located, current.frame.stamp_ns)
         judged = self._judged_by_images(located, expected, bool(agrees) or bool(follows), current, depths_agree)
-        if (agrees is not False and follows is not False) or not judged.is_believed:
+        if agrees is not False and follows is not False:
+            return judged
+        judged = replace(judged, is_seen=False)
+        if not judged.is_believed:
             return judged
         if judged.is_trusted and agrees is False and self.gyroscope is not None:
             self.gyroscope.agreement.refused(current.frame.stamp_ns)
@@ -529,7 +535,6 @@ class Localizer:
             located = replace(located, match=replace(located.match, pose=pose))
         if pose.scale_known:
             located = replace(located, pose=pose)
-        located = replace(located, explained=part)
         geometry = self._config.geometry
         alike = pose.scale_known or self._are_alike(located, current)
         if self._own is None and pose.without_length == ScaleReason.DEPTHS_DISAGREE and not depths_agree:
@@ -537,9 +542,10 @@ class Localizer:
         known = expected is not None or rotation_agrees
         enough = geometry.min_explained if known else geometry.min_explained_after_gap
         is_spread = known or _spread(located, current) >= _LEAST_SPREAD
-        if part >= enough and self._agreeing(pose) and alike and is_spread and pose.status != PoseStatus.CONCENTRATED:
+        is_seen = part >= enough and self._agreeing(pose) and is_spread and pose.status != PoseStatus.CONCENTRATED
+        located = replace(located, explained=part, is_seen=is_seen, is_trusted=is_seen and alike)
+        if located.is_trusted:
             return located
-        located = replace(located, is_trusted=False)
         measured = pose if pose.scale_known else self._in_own_unit(located)
         if expected is not None and keyframe.location is not None and measured is not None:
             place = keyframe.location.moved(measured.matrix, measured.covariance)
