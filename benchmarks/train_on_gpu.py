@@ -144,7 +144,7 @@ def collect(work: Path, results: Path, whole: bool) -> None:
     Raises:
         TrainingError: a weight is too large for half precision.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     for name in (BEST_METRICS, "config.yaml"):
         if (work / name).is_file():
@@ -152,7 +152,8 @@ def collect(work: Path, results: Path, whole: bool) -> None:
     for name in (BEST, LAST):
         if (work / name).is_file():
             weights = read_weights(work / name)
-            save_file(halved(weights.tensors), results / name, metadata=weights.metadata)
+            # Not by save_file, whose files are unreadable to others, whatever the umask.
+            (results / name).write_bytes(save(halved(weights.tensors), weights.metadata))
     for old in (*results.glob(f"{CHECKPOINT}.*"), results / RESUME):
         old.unlink(missing_ok=True)
     if whole:
