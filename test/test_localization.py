@@ -599,9 +599,8 @@ def test_depths_that_most_matches_contradict_do_not_lose_a_camera_that_two_views
         values = seen.depth.values.astype(np.float64)
         # As of a depth camera that sees edges elsewhere: more than half of the image is wrong.
         values[:, : int(0.6 * values.shape[1])] *= 0.6 if number % 8 == 0 else 1.6
-        stamp = (
-            10**9 + (400 if is_blurred else 175) * 10**6 * number
-        )  # too long for a prediction that a wrong pose would contradict
+        # Too long for a prediction that a wrong pose would contradict.
+        stamp = 10**9 + (400 if is_blurred else 175) * 10**6 * number
         depth = replace(seen.depth, values=values.astype(np.uint16))
         if is_blurred and number == 8:  # of two views with such an image the direction is not believed
             seen = replace(seen, image=_blurred(seen.image))

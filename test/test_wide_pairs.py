@@ -10,6 +10,7 @@ from fakes import PanningStream, texture
 from numpy.typing import NDArray
 from pretended_device import PretendedDevice
 
+from loftr_ros.cli.options import MIN_MATCHES
 from loftr_ros.frontend import wide_pairs
 from loftr_ros.frontend.config import FrontEndConfig
 from loftr_ros.frontend.frame import Frame
@@ -184,3 +185,7 @@ def test_a_scale_that_its_matches_bear_out_outdoes_a_confused_one_with_four_time
         assert _combination(15_000, reduced, 1.1).claim(confused) == 15_000  # matches that see no other scale
         assert _combination(15_000, reduced, larger).claim(_combination(40_000, 1.0, larger)) == 15_000
     assert _combination(15_000, 1.0, 2.0).claim(confused) == 15_000
+
+
+def test_commands_and_functions_take_more_effort_below_the_same_number_of_matches() -> None:
+    assert WideConfig().min_matches == MIN_MATCHES

@@ -9,8 +9,10 @@ import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
 from loftr_ros.cli.options import (
+    MIN_MATCHES,
     BackEndParamsFile,
     FrontEndOptions,
+    MinMatches,
     Output,
     Quiet,
     RecordingOptions,
@@ -38,14 +40,7 @@ def evaluate(
         bool, typer.Option("--optimise", help="Of trajectories also those of the back end (needs GTSAM).")
     ] = False,
     back_end_params_file: BackEndParamsFile = None,
-    min_matches: Annotated[
-        int,
-        typer.Option(
-            help="Number of matches of a pair below which compact takes more effort, see docs/matcher.md; 0 for never.",
-            min=0,
-            max=100000,
-        ),
-    ] = 1900,
+    min_matches: MinMatches = MIN_MATCHES,
     quiet: Quiet = False,
 ) -> None:
     """Evaluate published benchmarks: ATE and RPE as evo's, t_rel and r_rel as KITTI's, AUC and recall as LoFTR's."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loftr_ros.cli.errors import check_output, fail, finish
-from loftr_ros.cli.options import FrontEndOptions, Output, Quiet, grouped
+from loftr_ros.cli.options import MIN_MATCHES, FrontEndOptions, MinMatches, Output, Quiet, grouped
 
 app = typer.Typer(
     help="Visual localisation step by step, in hloc's file formats: pairs, matches, points, poses, recall.",
@@ -27,14 +27,6 @@ Features = Annotated[Path, typer.Option(help="hloc's file of features.", show_de
 Matches = Annotated[Path, typer.Option(help="hloc's file of matches.", show_default=False)]
 Side = Annotated[
     int, typer.Option(help="Pixels to which the longer side of larger images is shrunk for the network.", min=64)
-]
-MinMatches = Annotated[
-    int,
-    typer.Option(
-        help="Number of matches of a pair below which compact takes more effort, see docs/matcher.md; 0 for never.",
-        min=0,
-        max=100000,
-    ),
 ]
 Both = Annotated[
     bool,
@@ -115,7 +107,7 @@ def match(
         float, typer.Option(help="Largest distance of a match from its keypoint, in pixels of the network's image.")
     ] = 1.0,
     max_keypoints: Annotated[int, typer.Option(help="Most keypoints of an image of the database; 0 for all.")] = 8192,
-    min_matches: MinMatches = 1900,
+    min_matches: MinMatches = MIN_MATCHES,
     quiet: Quiet = False,
 ) -> None:
     """Match pairs of images, and write hloc's features.h5 and matches.h5 into OUTPUT; run it again to go on."""

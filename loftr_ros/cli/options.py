@@ -73,6 +73,16 @@ NodeName = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
 Mode = Annotated[str, typer.Option(help="mono, stereo or rgbd; empty for the parameter's value.")]
 Archive = Annotated[str, typer.Option(help="Folder or address of a keyframe archive; switches loop closure on.")]
+MinMatches = Annotated[
+    int,
+    typer.Option(
+        help="Number of matches of a pair below which compact takes more effort, see docs/matcher.md; 0 for never.",
+        min=0,
+        max=100000,
+    ),
+]
+# As `WideConfig` has it, which is not imported to start a command.
+MIN_MATCHES = 1900
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Mask = Annotated[Path | None, typer.Option(help="Image of the frames' size; pixels that are 0 in it are ignored.")]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from loftr_ros.geometry.epipolar import m_estimate_variance
+from loftr_ros.geometry.epipolar import kernel_slope, m_estimate_variance
 from loftr_ros.geometry.least_squares import minimise
 from loftr_ros.geometry.parts import part_disagreement
 from loftr_ros.geometry.se3 import rotation_matrix
@@ -200,18 +200,20 @@ class DepthProblem:
         if slope is not None:
             moved = np.concatenate([projection.along_x * slope, projection.along_y * slope])
             jacobian = np.vstack([jacobian, moved])
-        weight = _weight(projection)
-        pull = weight * self._precision
-        gradient = jacobian @ np.concatenate([pull * projection.off_x, pull * projection.off_y])
-        whitened = self.whitened(jacobian, projection, weight)
+        gradient = jacobian @ self._pull(projection)
+        whitened = self.whitened(jacobian, projection, _weight(projection))
         return whitened @ whitened.T, gradient
 
     def gradients(self, projection: Projection, groups: int) -> Array:
         """(6, groups) gradients as in `normal_equations`, one for each of `groups` equal parts of the matches."""
-        pull = self._precision * _weight(projection)
         jacobian = self.linearised(projection)
-        jacobian *= np.concatenate([pull * projection.off_x, pull * projection.off_y])
+        jacobian *= self._pull(projection)
         return np.asarray(jacobian.reshape(6, 2, groups, -1).sum(axis=(1, 3)))
+
+    def _pull(self, projection: Projection) -> Array:
+        """(2 N,) weighted residuals, x before y: the derivatives of half the cost by the projections."""
+        pull = self._precision * _weight(projection)
+        return np.concatenate([pull * projection.off_x, pull * projection.off_y])
 
     def moved(self, projection: Projection, step: Array) -> Projection:
         """The pose after a step (6,) of (translation, rotation vector), with the rotation perturbed from the left."""
@@ -231,16 +233,17 @@ class DepthProblem:
         """
         projection = self.projection(rotation, translation)
         count, weight = len(projection.x), _weight(projection)
-        jacobian, pull = self.linearised(projection), self._precision * weight
-        pulls = jacobian[:, :count] * (pull * projection.off_x) + jacobian[:, count:] * (pull * projection.off_y)
+        jacobian = self.linearised(projection)
+        pulls = (jacobian * self._pull(projection)).reshape(6, 2, count).sum(axis=1)
         visible = (projection.squared < _INVISIBLE).astype(np.float64)
         whitened = self.whitened(jacobian, projection, visible)
-        measured = m_estimate_variance(projection.squared / KERNEL**2, self._freedom, 6, KERNEL**2)
+        squared = projection.squared / KERNEL**2
+        measured = m_estimate_variance(squared, self._freedom, 6, KERNEL**2)
         freedom = float(self._freedom.sum())
         variance = (freedom * measured + _PRIOR_WEIGHT) / (freedom + _PRIOR_WEIGHT)
         inverse = variance * np.linalg.pinv(whitened @ whitened.T, hermitian=True)
         rows = (whitened.reshape(6, 2, count) * np.sqrt(weight)).transpose(1, 2, 0)
-        slope = weight - 2 * weight**2 * projection.squared / KERNEL**2 / self._freedom
+        slope = kernel_slope(weight, squared, self._freedom)
         places = np.stack([self._x0, self._y0], axis=1)
         return np.asarray((inverse + inverse.T) / 2), part_disagreement(places, pulls.T, rows, weight, slope)
 

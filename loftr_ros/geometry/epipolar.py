@@ -444,7 +444,7 @@ class _SampsonProblem:
         weight = 1 / (1 + squared)
         rows = (jacobian * np.sqrt(weight)[:, None])[None]
         pulls = jacobian * (weight * residual)[:, None]
-        slope = weight - 2 * weight**2 * squared
+        slope = kernel_slope(weight, squared, np.ones(len(residual)))
         return _in_six(tangent) @ part_disagreement(self._products[:, [2, 5]], pulls, rows, weight, slope)
 
 
@@ -478,6 +478,16 @@ def cut_off_noise(distance: Array, threshold: float) -> float:
     return float((max(near, 1) / max(taking_part, 1)) ** 4)
 
 
+def kernel_slope(weight: Array, squared: Array, freedom: Array) -> Array:
+    """(N,) second derivative of Cauchy's cost along one component: the weight less its own decrease.
+
+    Args:
+        weight: (N,) of the residuals.
+        squared, freedom: (N,) as for `m_estimate_variance`.
+    """
+    return np.asarray(weight - 2 * weight**2 * squared / np.maximum(freedom, 1.0))
+
+
 def m_estimate_variance(squared: Array, freedom: Array, unknowns: int, squared_scale: float) -> float:
     """Factor on (J^T J)^-1 for the covariance of a Cauchy-robust least-squares estimate.
 
@@ -493,8 +503,7 @@ def m_estimate_variance(squared: Array, freedom: Array, unknowns: int, squared_s
     weight = 1 / (1 + squared)
     count = float(freedom.sum())
     scatter = float((weight**2 * squared).sum()) / max(count - unknowns, 1.0)
-    # Of one component: the weight minus its own decrease along the residual.
-    slope = weight - 2 * weight**2 * squared / np.maximum(freedom, 1.0)
+    slope = kernel_slope(weight, squared, freedom)
     mean = float(slope @ freedom) / count
     spread = float(((slope - mean) ** 2) @ freedom) / count
     # A mean slope near zero means a minimum that depends on outliers only, of the largest uncertainty possible.

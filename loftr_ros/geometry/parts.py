@@ -63,12 +63,13 @@ def part_disagreement(places: Array, pulls: Array, rows: Array, weight: Array, s
     if ratio <= expected:
         return np.zeros(unknowns)
     forward = member[directions[:, 0] @ whitened > 0].any(axis=0)
-    sides = [rows[:, side].reshape(-1, unknowns) for side in (forward, ~forward)]
-    curvatures = [derivatives.T @ derivatives for derivatives in sides]
+    sides = forward, ~forward
+    derivatives = [rows[:, side].reshape(-1, unknowns) for side in sides]
+    curvatures = [each.T @ each for each in derivatives]
     steps = []
-    for side, curvature in zip((forward, ~forward), curvatures, strict=True):
+    for side, curvature in zip(sides, curvatures, strict=True):
         steepness = max(float(slope[side].sum() / max(weight[side].sum(), 1e-12)), _LEAST_SLOPE)
         information = steepness * curvature + _SHARED * sum(curvatures)
         steps.append(-np.linalg.lstsq(information, pulls[side].sum(axis=0), rcond=None)[0])
-    lengths = [np.linalg.norm(step) for step in steps]
-    return np.asarray(math.sqrt(1 - expected / ratio) * steps[int(np.argmax(lengths))])
+    farther = max(steps, key=lambda step: float(np.linalg.norm(step)))
+    return np.asarray(math.sqrt(1 - expected / ratio) * farther)

@@ -11,7 +11,7 @@ state, with steps of the right length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,13 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def shrink(checkpoint: Path, small: Path, beside: Mapping[str, Tensor]) -> None:
+def shrink(checkpoint: Path, small: Path, beside: Collection[str]) -> None:
     """Write a small checkpoint.
 
     Args:
         checkpoint: a training's last.ckpt.
         small: the file to write.
-        beside: the weights that `grow` will be given, which are not kept here.
+        beside: names of the weights that `grow` will be given, which are not kept here.
 
     Raises:
         TrainingError: a value is too large for half precision.
@@ -71,7 +71,7 @@ def grow(small: Path, checkpoint: Path, beside: Mapping[str, Tensor]) -> None:
     Args:
         small: a file of `shrink`.
         checkpoint: the file to write.
-        beside: the weights that `shrink` was given, or their halves.
+        beside: the weights whose names `shrink` was given, or their halves.
     """
     content = _read(small)
     averaged = content["loftr_ros"]["averaged"]
